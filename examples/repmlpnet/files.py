@@ -1,0 +1,36 @@
+"""Reading tensors without trust, and writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from errors import FileError
+from safetensors.torch import load_file
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file next to `path`, then move it there in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> Any:
+    """What a safetensors or torch file holds, on the CPU; only tensors and plain values are ever loaded."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileError(f"there is no file {path}") from None
+    # The unpickler raises nearly anything on damaged bytes, a KeyError for instance.
+    except Exception as error:
+        raise FileError(f"{path} is damaged, or holds more than tensors and plain values: {error}") from error

@@ -1,0 +1,52 @@
+"""A folder of images with one subfolder per class, read by torchvision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from errors import DataError
+from torch.utils.data import Dataset
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, as the released weights expect."""
+
+
+def load(root: Path, image_size: int) -> tuple[Dataset[Any], Dataset[Any], int]:
+    """`root`/train with random crops and flips, `root`/val with centre crops, and the number of classes."""
+    transforms = _torchvision().transforms
+    random = [transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip()]
+    centred = [transforms.Resize(image_size * 8 // 7), transforms.CenterCrop(image_size)]
+    train, test = _part(root / "train", random), _part(root / "val", centred)
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise DataError(f"{root}/train and {root}/val have different classes: {', '.join(odd[:5])}")
+    if len(train.classes) < 2:
+        raise DataError(f"{root}/train has one class only: {train.classes[0]}")
+    return train, test, len(train.classes)
+
+
+def _part(folder: Path, crops: list[Any]) -> Any:
+    torchvision = _torchvision()
+    to_tensor = [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(MEAN, STD)]
+    try:
+        return torchvision.datasets.ImageFolder(
+            folder, transform=torchvision.transforms.Compose(crops + to_tensor), loader=_open_image
+        )
+    except FileNotFoundError as error:
+        raise DataError(f"cannot use {folder}: {error}") from None
+
+
+def _open_image(path: str) -> Any:
+    try:
+        return _torchvision().datasets.folder.pil_loader(path)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"cannot read the image {path}: {error}") from error
+
+
+def _torchvision() -> Any:
+    try:
+        import torchvision  # type: ignore[import-untyped]
+    except ImportError:
+        raise DataError("folders of images are read by torchvision: pip install torchvision") from None
+    return torchvision

@@ -1,0 +1,185 @@
+"""Refine two operators until the atoms of a tensor they share coincide.
+
+Two descriptions of one dimension, say 12 = (4, 3) and 12 = (2, 6), are split to common atoms
+(2, 2, 3). Groups that do not nest, (2, 3) and (3, 2), are made dense and joined to one atom of 6.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..errors import NotFusable
+from .operator import Link, Operator, Role, densify, dropped, merge, pin, split
+from .size import ONE, Size, Symbol, roots
+from .weight import Computed, Weight
+
+Side = Literal["source", "value"]
+
+
+@dataclass(frozen=True)
+class Face:
+    """One side of an operator: the tensor it reads (source) or makes (value)."""
+
+    op: Operator
+    side: Side
+
+    @property
+    def rank(self) -> int:
+        return len(self.dims)
+
+    @property
+    def dims(self) -> tuple[tuple[int, ...], ...]:
+        return self.op.source if self.side == "source" else self.op.value
+
+    def links(self, dim: int) -> list[Link]:
+        return [self.op.links[i] for i in self.dims[dim]]
+
+    def sizes(self, dim: int) -> list[Size]:
+        return [link.size if self.side == "source" else link.size_out for link in self.links(dim)]
+
+    def split(self, dim: int, at: int, outer: Size) -> Face:
+        inner = self.sizes(dim)[at].divide(outer)
+        assert inner is not None
+        return replace(self, op=split(self.op, self.dims[dim][at], outer, inner))
+
+    def with_unit(self, dim: int, at: int) -> Face:
+        """Make an axis of size 1 visible as an atom."""
+        number = len(self.op.links)
+        new = [list(d) for d in self.dims]
+        new[dim].insert(at, number)
+        dims = tuple(map(tuple, new))
+        # The atom is on this side only: as an IN or OUT atom of size 1 it is a full 1x1 matrix.
+        role = Role.IN if self.side == "source" else Role.OUT
+        weight = _with_unit_leg(self.op)
+        op = replace(self.op, links=(*self.op.links, Link(role, ONE)), weight=weight)
+        return replace(self, op=replace(op, source=dims) if self.side == "source" else replace(op, value=dims))
+
+    def coarsened(self, dim: int, at: int, count: int) -> Face:
+        """Join `count` atoms from `at` on to one dense atom."""
+        face = self
+        role = Role.IN if self.side == "source" else Role.OUT
+        for k in range(at, at + count):
+            if face.links(dim)[k].role is not role:
+                face = replace(face, op=densify(face.op, face.dims[dim][k]))
+        return face if count == 1 else replace(face, op=merge(face.op, face.dims[dim][at : at + count]))
+
+    def pinned(self, pins: dict[Symbol, int], guard: bool) -> Face:
+        return replace(self, op=pin(self.op, pins, guard))
+
+
+def _with_unit_leg(op: Operator) -> Weight:
+    return Computed(lambda: op.weight.tensor().unsqueeze(-1))
+
+
+def align(a: Face, b: Face, trusted: bool) -> tuple[Face, Face]:
+    """Refine both operators so that each dimension of the shared tensor has the same atoms.
+
+    trusted: sizes that meet are equal for every input the model accepts (a layer checks them); otherwise
+        one of them may be 1 and broadcast, and a free size that meets a number needs a guard.
+    """
+    if a.rank != b.rank:
+        raise NotFusable(f"tensors of rank {a.rank} and {b.rank} meet: broadcasting is not merged")
+    a, b = _share_pins(a, b)
+    for dim in range(a.rank):
+        at = 0
+        while at < max(len(a.dims[dim]), len(b.dims[dim])):
+            a, b, at = _step(a, b, dim, at, trusted)
+    return a, b
+
+
+def _share_pins(a: Face, b: Face) -> tuple[Face, Face]:
+    pins_a, pins_b = dict(a.op.pins), dict(b.op.pins)
+    if pins_a != pins_b:
+        a, b = a.pinned(pins_b, guard=False), b.pinned(pins_a, guard=False)
+    return a, b
+
+
+def _step(a: Face, b: Face, dim: int, at: int, trusted: bool) -> tuple[Face, Face, int]:
+    """Make atom `at` of dimension `dim` agree, or bring it nearer to that."""
+    sizes_a, sizes_b = a.sizes(dim)[at:], b.sizes(dim)[at:]
+    if not sizes_a or not sizes_b:
+        return *_unit(a, b, dim, at, trusted), at
+    size_a, size_b = sizes_a[0], sizes_b[0]
+    if size_a == size_b:
+        return a, b, at + 1
+    if size_a.divide(size_b) is not None:
+        return a.split(dim, at, size_b), b, at
+    if size_b.divide(size_a) is not None:
+        return a, b.split(dim, at, size_a), at
+    if size_a.known and size_b.known:
+        return *_coarsen(a, b, dim, at), at
+    return *_pin(a, b, dim, at, trusted), at
+
+
+def _unit(a: Face, b: Face, dim: int, at: int, trusted: bool) -> tuple[Face, Face]:
+    """One side has no atom left, the other has: an axis of size 1."""
+    short, long = (a, b) if len(a.dims[dim]) <= at else (b, a)
+    size = long.sizes(dim)[at]
+    number = long.dims[dim][at]
+    if size.known and size != ONE:
+        raise NotFusable(f"sizes 1 and {size} meet: broadcasting is not merged")
+    if not size.known:
+        long = _pinned_whole(long, size, 1, trusted)
+    elif long.op.links[number].role is Role.FREE:
+        long = replace(long, op=dropped(long.op, number))
+    else:
+        short = short.with_unit(dim, at)
+    return (short, long) if len(a.dims[dim]) <= at else (long, short)
+
+
+def _coarsen(a: Face, b: Face, dim: int, at: int) -> tuple[Face, Face]:
+    """Two plain numbers that do not divide each other."""
+    size_a, size_b = a.sizes(dim)[at].factor, b.sizes(dim)[at].factor
+    common = math.gcd(size_a, size_b)
+    if common > 1:
+        return a.split(dim, at, Size(common)), b.split(dim, at, Size(common))
+    count_a, count_b = _run(a.sizes(dim)[at:], b.sizes(dim)[at:])
+    return a.coarsened(dim, at, count_a), b.coarsened(dim, at, count_b)
+
+
+def _run(sizes_a: Sequence[Size], sizes_b: Sequence[Size]) -> tuple[int, int]:
+    """How many atoms of each side make up the same product."""
+    count_a, count_b = 1, 1
+    product_a, product_b = sizes_a[0].factor, sizes_b[0].factor
+    while product_a != product_b:
+        grow_a = product_a < product_b
+        rest = sizes_a[count_a:] if grow_a else sizes_b[count_b:]
+        if not rest or not rest[0].known:
+            raise NotFusable(f"sizes {product_a} and {product_b} meet and do not agree")
+        if grow_a:
+            product_a, count_a = product_a * rest[0].factor, count_a + 1
+        else:
+            product_b, count_b = product_b * rest[0].factor, count_b + 1
+    return count_a, count_b
+
+
+def _pin(a: Face, b: Face, dim: int, at: int, trusted: bool) -> tuple[Face, Face]:
+    """A free size meets a number: the layer itself rejects any other, or the traced size is guarded."""
+    if len(a.dims[dim]) == len(b.dims[dim]) == 1:
+        whole_a, whole_b = a.sizes(dim)[0], b.sizes(dim)[0]
+        if whole_b.known:
+            return _pinned_whole(a, whole_a, whole_b.factor, trusted), b
+        if whole_a.known:
+            return a, _pinned_whole(b, whole_b, whole_a.factor, trusted)
+    sizes = a.sizes(dim)[at:] + b.sizes(dim)[at:]
+    pins = _traced_pins(sizes)
+    return a.pinned(pins, guard=True), b.pinned(pins, guard=True)
+
+
+def _pinned_whole(face: Face, size: Size, number: int, trusted: bool) -> Face:
+    """The dimension as a whole has `number` positions."""
+    if trusted and size.factor == 1 and len(size.symbols) == 1 and not size.symbols[0].derived:
+        return face.pinned({size.symbols[0]: number}, guard=False)
+    if size.hint != number:
+        raise NotFusable(f"sizes {size.hint} and {number} meet: broadcasting is not merged")
+    return face.pinned(_traced_pins([size]), guard=True)
+
+
+def _traced_pins(sizes: Sequence[Size]) -> dict[Symbol, int]:
+    symbols = set().union(*(roots(size) for size in sizes))
+    if not all(symbol.traced for symbol in symbols):
+        raise NotFusable("depends on a size that is unknown: pass example_inputs")
+    return {symbol: symbol.hint for symbol in symbols}

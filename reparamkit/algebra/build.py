@@ -1,0 +1,314 @@
+"""Layers as operators: what readers are written with.
+
+Each function takes the form of a layer's input and returns the form of its output, so a reader looks like
+the forward of the layer it reads. Weights are read only when a merged layer is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..errors import NotFusable
+from .align import Face, align
+from .form import Form, added_bias, apply
+from .operator import Dims, Link, Operator, Role, closed, pin, with_rank
+from .size import Size, fixed
+from .views import Mean, Permute, Reshape, View
+from .weight import Computed, Weight, leaf, ones
+
+F, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
+
+
+# --- the frame of a layer: atoms it does not see pass through ---------------------------------------
+
+
+class _Builder:
+    """An operator on the dimensions of `below`'s value, FREE along every dimension not spoken for."""
+
+    def __init__(self, below: Operator) -> None:
+        self.below = below
+        self.links: list[Link] = []
+        self.source: list[tuple[int, ...] | None] = [None] * len(below.value)
+        self.value: list[tuple[int, ...] | None] = [None] * len(below.value)
+
+    def size(self, dim: int) -> Size:
+        return self.below.value_sizes[dim]
+
+    def atom(self, role: Role, size: Size, **stencil: object) -> tuple[int, ...]:
+        """A new atom; none for a size of 1, which needs no name."""
+        if size == fixed(1) and role is not S:
+            return ()
+        self.links.append(Link(role, size, **stencil))  # type: ignore[arg-type]
+        return (len(self.links) - 1,)
+
+    def along(self, dim: int, source: tuple[int, ...], value: tuple[int, ...]) -> None:
+        self.source[dim], self.value[dim] = source, value
+
+    def through(self, dim: int, atoms: tuple[int, ...]) -> None:
+        self.along(dim, atoms, atoms)
+
+    def done(self, weight: Weight) -> Operator:
+        for dim, atoms in enumerate(self.below.value):
+            if self.source[dim] is None:
+                copies = (self.atom(F, self.below.links[i].size_out) for i in atoms)
+                self.through(dim, tuple(n for copy in copies for n in copy))
+        return Operator(tuple(self.links), _dims(self.source), _dims(self.value), weight, self.below.open_rank)
+
+
+def _dims(dims: list[tuple[int, ...] | None]) -> Dims:
+    return tuple(dim or () for dim in dims)
+
+
+# --- layers -----------------------------------------------------------------------------------------
+
+
+def linear(x: Form, weight: Tensor, bias: Tensor | None = None) -> Form:
+    """``x @ weight.T + bias`` along the last dimension.
+
+    weight: (out, in). bias: (out,).
+    """
+    _expect(weight.dim() == 2, f"a linear weight of shape {tuple(weight.shape)}")
+    return matrix(x, weight, -1, bias)
+
+
+def matrix(x: Form, weight: Tensor, dim: int, bias: Tensor | None = None) -> Form:
+    """A full matrix along dimension `dim`: value[.., o, ..] = sum over i of weight[o, i] x[.., i, ..].
+
+    weight: (out, in). bias: (out,).
+    """
+    rows, columns = weight.shape
+
+    def build(below: Operator) -> Operator:
+        made = _Builder(below)
+        value, source = made.atom(OUT, fixed(rows)), made.atom(IN, fixed(columns))
+        made.along(dim, source, value)
+        return made.done(leaf(weight, [n for n in (rows, columns) if n != 1]))
+
+    return shift(apply(_ranked(x, _needed(dim)), build), bias, dim)
+
+
+def scale(x: Form, factor: Tensor, dim: int = 1, bias: Tensor | None = None) -> Form:
+    """``factor * x + bias`` along dimension `dim`, as a batch norm with fixed statistics.
+
+    factor, bias: (size of dim,).
+    """
+    n = factor.numel()
+
+    def build(below: Operator) -> Operator:
+        made = _Builder(below)
+        made.through(dim, made.atom(D, fixed(n)))
+        return made.done(leaf(factor, [n] if n != 1 else []))
+
+    return shift(apply(_ranked(x, _needed(dim)), build), bias, dim)
+
+
+def multiply(x: Form, factor: Tensor) -> Form:
+    """``x * factor`` with the usual broadcasting of `factor` (not of x)."""
+    x = _ranked(x, factor.dim())
+
+    def build(below: Operator) -> Operator:
+        made = _Builder(below)
+        for d in range(-factor.dim(), 0):
+            if factor.shape[d] != 1:
+                made.through(d, made.atom(D, fixed(factor.shape[d])))
+        return made.done(leaf(factor, [n for n in factor.shape if n != 1]))
+
+    return apply(x, build, trusted=False)
+
+
+def conv(
+    x: Form,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] | int = 1,
+    padding: Sequence[int | tuple[int, int]] | int = 0,
+    dilation: Sequence[int] | int = 1,
+    groups: int = 1,
+) -> Form:
+    """A convolution over the last dimensions of x, zero padded.
+
+    weight: (out, in / groups, k1, ..., kr). bias: (out,). x: (..., in, n1, ..., nr).
+    padding: per axis, one number for both sides or (low, high).
+    """
+    rank = weight.dim() - 2
+    strides, dilations = _per_axis(stride, rank), _per_axis(dilation, rank)
+    pads = [p if isinstance(p, tuple) else (p, p) for p in _per_axis(padding, rank)]
+    outs, ins, *kernel = weight.shape
+
+    def build(below: Operator) -> Operator:
+        made = _Builder(below)
+        group = made.atom(D, fixed(groups))
+        value, source = made.atom(OUT, fixed(outs // groups)), made.atom(IN, fixed(ins))
+        made.along(-1 - rank, group + source, group + value)
+        shape = [n for n in (groups, outs // groups, ins) if n != 1]
+        for axis in range(rank):
+            shape += _window(made, axis - rank, kernel[axis], strides[axis], pads[axis], dilations[axis])
+        return made.done(leaf(weight, shape))
+
+    return shift(apply(_ranked(x, rank + 1), build), bias, -1 - rank)
+
+
+def _window(
+    made: _Builder, dim: int, k: int, stride: int, pads: tuple[int, int], dilation: int
+) -> list[int]:
+    """A stencil along one dimension; returns the leg it adds to the weight's shape."""
+    low, high = pads
+    if (k, stride, low, high) == (1, 1, 0, 0):
+        return []
+    taps = tuple(dilation * j - low for j in range(k))
+    c = low + high - dilation * (k - 1) - 1
+    made.through(dim, made.atom(S, made.size(dim), taps=taps, stride=stride, c=c))
+    return [k]
+
+
+def pool(
+    x: Form, kernel: Sequence[int], stride: Sequence[int] | int, padding: Sequence[int] | int = 0
+) -> Form:
+    """An average over windows of the last dimensions, zeros of the padding counted."""
+    rank, size = len(kernel), math.prod(kernel)
+    strides, pads = _per_axis(stride, rank), _per_axis(padding, rank)
+
+    def build(below: Operator) -> Operator:
+        made = _Builder(below)
+        shape: list[int] = []
+        for axis, (k, p) in enumerate(zip(kernel, pads, strict=True)):
+            shape += _window(made, axis - rank, k, strides[axis], (p, p), 1)
+        return made.done(Computed(lambda: torch.full(shape, 1 / size, dtype=torch.float64)))
+
+    return apply(_ranked(x, rank + 1), build)
+
+
+def padded(x: Form, pads: Sequence[tuple[int, int]]) -> Form:
+    """Zeros around the last dimensions; ``pads[d]`` is (low, high), negative to crop."""
+
+    def build(below: Operator) -> Operator:
+        made = _Builder(below)
+        shape: list[int] = []
+        for axis, (low, high) in enumerate(pads):
+            shape += _window(made, axis - len(pads), 1, 1, (low, high), 1)
+        return made.done(Computed(lambda: torch.ones(shape, dtype=torch.float64)))
+
+    return apply(_ranked(x, len(pads)), build)
+
+
+def mean(x: Form, dims: Sequence[int], keepdim: bool = False) -> Form:
+    """The average over whole dimensions, given from the right (negative)."""
+    x = _ranked(x, max((-d for d in dims), default=0))
+
+    def build(below: Operator) -> Operator:
+        made = _Builder(below)
+        for d in dims:
+            atoms = (made.atom(Role.MEAN, below.links[i].size_out) for i in below.value[d])
+            made.along(d, tuple(n for atom in atoms for n in atom), ())
+        return made.done(ones())
+
+    averaged = _without_dims(apply(x, build), dims, keepdim)
+    return replace(averaged, recent=(*x.recent, Mean(tuple(dims), keepdim)))
+
+
+def _without_dims(x: Form, dims: Sequence[int], keepdim: bool) -> Form:
+    if keepdim:
+        return x
+    gone = {len(x.sizes) + d for d in dims}
+
+    def drop(all_dims: Dims) -> Dims:
+        return tuple(dim for d, dim in enumerate(all_dims) if d not in gone)
+
+    kept = x.mapped(lambda op: replace(op, value=drop(op.value)))
+    bias = kept.bias
+    return replace(kept, bias=None if bias is None else replace(bias, source=drop(bias.source)))
+
+
+def shift(x: Form, bias: Tensor | None, dim: int = -1) -> Form:
+    """``x + bias`` with a bias of one dimension, along dimension `dim`."""
+    if bias is None:
+        return x
+    trailing = len(x.sizes) - 1 - dim if dim >= 0 else -1 - dim
+    return offset(x, bias, (bias.numel(), *[1] * trailing))
+
+
+def offset(x: Form, constant: Tensor, shape: Sequence[int] | None = None) -> Form:
+    """``x + constant`` with the usual broadcasting of the constant (not of x), viewed in `shape`."""
+    shape = tuple(constant.shape if shape is None else shape)
+    x = _ranked(x, len(shape))
+    if len(shape) > len(x.sizes):
+        raise NotFusable("a sum that broadcasts")
+    field = _field(x.sample, constant, shape)
+    value, bias = align(Face(x.sample, "value"), Face(field, "value"), trusted=False)
+    pins, guards = dict(value.op.pins), value.op.guards
+    x = replace(x, bias=added_bias(x.bias, bias.op), recent=(*x.recent, None))
+    return x.mapped(lambda op: replace(pin(op, pins), guards=op.guards | guards))
+
+
+def _field(below: Operator, constant: Tensor, shape: Sequence[int]) -> Operator:
+    """The constant as a diagonal operator on a tensor of ones with the dimensions of below's value."""
+    made = _Builder(below)
+    for d in range(-len(shape), 0):
+        if shape[d] != 1:
+            made.through(d, made.atom(D, fixed(shape[d])))
+    return replace(made.done(leaf(constant, [n for n in shape if n != 1])), pins=below.pins)
+
+
+# --- views ------------------------------------------------------------------------------------------
+
+
+def reshape(x: Form, sizes: Sequence[Size]) -> Form:
+    """The value in other dimensions, row-major; see `views.Reshape`."""
+    return _viewed(x, Reshape(x.sizes, tuple(sizes)))
+
+
+def permute(x: Form, order: Sequence[int]) -> Form:
+    """The value with its dimensions permuted."""
+    return _viewed(x, Permute(tuple(order)))
+
+
+def _viewed(x: Form, view: View) -> Form:
+    seen = x.mapped(view.on_value)
+    bias = None if seen.bias is None else replace(seen.bias, source=seen.bias.value)
+    return replace(seen, bias=bias, recent=(*x.recent, view))
+
+
+def known_rank(x: Form, ranks: Sequence[int], certain: bool = True) -> Form:
+    """The form of a value whose rank is one of `ranks`; of an open one, the lowest it can have.
+
+    certain: the layer itself checks the rank; otherwise a guard does.
+    """
+    if not x.open_rank:
+        if len(x.sizes) not in ranks:
+            raise NotFusable(f"expected a tensor of rank {' or '.join(map(str, ranks))}, found {len(x.sizes)}")
+        return x
+    hidden = [rank - (len(x.sizes) - 1) for rank in ranks if rank >= len(x.sizes)]
+    if not hidden:
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+    return x.mapped(lambda op: closed(op, hidden[0], certain))
+
+
+# --- helpers ----------------------------------------------------------------------------------------
+
+
+def _needed(dim: int) -> int:
+    return -dim if dim < 0 else 0
+
+
+def _ranked(x: Form, trailing: int) -> Form:
+    x = x.mapped(lambda op: with_rank(op, trailing))
+    if len(x.sizes) < trailing:
+        raise NotFusable(f"needs {trailing} dimensions, found {len(x.sizes)}")
+    return x
+
+
+def _per_axis(value: Sequence[int | tuple[int, int]] | int, rank: int) -> list:  # type: ignore[type-arg]
+    if isinstance(value, int):
+        return [value] * rank
+    values = list(value)
+    return values * rank if len(values) == 1 else values
+
+
+def _expect(condition: bool, found: str) -> None:
+    if not condition:
+        raise NotFusable(f"cannot read {found}")

@@ -1,0 +1,196 @@
+"""A form: what a value is as a function of some sources, ``sum over sources of Op(source) + bias``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..errors import NotFusable
+from .laws import add, compose
+from .operator import Link, Operator, Role, densify, identity, pin
+from .size import Size, Symbol
+from .views import View
+from .weight import Computed, Weight
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node on the way from a source to a value.
+
+    views: for a node that only regroups its input, how; such a node can stay around a merged layer.
+    is_layer: the node is merged away; a layer may be written in its place.
+    """
+
+    node: str
+    views: tuple[View, ...] = ()
+    is_layer: bool = False
+
+
+Trail = tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Term:
+    """The part of a form that reads one source.
+
+    trails: the ways through the graph from the source to the value.
+    """
+
+    op: Operator
+    trails: tuple[Trail, ...] = ((),)
+
+
+@dataclass(frozen=True)
+class Form:
+    """``sum over sources of op(source) + bias``.
+
+    terms: per source (the name of a value) its operator.
+    bias: an operator of FREE and DIAGONAL links, applied to a tensor of ones of the value's shape; None
+        for no bias.
+    recent: what was applied since the last `stepped`: views, and None for a layer or a sum.
+    """
+
+    terms: Mapping[str, Term]
+    bias: Operator | None = None
+    recent: tuple[View | None, ...] = ()
+
+    @property
+    def used(self) -> frozenset[str]:
+        """Names of the rules the form is built with."""
+        bias = self.bias.via if self.bias is not None else frozenset()
+        return frozenset().union(bias, *(term.op.via for term in self.terms.values()))
+
+    @property
+    def sample(self) -> Operator:
+        """Any of the operators; all have the same value dimensions."""
+        return next(iter(self.terms.values())).op
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Size of each dimension of the value."""
+        return self.sample.value_sizes
+
+    @property
+    def open_rank(self) -> bool:
+        """Whether the first dimension stands for any number of dimensions."""
+        return self.sample.open_rank
+
+    @property
+    def guards(self) -> frozenset[tuple[Symbol, int]]:
+        """Free sizes that must have the traced value."""
+        return frozenset().union(*(term.op.guards for term in self.terms.values()))
+
+    def mapped(self, change: Callable[[Operator], Operator]) -> Form:
+        """Change every operator and the bias in the same way."""
+        terms = {s: replace(term, op=change(term.op)) for s, term in self.terms.items()}
+        return replace(self, terms=terms, bias=None if self.bias is None else change(self.bias))
+
+    def stepped(self, node: str) -> Form:
+        """The same form, one node further along every trail."""
+        views = tuple(view for view in self.recent if view is not None)
+        if None in self.recent and views:
+            # A layer with views inside cannot be cut open: no layer can be written at it or beyond it.
+            return replace(self, terms={s: replace(t, trails=()) for s, t in self.terms.items()}, recent=())
+        step = Step(node, views, is_layer=not views)
+        terms = {
+            s: replace(term, trails=tuple((*trail, step) for trail in term.trails))
+            for s, term in self.terms.items()
+        }
+        return replace(self, terms=terms, recent=())
+
+
+def source_form(name: str, sizes: tuple[Size, ...], open_rank: bool = False) -> Form:
+    """The form of a value that is taken as it is."""
+    return Form({name: Term(identity(sizes, open_rank))})
+
+
+def apply(form: Form, layer: Callable[[Operator], Operator], trusted: bool = True) -> Form:
+    """The form of ``g(value)``; `layer` builds g on the dimensions of an operator's value."""
+    terms = {s: replace(t, op=compose(layer(t.op), t.op, trusted)) for s, t in form.terms.items()}
+    bias = form.bias
+    if bias is not None:
+        bias = reduced(compose(layer(bias), bias, trusted))
+    return _agreed(replace(form, terms=terms, bias=bias, recent=(*form.recent, None)))
+
+
+def plus(f: Form, g: Form) -> Form:
+    """The form of the sum of two values of one shape."""
+    if f.open_rank == g.open_rank and len(f.sizes) != len(g.sizes) and not f.open_rank:
+        raise NotFusable("a sum that broadcasts")
+    shared = f.terms.keys() & g.terms.keys()
+    terms = {**f.terms, **g.terms} | {s: _summed(f.terms[s], g.terms[s]) for s in sorted(shared)}
+    return _agreed(Form(terms, added_bias(f.bias, g.bias), (*f.recent, *g.recent, None)))
+
+
+def _summed(f: Term, g: Term) -> Term:
+    return Term(add(f.op, g.op), f.trails + g.trails)
+
+
+def added_bias(f: Operator | None, g: Operator | None) -> Operator | None:
+    """The sum of two biases."""
+    if f is None or g is None:
+        return g if f is None else f
+    return replace(add(f, g), via=f.via | g.via)
+
+
+def _agreed(form: Form) -> Form:
+    """All terms and the bias must have one shape, and share what is known about free sizes."""
+    pins = {pair for term in form.terms.values() for pair in term.op.pins}
+    if form.bias is not None:
+        pins |= form.bias.pins
+    form = form.mapped(lambda op: op if op.pins == pins else pin(op, dict(pins)))
+    sizes = form.sizes
+    for term in form.terms.values():
+        if term.op.value_sizes != sizes or term.op.open_rank != form.open_rank:
+            raise NotFusable("a sum whose terms may differ in shape: broadcasting is not merged")
+    return form
+
+
+# --- biases: diagonal operators on a tensor of ones -------------------------------------------------
+
+
+def reduced(op: Operator) -> Operator:
+    """What `op` makes of a tensor of ones: an operator of FREE and DIAGONAL links on the value's shape.
+
+    Raises `NotFusable`: a window reads the zero border of an axis of free size, so the result is not
+    the same at the border as inside.
+    """
+    while (number := _crossing(op)) is not None:
+        op = densify(op, number)
+    summed = tuple(place for place, i in enumerate(op.legs) if op.links[i].role in (Role.STENCIL, Role.IN))
+    inside = [i for dim in op.value for i in dim]
+    links = tuple(_ones_link(op, i) for i in inside)
+    dims = tuple(tuple(inside.index(i) for i in dim) for dim in op.value)
+    return replace(op, links=links, source=dims, value=dims, weight=_ones_weight(op, summed, inside))
+
+
+def _ones_link(op: Operator, number: int) -> Link:
+    link = op.links[number]
+    role = Role.DIAGONAL if link.role in (Role.DIAGONAL, Role.OUT) else Role.FREE
+    return Link(role, link.size_out)
+
+
+def _ones_weight(op: Operator, summed: tuple[int, ...], inside: list[int]) -> Weight:
+    kept = [i for place, i in enumerate(op.legs) if place not in summed]
+    order = [kept.index(i) for i in inside if i in kept]
+
+    def compute() -> Tensor:
+        tensor = op.weight.tensor()
+        return (tensor.sum(summed) if summed else tensor).permute(order)
+
+    return Computed(compute)
+
+
+def _crossing(op: Operator) -> int | None:
+    """A stencil that reads outside the tensor."""
+    for number, link in enumerate(op.links):
+        if link.role is Role.STENCIL and (link.taps[0] < 0 or link.c + link.taps[-1] + 1 > 0):
+            if not link.size.known:
+                raise NotFusable(
+                    "zero padding: a bias or shift before a padded window makes border values differ"
+                    " (exact only on a fixed size)"
+                )
+            return number
+    return None

@@ -1,0 +1,359 @@
+"""The two laws: ``compose(g, f)`` for layers in a row, ``add(f, g)`` for branches side by side.
+
+Both are decided on roles and sizes; the weight of the result is a recipe. Where a structure has no exact
+form they raise `NotFusable`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import NotFusable
+from .align import Face, align
+from .operator import Dims, Link, Operator, Role, as_diagonal, closed, densify, with_rank, with_taps
+from .weight import Computed, Sum, Weight
+
+F, D, S = Role.FREE, Role.DIAGONAL, Role.STENCIL
+IN, OUT, MEAN = Role.IN, Role.OUT, Role.MEAN
+
+
+CHAIN, DENSE_CHAIN = "chain", "dense_chain"
+PARALLEL_SUM, LOCALITY_INJECTION = "parallel_sum", "locality_injection"
+
+
+# --- compose ---------------------------------------------------------------------------------------
+
+
+def compose(g: Operator, f: Operator, trusted: bool = True) -> Operator:
+    """One operator for ``g(f(x))``.
+
+    g: reads a tensor with the dimensions of `f`'s value. f: reads x.
+    trusted: see `align`.
+    Raises `NotFusable`: g's window crosses a zero border that f's window also crosses, on a free size.
+    """
+    f, g = with_rank(f, len(g.source) - 1), with_rank(g, len(f.value) - 1)
+    f, g = _middle(f, g, trusted)
+    via = f.via | g.via | ({CHAIN} if not (f.is_identity or g.is_identity) else set())
+    while (dense := _first_to_densify(f, g)) is not None:
+        via |= {DENSE_CHAIN}
+        f, g = _middle(*_densified(f, g, dense), trusted)
+    return replace(_joined(f, g), via=frozenset(via))
+
+
+def _densified(f: Operator, g: Operator, which: tuple[str, int]) -> tuple[Operator, Operator]:
+    side, number = which
+    return (densify(f, number), g) if side == "f" else (f, densify(g, number))
+
+
+def _middle(f: Operator, g: Operator, trusted: bool) -> tuple[Operator, Operator]:
+    value, source = align(Face(f, "value"), Face(g, "source"), trusted)
+    return value.op, source.op
+
+
+def _pairs(f: Operator, g: Operator) -> list[tuple[int, int]]:
+    """Links of f and g that share an atom of the tensor between them."""
+    return [
+        (i, j) for a, b in zip(f.value, g.source, strict=True) for i, j in zip(a, b, strict=True)
+    ]
+
+
+def _first_to_densify(f: Operator, g: Operator) -> tuple[str, int] | None:
+    for i, j in _pairs(f, g):
+        a, b = f.links[i], g.links[j]
+        if a.role is S and (b.role in (D, IN, MEAN) or (b.role is S and not _borders_agree(a, b))):
+            return "f", _densifiable(a, i)
+        if a.role in (D, OUT) and b.role in (S, MEAN):
+            return "g", _densifiable(b, j)
+    return None
+
+
+def _densifiable(link: Link, number: int) -> int:
+    if link.size.known:
+        return number
+    if link.role is MEAN:
+        raise NotFusable("a mean over an axis of free size after a layer that varies along it")
+    raise NotFusable(
+        "zero padding: the second window reads past a border at which the first is not zero"
+        " (exact only on a fixed size)"
+    )
+
+
+def _borders_agree(f: Link, g: Link) -> bool:
+    """Whether g∘f is one stencil: what f's formula gives outside its range is what g's padding has, 0."""
+    before = g.taps[0] >= 0 or f.taps[-1] + 1 <= f.stride
+    after = g.c + g.taps[-1] + 1 <= 0 or f.taps[0] + f.c + 1 >= 0
+    return before and after and _accepts_no_more(f, g)
+
+
+def _accepts_no_more(f: Link, g: Link) -> bool:
+    """An input too small for f must not become acceptable because g pads."""
+    return g.c <= -1 or f.c >= -1
+
+
+def composed_stencil(g: Link, f: Link) -> Link:
+    """The stencil of g∘f: taps ``o1 + s1*o2``, stride ``s1*s2``, c ``c1 + s1*(1 + c2)``."""
+    taps = sorted({a + f.stride * b for a in f.taps for b in g.taps})
+    return Link(S, f.size, tuple(taps), f.stride * g.stride, f.c + f.stride * (1 + g.c))
+
+
+@dataclass
+class _Join:
+    """Where the links of f and g go in g∘f, and which legs of the two weights are one index.
+
+    label_f, label_g: an index letter (a number) per leg; legs that are one index have one letter.
+    folds: links of g∘f whose taps are convolved from a stencil of f and one of g.
+    """
+
+    f: Operator
+    g: Operator
+    label_f: dict[int, int]
+    label_g: dict[int, int]
+    links: list[Link] = field(default_factory=list)
+    of_f: dict[int, int] = field(default_factory=dict)
+    of_g: dict[int, int] = field(default_factory=dict)
+    folds: dict[int, tuple[Link, Link]] = field(default_factory=dict)
+
+    indices: list[tuple[int, ...]] = field(default_factory=list)
+
+    def put(self, link: Link, *index: int) -> int:
+        """A link of g∘f; `index` is that of its leg, or the two whose taps are still to be convolved."""
+        self.links.append(link)
+        self.indices.append(index)
+        return len(self.links) - 1
+
+    def labels(self) -> list[tuple[int, ...]]:
+        """Per leg of g∘f its index or indices."""
+        return [index for link, index in zip(self.links, self.indices, strict=True) if link.has_leg]
+
+    def fold_places(self) -> list[tuple[int, Tensor]]:
+        """Per convolved leg of g∘f: its place, and for each pair of taps the place of their sum."""
+        legs = [n for n, link in enumerate(self.links) if link.has_leg]
+        return [
+            (legs.index(n), _tap_sums(a, b, self.links[n].taps)) for n, (a, b) in sorted(self.folds.items())
+        ]
+
+
+def _tap_sums(a: Link, b: Link, taps: tuple[int, ...]) -> Tensor:
+    return torch.tensor([taps.index(o1 + a.stride * o2) for o1 in a.taps for o2 in b.taps])
+
+
+def _joined(f: Operator, g: Operator) -> Operator:
+    join = _Join(f, g, {i: i for i in f.legs}, {j: len(f.links) + j for j in g.legs})
+    paired = _pairs(f, g)
+    for i, j in paired:
+        _meet(join, i, j)
+    of_f, of_g = {i for i, _ in paired}, {j for _, j in paired}
+    join.of_f |= {i: _put_rest(join, link, join.label_f.get(i)) for i, link in enumerate(f.links) if i not in of_f}
+    join.of_g |= {j: _put_rest(join, link, join.label_g.get(j)) for j, link in enumerate(g.links) if j not in of_g}
+    return Operator(
+        tuple(join.links),
+        _mapped(f.source, join.of_f),
+        _mapped(g.value, join.of_g),
+        _contracted(join),
+        f.open_rank,
+        f.pins | g.pins,
+        f.guards | g.guards,
+    )
+
+
+def _put_rest(join: _Join, link: Link, index: int | None) -> int:
+    return join.put(link) if index is None else join.put(link, index)
+
+
+def _mapped(dims: Dims, numbers: dict[int, int]) -> Dims:
+    return tuple(tuple(numbers[i] for i in dim) for dim in dims)
+
+
+def _meet(join: _Join, i: int, j: int) -> None:
+    """The composition table, for one atom between f and g."""
+    a, b = join.f.links[i], join.g.links[j]
+    convolved = a.role is S and b.role is S
+    if a.has_leg and b.has_leg and not convolved:
+        join.label_g[j] = join.label_f[i]
+    if a.role is OUT and b.role is IN:
+        return
+    legs = [labels[n] for labels, n in ((join.label_f, i), (join.label_g, j)) if n in labels]
+    number = join.put(composed_stencil(b, a) if convolved else _met(a, b), *dict.fromkeys(legs))
+    if convolved:
+        join.folds[number] = (a, b)
+    if a.through:
+        join.of_f[i] = number
+    if b.through:
+        join.of_g[j] = number
+
+
+def _met(a: Link, b: Link) -> Link:
+    if a.role is OUT or b.role is F:
+        return a
+    return b.resized(a.size)
+
+
+def _contracted(join: _Join) -> Weight:
+    """The weight of g∘f: legs that are one index multiply, OUT meets IN is summed, taps convolve."""
+    f, g, labels, folds = join.f.weight, join.g.weight, join.labels(), join.fold_places()
+    label_f, label_g = list(join.label_f.values()), list(join.label_g.values())
+    wanted = [n for pair in labels for n in pair]
+
+    def compute() -> Tensor:
+        tensor = _multiply(f.tensor(), label_f, g.tensor(), label_g, wanted)
+        for place, sums in reversed(folds):
+            tensor = _convolved(tensor, sum(map(len, labels[:place])), sums)
+        return tensor
+
+    return Computed(compute)
+
+
+def _multiply(a: Tensor, of_a: list[int], b: Tensor, of_b: list[int], wanted: list[int]) -> Tensor:
+    if set(of_b) <= set(of_a) == set(wanted):
+        return _scaled(a, of_a, b, of_b, wanted)
+    if set(of_a) <= set(of_b) == set(wanted):
+        return _scaled(b, of_b, a, of_a, wanted)
+    letters = {label: n for n, label in enumerate(dict.fromkeys(of_a + of_b))}
+    return torch.einsum(
+        a, [letters[n] for n in of_a], b, [letters[n] for n in of_b], [letters[n] for n in wanted]
+    )
+
+
+def _scaled(big: Tensor, labels: list[int], small: Tensor, of_small: list[int], wanted: list[int]) -> Tensor:
+    """Nothing is summed and nothing grows: multiply in place, with no second large tensor."""
+    order = sorted(range(len(of_small)), key=lambda k: labels.index(of_small[k]))
+    shape = [big.shape[d] if label in of_small else 1 for d, label in enumerate(labels)]
+    big.mul_(small.permute(order).reshape(shape))
+    return big.permute([labels.index(n) for n in wanted])
+
+
+def _convolved(tensor: Tensor, dim: int, sums: Tensor) -> Tensor:
+    """Sum the entries of the tap pairs (dim, dim + 1) whose offsets ``o1 + s1*o2`` agree."""
+    flat = tensor.flatten(dim, dim + 1)
+    shape = list(flat.shape)
+    shape[dim] = int(sums.max()) + 1
+    return flat.new_zeros(shape).index_add_(dim, sums, flat)
+
+
+# --- add -------------------------------------------------------------------------------------------
+
+
+def add(f: Operator, g: Operator) -> Operator:
+    """One operator for ``f(x) + g(x)``; both read the same tensor x and make tensors of one shape.
+
+    Raises `NotFusable`: the shapes differ (broadcasting), or a join needs a fixed size where it is free.
+    """
+    f, g = _same_rank(f, g)
+    f, g = _same_atoms(f, g)
+    via = f.via | g.via
+    while (dense := _first_apart(f, g)) is not None:
+        via |= {_dense_law(f, g, dense)}
+        f, g = _same_atoms(*_densified(f, g, dense))
+    for number_f, number_g in _through_pairs(f, g):
+        f, g = _same_role(f, number_f, g, number_g)
+    return replace(_summed_operator(f, g), via=via | ({PARALLEL_SUM} - {*via} if LOCALITY_INJECTION not in via else set()))
+
+
+def _dense_law(f: Operator, g: Operator, which: tuple[str, int]) -> str:
+    """A stencil that joins a full matrix is the paper's Locality Injection."""
+    side, number = which
+    link = (f if side == "f" else g).links[number]
+    return LOCALITY_INJECTION if link.role is S else PARALLEL_SUM
+
+
+def _same_rank(f: Operator, g: Operator) -> tuple[Operator, Operator]:
+    if f.open_rank and g.open_rank:
+        return with_rank(f, _trailing(g) - _trailing(f) + len(f.value) - 1), with_rank(
+            g, _trailing(f) - _trailing(g) + len(g.value) - 1
+        )
+    if f.open_rank:
+        return closed(f, len(g.source) - _trailing(f)), g
+    if g.open_rank:
+        return f, closed(g, len(f.source) - _trailing(g))
+    return f, g
+
+
+def _trailing(op: Operator) -> int:
+    return len(op.source) - 1
+
+
+def _same_atoms(f: Operator, g: Operator) -> tuple[Operator, Operator]:
+    """Refining the source can split atoms of the value and the other way round: until both agree."""
+    while True:
+        before = len(f.links), len(g.links)
+        source_f, source_g = align(Face(f, "source"), Face(g, "source"), trusted=True)
+        value_f, value_g = align(Face(source_f.op, "value"), Face(source_g.op, "value"), trusted=False)
+        f, g = value_f.op, value_g.op
+        if (len(f.links), len(g.links)) == before:
+            return f, g
+
+
+def _flat(dims: Dims) -> list[int]:
+    return [i for dim in dims for i in dim]
+
+
+def _through_pairs(f: Operator, g: Operator) -> list[tuple[int, int]]:
+    """Atoms that pass through both operators, between the same places."""
+    places_f, places_g = _flat(f.value), _flat(g.value)
+    through = []
+    for i, j in zip(_flat(f.source), _flat(g.source), strict=True):
+        both = f.links[i].through and g.links[j].through
+        if both and places_f.index(i) == places_g.index(j):
+            through.append((i, j))
+    return through
+
+
+def _first_apart(f: Operator, g: Operator) -> tuple[str, int] | None:
+    """A link that must become a full matrix before the two can be added."""
+    through = _through_pairs(f, g)
+    for i, j in zip(_flat(f.source), _flat(g.source), strict=True):
+        a, b = f.links[i], g.links[j]
+        if (i, j) in through and _joinable(a, b):
+            continue
+        if a.through or (a.role is MEAN and b.role is not MEAN):
+            return "f", _fixed(a, i, b)
+        if b.through or (b.role is MEAN and a.role is not MEAN):
+            return "g", _fixed(b, j, a)
+    return None
+
+
+def _joinable(a: Link, b: Link) -> bool:
+    """The join table for an atom that passes through both."""
+    roles = {a.role, b.role}
+    if roles == {S}:
+        return (a.stride, a.c) == (b.stride, b.c)
+    if roles == {S, F}:
+        return (a if a.role is S else b).shape_preserving
+    return roles <= {F, D}
+
+
+def _fixed(link: Link, number: int, other: Link) -> int:
+    if link.size.known:
+        return number
+    raise NotFusable(
+        f"a {link.role.value} axis meets a {other.role.value} axis: exact only on a fixed size,"
+        f" and this size is free"
+    )
+
+
+def _same_role(f: Operator, i: int, g: Operator, j: int) -> tuple[Operator, Operator]:
+    a, b = f.links[i], g.links[j]
+    if D in (a.role, b.role):
+        return (f if a.role is D else as_diagonal(f, i)), (g if b.role is D else as_diagonal(g, j))
+    if S in (a.role, b.role):
+        like = a if a.role is S else b
+        taps = tuple(sorted({*a.taps, *b.taps}))
+        union = replace(like, role=S, taps=taps)
+        return with_taps(f, i, union), with_taps(g, j, union)
+    return f, g
+
+
+def _summed_operator(f: Operator, g: Operator) -> Operator:
+    """Both have the same atoms and roles; g's links are found by their places."""
+    number = dict(zip(_flat(g.source), _flat(f.source), strict=True))
+    number |= dict(zip(_flat(g.value), _flat(f.value), strict=True))
+    legs_of_f = [number[j] for j in g.legs]
+    order = tuple(legs_of_f.index(i) for i in f.legs)
+    return replace(
+        f, weight=Sum(f.weight, g.weight, order), pins=f.pins | g.pins, guards=f.guards | g.guards
+    )
+
+

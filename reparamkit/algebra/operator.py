@@ -1,0 +1,353 @@
+"""The one operator: a linear map from a source tensor to a value, described axis by axis.
+
+Every dimension of source and value is a tuple of *atoms* (sub-axes, outermost first), so reshape and
+permute only regroup atoms. A `Link` says what the operator does along one atom:
+
+    FREE      passes through; the weight does not see it           batch, pixels of a 1x1
+    DIAGONAL  passes through; the weight is indexed by it          batch-norm channel, groups
+    STENCIL   output i reads input stride*i + taps, zero outside   convolution, pooling
+    IN, OUT   full matrix from all IN atoms to all OUT atoms       channels of a conv, token mixing
+    MEAN      average over an axis of any size                     global average pool
+
+The weight has one leg per link that is not FREE or MEAN, in the order of the links.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from torch import Tensor
+
+from ..errors import NotFusable
+from .size import ONE, Size, Symbol, free_size, product, stencil_size
+from .weight import Computed, Diagonals, Weight, ones
+
+Dims = tuple[tuple[int, ...], ...]
+"""Per dimension, the numbers of the links that are its atoms."""
+
+
+class Role(Enum):
+    """What an operator does along one atom; see the module docstring."""
+
+    FREE = "free"
+    DIAGONAL = "diagonal"
+    STENCIL = "stencil"
+    IN = "in"
+    OUT = "out"
+    MEAN = "mean"
+
+
+THROUGH = frozenset({Role.FREE, Role.DIAGONAL, Role.STENCIL})
+"""Roles whose atom is in the source and in the value."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """One atom and its role.
+
+    size: of the atom in the source (OUT: in the value).
+    taps: offsets of a STENCIL, ascending; an output has ``(size + c) // stride + 1`` positions.
+    """
+
+    role: Role
+    size: Size
+    taps: tuple[int, ...] = (0,)
+    stride: int = 1
+    c: int = -1
+
+    @property
+    def through(self) -> bool:
+        """Whether the atom is in the source and in the value."""
+        return self.role in THROUGH
+
+    @property
+    def size_out(self) -> Size:
+        """Size of the atom in the value."""
+        return stencil_size(self.size, self.stride, self.c)
+
+    @property
+    def shape_preserving(self) -> bool:
+        """Whether the value's atom has the source atom's size for every input."""
+        return self.stride == 1 and self.c == -1
+
+    @property
+    def has_leg(self) -> bool:
+        """Whether the weight is indexed by this link."""
+        return self.role not in (Role.FREE, Role.MEAN)
+
+    @property
+    def leg_size(self) -> int:
+        """Length of the weight's leg."""
+        if self.role is Role.STENCIL:
+            return len(self.taps)
+        return self.size.factor
+
+    def resized(self, size: Size) -> Link:
+        """The same link on an atom of another size."""
+        return replace(self, size=size)
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """A linear map between two tensors.
+
+    links: one per atom.
+    source, value: per dimension of the tensor, the links that are its atoms, outermost first.
+    open_rank: the first dimension stands for any number of leading dimensions.
+    pins: sizes that were free and are now fixed; each is checked by a weight, or by a guard.
+    guards: what needs a check at run time: pins, and the number of dimensions that an open first dimension
+        (its symbol) stood for.
+    via: names of the laws it was made by.
+    """
+
+    links: tuple[Link, ...]
+    source: Dims
+    value: Dims
+    weight: Weight
+    open_rank: bool = False
+    pins: frozenset[tuple[Symbol, int]] = frozenset()
+    guards: frozenset[tuple[Symbol, int]] = frozenset()
+    via: frozenset[str] = frozenset()
+
+    @property
+    def source_sizes(self) -> tuple[Size, ...]:
+        """Size of each dimension of the source."""
+        return tuple(product(self.links[i].size for i in dim) for dim in self.source)
+
+    @property
+    def value_sizes(self) -> tuple[Size, ...]:
+        """Size of each dimension of the value."""
+        return tuple(product(self.links[i].size_out for i in dim) for dim in self.value)
+
+    @property
+    def legs(self) -> tuple[int, ...]:
+        """The links that have a leg, in order."""
+        return tuple(i for i, link in enumerate(self.links) if link.has_leg)
+
+    @property
+    def stored(self) -> int:
+        """How many numbers the weight has."""
+        return math.prod(self.links[i].leg_size for i in self.legs)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether no link has a leg and none averages: the operator is a view."""
+        return all(link.role is Role.FREE for link in self.links)
+
+    def has(self, *roles: Role) -> bool:
+        """Whether some link has one of the roles."""
+        return any(link.role in roles for link in self.links)
+
+
+def open_sizes(tensor: str) -> tuple[Size, ...]:
+    """The sizes of a tensor of unknown rank: one entry that stands for all dimensions."""
+    return (free_size(tensor, 0),)
+
+
+def identity(sizes: Iterable[Size], open_rank: bool = False) -> Operator:
+    """The identity on a tensor of the given sizes."""
+    links = tuple(Link(Role.FREE, size) for size in sizes)
+    dims = tuple((i,) if link.size != ONE else () for i, link in enumerate(links))
+    return _without_units(Operator(links, dims, dims, ones(), open_rank))
+
+
+def _without_units(op: Operator) -> Operator:
+    keep = [i for i, link in enumerate(op.links) if link.size != ONE]
+    links = tuple(op.links[i] for i in keep)
+    return replace(op, links=links, source=_kept(op.source, keep), value=_kept(op.value, keep))
+
+
+def with_rank(op: Operator, trailing: int) -> Operator:
+    """`op` with at least `trailing` dimensions after its open first one (if its rank is open)."""
+    missing = trailing - (len(op.value) - 1)
+    if not op.open_rank or missing <= 0:
+        return op
+    rest = op.source[0][0]
+    tensor, taken = op.links[rest].size.symbols[0].origin
+    assert isinstance(tensor, str) and isinstance(taken, int)
+    links = list(op.links)
+    links[rest] = Link(Role.FREE, free_size(tensor, taken + missing))
+    links += [Link(Role.FREE, free_size(tensor, -d)) for d in range(taken + missing, taken, -1)]
+    extra = tuple((len(op.links) + k,) for k in range(missing))
+    return replace(
+        op,
+        links=tuple(links),
+        source=(op.source[0], *extra, *op.source[1:]),
+        value=(op.value[0], *extra, *op.value[1:]),
+    )
+
+
+def closed(op: Operator, hidden: int, certain: bool = True) -> Operator:
+    """`op` once it is known that its open first dimension stands for `hidden` dimensions.
+
+    certain: no guard is needed, since a layer checks the rank.
+    """
+    rest = op.links[op.source[0][0]].size.symbols[0]
+    guards = op.guards if certain else op.guards | {(rest, hidden)}
+    op = with_rank(op, len(op.value) - 1 + hidden)
+    number = op.source[0][0]
+    op = replace(op, source=op.source[1:], value=op.value[1:], open_rank=False, guards=guards)
+    return dropped(op, number)
+
+
+def dropped(op: Operator, number: int) -> Operator:
+    """`op` without link `number`, a FREE atom of size 1."""
+    keep = [i for i in range(len(op.links)) if i != number]
+    links = tuple(op.links[i] for i in keep)
+    return replace(op, links=links, source=_kept(op.source, keep), value=_kept(op.value, keep))
+
+
+# --- structural changes: the same map, described with other links -------------------------------------
+
+
+def pin(op: Operator, pins: Mapping[Symbol, int], guard: bool = False) -> Operator:
+    """`op` for inputs in which the given free sizes have the given values."""
+    links = tuple(link.resized(link.size.substitute(pins)) for link in op.links)
+    new = frozenset(pins.items())
+    return replace(op, links=links, pins=op.pins | new, guards=op.guards | new if guard else op.guards)
+
+
+def split(op: Operator, number: int, outer: Size, inner: Size) -> Operator:
+    """Split the atom of link `number` in two; a stencil is made dense first."""
+    link = op.links[number]
+    if link.role is Role.STENCIL:
+        raise NotFusable("a view splits or joins an axis that a convolution or pooling runs along")
+    links = (*op.links[:number], link.resized(outer), link.resized(inner), *op.links[number + 1 :])
+    weight = op.weight
+    if link.has_leg:
+        weight = _split_leg(weight, op.legs.index(number), outer.factor, inner.factor)
+    return replace(op, links=links, weight=weight, **_renumber(op, number, (number, number + 1)))
+
+
+def _split_leg(weight: Weight, leg: int, outer: int, inner: int) -> Weight:
+    return Computed(lambda: weight.tensor().unflatten(leg, (outer, inner)))
+
+
+def _renumber(op: Operator, number: int, atoms: tuple[int, ...]) -> dict[str, Dims]:
+    """Dims once link `number` is replaced by the adjacent links `atoms`."""
+    shift = len(atoms) - 1
+
+    def renamed(dims: Dims) -> Dims:
+        return tuple(
+            tuple(n for i in dim for n in (atoms if i == number else (i + shift * (i > number),)))
+            for dim in dims
+        )
+
+    return {"source": renamed(op.source), "value": renamed(op.value)}
+
+
+def densify(op: Operator, number: int) -> Operator:
+    """Write the axis of link `number` as a full matrix (a pair of an IN and an OUT atom)."""
+    link = op.links[number]
+    if not link.size.known:
+        raise NotFusable(f"needs a fixed size where the size is free: {link.size}")
+    if link.role is Role.MEAN:
+        return _mean_as_sum(op, number)
+    size_in, size_out = link.size.factor, link.size_out.factor
+    links = list(op.links)
+    links[number : number + 1] = [Link(Role.IN, link.size), Link(Role.OUT, link.size_out)]
+    dense = replace(op, links=tuple(links), **_renumber(op, number, (number, number + 1)))
+    row = dense.legs.index(number)
+    shape = tuple(dense.links[i].leg_size for i in dense.legs)
+    weight = Diagonals(
+        op.weight,
+        op.legs.index(number) if link.has_leg else None,
+        link.role is Role.DIAGONAL,
+        row,
+        row + 1,
+        shape,
+        link.taps,
+        link.stride,
+    )
+    assert shape[row : row + 2] == (size_in, size_out)
+    return replace(dense, weight=weight, **_sides(dense, number))
+
+
+def _sides(op: Operator, number: int) -> dict[str, Dims]:
+    """Leave IN atom `number` out of the value and OUT atom `number + 1` out of the source."""
+    source = tuple(tuple(i for i in dim if i != number + 1) for dim in op.source)
+    value = tuple(tuple(i for i in dim if i != number) for dim in op.value)
+    return {"source": source, "value": value}
+
+
+def _mean_as_sum(op: Operator, number: int) -> Operator:
+    size = op.links[number].size
+    links = list(op.links)
+    links[number] = Link(Role.IN, size)
+    made = replace(op, links=tuple(links))
+    return replace(made, weight=_spread(op.weight, made.legs.index(number), size.factor, 1 / size.factor))
+
+
+def _spread(weight: Weight, leg: int, size: int, factor: float = 1.0) -> Weight:
+    """A new leg along which the weight repeats, times `factor`."""
+
+    def compute() -> Tensor:
+        tensor = weight.tensor().unsqueeze(leg)
+        return tensor.repeat_interleave(size, dim=leg).mul_(factor)
+
+    return Computed(compute)
+
+
+def as_diagonal(op: Operator, number: int) -> Operator:
+    """FREE -> DIAGONAL: the weight repeats along the axis."""
+    link = op.links[number]
+    links = list(op.links)
+    links[number] = replace(link, role=Role.DIAGONAL)
+    made = replace(op, links=tuple(links))
+    return replace(made, weight=_spread(op.weight, made.legs.index(number), link.size.factor))
+
+
+def with_taps(op: Operator, number: int, like: Link) -> Operator:
+    """FREE or STENCIL -> STENCIL with the taps, stride and c of `like` (a superset of its own taps)."""
+    link = op.links[number]
+    if link.role is Role.STENCIL and link.taps == like.taps:
+        return op
+    links = list(op.links)
+    links[number] = replace(like, size=link.size)
+    made = replace(op, links=tuple(links))
+    leg = made.legs.index(number)
+    positions = [like.taps.index(tap) for tap in link.taps]
+    inner = op.weight if link.has_leg else _spread(op.weight, leg, 1)
+    return replace(made, weight=_placed(inner, leg, positions, len(like.taps)))
+
+
+def _placed(weight: Weight, leg: int, positions: list[int], length: int) -> Weight:
+    def compute() -> Tensor:
+        tensor = weight.tensor()
+        shape = list(tensor.shape)
+        shape[leg] = length
+        wide = tensor.new_zeros(shape)
+        wide.movedim(leg, 0)[positions] = tensor.movedim(leg, 0)
+        return wide
+
+    return Computed(compute)
+
+
+def merge(op: Operator, numbers: tuple[int, ...]) -> Operator:
+    """Join adjacent atoms of one role (all IN or all OUT, of one dimension) to one atom."""
+    first = numbers[0]
+    size = product(op.links[i].size for i in numbers)
+    keep = [i for i in range(len(op.links)) if i not in numbers[1:]]
+    links = tuple(op.links[i].resized(size) if i == first else op.links[i] for i in keep)
+    dims = {"source": _kept(op.source, keep), "value": _kept(op.value, keep)}
+    legs = op.legs
+    moved = [legs.index(i) for i in numbers]
+    return replace(op, links=links, weight=_join_legs(op.weight, moved), **dims)
+
+
+def _kept(dims: Dims, keep: list[int]) -> Dims:
+    return tuple(tuple(keep.index(i) for i in dim if i in keep) for dim in dims)
+
+
+def _join_legs(weight: Weight, legs: list[int]) -> Weight:
+    def compute() -> Tensor:
+        tensor = weight.tensor()
+        place = sum(leg not in legs for leg in range(legs[0]))
+        joined = tensor.movedim(legs, tuple(range(place, place + len(legs))))
+        return joined.flatten(place, place + len(legs) - 1)
+
+    return Computed(compute)
+

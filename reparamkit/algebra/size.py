@@ -1,0 +1,135 @@
+"""Sizes of axes: an integer, or a product of an integer and free symbols.
+
+A free size (batch, height at run time) is a `Symbol`; a literal or a weight gives a plain number.
+Two sizes are equal only if they are equal for every value of their symbols, so whatever is decided
+by comparing sizes holds for all inputs, not only for the traced ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+
+NOMINAL = 8
+"""Stands in for a free size when prices are compared and no example input tells the size."""
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A size known only at run time; two symbols are the same if they have the same origin.
+
+    origin: what the size is: ``(tensor, dim)`` for a dimension of an input or of an unread tensor (``dim``
+        counts from the right, -1 is the last; from 0 up it stands for all dimensions left of the last
+        ``dim`` ones), ``(size, stride, c)`` for the output size of a stencil.
+    hint: its value for the example inputs, or `NOMINAL`.
+    traced: whether `hint` was seen in a real run, so that it may be pinned behind a guard.
+    """
+
+    origin: tuple[Hashable, ...]
+    hint: int = field(default=NOMINAL, compare=False)
+    traced: bool = field(default=False, compare=False)
+
+    @property
+    def derived(self) -> bool:
+        """Whether the symbol is the output size of a stencil."""
+        return isinstance(self.origin[0], Size)
+
+
+@dataclass(frozen=True)
+class Size:
+    """``factor * symbols[0] * symbols[1] * ...``, with the symbols in a canonical order."""
+
+    factor: int
+    symbols: tuple[Symbol, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        """Whether the size is a plain number."""
+        return not self.symbols
+
+    @property
+    def hint(self) -> int:
+        """The number, or what it was for the example inputs."""
+        return self.factor * math.prod(s.hint for s in self.symbols)
+
+    @property
+    def traced(self) -> bool:
+        """Whether `hint` is certain for the example inputs."""
+        return all(s.traced for s in self.symbols)
+
+    def __mul__(self, other: Size) -> Size:
+        symbols = sorted(self.symbols + other.symbols, key=lambda s: hash(s.origin))
+        return Size(self.factor * other.factor, tuple(symbols))
+
+    def divide(self, other: Size) -> Size | None:
+        """``self / other`` if it is a whole number for every value of the symbols, else None."""
+        rest = list(self.symbols)
+        for symbol in other.symbols:
+            if symbol not in rest:
+                return None
+            rest.remove(symbol)
+        if other.factor == 0 or self.factor % other.factor:
+            return None
+        return Size(self.factor // other.factor, tuple(rest))
+
+    def substitute(self, pins: Mapping[Symbol, int]) -> Size:
+        """The size once the pinned symbols have their values."""
+        return product([_pinned(symbol, pins) for symbol in self.symbols]) * Size(self.factor)
+
+    def __str__(self) -> str:
+        return str(self.factor) if self.known else f"{self.hint} (free)"
+
+
+ONE = Size(1)
+
+
+def _pinned(symbol: Symbol, pins: Mapping[Symbol, int]) -> Size:
+    if symbol in pins:
+        return Size(pins[symbol])
+    if not symbol.derived:
+        return Size(1, (symbol,))
+    size, stride, c = _stencil(symbol)
+    return stencil_size(size.substitute(pins), stride, c)
+
+
+def _stencil(symbol: Symbol) -> tuple[Size, int, int]:
+    size, stride, c = symbol.origin
+    assert isinstance(size, Size) and isinstance(stride, int) and isinstance(c, int)
+    return size, stride, c
+
+
+def product(sizes: Iterable[Size]) -> Size:
+    """The product of sizes, 1 for none."""
+    return reduce(Size.__mul__, sizes, ONE)
+
+
+def free_size(tensor: str, dim: int, hint: int | None = None) -> Size:
+    """The free size of dimension `dim` of `tensor`; `hint` is its value for the example inputs."""
+    if hint is None:
+        return Size(1, (Symbol((tensor, dim)),))
+    return Size(1, (Symbol((tensor, dim), hint, traced=True),))
+
+
+def stencil_size(size: Size, stride: int, c: int) -> Size:
+    """Output size of a stencil, ``max(0, (n + c) // stride + 1)``; equal questions, equal answers."""
+    if stride == 1 and c == -1:
+        return size
+    if size.known:
+        return Size(max(0, (size.factor + c) // stride + 1))
+    hint = max(0, (size.hint + c) // stride + 1)
+    return Size(1, (Symbol((size, stride, c), hint, size.traced),))
+
+
+def roots(size: Size) -> set[Symbol]:
+    """The symbols of source dimensions that `size` depends on."""
+    found: set[Symbol] = set()
+    for symbol in size.symbols:
+        found |= roots(_stencil(symbol)[0]) if symbol.derived else {symbol}
+    return found
+
+
+def fixed(value: int) -> Size:
+    """A size that is a plain number."""
+    return Size(value)

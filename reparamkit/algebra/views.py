@@ -1,0 +1,146 @@
+"""Views: reshape and permute regroup the atoms of a tensor; they are not operators.
+
+Each view can be applied to either side of an operator, and undone on its value, so that a layer can be
+written at any point between the views of a path.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import final
+
+from ..errors import NotFusable
+from .align import Face, Side
+from .operator import Operator, Role
+from .size import ONE, Size
+
+
+class View(ABC):
+    """A step of a path that can stay as it is when the layers around it are merged."""
+
+    @abstractmethod
+    def on_value(self, op: Operator) -> Operator:
+        """`op`, then this view."""
+
+    @abstractmethod
+    def undone(self, op: Operator) -> Operator:
+        """The operator after which this view gives `op`."""
+
+    @abstractmethod
+    def on_source(self, op: Operator) -> Operator:
+        """The operator that gives `op` when it reads this view of the source."""
+
+
+@final
+@dataclass(frozen=True)
+class Reshape(View):
+    """From sizes `before` to sizes `after`, in row-major order."""
+
+    before: tuple[Size, ...]
+    after: tuple[Size, ...]
+
+    def on_value(self, op: Operator) -> Operator:
+        return _regrouped(op, "value", self.after)
+
+    def undone(self, op: Operator) -> Operator:
+        return _regrouped(op, "value", self.before)
+
+    def on_source(self, op: Operator) -> Operator:
+        return _regrouped(op, "source", self.after)
+
+
+@final
+@dataclass(frozen=True)
+class Permute(View):
+    """Dimension ``order[d]`` becomes dimension ``d``."""
+
+    order: tuple[int, ...]
+
+    def on_value(self, op: Operator) -> Operator:
+        return replace(op, value=tuple(op.value[d] for d in self.order))
+
+    def undone(self, op: Operator) -> Operator:
+        return replace(op, value=tuple(op.value[self.order.index(d)] for d in range(len(self.order))))
+
+    def on_source(self, op: Operator) -> Operator:
+        return replace(op, source=tuple(op.source[d] for d in self.order))
+
+
+@final
+@dataclass(frozen=True)
+class Mean(View):
+    """The average over whole dimensions (numbered from the right); it commutes with every layer that does not see them."""
+
+    dims: tuple[int, ...]
+    keepdim: bool
+
+    def on_value(self, op: Operator) -> Operator:
+        raise NotImplementedError("an average is composed as an operator, see build.mean")
+
+    def undone(self, op: Operator) -> Operator:
+        raise NotFusable("a layer before an average is not cheaper than one after it")
+
+    def on_source(self, op: Operator) -> Operator:
+        rank = len(op.source)
+        gone = {d % rank for d in self.dims}
+        averaged = [i for d in gone for i in op.source[d]]
+        if any(op.links[i].role is not Role.MEAN for i in averaged):
+            raise NotFusable("the layers around an average see the averaged axes")
+        keep = [i for i in range(len(op.links)) if i not in averaged]
+        source = tuple(
+            tuple(keep.index(i) for i in dim if i in keep)
+            for d, dim in enumerate(op.source)
+            if self.keepdim or d not in gone
+        )
+        value = tuple(tuple(keep.index(i) for i in dim) for dim in op.value)
+        return replace(op, links=tuple(op.links[i] for i in keep), source=source, value=value)
+
+
+def _regrouped(op: Operator, side: Side, sizes: tuple[Size, ...]) -> Operator:
+    """Regroup the atoms of one side to dimensions of the given sizes."""
+    pins = dict(op.pins)
+    wanted = [size.substitute(pins) for size in sizes]
+    face = _one_dim(Face(op, side))
+    bounds = [0]
+    for size in wanted:
+        face, end = _taken(face, bounds[-1], size)
+        bounds.append(end)
+    atoms = face.dims[0]
+    if bounds[-1] != len(atoms):
+        raise NotFusable("a reshape whose sizes cannot be followed")
+    dims = tuple(tuple(atoms[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
+    return replace(face.op, source=dims) if side == "source" else replace(face.op, value=dims)
+
+
+def _one_dim(face: Face) -> Face:
+    if face.op.open_rank:
+        raise NotFusable("a reshape of a tensor of unknown rank: pass example_inputs")
+    flat = (tuple(i for dim in face.dims for i in dim),)
+    op = replace(face.op, source=flat) if face.side == "source" else replace(face.op, value=flat)
+    return replace(face, op=op)
+
+
+def _taken(face: Face, at: int, size: Size) -> tuple[Face, int]:
+    """Split atoms from `at` on so that some of them make up `size`."""
+    while size != ONE:
+        sizes = face.sizes(0)
+        if at == len(sizes):
+            raise NotFusable("a reshape whose sizes cannot be followed")
+        rest = size.divide(sizes[at])
+        if rest is not None:
+            size, at = rest, at + 1
+            continue
+        face = face.split(0, at, _common(sizes[at], size))
+    return face, at
+
+
+def _common(atom: Size, size: Size) -> Size:
+    """The outer part of `atom` that belongs to a dimension of `size`."""
+    if atom.divide(size) is not None:
+        return size
+    common = math.gcd(atom.factor, size.factor)
+    if not (atom.known and size.known) or common == 1:
+        raise NotFusable("a reshape that regroups free sizes, or sizes that do not nest")
+    return Size(common)

@@ -1,0 +1,93 @@
+"""Which values share memory, and what writing into one of them does to the others.
+
+A graph with in-place operations runs its nodes in program order, so as it stands it is correct. Reading it
+as formulas needs more: after a write every alias has another value. `Aliases` answers which writes are
+harmless (nothing else reads the old memory) and which values must be left alone.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import networkx as nx
+from torch import fx, nn
+
+IN_PLACE_FUNCTIONS = frozenset(
+    {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem}
+)
+MAY_ALIAS = frozenset(
+    "reshape view flatten permute transpose squeeze unsqueeze contiguous getitem expand narrow chunk split "
+    "unflatten movedim swapaxes detach t T mT to type float unbind view_as reshape_as select diagonal "
+    "dropout identity expand_as swapdims moveaxis tensor_split dsplit hsplit vsplit unfold real data "
+    "alpha_dropout feature_dropout dropout2d dropout3d dropout1d type_as half double bfloat16 cpu cuda "
+    "getattr positive squeeze_multiple adjoint H ravel".split()
+)
+
+
+def target_name(node: fx.Node, root: nn.Module) -> str:
+    """The plain name of the function, method or module class a node calls."""
+    if node.op == "call_module":
+        return type(root.get_submodule(str(node.target))).__name__.lower()
+    if node.op == "call_method":
+        return str(node.target)
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def writes(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node writes into one of its arguments."""
+    if not node.op.startswith("call") or not node.all_input_nodes:
+        return False
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+    name = target_name(node, root)
+    in_place = node.target in IN_PLACE_FUNCTIONS or (name.endswith("_") and not name.endswith("__"))
+    return in_place or node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None
+
+
+class Aliases:
+    """The alias classes of a graph and its writes, in program order."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
+        self.order = {node: index for index, node in enumerate(graph.nodes)}
+        self.writers = [node for node in graph.nodes if writes(node, root)]
+        self._memory = nx.Graph()
+        self._memory.add_nodes_from(self.order)
+        self._memory.add_edges_from((node, _written(node)) for node in self.writers)
+        self._memory.add_edges_from(
+            (node, node.all_input_nodes[0])
+            for node in graph.nodes
+            if node.op.startswith("call") and node.all_input_nodes and target_name(node, root) in MAY_ALIAS
+        )
+        self._classes = {n: part for part in nx.connected_components(self._memory) for n in part}
+        self.barriers = self._barriers()
+
+    def of(self, node: fx.Node) -> set[fx.Node]:
+        """The values that may share memory with `node`, itself included."""
+        return self._classes[node]
+
+    def writes_between(self, node: fx.Node, end: fx.Node) -> list[fx.Node]:
+        """Writes into the memory of `node` after it was made and before `end`."""
+        first, last = self.order[node], self.order[end]
+        return [w for w in self.writers if first < self.order[w] < last and w in self.of(node)]
+
+    def _barriers(self) -> set[fx.Node]:
+        """Values whose memory is written while something else can still see it: left as they are."""
+        found: set[fx.Node] = set()
+        for writer in self.writers:
+            if not self._harmless(writer):
+                found |= self.of(writer)
+        return found
+
+    def _harmless(self, writer: fx.Node) -> bool:
+        """No older name of the memory is read after the write, and it is nobody else's."""
+        if writer.target is operator.setitem or "out" in writer.kwargs:
+            return False
+        older = {n for n in self.of(writer) if self.order[n] < self.order[writer]}
+        if any(n.op in ("placeholder", "get_attr") for n in older):
+            return False
+        return all(self.order[user] <= self.order[writer] for n in older for user in n.users)
+
+
+def _written(node: fx.Node) -> fx.Node:
+    out = node.kwargs.get("out")
+    return out if isinstance(out, fx.Node) else node.all_input_nodes[0]

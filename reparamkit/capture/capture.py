@@ -1,0 +1,207 @@
+"""A model's forward as one flat graph, with what the later stages ask about it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from ..errors import CaptureError, InvalidInputError, ReparamkitError
+from .aliases import Aliases
+from .tracer import Frame, Named, Tracer, ValueProxy, attribute
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Example inputs of a model: the positional and keyword arguments of one call."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors in them."""
+        return [leaf for leaf in tree_flatten((self.args, dict(self.kwargs)))[0] if isinstance(leaf, Tensor)]
+
+
+@dataclass(eq=False)
+class Captured:
+    """The flat graph of a model.
+
+    root: the model that was traced; the graph's targets are its submodules and parameters.
+    frames: every call of a module that was traced through, the root's first.
+    tier: how it was captured, "symbolic" or "values".
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    frames: list[Frame]
+    tier: str
+
+    @cached_property
+    def aliases(self) -> Aliases:
+        """Who shares memory with whom."""
+        return Aliases(self.graph, self.root)
+
+    @cached_property
+    def module_calls(self) -> Counter[int]:
+        """How often each module object is called, as a node or as a frame (by identity)."""
+        calls = Counter(id(frame.module) for frame in self.frames)
+        calls.update(id(self.module(n)) for n in self.graph.nodes if n.op == "call_module")
+        return calls
+
+    @cached_property
+    def parameter_uses(self) -> Counter[int]:
+        """How many modules and attribute reads hold each parameter or buffer storage."""
+        uses: Counter[int] = Counter()
+        for module in self.root.modules():
+            tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            uses.update({storage(t) for t in tensors if t.numel()})
+        return uses
+
+    def module(self, node: fx.Node) -> nn.Module:
+        """The module a call_module node calls."""
+        return self.root.get_submodule(str(node.target))
+
+    def attribute(self, node: fx.Node) -> Any:
+        """The value of a get_attr node."""
+        return attribute(self.root, str(node.target))
+
+    def frame(self, node: fx.Node) -> Frame:
+        """The call that made a node."""
+        found = node.meta["frame"]
+        assert isinstance(found, Frame)
+        return found
+
+    def path(self, node: fx.Node) -> str:
+        """Where a node is in the model: its module's path, or the path of the method that made it."""
+        if node.op in ("call_module", "get_attr"):
+            return str(node.target)
+        return self.frame(node).path or "(root)"
+
+
+def storage(tensor: Tensor) -> int:
+    """What two tensors of one memory have in common."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def capture(model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn.Module], bool]) -> Captured:
+    """Trace `model` (in place: it is a private copy).
+
+    Raises `CaptureError` if its forward cannot be traced, saying what to do.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if inputs is not None else None
+    tracer = Tracer(is_leaf, mode)
+    names = _structure(model, inputs)
+    values = {} if mode is None else tree_map(_fake(mode), names.values)
+    try:
+        graph = tracer.traced_call(model, names.args, names.kwargs, values)
+    except ReparamkitError:
+        raise
+    except Exception as error:
+        raise _capture_error(tracer, inputs, error) from error
+    _settle(tracer.frames)
+    return Captured(model, graph, tracer.frames, "symbolic" if inputs is None else "values")
+
+
+def _fake(mode: FakeTensorMode) -> Callable[[Any], Any]:
+    return lambda leaf: mode.from_tensor(leaf, static_shapes=True) if isinstance(leaf, Tensor) else leaf
+
+
+def _capture_error(tracer: Tracer, inputs: Inputs | None, error: Exception) -> CaptureError:
+    where = tracer.frame.path if tracer.frame and tracer.frame.path else "the model"
+    advice = (
+        "pass example_inputs, which lets sizes and branches on sizes be traced"
+        if inputs is None
+        else "fuse its submodules one by one (model.part = reparamkit.fuse(model.part, ...))"
+    )
+    return CaptureError(f"the forward of {where} cannot be traced ({type(error).__name__}: {error}); {advice}")
+
+
+def _settle(frames: list[Frame]) -> None:
+    """Put nodes in the place of proxies."""
+    for frame in frames:
+        frame.args = tree_map(_node, tuple(frame.args))
+        frame.kwargs = tree_map(_node, dict(frame.kwargs))
+        frame.output = tree_map(_node, frame.output)
+
+
+def _node(leaf: Any) -> Any:
+    return leaf.node if isinstance(leaf, ValueProxy) else leaf
+
+
+# --- inputs -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Arguments of a call in which every tensor is named, and the tensors by name."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    values: dict[str, Tensor]
+
+
+def _structure(model: nn.Module, inputs: Inputs | None) -> _Names:
+    signature = inspect.signature(model.forward)
+    if inputs is None:
+        required = [p.name for p in signature.parameters.values() if _required(p)]
+        return _Names((), {name: Named(name) for name in required}, {})
+    bound = signature.bind(*inputs.args, **inputs.kwargs)
+    values: dict[str, Tensor] = {}
+    kwargs = {name: _named(name, value, values) for name, value in bound.arguments.items()}
+    args: tuple[Any, ...] = ()
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            kwargs |= kwargs.pop(parameter.name, {})
+        elif parameter.kind is parameter.VAR_POSITIONAL and parameter.name in kwargs:
+            before = [n for n in signature.parameters if n in kwargs]
+            before = before[: before.index(parameter.name)]
+            args = (*(kwargs.pop(n) for n in before), *kwargs.pop(parameter.name))
+    return _Names(args, kwargs, values)
+
+
+def _required(parameter: inspect.Parameter) -> bool:
+    variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not variadic
+
+
+def _named(name: str, value: Any, values: dict[str, Tensor]) -> Any:
+    """The argument with names in the place of tensors; `values` receives the tensors."""
+    leaves, spec = tree_flatten(value)
+    if len(leaves) == 1 and leaves[0] is value:
+        if not isinstance(value, Tensor):
+            return value
+        values[name] = value
+        return Named(name)
+    named = [_named(f"{name}_{k}", leaf, values) for k, leaf in enumerate(leaves)]
+    return tree_unflatten(named, spec)
+
+
+# --- checks before anything is traced -----------------------------------------------------------------
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of the model."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise InvalidInputError(
+            f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True to fuse it in place"
+        ) from error
+
+
+def run(model: nn.Module, inputs: Inputs) -> Any:
+    """One real run without gradients; the random state of the process is left as it was."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        return model(*inputs.args, **inputs.kwargs)

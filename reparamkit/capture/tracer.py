@@ -1,0 +1,295 @@
+"""Trace a model's forward into one flat torch.fx graph, remembering which call of which module made each node.
+
+Without example inputs this is plain symbolic tracing. With them every proxy carries a fake tensor, so ranks,
+sizes, dtypes and devices are known while sizes stay symbolic in the graph: a size can be iterated, unpacked
+and computed with, and a branch on a size is taken and recorded as a guard.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import Argument, Target
+from torch.utils._pytree import tree_map
+
+from ..errors import CaptureError
+from .guards import expect
+
+RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
+FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
+UNKNOWN = object()
+"""The value of a proxy when there are no example inputs."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """Stands for a tensor among the inputs of the model."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class Frame:
+    """One call of one module that was traced through.
+
+    args, kwargs, output: as in the call, with graph nodes in the place of tensors.
+    """
+
+    path: str
+    module: nn.Module = field(repr=False)
+    parent: Frame | None = field(repr=False)
+    args: Any = ()
+    kwargs: Any = field(default_factory=dict)
+    output: Any = None
+    attributes: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def stack(self) -> tuple[Frame, ...]:
+        """The calls this one is inside of, from the root's to this one."""
+        return (*self.parent.stack, self) if self.parent else (self,)
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy that knows the (fake) value of its node, if there are example inputs."""
+
+    @property
+    def value(self) -> Any:
+        return self.node.meta.get("val", UNKNOWN)
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.value
+        if value is not UNKNOWN and isinstance(value, Tensor) and name in FIXED_ATTRIBUTES:
+            return getattr(value, name)
+        return _Attribute(self, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.value is UNKNOWN:
+            return super().__iter__()  # type: ignore[no-any-return]
+        return iter([self[i] for i in range(len(self.value))])
+
+    def __len__(self) -> int:
+        if self.value is UNKNOWN:
+            raise _needs_values(f"len() of the value {self.node}")
+        return len(self.value)
+
+    def __bool__(self) -> bool:
+        return bool(self._decided("a branch"))
+
+    def __int__(self) -> int:
+        return int(self._decided("int()"))
+
+    def __index__(self) -> int:
+        return operator.index(self._decided("an index"))
+
+    def __float__(self) -> float:
+        return float(self._decided("float()"))
+
+    def _decided(self, what: str) -> Any:
+        """The value, for Python code that needs it now; the graph checks that it stays the same."""
+        value = self.value
+        if value is UNKNOWN:
+            raise _needs_values(f"{what} on the value {self.node}")
+        if isinstance(value, Tensor):
+            raise CaptureError(
+                f"{what} depends on the data of {self.node}{_where(self.tracer)}: such code cannot be captured;"
+                " compute it with tensor operations, or fuse the submodules one by one"
+            )
+        self.tracer.create_proxy("call_function", expect, (self, value), {})
+        return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: ValueProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+# Plain fx records ``x += y`` as ``x + y``, which is another program when x has an alias.
+for _name in ("iadd", "isub", "imul", "itruediv"):
+    setattr(ValueProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
+class _Attribute(ValueProxy):
+    """An attribute of a proxy: a node only if it is used as a value, not if it is called."""
+
+    def __init__(self, root: ValueProxy, name: str) -> None:
+        self.root, self.name, self.tracer = root, name, root.tracer
+        self._made: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        if self._made is None:
+            made = self.tracer.create_proxy("call_function", getattr, (self.root, self.name), {})
+            self._made = made.node
+        return self._made
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        made = self.tracer.create_proxy("call_method", self.name, (self.root, *args), kwargs)
+        value = made.value
+        if self.name in RANK_METHODS and value is not UNKNOWN:
+            return value
+        return made
+
+
+def _needs_values(what: str) -> CaptureError:
+    return CaptureError(f"the model needs {what} while it is traced: pass example_inputs to reparamkit.fuse")
+
+
+def _where(tracer: Any) -> str:
+    path = tracer.frame.path if tracer.frame else ""
+    return f" in module '{path}'" if path else ""
+
+
+class Tracer(fx.Tracer):
+    """Traces a module; see the module docstring.
+
+    is_leaf: whether a module is one node of the graph rather than traced through.
+    mode: the fake mode of the example values, None to trace without values.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, is_leaf: Callable[[nn.Module], bool], mode: FakeTensorMode | None) -> None:
+        super().__init__()
+        self._is_leaf, self.mode = is_leaf, mode
+        self.frame: Frame | None = None
+        self.frames: list[Frame] = []
+        self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
+
+    def traced_call(
+        self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Any]
+    ) -> fx.Graph:
+        """The graph of ``root.forward(*args, **kwargs)``; each `Named` in them is a placeholder."""
+        self._call = args, kwargs, values
+        self.frame = Frame("", root, None, attributes=dict(vars(root)))
+        self.frames = [self.frame]
+        return self.trace(root)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        args, kwargs, values = self._call
+        frame = self.frames[0]
+        frame.args, frame.kwargs = tree_map(lambda leaf: self._input(leaf, values), (args, kwargs))
+
+        def forward(root: nn.Module) -> Any:
+            frame.output = root_fn(root, *frame.args, **frame.kwargs)
+            return frame.output
+
+        return forward, [self.root]
+
+    def _input(self, leaf: Any, values: Mapping[str, Any]) -> Any:
+        if not isinstance(leaf, Named):
+            return leaf
+        proxy = self.create_proxy("placeholder", leaf.name, (), {})
+        if leaf.name in values:
+            proxy.node.meta["val"] = values[leaf.name]
+        return proxy
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return self._is_leaf(m)
+
+    def proxy(self, node: fx.Node) -> ValueProxy:
+        return ValueProxy(node, self)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self._is_leaf(m):
+            return super().call_module(m, forward, args, kwargs)
+        outer = self.frame
+        frame = Frame(self.path_of_module(m), m, outer, args, kwargs, attributes=dict(vars(m)))
+        self.frames.append(frame)
+        self.frame = frame
+        try:
+            frame.output = super().call_module(m, forward, args, kwargs)
+        finally:
+            self.frame = outer
+        return frame.output
+
+    def create_node(self, kind: str, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, target, *args, **kwargs)
+        node.meta["frame"] = self.frame
+        node.meta["context"] = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"), torch.is_grad_enabled()
+        return node
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Target,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        if self.mode is not None and kind not in ("placeholder", "output"):
+            with self._evaluating():
+                proxy.node.meta["val"] = evaluate_node(proxy.node, self.root, self.mode)
+        return proxy
+
+    def _evaluating(self) -> AbstractContextManager[Any]:
+        return _unpatched_calls()
+
+
+def _unpatched_calls() -> AbstractContextManager[Any]:
+    """While a leaf runs on fake values, modules inside it must run, not be traced."""
+    patched = nn.Module.__call__
+    original = _ORIGINAL_CALL
+    if patched is original:
+        return nullcontext()
+    return _Restored(patched)
+
+
+_ORIGINAL_CALL = nn.Module.__call__
+_ORIGINAL_GETATTR = nn.Module.__getattr__
+
+
+class _Restored(AbstractContextManager[None]):
+    def __init__(self, patched: Callable[..., Any]) -> None:
+        self.call, self.getattr = patched, nn.Module.__getattr__
+
+    def __enter__(self) -> None:
+        nn.Module.__call__ = _ORIGINAL_CALL  # type: ignore[method-assign]
+        nn.Module.__getattr__ = _ORIGINAL_GETATTR  # type: ignore[method-assign]
+
+    def __exit__(self, *exc: object) -> None:
+        nn.Module.__call__ = self.call  # type: ignore[method-assign]
+        nn.Module.__getattr__ = self.getattr  # type: ignore[method-assign]
+
+
+def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
+    """The value of a node on the fake values of its arguments."""
+
+    def fake(argument: Argument) -> Any:
+        return fx.node.map_arg(argument, lambda n: n.meta["val"])
+
+    args, kwargs = fake(node.args), fake(node.kwargs)
+    with mode, torch.no_grad():
+        if node.op == "get_attr":
+            return tree_map(_as_fake(mode), attribute(root, str(node.target)))
+        if node.op == "call_module":
+            return root.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _as_fake(mode: FakeTensorMode) -> Callable[[Any], Any]:
+    return lambda value: mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
+
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """The attribute of `root` at a dotted path."""
+    return operator.attrgetter(path)(root)

@@ -1,0 +1,266 @@
+"""Choose what to merge: the plan of least price that never raises FLOPs or stored numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from ..algebra.form import Form
+from ..capture.capture import Captured
+from ..errors import NotFusable
+from ..layers.price import OBJECTIVES, Cost
+from ..layers.registry import Readers
+from .placing import Placed, layer_cost, place
+from .reading import MAX_FORMS, Candidate, Reading, read
+from .scope import Scope
+
+MAY_RAISE = frozenset({"launches"})
+"""Objectives that may let FLOPs and stored numbers rise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One merge: `members` are replaced, `value` is what they computed.
+
+    before, after: the price of the members, and of what is written for them.
+    """
+
+    value: fx.Node
+    members: frozenset[fx.Node]
+    placed: Placed
+    before: Cost
+    after: Cost
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules that made it."""
+        return tuple(sorted(self.placed.form.used))
+
+
+@dataclass
+class Plan:
+    """What to write. sites: in program order. refusals: per node left as it is, why. kept: nodes that stay."""
+
+    sites: list[Site]
+    refusals: dict[fx.Node, list[str]]
+    kept: set[fx.Node]
+
+
+def choose(
+    captured: Captured, readers: Readers, scope: Scope, objective: str = "default"
+) -> tuple[Plan, Reading]:
+    """Read the graph and choose the merges."""
+    reading = Reading(captured)
+    chooser = _Chooser(captured, scope, objective, reading)
+    read(captured, readers, scope, chooser.prune, reading)
+    return chooser.plan(), reading
+
+
+@dataclass(eq=False)
+class _Option:
+    """A way to have a value: as computed (no placed form), or by a form."""
+
+    cost: Cost
+    sources: tuple[fx.Node, ...]
+    members: frozenset[fx.Node] = frozenset()
+    placed: Placed | None = None
+
+
+@dataclass(eq=False)
+class _Chooser:
+    captured: Captured
+    scope: Scope
+    objective: str
+    reading: Reading
+    totals: dict[fx.Node, float] = field(default_factory=dict)
+    options: dict[fx.Node, list[_Option]] = field(default_factory=dict)
+    banned: set[fx.Node] = field(default_factory=set)
+    named: dict[str, fx.Node] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.score: Callable[[Cost], float] = OBJECTIVES[self.objective]
+        self.named = {node.name: node for node in self.captured.graph.nodes}
+
+    # --- prices ----------------------------------------------------------------------------------
+
+    def cost(self, node: fx.Node) -> Cost:
+        """The price of a node as it is; nothing if it is not affine, since it stays in every plan."""
+        form = self.reading.read.get(node)
+        return Cost() if form is None else layer_cost(form, self.stored(node))
+
+    def stored(self, node: fx.Node) -> int:
+        """Numbers in the parameters and buffers a node reads."""
+        if node.op == "call_module":
+            module = self.captured.module(node)
+            tensors = [*module.parameters(), *module.buffers()]
+            return sum(t.numel() for t in tensors if t.is_floating_point())
+        constants = [n for n in node.all_input_nodes if n in self.reading.constants]
+        return sum(self._leaves(n) for n in constants)
+
+    def _leaves(self, node: fx.Node) -> int:
+        if node.op == "get_attr":
+            return self.reading.constants[node].numel()
+        return sum(self._leaves(n) for n in node.all_input_nodes)
+
+    def weigh(self, name: str) -> int:
+        """Numbers stored at the node of this name."""
+        return self.stored(self.named[name])
+
+    def total(self, node: fx.Node) -> float:
+        """The least price of having a value, with shared inputs divided among their readers."""
+        if node not in self.totals:
+            options = [self._as_computed(node), *self.options.get(node, [])]
+            self.totals[node] = min(self._price(option) for option in options)
+        return self.totals[node]
+
+    def _price(self, option: _Option) -> float:
+        return self.score(option.cost) + sum(self.total(s) / max(1, len(s.users)) for s in option.sources)
+
+    def _as_computed(self, node: fx.Node) -> _Option:
+        return _Option(self.cost(node), tuple(node.all_input_nodes))
+
+    # --- forms worth keeping ---------------------------------------------------------------------
+
+    def prune(self, node: fx.Node, found: list[Candidate]) -> list[Candidate]:
+        """Keep the cheapest form, and per further distinct set of sources the deepest."""
+        self.options[node] = []
+        ranked: list[tuple[float, int, Candidate]] = []
+        for number, candidate in enumerate(found):
+            option = self._option(node, candidate)
+            price = float("inf") if option is None else self._price(option)
+            if option is not None and len(candidate.members) > 1:
+                self.options[node].append(option)
+            ranked.append((price, number, candidate))
+        self.total(node)
+        return self._kept(ranked)
+
+    def _kept(self, ranked: list[tuple[float, int, Candidate]]) -> list[Candidate]:
+        by_sources: dict[frozenset[str], tuple[float, int, Candidate]] = {}
+        for entry in ranked:
+            key = frozenset(entry[2].form.terms)
+            if key not in by_sources or entry[:2] < by_sources[key][:2]:
+                by_sources[key] = entry
+        entries = sorted(by_sources.values(), key=lambda e: self._depth(e[2].form))
+        if len(entries) >= MAX_FORMS:
+            cheapest = min(entries, key=lambda e: e[:2])
+            entries = [e for e in entries[: MAX_FORMS - 2] if e is not cheapest] + [cheapest]
+        return [candidate for _, _, candidate in entries]
+
+    def _depth(self, form: Form) -> int:
+        """How far back a form reaches: the position of its latest source."""
+        order = self.captured.aliases.order
+        return max(order[self.named[name]] for name in form.terms)
+
+    def _option(self, node: fx.Node, candidate: Candidate) -> _Option | None:
+        try:
+            placed = place(candidate.form, self.weigh)
+            self._check_writes(node, candidate)
+            self._check_guards(candidate.form)
+        except NotFusable as no:
+            if len(candidate.members) > 1:
+                self.reading.no(node, no.reason)
+            return None
+        sources = [self.named[name] for name in candidate.form.terms]
+        sources += self._kept_inputs(candidate, placed)
+        option = _Option(placed.cost, tuple(dict.fromkeys(sources)), candidate.members, placed)
+        return option if self._pays(node, option) else None
+
+    def _kept_inputs(self, candidate: Candidate, placed: Placed) -> list[fx.Node]:
+        """What the views that stay need besides the value they view: sizes."""
+        found: list[fx.Node] = []
+        for term in placed.terms:
+            nodes = [self.named[step.node] for step in term.trail if step.views]
+            on_trail = {self.named[step.node] for step in term.trail} | {self.named[term.source]}
+            found += [n for node in nodes for n in node.all_input_nodes if n not in on_trail]
+        return found
+
+    def _pays(self, node: fx.Node, option: _Option) -> bool:
+        """Never slower: neither FLOPs nor stored numbers may rise (a bias added to a weight is exempt)."""
+        before = sum((self.cost(m) for m in option.members), Cost())
+        after = option.cost
+        if self.objective not in MAY_RAISE:
+            for what, old, new in (
+                ("FLOPs", before.flops, after.flops),
+                ("stored numbers", before.stored, after.stored - _bias_numbers(option)),
+            ):
+                if new > old:
+                    if len(option.members) > 1:
+                        factor = f"{new / old:.1f}x" if old else f"from 0 to {new}"
+                        self.reading.no(node, f"the merge would raise {what} {factor}")
+                    return False
+        return self.score(after) < self.score(before)
+
+    def _check_writes(self, node: fx.Node, candidate: Candidate) -> None:
+        for name in candidate.form.terms:
+            writers = self.captured.aliases.writes_between(self.named[name], node)
+            if any(w not in candidate.members for w in writers):
+                raise NotFusable("its input is overwritten in place before the merged layer could read it")
+
+    def _check_guards(self, form: Form) -> None:
+        if form.guards and self.captured.tier == "symbolic":
+            if any(not s.traced and not isinstance(s.origin[1], int) for s, _ in form.guards):
+                raise NotFusable("depends on a size that is unknown: pass example_inputs")
+
+    # --- the plan --------------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        """Choose backwards from the outputs; drop merges until the plan as a whole is never slower."""
+        while True:
+            sites, kept = self._selected()
+            worst = self._worst(sites, kept)
+            if worst is None:
+                return Plan(sites, self._refusals(sites, kept), kept)
+            self.banned.add(worst.value)
+            self.reading.no(worst.value, "its pieces are needed elsewhere too: merging would add work")
+            self.totals.clear()
+
+    def _selected(self) -> tuple[list[Site], set[fx.Node]]:
+        needed = {n for n in self.captured.graph.nodes if self._must_stay(n)}
+        sites: list[Site] = []
+        for node in reversed(self.captured.graph.nodes):
+            if node not in needed:
+                continue
+            option = self._best(node)
+            needed.update(option.sources)
+            if option.placed is not None:
+                before = sum((self.cost(m) for m in option.members), Cost())
+                sites.append(Site(node, option.members, option.placed, before, option.cost))
+        return sites[::-1], needed
+
+    def _best(self, node: fx.Node) -> _Option:
+        options = [self._as_computed(node)]
+        options += self.options.get(node, []) if node not in self.banned else []
+        return min(options, key=self._price)
+
+    def _must_stay(self, node: fx.Node) -> bool:
+        """Outputs, inputs, and everything that is not known to be free of side effects."""
+        if node.op in ("output", "placeholder"):
+            return True
+        known = node in self.reading.read or node in self.reading.constants or node in self.reading.sizes
+        return not known and node.op != "get_attr"
+
+    def _worst(self, sites: Sequence[Site], kept: set[fx.Node]) -> Site | None:
+        """A site that adds more than it removes, counting only members that really disappear."""
+        if self.objective in MAY_RAISE:
+            return None
+        values = {site.value for site in sites}
+        losses: list[tuple[int, Site]] = []
+        for site in sites:
+            gone = [m for m in site.members if m not in kept or m in values]
+            removed = sum((self.cost(m) for m in gone), Cost())
+            loss = site.after.flops - removed.flops
+            if loss > 0:
+                losses.append((loss, site))
+        return max(losses, key=lambda pair: pair[0])[1] if losses else None
+
+    def _refusals(self, sites: Sequence[Site], kept: set[fx.Node]) -> dict[fx.Node, list[str]]:
+        merged = frozenset().union(*(site.members for site in sites))
+        return {n: reasons for n, reasons in self.reading.reasons.items() if n in kept and n not in merged}
+
+
+def _bias_numbers(option: _Option) -> int:
+    """Numbers in biases of weights: a bias added to an existing weight is not counted as growth."""
+    layers = [term.layer for term in option.placed.terms] if option.placed else []
+    return sum(layer.bias for layer in layers if layer is not None)

@@ -1,0 +1,150 @@
+"""Where a form can be written: on which way from source to value, in the place of which node, as which layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from ..algebra.form import Form, Step, Trail
+from ..algebra.operator import Operator, Role
+from ..algebra.views import View
+from ..errors import NotFusable
+from ..layers.price import Cost, numel
+from ..layers.writers import LayerPlan, plan
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """One term of a form, as it will be written.
+
+    source: name of the value that is read. trail: the way whose views are kept.
+    position: the step whose place the layer takes; None if only views are left.
+    """
+
+    source: str
+    trail: Trail
+    position: int | None
+    layer: LayerPlan | None
+
+    @property
+    def anchor(self) -> str | None:
+        """The node whose place the layer takes."""
+        return None if self.position is None else self.trail[self.position].node
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A form with a place for each of its terms. cost: of the layers and of the sums between them."""
+
+    form: Form
+    terms: tuple[Placement, ...]
+    cost: Cost
+
+
+Weigh = Callable[[str], int]
+"""How many numbers the node of a name stores: the merged layer takes the place of the heaviest."""
+
+
+def place(form: Form, weigh: Weigh) -> Placed:
+    """The cheapest way to write every term; the bias goes to the term that takes it at the lowest cost.
+
+    Raises `NotFusable` if some term cannot be written as one layer between views.
+    """
+    names = sorted(form.terms)
+    best: list[Placement] | None = None
+    reasons: list[str] = []
+    for carrier in names if form.bias is not None else names[:1]:
+        try:
+            placed = [_term(form, name, form.bias if name == carrier else None, weigh) for name in names]
+        except NotFusable as no:
+            reasons.append(no.reason)
+            continue
+        if best is None or _price(placed) < _price(best):
+            best = placed
+    if best is None:
+        raise NotFusable(reasons[0])
+    return Placed(form, tuple(best), _total(form, best))
+
+
+def _price(placements: list[Placement]) -> tuple[int, int]:
+    costs = [p.layer.cost for p in placements if p.layer is not None]
+    return sum(c.flops for c in costs), sum(c.stored for c in costs)
+
+
+def _total(form: Form, placements: list[Placement]) -> Cost:
+    sums = len(placements) - 1
+    elements = numel(form.sizes) * sums
+    return sum((p.layer.cost for p in placements if p.layer), Cost(0, elements, 0, sums))
+
+
+def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Placement:
+    op = form.terms[source].op
+    found: list[Placement] = []
+    reasons: list[str] = []
+    for trail in dict.fromkeys(form.terms[source].trails):
+        if op.is_identity and bias is None:
+            found.append(Placement(source, trail, None, None))
+        for position in _positions(trail):
+            try:
+                layer = plan(*_local(op, bias, trail, position))
+            except NotFusable as no:
+                reasons.append(no.reason)
+            else:
+                found.append(Placement(source, trail, position, layer))
+    if not found:
+        raise NotFusable(reasons[-1] if reasons else "no way through the graph to write it on")
+    return min(found, key=lambda p: _rank(p, weigh))
+
+
+def _rank(placement: Placement, weigh: Weigh) -> tuple[int, int, int, int]:
+    if placement.layer is None or placement.anchor is None:
+        return 0, 0, 0, len(placement.trail)
+    cost = placement.layer.cost
+    return cost.flops, cost.stored, -weigh(placement.anchor), len(placement.trail)
+
+
+def _positions(trail: Trail) -> Iterator[int]:
+    return (k for k, step in enumerate(trail) if step.is_layer)
+
+
+def _local(
+    op: Operator, bias: Operator | None, trail: Trail, position: int
+) -> tuple[Operator, Operator | None]:
+    """The operator between the tensors at one step of the way."""
+    for view in reversed(_views(trail[position + 1 :])):
+        op = view.undone(op)
+        bias = None if bias is None else _both_sides(view.undone(bias))
+    for view in _views(trail[:position]):
+        op = view.on_source(op)
+    return op, bias
+
+
+def _both_sides(bias: Operator) -> Operator:
+    return replace(bias, source=bias.value)
+
+
+def _views(steps: tuple[Step, ...]) -> list[View]:
+    return [view for step in steps for view in step.views]
+
+
+def layer_cost(form: Form, stored: int) -> Cost:
+    """What a node costs that computes `form` directly, with `stored` numbers."""
+    op = form.sample
+    elements = numel(form.sizes)
+    if len(form.terms) > 1:
+        return Cost(0, elements * (len(form.terms) - 1), stored, 1)
+    if all(view is not None for view in _views_of(form)) and _views_of(form):
+        return Cost(0, 0, stored, 0)
+    if op.has(Role.IN, Role.OUT, Role.STENCIL):
+        taps = 1
+        for i in op.legs:
+            if op.links[i].role in (Role.IN, Role.STENCIL):
+                taps *= op.links[i].leg_size
+        return Cost(elements * taps, 0, stored, 1)
+    if op.is_identity and form.bias is None:
+        return Cost(0, 0, stored, 0)
+    return Cost(elements if op.legs else 0, elements, stored, 1)
+
+
+def _views_of(form: Form) -> list[View]:
+    return _views(tuple(step for term in form.terms.values() for trail in term.trails for step in trail))

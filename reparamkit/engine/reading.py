@@ -1,0 +1,319 @@
+"""Read a captured graph: for every value, the forms it can be computed by.
+
+One pass in program order. A value keeps few forms: itself (taken as computed), the cheapest, and the one
+that reaches back furthest, since low-rank paths and branches pay only at a later sum.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice, product
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..algebra.form import Form, source_form
+from ..algebra.operator import open_sizes
+from ..algebra.size import Size, fixed, free_size
+from ..capture.capture import Captured
+from ..errors import NotFusable
+from ..layers.registry import Reader, Readers
+from .scope import Scope
+
+MAX_FORMS = 4
+MAX_COMBINATIONS = 16
+RANDOM = frozenset("rand randn randint bernoulli multinomial normal dropout rand_like randn_like".split())
+SAME_SHAPE = frozenset(
+    "relu relu6 gelu silu sigmoid tanh hardswish hardsigmoid leaky_relu elu selu mish softplus prelu clamp exp "
+    "softmax log_softmax softsign celu hardtanh threshold abs layernorm layer_norm groupnorm group_norm mul "
+    "batch_norm batchnorm1d batchnorm2d batchnorm3d add sub div imul iadd logsigmoid clone dropout identity".split()
+)
+"""Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast)."""
+MAY_BROADCAST = frozenset("mul add sub div imul iadd".split())
+
+Shape = tuple[tuple[Size, ...], bool]
+"""The sizes of a tensor, and whether the first stands for any number of dimensions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A form of a value and the nodes that it replaces."""
+
+    form: Form
+    members: frozenset[fx.Node]
+
+
+@dataclass
+class Reading:
+    """What is known of each node.
+
+    forms: per value its candidates; the last is the value itself.
+    constants: values that depend on parameters only, in float64.
+    sizes: Python numbers (or tuples of them) that are sizes.
+    read: nodes that are affine in their inputs, with the form over those inputs.
+    reasons: why a node, or a longer form through it, could not be read.
+    """
+
+    captured: Captured
+    forms: dict[fx.Node, list[Candidate]] = field(default_factory=dict)
+    constants: dict[fx.Node, Tensor] = field(default_factory=dict)
+    sizes: dict[fx.Node, Any] = field(default_factory=dict)
+    shapes: dict[fx.Node, Shape] = field(default_factory=dict)
+    read: dict[fx.Node, Form] = field(default_factory=dict)
+    reasons: dict[fx.Node, list[str]] = field(default_factory=dict)
+
+    def no(self, node: fx.Node, reason: str) -> None:
+        """Record why `node` is not merged."""
+        known = self.reasons.setdefault(node, [])
+        if reason not in known:
+            known.append(reason)
+
+
+Prune = Callable[[fx.Node, list[Candidate]], list[Candidate]]
+
+
+def read(captured: Captured, readers: Readers, scope: Scope, prune: Prune, reading: Reading) -> Reading:
+    """Fill `reading`; `prune` chooses which forms of a value to keep, cheapest first."""
+    for node in captured.graph.nodes:
+        _Reader(captured, readers, scope, prune, reading, node).run()
+    return reading
+
+
+@dataclass
+class _Reader:
+    """Reads one node."""
+
+    captured: Captured
+    readers: Readers
+    scope: Scope
+    prune: Prune
+    out: Reading
+    node: fx.Node
+
+    def run(self) -> None:
+        found: list[Candidate] = []
+        if self.node.op == "get_attr":
+            self._attribute()
+        elif self.node.op == "placeholder":
+            self._as_source(self._own_shape())
+        elif self.node.op.startswith("call"):
+            found = self._call()
+        kept = self.prune(self.node, found)
+        if kept:
+            self.out.forms[self.node] = [*kept, *self.out.forms[self.node]]
+
+    # --- values that are not forms ---------------------------------------------------------------
+
+    def _attribute(self) -> None:
+        value = self.captured.attribute(self.node)
+        if isinstance(value, Tensor) and self.node not in self.captured.aliases.barriers:
+            self.out.constants[self.node] = value
+        else:
+            self._as_source(self._own_shape())
+
+    def _call(self) -> list[Candidate]:
+        if self._size_arithmetic():
+            return []
+        inputs = self.node.all_input_nodes
+        if inputs and all(n in self.out.constants for n in inputs) and self._evaluate_constant():
+            return []
+        reader = self._reader()
+        found = self._read(reader) if reader is not None else []
+        shape = self._read_shape() or self._same_shape() or self._given_shape(reader) or self._own_shape()
+        self._as_source(shape)
+        return found
+
+    def _evaluate_constant(self) -> bool:
+        """A value of parameters only, computed in float64; not if it is random or writes."""
+        name = str(getattr(self.node.target, "__name__", self.node.target))
+        if name in RANDOM or self.node.op == "call_module" or self.node in self.captured.aliases.writers:
+            return False
+        try:
+            with torch.no_grad():
+                value = _evaluate(self.node, self.out.constants)
+        except Exception as error:
+            self.out.no(self.node, f"parameter arithmetic that fails in float64 ({error})")
+            return False
+        if isinstance(value, Tensor):
+            self.out.constants[self.node] = value
+        return isinstance(value, Tensor)
+
+    def _size_arithmetic(self) -> bool:
+        value = _size_value(self.node, self.out)
+        if value is None:
+            return False
+        self.out.sizes[self.node] = value
+        return True
+
+    # --- shapes ----------------------------------------------------------------------------------
+
+    def _own_shape(self) -> Shape:
+        value = self.node.meta.get("val")
+        if isinstance(value, Tensor):
+            rank = value.dim()
+            return tuple(free_size(self.node.name, d - rank, n) for d, n in enumerate(value.shape)), False
+        return open_sizes(self.node.name), True
+
+    def _read_shape(self) -> Shape | None:
+        form = self.out.read.get(self.node)
+        return None if form is None or form.guards else (form.sizes, form.open_rank)
+
+    def _same_shape(self) -> Shape | None:
+        """The shape of the first input, for calls known to keep it; never one that traced values contradict."""
+        name = self._name()
+        tensors = [n for n in self.node.all_input_nodes if n in self.out.shapes]
+        if name not in SAME_SHAPE or not tensors or (name in MAY_BROADCAST and not self._equal_shapes(tensors)):
+            return None
+        shape = self.out.shapes[tensors[0]]
+        value = self.node.meta.get("val")
+        if isinstance(value, Tensor) and [s.hint for s in shape[0]] != list(value.shape):
+            return None
+        return shape
+
+    def _given_shape(self, reader: Reader | None) -> Shape | None:
+        """The sizes that a view's own arguments give."""
+        first = self.node.args[0] if self.node.args else None
+        if reader is None or reader.shape is None or not isinstance(first, fx.Node) or self.node.kwargs:
+            return None
+        before, open_rank = self.out.shapes.get(first, ((), True))
+        own = self._own_shape()
+        try:
+            rest = fx.node.map_arg(self.node.args[1:], lambda n: self._size(reader, n))
+        except NotFusable:
+            return None
+        sizes = reader.shape(() if open_rank else before, *rest)
+        if own[1] or len(sizes) != len(own[0]):
+            return None
+        return tuple(size or free for size, free in zip(sizes, own[0], strict=True)), False
+
+    def _equal_shapes(self, tensors: list[fx.Node]) -> bool:
+        return all(self.out.shapes[n] == self.out.shapes[tensors[0]] for n in tensors)
+
+    def _name(self) -> str:
+        if self.node.op == "call_module":
+            return type(self.captured.module(self.node)).__name__.lower()
+        return str(getattr(self.node.target, "__name__", self.node.target)).rstrip("_")
+
+    def _as_source(self, shape: Shape) -> None:
+        self.out.shapes[self.node] = shape
+        self.out.forms[self.node] = [Candidate(source_form(self.node.name, *shape), frozenset())]
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def _reader(self) -> Reader | None:
+        if self.node.op == "call_module":
+            return self.readers.of_module(self.captured.module(self.node))
+        return self.readers.of_function(self.node.target)
+
+    def _read(self, reader: Reader) -> list[Candidate]:
+        refusal = self.scope.refusal(self.node)
+        if refusal is not None:
+            self.out.no(self.node, refusal)
+            return []
+        found = []
+        for choice in self._choices():
+            try:
+                found.append(self._read_one(reader, choice))
+            except NotFusable as no:
+                self.out.no(self.node, no.reason)
+            else:
+                if not any(c.members for c in choice.values()):
+                    self.out.read[self.node] = found[-1].form
+        return found
+
+    def _choices(self) -> Iterator[dict[fx.Node, Candidate]]:
+        """One candidate per input value; the values themselves first."""
+        inputs = [n for n in self.node.all_input_nodes if n in self.out.forms]
+        options = [list(reversed(self.out.forms[n])) for n in inputs]
+        for combination in islice(product(*options), MAX_COMBINATIONS):
+            yield dict(zip(inputs, combination, strict=True))
+
+    def _read_one(self, reader: Reader, choice: dict[fx.Node, Candidate]) -> Candidate:
+        args, kwargs = self._arguments(reader, choice)
+        form = reader(*args, **kwargs)
+        if not isinstance(form, Form):
+            raise NotFusable(f"the reader of {reader.name} returned {type(form).__name__}, not a form")
+        members = frozenset({self.node}).union(*(c.members for c in choice.values()))
+        self.scope.check_rules(form)
+        return Candidate(form.stepped(self.node.name), members)
+
+    def _arguments(self, reader: Reader, choice: dict[fx.Node, Candidate]) -> tuple[list[Any], dict[str, Any]]:
+        def known(node: fx.Node) -> Any:
+            if node in choice:
+                return choice[node].form
+            if node in self.out.constants:
+                return self.out.constants[node]
+            return self._size(reader, node)
+
+        args = list(fx.node.map_arg(self.node.args, known))
+        kwargs = dict(fx.node.map_arg(self.node.kwargs, known))
+        if self.node.op == "call_module":
+            args.insert(0, self.captured.module(self.node))
+        return args, kwargs
+
+    def _size(self, reader: Reader, node: fx.Node) -> Any:
+        value = self.out.sizes.get(node)
+        if isinstance(value, Size) and value.known:
+            return value.factor
+        if reader.sizes and isinstance(value, (Size, tuple)):
+            return value
+        raise NotFusable(f"an argument that is computed at run time ({node})")
+
+
+def _evaluate(node: fx.Node, constants: dict[fx.Node, Tensor]) -> Any:
+    def wide(n: fx.Node) -> Tensor:
+        value = constants[n].detach()
+        return value.double() if value.is_floating_point() else value
+
+    args, kwargs = fx.node.map_arg(node.args, wide), fx.node.map_arg(node.kwargs, wide)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+# --- sizes ------------------------------------------------------------------------------------------
+
+
+def _size_value(node: fx.Node, known: Reading) -> Any:
+    """The value of a node that is a size or a tuple of sizes, else None."""
+    first = node.args[0] if node.args else None
+    if isinstance(first, fx.Node) and first in known.shapes:
+        return _shape_read(node, known.shapes[first])
+    if node.op != "call_function" or not any(n in known.sizes for n in node.all_input_nodes):
+        return None
+    args = [known.sizes.get(a, a) if isinstance(a, fx.Node) else a for a in node.args]
+    return _computed(node, args)
+
+
+def _shape_read(node: fx.Node, shape: Shape) -> Any:
+    sizes, open_rank = shape
+    is_shape = node.target is getattr and node.args[1] == "shape"
+    if not (is_shape or (node.op == "call_method" and node.target == "size")):
+        return None
+    if open_rank:
+        return _opaque(node)
+    if len(node.args) == 2 and not is_shape and isinstance(node.args[1], int):
+        return sizes[node.args[1]]
+    return tuple(sizes)
+
+
+def _computed(node: fx.Node, args: list[Any]) -> Any:
+    if node.target is operator.getitem and isinstance(args[0], tuple) and isinstance(args[1], (int, slice)):
+        return args[0][args[1]]
+    numbers = [fixed(a) if isinstance(a, int) and not isinstance(a, bool) else a for a in args]
+    if len(numbers) == 2 and all(isinstance(a, Size) for a in numbers):
+        if node.target is operator.mul:
+            return numbers[0] * numbers[1]
+        if node.target in (operator.floordiv, operator.truediv):
+            exact = numbers[0].divide(numbers[1])
+            return exact if exact is not None else _opaque(node)
+    return _opaque(node)
+
+
+def _opaque(node: fx.Node) -> Any:
+    """A number nothing is known of but its value for the example inputs."""
+    value = node.meta.get("val")
+    return free_size(node.name, -1, value) if isinstance(value, int) and not isinstance(value, bool) else ()

@@ -1,0 +1,126 @@
+"""What may be merged at all: the soundness rules that hold for every fusion, checked in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from torch import Tensor, fx, nn
+
+from ..algebra.form import Form
+from ..capture.capture import Captured, storage
+from ..capture.tracer import Frame
+from ..errors import NotFusable
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """permitted: names of the rules that may be used. only, skip: module paths or patterns (fnmatch)."""
+
+    captured: Captured
+    permitted: frozenset[str]
+    only: Sequence[str] | None = None
+    skip: Sequence[str] = ()
+
+    def check_rules(self, form: Form) -> None:
+        """Raises `NotFusable` if a form is built with a rule that is switched off."""
+        off = sorted(form.used - self.permitted)
+        if off:
+            raise NotFusable(f"rule '{off[0]}' is switched off")
+
+    def refusal(self, node: fx.Node) -> str | None:
+        """Why this node may not be part of a merge, or None."""
+        return (
+            self._not_chosen(node)
+            or self._shared(node)
+            or _hooked(self.captured, node)
+            or self._tied(node)
+            or self._aliased(node)
+            or self._converts(node)
+        )
+
+    def _not_chosen(self, node: fx.Node) -> str | None:
+        path = self.captured.path(node)
+        if any(_matches(path, pattern) for pattern in self.skip):
+            return "left out by skip="
+        if self.only is not None and not any(_matches(path, pattern) for pattern in self.only):
+            return "left out by only="
+        return None
+
+    def _shared(self, node: fx.Node) -> str | None:
+        modules = [frame.module for frame in self.captured.frame(node).stack]
+        if node.op == "call_module":
+            modules.append(self.captured.module(node))
+        calls = max(self.captured.module_calls[id(m)] for m in modules if _has_state(m) or m is modules[0])
+        if calls > 1:
+            return f"its module is called at {calls} places: a merge would change all of them"
+        return None
+
+    def _tied(self, node: fx.Node) -> str | None:
+        if node.op != "call_module":
+            return None
+        for name, tensor in self.captured.module(node).named_parameters():
+            if tensor.is_meta or tensor.numel() == 0:
+                return f"parameter '{name}' has no data"
+            if self.captured.parameter_uses[storage(tensor)] > 1:
+                return f"parameter '{name}' is tied to another module's"
+        return None
+
+    def _aliased(self, node: fx.Node) -> str | None:
+        if node in self.captured.aliases.barriers:
+            return "an in-place operation writes into memory that another value still reads"
+        return None
+
+    def _converts(self, node: fx.Node) -> str | None:
+        root = next(iter(self.captured.graph.nodes))
+        if node.meta["context"][:2] != root.meta["context"][:2]:
+            return "inside an autocast region"
+        value = node.meta.get("val")
+        values = [n.meta.get("val") for n in node.all_input_nodes]
+        inputs = [v for v in values if isinstance(v, Tensor)]
+        if isinstance(value, Tensor) and any(v.dtype != value.dtype or v.device != value.device for v in inputs):
+            return "dtype or device changes here"
+        return _odd_dtype(value)
+
+
+def _odd_dtype(value: object) -> str | None:
+    if isinstance(value, Tensor) and not value.is_floating_point():
+        return f"values of {str(value.dtype).removeprefix('torch.')} are not merged"
+    return None
+
+
+def _has_state(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+
+
+def _hooked(captured: Captured, node: fx.Node) -> str | None:
+    if node.op == "call_module" and has_hooks(captured.module(node)):
+        return "it has hooks, which would see other values after a merge"
+    return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module runs more than its forward."""
+    return any(getattr(module, name, None) for name in HOOKS)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatch(path, pattern) or path.startswith(f"{pattern}.") or fnmatch(path, f"{pattern}.*")
+
+
+def innermost(frames: Sequence[Frame]) -> Frame:
+    """The innermost call that contains all of these calls."""
+    common = frames[0].stack
+    for frame in frames[1:]:
+        common = tuple(a for a, b in zip(common, frame.stack, strict=False) if a is b)
+    return common[-1]
+
+

@@ -1,0 +1,44 @@
+"""The exceptions of reparamkit.
+
+    ReparamkitError
+    ├── InvalidInputError      the model or the example inputs cannot be used at all
+    ├── CaptureError           the model's forward cannot be traced
+    ├── RuleError              a rule or reader is malformed, or its name is taken
+    ├── EquivalenceError       a merged piece does not equal the piece it replaces
+    ├── GuardError             a fused model is called with sizes it was not proved for
+    └── NotFusable             the one way to say "no" below the engine; recorded as a refusal
+
+Each message says what happened, where (the module path), and what to do next.
+"""
+
+
+class ReparamkitError(Exception):
+    """Base of every error reparamkit raises on purpose."""
+
+
+class InvalidInputError(ReparamkitError, ValueError):
+    """The model or its example inputs cannot be used; nothing was changed."""
+
+
+class CaptureError(ReparamkitError):
+    """The model's ``forward`` could not be traced into a graph."""
+
+
+class RuleError(ReparamkitError, ValueError):
+    """A rule or reader is refused when it is declared."""
+
+
+class EquivalenceError(ReparamkitError):
+    """A merged piece differs from the piece it would replace; the merge is not returned."""
+
+
+class GuardError(ReparamkitError, RuntimeError):
+    """A fused model got an input of a size its merge was not proved for."""
+
+
+class NotFusable(ReparamkitError):  # noqa: N818 - the name states the verdict, as in the reports
+    """A structure has no exact merged form, or not a permitted one; ``reason`` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

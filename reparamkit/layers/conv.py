@@ -1,0 +1,49 @@
+"""Convolutions of one, two and three dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..algebra.build import conv
+from ..algebra.form import Form
+from ..errors import NotFusable
+from .registry import READERS
+
+PerAxis = int | Sequence[int]
+
+
+@READERS.reader(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def read_conv_layer(layer: nn.Conv2d, input: Form) -> Form:
+    if layer.padding_mode != "zeros":
+        raise NotFusable(f"padding_mode='{layer.padding_mode}' is not zero padding")
+    return read_conv(
+        input, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
+    )
+
+
+@READERS.reader(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
+def read_conv(
+    input: Form,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: PerAxis = 1,
+    padding: PerAxis | str = 0,
+    dilation: PerAxis = 1,
+    groups: int = 1,
+) -> Form:
+    if not isinstance(input, Form) or not isinstance(weight, Tensor):
+        raise NotFusable("the kernel is computed from the input")
+    pads = _named_padding(padding, weight, dilation) if isinstance(padding, str) else padding
+    return conv(input, weight, bias, stride, pads, dilation, groups)
+
+
+def _named_padding(padding: str, weight: Tensor, dilation: PerAxis) -> Sequence[int | tuple[int, int]]:
+    """'valid' pads nothing; 'same' pads d*(k-1) in all, the odd one at the end."""
+    rank = weight.dim() - 2
+    dilations = [dilation] * rank if isinstance(dilation, int) else list(dilation)
+    totals = [d * (k - 1) * (padding == "same") for d, k in zip(dilations, weight.shape[2:], strict=True)]
+    return [(total // 2, total - total // 2) for total in totals]

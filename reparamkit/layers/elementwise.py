@@ -1,0 +1,99 @@
+"""Sums, differences, products with constants, and the layers that do nothing at inference."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..algebra.build import multiply, offset
+from ..algebra.form import Form, plus
+from ..errors import NotFusable
+from .registry import READERS
+
+Operand = Form | Tensor | float
+
+
+@READERS.reader(operator.add, operator.iadd, torch.add, "add")
+def read_add(input: Operand, other: Operand, *, alpha: float = 1) -> Form:
+    return total(input, scaled(other, alpha))
+
+
+@READERS.reader(operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "subtract")
+def read_sub(input: Operand, other: Operand, *, alpha: float = 1) -> Form:
+    return total(input, scaled(other, -alpha))
+
+
+@READERS.reader(torch.rsub)
+def read_rsub(input: Operand, other: Operand, *, alpha: float = 1) -> Form:
+    return total(other, scaled(input, -alpha))
+
+
+@READERS.reader(operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "multiply")
+def read_mul(input: Operand, other: Operand) -> Form:
+    if isinstance(input, Form) and isinstance(other, Form):
+        raise NotFusable("a product of two values is not affine")
+    value, factor = (input, other) if isinstance(input, Form) else (other, input)
+    return scaled(value, factor)
+
+
+@READERS.reader(operator.truediv, operator.itruediv, torch.div, torch.divide, "div", "divide")
+def read_div(input: Operand, other: Operand) -> Form:
+    if not isinstance(input, Form) or isinstance(other, Form):
+        raise NotFusable("a division by a value is not affine")
+    return scaled(input, 1 / constant(other).double())
+
+
+@READERS.reader(operator.neg, torch.neg, "neg")
+def read_neg(input: Form) -> Form:
+    return scaled(input, -1.0)
+
+
+def total(a: Operand, b: Operand) -> Form:
+    """The form of a + b, where at least one is a form."""
+    if isinstance(a, Form) and isinstance(b, Form):
+        return plus(a, b)
+    value, other = (a, b) if isinstance(a, Form) else (b, a)
+    if not isinstance(value, Form):
+        raise NotFusable("a sum of constants")
+    if isinstance(other, (int, float)) and other == 0:
+        return value
+    return offset(value, constant(other))
+
+
+def scaled(value: Any, factor: Operand) -> Any:
+    """The form (or constant) times a constant."""
+    if isinstance(factor, (int, float)) and factor == 1:
+        return value
+    if isinstance(factor, Form):
+        raise NotFusable("a product of two values is not affine")
+    return multiply(value, constant(factor)) if isinstance(value, Form) else constant(value) * constant(factor)
+
+
+def constant(value: Any) -> Tensor:
+    """A number or tensor as a tensor."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, (bool, int, float)):
+        return torch.tensor(float(value), dtype=torch.float64)
+    raise NotFusable(f"a factor or summand that is not a constant: {value}")
+
+
+@READERS.reader(nn.Identity)
+def read_identity(layer: nn.Identity, input: Form) -> Form:
+    return input
+
+
+@READERS.reader(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+def read_dropout_layer(layer: nn.Dropout, input: Form) -> Form:
+    return read_dropout(input, layer.p, layer.training)
+
+
+@READERS.reader(F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
+def read_dropout(input: Form, p: float = 0.5, training: bool = True, inplace: bool = False) -> Form:
+    if training and p != 0:
+        raise NotFusable("dropout in training mode is random: call model.eval() (F.dropout defaults to training)")
+    return input

@@ -1,0 +1,67 @@
+"""Batch norms with fixed statistics: a scale and a shift per channel.
+
+y = (x - mu) / sqrt(var + eps) * gamma + beta = s x + t,  s = gamma / sqrt(var + eps),  t = beta - mu s.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..algebra.build import known_rank, scale
+from ..algebra.form import Form
+from ..errors import NotFusable
+from .registry import READERS
+
+RANKS: dict[type, tuple[int, ...]] = {
+    nn.BatchNorm1d: (2, 3),
+    nn.BatchNorm2d: (4,),
+    nn.BatchNorm3d: (5,),
+    nn.SyncBatchNorm: tuple(range(2, 10)),
+}
+
+
+@READERS.reader(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+def read_batch_norm_layer(layer: nn.BatchNorm2d, input: Form) -> Form:
+    if layer.training:
+        raise NotFusable("batch norm in training mode uses the statistics of the batch: call model.eval()")
+    if layer.running_mean is None or layer.running_var is None:
+        raise NotFusable("batch norm without running statistics uses those of the batch")
+    ranks = next(ranks for cls, ranks in RANKS.items() if isinstance(layer, cls))
+    # A BatchNorm1d takes (N, C) and (N, C, L): without example inputs the rank is assumed, and guarded.
+    x = known_rank(input, ranks, certain=len(ranks) == 1)
+    return _normalized(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
+
+
+@READERS.reader(F.batch_norm)
+def read_batch_norm(
+    input: Form,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Form:
+    if training or running_mean is None or running_var is None:
+        raise NotFusable("batch norm with training=True uses the statistics of the batch")
+    return _normalized(_batched(input), running_mean, running_var, weight, bias, eps)
+
+
+def _batched(x: Form) -> Form:
+    if x.open_rank:
+        # F.batch_norm normalises dimension 1 of any tensor: its place from the right must be known.
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+    return x
+
+
+def _normalized(
+    x: Form, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Form:
+    with torch.no_grad():
+        s = (var.double() + eps).rsqrt()
+        s = s if weight is None else s * weight.double()
+        t = -mean.double() * s
+        return scale(x, s, 1, t if bias is None else t + bias.double())

@@ -1,0 +1,123 @@
+"""Averages: pooling windows whose weights are the same everywhere, and whole axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..algebra.build import known_rank, mean, pool, reshape
+from ..algebra.form import Form
+from ..algebra.size import ONE, Size
+from ..errors import NotFusable
+from .registry import READERS
+
+PerAxis = int | Sequence[int]
+AXES = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
+ADAPTIVE = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
+
+
+@READERS.reader(*AXES)
+def read_avg_pool_layer(layer: nn.AvgPool2d, input: Form) -> Form:
+    axes = next(n for cls, n in AXES.items() if isinstance(layer, cls))
+    divisor = getattr(layer, "divisor_override", None)
+    return _average(
+        input, axes, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad, divisor
+    )
+
+
+def _reader_of(axes: int) -> Any:
+    def read_avg_pool(
+        input: Form,
+        kernel_size: PerAxis,
+        stride: PerAxis | None = None,
+        padding: PerAxis = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Form:
+        return _average(
+            input, axes, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        )
+
+    return read_avg_pool
+
+
+for _axes, _function in ((1, F.avg_pool1d), (2, F.avg_pool2d), (3, F.avg_pool3d)):
+    READERS.reader(_function)(_reader_of(_axes))
+
+
+def _average(
+    x: Form,
+    axes: int,
+    kernel_size: PerAxis,
+    stride: PerAxis | None,
+    padding: PerAxis,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Form:
+    padded = any(_each(padding, axes))
+    if padded and not count_include_pad:
+        raise NotFusable("average pooling with count_include_pad=False weighs border windows differently")
+    if ceil_mode or divisor is not None:
+        raise NotFusable("average pooling with ceil_mode or divisor_override is not the same in every window")
+    kernel = _each(kernel_size, axes)
+    return pool(x, kernel, kernel if stride in (None, ()) else stride or kernel, padding)
+
+
+def _each(value: PerAxis, axes: int) -> list[int]:
+    values = [value] * axes if isinstance(value, int) else list(value)
+    return values * axes if len(values) == 1 else values
+
+
+@READERS.reader(*ADAPTIVE)
+def read_adaptive_pool_layer(layer: nn.AdaptiveAvgPool2d, input: Form) -> Form:
+    axes = next(n for cls, n in ADAPTIVE.items() if isinstance(layer, cls))
+    return _global(input, layer.output_size, axes)
+
+
+for _axes, _function in enumerate((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), 1):
+
+    def _read(input: Form, output_size: PerAxis, axes: int = _axes) -> Form:
+        return _global(input, output_size, axes)
+
+    READERS.reader(_function)(_read)
+
+
+def _global(x: Form, output_size: Any, axes: int) -> Form:
+    wanted = [output_size] * axes if isinstance(output_size, int) else list(output_size)
+    if wanted != [1] * axes:
+        raise NotFusable(f"adaptive pooling to {output_size} has windows that depend on the input's size")
+    return mean(x, range(-axes, 0), keepdim=True)
+
+
+@READERS.reader(torch.mean, "mean")
+def read_mean(input: Form, dim: PerAxis | None = None, keepdim: bool = False) -> Form:
+    if dim is None:
+        raise NotFusable("a mean over the batch")
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    if input.open_rank and any(d >= 0 for d in dims):
+        input = _spatial_rank(input, dims)
+    rank = len(input.sizes)
+    return mean(input, [d if d < 0 else d - rank for d in dims], keepdim)
+
+
+def _spatial_rank(x: Form, dims: Sequence[int]) -> Form:
+    """Dimension numbers from the left say nothing about an open rank: assume a batch of one, guarded."""
+    if len(x.sizes) - 1 != max(dims):
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+    return known_rank(x, [max(dims) + 1], certain=False)
+
+
+def without_units(x: Form, dims: Sequence[int]) -> Form:
+    """Remove dimensions of size 1."""
+    sizes: list[Size] = list(x.sizes)
+    rank = len(sizes)
+    gone = {d % rank for d in dims}
+    if any(sizes[d] != ONE for d in gone):
+        raise NotFusable("squeezes a dimension that is not known to be 1")
+    return reshape(x, [size for d, size in enumerate(sizes) if d not in gone])

@@ -1,0 +1,127 @@
+"""Which layers we can read: a table from module classes and functions to readers.
+
+A reader is a function shaped like the layer's own forward. It gets `Form`s for the values, tensors for
+constants, and returns the form of the output or raises `NotFusable`. Its signature is the full list of
+arguments it understands; a call with any other argument is not read.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import NotFusable, RuleError
+
+Function = Callable[..., Any]
+HARMLESS = frozenset(
+    "__init__ __repr__ extra_repr reset_parameters reset_running_stats __setstate__ __getstate__ __new__"
+    " _load_from_state_dict _save_to_state_dict __annotations__ __doc__ __module__ __constants__".split()
+)
+"""What a subclass may override and still compute the same."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How to read one kind of layer or function.
+
+    sizes: whether it takes sizes that are computed at run time (the shape arguments of views).
+    shape: from the sizes of the input and the other arguments to the sizes of the output (None: unknown),
+        for a call that cannot be read.
+    """
+
+    targets: tuple[object, ...]
+    read: Function
+    sizes: bool = False
+    shape: Function | None = None
+
+    @property
+    def name(self) -> str:
+        """The readable name of what it reads."""
+        return ", ".join(getattr(t, "__name__", str(t)) for t in self.targets)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            inspect.signature(self.read).bind(*args, **kwargs)
+        except TypeError as error:
+            raise NotFusable(f"an argument of {self.name} that is not understood ({error})") from None
+        return self.read(*args, **kwargs)
+
+
+class Readers:
+    """The table of readers. `reader` and `forget` change it, the rest looks things up."""
+
+    def __init__(self) -> None:
+        self._table: dict[object, Reader] = {}
+
+    def __iter__(self) -> Iterator[Reader]:
+        return iter(dict.fromkeys(self._table.values()))
+
+    def reader(
+        self, *targets: object, sizes: bool = False, shape: Function | None = None
+    ) -> Callable[[Function], Function]:
+        """Declare how to read modules of a class, a function, or a method (by name).
+
+        Use as a decorator, ``@reparamkit.reader(MyLayer)``, or call: ``reparamkit.reader(MyLayer)(read)``. The
+        function gets the module (only for a class) and the call's arguments, in which values are forms.
+        Raises `RuleError`: no target, a target that is already taken, or not a function.
+        """
+        if not targets:
+            raise RuleError("reader() needs the module class or function to read: @reader(MyLayer)")
+        for target in targets:
+            if not (callable(target) or isinstance(target, str)):
+                raise RuleError(f"reader({target!r}): expected a module class, a function or a method name")
+            if target in self._table:
+                raise RuleError(f"there is already a reader for {target!r}; forget(it) first to replace it")
+
+        def declare(read: Function) -> Function:
+            if not callable(read):
+                raise RuleError(f"the reader of {targets} must be a function, found {read!r}")
+            made = Reader(targets, read, sizes, shape)
+            self._table.update(dict.fromkeys(targets, made))
+            return read
+
+        return declare
+
+    def forget(self, *targets: object) -> None:
+        """Remove the readers of these targets."""
+        for target in targets:
+            self._table.pop(target, None)
+
+    def of_module(self, module: nn.Module) -> Reader | None:
+        """The reader of a module: of its class, or of the class whose forward it inherits unchanged."""
+        for cls in type(module).__mro__:
+            if cls in self._table:
+                return self._table[cls] if _unchanged(type(module), cls) else None
+        return None
+
+    def of_function(self, target: object) -> Reader | None:
+        """The reader of a function or a method name."""
+        found = self._table.get(target)
+        if found is None and isinstance(target, str) and target.endswith("_") and not target.endswith("__"):
+            return self._table.get(target[:-1])
+        return found
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Undo, at the end, what is declared inside; for tests."""
+        before = dict(self._table)
+        try:
+            yield
+        finally:
+            self._table = before
+
+
+def _unchanged(found: type, cls: type) -> bool:
+    """Whether `found` overrides nothing of `cls` that its forward may call."""
+    functions = [n for n, value in vars(cls).items() if inspect.isfunction(value) and n not in HARMLESS]
+    inherited = ["forward", *functions]
+    return all(getattr(found, n, None) is getattr(cls, n, None) for n in inherited)
+
+
+READERS = Readers()
+"""The table that `reparamkit.reader` fills."""

@@ -1,0 +1,146 @@
+"""Views: reshape, permute and their spellings, and zero padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..algebra.build import known_rank, padded, permute, reshape
+from ..algebra.form import Form
+from ..algebra.size import ONE, Size, fixed, product
+from ..errors import NotFusable
+from .pool import without_units
+from .registry import READERS
+
+Extent = int | Size
+
+
+def _flat(shape: tuple[Any, ...]) -> list[Extent]:
+    return list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else list(shape)
+
+
+def _closed(x: Form) -> Form:
+    if x.open_rank:
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+    return x
+
+
+def reshaped(before: Sequence[Size], *shape: Any) -> list[Size | None]:
+    """Sizes of ``x.reshape(*shape)`` for an x of sizes `before`; None where -1 cannot be followed."""
+    wanted = [n if isinstance(n, Size) else fixed(n) for n in _flat(shape)]
+    found: list[Size | None] = list(wanted)
+    if fixed(-1) in wanted:
+        place = wanted.index(fixed(-1))
+        others = product(size for d, size in enumerate(wanted) if d != place)
+        found[place] = product(before).divide(others)
+    return found
+
+
+@READERS.reader(torch.reshape, "reshape", "view", sizes=True, shape=reshaped)
+def read_reshape(input: Form, *shape: Any) -> Form:
+    x = _closed(input)
+    if any(isinstance(n, torch.dtype) for n in shape):
+        raise NotFusable("a view as another dtype")
+    sizes = [size for size in reshaped(x.sizes, *shape) if size is not None]
+    if len(sizes) != len(_flat(shape)):
+        raise NotFusable("a reshape with -1 whose size cannot be followed")
+    return reshape(x, sizes)
+
+
+@READERS.reader(torch.flatten, "flatten")
+def read_flatten(input: Form, start_dim: int = 0, end_dim: int = -1) -> Form:
+    x = input
+    if x.open_rank and start_dim == 1 and end_dim == -1 and len(x.sizes) >= 3:
+        # (..., C, H, W): the pooling or convolution before it takes a batch, or (guarded) a single sample.
+        x = known_rank(x, [len(x.sizes)], certain=False)
+    x = _closed(x)
+    rank = len(x.sizes)
+    first, last = start_dim % rank, end_dim % rank
+    return reshape(x, [*x.sizes[:first], product(x.sizes[first : last + 1]), *x.sizes[last + 1 :]])
+
+
+@READERS.reader(nn.Flatten)
+def read_flatten_layer(layer: nn.Flatten, input: Form) -> Form:
+    return read_flatten(input, layer.start_dim, layer.end_dim)
+
+
+@READERS.reader(nn.Unflatten)
+def read_unflatten_layer(layer: nn.Unflatten, input: Form) -> Form:
+    return read_unflatten(input, layer.dim, layer.unflattened_size)
+
+
+@READERS.reader(torch.unflatten, "unflatten", sizes=True)
+def read_unflatten(input: Form, dim: int, sizes: Sequence[Extent]) -> Form:
+    x = _closed(input)
+    at = dim % len(x.sizes)
+    return read_reshape(x, [*x.sizes[:at], *sizes, *x.sizes[at + 1 :]])
+
+
+@READERS.reader(torch.permute, "permute")
+def read_permute(input: Form, *dims: Any) -> Form:
+    order = _flat(dims)
+    x = known_rank(input, [len(order)])
+    return permute(x, [int(d) % len(order) for d in order])  # type: ignore[arg-type]
+
+
+@READERS.reader(torch.transpose, torch.swapaxes, torch.swapdims, "transpose", "swapaxes", "swapdims")
+def read_transpose(input: Form, dim0: int, dim1: int) -> Form:
+    x = _closed(input)
+    order = list(range(len(x.sizes)))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return permute(x, order)
+
+
+@READERS.reader("t")
+def read_t(input: Form) -> Form:
+    return read_transpose(known_rank(input, [2]), 0, 1)
+
+
+@READERS.reader(torch.movedim, "movedim")
+def read_movedim(input: Form, source: int, destination: int) -> Form:
+    x = _closed(input)
+    if not isinstance(source, int) or not isinstance(destination, int):
+        raise NotFusable("movedim of several dimensions")
+    order = [d for d in range(len(x.sizes)) if d != source % len(x.sizes)]
+    order.insert(destination % len(x.sizes), source % len(x.sizes))
+    return permute(x, order)
+
+
+@READERS.reader(torch.unsqueeze, "unsqueeze")
+def read_unsqueeze(input: Form, dim: int) -> Form:
+    x = _closed(input)
+    at = dim % (len(x.sizes) + 1)
+    return reshape(x, [*x.sizes[:at], ONE, *x.sizes[at:]])
+
+
+@READERS.reader(torch.squeeze, "squeeze")
+def read_squeeze(input: Form, dim: int | Sequence[int] | None = None) -> Form:
+    if dim is None:
+        raise NotFusable("squeeze() of every dimension that happens to be 1")
+    return without_units(_closed(input), [dim] if isinstance(dim, int) else dim)
+
+
+@READERS.reader("contiguous")
+def read_contiguous(input: Form) -> Form:
+    # A view that changes nothing: the call stays where it is, since a later view() may need it.
+    return permute(input, range(len(input.sizes)))
+
+
+@READERS.reader(F.pad)
+def read_pad(input: Form, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Form:
+    if mode != "constant" or value not in (None, 0):
+        raise NotFusable(f"padding in mode '{mode}' with value {value} is not zero padding")
+    if not all(isinstance(n, int) for n in pad):
+        raise NotFusable("padding whose width is computed at run time")
+    pairs = list(zip(pad[0::2], pad[1::2], strict=True))
+    return padded(input, pairs[::-1])
+
+
+@READERS.reader(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+def read_zero_pad_layer(layer: nn.ZeroPad2d, input: Form) -> Form:
+    return read_pad(input, list(layer.padding))
+

@@ -1,0 +1,310 @@
+"""From an operator to the plainest layer that computes it: scale, linear, convolution, grouped convolution.
+
+Structure first: `plan` says what layer it would be and what it costs; `LayerPlan.module` computes the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra.operator import Link, Operator, Role, as_diagonal, densify
+from ..errors import NotFusable
+from .price import Cost, numel
+
+F, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
+CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class Scale(nn.Module):
+    """``weight * x + bias`` with broadcasting: what is left of a batch norm that nothing can absorb.
+
+    weight, bias: any shape that broadcasts to x, or None.
+    """
+
+    def __init__(self, weight: Tensor | None, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = None if weight is None else nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: any shape that weight and bias broadcast to; so is the result."""
+        if self.weight is None:
+            return x if self.bias is None else x + self.bias
+        return x * self.weight if self.bias is None else torch.addcmul(self.bias, x, self.weight)
+
+    def extra_repr(self) -> str:
+        """Shapes, for print(model)."""
+        shapes = {n: tuple(p.shape) for n, p in self.named_parameters()}
+        return ", ".join(f"{name}={shape}" for name, shape in shapes.items())
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPlan:
+    """A layer to be.
+
+    kind: "scale", "linear" or "conv". cost: for the sizes of the example inputs.
+    build: makes the module; its weights are float64 on the CPU. bias: numbers in the bias of a weight.
+    """
+
+    kind: str
+    cost: Cost
+    build: Callable[[], nn.Module]
+    bias: int = 0
+
+
+def plan(op: Operator, bias: Operator | None) -> LayerPlan:
+    """The cheapest layer that computes ``op(x) + bias``.
+
+    Raises `NotFusable` if no single layer does on tensors of these dimensions.
+    """
+    if len(op.source) != len(op.value):
+        raise NotFusable("a layer that changes the number of dimensions")
+    reasons: list[str] = []
+    plans: list[LayerPlan] = []
+    for attempt in (_scale, _linear, *(_conv_of(rank) for rank in CONVS)):
+        try:
+            plans.append(attempt(op, bias))
+        except NotFusable as no:
+            reasons.append(no.reason)
+    if not plans:
+        raise NotFusable("no single layer computes this: " + "; ".join(dict.fromkeys(reasons)))
+    return min(plans, key=lambda p: (p.cost.flops, p.cost.stored, p.cost.launches))
+
+
+# --- scale ------------------------------------------------------------------------------------------
+
+
+def _scale(op: Operator, bias: Operator | None) -> LayerPlan:
+    if op.source != op.value or op.has(S, IN, OUT, Role.MEAN):
+        raise NotFusable("not a scale")
+    op = _uniform(op)
+    shift = None if bias is None else _uniform(bias)
+    stored = (op.stored if op.legs else 1) + (0 if shift is None else shift.stored)
+    elements = numel(op.value_sizes)
+
+    def build() -> nn.Module:
+        weight = None if op.is_identity else _broadcast(op)
+        return Scale(weight, None if shift is None else _broadcast(shift))
+
+    return LayerPlan("scale", Cost(elements, elements, stored, 1), build)
+
+
+def _uniform(op: Operator) -> Operator:
+    """Make each dimension wholly FREE or wholly DIAGONAL."""
+    for dim in op.value:
+        if any(op.links[i].role is D for i in dim):
+            op = _all_diagonal(op, dim)
+    return op
+
+
+def _all_diagonal(op: Operator, dim: tuple[int, ...]) -> Operator:
+    for i in dim:
+        if op.links[i].role is F:
+            if not op.links[i].size.known:
+                raise NotFusable("one vector along a dimension that is partly free")
+            op = as_diagonal(op, i)
+    return op
+
+
+def _broadcast(op: Operator) -> Tensor:
+    """The weight of a uniform FREE and DIAGONAL operator, shaped to broadcast against its value."""
+    legs = list(op.legs)
+    order = [legs.index(i) for dim in op.value for i in dim if i in legs]
+    shape = [math.prod(op.links[i].leg_size if i in legs else 1 for i in dim) for dim in op.value]
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return op.weight.tensor().permute(order).reshape(shape)
+
+
+# --- mixing along one dimension -----------------------------------------------------------------------
+
+
+def _mixing(op: Operator, dim: int, grouped: bool) -> Operator:
+    """Dimension `dim` as groups x (IN -> OUT): leading DIAGONAL atoms in both, then IN and OUT atoms."""
+    keep = _leading(op, dim) if grouped else 0
+    while True:
+        through = [i for k, i in enumerate(op.source[dim]) if op.links[i].through and k >= keep]
+        if not through:
+            break
+        op = densify(op, through[0])
+    if any(op.links[i].through for i in op.value[dim][keep:]) or op.source[dim][:keep] != op.value[dim][:keep]:
+        raise NotFusable("atoms of this dimension come from another dimension")
+    return _all_diagonal(op, op.source[dim][:keep])
+
+
+def _leading(op: Operator, dim: int) -> int:
+    """How many atoms both sides begin with that pass through."""
+    count = 0
+    for i, j in zip(op.source[dim], op.value[dim], strict=False):
+        if i != j or op.links[i].role not in (F, D) or not op.links[i].size.known:
+            break
+        count += 1
+    return count
+
+
+def _passes(op: Operator, dims: range, roles: tuple[Role, ...]) -> None:
+    """All atoms of these dimensions pass through in place, with one of these roles."""
+    for d in dims:
+        if op.source[d] != op.value[d] or any(op.links[i].role not in roles for i in op.source[d]):
+            raise NotFusable("mixes several dimensions")
+
+
+def _vector(op: Operator | None, dim: int) -> Operator | None:
+    """A bias that varies along `dim` only."""
+    if op is None:
+        return None
+    if any(op.links[i].role is D for d, atoms in enumerate(op.value) for i in atoms if d != dim % len(op.value)):
+        raise NotFusable("a bias that differs from place to place")
+    return _all_diagonal(op, op.value[dim])
+
+
+def _linear(op: Operator, bias: Operator | None) -> LayerPlan:
+    rank = len(op.value)
+    _passes(op, range(rank - 1), (F,))
+    mixed, vector = _mixing(op, -1, grouped=False), _vector(bias, -1)
+    rows, columns = mixed.value_sizes[-1].factor, mixed.source_sizes[-1].factor
+    if not (mixed.value_sizes[-1].known and mixed.source_sizes[-1].known):
+        raise NotFusable("a matrix of free size")
+
+    def build() -> nn.Module:
+        layer = nn.Linear(columns, rows, bias=vector is not None, device="meta")
+        legs = list(mixed.legs)
+        order = [legs.index(i) for i in (*mixed.value[-1], *mixed.source[-1])]
+        _fill(layer, mixed.weight.tensor().permute(order).reshape(rows, columns), vector, rows)
+        return layer
+
+    stored = rows * columns + (rows if vector is not None else 0)
+    return LayerPlan("linear", Cost(numel(mixed.value_sizes) * columns, 0, stored, 1), build, rows * (vector is not None))
+
+
+def _fill(layer: nn.Module, weight: Tensor, vector: Operator | None, rows: int) -> None:
+    layer.weight = nn.Parameter(weight)
+    if vector is not None:
+        layer.bias = nn.Parameter(_broadcast(vector).reshape(-1).expand(rows).contiguous())
+
+
+# --- convolution ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    """A convolution window: taps ``dilation * j - padding``, j < k, `padding` on both sides."""
+
+    k: int
+    stride: int
+    padding: int
+    dilation: int
+    places: tuple[int, ...]
+
+
+def window(link: Link | None) -> Window:
+    """The smallest symmetric window that holds the taps of a stencil (None: of a free axis)."""
+    if link is None or link.role is F:
+        return Window(1, 1, 0, 1, (0,))
+    steps = {b - a for a, b in zip(link.taps, link.taps[1:], strict=False)}
+    for dilation in (math.gcd(*steps) if steps else 1, 1):
+        found = _window(link, dilation)
+        if found is not None:
+            return found
+    raise NotFusable("a window that no symmetric padding gives")
+
+
+def _window(link: Link, dilation: int) -> Window | None:
+    first, last = link.taps[0], link.taps[-1]
+    low, high = -first, link.c + last + 1
+    # Widen with zero taps: to padding that is not negative, then to the same padding on both sides.
+    target = max(low, high, 0)
+    if (target - low) % dilation or (target - high) % dilation:
+        target = next((t for t in range(target, target + dilation) if not ((t - low) % dilation or (t - high) % dilation)), -1)
+    if target < 0:
+        return None
+    first, last = first - (target - low), last + (target - high)
+    places = tuple((tap - first) // dilation for tap in link.taps)
+    return Window((last - first) // dilation + 1, link.stride, target, dilation, places)
+
+
+def _conv_of(rank: int) -> Callable[[Operator, Operator | None], LayerPlan]:
+    return lambda op, bias: _conv(op, bias, rank)
+
+
+def _conv(op: Operator, bias: Operator | None, rank: int) -> LayerPlan:
+    dims = len(op.value)
+    if dims - rank != 2:
+        raise NotFusable(f"a {rank}-d convolution needs {rank + 2} dimensions")
+    channel = dims - rank - 1
+    _passes(op, range(channel), (F,))
+    _passes(op, range(channel + 1, dims), (F, S))
+    mixed, vector = _mixing(op, channel, grouped=True), _vector(bias, channel)
+    windows = [window(link) for link in _spatial(mixed, channel)]
+    return _conv_plan(mixed, vector, channel, windows)
+
+
+def _spatial(op: Operator, channel: int) -> Iterator[Link | None]:
+    for dim in op.value[channel + 1 :]:
+        stencils = [op.links[i] for i in dim if op.links[i].role is S]
+        if stencils and len(dim) > 1:
+            raise NotFusable("a window along part of a dimension")
+        yield stencils[0] if stencils else None
+
+
+def _conv_plan(op: Operator, vector: Operator | None, channel: int, windows: list[Window]) -> LayerPlan:
+    groups = math.prod(op.links[i].leg_size for i in op.source[channel] if op.links[i].role is D)
+    size_in, size_out = op.source_sizes[channel], op.value_sizes[channel]
+    if not (size_in.known and size_out.known):
+        raise NotFusable("a convolution over a free number of channels")
+    ins, outs = size_in.factor, size_out.factor
+    taps = math.prod(w.k for w in windows)
+
+    def build() -> nn.Module:
+        layer = CONVS[len(windows)](
+            ins,
+            outs,
+            tuple(w.k for w in windows),  # type: ignore[arg-type]
+            tuple(w.stride for w in windows),  # type: ignore[arg-type]
+            tuple(w.padding for w in windows),  # type: ignore[arg-type]
+            tuple(w.dilation for w in windows),  # type: ignore[arg-type]
+            groups,
+            bias=vector is not None,
+            device="meta",
+        )
+        _fill(layer, _kernel(op, channel, windows, groups), vector, outs)
+        return layer
+
+    stored = outs * (ins // groups) * taps + (outs if vector is not None else 0)
+    work = numel(op.value_sizes) * (ins // groups) * taps
+    return LayerPlan("conv", Cost(work, 0, stored, 1), build, outs * (vector is not None))
+
+
+def _kernel(op: Operator, channel: int, windows: list[Window], groups: int) -> Tensor:
+    """The weight as (out, in / groups, k1, ..., kr)."""
+    legs = list(op.legs)
+    stencils = [next((i for i in dim if op.links[i].role is S), None) for dim in op.value[channel + 1 :]]
+    lead = [i for i in op.source[channel] if op.links[i].role is D]
+    outs = [i for i in op.value[channel] if op.links[i].role is OUT]
+    ins = [i for i in op.source[channel] if op.links[i].role is IN]
+    order = [legs.index(i) for i in (*lead, *outs, *ins, *(i for i in stencils if i is not None))]
+    out, inner = _count(op, lead + outs), _count(op, ins)
+    kernel = op.weight.tensor().permute(order)
+    kernel = kernel.reshape(out, inner, *(1 if i is None else op.links[i].leg_size for i in stencils))
+    for axis, place in enumerate(windows, start=2):
+        kernel = _placed(kernel, axis, place)
+    return kernel
+
+
+def _count(op: Operator, links: list[int]) -> int:
+    return math.prod(op.links[i].leg_size for i in links)
+
+
+def _placed(kernel: Tensor, axis: int, place: Window) -> Tensor:
+    if place.places == tuple(range(place.k)):
+        return kernel
+    shape = list(kernel.shape)
+    shape[axis] = place.k
+    wide = kernel.new_zeros(shape)
+    wide.movedim(axis, 0)[list(place.places)] = kernel.movedim(axis, 0)
+    return wide
