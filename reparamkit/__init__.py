@@ -1,0 +1,32 @@
+"""reparamkit: the structural re-parameterization compiler for PyTorch."""
+
+from .algebra.build import conv as conv
+from .algebra.build import linear as linear
+from .algebra.build import matrix as matrix
+from .algebra.build import multiply as multiply
+from .algebra.build import pool as pool
+from .algebra.build import scale as scale
+from .algebra.form import Form as Form
+from .errors import CaptureError as CaptureError
+from .errors import EquivalenceError as EquivalenceError
+from .errors import GuardError as GuardError
+from .errors import InvalidInputError as InvalidInputError
+from .errors import NotFusable as NotFusable
+from .errors import ReparamkitError as ReparamkitError
+from .errors import RuleError as RuleError
+from .pipeline import explain as explain
+from .pipeline import fuse as fuse
+from .pipeline import report as report
+from .pipeline import verify as verify
+from .registry import reader as reader
+from .registry import register_rule as register_rule
+from .registry import rule as rule
+from .registry import rules as rules
+from .report import Report as Report
+from .rules.pattern import Match as Match
+from .rules.pattern import call as call
+from .rules.pattern import value as value
+from .rules.rule import Rule as Rule
+from .verify import Verification as Verification
+
+__version__ = "0.1.0"

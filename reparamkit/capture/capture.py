@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from ..errors import CaptureError, InvalidInputError, ReparamkitError
+from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
 from .tracer import Frame, Named, Tracer, ValueProxy, attribute
 
@@ -67,6 +66,11 @@ class Captured:
             tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             uses.update({storage(t) for t in tensors if t.numel()})
         return uses
+
+    def forget(self) -> None:
+        """The graph was changed: what was computed from it is computed again."""
+        for name in ("aliases", "module_calls", "parameter_uses"):
+            vars(self).pop(name, None)
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module a call_module node calls."""
@@ -185,19 +189,6 @@ def _named(name: str, value: Any, values: dict[str, Tensor]) -> Any:
         return Named(name)
     named = [_named(f"{name}_{k}", leaf, values) for k, leaf in enumerate(leaves)]
     return tree_unflatten(named, spec)
-
-
-# --- checks before anything is traced -----------------------------------------------------------------
-
-
-def private_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of the model."""
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise InvalidInputError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True to fuse it in place"
-        ) from error
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:

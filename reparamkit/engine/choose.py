@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from torch import fx
+from torch import fx, nn
 
 from ..algebra.form import Form
 from ..capture.capture import Captured
@@ -14,29 +14,35 @@ from ..layers.price import OBJECTIVES, Cost
 from ..layers.registry import Readers
 from .placing import Placed, layer_cost, place
 from .reading import MAX_FORMS, Candidate, Reading, read
-from .scope import Scope
+from .scope import Scope, has_hooks, innermost
 
 MAY_RAISE = frozenset({"launches"})
 """Objectives that may let FLOPs and stored numbers rise."""
 
 
 @dataclass(frozen=True, eq=False)
+class Replacement:
+    """A module that computes a value from `inputs`, as a graph rule built it."""
+
+    inputs: tuple[fx.Node, ...]
+    module: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
 class Site:
     """One merge: `members` are replaced, `value` is what they computed.
 
-    before, after: the price of the members, and of what is written for them.
+    rules: that made it. before, after: the price of the members, and of what is written for them.
+    placed: the form to write; replacement: the module to call instead, for a graph rule.
     """
 
     value: fx.Node
     members: frozenset[fx.Node]
-    placed: Placed
+    rules: tuple[str, ...]
     before: Cost
     after: Cost
-
-    @property
-    def rules(self) -> tuple[str, ...]:
-        """The rules that made it."""
-        return tuple(sorted(self.placed.form.used))
+    placed: Placed | None = None
+    replacement: Replacement | None = None
 
 
 @dataclass
@@ -156,6 +162,7 @@ class _Chooser:
     def _option(self, node: fx.Node, candidate: Candidate) -> _Option | None:
         try:
             placed = place(candidate.form, self.weigh)
+            self._check_calls(candidate)
             self._check_writes(node, candidate)
             self._check_guards(candidate.form)
         except NotFusable as no:
@@ -198,6 +205,15 @@ class _Chooser:
             if any(w not in candidate.members for w in writers):
                 raise NotFusable("its input is overwritten in place before the merged layer could read it")
 
+    def _check_calls(self, candidate: Candidate) -> None:
+        """Calls that the merge cuts through must not be observed by hooks."""
+        frames = [self.captured.frame(m) for m in candidate.members]
+        around = innermost(frames).stack
+        for frame in frames:
+            for cut in frame.stack[len(around) :]:
+                if has_hooks(cut.module):
+                    raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
+
     def _check_guards(self, form: Form) -> None:
         if form.guards and self.captured.tier == "symbolic":
             if any(not s.traced and not isinstance(s.origin[1], int) for s, _ in form.guards):
@@ -226,7 +242,8 @@ class _Chooser:
             needed.update(option.sources)
             if option.placed is not None:
                 before = sum((self.cost(m) for m in option.members), Cost())
-                sites.append(Site(node, option.members, option.placed, before, option.cost))
+                rules = tuple(sorted(option.placed.form.used))
+                sites.append(Site(node, option.members, rules, before, option.cost, option.placed))
         return sites[::-1], needed
 
     def _best(self, node: fx.Node) -> _Option:

@@ -1,0 +1,8 @@
+"""The table of layers we know: how to read them, how to write them. Importing it fills `READERS`."""
+
+from . import conv as conv
+from . import elementwise as elementwise
+from . import linear as linear
+from . import norm as norm
+from . import pool as pool
+from . import views as views

@@ -1,0 +1,83 @@
+"""Find where graph rules apply: the same soundness for every rule, whoever wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from torch import fx, nn
+
+from ..capture.capture import Captured
+from ..errors import NotFusable, RuleError
+from ..layers.price import Cost
+from .choose import Replacement, Site
+from .scope import Scope
+
+
+class Found(Protocol):
+    """A match: the inputs by name, and all matched calls."""
+
+    values: dict[str, fx.Node]
+    members: list[fx.Node]
+
+
+class GraphRule(Protocol):
+    """What the engine needs of a rule."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def build(self) -> Callable[[Any], nn.Module] | None: ...
+
+    @property
+    def guard(self) -> Callable[[Any], None] | None: ...
+
+    def find(self, node: fx.Node, root: nn.Module) -> Found | None:
+        """The match whose outermost call is `node`."""
+
+
+Refused = Callable[[fx.Node, str], None]
+
+
+def next_site(
+    captured: Captured, scope: Scope, rules: Iterable[GraphRule], seen: set[tuple[str, str]], no: Refused
+) -> Site | None:
+    """The first place, rules in order and nodes in program order, where a rule applies.
+
+    seen: (rule, node) pairs that were tried; receives the new ones. no: is told each refusal.
+    """
+    for rule in rules:
+        for node in captured.graph.nodes:
+            if (rule.name, node.name) in seen or (found := rule.find(node, captured.root)) is None:
+                continue
+            seen.add((rule.name, node.name))
+            try:
+                return _site(captured, scope, rule, node, found)
+            except NotFusable as refused:
+                no(node, f"rule '{rule.name}': {refused.reason}")
+    return None
+
+
+def _site(captured: Captured, scope: Scope, rule: GraphRule, node: fx.Node, found: Found) -> Site:
+    members = frozenset(found.members)
+    _check_members(captured, scope, node, members)
+    if rule.guard is not None:
+        rule.guard(found)
+    assert rule.build is not None
+    module = rule.build(found)
+    if not isinstance(module, nn.Module):
+        raise RuleError(f"the build of rule '{rule.name}' returned {type(module).__name__}, not an nn.Module")
+    replacement = Replacement(tuple(found.values.values()), module)
+    return Site(node, members, (rule.name,), Cost(), Cost(), replacement=replacement)
+
+
+def _check_members(captured: Captured, scope: Scope, value: fx.Node, members: frozenset[fx.Node]) -> None:
+    for node in members:
+        reason = scope.refusal(node)
+        if reason is not None:
+            raise NotFusable(reason)
+        if node is not value and not set(node.users) <= members:
+            raise NotFusable("a value inside the pattern is read elsewhere")
+        if node in captured.aliases.writers:
+            raise NotFusable("it writes in place")

@@ -1,0 +1,81 @@
+"""Check what the user gives before anything is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .capture.capture import Inputs
+from .errors import InvalidInputError
+from .verify import undisturbed
+
+WRAPPERS = {
+    "OptimizedModule": "a torch.compile'd model: fuse the model you compiled (compiled._orig_mod), then compile again",
+    "DistributedDataParallel": "a DistributedDataParallel wrapper: fuse its .module",
+    "DataParallel": "a DataParallel wrapper: fuse its .module",
+    "FullyShardedDataParallel": "an FSDP wrapper: gather the weights and fuse its .module",
+}
+
+
+def checked_model(model: Any) -> nn.Module:
+    """The model, if it can be fused. Raises `InvalidInputError` otherwise."""
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(f"expected a torch.nn.Module, found {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidInputError("the model is a ScriptModule, whose code is fixed: fuse the nn.Module before scripting")
+    _check_unwrapped(model)
+    if model.training:
+        raise InvalidInputError(
+            "the model is in training mode, where batch norm uses the statistics of the batch: call model.eval()"
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise InvalidInputError(f"'{name}' is not initialised: run the lazy model once before fusing")
+        if tensor.is_meta:
+            raise InvalidInputError(f"'{name}' is on the meta device: load the weights before fusing")
+    return model
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    for cls in type(model).__mro__:
+        if cls.__name__ in WRAPPERS and cls.__module__.startswith("torch."):
+            raise InvalidInputError(f"the model is {WRAPPERS[cls.__name__]}")
+
+
+def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Inputs | None:
+    """The example inputs of a call, if there are any and the model takes them.
+
+    Raises `InvalidInputError`: wrong dtype or device, or the model rejects them.
+    """
+    if example_inputs is None and not example_kwargs:
+        return None
+    args = () if example_inputs is None else example_inputs
+    inputs = Inputs(args if isinstance(args, tuple) else (args,), dict(example_kwargs or {}))
+    _check_kind(model, inputs)
+    try:
+        undisturbed(model, inputs)
+    except Exception as error:
+        raise InvalidInputError(
+            f"the model rejects the example inputs ({type(error).__name__}: {error}); pass a tensor, or the tuple of"
+            " positional arguments, that model(...) takes"
+        ) from error
+    return inputs
+
+
+def _check_kind(model: nn.Module, inputs: Inputs) -> None:
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        return
+    for tensor in inputs.tensors:
+        if tensor.device != parameter.device:
+            raise InvalidInputError(f"an example input is on {tensor.device}, the model on {parameter.device}: move one")
+        if tensor.is_floating_point() and tensor.dtype != parameter.dtype and not _mixed(model):
+            raise InvalidInputError(f"an example input has {tensor.dtype}, the model {parameter.dtype}: cast one")
+
+
+def _mixed(model: nn.Module) -> bool:
+    return len({p.dtype for p in model.parameters() if p.is_floating_point()}) > 1
+

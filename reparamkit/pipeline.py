@@ -1,0 +1,302 @@
+"""``fuse``: capture -> read -> choose -> write -> verify -> report."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from .algebra.operator import Operator, identity
+from .capture.capture import Captured, Inputs, capture
+from .engine.choose import Plan, Site, choose
+from .engine.patterns import next_site
+from .engine.reading import Candidate, Reading, read
+from .engine.scope import Scope
+from .errors import EquivalenceError, InvalidInputError
+from .inputs import checked_inputs, checked_model
+from .layers.price import OBJECTIVES
+from .layers.registry import READERS
+from .report import Report
+from .rules.builtin import RULES
+from .rules.rule import Registry, Rule
+from .summary import summarize, totals
+from .verify import Piece, Verification, check, compare
+from .write.splice import Written
+from .write.write import Prove, Writer
+
+REPORT = "_reparamkit_report"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of one `fuse`; see there."""
+
+    inputs: Inputs | None
+    rules: tuple[Rule, ...]
+    only: tuple[str, ...] | None
+    skip: tuple[str, ...]
+    objective: str
+    verify: bool
+    inplace: bool
+    as_graph: bool
+
+    def scope(self, captured: Captured) -> Scope:
+        """What may be merged in this model."""
+        return Scope(captured, frozenset(rule.name for rule in self.rules), self.only, self.skip)
+
+
+def fuse(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    rules: Iterable[Rule | str] | None = None,
+    extra_rules: Iterable[Rule] = (),
+    without: Iterable[Rule | str] = (),
+    only: str | Sequence[str] | None = None,
+    skip: str | Sequence[str] | None = None,
+    objective: str = "default",
+    verify: bool = True,
+    inplace: bool = False,
+    as_graph: bool = False,
+) -> nn.Module:
+    """The same model with fewer operations and the same outputs.
+
+    Linear pieces between two nonlinearities (convolutions, batch norms, linear layers, skips, average pools) are
+    merged, where that is exact and neither FLOPs nor stored numbers rise. Every merge is proved by running the old
+    and the new piece in float64. The result is an instance of the model's own class; `report` tells what was done.
+
+    Args:
+        model: in eval mode. It is left as it is, and shares no memory with the result.
+        example_inputs: when sizes are needed: a tensor of any shape the model takes, or the tuple of positional
+            arguments. The batch size, and every size no literal or weight fixes, stays free.
+        example_kwargs: keyword arguments that go with `example_inputs`.
+        rules: the complete set of rules to use, as rules or names; default: all that are registered.
+        extra_rules: rules to use besides.
+        without: rules not to use.
+        only, skip: module paths or patterns (as in fnmatch) to merge in, or to leave alone.
+        objective: what to minimise: "default", "latency", "flops", "params" or "launches"; only the last may raise
+            FLOPs and stored numbers.
+        verify: run the proofs. Without them a merge is only as good as the algebra.
+        inplace: change `model` itself, which saves the memory of a copy.
+        as_graph: return a flat torch.fx.GraphModule.
+
+    Raises:
+        InvalidInputError: the model or the inputs cannot be used.
+        CaptureError: the model's forward cannot be traced; the message says what to do.
+        EquivalenceError: a merge is not equal to what it replaces; names the site. Nothing is returned.
+        RuleError: an unknown rule, or a rule that returns no module.
+    """
+    request = _request(
+        model, example_inputs, example_kwargs, rules, extra_rules, without, only, skip, objective, verify, inplace, as_graph
+    )
+    fused, _ = _fused(model, request)
+    return fused
+
+
+def explain(model: nn.Module, example_inputs: Any = None, **options: Any) -> Report:
+    """What `fuse` with the same arguments would do, as its report; the model is left as it is."""
+    options["inplace"] = False
+    fused = fuse(model, example_inputs, **options)
+    return report(fused)
+
+
+def report(fused: nn.Module) -> Report:
+    """The report of a model that `fuse` returned.
+
+    Raises `InvalidInputError` if the model was not fused.
+    """
+    found = vars(fused).get(REPORT) if isinstance(fused, nn.Module) else None
+    if not isinstance(found, Report):
+        raise InvalidInputError(f"{type(fused).__name__} has no report: pass what reparamkit.fuse returned")
+    return found
+
+
+def verify(a: nn.Module, b: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None) -> Verification:
+    """Compare two models on the same inputs, output tensor by output tensor.
+
+    a: the model in question. b: the reference. example_inputs: as for `fuse`.
+    """
+    checked_model(a)
+    inputs = checked_inputs(checked_model(b), example_inputs, example_kwargs)
+    if inputs is None:
+        raise InvalidInputError("verify needs example_inputs")
+    return compare(a, b, inputs)
+
+
+# --- options ------------------------------------------------------------------------------------------
+
+
+def _request(
+    model: Any,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None,
+    rules: Iterable[Rule | str] | None,
+    extra_rules: Iterable[Rule],
+    without: Iterable[Rule | str],
+    only: str | Sequence[str] | None,
+    skip: str | Sequence[str] | None,
+    objective: str,
+    verify: bool,
+    inplace: bool,
+    as_graph: bool,
+) -> Request:
+    if objective not in OBJECTIVES:
+        raise InvalidInputError(f"objective={objective!r}: choose one of {', '.join(OBJECTIVES)}")
+    chosen = _chosen(rules, extra_rules, without)
+    inputs = checked_inputs(checked_model(model), example_inputs, example_kwargs)
+    return Request(
+        inputs, chosen, None if only is None else _names(only), _names(skip or ()), objective, verify, inplace, as_graph
+    )
+
+
+def _names(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _chosen(
+    rules: Iterable[Rule | str] | None, extra: Iterable[Rule], without: Iterable[Rule | str]
+) -> tuple[Rule, ...]:
+    """The rules of one call, those of the user before the built-in ones."""
+    base = Registry(tuple(RULES) if rules is None else tuple(_rule(r) for r in rules))
+    for rule in extra:
+        base.add(rule)
+    for unwanted in without:
+        base.remove(_rule(unwanted).name)
+    return tuple(sorted(base, key=lambda rule: rule.pattern is None))
+
+
+def _rule(rule: Rule | str) -> Rule:
+    return RULES[rule] if isinstance(rule, str) else rule
+
+
+# --- the pipeline -------------------------------------------------------------------------------------
+
+
+def _fused(model: nn.Module, request: Request) -> tuple[nn.Module, Report]:
+    private = model if request.inplace else _sharing_copy(model)
+    captured = capture(private, request.inputs, _is_leaf)
+    before = totals(private, captured, _read(captured, request))
+    patterned, said = _apply_patterns(captured, request)
+    plan, reading = choose(captured, READERS, request.scope(captured), request.objective)
+    writer = _writer(captured, request, reading, plan)
+    writer.done = patterned
+    writer.write(plan.sites)
+    fused, done = writer.finish()
+    fused = fused if request.inplace else _owning(fused)
+    error = _whole(model, fused, request)
+    made = summarize(done, plan, said, before, fused, captured, reading, error)
+    object.__setattr__(fused, REPORT, made)
+    return fused, made
+
+
+def _sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules that shares the tensors, so that nothing large is copied before it is needed."""
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise InvalidInputError(
+            f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True to fuse it in place"
+        ) from error
+
+
+def _owning(model: nn.Module) -> nn.Module:
+    """Give the model its own tensors; ties between modules stay ties."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    table[name] = copy.deepcopy(tensor, memo)  # type: ignore[assignment]
+    return model
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Modules the graph calls instead of tracing through: torch's own layers, and those with a reader."""
+    if READERS.of_module(module) is not None:
+        return True
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        return False
+    return str(type(module).forward.__module__).startswith(("torch.nn", "torch.ao"))
+
+
+def _read(captured: Captured, request: Request) -> Reading:
+    """A reading for prices only: each node over its own inputs."""
+
+    def none(node: fx.Node, found: list[Candidate]) -> list[Candidate]:
+        return []
+
+    return read(captured, READERS, request.scope(captured), none, Reading(captured))
+
+
+def _writer(captured: Captured, request: Request, reading: Reading, plan: Plan | None) -> Writer:
+    def refuse(node: fx.Node, reason: str) -> None:
+        if plan is not None:
+            plan.refusals.setdefault(node, []).insert(0, reason)
+
+    spare = {*reading.read, *reading.sizes, *reading.constants}
+    prove = _prover(reading) if request.verify else (lambda captured, written: None)
+    return Writer(captured, prove, refuse, request.as_graph, spare)
+
+
+def _apply_patterns(
+    captured: Captured, request: Request
+) -> tuple[list[tuple[Written, float | None]], dict[fx.Node, list[str]]]:
+    """Graph rules first, one match at a time, on the graph as it is then."""
+    rules = [rule for rule in request.rules if rule.pattern is not None]
+    said: dict[fx.Node, list[str]] = {}
+    done: list[tuple[Written, float | None]] = []
+    seen: set[tuple[str, str]] = set()
+    while rules:
+        site = next_site(
+            captured, request.scope(captured), rules, seen, lambda n, why: said.setdefault(n, []).append(why)
+        )
+        if site is None:
+            break
+        done += _apply_pattern(captured, request, site, said, len(done))
+    return done, said
+
+
+def _apply_pattern(
+    captured: Captured, request: Request, site: Site, said: dict[fx.Node, list[str]], count: int
+) -> list[tuple[Written, float | None]]:
+    writer = _writer(captured, request, _read(captured, request), None)
+    writer.splicer.count = count
+    writer.refuse = lambda node, why: said.setdefault(node, []).append(why)
+    if request.as_graph or writer.admit(site):
+        writer.write_one(site)
+    captured.forget()
+    return writer.done
+
+
+def _prover(reading: Reading) -> Prove:
+    def prove(captured: Captured, written: Written) -> float:
+        where = f"'{captured.path(written.site.value)}' (rules {', '.join(written.site.rules)})"
+        return check(Piece(captured, _sources(reading, written), written.site.value, written.result), where)
+
+    return prove
+
+
+def _sources(reading: Reading, written: Written) -> dict[fx.Node, Operator]:
+    """The values a merge reads, each with an operator that tells its sizes."""
+    site = written.site
+    named = {node.name: node for node in reading.captured.graph.nodes}
+    if site.replacement is not None:
+        return {node: identity(*reading.shapes[node]) for node in site.replacement.inputs}
+    assert site.placed is not None
+    return {named[name]: term.op for name, term in site.placed.form.terms.items()}
+
+
+def _whole(model: nn.Module, fused: nn.Module, request: Request) -> float | None:
+    """Compare the whole model on the example inputs. Raises `EquivalenceError` if it differs."""
+    if request.inputs is None or not request.verify or request.inplace:
+        return None
+    found = compare(fused, model, request.inputs)
+    if not found.passed:
+        raise EquivalenceError(f"the fused model as a whole is {found}; every single merge was proved, please report it")
+    return found.error
+

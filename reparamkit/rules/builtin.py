@@ -1,0 +1,35 @@
+"""The built-in rules, in one tuple: the names by which `fuse` may use the two laws of the algebra."""
+
+from __future__ import annotations
+
+from .rule import Registry, Rule
+
+BUILTIN = (
+    Rule(
+        "chain",
+        "g(f(x)) = (G F) x + G b + c",
+        "Layers in a row become one: convolution, batch norm, linear layer, scale, average pool, zero padding. "
+        "Zero padding between two windows is merged only where the border comes out exact.",
+    ),
+    Rule(
+        "dense_chain",
+        "g(f(x)) = M x,  M = T(G) T(F)",
+        "Layers in a row along an axis of fixed size, written as a full matrix: exact where padding meets padding, "
+        "or where a convolution meets a full matrix.",
+    ),
+    Rule(
+        "parallel_sum",
+        "f(x) + g(x) = (F + G) x + b + c",
+        "Branches over one tensor become one layer: kernels of any size, dilation and parity, 1x1, identity, scale, "
+        "average pool.",
+    ),
+    Rule(
+        "locality_injection",
+        "FC(x) + conv(x) = (W + T(K)) x + b",
+        "A convolution beside a full matrix over the same axes is written onto the matrix's diagonals "
+        "(RepMLPNet, CVPR 2022, section 3.3).",
+    ),
+)
+
+RULES = Registry(BUILTIN)
+"""The rules that `fuse` uses by default; `reparamkit.rules`."""

@@ -1,0 +1,112 @@
+"""Turn what was done into a `Report`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, fx, nn
+
+from .algebra.operator import Role
+from .capture.capture import Captured
+from .engine.choose import Plan
+from .engine.placing import layer_cost
+from .engine.reading import Reading
+from .layers.price import Cost
+from .report import Merge, Refusal, Report, Totals
+from .write.finish import place_of
+from .write.write import Done
+
+
+def totals(model: nn.Module, captured: Captured, reading: Reading) -> Totals:
+    """Count a model from its graph."""
+    parameters = sum(p.numel() for p in model.parameters())
+    stored = parameters + sum(b.numel() for b in model.buffers())
+    costs = [layer_cost(form, 0) for form in reading.read.values()]
+    affine = sum(costs, Cost())
+    return Totals(parameters, stored, affine.launches + _opaque(captured, reading), affine.flops)
+
+
+def _opaque(captured: Captured, reading: Reading) -> int:
+    """Nodes that compute a tensor and are not affine: activations, gates, attention."""
+    known = {*reading.read, *reading.sizes, *reading.constants}
+    return sum(n.op.startswith("call") and n not in known and _computes(n) for n in captured.graph.nodes)
+
+
+def _computes(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    name = str(getattr(node.target, "__name__", node.target))
+    is_view = name in ("reshape", "view", "permute", "transpose", "getitem", "getattr", "size", "flatten", "chunk", "split")
+    return not is_view and not name.startswith("expect") and (value is None or isinstance(value, Tensor))
+
+
+def summarize(
+    done: Sequence[Done],
+    plan: Plan,
+    said: Mapping[fx.Node, list[str]],
+    before: Totals,
+    fused: nn.Module,
+    captured: Captured,
+    reading: Reading,
+    error: float | None,
+) -> Report:
+    """The report of one fusion."""
+    merges = tuple(_merge(d) for d in done)
+    change = sum((Cost(-d.site.before.macs + d.site.after.macs, d.site.after.passes - d.site.before.passes, 0,
+                       d.site.after.launches - d.site.before.launches) for d in done), Cost())
+    parameters = sum(p.numel() for p in fused.parameters())
+    stored = parameters + sum(b.numel() for b in fused.buffers())
+    after = Totals(parameters, stored, before.ops + change.launches, before.flops + change.flops)
+    return Report(merges, _refusals(plan, said, captured, reading), before, after, captured.tier, error)
+
+
+def _merge(done: Done) -> Merge:
+    site = done.site
+    members = tuple(dict.fromkeys(_member(m) for m in sorted(site.members, key=lambda n: n.name)))
+    return Merge(
+        ", ".join(done.paths) or "(no layer left)",
+        " + ".join(type(layer).__name__ for layer in done.layers),
+        site.rules,
+        members,
+        done.error,
+        site.before.flops,
+        site.after.flops,
+        site.before.stored,
+        site.after.stored,
+    )
+
+
+def _member(node: fx.Node) -> str:
+    return place_of(node) or str(getattr(node.target, "__name__", node.target))
+
+
+def _refusals(
+    plan: Plan, said: Mapping[fx.Node, list[str]], captured: Captured, reading: Reading
+) -> tuple[Refusal, ...]:
+    """Layers that were left though they look mergeable: with their own reason, or that of what reads them."""
+    found: list[Refusal] = []
+    left = set(captured.graph.nodes)
+    for node in reading.read:
+        reasons = _reasons(plan, said, node) if node in left and _worth_telling(node, reading) else []
+        if reasons:
+            found.append(_refusal(captured, node, reasons))
+    unread = [n for n in plan.refusals if n not in reading.read and n.op == "call_module" and n in left]
+    found += [_refusal(captured, node, plan.refusals[node]) for node in unread]
+    return tuple(found)
+
+
+def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node) -> list[str]:
+    own = [*said.get(node, []), *plan.refusals.get(node, [])]
+    return own or [reason for user in node.users for reason in plan.refusals.get(user, [])]
+
+
+def _worth_telling(node: fx.Node, reading: Reading) -> bool:
+    """Scales and windows and matrices; not sums of values, views, or means."""
+    form = reading.read[node]
+    op = form.sample
+    legs = op.has(Role.DIAGONAL, Role.IN, Role.OUT, Role.STENCIL)
+    return len(form.terms) == 1 and (legs or form.bias is not None)
+
+
+def _refusal(captured: Captured, node: fx.Node, reasons: Sequence[str]) -> Refusal:
+    layer = type(captured.module(node)).__name__ if node.op == "call_module" else _member(node)
+    return Refusal(place_of(node) or captured.path(node), layer, "; ".join(dict.fromkeys(reasons)))

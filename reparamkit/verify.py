@@ -1,0 +1,248 @@
+"""Proof by running: every merge is checked on its own, and the whole model on the example inputs.
+
+Relative error is always ``max|a - b| / max|b|`` per tensor.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten
+
+from .algebra.operator import Operator
+from .algebra.size import Size, Symbol, roots
+from .capture.capture import Captured, Inputs, run
+from .errors import EquivalenceError
+
+SITE_TOLERANCE = 1e-10
+"""Of one merge in float64: rounding is near 1e-15; room for cancellation between branches, none for mistakes."""
+SIZES = (None, 3, 7, 12, 40)
+"""What free sizes are set to in the checks; None: as in the example inputs."""
+LARGE = 2**20
+"""Elements of an input that is drawn only if no smaller one could be run."""
+
+
+def tolerance(dtype: torch.dtype, fan_in: int = 4096, depth: int = 64) -> float:
+    """What rounding alone can explain between two orders of the same arithmetic.
+
+    Errors of sums grow with the square root of the number of summands (`fan_in`) and of the layers (`depth`);
+    for half precision the bound is capped, since beyond it nothing would be said.
+    """
+    return min(4 * torch.finfo(dtype).eps * math.sqrt(fan_in * depth), 0.1)
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """``max|found - wanted| / max|wanted|``; infinite if exactly one of them is not finite somewhere."""
+    if found.shape != wanted.shape:
+        return math.inf
+    if wanted.numel() == 0:
+        return 0.0
+    a, b = found.detach().double(), wanted.detach().double()
+    if not torch.equal(a.isfinite(), b.isfinite()):
+        return math.inf
+    difference = (a - b)[b.isfinite()].abs()
+    scale = b[b.isfinite()].abs()
+    if difference.numel() == 0:
+        return 0.0
+    return float(difference.max() / scale.max().clamp_min(torch.finfo(torch.float64).tiny))
+
+
+# --- whole models -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The comparison of two models on one input.
+
+    error: the largest relative error over the output tensors. tolerance: what rounding can explain.
+    """
+
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the outputs agree up to rounding."""
+        return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = "equal" if self.passed else "NOT equal"
+        return f"{verdict}: largest relative error {self.error:.2e}, rounding allows {self.tolerance:.1e}"
+
+
+def compare(found: nn.Module, wanted: nn.Module, inputs: Inputs) -> Verification:
+    """Run both models on the same inputs and compare every output tensor."""
+    outputs = [_tensors(undisturbed(model, inputs)) for model in (found, wanted)]
+    if len(outputs[0]) != len(outputs[1]):
+        return Verification(math.inf, 0.0)
+    pairs = list(zip(*outputs, strict=True))
+    floating = [b.dtype for _, b in pairs if b.is_floating_point()]
+    allowed = max((tolerance(d) for d in floating), default=0.0)
+    return Verification(max((relative_error(a, b) for a, b in pairs), default=0.0), allowed)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if hasattr(output, "to_tuple"):
+        output = output.to_tuple()
+    return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+
+
+def undisturbed(model: nn.Module, inputs: Inputs) -> Any:
+    """The output of a model on copies of the inputs, its buffers left as they are."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    args, kwargs = copy.deepcopy((inputs.args, dict(inputs.kwargs)))
+
+    class _Pure(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = [model]
+
+        def forward(self, *a: Any, **k: Any) -> Any:
+            return torch.func.functional_call(model, buffers, a, k, tie_weights=True)
+
+    return run(_Pure(), Inputs(args, kwargs))
+
+
+# --- one merge --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A part of a graph, from some values to one.
+
+    sources: per name of a source, the node that has it and the operator that reads it.
+    old, new: the value before and after the merge.
+    """
+
+    captured: Captured
+    sources: Mapping[fx.Node, Operator]
+    old: fx.Node
+    new: fx.Node
+
+
+def check(piece: Piece, where: str) -> float:
+    """The largest relative error of a merge in float64, over inputs of several sizes.
+
+    Raises `EquivalenceError` if it is more than rounding.
+    """
+    errors: list[float] = []
+    for size in SIZES:
+        if not (errors and _elements(piece, size) > LARGE):
+            errors += _error(piece, size)
+    if not errors:
+        raise EquivalenceError(f"the merge at {where} could not be run on any input, so it is not proved")
+    worst = max(errors)
+    if not worst <= SITE_TOLERANCE:
+        raise EquivalenceError(
+            f"the merge at {where} differs from the layers it replaces (relative error {worst:.2e} in float64);"
+            " please report it, and pass skip=[...] with this path to fuse the rest"
+        )
+    return worst
+
+
+def _elements(piece: Piece, size: int | None) -> int:
+    return max(math.prod(_number(s, size) for s in op.source_sizes) for op in piece.sources.values())
+
+
+def _error(piece: Piece, size: int | None) -> list[float]:
+    """The error for free sizes as traced (None), or all set to `size`; nothing if the old piece rejects them."""
+    values = {node: _drawn(op, size, number) for number, (node, op) in enumerate(piece.sources.items())}
+    try:
+        wanted = evaluate(piece.captured, piece.old, values, as_traced=size is None)
+    except Exception:
+        # The layers as they were do not take these sizes: nothing to compare.
+        return []
+    return [relative_error(evaluate(piece.captured, piece.new, values, as_traced=size is None), wanted)]
+
+
+def _drawn(op: Operator, size: int | None, number: int) -> Tensor:
+    generator = torch.Generator().manual_seed(number)
+    shape = [_number(s, size) for s in op.source_sizes]
+    if op.open_rank:
+        shape[0] = 2
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _number(size: Size, value: int | None) -> int:
+    if value is None or size.known:
+        return size.hint
+    pins: dict[Symbol, int] = {root: value for root in roots(size)}
+    return size.substitute(pins).hint
+
+
+def evaluate(captured: Captured, result: fx.Node, values: Mapping[fx.Node, Any], as_traced: bool) -> Any:
+    """The value of a node in float64, given the values of some nodes it depends on."""
+    known: dict[fx.Node, Any] = {node: value.clone() for node, value in values.items()}
+    wide = _Wide(captured)
+    for node in _needed(result, known, as_traced):
+        known[node] = wide.call(node, known)
+    return known[result]
+
+
+def _needed(result: fx.Node, known: dict[fx.Node, Any], as_traced: bool) -> list[fx.Node]:
+    """The nodes between the known values and `result`, in program order."""
+    wanted: set[fx.Node] = set()
+    stack = [result]
+    while stack:
+        node = stack.pop()
+        if node in wanted or node in known:
+            continue
+        number = node.meta.get("val")
+        if as_traced and isinstance(number, int):
+            known[node] = number
+            continue
+        if node.op == "placeholder":
+            raise LookupError(f"{node} is not given")
+        wanted.add(node)
+        stack.extend(node.all_input_nodes)
+    return [node for node in result.graph.nodes if node in wanted]
+
+
+class _Wide:
+    """Runs nodes in float64."""
+
+    def __init__(self, captured: Captured) -> None:
+        self.captured = captured
+
+    def call(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
+        def value(n: fx.Node) -> Any:
+            return known[n]
+
+        args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
+        with torch.no_grad():
+            return self._function(node, args)(*args, **kwargs)
+
+    def _function(self, node: fx.Node, args: Any) -> Callable[..., Any]:
+        if node.op == "get_attr":
+            found = _wide(self.captured.attribute(node))
+            return lambda: found
+        if node.op == "call_module":
+            return _wide_module(self.captured.module(node))
+        if node.op == "call_method":
+            method = getattr(args[0], str(node.target))
+            return lambda _self, *a, **k: method(*a, **k)
+        return node.target  # type: ignore[return-value]
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else tensor.dtype)
+
+
+def _wide_module(module: nn.Module) -> nn.Module:
+    """The module in float64 on the CPU; itself if it is so already."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(t.device.type == "cpu" and (t.dtype == torch.float64 or not t.is_floating_point()) for t in tensors):
+        return module
+    memo: dict[int, Any] = {id(t): _rewrapped(t) for t in tensors}
+    return copy.deepcopy(module, memo)
+
+
+def _rewrapped(tensor: Tensor) -> Tensor:
+    wide = _wide(tensor)
+    return nn.Parameter(wide, requires_grad=False) if isinstance(tensor, nn.Parameter) else wide

@@ -1,0 +1,237 @@
+"""From the rewritten graph to the user's own model: modules swapped, methods regenerated, nothing left over."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..capture.capture import Captured
+from ..capture.guards import expect_rank
+from ..capture.tracer import Frame
+from ..errors import NotFusable
+from .frames import fold, method, original_class, regenerated
+from .splice import Written
+
+
+class Expect(nn.Identity):
+    """What is left of a merged layer where the merge was proved for one rank of its input: a check."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: any shape of `rank` dimensions; returned as it is."""
+        expect_rank(input, self.rank)
+        return input
+
+
+@dataclass(eq=False)
+class Finisher:
+    """Collects what has to change, then changes the modules.
+
+    swaps: per module path its replacement, for rows of module calls. frames: calls to write again, with the
+    calls inlined into them. moves: temporary name of a merged layer -> the path whose place it takes.
+    dead: paths of layers that were merged. paths: temporary name of a merged layer -> its final path.
+    """
+
+    captured: Captured
+    swaps: dict[str, nn.Module] = field(default_factory=dict)
+    frames: dict[int, Frame] = field(default_factory=dict)
+    inlined: set[int] = field(default_factory=set)
+    moves: dict[str, tuple[str, Frame]] = field(default_factory=dict)
+    dead: set[str] = field(default_factory=set)
+    paths: dict[str, str] = field(default_factory=dict)
+
+    # --- collecting ------------------------------------------------------------------------------
+
+    def below(self, frame: Frame, members: Iterable[fx.Node]) -> set[int]:
+        """The calls inside `frame` that these members are in."""
+        return {
+            id(inner)
+            for node in members
+            for inner in self.captured.frame(node).stack
+            if frame in inner.stack and inner is not frame
+        }
+
+    def check(self, frame: Frame, members: Iterable[fx.Node]) -> None:
+        """Raises `NotFusable` if the frame cannot be written again."""
+        method(fold(self.captured, frame, frozenset(self.inlined | self.below(frame, members))))
+
+    def touches(self, members: Iterable[fx.Node]) -> bool:
+        """Whether a call that some of these members are in is written again."""
+        calls = {id(f) for node in members for f in self.captured.frame(node).stack}
+        return bool(calls & (self.inlined | self.frames.keys()))
+
+    def rewrite(self, frame: Frame, members: Iterable[fx.Node]) -> None:
+        """The method of this call will be written again, and what the members are in goes into it."""
+        self.frames[id(frame)] = frame
+        self.inlined |= self.below(frame, members)
+
+    def chain(self, written: Written) -> None:
+        """A row of module calls: the layer takes one place, the others become identities."""
+        (name,) = written.layers
+        anchor = place_of(written.anchors[name])
+        others = sorted(_targets(written) - {anchor})
+        self.swaps |= {path: nn.Identity() for path in others}
+        placed = written.site.placed
+        if placed is not None and placed.form.guards:
+            self.swaps[others[0]] = Expect(len(placed.form.sizes))
+        self.swaps[anchor] = self.captured.root.get_submodule(name)
+        delattr(self.captured.root, name)
+        self._retarget(name, anchor)
+
+    def region(self, written: Written) -> None:
+        """Any other site."""
+        for name, anchor in written.anchors.items():
+            self.moves[name] = place_of(anchor), written.frame
+        self.dead |= _targets(written)
+
+    # --- changing --------------------------------------------------------------------------------
+
+    def finish(self, rewrite: bool) -> None:
+        """Change the modules of the root; `rewrite`: and the methods."""
+        self._move_layers()
+        for frame in sorted(self.frames.values(), key=lambda f: -f.path.count(".")):
+            if rewrite and id(frame) not in self.inlined:
+                self._regenerate(frame)
+        for path, module in self.swaps.items():
+            _set(self.captured.root, path, module)
+        self._remove_dead_modules()
+
+    def _move_layers(self) -> None:
+        """Give every merged layer the place of the layer it stands for, as high as that place is free."""
+        live = self._live()
+        for name, (path, frame) in self.moves.items():
+            target = self._place(path, frame, live)
+            live.add(target)
+            module = self.captured.root.get_submodule(name)
+            delattr(self.captured.root, name)
+            _set(self.captured.root, target, module)
+            self.dead.discard(target)
+            self._retarget(name, target)
+
+    def _live(self) -> set[str]:
+        """Paths of modules, parameters and buffers that something still uses."""
+        nodes = self.captured.graph.nodes
+        used = {str(n.target) for n in nodes if n.op in ("call_module", "get_attr")}
+        names = {name for name, _ in self.captured.root.named_modules() if name}
+        swallowed = {f.path for f in self.captured.frames if id(f) in self.inlined}
+        return used | {name for name in names if name not in self.dead and name not in swallowed}
+
+    def _place(self, path: str, frame: Frame, live: set[str]) -> str:
+        prefix = f"{frame.path}." if frame.path else ""
+        if not path.startswith(prefix) or not path:
+            path = self._fresh(prefix, live)
+        parts = path[len(prefix) :].split(".")
+        for depth in range(1, len(parts) + 1):
+            candidate = prefix + ".".join(parts[:depth])
+            if not any(p == candidate or p.startswith(f"{candidate}.") for p in live):
+                return candidate
+        return self._fresh(prefix, live)
+
+    def _fresh(self, prefix: str, live: set[str]) -> str:
+        taken = {*live, *(n for n, _ in self.captured.root.named_modules())}
+        return next(f"{prefix}merged{k}" for k in range(10**6) if f"{prefix}merged{k}" not in taken)
+
+    def _retarget(self, old: str, new: str) -> None:
+        self.paths[old] = new
+        for node in self.captured.graph.nodes:
+            if node.op == "call_module" and node.target == old:
+                node.target = new
+
+    def _regenerate(self, frame: Frame) -> None:
+        graph = fold(self.captured, frame, frozenset(self.inlined))
+        frame.module.__class__ = regenerated(original_class(frame.module), method(graph))
+
+    def _remove_dead_modules(self) -> None:
+        used = {str(n.target) for n in self.captured.graph.nodes if n.op in ("call_module", "get_attr")}
+        root = self.captured.root
+        for path in sorted(self.dead, key=lambda p: -p.count(".")):
+            if path not in used and _exists(root, path):
+                _delete(root, path)
+        for frame in sorted(self.captured.frames, key=lambda f: -f.path.count(".")):
+            if id(frame) in self.inlined and _exists(root, frame.path):
+                self._hollow(frame.path, used)
+
+    def _hollow(self, path: str, used: set[str]) -> None:
+        """A module whose work is done in its caller now: gone, or a container of what is still used."""
+        module = self.captured.root.get_submodule(path)
+        if any(name == path for name in used) or not any(True for _ in self._calls(path)):
+            return
+        for name in list(module._parameters) + list(module._buffers):
+            if f"{path}.{name}" not in used:
+                delattr(module, name)
+        if not (module._modules or module._parameters or module._buffers):
+            _delete(self.captured.root, path)
+        elif not isinstance(module, nn.Sequential):
+            _set(self.captured.root, path, _container(module))
+
+    def _calls(self, path: str) -> Iterable[Frame]:
+        return (f for f in self.captured.frames if f.path == path and id(f) in self.inlined)
+
+
+def place_of(node: fx.Node) -> str:
+    """The path of the module a node calls, or stands for; "" for a function."""
+    place = node.meta.get("place", node.target if node.op == "call_module" else "")
+    return str(place)
+
+
+def _targets(written: Written) -> set[str]:
+    return {str(n.target) for n in written.site.members if n.op == "call_module"}
+
+
+def _container(module: nn.Module) -> nn.Sequential:
+    made = nn.Sequential(OrderedDict(module._modules.items()))  # type: ignore[arg-type]
+    made._parameters, made._buffers = module._parameters, module._buffers
+    return made.train(module.training)
+
+
+def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    parent, _, name = path.rpartition(".")
+    return root.get_submodule(parent), name
+
+
+def _set(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, name = _parent(root, path)
+    if name in parent._modules:
+        parent._modules[name] = module
+    else:
+        parent.add_module(name, module)
+
+
+def _delete(root: nn.Module, path: str) -> None:
+    parent, name = _parent(root, path)
+    if isinstance(parent, nn.ModuleList):
+        parent._modules[name] = nn.Identity()
+    else:
+        delattr(parent, name)
+
+
+def _exists(root: nn.Module, path: str) -> bool:
+    try:
+        root.get_submodule(path)
+    except AttributeError:
+        return False
+    return bool(path)
+
+
+# --- numbers ----------------------------------------------------------------------------------------
+
+
+def settle(module: nn.Module, like: Tensor | None, requires_grad: bool) -> None:
+    """Cast a merged layer once, to the dtype and device of the layers it replaces.
+
+    Raises `NotFusable` if a number is finite in float64 and not in that dtype.
+    """
+    for name, parameter in module.named_parameters():
+        data = parameter.data
+        cast = data if like is None else data.to(like.device, like.dtype)
+        if not torch.equal(cast.isfinite().cpu(), data.isfinite().cpu()):
+            raise NotFusable(f"a merged {name} overflows {str(cast.dtype).removeprefix('torch.')}")
+        made = nn.Parameter(cast.contiguous(), requires_grad=requires_grad)
+        module.register_parameter(name, made)

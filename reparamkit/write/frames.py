@@ -1,0 +1,255 @@
+"""Regenerate one method: the part of the flat graph that one call of one module made, as its new forward.
+
+Calls of child modules that no merge reached into stay calls. The module gets a subclass of its own class, of the
+same name, that carries the method as source and rebuilds itself when it is copied or unpickled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import io
+import itertools
+import linecache
+import operator
+import tokenize
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import FunctionType, ModuleType
+from typing import Any
+
+from torch import fx, nn
+from torch.utils._pytree import tree_map
+
+from ..capture.capture import Captured
+from ..capture.guards import expect
+from ..capture.tracer import Frame
+from ..engine.scope import has_hooks
+from ..errors import NotFusable
+
+PLAIN = (bool, int, float, str, type(None))
+_files = itertools.count()
+
+
+@dataclass(eq=False)
+class _Fold:
+    """Builds the graph of one frame.
+
+    inlined: frames whose nodes belong to the caller. here: per node of the flat graph its copy.
+    """
+
+    captured: Captured
+    frame: Frame
+    inlined: frozenset[int]
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    here: dict[fx.Node, Any] = field(default_factory=dict)
+    done: set[int] = field(default_factory=set)
+
+    def run(self) -> fx.Graph:
+        self._parameters()
+        for node in self.captured.graph.nodes:
+            if node.op not in ("placeholder", "output") and self.frame in self.captured.frame(node).stack:
+                self._node(node)
+        self.graph.output(self._mapped(self.frame.output))
+        return self.graph
+
+    # --- arguments -------------------------------------------------------------------------------
+
+    def _parameters(self) -> None:
+        signature = inspect.signature(self.frame.module.forward)
+        bound = signature.bind(*self.frame.args, **self.frame.kwargs)
+        made = {p.name: (p, self._placeholder(p)) for p in signature.parameters.values()}
+        for name, (parameter, node) in made.items():
+            given = name in bound.arguments
+            self._known(node, bound.arguments[name] if given else parameter.default, parameter, given)
+
+    def _placeholder(self, parameter: inspect.Parameter) -> fx.Node:
+        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        if parameter.default is parameter.empty:
+            return self.graph.create_node("placeholder", stars + parameter.name)
+        if not isinstance(parameter.default, PLAIN):
+            raise NotFusable(f"parameter '{parameter.name}' of its forward has a default that cannot be written")
+        return self.graph.create_node("placeholder", parameter.name, (parameter.default,))
+
+    def _known(self, node: fx.Node, value: Any, parameter: inspect.Parameter, given: bool) -> None:
+        """Follow tensors into containers; check the rest against what was traced."""
+        if isinstance(value, fx.Node):
+            self.here[value] = node
+        elif isinstance(value, (list, tuple)):
+            self._each(node, dict(enumerate(value)), parameter)
+        elif isinstance(value, Mapping):
+            self._each(node, value, parameter)
+        elif isinstance(value, PLAIN):
+            self.graph.call_function(expect, (node, value))
+        elif value is not parameter.empty:
+            raise NotFusable(f"argument '{parameter.name}' is a {type(value).__name__}, which cannot be checked")
+
+    def _each(self, node: fx.Node, values: Mapping[Any, Any], parameter: inspect.Parameter) -> None:
+        for key, value in values.items():
+
+            self._known(self.graph.call_function(operator.getitem, (node, key)), value, parameter, True)
+
+    # --- body ------------------------------------------------------------------------------------
+
+    def _node(self, node: fx.Node) -> None:
+        child = self._child(node)
+        if child is not None:
+            self._call(child)
+            return
+        if node.op == "call_module":
+            args, kwargs = self._mapped(node.args), self._mapped(node.kwargs)
+            self.here[node] = self.graph.call_module(self._relative(str(node.target)), args, kwargs)
+            return
+        copy = self.graph.node_copy(node, self._argument)
+        if node.op == "get_attr":
+            copy.target = self._relative(str(node.target))
+        self.here[node] = copy
+
+    def _child(self, node: fx.Node) -> Frame | None:
+        """The call below this frame that made the node, if it stays a call."""
+        stack = self.captured.frame(node).stack
+        below = stack[stack.index(self.frame) + 1 :]
+        return next((frame for frame in below if id(frame) not in self.inlined), None)
+
+    def _call(self, child: Frame) -> None:
+        if id(child) in self.done:
+            return
+        self.done.add(id(child))
+        args, kwargs = self._mapped(child.args), self._mapped(child.kwargs)
+        call = self.graph.call_module(self._relative(child.path), args, kwargs)
+        self._result(call, child.output)
+
+    def _result(self, call: fx.Node, output: Any) -> None:
+
+        if isinstance(output, fx.Node):
+            self.here.setdefault(output, call)
+        elif isinstance(output, (list, tuple, Mapping)):
+            items = output.items() if isinstance(output, Mapping) else enumerate(output)
+            for key, value in items:
+                self._result(self.graph.call_function(operator.getitem, (call, key)), value)
+
+    def _mapped(self, value: Any) -> Any:
+
+        return tree_map(lambda leaf: self._argument(leaf) if isinstance(leaf, fx.Node) else leaf, value)
+
+    def _argument(self, node: fx.Node) -> Any:
+        if node not in self.here:
+            raise NotFusable(f"module '{self.frame.path}' uses a value that does not reach it as an argument")
+        return self.here[node]
+
+    def _relative(self, path: str) -> str:
+        prefix = self.frame.path
+        if prefix and not path.startswith(f"{prefix}."):
+            if path.startswith("_merged_"):
+                return path
+            raise NotFusable(f"module '{prefix}' uses '{path}', which is not inside it")
+        return path[len(prefix) + 1 :] if prefix else path
+
+
+def fold(captured: Captured, frame: Frame, inlined: frozenset[int]) -> fx.Graph:
+    """The graph of one call, with the calls of its children that are not inlined.
+
+    Raises `NotFusable` if its method cannot be written again.
+    """
+    _check(captured, frame, inlined)
+    return _Fold(captured, frame, inlined).run()
+
+
+def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
+    swallowed = [f for f in captured.frames if id(f) in inlined and frame in f.stack]
+    for each in (frame, *swallowed):
+        where = each.path or "the model"
+        if has_hooks(each.module):
+            raise NotFusable(f"{where} has hooks, and its forward would have to be written again")
+        if _changed(each):
+            raise NotFusable(f"the forward of {where} sets attributes of the module")
+    contexts = {n.meta["context"] for n in captured.graph.nodes if frame in captured.frame(n).stack}
+    if len(contexts) > 1:
+        raise NotFusable(f"the forward of {frame.path or 'the model'} changes autocast or grad mode")
+
+
+def _changed(frame: Frame) -> bool:
+    now = {k: v for k, v in vars(frame.module).items() if k not in ("_modules", "_parameters", "_buffers")}
+    before = {k: v for k, v in frame.attributes.items() if k in now}
+    ours = {k for k in now if k.startswith("_tensor_constant")}
+    return any(k not in before or before[k] is not now[k] for k in now if k not in ours)
+
+
+# --- classes ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Method:
+    """A generated forward. source: its text. names: what its global names refer to (module, qualified name)."""
+
+    source: str
+    names: tuple[tuple[str, str, str], ...]
+
+    def function(self) -> FunctionType:
+        """Compile it; the source stays visible to inspect, tracebacks and torch.compile."""
+        names: dict[str, Any] = {"__name__": __name__}
+        names |= {name: _imported(module, path) for name, module, path in self.names}
+        filename = f"<reparamkit {next(_files)}>"
+        lines = self.source.splitlines(keepends=True)
+        linecache.cache[filename] = (len(self.source), None, lines, filename)
+        exec(compile(self.source, filename, "exec"), names)
+        forward = names["forward"]
+        assert isinstance(forward, FunctionType)
+        return forward
+
+
+def method(graph: fx.Graph) -> Method:
+    """The graph as the source of a forward method."""
+    code = graph.python_code("self")
+    source = code.src.lstrip()
+    used = {token.string for token in tokenize.generate_tokens(io.StringIO(source).readline)}
+    names = {name: value for name, value in code.globals.items() if name in used}
+    return Method(source, tuple((name, *_importable(name, value)) for name, value in sorted(names.items())))
+
+
+def _importable(name: str, value: Any) -> tuple[str, str]:
+    if isinstance(value, ModuleType):
+        return value.__name__, ""
+    module, path = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    for candidate, where in ((module, path), ("torch", name), ("builtins", path), ("typing", name), ("math", name), ("types", name)):
+        if candidate and where and _resolves(candidate, where, value):
+            return candidate, where
+    raise NotFusable(f"the generated method would need {value!r}, which cannot be imported by name")
+
+
+def _resolves(module: str, path: str, value: Any) -> bool:
+    try:
+        return _imported(module, path) is value
+    except (ImportError, AttributeError):
+        return False
+
+
+def _imported(module: str, path: str) -> Any:
+    found = importlib.import_module(module)
+    for part in path.split(".") if path else ():
+        found = getattr(found, part)
+    return found
+
+
+def regenerated(base: type[nn.Module], written: Method) -> type[nn.Module]:
+    """A subclass of `base`, of its name, with the written forward."""
+    body = {
+        "forward": written.function(),
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "merged_method": written,
+        "__reduce_ex__": lambda self, protocol: (_rebuilt, (base, written), self.__dict__),
+    }
+    return type(base.__name__, (base,), body)
+
+
+def _rebuilt(base: type[nn.Module], written: Method) -> nn.Module:
+    cls = regenerated(base, written)
+    return cls.__new__(cls)
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """The class a regenerated module had before, or its class."""
+    cls = type(module)
+    return cls.__mro__[1] if "merged_method" in vars(cls) else cls

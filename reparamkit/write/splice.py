@@ -1,0 +1,172 @@
+"""Put the merged layers of a site into the flat graph, beside the nodes they will replace."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from ..algebra.size import Symbol
+from ..capture.capture import Captured
+from ..capture.guards import expect, expect_rank, expect_size
+from ..capture.tracer import Frame
+from ..engine.choose import Site
+from ..engine.placing import Placed, Placement
+from ..engine.scope import innermost
+
+PREFIX = "_merged_"
+"""Merged layers are children of the root under this name until they get their place."""
+
+
+@dataclass(eq=False)
+class Written:
+    """A site in the graph.
+
+    result: the node that has the value now. layers: per temporary name the merged layer (float64) and the
+    node whose place it takes. nodes: all new nodes. frame: the innermost call around all members.
+    """
+
+    site: Site
+    frame: Frame
+    result: fx.Node
+    nodes: list[fx.Node] = field(default_factory=list)
+    layers: dict[str, nn.Module] = field(default_factory=dict)
+    anchors: dict[str, fx.Node] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Splicer:
+    """Writes sites into one graph. replaced: old value -> new value, for the sites committed so far."""
+
+    captured: Captured
+    replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.named = {node.name: node for node in self.captured.graph.nodes}
+
+    def current(self, node: fx.Node) -> fx.Node:
+        """The node that has the value of an original node now."""
+        return self.replaced.get(node, node)
+
+    def splice(self, site: Site) -> Written:
+        """Insert the merged layers after the site's value; nothing uses them yet."""
+        frame = innermost([self.captured.frame(m) for m in site.members])
+        written = Written(site, frame, site.value)
+        last = site.value
+        graph = self.captured.graph
+        before = set(graph.nodes)
+        with graph.inserting_after(last):
+            anchor = graph.call_function(operator.add, ())
+        with graph.inserting_before(anchor):
+            result = self._form(written, site.placed) if site.placed else self._replacement(written)
+        graph.erase_node(anchor)
+        written.nodes = [n for n in graph.nodes if n not in before]
+        for node in written.nodes:
+            node.meta.update(frame=frame, context=site.value.meta["context"], rules=site.rules)
+        result.meta.setdefault("val", site.value.meta.get("val"))
+        written.result = result
+        return written
+
+    def _form(self, written: Written, placed: Placed) -> fx.Node:
+        for symbol, value in sorted(placed.form.guards, key=lambda g: str(g[0].origin)):
+            self._guard(symbol, value)
+        results = [self._term(written, placement) for placement in placed.terms]
+        result = results[0]
+        for other in results[1:]:
+            result = self.captured.graph.call_function(operator.add, (result, other))
+        return result
+
+    def _replacement(self, written: Written) -> fx.Node:
+        replacement = written.site.replacement
+        assert replacement is not None
+        name = self._add(written, replacement.module, written.site.value)
+        return self.captured.graph.call_module(name, tuple(self.current(n) for n in replacement.inputs))
+
+    def _add(self, written: Written, module: nn.Module, anchor: fx.Node) -> str:
+        name = f"{PREFIX}{self.count}"
+        self.count += 1
+        written.layers[name] = module.eval()
+        written.anchors[name] = anchor
+        self.captured.root.add_module(name, module)
+        return name
+
+    def _guard(self, symbol: Symbol, value: int) -> None:
+        name, dim = symbol.origin
+        node = self.current(self.named[str(name)])
+        assert isinstance(dim, int)
+        if isinstance(node.meta.get("val"), int):
+            self.captured.graph.call_function(expect, (node, value))
+        elif dim < 0:
+            self.captured.graph.call_function(expect_size, (node, dim, value))
+        else:
+            self.captured.graph.call_function(expect_rank, (node, dim + value))
+
+    def _term(self, written: Written, placement: Placement) -> fx.Node:
+        value = self.current(self.named[placement.source])
+        untouched = True
+        previous = self.named[placement.source]
+        for number, step in enumerate(placement.trail):
+            node = self.named[step.node]
+            if number == placement.position:
+                value, untouched = self._layer(written, placement, node, value), False
+            elif step.views:
+                value = node if untouched else self._replayed(node, previous, value)
+            else:
+                untouched = False
+            previous = node
+        return value
+
+    def _layer(self, written: Written, placement: Placement, node: fx.Node, value: fx.Node) -> fx.Node:
+        assert placement.layer is not None
+        name = self._add(written, placement.layer.build(), node)
+        return self.captured.graph.call_module(name, (value,))
+
+    def _replayed(self, node: fx.Node, previous: fx.Node, value: fx.Node) -> fx.Node:
+        """The same view of another value."""
+        old = self.current(previous)
+
+        def moved(n: fx.Node) -> fx.Node:
+            return value if n in (previous, old) else n
+
+        copy = self.captured.graph.node_copy(node, moved)
+        copy.meta = dict(node.meta)
+        return copy
+
+    def commit(self, written: Written) -> None:
+        """Let every reader of the old value read the new one."""
+        own = set(written.nodes)
+        value = written.site.value
+        value.replace_all_uses_with(
+            written.result, delete_user_cb=lambda user: user not in own, propagate_meta=False
+        )
+        self.replaced[value] = written.result
+
+    def withdraw(self, written: Written) -> None:
+        """Take the merged layers out of the graph again."""
+        for node in reversed(written.nodes):
+            self.captured.graph.erase_node(node)
+        for name in written.layers:
+            delattr(self.captured.root, name)
+
+
+def is_chain(captured: Captured, site: Site) -> bool:
+    """Whether the members are a row of module calls, each read by the next only, that needs no guard
+    (but one on the rank): then modules can be swapped and nobody's code is rewritten."""
+    if site.placed is None or len(site.placed.terms) != 1:
+        return False
+    placement = site.placed.terms[0]
+    nodes = {n.name: n for n in captured.graph.nodes}
+    row = [nodes[step.node] for step in placement.trail]
+    if placement.position is None or set(row) < site.members:
+        return False
+    layers = [n for n, step in zip(row, placement.trail, strict=True) if step.is_layer]
+    linked = all(set(a.users) == {b} for a, b in zip(row, row[1:], strict=False))
+    return linked and all(n.op == "call_module" for n in layers) and _only_rank_guards(site.placed)
+
+
+def _only_rank_guards(placed: Placed) -> bool:
+    guards = placed.form.guards
+    views = any(step.views for step in placed.terms[0].trail)
+    return not guards or (not views and all(isinstance(s.origin[1], int) and s.origin[1] >= 0 for s, _ in guards))

@@ -1,0 +1,152 @@
+"""Write the chosen merges: splice, prove, settle, and then change the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, fx, nn
+
+from ..capture.capture import Captured
+from ..engine.choose import Site
+from ..engine.scope import innermost
+from ..errors import NotFusable
+from .finish import Finisher, place_of, settle
+from .splice import Splicer, Written, is_chain
+
+Prove = Callable[[Captured, Written], float | None]
+"""Checks one merge in float64; returns its error, raises if it is wrong."""
+Refuse = Callable[[fx.Node, str], None]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A merge that is in the model. path: of each merged layer. error: as `Prove` found it."""
+
+    site: Site
+    paths: tuple[str, ...]
+    layers: tuple[nn.Module, ...]
+    error: float | None
+
+
+@dataclass(eq=False)
+class Writer:
+    """Writes the sites of one model.
+
+    prove: checks a merge. refuse: is told why a site could not be written. as_graph: write into the flat graph
+    only, and change no module's code. spare: nodes without side effects, erased when nothing reads them.
+    """
+
+    captured: Captured
+    prove: Prove
+    refuse: Refuse
+    as_graph: bool = False
+    spare: set[fx.Node] = field(default_factory=set)
+    done: list[tuple[Written, float | None]] = field(default_factory=list)
+    chains: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.splicer = Splicer(self.captured)
+        self.finisher = Finisher(self.captured)
+
+    def write(self, sites: Sequence[Site]) -> None:
+        """Splice, prove and commit the sites, in program order."""
+        for site in self._writable(sites):
+            self.write_one(site)
+
+    def write_one(self, site: Site) -> bool:
+        """Splice, prove and commit one site; whether it could be settled in the model's own dtype."""
+        written = self.splicer.splice(site)
+        try:
+            error = self.prove(self.captured, written)
+            self._settle(written)
+        except NotFusable as no:
+            self.splicer.withdraw(written)
+            self.refuse(site.value, no.reason)
+            return False
+        except BaseException:
+            self.splicer.withdraw(written)
+            raise
+        self.splicer.commit(written)
+        for name, anchor in written.anchors.items():
+            for node in written.nodes:
+                if node.target == name:
+                    node.meta["place"] = place_of(anchor)
+        self.done.append((written, error))
+        return True
+
+    # --- which sites can be written ----------------------------------------------------------------
+
+    def _writable(self, sites: Sequence[Site]) -> list[Site]:
+        """Leave out sites whose method cannot be written again; mark rows of modules that need none written."""
+        if self.as_graph:
+            return list(sites)
+        rows = [site for site in sites if is_chain(self.captured, site)]
+        written = [site for site in sites if site not in rows and self.admit(site)]
+        while (row := next((r for r in rows if self.finisher.touches(r.members)), None)) is not None:
+            # A neighbour in the same method is written again, so this row is as well.
+            rows.remove(row)
+            if self.admit(row):
+                written.append(row)
+        self.chains |= {id(site.value) for site in rows}
+        return [site for site in sites if site in rows or site in written]
+
+    def admit(self, site: Site) -> bool:
+        """Mark the site's method to be written again, if it can be."""
+        frame = innermost([self.captured.frame(m) for m in site.members])
+        try:
+            self.finisher.check(frame, site.members)
+        except NotFusable as no:
+            self.refuse(site.value, no.reason)
+            return False
+        self.finisher.rewrite(frame, site.members)
+        return True
+
+    # --- numbers -----------------------------------------------------------------------------------
+
+    def _settle(self, written: Written) -> None:
+        tensors = list(_tensors(self.captured, written.site.members))
+        floating = [t for t in tensors if t.is_floating_point()]
+        trainable = any(t.requires_grad for t in floating)
+        for name, module in written.layers.items():
+            like = next(iter(_tensors(self.captured, [written.anchors[name]])), None)
+            like = like if like is not None and like.is_floating_point() else next(iter(floating), None)
+            settle(module, like, trainable)
+
+    # --- the model -----------------------------------------------------------------------------------
+
+    def finish(self) -> tuple[nn.Module, list[Done]]:
+        """The model with all merges in place."""
+        self._erase_dead()
+        for written, _ in self.done:
+            if id(written.site.value) in self.chains:
+                self.finisher.chain(written)
+            else:
+                self.finisher.region(written)
+        self.finisher.finish(rewrite=not self.as_graph)
+        root = self.captured.root
+        model = fx.GraphModule(root, self.captured.graph, type(root).__name__) if self.as_graph else root
+        return model, [self._done(written, error) for written, error in self.done]
+
+    def _done(self, written: Written, error: float | None) -> Done:
+        paths = tuple(self.finisher.paths.get(name, name) for name in written.layers)
+        return Done(written.site, paths, tuple(written.layers.values()), error)
+
+    def _erase_dead(self) -> None:
+        """Members that nothing reads any more, and the sizes only they needed."""
+        gone = {m for written, _ in self.done for m in written.site.members}
+        for node in reversed(self.captured.graph.nodes):
+            if not node.users and (node in gone or node in self.spare or node.op == "get_attr"):
+                self.captured.graph.erase_node(node)
+
+
+def _tensors(captured: Captured, nodes: Iterable[fx.Node]) -> Iterable[Tensor]:
+    """Parameters and buffers that nodes read."""
+    for node in sorted(nodes, key=lambda n: n.name):
+        if node.op == "call_module":
+            module = captured.module(node)
+            yield from module.parameters()
+            yield from module.buffers()
+        for each in node.all_input_nodes:
+            if each.op == "get_attr" and isinstance(value := captured.attribute(each), Tensor):
+                yield value

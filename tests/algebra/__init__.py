@@ -1,0 +1,1 @@
+"""The laws of the algebra, tested against torch."""

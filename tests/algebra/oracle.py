@@ -1,0 +1,98 @@
+"""The oracle: what a form means, written down once more as plainly as possible.
+
+Nothing here uses the laws, the dense forms or the writers: a form is evaluated by the definition of the
+roles of its atoms, on tensors whose sizes take the place of the free ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from reparamkit.algebra.form import Form, source_form
+from reparamkit.algebra.operator import Link, Operator, Role, closed, pin
+from reparamkit.algebra.size import Symbol, fixed, roots
+from reparamkit.layers.writers import plan
+
+
+def source(x: Tensor, name: str = "x") -> Form:
+    """The form of a tensor of known sizes."""
+    return source_form(name, tuple(fixed(n) for n in x.shape))
+
+
+def written(form: Form) -> nn.Module:
+    """The one layer that computes a form of one source."""
+    return plan(form.sample, form.bias).build()
+
+
+def evaluate(form: Form, **sources: Tensor) -> Tensor:
+    """The value of `form` for tensors given by the names of its sources."""
+    form = at_sizes_of(form, sources)
+    value = sum(apply_operator(term.op, sources[name]) for name, term in form.terms.items())
+    if form.bias is not None:
+        value = value + apply_operator(form.bias, torch.ones_like(value))
+    return value
+
+
+def apply_operator(op: Operator, x: Tensor) -> Tensor:
+    """``op(x)`` by the definition of the roles; all sizes are numbers.
+
+    Index letters are pairs: (i, "at") is a position on atom i, (i, "tap") an offset from it.
+    """
+    axes = [i for dim in op.source for i in dim]
+    x = x.reshape([op.links[i].size.factor for i in axes])
+    letters: list[tuple[int, str]] = [(i, "at") for i in axes]
+    for i in axes:
+        place = letters.index((i, "at"))
+        if op.links[i].role is Role.MEAN:
+            x = x.mean(place)
+            letters.remove((i, "at"))
+        elif op.links[i].role is Role.STENCIL:
+            x = windows(x, place, op.links[i])
+            letters.insert(place + 1, (i, "tap"))
+    legs = [(i, "tap" if op.links[i].role is Role.STENCIL else "at") for i in op.legs]
+    value = [(i, "at") for dim in op.value for i in dim]
+    number = {letter: n for n, letter in enumerate(dict.fromkeys([*letters, *legs]))}
+    y = torch.einsum(
+        x, [number[k] for k in letters], op.weight.tensor(), [number[k] for k in legs], [number[k] for k in value]
+    )
+    return y.reshape([size.factor for size in op.value_sizes])
+
+
+def windows(x: Tensor, dim: int, link: Link) -> Tensor:
+    """What each output position reads along `dim`, (.., n_out, taps, ..): zeros outside the tensor."""
+    n = x.shape[dim]
+    n_out = max(0, (n + link.c) // link.stride + 1)
+    reads = link.stride * torch.arange(n_out)[:, None] + torch.tensor(link.taps)
+    inside = (reads >= 0) & (reads < n)
+    taken = x.movedim(dim, -1)[..., torch.where(inside, reads, 0)] if n else x.new_zeros(())
+    return torch.where(inside, taken, 0.0).movedim((-2, -1), (dim, dim + 1))
+
+
+def at_sizes_of(form: Form, sources: dict[str, Tensor]) -> Form:
+    """`form` with every free size replaced by that of the tensor it belongs to."""
+    if form.open_rank:
+        (name,) = form.terms
+        hidden = sources[name].dim() - (len(form.sample.source) - 1)
+        form = form.mapped(lambda op: closed(op, hidden))
+    pins = {symbol: size_of(symbol, sources) for symbol in free_symbols(form)}
+    return form.mapped(lambda op: pin(op, pins))
+
+
+def free_symbols(form: Form) -> set[Symbol]:
+    """The sizes of sources that are not known before run time."""
+    operators = [term.op for term in form.terms.values()] + ([] if form.bias is None else [form.bias])
+    return set().union(*(roots(link.size) for op in operators for link in op.links))
+
+
+def size_of(symbol: Symbol, sources: dict[str, Tensor]) -> int:
+    """The size that a symbol stands for."""
+    name, dim = symbol.origin
+    assert isinstance(name, str)
+    assert isinstance(dim, int)
+    return sources[name].shape[dim]
+
+
+def guards_hold(form: Form, **sources: Tensor) -> bool:
+    """Whether the form is meant for tensors of these sizes."""
+    return all(size_of(symbol, sources) == value for symbol, value in form.guards)

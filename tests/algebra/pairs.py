@@ -1,0 +1,158 @@
+"""Each builder next to the torch function it must equal, so that one drawn layer can be read and run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from reparamkit.algebra import build
+from reparamkit.algebra.form import Form
+from reparamkit.algebra.form import plus as plus_forms
+from reparamkit.algebra.size import fixed, product
+
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+@dataclass(frozen=True, repr=False)
+class Layer:
+    """A layer twice: `read` maps the form of its input to that of its output, `run` is torch's own."""
+
+    name: str
+    read: Callable[[Form], Form]
+    run: Callable[[Tensor], Tensor]
+
+    def __rshift__(self, then: Layer) -> Layer:
+        """This layer, then another."""
+        return Layer(
+            f"{self.name} >> {then.name}", lambda f: then.read(self.read(f)), lambda x: then.run(self.run(x))
+        )
+
+    def __add__(self, other: Layer) -> Layer:
+        """Two branches on one tensor."""
+        return Layer(
+            f"({self.name} + {other.name})",
+            lambda f: plus_forms(self.read(f), other.read(f)),
+            lambda x: self.run(x) + other.run(x),
+        )
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+IDENTITY = Layer("identity", lambda f: f, lambda x: x)
+
+
+def conv(
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] | int = 1,
+    padding: Sequence[int | tuple[int, int]] | int = 0,
+    dilation: Sequence[int] | int = 1,
+    groups: int = 1,
+) -> Layer:
+    """weight: (out, in / groups, k1, ..., kr); padding may be a (low, high) pair per axis."""
+    rank = weight.dim() - 2
+    paddings = [padding] * rank if isinstance(padding, int) else list(padding)
+    pads = [p if isinstance(p, tuple) else (p, p) for p in paddings]
+
+    def run(x: Tensor) -> Tensor:
+        if all(low == high for low, high in pads):
+            return CONV[rank](x, weight, bias, stride, [low for low, _ in pads], dilation, groups)
+        return CONV[rank](F.pad(x, _flat(pads)), weight, bias, stride, 0, dilation, groups)
+
+    name = f"conv{tuple(weight.shape)} b={bias is not None} s={stride} p={padding} d={dilation} g={groups}"
+    return Layer(name, lambda f: build.conv(f, weight, bias, stride, padding, dilation, groups), run)
+
+
+def padded(pads: Sequence[tuple[int, int]]) -> Layer:
+    """Zeros around the last axes, (low, high) each; negative numbers crop."""
+    return Layer(f"pad{pads}", lambda f: build.padded(f, pads), lambda x: F.pad(x, _flat(pads)))
+
+
+def _flat(pads: Sequence[tuple[int, int]]) -> list[int]:
+    return [n for pair in reversed(pads) for n in pair]
+
+
+def pool(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Layer:
+    """An average pool."""
+    return Layer(
+        f"pool{kernel} s={stride} p={padding}",
+        lambda f: build.pool(f, kernel, stride, padding),
+        lambda x: POOL[len(kernel)](x, kernel, stride, padding),
+    )
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> Layer:
+    """weight: (out, in)."""
+    return Layer(
+        f"linear{tuple(weight.shape)} b={bias is not None}",
+        lambda f: build.linear(f, weight, bias),
+        lambda x: F.linear(x, weight, bias),
+    )
+
+
+def matrix(weight: Tensor, dim: int, bias: Tensor | None = None) -> Layer:
+    """weight: (out, in), along dimension `dim`."""
+    return Layer(
+        f"matrix{tuple(weight.shape)} dim={dim} b={bias is not None}",
+        lambda f: build.matrix(f, weight, dim, bias),
+        lambda x: F.linear(x.movedim(dim, -1), weight, bias).movedim(-1, dim),
+    )
+
+
+def scale(factor: Tensor, dim: int, bias: Tensor | None = None) -> Layer:
+    """factor, bias: (size of dim,)."""
+
+    def run(x: Tensor) -> Tensor:
+        moved = x.movedim(dim, -1) * factor
+        return (moved if bias is None else moved + bias).movedim(-1, dim)
+
+    name = f"scale({len(factor)}) dim={dim} b={bias is not None}"
+    return Layer(name, lambda f: build.scale(f, factor, dim, bias), run)
+
+
+def multiply(factor: Tensor) -> Layer:
+    """factor: any shape that broadcasts to the input."""
+    return Layer(f"multiply{tuple(factor.shape)}", lambda f: build.multiply(f, factor), lambda x: x * factor)
+
+
+def offset(constant: Tensor) -> Layer:
+    """constant: any shape that broadcasts to the input."""
+    return Layer(
+        f"offset{tuple(constant.shape)}", lambda f: build.offset(f, constant), lambda x: x + constant
+    )
+
+
+def mean(dims: Sequence[int], keepdim: bool = False) -> Layer:
+    """The average over whole dimensions, numbered from the right."""
+    return Layer(
+        f"mean{tuple(dims)} keepdim={keepdim}",
+        lambda f: build.mean(f, dims, keepdim),
+        lambda x: x.mean(tuple(dims), keepdim),
+    )
+
+
+def reshape(*sizes: int) -> Layer:
+    """The value in other dimensions, row-major."""
+    return Layer(
+        f"reshape{sizes}", lambda f: build.reshape(f, [fixed(n) for n in sizes]), lambda x: x.reshape(sizes)
+    )
+
+
+def regroup(*groups: Sequence[int]) -> Layer:
+    """Join runs of dimensions to one each, whatever their sizes: ``regroup([0], [1, 2])`` flattens the last two."""
+    return Layer(
+        f"regroup{groups}",
+        lambda f: build.reshape(f, [product(f.sizes[d] for d in group) for group in groups]),
+        lambda x: x.reshape([math.prod(x.shape[d] for d in group) for group in groups]),
+    )
+
+
+def permute(*order: int) -> Layer:
+    """Dimension ``order[d]`` becomes dimension d."""
+    return Layer(f"permute{order}", lambda f: build.permute(f, order), lambda x: x.permute(order))

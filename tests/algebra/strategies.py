@@ -1,0 +1,246 @@
+"""Random tensors of small integers, and random layers on a tensor of a given shape.
+
+Sums and products of small integers are exact in float64, so every law must hold bit for bit. Averages are
+drawn over 1, 2 or 4 values, whose reciprocals are exact too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+from torch import Tensor
+
+from . import pairs
+from .pairs import Layer
+
+Shape = tuple[int, ...]
+Axis = tuple[int, int, int, tuple[int, int]]
+"""A window along one axis: kernel, stride, dilation, (low, high) padding."""
+
+VALUES = torch.tensor([-3, -2, -1, 1, 2, 3], dtype=torch.float64)
+"""No zero: a weight that is lost is seen."""
+
+
+@st.composite
+def tensors(draw: DrawFn, *shape: int) -> Tensor:
+    """Small integers in float64."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    return VALUES[torch.randint(len(VALUES), shape, generator=generator)]
+
+
+def maybe(*shape: int) -> SearchStrategy[Tensor | None]:
+    """A bias, or none."""
+    return st.none() | tensors(*shape)
+
+
+def divisors(n: int) -> SearchStrategy[int]:
+    """The divisors of n."""
+    return st.sampled_from([k for k in range(1, n + 1) if n % k == 0])
+
+
+@st.composite
+def shapes(draw: DrawFn, rank: int = 2, channels: Sequence[int] = (1, 2, 3, 4, 6), largest: int = 6) -> Shape:
+    """(N, C, n1, ..., nr)."""
+    sizes = [draw(st.integers(1, largest)) for _ in range(rank)]
+    return (draw(st.integers(1, 2)), draw(st.sampled_from(channels)), *sizes)
+
+
+# --- windows ------------------------------------------------------------------------------------------
+
+
+@st.composite
+def axes(draw: DrawFn, n: int, same: bool = False) -> Axis:
+    """A window that an axis of n positions accepts; if `same`, one that keeps its size."""
+    kernel, dilation = draw(st.integers(1, 4)), draw(st.integers(1, 2))
+    reach = dilation * (kernel - 1)
+    if same:
+        low = draw(st.integers(0, reach))
+        return kernel, 1, dilation, (low, reach - low)
+    low = draw(st.integers(0, 3))
+    high = draw(st.integers(max(0, reach + 1 - n - low), max(3, reach + 1 - n - low)))
+    if draw(st.booleans()):
+        low = high = max(low, high)
+    return kernel, draw(st.integers(1, 3)), dilation, (low, high)
+
+
+@st.composite
+def convs(
+    draw: DrawFn, shape: Shape, rank: int | None = None, same: bool = False, bias: bool = True, groups: int | None = None
+) -> Layer:
+    """A convolution on (..., C, n1, ..., nr): any groups, windows, padding; if `same`, of the same shape."""
+    rank = len(shape) - 2 if rank is None else rank
+    channels = shape[-1 - rank]
+    groups = draw(divisors(channels)) if groups is None else groups
+    outs = channels if same else groups * draw(st.integers(1, 3))
+    windows = [draw(axes(n, same)) for n in shape[len(shape) - rank :]]
+    kernel, stride, dilation, padding = (list(column) for column in zip(*windows, strict=True))
+    weight = draw(tensors(outs, channels // groups, *kernel))
+    return pairs.conv(weight, draw(maybe(outs)) if bias else None, stride, padding, dilation, groups)
+
+
+@st.composite
+def pools(draw: DrawFn, shape: Shape, same: bool = False) -> Layer:
+    """An average pool; if `same`, of odd windows that keep the shape (their average is not exact)."""
+    spatial = shape[2:]
+    if same:
+        kernel = [draw(st.sampled_from((1, 3))) for _ in spatial]
+        return pairs.pool(kernel, [1] * len(kernel), [k // 2 for k in kernel])
+    kernel = [draw(st.sampled_from([k for k in (1, 2, 4) if k <= n])) for n in spatial]
+    stride = [draw(st.integers(1, 3)) for _ in kernel]
+    return pairs.pool(kernel, stride, [draw(st.integers(0, k // 2)) for k in kernel])
+
+
+@st.composite
+def pads(draw: DrawFn, shape: Shape, rank: int = 2) -> Layer:
+    """Padding and cropping of the last axes; something is left."""
+    amounts = []
+    for n in shape[len(shape) - rank :]:
+        low = draw(st.integers(-(n - 1), 2))
+        amounts.append((low, draw(st.integers(-(n - 1) - min(low, 0), 2))))
+    return pairs.padded(amounts)
+
+
+# --- layers without windows -----------------------------------------------------------------------------
+
+
+@st.composite
+def matrices(draw: DrawFn, shape: Shape, dim: int | None = None) -> Layer:
+    """A full matrix along one dimension."""
+    dim = draw(st.integers(-len(shape), -1)) if dim is None else dim
+    outs = draw(st.integers(1, 4))
+    return pairs.matrix(draw(tensors(outs, shape[dim])), dim, draw(maybe(outs)))
+
+
+@st.composite
+def scales(draw: DrawFn, shape: Shape, dim: int = 1) -> Layer:
+    """A factor and maybe a shift per position of one dimension, as a batch norm."""
+    return pairs.scale(draw(tensors(shape[dim])), dim, draw(maybe(shape[dim])))
+
+
+@st.composite
+def constants(draw: DrawFn, shape: Shape) -> Tensor:
+    """A tensor that broadcasts to `shape`."""
+    rank = draw(st.integers(0, len(shape)))
+    return draw(tensors(*(draw(st.sampled_from((1, n))) for n in shape[len(shape) - rank :])))
+
+
+@st.composite
+def means(draw: DrawFn, shape: Shape) -> Layer:
+    """An average over whole dimensions of 1, 2 or 4 positions; none if there is no such dimension."""
+    able = [d - len(shape) for d, n in enumerate(shape) if n in (1, 2, 4)]
+    dims = draw(st.lists(st.sampled_from(able), unique=True)) if able else []
+    return pairs.mean(dims, keepdim=True) if dims else pairs.IDENTITY
+
+
+def layers(shape: Shape) -> SearchStrategy[Layer]:
+    """Any layer on (N, C, n1, ..., nr) that gives a tensor of as many dimensions."""
+    return st.one_of(
+        convs(shape),
+        pools(shape),
+        pads(shape, len(shape) - 2),
+        matrices(shape),
+        scales(shape),
+        means(shape),
+        constants(shape).map(pairs.multiply),
+        constants(shape).map(pairs.offset),
+    )
+
+
+@st.composite
+def chains(draw: DrawFn, shape: Shape, length: int) -> Layer:
+    """`length` layers in a row."""
+    chain = draw(layers(shape))
+    for _ in range(length - 1):
+        chain = chain >> draw(layers(shape_after(chain, shape)))
+    return chain
+
+
+def shape_after(layer: Layer, shape: Shape) -> Shape:
+    """The shape that a layer gives."""
+    return tuple(layer.run(torch.zeros(shape, dtype=torch.float64)).shape)
+
+
+# --- branches: layers that keep the shape of (N, C, h, w) -------------------------------------------------
+
+
+def branches(shape: Shape) -> SearchStrategy[Layer]:
+    """Any branch that keeps the shape: through views of all kinds, but exact."""
+    return st.one_of(
+        st.just(pairs.IDENTITY),
+        convs(shape, same=True),
+        shared_kernels(shape),
+        share_sets(shape),
+        token_mixings(shape),
+        full_matrices(shape),
+        channel_mixings(shape),
+        scales(shape),
+        constants(shape).map(pairs.multiply),
+        constants(shape).map(pairs.offset),
+        shifts(shape),
+    )
+
+
+@st.composite
+def shared_kernels(draw: DrawFn, shape: Shape) -> Layer:
+    """One kernel for all channels: a conv on (N * C, 1, h, w)."""
+    n, c, *spatial = shape
+    return pairs.reshape(n * c, 1, *spatial) >> draw(convs((n * c, 1, *spatial), same=True)) >> pairs.reshape(*shape)
+
+
+@st.composite
+def share_sets(draw: DrawFn, shape: Shape) -> Layer:
+    """RepMLP: channels in sets of S share weights, (N * C/S, S, h, w): a depthwise conv or a grouped FC."""
+    n, c, *spatial = shape
+    sets = draw(divisors(c))
+    rows = n * c // sets
+    area = sets * math.prod(spatial)
+    if draw(st.booleans()):
+        return pairs.reshape(rows, sets, *spatial) >> draw(
+            convs((rows, sets, *spatial), same=True, groups=sets)
+        ) >> pairs.reshape(*shape)
+    groups = draw(st.sampled_from((1, sets)))
+    weight, bias = draw(tensors(area, area // groups, *(1 for _ in spatial))), draw(maybe(area))
+    ones = [1] * len(spatial)
+    return pairs.reshape(rows, area, *ones) >> pairs.conv(weight, bias, groups=groups) >> pairs.reshape(*shape)
+
+
+@st.composite
+def token_mixings(draw: DrawFn, shape: Shape) -> Layer:
+    """ResMLP: a Linear over the h * w tokens of every channel, tokens last or in the middle."""
+    area = math.prod(shape[2:])
+    weight, bias = draw(tensors(area, area)), draw(maybe(area))
+    if draw(st.booleans()):
+        mixed = pairs.linear(weight, bias)
+        return pairs.reshape(*shape[:2], area) >> mixed >> pairs.reshape(*shape)
+    tokens = pairs.reshape(*shape[:2], area) >> pairs.permute(0, 2, 1) >> pairs.matrix(weight, 1, bias)
+    return tokens >> pairs.permute(0, 2, 1) >> pairs.reshape(*shape)
+
+
+@st.composite
+def full_matrices(draw: DrawFn, shape: Shape) -> Layer:
+    """A Linear over the flattened map C * h * w."""
+    area = math.prod(shape[1:])
+    weight, bias = draw(tensors(area, area)), draw(maybe(area))
+    return pairs.reshape(shape[0], area) >> pairs.linear(weight, bias) >> pairs.reshape(*shape)
+
+
+@st.composite
+def channel_mixings(draw: DrawFn, shape: Shape) -> Layer:
+    """A Linear over the channels, moved last and back."""
+    c = shape[1]
+    mixed = pairs.linear(draw(tensors(c, c)), draw(maybe(c)))
+    last, back = (0, *range(2, len(shape)), 1), (0, len(shape) - 1, *range(1, len(shape) - 1))
+    return pairs.permute(*last) >> mixed >> pairs.permute(*back)
+
+
+@st.composite
+def shifts(draw: DrawFn, shape: Shape) -> Layer:
+    """Pad and crop by the same amount: the map moves, zeros come in."""
+    amounts = [draw(st.integers(-2, 2)) for _ in shape[2:]]
+    return pairs.padded([(max(a, 0), max(-a, 0)) for a in amounts]) >> pairs.padded(
+        [(min(-a, 0), min(a, 0)) for a in amounts]
+    )
