@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,7 +46,17 @@ def _check_unwrapped(model: nn.Module) -> None:
             raise InvalidInputError(f"the model is {WRAPPERS[cls.__name__]}")
 
 
-def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Inputs | None:
+@dataclass(frozen=True)
+class Example:
+    """A call of the model that was tried. output: what the model gave."""
+
+    inputs: Inputs
+    output: Any
+
+
+def checked_inputs(
+    model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None
+) -> Example | None:
     """The example inputs of a call, if there are any and the model takes them.
 
     Raises `InvalidInputError`: wrong dtype or device, or the model rejects them.
@@ -56,13 +67,12 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
     inputs = Inputs(args if isinstance(args, tuple) else (args,), dict(example_kwargs or {}))
     _check_kind(model, inputs)
     try:
-        undisturbed(model, inputs)
+        return Example(inputs, undisturbed(model, inputs))
     except Exception as error:
         raise InvalidInputError(
             f"the model rejects the example inputs ({type(error).__name__}: {error}); pass a tensor, or the tuple of"
             " positional arguments, that model(...) takes"
         ) from error
-    return inputs
 
 
 def _check_kind(model: nn.Module, inputs: Inputs) -> None:

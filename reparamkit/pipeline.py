@@ -16,14 +16,14 @@ from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Scope
 from .errors import EquivalenceError, InvalidInputError
-from .inputs import checked_inputs, checked_model
+from .inputs import Example, checked_inputs, checked_model
 from .layers.price import OBJECTIVES
 from .layers.registry import READERS
 from .report import Report
 from .rules.builtin import RULES
 from .rules.rule import Registry, Rule
 from .summary import summarize, totals
-from .verify import Piece, Verification, check, compare
+from .verify import Piece, Verification, check, compare, undisturbed
 from .write.splice import Written
 from .write.write import Prove, Writer
 
@@ -34,7 +34,7 @@ REPORT = "_reparamkit_report"
 class Request:
     """The options of one `fuse`; see there."""
 
-    inputs: Inputs | None
+    example: Example | None
     rules: tuple[Rule, ...]
     only: tuple[str, ...] | None
     skip: tuple[str, ...]
@@ -42,6 +42,11 @@ class Request:
     verify: bool
     inplace: bool
     as_graph: bool
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """The example inputs, if there are any."""
+        return None if self.example is None else self.example.inputs
 
     def scope(self, captured: Captured) -> Scope:
         """What may be merged in this model."""
@@ -121,10 +126,10 @@ def verify(a: nn.Module, b: nn.Module, example_inputs: Any, example_kwargs: Mapp
     a: the model in question. b: the reference. example_inputs: as for `fuse`.
     """
     checked_model(a)
-    inputs = checked_inputs(checked_model(b), example_inputs, example_kwargs)
-    if inputs is None:
+    example = checked_inputs(checked_model(b), example_inputs, example_kwargs)
+    if example is None:
         raise InvalidInputError("verify needs example_inputs")
-    return compare(a, b, inputs)
+    return compare(undisturbed(a, example.inputs), example.output)
 
 
 # --- options ------------------------------------------------------------------------------------------
@@ -147,9 +152,9 @@ def _request(
     if objective not in OBJECTIVES:
         raise InvalidInputError(f"objective={objective!r}: choose one of {', '.join(OBJECTIVES)}")
     chosen = _chosen(rules, extra_rules, without)
-    inputs = checked_inputs(checked_model(model), example_inputs, example_kwargs)
+    example = checked_inputs(checked_model(model), example_inputs, example_kwargs)
     return Request(
-        inputs, chosen, None if only is None else _names(only), _names(skip or ()), objective, verify, inplace, as_graph
+        example, chosen, None if only is None else _names(only), _names(skip or ()), objective, verify, inplace, as_graph
     )
 
 
@@ -187,7 +192,7 @@ def _fused(model: nn.Module, request: Request) -> tuple[nn.Module, Report]:
     writer.write(plan.sites)
     fused, done = writer.finish()
     fused = fused if request.inplace else _owning(fused)
-    error = _whole(model, fused, request)
+    error = _whole(fused, request)
     made = summarize(done, plan, said, before, fused, captured, reading, error)
     object.__setattr__(fused, REPORT, made)
     return fused, made
@@ -291,11 +296,11 @@ def _sources(reading: Reading, written: Written) -> dict[fx.Node, Operator]:
     return {named[name]: term.op for name, term in site.placed.form.terms.items()}
 
 
-def _whole(model: nn.Module, fused: nn.Module, request: Request) -> float | None:
+def _whole(fused: nn.Module, request: Request) -> float | None:
     """Compare the whole model on the example inputs. Raises `EquivalenceError` if it differs."""
-    if request.inputs is None or not request.verify or request.inplace:
+    if request.example is None or not request.verify:
         return None
-    found = compare(fused, model, request.inputs)
+    found = compare(undisturbed(fused, request.example.inputs), request.example.output)
     if not found.passed:
         raise EquivalenceError(f"the fused model as a whole is {found}; every single merge was proved, please report it")
     return found.error

@@ -20,10 +20,15 @@ from .write.write import Done
 def totals(model: nn.Module, captured: Captured, reading: Reading) -> Totals:
     """Count a model from its graph."""
     parameters = sum(p.numel() for p in model.parameters())
-    stored = parameters + sum(b.numel() for b in model.buffers())
+    stored = numbers(model)
     costs = [layer_cost(form, 0) for form in reading.read.values()]
     affine = sum(costs, Cost())
     return Totals(parameters, stored, affine.launches + _opaque(captured, reading), affine.flops)
+
+
+def numbers(model: nn.Module) -> int:
+    """Floating-point numbers in parameters and buffers (counters are not weights)."""
+    return sum(t.numel() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
 
 
 def _opaque(captured: Captured, reading: Reading) -> int:
@@ -54,7 +59,7 @@ def summarize(
     change = sum((Cost(-d.site.before.macs + d.site.after.macs, d.site.after.passes - d.site.before.passes, 0,
                        d.site.after.launches - d.site.before.launches) for d in done), Cost())
     parameters = sum(p.numel() for p in fused.parameters())
-    stored = parameters + sum(b.numel() for b in fused.buffers())
+    stored = numbers(fused)
     after = Totals(parameters, stored, before.ops + change.launches, before.flops + change.flops)
     return Report(merges, _refusals(plan, said, captured, reading), before, after, captured.tier, error)
 

@@ -231,7 +231,11 @@ def settle(module: nn.Module, like: Tensor | None, requires_grad: bool) -> None:
     for name, parameter in module.named_parameters():
         data = parameter.data
         cast = data if like is None else data.to(like.device, like.dtype)
-        if not torch.equal(cast.isfinite().cpu(), data.isfinite().cpu()):
+        if cast.dtype != data.dtype and _overflows(cast) and not _overflows(data):
             raise NotFusable(f"a merged {name} overflows {str(cast.dtype).removeprefix('torch.')}")
         made = nn.Parameter(cast.contiguous(), requires_grad=requires_grad)
         module.register_parameter(name, made)
+
+
+def _overflows(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and not all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))
