@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from .algebra.operator import Operator, identity
 from .capture.capture import Captured, Inputs, capture
-from .engine.choose import Plan, Site, choose
+from .engine.choose import choose
 from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Scope
@@ -185,15 +185,17 @@ def _fused(model: nn.Module, request: Request) -> tuple[nn.Module, Report]:
     private = model if request.inplace else _sharing_copy(model)
     captured = capture(private, request.inputs, _is_leaf)
     before = totals(private, captured, _read(captured, request))
-    patterned, said = _apply_patterns(captured, request)
+    writer = Writer(captured, request.as_graph, _unproved, _unheard)
+    said = _apply_patterns(captured, request, writer)
     plan, reading = choose(captured, READERS, request.scope(captured), request.objective)
-    writer = _writer(captured, request, reading, plan)
-    writer.done = patterned
+    _prepare(writer, request, reading, plan.refusals)
     writer.write(plan.sites)
     fused, done = writer.finish()
     fused = fused if request.inplace else _owning(fused)
     error = _whole(fused, request)
-    made = summarize(done, plan, said, before, fused, captured, reading, error)
+    captured.forget()
+    after = totals(fused, captured, _read(captured, request))
+    made = summarize(done, plan, said, before, after, captured, reading, error)
     object.__setattr__(fused, REPORT, made)
     return fused, made
 
@@ -238,44 +240,36 @@ def _read(captured: Captured, request: Request) -> Reading:
     return read(captured, READERS, request.scope(captured), none, Reading(captured))
 
 
-def _writer(captured: Captured, request: Request, reading: Reading, plan: Plan | None) -> Writer:
-    def refuse(node: fx.Node, reason: str) -> None:
-        if plan is not None:
-            plan.refusals.setdefault(node, []).insert(0, reason)
-
-    spare = {*reading.read, *reading.sizes, *reading.constants}
-    prove = _prover(reading) if request.verify else (lambda captured, written: None)
-    return Writer(captured, prove, refuse, request.as_graph, spare)
+def _unproved(captured: Captured, written: Written) -> None:
+    """No proof: `fuse` was called with verify=False."""
 
 
-def _apply_patterns(
-    captured: Captured, request: Request
-) -> tuple[list[tuple[Written, float | None]], dict[fx.Node, list[str]]]:
-    """Graph rules first, one match at a time, on the graph as it is then."""
+def _unheard(node: fx.Node, reason: str) -> None:
+    """Nobody to tell: nothing has been read yet."""
+
+
+def _prepare(writer: Writer, request: Request, reading: Reading, refusals: dict[fx.Node, list[str]]) -> None:
+    """Tell the writer what is known of the graph as it is now."""
+    writer.spare = {*reading.read, *reading.sizes, *reading.constants}
+    writer.prove = _prover(reading) if request.verify else _unproved
+    writer.refuse = lambda node, reason: refusals.setdefault(node, []).insert(0, reason)
+
+
+def _apply_patterns(captured: Captured, request: Request, writer: Writer) -> dict[fx.Node, list[str]]:
+    """Graph rules first, one match at a time, on the graph as it is then; returns why some did not apply."""
     rules = [rule for rule in request.rules if rule.pattern is not None]
     said: dict[fx.Node, list[str]] = {}
-    done: list[tuple[Written, float | None]] = []
     seen: set[tuple[str, str]] = set()
     while rules:
-        site = next_site(
-            captured, request.scope(captured), rules, seen, lambda n, why: said.setdefault(n, []).append(why)
-        )
+        scope = request.scope(captured)
+        site = next_site(captured, scope, rules, seen, lambda n, why: said.setdefault(n, []).append(why))
         if site is None:
             break
-        done += _apply_pattern(captured, request, site, said, len(done))
-    return done, said
-
-
-def _apply_pattern(
-    captured: Captured, request: Request, site: Site, said: dict[fx.Node, list[str]], count: int
-) -> list[tuple[Written, float | None]]:
-    writer = _writer(captured, request, _read(captured, request), None)
-    writer.splicer.count = count
-    writer.refuse = lambda node, why: said.setdefault(node, []).append(why)
-    if request.as_graph or writer.admit(site):
-        writer.write_one(site)
-    captured.forget()
-    return writer.done
+        _prepare(writer, request, _read(captured, request), said)
+        writer.write_pattern(site)
+        writer.erase_dead()
+        captured.forget()
+    return said
 
 
 def _prover(reading: Reading) -> Prove:

@@ -49,18 +49,13 @@ def summarize(
     plan: Plan,
     said: Mapping[fx.Node, list[str]],
     before: Totals,
-    fused: nn.Module,
+    after: Totals,
     captured: Captured,
     reading: Reading,
     error: float | None,
 ) -> Report:
     """The report of one fusion."""
     merges = tuple(_merge(d) for d in done)
-    change = sum((Cost(-d.site.before.macs + d.site.after.macs, d.site.after.passes - d.site.before.passes, 0,
-                       d.site.after.launches - d.site.before.launches) for d in done), Cost())
-    parameters = sum(p.numel() for p in fused.parameters())
-    stored = numbers(fused)
-    after = Totals(parameters, stored, before.ops + change.launches, before.flops + change.flops)
     return Report(merges, _refusals(plan, said, captured, reading), before, after, captured.tier, error)
 
 

@@ -228,11 +228,25 @@ class _Wide:
             found = _wide(self.captured.attribute(node))
             return lambda: found
         if node.op == "call_module":
-            return _wide_module(self.captured.module(node))
+            return _pixelwise(_wide_module(self.captured.module(node)))
         if node.op == "call_method":
             method = getattr(args[0], str(node.target))
             return lambda _self, *a, **k: method(*a, **k)
         return node.target  # type: ignore[return-value]
+
+
+def _pixelwise(module: nn.Module) -> Callable[..., Any]:
+    """A 1x1 convolution of single pixels, as of one image whose pixels they are: one product instead of many."""
+    if not isinstance(module, nn.Conv2d) or {*module.kernel_size, *module.stride} != {1} or module.padding != (0, 0):
+        return module
+
+    def call(x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[2:] != (1, 1):
+            return module(x)  # type: ignore[no-any-return]
+        image = x.transpose(0, 2)
+        return module(image).transpose(0, 2)  # type: ignore[no-any-return]
+
+    return call
 
 
 def _wide(tensor: Tensor) -> Tensor:

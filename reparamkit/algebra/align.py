@@ -66,6 +66,23 @@ class Face:
                 face = replace(face, op=densify(face.op, face.dims[dim][k]))
         return face if count == 1 else replace(face, op=merge(face.op, face.dims[dim][at : at + count]))
 
+    def without_units(self) -> Face:
+        """Forget axes of size 1: in row-major order they have no place of their own."""
+        face = self
+        while (number := face._unit()) is not None:
+            if face.op.links[number].role in (Role.DIAGONAL, Role.STENCIL):
+                face = replace(face, op=densify(face.op, number))
+            else:
+                face = replace(face, op=dropped(face.op, number))
+        return face
+
+    def _unit(self) -> int | None:
+        for dim in range(self.rank):
+            for number, size in zip(self.dims[dim], self.sizes(dim), strict=True):
+                if size == ONE:
+                    return number
+        return None
+
     def pinned(self, pins: dict[Symbol, int], guard: bool) -> Face:
         return replace(self, op=pin(self.op, pins, guard))
 

@@ -19,7 +19,7 @@ from .form import Form, added_bias, apply
 from .operator import Dims, Link, Operator, Role, closed, pin, with_rank
 from .size import Size, fixed
 from .views import Mean, Permute, Reshape, View
-from .weight import Computed, Weight, leaf, ones
+from .weight import Computed, One, Weight, leaf
 
 F, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
 
@@ -55,8 +55,10 @@ class _Builder:
     def done(self, weight: Weight) -> Operator:
         for dim, atoms in enumerate(self.below.value):
             if self.source[dim] is None:
-                copies = (self.atom(F, self.below.links[i].size_out) for i in atoms)
-                self.through(dim, tuple(n for copy in copies for n in copy))
+                # Atom by atom, those of size 1 too: a window of the layer below may end in one position.
+                copies = range(len(self.links), len(self.links) + len(atoms))
+                self.links += [Link(F, self.below.links[i].size_out) for i in atoms]
+                self.through(dim, tuple(copies))
         return Operator(tuple(self.links), _dims(self.source), _dims(self.value), weight, self.below.open_rank)
 
 
@@ -191,7 +193,7 @@ def padded(x: Form, pads: Sequence[tuple[int, int]]) -> Form:
         shape: list[int] = []
         for axis, (low, high) in enumerate(pads):
             shape += _window(made, axis - len(pads), 1, 1, (low, high), 1)
-        return made.done(Computed(lambda: torch.ones(shape, dtype=torch.float64)))
+        return made.done(Computed(lambda: torch.ones(shape, dtype=torch.float64)) if shape else One())
 
     return apply(_ranked(x, len(pads)), build)
 
@@ -205,7 +207,7 @@ def mean(x: Form, dims: Sequence[int], keepdim: bool = False) -> Form:
         for d in dims:
             atoms = (made.atom(Role.MEAN, below.links[i].size_out) for i in below.value[d])
             made.along(d, tuple(n for atom in atoms for n in atom), ())
-        return made.done(ones())
+        return made.done(One())
 
     averaged = _without_dims(apply(x, build), dims, keepdim)
     return replace(averaged, recent=(*x.recent, Mean(tuple(dims), keepdim)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import NotFusable
 from .laws import add, compose
-from .operator import Link, Operator, Role, densify, identity, pin
+from .operator import Link, Operator, Role, closed, densify, identity, pin, with_rank
 from .size import Size, Symbol
 from .views import View
 from .weight import Computed, Weight
@@ -87,6 +87,10 @@ class Form:
         terms = {s: replace(term, op=change(term.op)) for s, term in self.terms.items()}
         return replace(self, terms=terms, bias=None if self.bias is None else change(self.bias))
 
+    def __add__(self, other: Form) -> Form:
+        """The form of the sum of two values of one shape."""
+        return plus(self, other)
+
     def stepped(self, node: str) -> Form:
         """The same form, one node further along every trail."""
         views = tuple(view for view in self.recent if view is not None)
@@ -132,11 +136,14 @@ def added_bias(f: Operator | None, g: Operator | None) -> Operator | None:
     """The sum of two biases."""
     if f is None or g is None:
         return g if f is None else f
-    return replace(add(f, g), via=f.via | g.via)
+    # Groups that do not nest make a matrix of the two vectors, which ones turn back to a vector.
+    return replace(reduced(add(f, g)), via=f.via | g.via)
 
 
 def _agreed(form: Form) -> Form:
     """All terms and the bias must have one shape, and share what is known about free sizes."""
+    if form.bias is not None:
+        form = replace(form, bias=_in_frame(form.bias, form.sample))
     pins = {pair for term in form.terms.values() for pair in term.op.pins}
     if form.bias is not None:
         pins |= form.bias.pins
@@ -146,6 +153,15 @@ def _agreed(form: Form) -> Form:
         if term.op.value_sizes != sizes or term.op.open_rank != form.open_rank:
             raise NotFusable("a sum whose terms may differ in shape: broadcasting is not merged")
     return form
+
+
+def _in_frame(bias: Operator, op: Operator) -> Operator:
+    """`bias` with as many dimensions in sight as the values it is added to."""
+    if not bias.open_rank:
+        return bias
+    if op.open_rank:
+        return with_rank(bias, len(op.value) - 1)
+    return closed(bias, len(op.value) - (len(bias.value) - 1))
 
 
 # --- biases: diagonal operators on a tensor of ones -------------------------------------------------

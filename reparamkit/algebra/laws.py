@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import NotFusable
 from .align import Face, align
 from .operator import Dims, Link, Operator, Role, as_diagonal, closed, densify, with_rank, with_taps
-from .weight import Computed, Sum, Weight
+from .weight import Computed, One, Sum, Weight
 
 F, D, S = Role.FREE, Role.DIAGONAL, Role.STENCIL
 IN, OUT, MEAN = Role.IN, Role.OUT, Role.MEAN
@@ -194,6 +194,8 @@ def _met(a: Link, b: Link) -> Link:
 def _contracted(join: _Join) -> Weight:
     """The weight of g∘f: legs that are one index multiply, OUT meets IN is summed, taps convolve."""
     f, g, labels, folds = join.f.weight, join.g.weight, join.labels(), join.fold_places()
+    if isinstance(f, One) and isinstance(g, One):
+        return f
     label_f, label_g = list(join.label_f.values()), list(join.label_g.values())
     wanted = [n for pair in labels for n in pair]
 

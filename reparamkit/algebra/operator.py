@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import NotFusable
 from .size import ONE, Size, Symbol, free_size, product, stencil_size
-from .weight import Computed, Diagonals, Weight, ones
+from .weight import Computed, Diagonals, One, Weight
 
 Dims = tuple[tuple[int, ...], ...]
 """Per dimension, the numbers of the links that are its atoms."""
@@ -134,8 +134,8 @@ class Operator:
 
     @property
     def is_identity(self) -> bool:
-        """Whether no link has a leg and none averages: the operator is a view."""
-        return all(link.role is Role.FREE for link in self.links)
+        """Whether the operator is a view: no link has a leg, none averages, and there is no factor."""
+        return isinstance(self.weight, One) and all(link.role is Role.FREE for link in self.links)
 
     def has(self, *roles: Role) -> bool:
         """Whether some link has one of the roles."""
@@ -151,7 +151,7 @@ def identity(sizes: Iterable[Size], open_rank: bool = False) -> Operator:
     """The identity on a tensor of the given sizes."""
     links = tuple(Link(Role.FREE, size) for size in sizes)
     dims = tuple((i,) if link.size != ONE else () for i, link in enumerate(links))
-    return _without_units(Operator(links, dims, dims, ones(), open_rank))
+    return _without_units(Operator(links, dims, dims, One(), open_rank))
 
 
 def _without_units(op: Operator) -> Operator:
@@ -172,12 +172,14 @@ def with_rank(op: Operator, trailing: int) -> Operator:
     links[rest] = Link(Role.FREE, free_size(tensor, taken + missing))
     links += [Link(Role.FREE, free_size(tensor, -d)) for d in range(taken + missing, taken, -1)]
     extra = tuple((len(op.links) + k,) for k in range(missing))
-    return replace(
+    wider = replace(
         op,
         links=tuple(links),
         source=(op.source[0], *extra, *op.source[1:]),
         value=(op.value[0], *extra, *op.value[1:]),
     )
+    # A pin may be older than the sight of its dimension.
+    return pin(wider, dict(op.pins))
 
 
 def closed(op: Operator, hidden: int, certain: bool = True) -> Operator:
@@ -194,10 +196,17 @@ def closed(op: Operator, hidden: int, certain: bool = True) -> Operator:
 
 
 def dropped(op: Operator, number: int) -> Operator:
-    """`op` without link `number`, a FREE atom of size 1."""
+    """`op` without link `number`, an atom of size 1."""
     keep = [i for i in range(len(op.links)) if i != number]
     links = tuple(op.links[i] for i in keep)
-    return replace(op, links=links, source=_kept(op.source, keep), value=_kept(op.value, keep))
+    weight = op.weight
+    if op.links[number].has_leg:
+        weight = _without_leg(weight, op.legs.index(number))
+    return replace(op, links=links, source=_kept(op.source, keep), value=_kept(op.value, keep), weight=weight)
+
+
+def _without_leg(weight: Weight, leg: int) -> Weight:
+    return Computed(lambda: weight.tensor().squeeze(leg))
 
 
 # --- structural changes: the same map, described with other links -------------------------------------

@@ -36,6 +36,13 @@ class Symbol:
         """Whether the symbol is the output size of a stencil."""
         return isinstance(self.origin[0], Size)
 
+    def rank(self) -> str:
+        """Where the symbol stands in a product. Not its hash: -1 and -2 have the same."""
+        if not self.derived:
+            return repr(self.origin)
+        size, stride, c = _stencil(self)
+        return repr((size.factor, [symbol.rank() for symbol in size.symbols], stride, c))
+
 
 @dataclass(frozen=True)
 class Size:
@@ -60,7 +67,7 @@ class Size:
         return all(s.traced for s in self.symbols)
 
     def __mul__(self, other: Size) -> Size:
-        symbols = sorted(self.symbols + other.symbols, key=lambda s: hash(s.origin))
+        symbols = sorted(self.symbols + other.symbols, key=Symbol.rank)
         return Size(self.factor * other.factor, tuple(symbols))
 
     def divide(self, other: Size) -> Size | None:

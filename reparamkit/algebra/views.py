@@ -102,7 +102,7 @@ def _regrouped(op: Operator, side: Side, sizes: tuple[Size, ...]) -> Operator:
     """Regroup the atoms of one side to dimensions of the given sizes."""
     pins = dict(op.pins)
     wanted = [size.substitute(pins) for size in sizes]
-    face = _one_dim(Face(op, side))
+    face = _one_dim(Face(op, side)).without_units()
     bounds = [0]
     for size in wanted:
         face, end = _taken(face, bounds[-1], size)

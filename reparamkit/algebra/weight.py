@@ -48,9 +48,13 @@ def leaf(tensor: Tensor, shape: Sequence[int] | None = None) -> Weight:
     return Computed(compute)
 
 
-def ones() -> Weight:
-    """The weight without legs, 1: that of an identity."""
-    return Computed(lambda: torch.ones((), dtype=torch.float64))
+@final
+@dataclass(frozen=True)
+class One(Weight):
+    """The weight without legs, 1: that of an identity. Another weight without legs is a factor."""
+
+    def tensor(self) -> Tensor:
+        return torch.ones((), dtype=torch.float64)
 
 
 @final

@@ -38,13 +38,20 @@ class Captured:
 
     root: the model that was traced; the graph's targets are its submodules and parameters.
     frames: every call of a module that was traced through, the root's first.
-    tier: how it was captured, "symbolic" or "values".
+    tier: how it was captured, "symbolic" or "values". replaced: merged values -> the nodes that have them now.
     """
 
     root: nn.Module
     graph: fx.Graph
     frames: list[Frame]
     tier: str
+    replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+    def current(self, node: fx.Node) -> fx.Node:
+        """The node that has the value of `node` now, after merges."""
+        while node in self.replaced:
+            node = self.replaced[node]
+        return node
 
     @cached_property
     def aliases(self) -> Aliases:

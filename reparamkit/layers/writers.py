@@ -127,11 +127,8 @@ def _broadcast(op: Operator) -> Tensor:
 def _mixing(op: Operator, dim: int, grouped: bool) -> Operator:
     """Dimension `dim` as groups x (IN -> OUT): leading DIAGONAL atoms in both, then IN and OUT atoms."""
     keep = _leading(op, dim) if grouped else 0
-    while True:
-        through = [i for k, i in enumerate(op.source[dim]) if op.links[i].through and k >= keep]
-        if not through:
-            break
-        op = densify(op, through[0])
+    while sparse := [i for i in op.source[dim][keep:] if op.links[i].role is not IN]:
+        op = densify(op, sparse[0])
     if any(op.links[i].through for i in op.value[dim][keep:]) or op.source[dim][:keep] != op.value[dim][:keep]:
         raise NotFusable("atoms of this dimension come from another dimension")
     return _all_diagonal(op, op.source[dim][:keep])

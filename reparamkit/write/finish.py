@@ -88,7 +88,10 @@ class Finisher:
     def region(self, written: Written) -> None:
         """Any other site."""
         for name, anchor in written.anchors.items():
-            self.moves[name] = place_of(anchor), written.frame
+            if any(node.target == name for node in self.captured.graph.nodes):
+                self.moves[name] = place_of(anchor), written.frame
+            else:
+                delattr(self.captured.root, name)
         self.dead |= _targets(written)
 
     # --- changing --------------------------------------------------------------------------------

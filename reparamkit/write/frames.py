@@ -74,7 +74,7 @@ class _Fold:
     def _known(self, node: fx.Node, value: Any, parameter: inspect.Parameter, given: bool) -> None:
         """Follow tensors into containers; check the rest against what was traced."""
         if isinstance(value, fx.Node):
-            self.here[value] = node
+            self.here[self.captured.current(value)] = node
         elif isinstance(value, (list, tuple)):
             self._each(node, dict(enumerate(value)), parameter)
         elif isinstance(value, Mapping):
@@ -122,7 +122,7 @@ class _Fold:
     def _result(self, call: fx.Node, output: Any) -> None:
 
         if isinstance(output, fx.Node):
-            self.here.setdefault(output, call)
+            self.here.setdefault(self.captured.current(output), call)
         elif isinstance(output, (list, tuple, Mapping)):
             items = output.items() if isinstance(output, Mapping) else enumerate(output)
             for key, value in items:
@@ -133,6 +133,7 @@ class _Fold:
         return tree_map(lambda leaf: self._argument(leaf) if isinstance(leaf, fx.Node) else leaf, value)
 
     def _argument(self, node: fx.Node) -> Any:
+        node = self.captured.current(node)
         if node not in self.here:
             raise NotFusable(f"module '{self.frame.path}' uses a value that does not reach it as an argument")
         return self.here[node]

@@ -37,18 +37,14 @@ class Written:
 
 @dataclass(eq=False)
 class Splicer:
-    """Writes sites into one graph. replaced: old value -> new value, for the sites committed so far."""
+    """Writes sites into one graph."""
 
     captured: Captured
-    replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     count: int = 0
 
     def __post_init__(self) -> None:
         self.named = {node.name: node for node in self.captured.graph.nodes}
-
-    def current(self, node: fx.Node) -> fx.Node:
-        """The node that has the value of an original node now."""
-        return self.replaced.get(node, node)
+        self.current = self.captured.current
 
     def splice(self, site: Site) -> Written:
         """Insert the merged layers after the site's value; nothing uses them yet."""
@@ -56,6 +52,7 @@ class Splicer:
         written = Written(site, frame, site.value)
         last = site.value
         graph = self.captured.graph
+        self.named |= {node.name: node for node in graph.nodes}
         before = set(graph.nodes)
         with graph.inserting_after(last):
             anchor = graph.call_function(operator.add, ())
@@ -141,7 +138,7 @@ class Splicer:
         value.replace_all_uses_with(
             written.result, delete_user_cb=lambda user: user not in own, propagate_meta=False
         )
-        self.replaced[value] = written.result
+        self.captured.replaced[value] = written.result
 
     def withdraw(self, written: Written) -> None:
         """Take the merged layers out of the graph again."""

@@ -33,14 +33,14 @@ class Done:
 class Writer:
     """Writes the sites of one model.
 
-    prove: checks a merge. refuse: is told why a site could not be written. as_graph: write into the flat graph
-    only, and change no module's code. spare: nodes without side effects, erased when nothing reads them.
+    as_graph: write into the flat graph only, and change no module's code. prove: checks a merge. refuse: is told why
+    a site could not be written. spare: nodes without side effects, erased when nothing reads them.
     """
 
     captured: Captured
+    as_graph: bool
     prove: Prove
     refuse: Refuse
-    as_graph: bool = False
     spare: set[fx.Node] = field(default_factory=set)
     done: list[tuple[Written, float | None]] = field(default_factory=list)
     chains: set[int] = field(default_factory=set)
@@ -53,6 +53,10 @@ class Writer:
         """Splice, prove and commit the sites, in program order."""
         for site in self._writable(sites):
             self.write_one(site)
+
+    def write_pattern(self, site: Site) -> bool:
+        """Write the site of a graph rule, if its method can be written again."""
+        return (self.as_graph or self.admit(site)) and self.write_one(site)
 
     def write_one(self, site: Site) -> bool:
         """Splice, prove and commit one site; whether it could be settled in the model's own dtype."""
@@ -117,7 +121,7 @@ class Writer:
 
     def finish(self) -> tuple[nn.Module, list[Done]]:
         """The model with all merges in place."""
-        self._erase_dead()
+        self.erase_dead()
         for written, _ in self.done:
             if id(written.site.value) in self.chains:
                 self.finisher.chain(written)
@@ -129,10 +133,10 @@ class Writer:
         return model, [self._done(written, error) for written, error in self.done]
 
     def _done(self, written: Written, error: float | None) -> Done:
-        paths = tuple(self.finisher.paths.get(name, name) for name in written.layers)
+        paths = tuple(self.finisher.paths.get(name, "(merged further)") for name in written.layers)
         return Done(written.site, paths, tuple(written.layers.values()), error)
 
-    def _erase_dead(self) -> None:
+    def erase_dead(self) -> None:
         """Members that nothing reads any more, and the sizes only they needed."""
         gone = {m for written, _ in self.done for m in written.site.members}
         for node in reversed(self.captured.graph.nodes):

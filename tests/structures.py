@@ -1,0 +1,588 @@
+"""The model zoo of the tests: small networks, the sizes they take, and what should be left of them."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A network that merges, and what is left of it.
+
+    shapes: inputs to try; the first serves as example input. left: the operations that run afterwards, in order,
+    views aside. needs_inputs: whether it can only be merged with example inputs.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    shapes: tuple[Shape, ...]
+    left: str
+    needs_inputs: bool = False
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A network that looks mergeable and is not.
+
+    left: the operations that run afterwards. reason: a pattern that some refusal of the report matches.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    shapes: tuple[Shape, ...]
+    left: str
+    reason: str
+
+
+# --- running ----------------------------------------------------------------------------------------
+
+NAMES = {
+    "convolution": "conv",
+    "addmm": "linear",
+    "mm": "linear",
+    "native_batch_norm": "norm",
+    "_native_batch_norm_legit_no_training": "norm",
+    "cudnn_batch_norm": "norm",
+    "avg_pool2d": "pool",
+    "constant_pad_nd": "pad",
+    "addcmul": "scale",
+    "add_": "add",
+    "relu_": "relu",
+}
+VIEWS = frozenset(
+    "view _unsafe_view _reshape_alias t permute transpose expand unsqueeze squeeze clone alias detach slice select"
+    " as_strided split split_with_sizes lift_fresh empty_like copy_ unbind".split()
+)
+
+
+class Operations(TorchDispatchMode):
+    """Records the names of the operations that run inside it, views aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name not in VIEWS:
+            self.names.append(NAMES.get(name, name))
+        return func(*args, **(kwargs or {}))
+
+
+def operations(model: nn.Module, x: Tensor) -> str:
+    """What runs when the model is called, in order, views aside: "conv relu conv"."""
+    with torch.no_grad(), Operations() as found:
+        model(x.clone())
+    return " ".join(found.names)
+
+
+def sample(shape: Shape, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    """A random input; its first element is large, so that what reads a border is seen to."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x.to(dtype)
+
+
+def run(model: nn.Module, x: Tensor) -> Tensor:
+    """The output of a model on a copy of its input."""
+    with torch.no_grad():
+        return model(x.clone())
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, relative to the largest number of the reference."""
+    assert found.shape == wanted.shape
+    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+
+
+# --- random networks --------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every batch norm random statistics and a random affine part, some scales negative, and every scale of
+    a user's layer a random value; set eval mode.
+
+    A fresh batch norm is almost the identity: whoever folds it wrongly gets nearly the right answer.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            _randomize_norm(module, generator)
+        elif not type(module).__module__.startswith("torch."):
+            for parameter in module.parameters(recurse=False):
+                parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+    return model.eval()
+
+
+def _randomize_norm(norm: _BatchNorm, generator: torch.Generator) -> None:
+    uniform = torch.rand(4, norm.num_features, generator=generator)
+    signs = torch.randint(0, 2, (norm.num_features,), generator=generator) * 2 - 1
+    if norm.running_mean is not None and norm.running_var is not None:
+        norm.running_mean.copy_(uniform[0] - 0.5)
+        norm.running_var.copy_(uniform[1] + 0.5)
+    if norm.affine:
+        norm.weight.copy_((uniform[2] + 0.5) * signs)
+        norm.bias.copy_(uniform[3] - 0.5)
+
+
+def build(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A randomised network from a recipe, the same one each time."""
+    torch.manual_seed(0)
+    return randomize(make()).to(dtype)
+
+
+def wide(model: nn.Module) -> nn.Module:
+    """A copy of the model in float64."""
+    return copy.deepcopy(model).double()
+
+
+# --- parts ------------------------------------------------------------------------------------------
+
+
+class Model(nn.Module):
+    """Layers by name, and a forward given as a function of the model and its input."""
+
+    def __init__(self, body: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self.body = body
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(self, x)
+
+
+class Sum(nn.ModuleList):
+    """Branches side by side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Any = 0
+        for branch in self:
+            out = out + branch(x)
+        return out
+
+
+class Scalar(nn.Module):
+    """A learned factor: one number, or one per channel with `shape`."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+def seq(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*layers)
+
+
+def conv(c_in: int, c_out: int, k: Any = 3, *, s: Any = 1, p: Any = None, d: int = 1, g: int = 1, bias: bool = True) -> nn.Conv2d:
+    """A convolution; by default padded to keep the size."""
+    padding = d * (k // 2) if p is None else p
+    return nn.Conv2d(c_in, c_out, k, s, padding, d, g, bias=bias)
+
+
+def depthwise(c: int, k: Any = 3, **options: Any) -> nn.Conv2d:
+    return conv(c, c, k, g=c, **options)
+
+
+def conv_norm(c_in: int, c_out: int, k: Any = 3, **options: Any) -> nn.Sequential:
+    return seq(conv(c_in, c_out, k, bias=False, **options), norm(c_out))
+
+
+def norm(c: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(c)
+
+
+def repvgg(c: int, *, out: int | None = None, s: int = 1, g: int = 1, identity: bool = True) -> nn.Module:
+    """3x3, 1x1 and identity, each with its batch norm."""
+    branches = [conv_norm(c, out or c, 3, s=s, g=g), conv_norm(c, out or c, 1, s=s, g=g)]
+    return Sum([*branches, norm(c)] if identity else branches)
+
+
+def mobileone(c: int, n: int, *, g: int = 1, k: int = 3) -> nn.Module:
+    """n convolutions of one size, a 1x1 and an identity, each with its batch norm."""
+    return Sum([*(conv_norm(c, c, k, g=g) for _ in range(n)), conv_norm(c, c, 1, g=g), norm(c)])
+
+
+class QARepVGG(nn.Module):
+    """3x3 with batch norm, 1x1 with a factor and no norm, identity without norm, one norm after the sum."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.dense, self.point, self.norm = conv_norm(c, c, 3), conv(c, c, 1), norm(c)
+        self.alpha = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.dense(x) + self.alpha * self.point(x) + x)
+
+
+class RepMixer(nn.Module):
+    """x + gamma (mixer(x) - norm(x)) of FastViT."""
+
+    def __init__(self, c: int, k: int = 3) -> None:
+        super().__init__()
+        self.norm, self.mixer = Sum([norm(c)]), mobileone(c, 1, g=c, k=k)
+        self.gamma = nn.Parameter(torch.ones(c, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gamma * (self.mixer(x) - self.norm(x))
+
+
+class DBB(nn.Module):
+    """The diverse branch block: 3x3; 1x1; 1x1 then 3x3; 1x1 then average."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.origin, self.point = conv_norm(c, c, 3), conv_norm(c, c, 1)
+        self.squeeze = seq(conv(c, c, 1, bias=False), conv(c, c, 3, bias=False), norm(c))
+        self.average = seq(conv(c, c, 1, bias=False), nn.AvgPool2d(3, 1, 1), norm(c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.origin(x) + self.point(x) + self.squeeze(x) + self.average(x)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """A user's batch norm: its own forward, written with the function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class FrozenNorm(nn.Module):
+    """Batch norm as arithmetic on buffers, as in detectors."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        for name, value in (("weight", 1.5), ("bias", 0.3), ("running_mean", 0.2), ("running_var", 1.3)):
+            self.register_buffer(name, torch.linspace(value - 0.2, value + 0.2, c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight.reshape(1, -1, 1, 1) * (self.running_var.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
+        return x * scale + (self.bias.reshape(1, -1, 1, 1) - self.running_mean.reshape(1, -1, 1, 1) * scale)
+
+
+class StdConv(nn.Conv2d):
+    """A convolution with weight standardisation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.var((1, 2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
+        return F.conv2d(x, w, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class SummedWeights(nn.Module):
+    """weight = w1 + alpha w2."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.w1, self.w2 = (nn.Parameter(torch.randn(c, c, 3, 3)) for _ in range(2))
+        self.alpha = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.w1 + self.alpha * self.w2, padding=1)
+
+
+class Functional(nn.Module):
+    """Convolution, batch norm and linear layer as functions of parameters."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.weight, self.gamma, self.beta = (
+            nn.Parameter(torch.randn(c, c, 3, 3)),
+            nn.Parameter(torch.ones(c)),
+            nn.Parameter(torch.zeros(c)),
+        )
+        self.head = nn.Parameter(torch.randn(2 * c, c))
+        self.register_buffer("mean", torch.linspace(-0.5, 0.5, c))
+        self.register_buffer("var", torch.linspace(0.5, 1.5, c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.weight, padding=1)
+        x = F.relu(F.batch_norm(x, self.mean, self.var, self.gamma, self.beta, eps=1e-3))
+        x = F.batch_norm(x.mean((2, 3)), self.mean, self.var)
+        return F.linear(x, self.head)
+
+
+class TokenMixer(nn.Module):
+    """The token-mixing linear layer of ResMLP beside a convolution that all channels share."""
+
+    def __init__(self, h: int, w: int) -> None:
+        super().__init__()
+        self.h, self.w, self.tokens = h, w, nn.Linear(h * w, h * w)
+        self.local = conv_norm(1, 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        across = x.transpose(1, 2)
+        maps = self.local(across.reshape(n * c, 1, self.h, self.w)).reshape(n, c, t)
+        return (self.tokens(across) + maps).transpose(1, 2)
+
+
+class FlatMap(nn.Module):
+    """A fully connected layer over a flattened map beside a convolution: the plainest locality injection."""
+
+    def __init__(self, c: int, h: int, w: int) -> None:
+        super().__init__()
+        self.fc, self.local = nn.Linear(c * h * w, c * h * w), conv_norm(c, c, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1)).reshape(x.shape) + self.local(x)
+
+
+# --- structures that merge --------------------------------------------------------------------------
+
+MAPS_1D: tuple[Shape, ...] = ((2, 4, 9), (1, 4, 16), (3, 4, 7))
+MAPS: tuple[Shape, ...] = ((2, 4, 8, 10), (1, 4, 9, 7), (3, 4, 12, 12))
+MAPS_3D: tuple[Shape, ...] = ((2, 4, 5, 6, 7), (1, 4, 6, 5, 8))
+ROWS: tuple[Shape, ...] = ((4, 6), (1, 6), (7, 6))
+TOKENS: tuple[Shape, ...] = ((2, 12, 5), (1, 12, 5), (3, 12, 7))
+FIXED: tuple[Shape, ...] = ((2, 4, 4, 6), (1, 4, 4, 6), (5, 4, 4, 6))
+
+CHAINS = (
+    Structure("conv1d-bn", lambda: seq(nn.Conv1d(4, 5, 3, padding=1), nn.BatchNorm1d(5)), MAPS_1D, "conv"),
+    Structure("conv2d-bn", lambda: conv_norm(4, 5), MAPS, "conv"),
+    Structure("conv3d-bn", lambda: seq(nn.Conv3d(4, 5, 3, padding=1), nn.BatchNorm3d(5)), MAPS_3D, "conv"),
+    Structure("grouped conv-bn", lambda: conv_norm(4, 6, g=2), MAPS, "conv"),
+    Structure("depthwise conv-bn", lambda: seq(depthwise(4), norm(4)), MAPS, "conv"),
+    Structure("depth multiplier conv-bn", lambda: conv_norm(4, 8, g=4), MAPS, "conv"),
+    Structure("strided dilated conv-bn", lambda: conv_norm(4, 5, s=2, d=2), MAPS, "conv"),
+    Structure("conv 'same'-bn", lambda: seq(nn.Conv2d(4, 5, 4, padding="same"), norm(5)), MAPS, "conv"),
+    Structure("conv-bn-relu-conv-bn", lambda: seq(conv_norm(4, 8), nn.ReLU(), conv_norm(8, 5)), MAPS, "conv relu conv"),
+    Structure("bn-conv unpadded", lambda: seq(norm(4), conv(4, 5, 3, p=0)), MAPS, "conv"),
+    Structure("bn-linear", lambda: seq(nn.BatchNorm1d(6), nn.Linear(6, 3)), ROWS, "linear"),
+    Structure("linear-bn", lambda: seq(nn.Linear(6, 3), nn.BatchNorm1d(3)), ROWS, "linear"),
+    Structure("linear-linear", lambda: seq(nn.Linear(6, 20), nn.Linear(20, 3)), ROWS, "linear"),
+    Structure(
+        "linear-bn-dropout-linear",
+        lambda: seq(nn.Linear(6, 20), nn.BatchNorm1d(20), nn.Dropout(0.5), nn.Linear(20, 3)),
+        ROWS,
+        "linear",
+    ),
+    Structure("1x1 then 3x3 unpadded", lambda: seq(conv(4, 8, 1), conv(8, 4, 3, p=0), norm(4)), MAPS, "conv"),
+    Structure("bias-free 1x1 then 3x3", lambda: seq(conv(4, 8, 1, bias=False), conv(8, 4, 3)), MAPS, "conv"),
+    Structure("3x3 then 1x1", lambda: seq(conv_norm(4, 8), conv_norm(8, 4, 1)), MAPS, "conv"),
+    Structure("3x3 stride 2 then 1x1", lambda: seq(conv(4, 8, s=2), conv(8, 4, 1)), MAPS, "conv"),
+    Structure(
+        "bias-free 1x7 then 7x1",
+        lambda: seq(conv(4, 16, (1, 7), p=(0, 3), bias=False), conv(16, 2, (7, 1), p=(3, 0))),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "F.pad then conv", lambda: Model(lambda m, x: m.norm(m.conv(F.pad(x, (1, 1, 1, 1)))), conv=conv(4, 5, p=0), norm=norm(5)), MAPS, "conv"
+    ),
+    Structure("zero pad layer then conv", lambda: seq(nn.ZeroPad2d(1), conv_norm(4, 5, p=0)), MAPS, "conv"),
+    Structure(
+        "asymmetric pad, then conv-bn", lambda: seq(nn.ZeroPad2d((0, 1, 0, 1)), conv_norm(4, 5, p=0, s=2)), MAPS, "pad conv"
+    ),
+    Structure(
+        "bn-gap-linear",
+        lambda: seq(norm(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+        MAPS,
+        "mean linear",
+    ),
+    Structure(
+        "bn-mean-linear",
+        lambda: Model(lambda m, x: m.fc(m.norm(x).mean((2, 3))), norm=norm(4), fc=nn.Linear(4, 3)),
+        MAPS,
+        "mean linear",
+    ),
+    Structure(
+        "distilled heads",
+        lambda: Model(
+            lambda m, x: (m.a(x) + m.b(x)) / 2,
+            a=seq(nn.BatchNorm1d(6), nn.Linear(6, 3)),
+            b=seq(nn.BatchNorm1d(6), nn.Linear(6, 3)),
+        ),
+        ROWS,
+        "linear",
+    ),
+    Structure("conv then layer scale", lambda: seq(conv(4, 5), Scalar(5, 1, 1)), MAPS, "conv"),
+    Structure("linear then layer scale", lambda: seq(nn.Linear(5, 3), Scalar(3)), TOKENS[:2], "linear"),
+    Structure("conv-bn, an outer bn", lambda: seq(conv_norm(4, 5), norm(5)), MAPS, "conv"),
+    Structure(
+        "linear on tokens, bn on flattened tokens",
+        lambda: Model(
+            lambda m, x: m.norm(m.fc(x).flatten(0, 1)).reshape(x.shape[0], -1, 3), fc=nn.Linear(5, 3), norm=nn.BatchNorm1d(3)
+        ),
+        ((2, 12, 5), (1, 7, 5)),
+        "linear",
+        needs_inputs=True,
+    ),
+)
+
+BRANCHES = (
+    Structure("repvgg", lambda: seq(repvgg(4), nn.ReLU()), MAPS, "conv relu"),
+    Structure("repvgg grouped", lambda: repvgg(4, g=2), MAPS, "conv"),
+    Structure("repvgg stride 2", lambda: repvgg(4, out=8, s=2, identity=False), MAPS, "conv"),
+    Structure("repvgg without identity", lambda: repvgg(4, identity=False), MAPS, "conv"),
+    Structure("mobileone depthwise", lambda: mobileone(4, 4, g=4), MAPS, "conv"),
+    Structure("mobileone pointwise", lambda: mobileone(4, 3, k=1), MAPS, "conv"),
+    Structure("mobileone 5x5", lambda: mobileone(4, 2, g=4, k=5), MAPS, "conv"),
+    Structure("qarepvgg", lambda: seq(QARepVGG(4), nn.ReLU()), MAPS, "conv relu"),
+    Structure(
+        "acnet",
+        lambda: Sum([conv_norm(4, 5), conv_norm(4, 5, (3, 1), p=(1, 0)), conv_norm(4, 5, (1, 3), p=(0, 1))]),
+        MAPS,
+        "conv",
+    ),
+    Structure("3x3 + average pool", lambda: Sum([conv_norm(4, 4), seq(nn.AvgPool2d(3, 1, 1), norm(4))]), MAPS, "conv"),
+    Structure("dbb", lambda: DBB(4), MAPS, "conv"),
+    Structure(
+        "dense and dilated", lambda: Sum([seq(depthwise(4, 7), norm(4)), *(seq(depthwise(4, 3, d=d), norm(4)) for d in (1, 2, 3))]), MAPS, "conv"
+    ),
+    Structure("3x3 + 2x2 dilated", lambda: Sum([depthwise(4), depthwise(4, 2, d=2, p=1)]), MAPS, "conv"),
+    Structure("4x4 + 2x2, stride 2", lambda: Sum([conv(4, 4, 4, s=2, p=1), conv(4, 4, 2, s=2, p=0)]), MAPS, "conv"),
+    Structure("3x3 + 1x1, unpadded by crop", lambda: Model(
+        lambda m, x: m.dense(x) + m.point(F.pad(x, (-1, -1, -1, -1))), dense=conv(4, 4, p=0), point=conv(4, 4, 1)
+    ), MAPS, "conv"),
+    Structure(
+        "repnext",
+        lambda: Sum(
+            [
+                depthwise(4, 7),
+                depthwise(4, (5, 3), p=(2, 1)),
+                seq(depthwise(4, (1, 7), p=(0, 3), bias=False), depthwise(4, (7, 1), p=(3, 0))),
+            ]
+        ),
+        MAPS,
+        "conv",
+    ),
+    Structure("repmixer", lambda: RepMixer(4), MAPS, "conv"),
+    Structure("repmixer on a row", lambda: Model(
+        lambda m, x: x + m.mix(x), mix=nn.Conv1d(4, 4, 5, padding=2, groups=4)
+    ), MAPS_1D, "conv"),
+    Structure("x + depthwise(x)", lambda: Model(lambda m, x: x + m.conv(x), conv=depthwise(4)), MAPS, "conv"),
+    Structure("x + conv-bn(x)", lambda: Model(lambda m, x: x + m.conv(x), conv=conv_norm(4, 4)), MAPS, "conv"),
+    Structure("x - conv(x)", lambda: Model(lambda m, x: x - m.conv(x), conv=conv(4, 4)), MAPS, "conv"),
+    Structure("scalar alpha", lambda: Sum([seq(conv_norm(4, 4), Scalar()), seq(conv_norm(4, 4, 1), Scalar(1))]), MAPS, "conv"),
+    Structure(
+        "gated residual",
+        lambda: Model(
+            lambda m, x: torch.sigmoid(m.gate) * x + (1 - torch.sigmoid(m.gate)) * m.conv(x),
+            conv=depthwise(4),
+            gate=nn.Parameter(torch.tensor(0.3)),
+        ),
+        MAPS,
+        "conv",
+    ),
+    Structure("linear + linear", lambda: Sum([nn.Linear(5, 3), nn.Linear(5, 3)]), TOKENS[:2], "linear"),
+    Structure("x + linear(x)", lambda: Model(lambda m, x: x + m.fc(x), fc=nn.Linear(5, 5)), TOKENS[:2], "linear"),
+    Structure(
+        "a 3-d cross",
+        lambda: Sum(nn.Conv3d(4, 4, k, padding=k // 2, groups=4) for k in (3, 1)),
+        MAPS_3D,
+        "conv",
+    ),
+)
+
+FUNCTIONS = (
+    Structure("functional conv, bn, linear", lambda: Functional(4), MAPS, "conv relu mean linear", needs_inputs=True),
+    Structure("functional norm after a layer", lambda: seq(conv(4, 5), OwnNorm(5)), MAPS, "conv"),
+    Structure("frozen batch norm", lambda: seq(conv(4, 5), FrozenNorm(5)), MAPS, "conv"),
+    Structure("weight standardisation", lambda: seq(StdConv(4, 5, 3, padding=1), norm(5)), MAPS, "conv"),
+    Structure("weight = w1 + alpha w2", lambda: seq(SummedWeights(4), norm(4)), MAPS, "conv"),
+    Structure(
+        "weight norm", lambda: seq(nn.utils.parametrizations.weight_norm(conv(4, 5)), norm(5)), MAPS, "conv"
+    ),
+    Structure(
+        "spectral norm", lambda: seq(nn.utils.parametrizations.spectral_norm(conv(4, 5)), norm(5)), MAPS, "conv"
+    ),
+    Structure(
+        "product with a constant matrix",
+        lambda: Model(lambda m, x: (x @ m.a) @ m.b, a=nn.Parameter(torch.randn(6, 9)), b=nn.Parameter(torch.randn(9, 2))),
+        ROWS,
+        "linear",
+    ),
+)
+
+DENSE = (
+    Structure("resmlp token linear + shared conv", lambda: TokenMixer(3, 4), TOKENS, "linear", needs_inputs=True),
+    Structure("linear over a map + conv", lambda: FlatMap(4, 4, 6), FIXED, "linear", needs_inputs=True),
+)
+
+
+def _spelled(body: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[], nn.Module]:
+    """3x3, 1x1 and identity branches, added up as `body` says."""
+    return lambda: Model(body, a=conv_norm(4, 4), b=conv_norm(4, 4, 1), c=norm(4))
+
+
+def _in_place(m: Any, x: Tensor) -> Tensor:
+    out = m.a(x)
+    out += m.b(x)
+    out += m.c(x)
+    return out
+
+
+def _in_place_method(m: Any, x: Tensor) -> Tensor:
+    return m.a(x).add_(m.b(x)).add_(m.c(x))
+
+
+def _accumulated(m: Any, x: Tensor) -> Tensor:
+    out: Any = 0
+    for branch in (m.a, m.b, m.c):
+        out += branch(x)
+    return out
+
+
+def _maybe(m: Any, x: Tensor) -> Tensor:
+    identity = 0 if m.c is None else m.c(x)
+    return m.a(x) + m.b(x) + identity
+
+
+BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a + b + c": lambda m, x: m.a(x) + m.b(x) + m.c(x),
+    "a + (b + c)": lambda m, x: m.a(x) + (m.b(x) + m.c(x)),
+    "+=": _in_place,
+    "add_": _in_place_method,
+    "0, then +=": _accumulated,
+    "a branch that may be missing": _maybe,
+    "torch.add": lambda m, x: torch.add(torch.add(m.a(x), m.b(x)), other=m.c(x)),
+    "alpha": lambda m, x: torch.add(m.a(x).add(m.b(x), alpha=0.5), m.c(x), alpha=-2),
+    "sum of a list": lambda m, x: sum([m.a(x), m.b(x), m.c(x)]),
+    "sum of a generator": lambda m, x: sum(branch(x) for branch in m.children()),
+    "reduce": lambda m, x: reduce(operator.add, (branch(x) for branch in m.children())),
+    "layers called one by one": lambda m, x: m.a[1](m.a[0](x)) + m.b[1](m.b[0](x)) + m.c(x),
+    "keyword": lambda m, x: m.a(input=x) + m.b(input=x) + m.c(input=x),
+    "numbers": lambda m, x: 1 * m.a(x) + m.b(x) / 1 + 0 - (-m.c(x)),
+    "stacked": lambda m, x: torch.stack([m.a(x), m.b(x), m.c(x)]).sum(0),
+}
+SPELLINGS = (
+    *(Structure(name, _spelled(body), MAPS, "conv") for name, body in BODIES.items()),
+    Structure("nested", lambda: seq(seq(seq(conv(4, 5)), seq(nn.Identity(), seq(norm(5))))), MAPS, "conv"),
+    Structure(
+        "a list of blocks",
+        lambda: Model(
+            lambda m, x: reduce(lambda y, block: F.relu(block(y)), m.blocks, x),
+            blocks=nn.ModuleList(repvgg(4) for _ in range(3)),
+        ),
+        MAPS,
+        "conv relu conv relu conv relu",
+    ),
+    Structure(
+        "a dict of branches",
+        lambda: Model(
+            lambda m, x: sum(m.branches[k](x) for k in ("three", "one")),
+            branches=nn.ModuleDict({"one": conv_norm(4, 4, 1), "three": conv_norm(4, 4)}),
+        ),
+        MAPS,
+        "conv",
+    ),
+)
+
+STRUCTURES = (*CHAINS, *BRANCHES, *FUNCTIONS, *DENSE, *SPELLINGS)
