@@ -7,6 +7,7 @@ from .algebra.build import multiply as multiply
 from .algebra.build import pool as pool
 from .algebra.build import scale as scale
 from .algebra.form import Form as Form
+from .algebra.probe import probe as probe
 from .errors import CaptureError as CaptureError
 from .errors import EquivalenceError as EquivalenceError
 from .errors import GuardError as GuardError

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +41,7 @@ class NearMiss:
     """A network that looks mergeable and is not.
 
     left: the operations that run afterwards. reason: a pattern that some refusal of the report matches.
+    needs_inputs: whether without example inputs other sizes are assumed (and guarded).
     """
 
     name: str
@@ -45,6 +49,7 @@ class NearMiss:
     shapes: tuple[Shape, ...]
     left: str
     reason: str
+    needs_inputs: bool = False
 
 
 # --- running ----------------------------------------------------------------------------------------
@@ -64,7 +69,7 @@ NAMES = {
 }
 VIEWS = frozenset(
     "view _unsafe_view _reshape_alias t permute transpose expand unsqueeze squeeze clone alias detach slice select"
-    " as_strided split split_with_sizes lift_fresh empty_like copy_ unbind".split()
+    " as_strided split split_with_sizes lift_fresh empty empty_like copy_ unbind".split()
 )
 
 
@@ -169,10 +174,7 @@ class Sum(nn.ModuleList):
     """Branches side by side."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Any = 0
-        for branch in self:
-            out = out + branch(x)
-        return out
+        return reduce(operator.add, [branch(x) for branch in self])
 
 
 class Scalar(nn.Module):
@@ -344,6 +346,18 @@ class FlatMap(nn.Module):
         return self.fc(x.flatten(1)).reshape(x.shape) + self.local(x)
 
 
+def repmlp_block(h: int, w: int, kernels: tuple[int, ...] = (1, 3)) -> nn.Module:
+    """The block of the RepMLPNet example: a grouped fully connected layer over partitions beside convolutions."""
+    name = "repmlpnet_model"
+    if name not in sys.modules:
+        path = Path(__file__).resolve().parents[1] / "examples" / "repmlpnet" / "model.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name].RepMLPBlock(8, h, w, share_sets=2, kernels=kernels)
+
+
 # --- structures that merge --------------------------------------------------------------------------
 
 MAPS_1D: tuple[Shape, ...] = ((2, 4, 9), (1, 4, 16), (3, 4, 7))
@@ -361,7 +375,7 @@ CHAINS = (
     Structure("depthwise conv-bn", lambda: seq(depthwise(4), norm(4)), MAPS, "conv"),
     Structure("depth multiplier conv-bn", lambda: conv_norm(4, 8, g=4), MAPS, "conv"),
     Structure("strided dilated conv-bn", lambda: conv_norm(4, 5, s=2, d=2), MAPS, "conv"),
-    Structure("conv 'same'-bn", lambda: seq(nn.Conv2d(4, 5, 4, padding="same"), norm(5)), MAPS, "conv"),
+    Structure("conv 'same'-bn", lambda: seq(nn.Conv2d(4, 5, 3, padding="same"), norm(5)), MAPS, "conv"),
     Structure("conv-bn-relu-conv-bn", lambda: seq(conv_norm(4, 8), nn.ReLU(), conv_norm(8, 5)), MAPS, "conv relu conv"),
     Structure("bn-conv unpadded", lambda: seq(norm(4), conv(4, 5, 3, p=0)), MAPS, "conv"),
     Structure("bn-linear", lambda: seq(nn.BatchNorm1d(6), nn.Linear(6, 3)), ROWS, "linear"),
@@ -511,7 +525,13 @@ FUNCTIONS = (
     ),
 )
 
+GATED = "conv mean conv relu conv sigmoid mul"
 DENSE = (
+    Structure("repmlp 1, 3", lambda: repmlp_block(4, 4), ((2, 8, 8, 8), (1, 8, 4, 12)), GATED, needs_inputs=True),
+    Structure(
+        "repmlp 1, 3, 5, 7", lambda: repmlp_block(5, 4, (1, 3, 5, 7)), ((2, 8, 5, 8), (1, 8, 10, 4)), GATED, needs_inputs=True
+    ),
+    Structure("repmlp, one partition", lambda: repmlp_block(3, 7), ((2, 8, 3, 7), (1, 8, 3, 7)), GATED, needs_inputs=True),
     Structure("resmlp token linear + shared conv", lambda: TokenMixer(3, 4), TOKENS, "linear", needs_inputs=True),
     Structure("linear over a map + conv", lambda: FlatMap(4, 4, 6), FIXED, "linear", needs_inputs=True),
 )
@@ -560,7 +580,6 @@ BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "layers called one by one": lambda m, x: m.a[1](m.a[0](x)) + m.b[1](m.b[0](x)) + m.c(x),
     "keyword": lambda m, x: m.a(input=x) + m.b(input=x) + m.c(input=x),
     "numbers": lambda m, x: 1 * m.a(x) + m.b(x) / 1 + 0 - (-m.c(x)),
-    "stacked": lambda m, x: torch.stack([m.a(x), m.b(x), m.c(x)]).sum(0),
 }
 SPELLINGS = (
     *(Structure(name, _spelled(body), MAPS, "conv") for name, body in BODIES.items()),
@@ -586,3 +605,279 @@ SPELLINGS = (
 )
 
 STRUCTURES = (*CHAINS, *BRANCHES, *FUNCTIONS, *DENSE, *SPELLINGS)
+
+
+# --- near misses ------------------------------------------------------------------------------------
+
+
+class OwnForward(nn.Conv2d):
+    """A convolution whose class says more than its weights: the output is clipped."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(-1, 1)
+
+
+class TwoReaders(nn.Module):
+    """A convolution whose output is read by a norm and by an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) * torch.sigmoid(y)
+
+
+class AlwaysTraining(nn.BatchNorm2d):
+    """A batch norm that ignores eval()."""
+
+    def train(self, mode: bool = True) -> AlwaysTraining:
+        return super().train(True)
+
+
+def hooked(model: nn.Module, path: str, *, before: bool = False) -> nn.Module:
+    """The model, with a hook on one module that doubles its output (or input)."""
+    module = model.get_submodule(path)
+    if before:
+        module.register_forward_pre_hook(_double_input)
+    else:
+        module.register_forward_hook(_double_output)
+    return model
+
+
+def _double_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return 2 * output
+
+
+def _double_input(module: nn.Module, args: Any) -> Any:
+    return (2 * args[0],)
+
+
+def tied(first: nn.Module, second: nn.Module) -> nn.Module:
+    """Two layers in a row, with a norm between them, that share one weight."""
+    second.weight = first.weight
+    return seq(first, norm(4), nn.ReLU(), second)
+
+
+def _overwrites_its_source(m: Any, x: Tensor) -> Tensor:
+    y = torch.relu(x)
+    a = m.a(y)
+    y.mul_(2)
+    return a + m.b(y)
+
+
+def _overwrites_a_view(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, :1] = 0
+    return m.norm(y)
+
+
+def _writes_into_its_input(m: Any, x: Tensor) -> Tensor:
+    x += m.a(x)
+    return m.norm(x)
+
+
+def _writes_into_a_shared_value(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    z = m.b(x)
+    y += z
+    return y * torch.sigmoid(m.norm(z))
+
+
+def _activates_in_place(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    z = F.relu(y, inplace=True)
+    return m.norm(y) + z
+
+
+def _autocast(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        x = m.b(x)
+    return m.norm(x.to(m.norm.weight.dtype))
+
+
+def _branches(body: Callable[[Any, Tensor], Tensor]) -> Callable[[], nn.Module]:
+    return lambda: Model(body, a=conv(4, 4), b=conv(4, 4), norm=norm(4))
+
+
+SQUARE: tuple[Shape, ...] = ((2, 5, 5), (1, 5, 5))
+
+NEAR_MISSES = (
+    NearMiss("relu between", lambda: seq(conv(4, 4), nn.ReLU(), norm(4)), MAPS, "conv relu norm", "ReLU|not affine"),
+    NearMiss("padded 3x3, padded 3x3", lambda: seq(conv(4, 8, bias=False), conv(8, 4)), MAPS, "conv conv", "padding"),
+    NearMiss("bias before padding", lambda: seq(conv(4, 8, 1), conv(8, 4)), MAPS, "conv conv", "padding"),
+    NearMiss("norm before padding", lambda: seq(norm(4), conv(4, 4)), MAPS, "norm conv", "padding"),
+    NearMiss(
+        "biased 1x7 then 7x1",
+        lambda: seq(conv(4, 16, (1, 7), p=(0, 3)), conv(16, 2, (7, 1), p=(3, 0))),
+        MAPS,
+        "conv conv",
+        "padding",
+    ),
+    NearMiss("average, then padded conv", lambda: seq(nn.AvgPool2d(2, 1), conv(4, 4)), MAPS, "pool conv", "padding"),
+    NearMiss("norm before a padded average", lambda: seq(norm(4), nn.AvgPool2d(3, 1, 1)), MAPS, "norm pool", "padding"),
+    NearMiss(
+        "expand then project",
+        lambda: seq(conv(8, 2, 1, bias=False), conv(2, 8, 1)),
+        ((2, 8, 6, 6), (1, 8, 5, 7)),
+        "conv conv",
+        "raise FLOPs",
+    ),
+    NearMiss(
+        "depthwise then pointwise",
+        lambda: seq(depthwise(8), conv(8, 8, 1)),
+        ((2, 8, 6, 6), (1, 8, 5, 7)),
+        "conv conv",
+        "raise FLOPs",
+    ),
+    NearMiss(
+        "strips of a large cross",
+        lambda: Sum([depthwise(4, (11, 1), p=(5, 0)), depthwise(4, (1, 11), p=(0, 5))]),
+        MAPS,
+        "conv conv add",
+        "raise FLOPs",
+    ),
+    NearMiss(
+        "strides that differ",
+        lambda: Model(lambda m, x: m.a(x) + F.interpolate(m.b(x), size=m.a(x).shape[2:]), a=conv(4, 4), b=conv(4, 4, s=2)),
+        MAPS[:1],
+        "conv conv conv upsample_nearest2d add",
+        "called at 2 places|not affine|interpolate",
+    ),
+    NearMiss(
+        "a sum that broadcasts channels",
+        lambda: Model(lambda m, x: x + m.a(x), a=conv(4, 1)),
+        MAPS,
+        "conv add",
+        "broadcast",
+    ),
+    NearMiss(
+        "a sum that broadcasts pixels",
+        lambda: Model(lambda m, x: x + m.a(F.adaptive_avg_pool2d(x, 1)), a=conv(4, 4, 1)),
+        MAPS,
+        "mean conv add",
+        "broadcast",
+    ),
+    NearMiss("norm in training mode", lambda: seq(conv(4, 4), AlwaysTraining(4)), MAPS, "conv add norm", "training mode"),
+    NearMiss(
+        "norm without running statistics",
+        lambda: seq(conv(4, 4), nn.BatchNorm2d(4, track_running_stats=False)),
+        MAPS,
+        "conv norm",
+        "statistics",
+    ),
+    NearMiss(
+        "functional norm in training mode",
+        lambda: Model(
+            lambda m, x: F.batch_norm(m.a(x), None, None, m.norm.weight, m.norm.bias, training=True), a=conv(4, 4), norm=norm(4)
+        ),
+        MAPS,
+        "conv norm",
+        "training=True",
+    ),
+    NearMiss("instance norm", lambda: seq(conv(4, 4), nn.InstanceNorm2d(4)), MAPS, "conv norm", "InstanceNorm|not affine"),
+    NearMiss(
+        "a convolution called twice",
+        lambda: Model(lambda m, x: m.norm(m.a(torch.relu(m.a(x)))), a=conv(4, 4), norm=norm(4)),
+        MAPS,
+        "conv relu conv norm",
+        "called at 2 places",
+    ),
+    NearMiss(
+        "a norm called twice",
+        lambda: Model(lambda m, x: m.norm(m.a(torch.relu(m.norm(x)))), a=conv(4, 4), norm=norm(4)),
+        MAPS,
+        "norm relu conv norm",
+        "called at 2 places",
+    ),
+    NearMiss("an output used elsewhere", TwoReaders, MAPS, "conv norm sigmoid mul", "elsewhere|add work"),
+    NearMiss("a hook on the convolution", lambda: hooked(conv_norm(4, 4), "0"), MAPS, "conv mul norm", "hooks"),
+    NearMiss("a hook on the norm", lambda: hooked(conv_norm(4, 4), "1", before=True), MAPS, "conv mul norm", "hooks"),
+    NearMiss(
+        "a hook around one of them",
+        lambda: hooked(seq(seq(conv(4, 4)), norm(4)), "0"),
+        MAPS,
+        "conv mul norm",
+        "hooks",
+    ),
+    NearMiss(
+        "averages that do not count padding",
+        lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, count_include_pad=False)]),
+        MAPS,
+        "conv pool add",
+        "count_include_pad",
+    ),
+    NearMiss(
+        "averages with ceil_mode",
+        lambda: Sum([conv(4, 4, 2, s=2, p=0), nn.AvgPool2d(2, 2, ceil_mode=True)]),
+        ((2, 4, 8, 8), (1, 4, 6, 4)),
+        "conv pool add",
+        "ceil_mode",
+    ),
+    NearMiss(
+        "averages with another divisor",
+        lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, divisor_override=5)]),
+        MAPS,
+        "conv pool add",
+        "divisor_override",
+    ),
+    NearMiss(
+        "reflected padding",
+        lambda: seq(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), norm(4)),
+        MAPS,
+        "reflection_pad2d conv norm",
+        "padding_mode='reflect'",
+    ),
+    NearMiss(
+        "F.pad with a value",
+        lambda: Model(lambda m, x: m.a(F.pad(x, (1, 1, 1, 1), value=0.5)), a=conv(4, 4, p=0)),
+        MAPS,
+        "pad conv",
+        "value 0.5",
+    ),
+    NearMiss("tied weights", lambda: tied(conv(4, 4), conv(4, 4)), MAPS, "conv norm relu conv", "tied"),
+    NearMiss(
+        "F.dropout by default",
+        lambda: Model(lambda m, x: m.norm(F.dropout(m.a(x), 1e-9)), a=conv(4, 4), norm=norm(4)),
+        MAPS,
+        "conv bernoulli_ div_ mul norm",
+        "dropout",
+    ),
+    NearMiss("a leaky slope near 1", lambda: seq(conv(4, 4), nn.LeakyReLU(0.999), norm(4)), MAPS, "conv leaky_relu norm", "LeakyReLU|not affine"),
+    NearMiss("a class with its own forward", lambda: seq(OwnForward(4, 4, 3, padding=1), norm(4)), MAPS, "conv clamp norm", "not affine|forward"),
+    NearMiss(
+        "an input overwritten in between",
+        _branches(_overwrites_its_source),
+        MAPS,
+        "relu conv mul_ conv add",
+        "in-place|in place",
+    ),
+    NearMiss("a slice that is overwritten", _branches(_overwrites_a_view), MAPS, "conv fill_ norm", "in-place|in place"),
+    NearMiss("the input of the model is overwritten", _branches(_writes_into_its_input), MAPS, "conv add norm", "in-place|in place"),
+    NearMiss(
+        "an activation in place, its input read again",
+        _branches(_activates_in_place),
+        MAPS,
+        "conv relu norm add",
+        "in-place|in place",
+    ),
+    NearMiss("autocast between", _branches(_autocast), MAPS, "conv _to_copy _to_copy _to_copy conv _to_copy norm", "autocast"),
+    NearMiss(
+        "norm over tokens, as many as channels",
+        lambda: seq(nn.Linear(5, 5), nn.BatchNorm1d(5)),
+        SQUARE,
+        "linear norm",
+        "dimension|axis|axes|fixed|raise",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "norm over channels, mix of tokens",
+        lambda: Model(lambda m, x: m.fc(m.norm(x)), norm=nn.BatchNorm1d(5), fc=nn.Linear(5, 5)),
+        SQUARE,
+        "norm linear",
+        "dimension|axis|axes|fixed|raise",
+        needs_inputs=True,
+    ),
+)

@@ -139,12 +139,21 @@ def _unit(a: Face, b: Face, dim: int, at: int, trusted: bool) -> tuple[Face, Fac
     if size.known and size != ONE:
         raise NotFusable(f"sizes 1 and {size} meet: broadcasting is not merged")
     if not size.known:
-        long = _pinned_whole(long, size, 1, trusted)
+        long = _pinned_unit(long, size, trusted)
     elif long.op.links[number].role is Role.FREE:
         long = replace(long, op=dropped(long.op, number))
     else:
         short = short.with_unit(dim, at)
     return (short, long) if len(a.dims[dim]) <= at else (long, short)
+
+
+def _pinned_unit(face: Face, size: Size, trusted: bool) -> Face:
+    """An atom beside which the other tensor has size 1."""
+    if trusted and len(size.symbols) == 1 and size.factor == 1 and not size.symbols[0].derived:
+        return face.pinned({size.symbols[0]: 1}, guard=False)
+    if size.hint != 1:
+        raise NotFusable(f"sizes 1 and {size.hint} meet: broadcasting is not merged")
+    return face.pinned(_traced_pins([size]), guard=True)
 
 
 def _coarsen(a: Face, b: Face, dim: int, at: int) -> tuple[Face, Face]:
@@ -178,18 +187,23 @@ def _pin(a: Face, b: Face, dim: int, at: int, trusted: bool) -> tuple[Face, Face
     if len(a.dims[dim]) == len(b.dims[dim]) == 1:
         whole_a, whole_b = a.sizes(dim)[0], b.sizes(dim)[0]
         if whole_b.known:
-            return _pinned_whole(a, whole_a, whole_b.factor, trusted), b
+            return _pinned_whole(a, dim, whole_b.factor, trusted), b
         if whole_a.known:
-            return a, _pinned_whole(b, whole_b, whole_a.factor, trusted)
+            return a, _pinned_whole(b, dim, whole_a.factor, trusted)
     sizes = a.sizes(dim)[at:] + b.sizes(dim)[at:]
     pins = _traced_pins(sizes)
     return a.pinned(pins, guard=True), b.pinned(pins, guard=True)
 
 
-def _pinned_whole(face: Face, size: Size, number: int, trusted: bool) -> Face:
-    """The dimension as a whole has `number` positions."""
-    if trusted and size.factor == 1 and len(size.symbols) == 1 and not size.symbols[0].derived:
+def _pinned_whole(face: Face, dim: int, number: int, trusted: bool) -> Face:
+    """The last atom of a dimension makes up what is left of it, which has `number` positions."""
+    size, link = face.sizes(dim)[-1], face.links(dim)[-1]
+    if trusted and len(size.symbols) == 1 and size.factor == 1 and not size.symbols[0].derived:
         return face.pinned({size.symbols[0]: number}, guard=False)
+    if trusted and link.role is Role.FREE:
+        links = list(face.op.links)
+        links[face.dims[dim][-1]] = link.resized(Size(number))
+        return replace(face, op=replace(face.op, links=tuple(links)))
     if size.hint != number:
         raise NotFusable(f"sizes {size.hint} and {number} meet: broadcasting is not merged")
     return face.pinned(_traced_pins([size]), guard=True)

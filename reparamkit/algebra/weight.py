@@ -7,7 +7,7 @@ Structure comes before numbers: an operator knows its roles and shapes at once, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -86,35 +86,73 @@ class Diagonals(Weight):
         return buffer
 
     def add_to(self, buffer: Tensor) -> None:
-        inner = self.inner.tensor()
+        self._scatter(_Target(buffer, tuple(range(buffer.dim())), {}), self._base().tensor())
+
+    def _base(self) -> Weight:
+        return self.inner._base() if isinstance(self.inner, Diagonals) else self.inner
+
+    def _scatter(self, target: _Target, base: Tensor) -> None:
+        """Descend through nested axes: each tap of each axis picks a diagonal, the base fills what is left."""
+        for number, tap in enumerate(self.taps):
+            part = self._picked(target, number, tap)
+            if isinstance(self.inner, Diagonals):
+                self.inner._scatter(part, base)
+            else:
+                part.fill(base)
+
+    def _picked(self, target: _Target, number: int, tap: int) -> _Target:
+        """The diagonal of one tap, with the legs of the inner weight."""
+        rename = {leg: inner for inner, leg in enumerate(self._kept_legs()) if leg is not None}
+        row, column = target.legs.index(self.row), target.legs.index(self.column)
+        others = [d for d in range(target.buffer.dim()) if d not in (row, column)]
+        legs = [None if target.legs[d] is None else rename[target.legs[d]] for d in others]
+        picked = {rename[leg]: n for leg, n in target.picked.items()}
+        if self.leg is not None and not self.along:
+            picked[self.leg] = number
+        view = _diagonal(target.buffer, row, column, others, tap, self.stride)
+        return _Target(view, (*legs, self.leg if self.along else None), picked)
+
+    def _kept_legs(self) -> list[int | None]:
+        """Per leg of the inner weight the leg of the result that it is; None for the axis itself."""
+        kept: list[int | None] = [d for d in range(len(self.shape)) if d not in (self.row, self.column)]
         if self.leg is not None:
-            inner = inner.movedim(self.leg, -1)
-        for number, (diagonal, positions) in enumerate(self._diagonals(buffer)):
-            diagonal.add_(self._values(inner, number, positions))
+            kept.insert(self.leg, None)
+        return kept
 
-    def _values(self, inner: Tensor, number: int, positions: slice) -> Tensor:
-        if self.along:
-            return inner[..., positions]
-        return inner.unsqueeze(-1) if self.leg is None else inner[..., number : number + 1]
 
-    def _diagonals(self, buffer: Tensor) -> Iterator[tuple[Tensor, slice]]:
-        n_in, n_out = buffer.shape[self.row], buffer.shape[self.column]
-        for tap in self.taps:
-            first = max(0, -(tap // self.stride))
-            last = min(n_out - 1, (n_in - 1 - tap) // self.stride)
-            length = max(0, last - first + 1)
-            yield self._diagonal(buffer, tap, first, length), slice(first, first + length)
+@final
+@dataclass(frozen=True)
+class _Target:
+    """Where numbers go: a view of the buffer, which leg each of its dimensions is (None: repeats), and the legs
+    of which one tap was picked."""
 
-    def _diagonal(self, buffer: Tensor, tap: int, first: int, length: int) -> Tensor:
-        """The entries (stride * j + tap, j), j = first ..., as a view whose last dimension is j."""
-        others = [d for d in range(buffer.dim()) if d not in (self.row, self.column)]
-        step_row, step_column = buffer.stride(self.row), buffer.stride(self.column)
-        start = (self.stride * first + tap) * step_row + first * step_column if length else 0
-        return buffer.as_strided(
-            [*(buffer.shape[d] for d in others), length],
-            [*(buffer.stride(d) for d in others), self.stride * step_row + step_column],
-            buffer.storage_offset() + start,
-        )
+    buffer: Tensor
+    legs: tuple[int | None, ...]
+    picked: dict[int, int]
+
+    def fill(self, base: Tensor) -> None:
+        """``buffer += base``, taps picked, legs in the buffer's order."""
+        left = [leg for leg in range(base.dim()) if leg not in self.picked]
+        values = base[tuple(self.picked.get(leg, slice(None)) for leg in range(base.dim()))]
+        values = values.permute([left.index(leg) for leg in self.legs if leg is not None])
+        for dim, leg in enumerate(self.legs):
+            if leg is None:
+                values = values.unsqueeze(dim)
+        self.buffer.add_(values)
+
+
+def _diagonal(buffer: Tensor, row: int, column: int, others: list[int], tap: int, stride: int) -> Tensor:
+    """The entries (stride * j + tap, j) of two dimensions, as a view whose last dimension is j."""
+    n_in, n_out = buffer.shape[row], buffer.shape[column]
+    first = max(0, -(tap // stride))
+    length = max(0, min(n_out - 1, (n_in - 1 - tap) // stride) - first + 1)
+    step_row, step_column = buffer.stride(row), buffer.stride(column)
+    start = (stride * first + tap) * step_row + first * step_column if length else 0
+    return buffer.as_strided(
+        [*(buffer.shape[d] for d in others), length],
+        [*(buffer.stride(d) for d in others), stride * step_row + step_column],
+        buffer.storage_offset() + start,
+    )
 
 
 @final

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from ..algebra.form import Form
+from ..algebra.form import Form, Trail
 from ..capture.capture import Captured
 from ..errors import NotFusable
-from ..layers.price import OBJECTIVES, Cost
+from ..layers.price import OBJECTIVES, Cost, numel
 from ..layers.registry import Readers
 from .placing import Placed, layer_cost, place
 from .reading import MAX_FORMS, Candidate, Reading, read
@@ -84,6 +84,7 @@ class _Chooser:
     options: dict[fx.Node, list[_Option]] = field(default_factory=dict)
     banned: set[fx.Node] = field(default_factory=set)
     named: dict[str, fx.Node] = field(default_factory=dict)
+    passes: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.score: Callable[[Cost], float] = OBJECTIVES[self.objective]
@@ -94,7 +95,12 @@ class _Chooser:
     def cost(self, node: fx.Node) -> Cost:
         """The price of a node as it is; nothing if it is not affine, since it stays in every plan."""
         form = self.reading.read.get(node)
-        return Cost() if form is None else layer_cost(form, self.stored(node))
+        if form is not None:
+            return layer_cost(form, self.stored(node))
+        if node in self.passes:
+            # Affine, but only over earlier values: at least one element-wise pass.
+            return Cost(0, numel(self.reading.shapes[node][0]), self.stored(node), 1)
+        return Cost()
 
     def stored(self, node: fx.Node) -> int:
         """Numbers in the parameters and buffers a node reads."""
@@ -132,6 +138,8 @@ class _Chooser:
     def prune(self, node: fx.Node, found: list[Candidate]) -> list[Candidate]:
         """Keep the cheapest form, and per further distinct set of sources the deepest."""
         self.options[node] = []
+        if found and not any(steps[-1].views for c in found for steps in _trails(c.form)):
+            self.passes.add(node)
         ranked: list[tuple[float, int, Candidate]] = []
         for number, candidate in enumerate(found):
             option = self._option(node, candidate)
@@ -275,6 +283,10 @@ class _Chooser:
     def _refusals(self, sites: Sequence[Site], kept: set[fx.Node]) -> dict[fx.Node, list[str]]:
         merged = frozenset().union(*(site.members for site in sites))
         return {n: reasons for n, reasons in self.reading.reasons.items() if n in kept and n not in merged}
+
+
+def _trails(form: Form) -> Iterator[Trail]:
+    return (trail for term in form.terms.values() for trail in term.trails if trail)
 
 
 def _bias_numbers(option: _Option) -> int:

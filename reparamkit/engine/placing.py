@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ..algebra.form import Form, Step, Trail
 from ..algebra.operator import Operator, Role
+from ..algebra.probe import PROBE
 from ..algebra.views import View
 from ..errors import NotFusable
 from ..layers.price import Cost, numel
@@ -135,12 +137,12 @@ def layer_cost(form: Form, stored: int) -> Cost:
         return Cost(0, elements * (len(form.terms) - 1), stored, 1)
     if all(view is not None for view in _views_of(form)) and _views_of(form):
         return Cost(0, 0, stored, 0)
+    if PROBE in form.used:
+        # Its own cost is unknown; too low a price can only keep it as it is.
+        return Cost(0, elements, stored, 1)
     if op.has(Role.IN, Role.OUT, Role.STENCIL):
-        taps = 1
-        for i in op.legs:
-            if op.links[i].role in (Role.IN, Role.STENCIL):
-                taps *= op.links[i].leg_size
-        return Cost(elements * taps, 0, stored, 1)
+        summed = (op.links[i].leg_size for i in op.legs if op.links[i].role in (Role.IN, Role.STENCIL))
+        return Cost(elements * math.prod(summed), 0, stored, 1)
     if op.is_identity and form.bias is None:
         return Cost(0, 0, stored, 0)
     return Cost(elements if op.legs else 0, elements, stored, 1)

@@ -5,4 +5,5 @@ from . import elementwise as elementwise
 from . import linear as linear
 from . import norm as norm
 from . import pool as pool
+from . import probed as probed
 from . import views as views

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..algebra.build import conv
 from ..algebra.form import Form
 from ..errors import NotFusable
+from .probed import probe_module
 from .registry import READERS
 
 PerAxis = int | Sequence[int]
@@ -19,7 +20,7 @@ PerAxis = int | Sequence[int]
 @READERS.reader(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def read_conv_layer(layer: nn.Conv2d, input: Form) -> Form:
     if layer.padding_mode != "zeros":
-        raise NotFusable(f"padding_mode='{layer.padding_mode}' is not zero padding")
+        return probe_module(layer, input)
     return read_conv(
         input, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
     )

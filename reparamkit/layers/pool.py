@@ -13,6 +13,7 @@ from ..algebra.build import known_rank, mean, pool, reshape
 from ..algebra.form import Form
 from ..algebra.size import ONE, Size
 from ..errors import NotFusable
+from .probed import probe_module
 from .registry import READERS
 
 PerAxis = int | Sequence[int]
@@ -24,6 +25,8 @@ ADAPTIVE = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool
 def read_avg_pool_layer(layer: nn.AvgPool2d, input: Form) -> Form:
     axes = next(n for cls, n in AXES.items() if isinstance(layer, cls))
     divisor = getattr(layer, "divisor_override", None)
+    if layer.ceil_mode or divisor is not None or not (layer.count_include_pad or not any(_each(layer.padding, axes))):
+        return probe_module(layer, input)
     return _average(
         input, axes, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad, divisor
     )
@@ -77,6 +80,8 @@ def _each(value: PerAxis, axes: int) -> list[int]:
 @READERS.reader(*ADAPTIVE)
 def read_adaptive_pool_layer(layer: nn.AdaptiveAvgPool2d, input: Form) -> Form:
     axes = next(n for cls, n in ADAPTIVE.items() if isinstance(layer, cls))
+    if layer.output_size != 1 and layer.output_size != (1,) * axes:
+        return probe_module(layer, input)
     return _global(input, layer.output_size, axes)
 
 

@@ -29,6 +29,13 @@ BUILTIN = (
         "A convolution beside a full matrix over the same axes is written onto the matrix's diagonals "
         "(RepMLPNet, CVPR 2022, section 3.3).",
     ),
+    Rule(
+        "probe",
+        "f(x) = M x + f(0),  M = f(I) - f(0)",
+        "A layer that is affine but not a convolution (transposed convolution, resampling, reflected or circular "
+        "padding, roll, pixel shuffle) is read as a full matrix on a fixed size, and merged where a full matrix stands "
+        "beside or behind it.",
+    ),
 )
 
 RULES = Registry(BUILTIN)

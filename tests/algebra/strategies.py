@@ -244,3 +244,37 @@ def shifts(draw: DrawFn, shape: Shape) -> Layer:
     return pairs.padded([(max(a, 0), max(-a, 0)) for a in amounts]) >> pairs.padded(
         [(min(-a, 0), min(a, 0)) for a in amounts]
     )
+
+
+@st.composite
+def through_views(draw: DrawFn, shape: Shape) -> Layer:
+    """Other dimensions, other order, a layer there, and back: groups need not nest with those of `shape`."""
+    sizes = draw(factorizations(math.prod(shape)))
+    order = draw(st.permutations(range(len(sizes))))
+    seen = tuple(sizes[d] for d in order)
+    layer = draw(same_shape(seen))
+    return (
+        pairs.reshape(*sizes)
+        >> pairs.permute(*order)
+        >> layer
+        >> pairs.permute(*(order.index(d) for d in range(len(order))))
+        >> pairs.reshape(*shape)
+    )
+
+
+@st.composite
+def factorizations(draw: DrawFn, n: int, length: int = 4) -> Shape:
+    """Sizes with product n."""
+    sizes = []
+    for _ in range(length - 1):
+        sizes.append(draw(divisors(n)))
+        n //= sizes[-1]
+    return (*sizes, n)
+
+
+@st.composite
+def same_shape(draw: DrawFn, shape: Shape) -> Layer:
+    """A layer on four dimensions that keeps their sizes."""
+    dim = draw(st.integers(-len(shape), -1))
+    square = pairs.matrix(draw(tensors(shape[dim], shape[dim])), dim, draw(maybe(shape[dim])))
+    return draw(st.one_of(st.just(square), convs(shape, same=True), constants(shape).map(pairs.multiply)))

@@ -1,0 +1,103 @@
+"""Layers that are affine and have no form of their own: read as full matrices, on fixed sizes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..algebra.form import Form
+from ..algebra.probe import probe
+from ..errors import NotFusable
+from .registry import READERS
+
+MODULES = (
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Upsample,
+    nn.UpsamplingNearest2d,
+    nn.UpsamplingBilinear2d,
+    nn.ReflectionPad1d,
+    nn.ReflectionPad2d,
+    nn.ReflectionPad3d,
+    nn.ReplicationPad1d,
+    nn.ReplicationPad2d,
+    nn.ReplicationPad3d,
+    nn.CircularPad1d,
+    nn.CircularPad2d,
+    nn.CircularPad3d,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ChannelShuffle,
+    nn.Unfold,
+    nn.Fold,
+)
+FUNCTIONS = (
+    F.interpolate,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+    F.pixel_shuffle,
+    F.pixel_unshuffle,
+    F.channel_shuffle,
+    F.unfold,
+    F.fold,
+    torch.cumsum,
+    torch.roll,
+    torch.flip,
+)
+
+
+def probe_module(layer: nn.Module, x: Form) -> Form:
+    """The form of an affine module."""
+    return probe(x, lambda tensor: _wide(layer)(tensor))
+
+
+def _wide(layer: nn.Module) -> nn.Module:
+    tensors = [*layer.parameters(), *layer.buffers()]
+    memo: dict[int, Any] = {id(t): _parameter(t) if isinstance(t, nn.Parameter) else wide(t) for t in tensors}
+    return copy.deepcopy(layer, memo)
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(wide(tensor), requires_grad=False)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float64 on the CPU, if it holds real numbers."""
+    return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else tensor.dtype)
+
+
+@READERS.reader(*MODULES)
+def read_affine_layer(layer: nn.Module, input: Form) -> Form:
+    return probe_module(layer, input)
+
+
+def _reader_of(function: Callable[..., Tensor]) -> Callable[..., Form]:
+    def read_affine_function(input: Form, *args: Any, **kwargs: Any) -> Form:
+        if not isinstance(input, Form) or any(isinstance(a, Form) for a in (*args, *kwargs.values())):
+            raise NotFusable("more than one value goes in")
+        if function in (torch.cumsum, torch.roll, torch.flip):
+            _check_dims(input, args, kwargs)
+        constants = [wide(a) if isinstance(a, Tensor) else a for a in args]
+        named = {k: wide(a) if isinstance(a, Tensor) else a for k, a in kwargs.items()}
+        return probe(input, lambda tensor: function(tensor, *constants, **named))
+
+    return read_affine_function
+
+
+def _check_dims(x: Form, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """The last positional argument, or dim / dims, must leave the batch alone."""
+    dims = kwargs.get("dim", kwargs.get("dims", args[-1] if args else None))
+    listed = [dims] if isinstance(dims, int) else list(dims or ())
+    if not listed or x.open_rank or any(d % len(x.sizes) == 0 for d in listed):
+        raise NotFusable("mixes the samples of a batch")
+
+
+for _function in FUNCTIONS:
+    READERS.reader(_function)(_reader_of(_function))

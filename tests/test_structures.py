@@ -1,0 +1,171 @@
+"""Every structure merges to what the table of the zoo says, exactly; every near miss is left, with words."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from structures import (
+    NEAR_MISSES,
+    STRUCTURES,
+    FlatMap,
+    NearMiss,
+    Shape,
+    Structure,
+    TokenMixer,
+    build,
+    error,
+    operations,
+    repmlp_block,
+    run,
+    sample,
+    wide,
+)
+from torch import nn
+
+import reparamkit
+from reparamkit import GuardError
+
+TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-12}
+WAYS = ("with inputs", "without inputs")
+
+
+@cache
+def pair(case: Structure | NearMiss, way: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+    """A model and what `fuse` made of it."""
+    model = build(case.make, dtype)
+    example = sample(case.shapes[0], dtype) if way == "with inputs" else None
+    return model, reparamkit.fuse(model, example)
+
+
+def both_ways(cases: tuple[Structure | NearMiss, ...]) -> pytest.MarkDecorator:
+    """Each case with example inputs, and without where it does not need them."""
+    table = [
+        pytest.param(case, way, id=f"{case.name}, {way}")
+        for case in cases
+        for way in WAYS
+        if way == "with inputs" or not case.needs_inputs
+    ]
+    return pytest.mark.parametrize(("case", "way"), table)
+
+
+def each(cases: tuple[Structure | NearMiss, ...]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in cases])
+
+
+# --- structures -------------------------------------------------------------------------------------
+
+
+@both_ways(STRUCTURES)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_outputs_are_those_of_the_original_in_float64(case: Structure, way: str, dtype: torch.dtype):
+    """The fused model equals the float64 original at every size, odd ones and a batch of one included."""
+    model, fused = pair(case, way, dtype)
+    for shape in case.shapes:
+        x = sample(shape, dtype)
+        assert error(run(fused, x), run(wide(model), x.double())) <= TOLERANCES[dtype]
+
+
+@both_ways(STRUCTURES)
+def test_what_is_left(case: Structure, way: str):
+    """Only the operations that the table names run in the fused model."""
+    _, fused = pair(case, way)
+    assert operations(fused, sample(case.shapes[0], torch.float32)) == case.left
+
+
+@each(STRUCTURES)
+def test_the_model_is_left_as_it_is(case: Structure):
+    """`fuse` changes neither the weights nor the outputs of its argument."""
+    model, x = build(case.make), sample(case.shapes[0], torch.float32)
+    output, weights = run(model, x), copy.deepcopy(model.state_dict())
+    reparamkit.fuse(model, x)
+    assert torch.equal(run(model, x), output)
+    assert model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+@both_ways(STRUCTURES)
+def test_fusing_twice_changes_nothing(case: Structure, way: str):
+    """A fused model has nothing left to merge."""
+    _, fused = pair(case, way)
+    x = sample(case.shapes[0], torch.float32)
+    again = reparamkit.fuse(fused, x if way == "with inputs" else None)
+    assert reparamkit.report(again).merges == ()
+    assert torch.equal(run(again, x), run(fused, x))
+
+
+@both_ways(STRUCTURES)
+def test_the_report_counts_what_is_there(case: Structure, way: str):
+    """Stored numbers, parameters and operations of the report are those of the models; none of them rises."""
+    model, fused = pair(case, way)
+    report = reparamkit.report(fused)
+    for module, totals in ((model, report.before), (fused, report.after)):
+        assert totals.parameters == sum(p.numel() for p in module.parameters())
+    assert report.merges
+    assert report.after.ops <= report.before.ops
+    assert report.after.flops <= report.before.flops
+    assert report.largest_error < 1e-6
+
+
+# --- near misses ------------------------------------------------------------------------------------
+
+
+@both_ways(NEAR_MISSES)
+def test_near_misses_are_left(case: NearMiss, way: str):
+    """What only looks mergeable runs as before and gives, bit for bit, what it gave; inputs written into included."""
+    model, fused = pair(case, way)
+    for shape in case.shapes:
+        mine, theirs = sample(shape, torch.float32), sample(shape, torch.float32)
+        with torch.no_grad():
+            torch.testing.assert_close(fused(mine), model(theirs), rtol=1e-6, atol=1e-6)
+        assert torch.equal(mine, theirs)
+    assert operations(fused, sample(case.shapes[0], torch.float32)) == case.left
+
+
+@both_ways(NEAR_MISSES)
+def test_near_misses_are_explained(case: NearMiss, way: str):
+    """The report says why a near miss was left."""
+    _, fused = pair(case, way)
+    reasons = [refusal.reason for refusal in reparamkit.report(fused).refusals]
+    assert any(re.search(case.reason, reason) for reason in reasons), reasons
+
+
+# --- sizes ------------------------------------------------------------------------------------------
+
+
+def test_partitions_may_be_more_than_at_the_example():
+    """A locality injection found on one partition also holds for maps of several."""
+    model = build(lambda: repmlp_block(4, 4))
+    fused = reparamkit.fuse(model, sample((1, 8, 4, 4), torch.float32))
+    x = sample((2, 8, 8, 12), torch.float32)
+    assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "other"),
+    [
+        pytest.param(lambda: TokenMixer(3, 4), (2, 12, 5), (2, 16, 5), id="tokens"),
+        pytest.param(lambda: FlatMap(4, 4, 6), (2, 4, 4, 6), (2, 4, 6, 4), id="map of another shape, as many pixels"),
+        pytest.param(lambda: nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5)), None, (2, 5, 5), id="rank"),
+    ],
+)
+def test_other_sizes_than_the_proved_ones_are_refused_with_words(
+    model: Callable[[], nn.Module], example: Shape | None, other: Shape
+):
+    """A merge that holds for some sizes only says so when it is called with others; it never gives other numbers."""
+    model = build(model)
+    fused = reparamkit.fuse(model, None if example is None else sample(example, torch.float32))
+    x = sample(other, torch.float32)
+    try:
+        found = run(fused, x)
+    except GuardError as refused:
+        assert "fuse again" in str(refused) or "fused for" in str(refused)
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            run(model, x)
+    else:
+        assert error(found, run(model, x)) <= 1e-6

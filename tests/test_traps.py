@@ -1,0 +1,326 @@
+"""Models that catch an unsound fuser: each must keep its outputs, and merge no more than is exact."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from structures import (
+    MAPS,
+    FrozenNorm,
+    Model,
+    Scalar,
+    Shape,
+    Sum,
+    build,
+    conv,
+    conv_norm,
+    depthwise,
+    error,
+    norm,
+    operations,
+    repvgg,
+    run,
+    sample,
+    seq,
+    wide,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import reparamkit
+from reparamkit import CaptureError
+
+
+@dataclass(frozen=True)
+class Trap:
+    """left: the operations that run afterwards; None where more than one answer is right."""
+
+    number: int
+    name: str
+    make: Callable[[], nn.Module]
+    left: str | None = None
+    shapes: tuple[Shape, ...] = MAPS
+
+    def __str__(self) -> str:
+        return f"T{self.number}, {self.name}"
+
+
+def two(body: Callable[[Any, Tensor], Tensor]) -> Callable[[], nn.Module]:
+    """Two convolutions and two norms, called as `body` says."""
+    return lambda: Model(body, a=conv(4, 4), b=conv(4, 4), n=norm(4), m=norm(4))
+
+
+# --- models -----------------------------------------------------------------------------------------
+
+
+def shared_scales(m: Any, x: Tensor) -> Tensor:
+    small = m.n(m.a(F.avg_pool2d(x, 2)))
+    return m.m(m.a(x)) + F.interpolate(small, size=x.shape[2:])
+
+
+def relu_in_place_before_skip(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x)
+    return m.b(F.relu(x, inplace=True)) + x
+
+
+def relu_in_place_after_branch(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x)
+    y = m.n(x)
+    return y + F.relu_(x)
+
+
+def added_in_place_to_itself(m: Any, x: Tensor) -> Tensor:
+    x = torch.relu(x)
+    x = x.add_(m.a(x))
+    return m.n(x)
+
+
+def written_through_a_view(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    rows = y.view(y.shape[0], 4, -1)
+    rows += 1
+    return m.n(y)
+
+
+def swapped_names(m: Any, x: Tensor) -> Tensor:
+    a, b = m.a(x), m.b(x)
+    a, b = b, a
+    a += b
+    return m.n(a) - b
+
+
+def channel_shuffle(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    n, c, h, w = y.shape
+    return m.b(y.reshape(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w))
+
+
+def same_padding_like_tensorflow(m: Any, x: Tensor) -> Tensor:
+    h, w = x.shape[-2:]
+    pad_h, pad_w = max((-(h // -2) - 1) * 2 + 3 - h, 0), max((-(w // -2) - 1) * 2 + 3 - w, 0)
+    x = F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2])
+    return m.n(F.conv2d(x, m.a.weight, m.a.bias, stride=2))
+
+
+class Alpha(nn.Module):
+    """A branch that a learned number switches off."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.dense, self.point = conv_norm(4, 4), conv_norm(4, 4, 1)
+        self.register_buffer("alpha", torch.tensor(alpha))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.alpha:
+            return self.dense(x) + self.alpha * self.point(x)
+        return self.dense(x) + self.point(x)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: nothing at inference."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * torch.rand(x.shape[0], 1, 1, 1)
+
+
+class Counting(nn.Module):
+    """Counts its calls, and computes a norm for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.unused = conv(4, 4), norm(4), norm(4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y = self.conv(x)
+        self.unused(y)
+        return self.norm(y)
+
+
+class Unpadded(nn.Conv2d):
+    """Claims not to pad, and pads in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, padding=1)
+
+
+class Wavelet(nn.Module):
+    """Linear, and the same at every second pixel only: no convolution computes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.skip = depthwise(16), depthwise(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.mix(F.pixel_unshuffle(x, 2)), 2) + self.skip(x)
+
+
+class AlwaysDropout(nn.Dropout):
+    """Dropout that ignores eval()."""
+
+    def train(self, mode: bool = True) -> AlwaysDropout:
+        return super().train(True)
+
+
+class Zero(nn.Module):
+    """A branch that training has switched off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.zeros(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def old_style(parametrize: Callable[..., nn.Module], layer: nn.Module) -> nn.Module:
+    """The layer, with one of the deprecated weight hooks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return parametrize(layer)
+
+
+EVEN: tuple[Shape, ...] = ((2, 4, 8, 10), (1, 4, 6, 12))
+
+TRAPS = (
+    Trap(1, "a norm in a separable row", lambda: seq(conv(4, 16, (1, 7), p=(0, 3), bias=False), norm(16), conv(16, 2, (7, 1), p=(3, 0))), "conv conv"),
+    Trap(1, "unpadded rows", lambda: seq(conv(4, 8, 1), norm(8), conv(8, 2, 2, p=0)), "conv"),
+    Trap(2, "one convolution, two places", two(lambda m, x: m.a(x) + m.n(m.a(torch.relu(x))))),
+    Trap(3, "one convolution, two norms", two(lambda m, x: m.n(m.a(x)) * torch.relu(m.m(m.a(x))))),
+    Trap(3, "one value, two norms", two(lambda m, x: (lambda y: m.n(y) * torch.relu(m.m(y)))(m.a(x)))),
+    Trap(3, "a pair used twice", two(lambda m, x: m.n(m.a(torch.relu(m.n(m.a(x))))))),
+    Trap(4, "momentum=None", lambda: seq(conv(4, 4), nn.BatchNorm2d(4, momentum=None)), "conv"),
+    Trap(4, "affine=False", lambda: seq(conv(4, 4), nn.BatchNorm2d(4, affine=False)), "conv"),
+    Trap(4, "instance norm with statistics", lambda: seq(conv(4, 4), nn.InstanceNorm2d(4, track_running_stats=True))),
+    Trap(4, "group norm", lambda: seq(conv(4, 4), nn.GroupNorm(2, 4))),
+    Trap(5, "poolformer", lambda: Model(lambda m, x: m.pool(x) - x, pool=nn.AvgPool2d(3, 1, 1, count_include_pad=False)), "pool sub"),
+    Trap(6, "identity of another width", lambda: Model(lambda m, x: m.a(x)[:, :4] + x, a=conv(4, 6))),
+    Trap(6, "strided identity", lambda: Model(lambda m, x: m.a(x) + x[:, :, ::2, ::2], a=conv(4, 4, s=2))),
+    Trap(
+        7,
+        "norm after a permute",
+        lambda: Model(lambda m, x: m.n(m.fc(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)), fc=nn.Linear(4, 4), n=norm(4)),
+        "linear",
+    ),
+    Trap(
+        7,
+        "norm on the wrong axis of a square",
+        lambda: Model(lambda m, x: m.n(m.fc(x)), fc=nn.Linear(4, 4), n=norm(4)),
+        "linear norm",
+        ((2, 4, 4, 4), (1, 4, 4, 4)),
+    ),
+    Trap(
+        7,
+        "layer norm, then tokens",
+        lambda: Model(lambda m, x: m.fc(m.n(x).transpose(1, 2)), n=nn.LayerNorm(5), fc=nn.Linear(5, 5)),
+        "native_layer_norm linear",
+        ((2, 5, 5), (1, 5, 5)),
+    ),
+    Trap(8, "relu in place before a skip", two(relu_in_place_before_skip)),
+    Trap(8, "relu in place after a branch", two(relu_in_place_after_branch)),
+    Trap(8, "a value added to itself in place", two(added_in_place_to_itself)),
+    Trap(8, "a view that is written through", two(written_through_a_view)),
+    Trap(8, "names swapped, then +=", two(swapped_names)),
+    Trap(9, "one norm, two readers", lambda: Model(
+        lambda m, x: (lambda y: m.a(y) * torch.sigmoid(m.b(y)))(m.n(x)), n=norm(4), a=conv(4, 4, 1), b=conv(4, 4, 1)
+    ), "conv conv sigmoid mul"),
+    Trap(9, "one norm, a reader that cannot take it", lambda: Model(
+        lambda m, x: (lambda y: m.a(y) * torch.sigmoid(y))(m.n(x)), n=norm(4), a=conv(4, 4, 1)
+    ), "norm conv sigmoid mul"),
+    Trap(9, "one convolution on two scales", two(shared_scales), None, EVEN),
+    Trap(10, "weight norm by hook", lambda: seq(old_style(nn.utils.weight_norm, conv(4, 4)), norm(4))),
+    Trap(10, "spectral norm by hook", lambda: seq(old_style(nn.utils.spectral_norm, conv(4, 4)), norm(4))),
+    Trap(10, "a class that pads in its forward", lambda: seq(Unpadded(4, 4, 3), norm(4)), "conv"),
+    *(
+        Trap(11, f"{mode} beside zeros", lambda mode=mode: Sum([nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode), conv(4, 4)]))
+        for mode in ("reflect", "circular", "replicate")
+    ),
+    Trap(11, "an even kernel padded to the same size", lambda: Sum([nn.Conv2d(4, 4, 2, padding="same"), conv(4, 4)]), "conv"),
+    Trap(
+        11,
+        "a branch padded on one side",
+        lambda: Model(lambda m, x: m.a(F.pad(x, (1, 0, 1, 0))) + m.b(x), a=conv(4, 4, 2, p=0), b=conv(4, 4)),
+        "conv",
+    ),
+    Trap(11, "padding as in tensorflow", two(same_padding_like_tensorflow), None),
+    Trap(12, "identity in groups of three", lambda: repvgg(6, g=2), "conv", ((2, 6, 8, 9), (1, 6, 7, 5))),
+    Trap(12, "groups that do not nest", lambda: Sum([conv(12, 12, g=2), conv(12, 12, g=3)]), None, ((2, 12, 5, 6), (1, 12, 4, 4))),
+    Trap(12, "a transposed convolution in groups", lambda: seq(nn.ConvTranspose2d(4, 6, 3, 2, 1, groups=2), norm(6))),
+    Trap(12, "grouped 1x1 then grouped 3x3", lambda: seq(conv(8, 8, 1, g=4, bias=False), conv(8, 16, g=4, bias=False), norm(16)), "conv", ((2, 8, 6, 7), (1, 8, 5, 5))),
+    Trap(12, "a channel shuffle between", lambda: Model(channel_shuffle, a=conv(4, 4, 1, g=2), b=conv(4, 4, 1, g=2))),
+    Trap(13, "leaky slope of one", lambda: seq(conv(4, 4), nn.LeakyReLU(1.0), norm(4))),
+    Trap(13, "prelu, all ones but one", lambda: seq(conv(4, 4), nn.PReLU(4), norm(4)), "conv _prelu_kernel norm"),
+    Trap(13, "stochastic depth", lambda: Model(lambda m, x: x + m.drop(m.a(x)), a=conv_norm(4, 4), drop=DropPath()), "conv"),
+    Trap(13, "dropout of nothing, always", lambda: seq(conv(4, 4), AlwaysDropout(0.0), norm(4))),
+    Trap(14, "a branch switched off by a number", lambda: Alpha(0.0)),
+    Trap(14, "a branch switched on by a number", lambda: Alpha(0.7)),
+    Trap(14, "a counter in the forward", Counting),
+    Trap(15, "low rank beside full", lambda: Sum([conv(4, 4), seq(conv(4, 1, bias=False), conv(1, 4, 1, bias=False))]), "conv"),
+    Trap(15, "periodic every two pixels", Wavelet, None, EVEN),
+    Trap(15, "scale zero", lambda: seq(conv(4, 4), Zero(), norm(4))),
+    Trap(15, "fifty norms", lambda: seq(conv(4, 4), *(FrozenNorm(4) for _ in range(50)), Scalar(4, 1, 1)), "conv"),
+)
+
+
+@cache
+def trapped(trap: Trap) -> tuple[nn.Module, nn.Module]:
+    model = build(trap.make)
+    return model, reparamkit.fuse(model, sample(trap.shapes[0], torch.float32))
+
+
+@pytest.mark.parametrize("trap", TRAPS, ids=str)
+def test_outputs_stay(trap: Trap):
+    """The fused model equals the float64 original, at every size."""
+    model, fused = trapped(trap)
+    for shape in trap.shapes:
+        x = sample(shape, torch.float32)
+        assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6
+
+
+@pytest.mark.parametrize("trap", [t for t in TRAPS if t.left is not None], ids=str)
+def test_what_is_left(trap: Trap):
+    """Everything that is exact to merge was merged, and nothing else."""
+    _, fused = trapped(trap)
+    assert operations(fused, sample(trap.shapes[0], torch.float32)) == trap.left
+
+
+@pytest.mark.parametrize("trap", TRAPS, ids=str)
+def test_outputs_stay_without_example_inputs(trap: Trap):
+    """Without example inputs the outputs stay as well; a model that cannot be captured is refused with words."""
+    model = build(trap.make)
+    try:
+        fused = reparamkit.fuse(model)
+    except CaptureError as refused:
+        assert "example_inputs" in str(refused)
+        return
+    x = sample(trap.shapes[-1], torch.float32)
+    assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6
+
+
+def test_state_that_the_forward_writes_is_still_written():
+    """A buffer that the forward updates is updated by the fused forward, and not by fusing."""
+    model = build(Counting)
+    fused = reparamkit.fuse(model, sample(MAPS[0], torch.float32))
+    assert model.calls == fused.calls == 0
+    for _ in range(3):
+        run(fused, sample(MAPS[0], torch.float32))
+    assert fused.calls == 3
+
+
+def test_a_half_precision_weight_is_never_infinite():
+    """A merge whose weights overflow the dtype of the layers is refused, with words."""
+    model = build(lambda: conv_norm(4, 4)).half()
+    model[1].running_var.zero_()
+    model[1].eps, model[0].weight.data = 1e-12, model[0].weight.data * 1e3
+    fused = reparamkit.fuse(model)
+    assert all(torch.isfinite(p).all() for p in fused.parameters())
+    assert any("overflow" in refusal.reason for refusal in reparamkit.report(fused).refusals)
