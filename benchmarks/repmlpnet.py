@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -104,7 +105,9 @@ def _structure(model: nn.Module, x: Tensor) -> Iterator[tuple[str, str]]:
     fused, published = reparamkit.fuse(model, x), published_merge(model)
     counts = [_count(m, BATCH_NORM) for m in (model, published, fused)]
     yield "batch norms: trained, published merge, fused", " / ".join(map(str, counts))
-    local = [sum(".repconv" in name and isinstance(m, nn.Conv2d) for name, m in f.named_modules()) for f in (model, fused)]
+    local = [
+        sum(".repconv" in name and isinstance(m, nn.Conv2d) for name, m in f.named_modules()) for f in (model, fused)
+    ]
     yield "convolutions of the local perceptron: trained, fused", " / ".join(map(str, local))
     report = reparamkit.report(fused)
     yield "operations", f"{report.before.ops} -> {report.after.ops}"
@@ -218,8 +221,7 @@ def _check_equal(kernel: Tensor, h: int, w: int, stencil: Operator) -> None:
     whole = torch.randint_like(kernel, -8, 9)
     dense = depthwise(whole, h, w).weight.tensor().float()
     sets = kernel.shape[0]
-    order = (0, 2, 4, 1, 3) if sets > 1 else (0, 2, 4, 1, 3)
-    found = dense.reshape(sets, h, h, w, w).permute(order).reshape(sets, h * w, h * w)
+    found = dense.reshape(sets, h, h, w, w).permute(0, 2, 4, 1, 3).reshape(sets, h * w, h * w)
     assert torch.equal(found, toeplitz_by_identity(whole, h, w))
 
 
@@ -231,7 +233,7 @@ def _latency(model: nn.Module, size: int, repeats: int) -> Iterator[tuple[str, s
     for batch in (1, 16):
         x = torch.randn(batch, 3, size, size)
         with torch.inference_mode():
-            runs = tuple((lambda m=m: m(x)) for m in (model, published, fused))
+            runs = tuple(partial(m, x) for m in (model, published, fused))
             times = interleaved(runs, max(5, repeats // (1 if batch == 1 else 3)))
         shown = " / ".join(f"{t * 1e3:.0f} ms" for t in times)
         ratios = f"fused is {times[0] / times[2]:.2f} x as fast as trained, {times[1] / times[2]:.2f} x as published"
@@ -254,7 +256,8 @@ def interleaved(runs: tuple[Callable[[], object], ...], repeats: int) -> list[fl
 
 
 def _write(options: argparse.Namespace, rows: list[tuple[str, str]]) -> None:
-    machine = f"{options.model}, torch {torch.__version__.split('+')[0]}, {options.threads} CPU threads, {platform.machine()}, eager, float32"
+    version, threads = torch.__version__.split("+")[0], options.threads
+    machine = f"{options.model}, torch {version}, {threads} CPU threads, {platform.machine()}, eager, float32"
     lines = [f"| {machine} | |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)]
     table = "\n".join(lines)
     print(table)

@@ -36,7 +36,7 @@ class GuardError(ReparamkitError, RuntimeError):
     """A fused model got an input of a size its merge was not proved for."""
 
 
-class NotFusable(ReparamkitError):  # noqa: N818 - the name states the verdict, as in the reports
+class NotFusable(ReparamkitError):
     """A structure has no exact merged form, or not a permitted one; ``reason`` says why."""
 
     def __init__(self, reason: str) -> None:

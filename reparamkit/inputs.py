@@ -33,7 +33,7 @@ def checked_model(model: Any) -> nn.Module:
             "the model is in training mode, where batch norm uses the statistics of the batch: call model.eval()"
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(tensor):
             raise InvalidInputError(f"'{name}' is not initialised: run the lazy model once before fusing")
         if tensor.is_meta:
             raise InvalidInputError(f"'{name}' is on the meta device: load the weights before fusing")
@@ -54,9 +54,7 @@ class Example:
     output: Any
 
 
-def checked_inputs(
-    model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None
-) -> Example | None:
+def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Example | None:
     """The example inputs of a call, if there are any and the model takes them.
 
     Raises `InvalidInputError`: wrong dtype or device, or the model rejects them.
@@ -81,11 +79,12 @@ def _check_kind(model: nn.Module, inputs: Inputs) -> None:
         return
     for tensor in inputs.tensors:
         if tensor.device != parameter.device:
-            raise InvalidInputError(f"an example input is on {tensor.device}, the model on {parameter.device}: move one")
+            raise InvalidInputError(
+                f"an example input is on {tensor.device}, the model on {parameter.device}: move one"
+            )
         if tensor.is_floating_point() and tensor.dtype != parameter.dtype and not _mixed(model):
             raise InvalidInputError(f"an example input has {tensor.dtype}, the model {parameter.dtype}: cast one")
 
 
 def _mixed(model: nn.Module) -> bool:
     return len({p.dtype for p in model.parameters() if p.is_floating_point()}) > 1
-

@@ -82,7 +82,8 @@ def fuse(
         rules: the complete set of rules to use, as rules or names; default: all that are registered.
         extra_rules: rules to use besides.
         without: rules not to use.
-        only, skip: module paths or patterns (as in fnmatch) to merge in, or to leave alone.
+        only: module paths or patterns (as in fnmatch) to merge in; default: everywhere.
+        skip: module paths or patterns to leave alone.
         objective: what to minimise: "default", "latency", "flops", "params" or "launches"; only the last may raise
             FLOPs and stored numbers.
         verify: run the proofs. Without them a merge is only as good as the algebra.
@@ -96,7 +97,18 @@ def fuse(
         RuleError: an unknown rule, or a rule that returns no module.
     """
     request = _request(
-        model, example_inputs, example_kwargs, rules, extra_rules, without, only, skip, objective, verify, inplace, as_graph
+        model,
+        example_inputs,
+        example_kwargs,
+        rules,
+        extra_rules,
+        without,
+        only,
+        skip,
+        objective,
+        verify,
+        inplace,
+        as_graph,
     )
     fused, _ = _fused(model, request)
     return fused
@@ -120,7 +132,9 @@ def report(fused: nn.Module) -> Report:
     return found
 
 
-def verify(a: nn.Module, b: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None) -> Verification:
+def verify(
+    a: nn.Module, b: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None
+) -> Verification:
     """Compare two models on the same inputs, output tensor by output tensor.
 
     a: the model in question. b: the reference. example_inputs: as for `fuse`.
@@ -154,7 +168,14 @@ def _request(
     chosen = _chosen(rules, extra_rules, without)
     example = checked_inputs(checked_model(model), example_inputs, example_kwargs)
     return Request(
-        example, chosen, None if only is None else _names(only), _names(skip or ()), objective, verify, inplace, as_graph
+        example,
+        chosen,
+        None if only is None else _names(only),
+        _names(skip or ()),
+        objective,
+        verify,
+        inplace,
+        as_graph,
     )
 
 
@@ -296,6 +317,7 @@ def _whole(fused: nn.Module, request: Request) -> float | None:
         return None
     found = compare(undisturbed(fused, request.example.inputs), request.example.output)
     if not found.passed:
-        raise EquivalenceError(f"the fused model as a whole is {found}; every single merge was proved, please report it")
+        raise EquivalenceError(
+            f"the fused model as a whole is {found}; every single merge was proved, please report it"
+        )
     return found.error
-

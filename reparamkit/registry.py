@@ -32,7 +32,8 @@ def rule(
     their order of appearance. It may raise `NotFusable(reason)`, as may `guard`, which runs before it.
 
     Args:
-        name: lower case, unique. equation: what equals what, for the report and the docs.
+        name: lower case, unique.
+        equation: what equals what, for the report and the docs.
         pattern: made of `call` and `value`.
         guard: the conditions of the rule.
         doc: sentences about it; default: the function's docstring.

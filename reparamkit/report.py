@@ -25,7 +25,8 @@ class Totals:
 @dataclass(frozen=True)
 class Merge:
     """One merge. path: of the merged layer. layer: its description. rules: that made it. members: paths of what
-    it replaces. error: the largest relative error against them, in float64 (None: not checked)."""
+    it replaces. error: the largest relative error against them, in float64 (None: not checked).
+    """
 
     path: str
     layer: str

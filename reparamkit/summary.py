@@ -40,7 +40,18 @@ def _opaque(captured: Captured, reading: Reading) -> int:
 def _computes(node: fx.Node) -> bool:
     value = node.meta.get("val")
     name = str(getattr(node.target, "__name__", node.target))
-    is_view = name in ("reshape", "view", "permute", "transpose", "getitem", "getattr", "size", "flatten", "chunk", "split")
+    is_view = name in (
+        "reshape",
+        "view",
+        "permute",
+        "transpose",
+        "getitem",
+        "getattr",
+        "size",
+        "flatten",
+        "chunk",
+        "split",
+    )
     return not is_view and not name.startswith("expect") and (value is None or isinstance(value, Tensor))
 
 

@@ -1,7 +1,7 @@
 """The tests we give our own rules and readers, for yours.
 
-    from reparamkit.testing import check_rule, check_reader
-    check_rule(my_rule, lambda: nn.Sequential(MyLayer(8), nn.ReLU()), shape=((1, 4), 8, (3, 9), (3, 9)))
+from reparamkit.testing import check_rule, check_reader
+check_rule(my_rule, lambda: nn.Sequential(MyLayer(8), nn.ReLU()), shape=((1, 4), 8, (3, 9), (3, 9)))
 """
 
 from __future__ import annotations

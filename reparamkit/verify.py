@@ -177,7 +177,7 @@ def _drawn(op: Operator, size: int | None, number: int) -> Tensor:
 def _number(size: Size, value: int | None) -> int:
     if value is None or size.known:
         return size.hint
-    pins: dict[Symbol, int] = {root: value for root in roots(size)}
+    pins: dict[Symbol, int] = dict.fromkeys(roots(size), value)
     return size.substitute(pins).hint
 
 

@@ -358,6 +358,29 @@ def repmlp_block(h: int, w: int, kernels: tuple[int, ...] = (1, 3)) -> nn.Module
     return sys.modules[name].RepMLPBlock(8, h, w, share_sets=2, kernels=kernels)
 
 
+class Net(nn.Module):
+    """A small network as a user writes it: blocks, methods, arguments with defaults."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.classes = classes
+        self.stem = seq(conv_norm(3, 8, s=2), nn.ReLU())
+        self.blocks = nn.ModuleList([repvgg(8), repvgg(8, g=4)])
+        self.act = nn.ReLU()
+        self.head = seq(nn.BatchNorm1d(8), nn.Dropout(0.1), nn.Linear(8, classes))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, 3, H, W) -> (n, 8, H / 2, W / 2)."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = self.act(block(x))
+        return x
+
+    def forward(self, x: Tensor, scale: float = 1.0, *, normalize: bool = False) -> Tensor:
+        x = self.head(self.features(x).mean((2, 3))) * scale
+        return x.softmax(-1) if normalize else x
+
+
 # --- structures that merge --------------------------------------------------------------------------
 
 MAPS_1D: tuple[Shape, ...] = ((2, 4, 9), (1, 4, 16), (3, 4, 7))

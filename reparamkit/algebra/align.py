@@ -40,6 +40,11 @@ class Face:
     def sizes(self, dim: int) -> list[Size]:
         return [link.size if self.side == "source" else link.size_out for link in self.links(dim)]
 
+    @property
+    def atoms(self) -> list[list[Size]]:
+        """Sizes of the atoms of each dimension."""
+        return [self.sizes(dim) for dim in range(self.rank)]
+
     def split(self, dim: int, at: int, outer: Size) -> Face:
         inner = self.sizes(dim)[at].divide(outer)
         assert inner is not None
@@ -77,10 +82,9 @@ class Face:
         return face
 
     def _unit(self) -> int | None:
-        for dim in range(self.rank):
-            for number, size in zip(self.dims[dim], self.sizes(dim), strict=True):
-                if size == ONE:
-                    return number
+        for dim, sizes in zip(self.dims, self.atoms, strict=True):
+            if ONE in sizes:
+                return dim[sizes.index(ONE)]
         return None
 
     def pinned(self, pins: dict[Symbol, int], guard: bool) -> Face:

@@ -155,9 +155,7 @@ def conv(
     return shift(apply(_ranked(x, rank + 1), build), bias, -1 - rank)
 
 
-def _window(
-    made: _Builder, dim: int, k: int, stride: int, pads: tuple[int, int], dilation: int
-) -> list[int]:
+def _window(made: _Builder, dim: int, k: int, stride: int, pads: tuple[int, int], dilation: int) -> list[int]:
     """A stencil along one dimension; returns the leg it adds to the weight's shape."""
     low, high = pads
     if (k, stride, low, high) == (1, 1, 0, 0):
@@ -168,9 +166,7 @@ def _window(
     return [k]
 
 
-def pool(
-    x: Form, kernel: Sequence[int], stride: Sequence[int] | int, padding: Sequence[int] | int = 0
-) -> Form:
+def pool(x: Form, kernel: Sequence[int], stride: Sequence[int] | int, padding: Sequence[int] | int = 0) -> Form:
     """An average over windows of the last dimensions, zeros of the padding counted."""
     rank, size = len(kernel), math.prod(kernel)
     strides, pads = _per_axis(stride, rank), _per_axis(padding, rank)

@@ -99,8 +99,7 @@ class Form:
             return replace(self, terms={s: replace(t, trails=()) for s, t in self.terms.items()}, recent=())
         step = Step(node, views, is_layer=not views)
         terms = {
-            s: replace(term, trails=tuple((*trail, step) for trail in term.trails))
-            for s, term in self.terms.items()
+            s: replace(term, trails=tuple((*trail, step) for trail in term.trails)) for s, term in self.terms.items()
         }
         return replace(self, terms=terms, recent=())
 

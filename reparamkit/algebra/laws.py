@@ -55,9 +55,7 @@ def _middle(f: Operator, g: Operator, trusted: bool) -> tuple[Operator, Operator
 
 def _pairs(f: Operator, g: Operator) -> list[tuple[int, int]]:
     """Links of f and g that share an atom of the tensor between them."""
-    return [
-        (i, j) for a, b in zip(f.value, g.source, strict=True) for i, j in zip(a, b, strict=True)
-    ]
+    return [(i, j) for a, b in zip(f.value, g.source, strict=True) for i, j in zip(a, b, strict=True)]
 
 
 def _first_to_densify(f: Operator, g: Operator) -> tuple[str, int] | None:
@@ -131,9 +129,7 @@ class _Join:
     def fold_places(self) -> list[tuple[int, Tensor]]:
         """Per convolved leg of g∘f: its place, and for each pair of taps the place of their sum."""
         legs = [n for n, link in enumerate(self.links) if link.has_leg]
-        return [
-            (legs.index(n), _tap_sums(a, b, self.links[n].taps)) for n, (a, b) in sorted(self.folds.items())
-        ]
+        return [(legs.index(n), _tap_sums(a, b, self.links[n].taps)) for n, (a, b) in sorted(self.folds.items())]
 
 
 def _tap_sums(a: Link, b: Link, taps: tuple[int, ...]) -> Tensor:
@@ -214,9 +210,7 @@ def _multiply(a: Tensor, of_a: list[int], b: Tensor, of_b: list[int], wanted: li
     if set(of_a) <= set(of_b) == set(wanted):
         return _scaled(b, of_b, a, of_a, wanted)
     letters = {label: n for n, label in enumerate(dict.fromkeys(of_a + of_b))}
-    return torch.einsum(
-        a, [letters[n] for n in of_a], b, [letters[n] for n in of_b], [letters[n] for n in wanted]
-    )
+    return torch.einsum(a, [letters[n] for n in of_a], b, [letters[n] for n in of_b], [letters[n] for n in wanted])
 
 
 def _scaled(big: Tensor, labels: list[int], small: Tensor, of_small: list[int], wanted: list[int]) -> Tensor:
@@ -251,7 +245,9 @@ def add(f: Operator, g: Operator) -> Operator:
         f, g = _same_atoms(*_densified(f, g, dense))
     for number_f, number_g in _through_pairs(f, g):
         f, g = _same_role(f, number_f, g, number_g)
-    return replace(_summed_operator(f, g), via=via | ({PARALLEL_SUM} - {*via} if LOCALITY_INJECTION not in via else set()))
+    return replace(
+        _summed_operator(f, g), via=via | ({PARALLEL_SUM} - {*via} if LOCALITY_INJECTION not in via else set())
+    )
 
 
 def _dense_law(f: Operator, g: Operator, which: tuple[str, int]) -> str:
@@ -280,11 +276,10 @@ def _trailing(op: Operator) -> int:
 def _same_atoms(f: Operator, g: Operator) -> tuple[Operator, Operator]:
     """Refining the source can split atoms of the value and the other way round: until both agree."""
     while True:
-        before = len(f.links), len(g.links)
         source_f, source_g = align(Face(f, "source"), Face(g, "source"), trusted=True)
         value_f, value_g = align(Face(source_f.op, "value"), Face(source_g.op, "value"), trusted=False)
         f, g = value_f.op, value_g.op
-        if (len(f.links), len(g.links)) == before:
+        if Face(f, "source").atoms == Face(g, "source").atoms:
             return f, g
 
 
@@ -331,8 +326,7 @@ def _fixed(link: Link, number: int, other: Link) -> int:
     if link.size.known:
         return number
     raise NotFusable(
-        f"a {link.role.value} axis meets a {other.role.value} axis: exact only on a fixed size,"
-        f" and this size is free"
+        f"a {link.role.value} axis meets a {other.role.value} axis: exact only on a fixed size, and this size is free"
     )
 
 
@@ -354,8 +348,4 @@ def _summed_operator(f: Operator, g: Operator) -> Operator:
     number |= dict(zip(_flat(g.value), _flat(f.value), strict=True))
     legs_of_f = [number[j] for j in g.legs]
     order = tuple(legs_of_f.index(i) for i in f.legs)
-    return replace(
-        f, weight=Sum(f.weight, g.weight, order), pins=f.pins | g.pins, guards=f.guards | g.guards
-    )
-
-
+    return replace(f, weight=Sum(f.weight, g.weight, order), pins=f.pins | g.pins, guards=f.guards | g.guards)

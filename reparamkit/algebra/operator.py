@@ -167,7 +167,8 @@ def with_rank(op: Operator, trailing: int) -> Operator:
         return op
     rest = op.source[0][0]
     tensor, taken = op.links[rest].size.symbols[0].origin
-    assert isinstance(tensor, str) and isinstance(taken, int)
+    assert isinstance(tensor, str)
+    assert isinstance(taken, int)
     links = list(op.links)
     links[rest] = Link(Role.FREE, free_size(tensor, taken + missing))
     links += [Link(Role.FREE, free_size(tensor, -d)) for d in range(taken + missing, taken, -1)]
@@ -228,24 +229,28 @@ def split(op: Operator, number: int, outer: Size, inner: Size) -> Operator:
     weight = op.weight
     if link.has_leg:
         weight = _split_leg(weight, op.legs.index(number), outer.factor, inner.factor)
-    return replace(op, links=links, weight=weight, **_renumber(op, number, (number, number + 1)))
+    return replace(_renumbered(op, number), links=links, weight=weight)
 
 
 def _split_leg(weight: Weight, leg: int, outer: int, inner: int) -> Weight:
-    return Computed(lambda: weight.tensor().unflatten(leg, (outer, inner)))
+    return Computed(lambda: _unflattened(weight.tensor(), leg, outer, inner))
 
 
-def _renumber(op: Operator, number: int, atoms: tuple[int, ...]) -> dict[str, Dims]:
-    """Dims once link `number` is replaced by the adjacent links `atoms`."""
-    shift = len(atoms) - 1
+def _unflattened(tensor: Tensor, leg: int, outer: int, inner: int) -> Tensor:
+    return tensor.reshape(*tensor.shape[:leg], outer, inner, *tensor.shape[leg + 1 :])
+
+
+def _renumbered(op: Operator, number: int) -> Operator:
+    """`op` with dims in which link `number` has become the links `number` and `number + 1`."""
 
     def renamed(dims: Dims) -> Dims:
-        return tuple(
-            tuple(n for i in dim for n in (atoms if i == number else (i + shift * (i > number),)))
-            for dim in dims
-        )
+        return tuple(tuple(n for i in dim for n in _after_split(i, number)) for dim in dims)
 
-    return {"source": renamed(op.source), "value": renamed(op.value)}
+    return replace(op, source=renamed(op.source), value=renamed(op.value))
+
+
+def _after_split(i: int, number: int) -> tuple[int, ...]:
+    return (i, i + 1) if i == number else (i + (i > number),)
 
 
 def densify(op: Operator, number: int) -> Operator:
@@ -258,7 +263,7 @@ def densify(op: Operator, number: int) -> Operator:
     size_in, size_out = link.size.factor, link.size_out.factor
     links = list(op.links)
     links[number : number + 1] = [Link(Role.IN, link.size), Link(Role.OUT, link.size_out)]
-    dense = replace(op, links=tuple(links), **_renumber(op, number, (number, number + 1)))
+    dense = replace(_renumbered(op, number), links=tuple(links))
     row = dense.legs.index(number)
     shape = tuple(dense.links[i].leg_size for i in dense.legs)
     weight = Diagonals(
@@ -272,14 +277,11 @@ def densify(op: Operator, number: int) -> Operator:
         link.stride,
     )
     assert shape[row : row + 2] == (size_in, size_out)
-    return replace(dense, weight=weight, **_sides(dense, number))
+    return replace(dense, weight=weight, source=_without(dense.source, number + 1), value=_without(dense.value, number))
 
 
-def _sides(op: Operator, number: int) -> dict[str, Dims]:
-    """Leave IN atom `number` out of the value and OUT atom `number + 1` out of the source."""
-    source = tuple(tuple(i for i in dim if i != number + 1) for dim in op.source)
-    value = tuple(tuple(i for i in dim if i != number) for dim in op.value)
-    return {"source": source, "value": value}
+def _without(dims: Dims, number: int) -> Dims:
+    return tuple(tuple(i for i in dim if i != number) for dim in dims)
 
 
 def _mean_as_sum(op: Operator, number: int) -> Operator:
@@ -341,10 +343,14 @@ def merge(op: Operator, numbers: tuple[int, ...]) -> Operator:
     size = product(op.links[i].size for i in numbers)
     keep = [i for i in range(len(op.links)) if i not in numbers[1:]]
     links = tuple(op.links[i].resized(size) if i == first else op.links[i] for i in keep)
-    dims = {"source": _kept(op.source, keep), "value": _kept(op.value, keep)}
-    legs = op.legs
-    moved = [legs.index(i) for i in numbers]
-    return replace(op, links=links, weight=_join_legs(op.weight, moved), **dims)
+    moved = [op.legs.index(i) for i in numbers]
+    return replace(
+        op,
+        links=links,
+        source=_kept(op.source, keep),
+        value=_kept(op.value, keep),
+        weight=_join_legs(op.weight, moved),
+    )
 
 
 def _kept(dims: Dims, keep: list[int]) -> Dims:
@@ -359,4 +365,3 @@ def _join_legs(weight: Weight, legs: list[int]) -> Weight:
         return joined.flatten(place, place + len(legs) - 1)
 
     return Computed(compute)
-

@@ -36,6 +36,11 @@ class Symbol:
         """Whether the symbol is the output size of a stencil."""
         return isinstance(self.origin[0], Size)
 
+    @property
+    def stands_for_dims(self) -> bool:
+        """Whether the symbol is the open first dimension of a tensor of unknown rank."""
+        return isinstance(self.origin[1], int) and self.origin[1] >= 0 and not self.derived
+
     def rank(self) -> str:
         """Where the symbol stands in a product. Not its hash: -1 and -2 have the same."""
         if not self.derived:
@@ -103,7 +108,9 @@ def _pinned(symbol: Symbol, pins: Mapping[Symbol, int]) -> Size:
 
 def _stencil(symbol: Symbol) -> tuple[Size, int, int]:
     size, stride, c = symbol.origin
-    assert isinstance(size, Size) and isinstance(stride, int) and isinstance(c, int)
+    assert isinstance(size, Size)
+    assert isinstance(stride, int)
+    assert isinstance(c, int)
     return size, stride, c
 
 

@@ -6,6 +6,7 @@ written at any point between the views of a path.
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -71,7 +72,7 @@ class Permute(View):
 @final
 @dataclass(frozen=True)
 class Mean(View):
-    """The average over whole dimensions (numbered from the right); it commutes with every layer that does not see them."""
+    """The average over whole dimensions, numbered from the right; it commutes with layers that do not see them."""
 
     dims: tuple[int, ...]
     keepdim: bool
@@ -110,7 +111,7 @@ def _regrouped(op: Operator, side: Side, sizes: tuple[Size, ...]) -> Operator:
     atoms = face.dims[0]
     if bounds[-1] != len(atoms):
         raise NotFusable("a reshape whose sizes cannot be followed")
-    dims = tuple(tuple(atoms[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
+    dims = tuple(tuple(atoms[a:b]) for a, b in itertools.pairwise(bounds))
     return replace(face.op, source=dims) if side == "source" else replace(face.op, value=dims)
 
 

@@ -105,7 +105,7 @@ class Diagonals(Weight):
         rename = {leg: inner for inner, leg in enumerate(self._kept_legs()) if leg is not None}
         row, column = target.legs.index(self.row), target.legs.index(self.column)
         others = [d for d in range(target.buffer.dim()) if d not in (row, column)]
-        legs = [None if target.legs[d] is None else rename[target.legs[d]] for d in others]
+        legs = [None if leg is None else rename[leg] for leg in (target.legs[d] for d in others)]
         picked = {rename[leg]: n for leg, n in target.picked.items()}
         if self.leg is not None and not self.along:
             picked[self.leg] = number
@@ -124,7 +124,8 @@ class Diagonals(Weight):
 @dataclass(frozen=True)
 class _Target:
     """Where numbers go: a view of the buffer, which leg each of its dimensions is (None: repeats), and the legs
-    of which one tap was picked."""
+    of which one tap was picked.
+    """
 
     buffer: Tensor
     legs: tuple[int | None, ...]

@@ -12,15 +12,67 @@ import operator
 import networkx as nx
 from torch import fx, nn
 
-IN_PLACE_FUNCTIONS = frozenset(
-    {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem}
-)
+IN_PLACE_FUNCTIONS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem})
 MAY_ALIAS = frozenset(
-    "reshape view flatten permute transpose squeeze unsqueeze contiguous getitem expand narrow chunk split "
-    "unflatten movedim swapaxes detach t T mT to type float unbind view_as reshape_as select diagonal "
-    "dropout identity expand_as swapdims moveaxis tensor_split dsplit hsplit vsplit unfold real data "
-    "alpha_dropout feature_dropout dropout2d dropout3d dropout1d type_as half double bfloat16 cpu cuda "
-    "getattr positive squeeze_multiple adjoint H ravel".split()
+    [
+        "reshape",
+        "view",
+        "flatten",
+        "permute",
+        "transpose",
+        "squeeze",
+        "unsqueeze",
+        "contiguous",
+        "getitem",
+        "expand",
+        "narrow",
+        "chunk",
+        "split",
+        "unflatten",
+        "movedim",
+        "swapaxes",
+        "detach",
+        "t",
+        "T",
+        "mT",
+        "to",
+        "type",
+        "float",
+        "unbind",
+        "view_as",
+        "reshape_as",
+        "select",
+        "diagonal",
+        "dropout",
+        "identity",
+        "expand_as",
+        "swapdims",
+        "moveaxis",
+        "tensor_split",
+        "dsplit",
+        "hsplit",
+        "vsplit",
+        "unfold",
+        "real",
+        "data",
+        "alpha_dropout",
+        "feature_dropout",
+        "dropout2d",
+        "dropout3d",
+        "dropout1d",
+        "type_as",
+        "half",
+        "double",
+        "bfloat16",
+        "cpu",
+        "cuda",
+        "getattr",
+        "positive",
+        "squeeze_multiple",
+        "adjoint",
+        "H",
+        "ravel",
+    ]
 )
 
 
@@ -58,7 +110,9 @@ class Aliases:
             for node in graph.nodes
             if node.op.startswith("call") and node.all_input_nodes and target_name(node, root) in MAY_ALIAS
         )
-        self._classes = {n: part for part in nx.connected_components(self._memory) for n in part}
+        self._classes: dict[fx.Node, set[fx.Node]] = {
+            n: part for part in nx.connected_components(self._memory) for n in part
+        }
         self.barriers = self._barriers()
 
     def of(self, node: fx.Node) -> set[fx.Node]:

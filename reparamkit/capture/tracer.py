@@ -71,8 +71,8 @@ class ValueProxy(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         if self.value is UNKNOWN:
-            return super().__iter__()  # type: ignore[no-any-return]
-        return iter([self[i] for i in range(len(self.value))])
+            return super().__iter__()
+        return iter([operator.getitem(self, i) for i in range(len(self.value))])
 
     def __len__(self) -> int:
         if self.value is UNKNOWN:
@@ -221,7 +221,11 @@ class Tracer(fx.Tracer):
     def create_node(self, kind: str, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
         node.meta["frame"] = self.frame
-        node.meta["context"] = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"), torch.is_grad_enabled()
+        node.meta["context"] = (
+            torch.is_autocast_enabled("cpu"),
+            torch.is_autocast_enabled("cuda"),
+            torch.is_grad_enabled(),
+        )
         return node
 
     def create_proxy(

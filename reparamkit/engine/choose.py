@@ -54,9 +54,7 @@ class Plan:
     kept: set[fx.Node]
 
 
-def choose(
-    captured: Captured, readers: Readers, scope: Scope, objective: str = "default"
-) -> tuple[Plan, Reading]:
+def choose(captured: Captured, readers: Readers, scope: Scope, objective: str = "default") -> tuple[Plan, Reading]:
     """Read the graph and choose the merges."""
     reading = Reading(captured)
     chooser = _Chooser(captured, scope, objective, reading)
@@ -223,9 +221,9 @@ class _Chooser:
                     raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
 
     def _check_guards(self, form: Form) -> None:
-        if form.guards and self.captured.tier == "symbolic":
-            if any(not s.traced and not isinstance(s.origin[1], int) for s, _ in form.guards):
-                raise NotFusable("depends on a size that is unknown: pass example_inputs")
+        sizes = [symbol for symbol, _ in form.guards if not symbol.stands_for_dims]
+        if not all(symbol.traced for symbol in sizes):
+            raise NotFusable("depends on a size that is unknown: pass example_inputs")
 
     # --- the plan --------------------------------------------------------------------------------
 

@@ -109,9 +109,7 @@ def _positions(trail: Trail) -> Iterator[int]:
     return (k for k, step in enumerate(trail) if step.is_layer)
 
 
-def _local(
-    op: Operator, bias: Operator | None, trail: Trail, position: int
-) -> tuple[Operator, Operator | None]:
+def _local(op: Operator, bias: Operator | None, trail: Trail, position: int) -> tuple[Operator, Operator | None]:
     """The operator between the tensors at one step of the way."""
     for view in reversed(_views(trail[position + 1 :])):
         op = view.undone(op)

@@ -25,14 +25,56 @@ from .scope import Scope
 
 MAX_FORMS = 4
 MAX_COMBINATIONS = 16
-RANDOM = frozenset("rand randn randint bernoulli multinomial normal dropout rand_like randn_like".split())
+RANDOM = frozenset(
+    ["rand", "randn", "randint", "bernoulli", "multinomial", "normal", "dropout", "rand_like", "randn_like"]
+)
 SAME_SHAPE = frozenset(
-    "relu relu6 gelu silu sigmoid tanh hardswish hardsigmoid leaky_relu elu selu mish softplus prelu clamp exp "
-    "softmax log_softmax softsign celu hardtanh threshold abs layernorm layer_norm groupnorm group_norm mul "
-    "batch_norm batchnorm1d batchnorm2d batchnorm3d add sub div imul iadd logsigmoid clone dropout identity".split()
+    [
+        "relu",
+        "relu6",
+        "gelu",
+        "silu",
+        "sigmoid",
+        "tanh",
+        "hardswish",
+        "hardsigmoid",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "mish",
+        "softplus",
+        "prelu",
+        "clamp",
+        "exp",
+        "softmax",
+        "log_softmax",
+        "softsign",
+        "celu",
+        "hardtanh",
+        "threshold",
+        "abs",
+        "layernorm",
+        "layer_norm",
+        "groupnorm",
+        "group_norm",
+        "mul",
+        "batch_norm",
+        "batchnorm1d",
+        "batchnorm2d",
+        "batchnorm3d",
+        "add",
+        "sub",
+        "div",
+        "imul",
+        "iadd",
+        "logsigmoid",
+        "clone",
+        "dropout",
+        "identity",
+    ]
 )
 """Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast)."""
-MAY_BROADCAST = frozenset("mul add sub div imul iadd".split())
+MAY_BROADCAST = frozenset(["mul", "add", "sub", "div", "imul", "iadd"])
 
 Shape = tuple[tuple[Size, ...], bool]
 """The sizes of a tensor, and whether the first stands for any number of dimensions."""
@@ -248,7 +290,7 @@ class _Reader:
                 return self.out.constants[node]
             return self._size(reader, node)
 
-        args = list(fx.node.map_arg(self.node.args, known))
+        args: list[Any] = list(fx.node.map_arg(self.node.args, known))
         kwargs = dict(fx.node.map_arg(self.node.kwargs, known))
         if self.node.op == "call_module":
             args.insert(0, self.captured.module(self.node))

@@ -122,5 +122,3 @@ def innermost(frames: Sequence[Frame]) -> Frame:
     for frame in frames[1:]:
         common = tuple(a for a, b in zip(common, frame.stack, strict=False) if a is b)
     return common[-1]
-
-

@@ -21,9 +21,7 @@ PerAxis = int | Sequence[int]
 def read_conv_layer(layer: nn.Conv2d, input: Form) -> Form:
     if layer.padding_mode != "zeros":
         return probe_module(layer, input)
-    return read_conv(
-        input, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
-    )
+    return read_conv(input, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 @READERS.reader(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)

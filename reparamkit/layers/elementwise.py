@@ -19,17 +19,17 @@ Operand = Form | Tensor | float
 
 @READERS.reader(operator.add, operator.iadd, torch.add, "add")
 def read_add(input: Operand, other: Operand, *, alpha: float = 1) -> Form:
-    return total(input, scaled(other, alpha))
+    return total(input, _times(other, alpha))
 
 
 @READERS.reader(operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "subtract")
 def read_sub(input: Operand, other: Operand, *, alpha: float = 1) -> Form:
-    return total(input, scaled(other, -alpha))
+    return total(input, _times(other, -alpha))
 
 
 @READERS.reader(torch.rsub)
 def read_rsub(input: Operand, other: Operand, *, alpha: float = 1) -> Form:
-    return total(other, scaled(input, -alpha))
+    return total(other, _times(input, -alpha))
 
 
 @READERS.reader(operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "multiply")
@@ -64,13 +64,18 @@ def total(a: Operand, b: Operand) -> Form:
     return offset(value, constant(other))
 
 
-def scaled(value: Any, factor: Operand) -> Any:
+def scaled(value: Any, factor: Operand) -> Form:
     """The form (or constant) times a constant."""
     if isinstance(factor, (int, float)) and factor == 1:
         return value
     if isinstance(factor, Form):
         raise NotFusable("a product of two values is not affine")
-    return multiply(value, constant(factor)) if isinstance(value, Form) else constant(value) * constant(factor)
+    return multiply(value, constant(factor))
+
+
+def _times(summand: Operand, factor: float) -> Operand:
+    """A value or a constant, times a number."""
+    return scaled(summand, factor) if isinstance(summand, Form) else constant(summand) * factor
 
 
 def constant(value: Any) -> Tensor:

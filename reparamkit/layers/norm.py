@@ -57,9 +57,7 @@ def _batched(x: Form) -> Form:
     return x
 
 
-def _normalized(
-    x: Form, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Form:
+def _normalized(x: Form, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Form:
     with torch.no_grad():
         s = (var.double() + eps).rsqrt()
         s = s if weight is None else s * weight.double()

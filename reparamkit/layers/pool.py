@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def read_avg_pool_layer(layer: nn.AvgPool2d, input: Form) -> Form:
     )
 
 
-def _reader_of(axes: int) -> Any:
+def _reader_of(axes: int) -> Callable[..., Form]:
     def read_avg_pool(
         input: Form,
         kernel_size: PerAxis,
@@ -42,9 +42,7 @@ def _reader_of(axes: int) -> Any:
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> Form:
-        return _average(
-            input, axes, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-        )
+        return _average(input, axes, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
     return read_avg_pool
 
@@ -85,12 +83,15 @@ def read_adaptive_pool_layer(layer: nn.AdaptiveAvgPool2d, input: Form) -> Form:
     return _global(input, layer.output_size, axes)
 
 
-for _axes, _function in enumerate((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), 1):
-
-    def _read(input: Form, output_size: PerAxis, axes: int = _axes) -> Form:
+def _adaptive_reader_of(axes: int) -> Callable[..., Form]:
+    def read_adaptive_pool(input: Form, output_size: PerAxis) -> Form:
         return _global(input, output_size, axes)
 
-    READERS.reader(_function)(_read)
+    return read_adaptive_pool
+
+
+for _axes, _adaptive in enumerate((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), 1):
+    READERS.reader(_adaptive)(_adaptive_reader_of(_axes))
 
 
 def _global(x: Form, output_size: Any, axes: int) -> Form:

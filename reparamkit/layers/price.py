@@ -12,7 +12,8 @@ from ..algebra.size import Size
 @dataclass(frozen=True)
 class Cost:
     """macs: multiply-adds. passes: elements written by element-wise operations. stored: numbers in parameters
-    and buffers. launches: operations started. Free sizes count as in the example inputs."""
+    and buffers. launches: operations started. Free sizes count as in the example inputs.
+    """
 
     macs: int = 0
     passes: int = 0

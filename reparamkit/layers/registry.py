@@ -11,16 +11,31 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ..errors import NotFusable, RuleError
 
 Function = Callable[..., Any]
+F = TypeVar("F", bound=Callable[..., Any])
 HARMLESS = frozenset(
-    "__init__ __repr__ extra_repr reset_parameters reset_running_stats __setstate__ __getstate__ __new__"
-    " _load_from_state_dict _save_to_state_dict __annotations__ __doc__ __module__ __constants__".split()
+    [
+        "__init__",
+        "__repr__",
+        "extra_repr",
+        "reset_parameters",
+        "reset_running_stats",
+        "__setstate__",
+        "__getstate__",
+        "__new__",
+        "_load_from_state_dict",
+        "_save_to_state_dict",
+        "__annotations__",
+        "__doc__",
+        "__module__",
+        "__constants__",
+    ]
 )
 """What a subclass may override and still compute the same."""
 
@@ -61,9 +76,7 @@ class Readers:
     def __iter__(self) -> Iterator[Reader]:
         return iter(dict.fromkeys(self._table.values()))
 
-    def reader(
-        self, *targets: object, sizes: bool = False, shape: Function | None = None
-    ) -> Callable[[Function], Function]:
+    def reader(self, *targets: object, sizes: bool = False, shape: Function | None = None) -> Callable[[F], F]:
         """Declare how to read modules of a class, a function, or a method (by name).
 
         Use as a decorator, ``@reparamkit.reader(MyLayer)``, or call: ``reparamkit.reader(MyLayer)(read)``. The
@@ -78,7 +91,7 @@ class Readers:
             if target in self._table:
                 raise RuleError(f"there is already a reader for {target!r}; forget(it) first to replace it")
 
-        def declare(read: Function) -> Function:
+        def declare(read: F) -> F:
             if not callable(read):
                 raise RuleError(f"the reader of {targets} must be a function, found {read!r}")
             made = Reader(targets, read, sizes, shape)

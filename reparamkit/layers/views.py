@@ -143,4 +143,3 @@ def read_pad(input: Form, pad: Sequence[int], mode: str = "constant", value: flo
 @READERS.reader(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 def read_zero_pad_layer(layer: nn.ZeroPad2d, input: Form) -> Form:
     return read_pad(input, list(layer.padding))
-

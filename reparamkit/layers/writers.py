@@ -176,7 +176,9 @@ def _linear(op: Operator, bias: Operator | None) -> LayerPlan:
         return layer
 
     stored = rows * columns + (rows if vector is not None else 0)
-    return LayerPlan("linear", Cost(numel(mixed.value_sizes) * columns, 0, stored, 1), build, rows * (vector is not None))
+    return LayerPlan(
+        "linear", Cost(numel(mixed.value_sizes) * columns, 0, stored, 1), build, rows * (vector is not None)
+    )
 
 
 def _fill(layer: nn.Module, weight: Tensor, vector: Operator | None, rows: int) -> None:
@@ -217,7 +219,9 @@ def _window(link: Link, dilation: int) -> Window | None:
     # Widen with zero taps: to padding that is not negative, then to the same padding on both sides.
     target = max(low, high, 0)
     if (target - low) % dilation or (target - high) % dilation:
-        target = next((t for t in range(target, target + dilation) if not ((t - low) % dilation or (t - high) % dilation)), -1)
+        target = next(
+            (t for t in range(target, target + dilation) if not ((t - low) % dilation or (t - high) % dilation)), -1
+        )
     if target < 0:
         return None
     first, last = first - (target - low), last + (target - high)

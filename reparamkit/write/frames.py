@@ -64,7 +64,7 @@ class _Fold:
             self._known(node, bound.arguments[name] if given else parameter.default, parameter, given)
 
     def _placeholder(self, parameter: inspect.Parameter) -> fx.Node:
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
         if parameter.default is parameter.empty:
             return self.graph.create_node("placeholder", stars + parameter.name)
         if not isinstance(parameter.default, PLAIN):
@@ -86,7 +86,6 @@ class _Fold:
 
     def _each(self, node: fx.Node, values: Mapping[Any, Any], parameter: inspect.Parameter) -> None:
         for key, value in values.items():
-
             self._known(self.graph.call_function(operator.getitem, (node, key)), value, parameter, True)
 
     # --- body ------------------------------------------------------------------------------------
@@ -212,7 +211,14 @@ def _importable(name: str, value: Any) -> tuple[str, str]:
     if isinstance(value, ModuleType):
         return value.__name__, ""
     module, path = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    for candidate, where in ((module, path), ("torch", name), ("builtins", path), ("typing", name), ("math", name), ("types", name)):
+    for candidate, where in (
+        (module, path),
+        ("torch", name),
+        ("builtins", path),
+        ("typing", name),
+        ("math", name),
+        ("types", name),
+    ):
         if candidate and where and _resolves(candidate, where, value):
             return candidate, where
     raise NotFusable(f"the generated method would need {value!r}, which cannot be imported by name")

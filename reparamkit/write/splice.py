@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from dataclasses import dataclass, field
 
@@ -135,9 +136,7 @@ class Splicer:
         """Let every reader of the old value read the new one."""
         own = set(written.nodes)
         value = written.site.value
-        value.replace_all_uses_with(
-            written.result, delete_user_cb=lambda user: user not in own, propagate_meta=False
-        )
+        value.replace_all_uses_with(written.result, delete_user_cb=lambda user: user not in own, propagate_meta=False)
         self.captured.replaced[value] = written.result
 
     def withdraw(self, written: Written) -> None:
@@ -150,7 +149,8 @@ class Splicer:
 
 def is_chain(captured: Captured, site: Site) -> bool:
     """Whether the members are a row of module calls, each read by the next only, that needs no guard
-    (but one on the rank): then modules can be swapped and nobody's code is rewritten."""
+    (but one on the rank): then modules can be swapped and nobody's code is rewritten.
+    """
     if site.placed is None or len(site.placed.terms) != 1:
         return False
     placement = site.placed.terms[0]
@@ -159,11 +159,11 @@ def is_chain(captured: Captured, site: Site) -> bool:
     if placement.position is None or set(row) < site.members:
         return False
     layers = [n for n, step in zip(row, placement.trail, strict=True) if step.is_layer]
-    linked = all(set(a.users) == {b} for a, b in zip(row, row[1:], strict=False))
+    linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row))
     return linked and all(n.op == "call_module" for n in layers) and _only_rank_guards(site.placed)
 
 
 def _only_rank_guards(placed: Placed) -> bool:
     guards = placed.form.guards
     views = any(step.views for step in placed.terms[0].trail)
-    return not guards or (not views and all(isinstance(s.origin[1], int) and s.origin[1] >= 0 for s, _ in guards))
+    return not guards or (not views and all(s.stands_for_dims for s, _ in guards))

@@ -109,6 +109,8 @@ def scale(factor: Tensor, dim: int, bias: Tensor | None = None) -> Layer:
     """factor, bias: (size of dim,)."""
 
     def run(x: Tensor) -> Tensor:
+        if x.shape[dim] != len(factor):
+            raise RuntimeError("a batch norm checks its channels")
         moved = x.movedim(dim, -1) * factor
         return (moved if bias is None else moved + bias).movedim(-1, dim)
 

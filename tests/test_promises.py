@@ -1,0 +1,534 @@
+"""What a fused model keeps, and what fusing leaves alone: one row per promise."""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from structures import (
+    MAPS,
+    Model,
+    Net,
+    build,
+    conv,
+    conv_norm,
+    error,
+    norm,
+    operations,
+    repvgg,
+    run,
+    sample,
+    seq,
+    wide,
+)
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import reparamkit
+from reparamkit import EquivalenceError, GuardError, InvalidInputError
+from reparamkit.layers.norm import read_batch_norm_layer
+from reparamkit.layers.registry import READERS
+
+IMAGE = (2, 3, 12, 10)
+X = sample(IMAGE, torch.float32)
+
+
+@cache
+def net_and_fused(with_inputs: bool = True) -> tuple[Net, Net]:
+    net = build(Net)
+    return net, reparamkit.fuse(net, X if with_inputs else None)
+
+
+@pytest.fixture(params=[True, False], ids=["with inputs", "without inputs"])
+def nets(request: pytest.FixtureRequest) -> tuple[Net, Net]:
+    """A net, and its fused copy, both private to the test."""
+    return copy.deepcopy(net_and_fused(request.param))
+
+
+def same(found: Any, wanted: Any) -> None:
+    assert error(found, wanted) <= 1e-6
+
+
+# --- the model --------------------------------------------------------------------------------------
+
+
+def test_class(nets: tuple[Net, Net]):
+    """The fused model is an instance of the user's class, of its name."""
+    net, fused = nets
+    assert isinstance(fused, Net)
+    assert (type(fused).__name__, type(fused).__module__) == (type(net).__name__, type(net).__module__)
+    assert fused.classes == net.classes
+    assert not fused.training
+    assert not any(module.training for module in fused.modules())
+
+
+def test_nothing_is_left_over(nets: tuple[Net, Net]):
+    """No batch norm stays, and every parameter takes part in the output."""
+    _, fused = nets
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    fused(X).sum().backward()
+    assert [name for name, p in fused.named_parameters() if p.grad is None] == []
+    assert list(fused.buffers()) == []
+
+
+def test_names(nets: tuple[Net, Net]):
+    """A merged layer has the name of a layer it replaces, or of the block it was in."""
+    net, fused = nets
+    known = {name for name, _ in net.named_modules()}
+    assert {name.rpartition(".")[0] for name in fused.state_dict()} <= known
+
+
+@pytest.mark.parametrize("args", [(X,), (X, 2.0), (sample((1, 3, 7, 9), torch.float32), 0.5)], ids=["1", "2", "other"])
+def test_positional_arguments(nets: tuple[Net, Net], args: tuple[Any, ...]):
+    """Arguments with defaults can be given, also other numbers than when it was fused."""
+    net, fused = nets
+    same(fused(*args), net(*args))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"scale": 3.0}, {"normalize": True}, {"normalize": True, "scale": 2.0}], ids=str)
+def test_keyword_arguments(nets: tuple[Net, Net], kwargs: dict[str, Any]):
+    """Arguments can be given by name; a flag works, or is refused with words, but never ignored."""
+    net, fused = nets
+    try:
+        found = fused(x=X, **kwargs)
+    except GuardError as refused:
+        assert "normalize" in kwargs
+        assert "fused for" in str(refused)
+    else:
+        same(found, net(x=X, **kwargs))
+
+
+def test_methods(nets: tuple[Net, Net]):
+    """Methods that forward calls give what they gave."""
+    net, fused = nets
+    same(fused.features(X), net.features(X))
+
+
+class Extractor(nn.Module):
+    """A method beside forward that uses half of a pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4), norm(4)
+
+    def raw(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+def test_methods_that_forward_does_not_call():
+    """A method that uses part of a merge gives what it gave, or says that it cannot."""
+    model = build(Extractor)
+    x = sample(MAPS[0], torch.float32)
+    fused = reparamkit.fuse(model, x)
+    if hasattr(fused, "raw"):
+        same(fused.raw(x), model.raw(x))
+
+
+def test_hooks_elsewhere(nets: tuple[Net, Net]):
+    """A hook on a module that no merge touches is called once per forward, with the same values."""
+    net = build(Net)
+    seen: list[Tensor] = []
+    net.act.register_forward_hook(lambda module, args, output: seen.append(output))
+    fused = reparamkit.fuse(net, X)
+    seen.clear()
+    run(net, X), run(fused, X)
+    assert len(seen) == 4
+    for theirs, mine in zip(seen[:2], seen[2:], strict=True):
+        same(mine, theirs)
+
+
+def test_output_hook_on_the_model():
+    """A hook on the whole model stays and is called."""
+    net = build(Net)
+    net.register_forward_hook(lambda module, args, output: 2 * output)
+    fused = reparamkit.fuse(net, X)
+    same(run(fused, X), run(net, X))
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_requires_grad(trainable: bool):
+    """A frozen net stays frozen, a trainable one trainable; gradients of the input are those of the original."""
+    net = build(Net).requires_grad_(trainable)
+    fused = reparamkit.fuse(net, X)
+    assert {p.requires_grad for p in fused.parameters()} == {trainable}
+    mine, theirs = X.clone().requires_grad_(), X.clone().requires_grad_()
+    fused(mine).square().sum().backward()
+    net(theirs).square().sum().backward()
+    assert mine.grad is not None
+    assert theirs.grad is not None
+    assert error(mine.grad, theirs.grad) <= 1e-5
+
+
+def test_no_shared_memory(nets: tuple[Net, Net]):
+    """Changing the fused weights does not change the original, even in layers that were not merged."""
+    model = build(lambda: seq(conv(3, 4), nn.ReLU(), conv_norm(4, 4)))
+    fused = reparamkit.fuse(model, X)
+    with torch.no_grad():
+        for tensor in (*fused.parameters(), *fused.buffers()):
+            tensor.zero_()
+    same(run(model, X), run(build(lambda: seq(conv(3, 4), nn.ReLU(), conv_norm(4, 4))), X))
+
+
+def test_a_list_of_blocks_keeps_its_length():
+    """A list of modules is as long as before, so that code that indexes it goes on working."""
+    model = build(lambda: Model(lambda m, x: sum(b(x) for b in m.branches), branches=nn.ModuleList([conv(3, 4), conv(3, 4)])))
+    fused = reparamkit.fuse(model, X)
+    assert len(fused.branches) == 2
+
+
+# --- other tools ------------------------------------------------------------------------------------
+
+
+def _deepcopied(net: nn.Module, path: Path) -> Any:
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert all(p.abs().sum() > 0 for p in net.parameters())
+    return copy.deepcopy(net)
+
+
+def _pickled(net: nn.Module, path: Path) -> Any:
+    torch.save(net, path / "net.pt")
+    return torch.load(path / "net.pt", weights_only=False)
+
+
+def _exported(net: nn.Module, path: Path) -> Any:
+    batch = torch.export.Dim("batch", min=2, max=64)
+    return torch.export.export(net, (X,), dynamic_shapes={"x": {0: batch}, "scale": None, "normalize": None}).module()
+
+
+def _state_dict(net: nn.Module, path: Path) -> Any:
+    torch.save(net.state_dict(), path / "weights.pt")
+    other = build(lambda: Net())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.normal_()
+    fresh = reparamkit.fuse(other, X)
+    fresh.load_state_dict(torch.load(path / "weights.pt", weights_only=True))
+    return fresh
+
+
+TOOLS: dict[str, Callable[[nn.Module, Path], Any]] = {
+    "deepcopy": _deepcopied,
+    "save and load": _pickled,
+    "state_dict into a freshly fused net": _state_dict,
+    "torch.export": _exported,
+    "torch.jit.trace": lambda net, path: torch.jit.trace(net, X, check_trace=False),
+    "torch.compile": lambda net, path: torch.compile(net, backend="eager", fullgraph=True),
+    "torch.fx": lambda net, path: fx.symbolic_trace(net, concrete_args={"scale": 1.0, "normalize": False}),
+    "fuse": lambda net, path: reparamkit.fuse(net, X),
+    "fuse without inputs": lambda net, path: reparamkit.fuse(net),
+    "functional_call": lambda net, path: lambda x: torch.func.functional_call(net, dict(net.named_parameters()), x),
+    "to(float64) and back": lambda net, path: copy.deepcopy(net).double().float(),
+    "channels_last": lambda net, path: copy.deepcopy(net).to(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tools(nets: tuple[Net, Net], tool: str, tmp_path: Path):
+    """What a tool makes of the fused model gives the outputs of the original."""
+    net, fused = nets
+    made = TOOLS[tool](fused, tmp_path)
+    for shape in (IMAGE, (5, *IMAGE[1:])):
+        x = sample(shape, torch.float32)
+        same(made(x).detach(), net(x).detach())
+
+
+def test_loading_in_another_process(tmp_path: Path):
+    """A fused model saved with torch.save loads where only the user's code and reparamkit are."""
+    net, fused = net_and_fused()
+    torch.save({"net": fused, "x": X, "y": run(net, X)}, tmp_path / "net.pt")
+    code = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1]);"
+        "found = torch.load(sys.argv[2], weights_only=False);"
+        "assert torch.allclose(found['net'](found['x']), found['y'], atol=1e-5);"
+        "assert type(found['net']).__name__ == 'Net'"
+    )
+    subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "net.pt")], check=True)
+
+
+def test_channels_last():
+    """An input in channels_last memory gives the same numbers."""
+    net, fused = net_and_fused()
+    x = X.to(memory_format=torch.channels_last)
+    same(run(fused, x), run(net, x))
+
+
+def test_an_original_checkpoint_is_refused():
+    """Loading weights of the original into the fused model fails; it never loads half of them."""
+    net, fused = copy.deepcopy(net_and_fused())
+    with pytest.raises(RuntimeError, match="Missing key|Unexpected key|size mismatch"):
+        fused.load_state_dict(net.state_dict())
+
+
+# --- dtypes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("make", [Net, lambda: seq(repvgg(3), nn.ReLU(), repvgg(3))], ids=["net", "blocks"])
+def test_dtypes(dtype: torch.dtype, make: Callable[[], nn.Module]):
+    """Weights keep their dtype, are computed in float64 and rounded once: the fused model is no further from
+    float64 than the original."""
+    net = build(make).to(dtype)
+    x = X.to(dtype)
+    fused = reparamkit.fuse(net, x)
+    assert {p.dtype for p in fused.parameters()} == {dtype}
+    exact = run(wide(net), x.double())
+    allowed = 1e-12 if dtype is torch.float64 else 2 * error(run(net, x), exact)
+    assert error(run(fused, x), exact) <= allowed
+
+
+def test_mixed_dtypes():
+    """Layers of different dtypes are not merged with each other."""
+    model = build(lambda: Model(lambda m, x: m.b(m.a(x).double()), a=conv_norm(3, 4), b=conv_norm(4, 4)))
+    model.b.double()
+    fused = reparamkit.fuse(model, X)
+    assert operations(fused, X) == "conv _to_copy conv"
+    same(run(fused, X), run(model, X))
+
+
+# --- what fusing leaves alone -----------------------------------------------------------------------
+
+
+def test_the_process_is_left_as_it_is():
+    """Random states, grad mode, default dtype and thread count are those of before."""
+    net = build(Net)
+    random.seed(0)
+    before = (torch.get_rng_state(), torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
+    state = random.getstate()
+    reparamkit.fuse(net, X)
+    after = (torch.get_rng_state(), torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+    assert random.getstate() == state
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_grad_modes(context: Callable[[], Any]):
+    """`fuse` works in every grad mode, and what it returns can be used outside of it."""
+    net = build(Net)
+    with context():
+        fused = reparamkit.fuse(net, X)
+    same(fused(X).detach(), net(X).detach())
+
+
+def test_other_default_dtype():
+    """A float64 default dtype does not change the dtype of the result."""
+    net = build(Net)
+    torch.set_default_dtype(torch.float64)
+    try:
+        fused = reparamkit.fuse(net, X)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in fused.parameters()} == {torch.float32}
+
+
+# --- inputs and outputs -----------------------------------------------------------------------------
+
+
+class Batch(nn.Module):
+    """Takes a dictionary and a list, gives a dictionary with a tuple in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(3, 4), repvgg(4)
+
+    def forward(self, batch: dict[str, Any], others: list[Tensor], *, bias: Tensor | None = None) -> dict[str, Any]:
+        x = self.a(batch["image"]) + others[0]
+        y = self.b(x)
+        return {"maps": (x, y), "sum": y if bias is None else y + bias, "size": batch["size"]}
+
+
+def test_nested_inputs_and_outputs():
+    """Dictionaries, lists, tuples, keyword tensors and plain numbers go in and come out as before."""
+    model = build(Batch)
+    args = ({"image": X, "size": 7}, [sample((2, 4, 12, 10), torch.float32)])
+    kwargs = {"bias": sample((4, 1, 1), torch.float32)}
+    fused = reparamkit.fuse(model, args, example_kwargs=kwargs)
+    found, wanted = fused(*args, **kwargs), model(*args, **kwargs)
+    assert found["size"] == wanted["size"] == 7
+    for mine, theirs in zip((*found["maps"], found["sum"]), (*wanted["maps"], wanted["sum"]), strict=True):
+        same(mine, theirs)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
+def test_several_tensors():
+    """A model of two tensors merges what reads each of them."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv_norm(3, 4), conv_norm(3, 4)
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return self.a(x) + self.b(y), self.a(x)
+
+    model = build(Pair)
+    other = sample(IMAGE, torch.float32, seed=1)
+    fused = reparamkit.fuse(model, (X, other))
+    for mine, theirs in zip(fused(X, other), model(X, other), strict=True):
+        same(mine, theirs)
+
+
+def test_a_part_that_cannot_be_captured_blocks_nothing_else():
+    """A head whose code depends on the data stays as it is; the backbone is merged."""
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) if x.sum() > 0 else -self.fc(x)
+
+    model = build(lambda: seq(conv_norm(3, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head()))
+    fused = reparamkit.fuse(model, X)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    for x in (X, -X):
+        same(run(fused, x), run(model, x))
+
+
+# --- options ----------------------------------------------------------------------------------------
+
+
+def test_the_order_of_the_rules_does_not_matter():
+    """Built-in rules are permissions: in any order they give the same model."""
+    model = build(Net)
+    forwards, backwards = (reparamkit.fuse(model, X, rules=order) for order in _orders(list(reparamkit.rules)))
+    assert forwards.state_dict().keys() == backwards.state_dict().keys()
+    assert all(torch.equal(t, backwards.state_dict()[name]) for name, t in forwards.state_dict().items())
+
+
+def _orders(rules: list[Any]) -> Iterator[list[Any]]:
+    yield rules
+    yield rules[::-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({}, "conv relu conv"),
+        ({"without": ["parallel_sum"]}, "conv conv conv scale add add relu conv|conv conv norm add add"),
+        ({"without": ["chain", "dense_chain"]}, "norm"),
+        ({"rules": []}, "norm"),
+        ({"rules": ["chain"]}, "conv conv conv"),
+        ({"only": "0"}, "conv relu conv norm"),
+        ({"only": ["2.*"]}, "norm .*relu conv$"),
+        ({"skip": "2"}, "conv relu conv norm"),
+        ({"skip": ["0.0", "0.1*"]}, "norm .*relu conv$"),
+        ({"skip": "*"}, "norm"),
+        ({"objective": "params"}, "conv relu conv"),
+        ({"objective": "flops"}, "conv relu conv"),
+        ({"objective": "latency"}, "conv relu conv"),
+        ({"objective": "launches"}, "conv relu conv"),
+        ({"verify": False}, "conv relu conv"),
+        ({"as_graph": True}, "conv relu conv"),
+    ],
+    ids=str,
+)
+def test_options(options: dict[str, Any], left: str):
+    """Each option does what it says, and no option changes the outputs."""
+    model = build(lambda: seq(repvgg(3), nn.ReLU(), conv_norm(3, 4)))
+    fused = reparamkit.fuse(model, X, **options)
+    assert re.search(left, operations(fused, X))
+    same(run(fused, X), run(model, X))
+
+
+def test_as_graph():
+    """`as_graph=True` gives a flat GraphModule that merges the same."""
+    net = build(Net)
+    graph = reparamkit.fuse(net, X, as_graph=True)
+    assert isinstance(graph, fx.GraphModule)
+    assert operations(graph, X) == operations(reparamkit.fuse(net, X), X)
+    same(run(graph, X), run(net, X))
+
+
+def test_inplace():
+    """`inplace=True` returns the model itself, merged."""
+    net, wanted = build(Net), run(build(Net), X)
+    fused = reparamkit.fuse(net, X, inplace=True)
+    assert fused is net
+    assert not any(isinstance(module, _BatchNorm) for module in net.modules())
+    same(run(net, X), wanted)
+
+
+def test_explain_changes_nothing():
+    """`explain` gives the report of `fuse` and leaves the model alone."""
+    net = build(Net)
+    report = reparamkit.explain(net, X)
+    assert report == reparamkit.report(reparamkit.fuse(net, X))
+    assert any(isinstance(module, _BatchNorm) for module in net.modules())
+
+
+def test_report_needs_a_fused_model():
+    """A model that was not fused has no report, and the error says so."""
+    with pytest.raises(InvalidInputError, match=r"reparamkit\.fuse"):
+        reparamkit.report(build(Net))
+
+
+# --- failures ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+@pytest.mark.parametrize("with_inputs", [False, True], ids=["without inputs", "with inputs"])
+@pytest.mark.parametrize("factor", [1.01, 1 + 1e-6, float("nan")])
+def test_a_wrong_reader_is_found(factor: float, with_inputs: bool, inplace: bool):
+    """A reader that is wrong by 1% (or less) in one scale raises an error that names the site; the model still
+    gives what it gave."""
+    model = build(lambda: seq(conv_norm(3, 4), nn.ReLU(), conv(4, 4), OneOff(4)))
+    wanted = run(model, X)
+    with READERS.restored():
+
+        @reparamkit.reader(OneOff)
+        def _wrong(layer: nn.Module, input: Any) -> Any:
+            return reparamkit.scale(read_batch_norm_layer(layer, input), torch.tensor([1.0, 1.0, factor, 1.0]))
+
+        with pytest.raises(EquivalenceError, match="'3'"):
+            reparamkit.fuse(model, X if with_inputs else None, inplace=inplace)
+    same(run(model, X), wanted)
+    assert operations(model, X).split()[-2:] == ["conv", "norm"]
+
+
+class OneOff(nn.BatchNorm2d):
+    """A norm with a reader of its own."""
+
+
+def test_verify_is_strict():
+    """`verify` passes for a fused model and fails when one channel of one layer is 1% off."""
+    net, fused = copy.deepcopy(net_and_fused())
+    assert reparamkit.verify(fused, net, X).passed
+    with torch.no_grad():
+        fused.stem[0][0].weight[0] *= 1.01
+    found = reparamkit.verify(fused, net, X)
+    assert not found.passed
+    assert found.error > 1e-4
+    assert "NOT equal" in str(found)
+
+
+def test_a_rule_that_fails_leaves_the_model():
+    """An error out of a user's reader comes out as it is, and the model is as before."""
+    model = build(lambda: seq(conv(3, 4), OneOff(4)))
+    before = operations(model, X)
+    with READERS.restored():
+
+        @reparamkit.reader(OneOff)
+        def _broken(layer: nn.Module, input: Any) -> Any:
+            raise ZeroDivisionError("a bug in the reader")
+
+        with pytest.raises(Exception, match="a bug in the reader"):
+            reparamkit.fuse(model, X, inplace=True)
+    assert operations(model, X) == before
