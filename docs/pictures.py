@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import matplotlib
 
@@ -46,7 +47,8 @@ MERGED = (("#cfe8e4", "#1d8a7d"), ("#fbe0c3", "#c8741a"))
 
 # --- graphs -----------------------------------------------------------------------------------------
 
-FUNCTIONS = {"adaptive_avg_pool2d": "mean", "relu": "ReLU", "sigmoid": "sigmoid", "mul": "×", "add": "+"}
+TIMES = "\N{MULTIPLICATION SIGN}"
+FUNCTIONS = {"adaptive_avg_pool2d": "mean", "relu": "ReLU", "sigmoid": "sigmoid", "mul": TIMES, "add": "+"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def kind(module: nn.Module, node: fx.Node) -> str:
     # A 1x1 convolution of a map of one pixel is a fully connected layer.
     if node.all_input_nodes[0].meta["tensor_meta"].shape[2:] == (1, 1):
         return "FC"
-    return f"conv {module.kernel_size[0]}×{module.kernel_size[1]}"
+    return f"conv {TIMES.join(map(str, module.kernel_size))}"
 
 
 # --- layout: rows by longest path, columns by the mean of the neighbours --------------------------------
@@ -141,7 +143,7 @@ def relax(names: list[str], graph: nx.DiGraph, column: dict[str, float]) -> None
         edges = [*((n, name) for n in graph.predecessors(name)), *((name, n) for n in graph.successors(name))]
         pulls = [(pull(graph, a, b), column[b if a == name else a]) for a, b in edges]
         wanted[name] = column[name] = sum(w * x for w, x in pulls) / sum(w for w, _ in pulls)
-    for a, b in zip(names, names[1:], strict=False):
+    for a, b in pairwise(names):
         column[b] = max(column[b], column[a] + room(graph.nodes[a], graph.nodes[b]))
     drift = sum(column[n] - wanted[n] for n in names) / len(names)
     for name in names:

@@ -13,7 +13,7 @@ from .engine.placing import layer_cost
 from .engine.reading import Reading
 from .layers.price import Cost
 from .report import Merge, Refusal, Report, Totals
-from .write.finish import place_of
+from .write.splice import place_of
 from .write.write import Done
 
 
@@ -72,7 +72,7 @@ def summarize(
 
 def _merge(done: Done) -> Merge:
     site = done.site
-    members = tuple(dict.fromkeys(_member(m) for m in sorted(site.members, key=lambda n: n.name)))
+    members = tuple(dict.fromkeys(_member(m) for m in sorted(site.members, key=lambda n: (not place_of(n), n.name))))
     return Merge(
         ", ".join(done.paths) or "(no layer left)",
         " + ".join(type(layer).__name__ for layer in done.layers),

@@ -121,7 +121,7 @@ def undisturbed(model: nn.Module, inputs: Inputs) -> Any:
 class Piece:
     """A part of a graph, from some values to one.
 
-    sources: per name of a source, the node that has it and the operator that reads it.
+    sources: per value that is read, the operator that reads it.
     old, new: the value before and after the merge.
     """
 
@@ -163,6 +163,7 @@ def _error(piece: Piece, size: int | None) -> list[float]:
     except Exception:
         # The layers as they were do not take these sizes: nothing to compare.
         return []
+    values |= {piece.captured.current(node): value for node, value in values.items()}
     return [relative_error(evaluate(piece.captured, piece.new, values, as_traced=size is None), wanted)]
 
 

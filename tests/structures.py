@@ -68,8 +68,30 @@ NAMES = {
     "relu_": "relu",
 }
 VIEWS = frozenset(
-    "view _unsafe_view _reshape_alias t permute transpose expand unsqueeze squeeze clone alias detach slice select"
-    " as_strided split split_with_sizes lift_fresh empty empty_like copy_ unbind".split()
+    [
+        "view",
+        "_unsafe_view",
+        "_reshape_alias",
+        "t",
+        "permute",
+        "transpose",
+        "expand",
+        "unsqueeze",
+        "squeeze",
+        "clone",
+        "alias",
+        "detach",
+        "slice",
+        "select",
+        "as_strided",
+        "split",
+        "split_with_sizes",
+        "lift_fresh",
+        "empty",
+        "empty_like",
+        "copy_",
+        "unbind",
+    ]
 )
 
 
@@ -109,7 +131,8 @@ def run(model: nn.Module, x: Tensor) -> Tensor:
 def error(found: Tensor, wanted: Tensor) -> float:
     """The largest difference, relative to the largest number of the reference."""
     assert found.shape == wanted.shape
-    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).abs().max() / wanted.abs().max())
 
 
 # --- random networks --------------------------------------------------------------------------------
@@ -192,7 +215,9 @@ def seq(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def conv(c_in: int, c_out: int, k: Any = 3, *, s: Any = 1, p: Any = None, d: int = 1, g: int = 1, bias: bool = True) -> nn.Conv2d:
+def conv(
+    c_in: int, c_out: int, k: Any = 3, *, s: Any = 1, p: Any = None, d: int = 1, g: int = 1, bias: bool = True
+) -> nn.Conv2d:
     """A convolution; by default padded to keep the size."""
     padding = d * (k // 2) if p is None else p
     return nn.Conv2d(c_in, c_out, k, s, padding, d, g, bias=bias)
@@ -352,7 +377,8 @@ def repmlp_block(h: int, w: int, kernels: tuple[int, ...] = (1, 3)) -> nn.Module
     if name not in sys.modules:
         path = Path(__file__).resolve().parents[1] / "examples" / "repmlpnet" / "model.py"
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name].RepMLPBlock(8, h, w, share_sets=2, kernels=kernels)
@@ -421,11 +447,17 @@ CHAINS = (
         "conv",
     ),
     Structure(
-        "F.pad then conv", lambda: Model(lambda m, x: m.norm(m.conv(F.pad(x, (1, 1, 1, 1)))), conv=conv(4, 5, p=0), norm=norm(5)), MAPS, "conv"
+        "F.pad then conv",
+        lambda: Model(lambda m, x: m.norm(m.conv(F.pad(x, (1, 1, 1, 1)))), conv=conv(4, 5, p=0), norm=norm(5)),
+        MAPS,
+        "conv",
     ),
     Structure("zero pad layer then conv", lambda: seq(nn.ZeroPad2d(1), conv_norm(4, 5, p=0)), MAPS, "conv"),
     Structure(
-        "asymmetric pad, then conv-bn", lambda: seq(nn.ZeroPad2d((0, 1, 0, 1)), conv_norm(4, 5, p=0, s=2)), MAPS, "pad conv"
+        "asymmetric pad, then conv-bn",
+        lambda: seq(nn.ZeroPad2d((0, 1, 0, 1)), conv_norm(4, 5, p=0, s=2)),
+        MAPS,
+        "pad conv",
     ),
     Structure(
         "bn-gap-linear",
@@ -455,7 +487,9 @@ CHAINS = (
     Structure(
         "linear on tokens, bn on flattened tokens",
         lambda: Model(
-            lambda m, x: m.norm(m.fc(x).flatten(0, 1)).reshape(x.shape[0], -1, 3), fc=nn.Linear(5, 3), norm=nn.BatchNorm1d(3)
+            lambda m, x: m.norm(m.fc(x).flatten(0, 1)).reshape(x.shape[0], -1, 3),
+            fc=nn.Linear(5, 3),
+            norm=nn.BatchNorm1d(3),
         ),
         ((2, 12, 5), (1, 7, 5)),
         "linear",
@@ -481,13 +515,21 @@ BRANCHES = (
     Structure("3x3 + average pool", lambda: Sum([conv_norm(4, 4), seq(nn.AvgPool2d(3, 1, 1), norm(4))]), MAPS, "conv"),
     Structure("dbb", lambda: DBB(4), MAPS, "conv"),
     Structure(
-        "dense and dilated", lambda: Sum([seq(depthwise(4, 7), norm(4)), *(seq(depthwise(4, 3, d=d), norm(4)) for d in (1, 2, 3))]), MAPS, "conv"
+        "dense and dilated",
+        lambda: Sum([seq(depthwise(4, 7), norm(4)), *(seq(depthwise(4, 3, d=d), norm(4)) for d in (1, 2, 3))]),
+        MAPS,
+        "conv",
     ),
     Structure("3x3 + 2x2 dilated", lambda: Sum([depthwise(4), depthwise(4, 2, d=2, p=1)]), MAPS, "conv"),
     Structure("4x4 + 2x2, stride 2", lambda: Sum([conv(4, 4, 4, s=2, p=1), conv(4, 4, 2, s=2, p=0)]), MAPS, "conv"),
-    Structure("3x3 + 1x1, unpadded by crop", lambda: Model(
-        lambda m, x: m.dense(x) + m.point(F.pad(x, (-1, -1, -1, -1))), dense=conv(4, 4, p=0), point=conv(4, 4, 1)
-    ), MAPS, "conv"),
+    Structure(
+        "3x3 + 1x1, unpadded by crop",
+        lambda: Model(
+            lambda m, x: m.dense(x) + m.point(F.pad(x, (-1, -1, -1, -1))), dense=conv(4, 4, p=0), point=conv(4, 4, 1)
+        ),
+        MAPS,
+        "conv",
+    ),
     Structure(
         "repnext",
         lambda: Sum(
@@ -501,13 +543,18 @@ BRANCHES = (
         "conv",
     ),
     Structure("repmixer", lambda: RepMixer(4), MAPS, "conv"),
-    Structure("repmixer on a row", lambda: Model(
-        lambda m, x: x + m.mix(x), mix=nn.Conv1d(4, 4, 5, padding=2, groups=4)
-    ), MAPS_1D, "conv"),
+    Structure(
+        "repmixer on a row",
+        lambda: Model(lambda m, x: x + m.mix(x), mix=nn.Conv1d(4, 4, 5, padding=2, groups=4)),
+        MAPS_1D,
+        "conv",
+    ),
     Structure("x + depthwise(x)", lambda: Model(lambda m, x: x + m.conv(x), conv=depthwise(4)), MAPS, "conv"),
     Structure("x + conv-bn(x)", lambda: Model(lambda m, x: x + m.conv(x), conv=conv_norm(4, 4)), MAPS, "conv"),
     Structure("x - conv(x)", lambda: Model(lambda m, x: x - m.conv(x), conv=conv(4, 4)), MAPS, "conv"),
-    Structure("scalar alpha", lambda: Sum([seq(conv_norm(4, 4), Scalar()), seq(conv_norm(4, 4, 1), Scalar(1))]), MAPS, "conv"),
+    Structure(
+        "scalar alpha", lambda: Sum([seq(conv_norm(4, 4), Scalar()), seq(conv_norm(4, 4, 1), Scalar(1))]), MAPS, "conv"
+    ),
     Structure(
         "gated residual",
         lambda: Model(
@@ -534,15 +581,13 @@ FUNCTIONS = (
     Structure("frozen batch norm", lambda: seq(conv(4, 5), FrozenNorm(5)), MAPS, "conv"),
     Structure("weight standardisation", lambda: seq(StdConv(4, 5, 3, padding=1), norm(5)), MAPS, "conv"),
     Structure("weight = w1 + alpha w2", lambda: seq(SummedWeights(4), norm(4)), MAPS, "conv"),
-    Structure(
-        "weight norm", lambda: seq(nn.utils.parametrizations.weight_norm(conv(4, 5)), norm(5)), MAPS, "conv"
-    ),
-    Structure(
-        "spectral norm", lambda: seq(nn.utils.parametrizations.spectral_norm(conv(4, 5)), norm(5)), MAPS, "conv"
-    ),
+    Structure("weight norm", lambda: seq(nn.utils.parametrizations.weight_norm(conv(4, 5)), norm(5)), MAPS, "conv"),
+    Structure("spectral norm", lambda: seq(nn.utils.parametrizations.spectral_norm(conv(4, 5)), norm(5)), MAPS, "conv"),
     Structure(
         "product with a constant matrix",
-        lambda: Model(lambda m, x: (x @ m.a) @ m.b, a=nn.Parameter(torch.randn(6, 9)), b=nn.Parameter(torch.randn(9, 2))),
+        lambda: Model(
+            lambda m, x: (x @ m.a) @ m.b, a=nn.Parameter(torch.randn(6, 9)), b=nn.Parameter(torch.randn(9, 2))
+        ),
         ROWS,
         "linear",
     ),
@@ -552,9 +597,15 @@ GATED = "conv mean conv relu conv sigmoid mul"
 DENSE = (
     Structure("repmlp 1, 3", lambda: repmlp_block(4, 4), ((2, 8, 8, 8), (1, 8, 4, 12)), GATED, needs_inputs=True),
     Structure(
-        "repmlp 1, 3, 5, 7", lambda: repmlp_block(5, 4, (1, 3, 5, 7)), ((2, 8, 5, 8), (1, 8, 10, 4)), GATED, needs_inputs=True
+        "repmlp 1, 3, 5, 7",
+        lambda: repmlp_block(5, 4, (1, 3, 5, 7)),
+        ((2, 8, 5, 8), (1, 8, 10, 4)),
+        GATED,
+        needs_inputs=True,
     ),
-    Structure("repmlp, one partition", lambda: repmlp_block(3, 7), ((2, 8, 3, 7), (1, 8, 3, 7)), GATED, needs_inputs=True),
+    Structure(
+        "repmlp, one partition", lambda: repmlp_block(3, 7), ((2, 8, 3, 7), (1, 8, 3, 7)), GATED, needs_inputs=True
+    ),
     Structure("resmlp token linear + shared conv", lambda: TokenMixer(3, 4), TOKENS, "linear", needs_inputs=True),
     Structure("linear over a map + conv", lambda: FlatMap(4, 4, 6), FIXED, "linear", needs_inputs=True),
 )
@@ -764,7 +815,9 @@ NEAR_MISSES = (
     ),
     NearMiss(
         "strides that differ",
-        lambda: Model(lambda m, x: m.a(x) + F.interpolate(m.b(x), size=m.a(x).shape[2:]), a=conv(4, 4), b=conv(4, 4, s=2)),
+        lambda: Model(
+            lambda m, x: m.a(x) + F.interpolate(m.b(x), size=m.a(x).shape[2:]), a=conv(4, 4), b=conv(4, 4, s=2)
+        ),
         MAPS[:1],
         "conv conv conv upsample_nearest2d add",
         "called at 2 places|not affine|interpolate",
@@ -783,7 +836,9 @@ NEAR_MISSES = (
         "mean conv add",
         "broadcast",
     ),
-    NearMiss("norm in training mode", lambda: seq(conv(4, 4), AlwaysTraining(4)), MAPS, "conv add norm", "training mode"),
+    NearMiss(
+        "norm in training mode", lambda: seq(conv(4, 4), AlwaysTraining(4)), MAPS, "conv add norm", "training mode"
+    ),
     NearMiss(
         "norm without running statistics",
         lambda: seq(conv(4, 4), nn.BatchNorm2d(4, track_running_stats=False)),
@@ -794,13 +849,17 @@ NEAR_MISSES = (
     NearMiss(
         "functional norm in training mode",
         lambda: Model(
-            lambda m, x: F.batch_norm(m.a(x), None, None, m.norm.weight, m.norm.bias, training=True), a=conv(4, 4), norm=norm(4)
+            lambda m, x: F.batch_norm(m.a(x), None, None, m.norm.weight, m.norm.bias, training=True),
+            a=conv(4, 4),
+            norm=norm(4),
         ),
         MAPS,
         "conv norm",
         "training=True",
     ),
-    NearMiss("instance norm", lambda: seq(conv(4, 4), nn.InstanceNorm2d(4)), MAPS, "conv norm", "InstanceNorm|not affine"),
+    NearMiss(
+        "instance norm", lambda: seq(conv(4, 4), nn.InstanceNorm2d(4)), MAPS, "conv norm", "InstanceNorm|not affine"
+    ),
     NearMiss(
         "a convolution called twice",
         lambda: Model(lambda m, x: m.norm(m.a(torch.relu(m.a(x)))), a=conv(4, 4), norm=norm(4)),
@@ -868,8 +927,20 @@ NEAR_MISSES = (
         "conv bernoulli_ div_ mul norm",
         "dropout",
     ),
-    NearMiss("a leaky slope near 1", lambda: seq(conv(4, 4), nn.LeakyReLU(0.999), norm(4)), MAPS, "conv leaky_relu norm", "LeakyReLU|not affine"),
-    NearMiss("a class with its own forward", lambda: seq(OwnForward(4, 4, 3, padding=1), norm(4)), MAPS, "conv clamp norm", "not affine|forward"),
+    NearMiss(
+        "a leaky slope near 1",
+        lambda: seq(conv(4, 4), nn.LeakyReLU(0.999), norm(4)),
+        MAPS,
+        "conv leaky_relu norm",
+        "LeakyReLU|not affine",
+    ),
+    NearMiss(
+        "a class with its own forward",
+        lambda: seq(OwnForward(4, 4, 3, padding=1), norm(4)),
+        MAPS,
+        "conv clamp norm",
+        "not affine|forward",
+    ),
     NearMiss(
         "an input overwritten in between",
         _branches(_overwrites_its_source),
@@ -877,8 +948,16 @@ NEAR_MISSES = (
         "relu conv mul_ conv add",
         "in-place|in place",
     ),
-    NearMiss("a slice that is overwritten", _branches(_overwrites_a_view), MAPS, "conv fill_ norm", "in-place|in place"),
-    NearMiss("the input of the model is overwritten", _branches(_writes_into_its_input), MAPS, "conv add norm", "in-place|in place"),
+    NearMiss(
+        "a slice that is overwritten", _branches(_overwrites_a_view), MAPS, "conv fill_ norm", "in-place|in place"
+    ),
+    NearMiss(
+        "the input of the model is overwritten",
+        _branches(_writes_into_its_input),
+        MAPS,
+        "conv add norm",
+        "in-place|in place",
+    ),
     NearMiss(
         "an activation in place, its input read again",
         _branches(_activates_in_place),
@@ -886,7 +965,9 @@ NEAR_MISSES = (
         "conv relu norm add",
         "in-place|in place",
     ),
-    NearMiss("autocast between", _branches(_autocast), MAPS, "conv _to_copy _to_copy _to_copy conv _to_copy norm", "autocast"),
+    NearMiss(
+        "autocast between", _branches(_autocast), MAPS, "conv _to_copy _to_copy _to_copy conv _to_copy norm", "autocast"
+    ),
     NearMiss(
         "norm over tokens, as many as channels",
         lambda: seq(nn.Linear(5, 5), nn.BatchNorm1d(5)),

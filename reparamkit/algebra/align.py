@@ -13,7 +13,7 @@ from typing import Literal
 
 from ..errors import NotFusable
 from .operator import Link, Operator, Role, densify, dropped, merge, pin, split
-from .size import ONE, Size, Symbol, roots
+from .size import ONE, Size, Symbol, product, roots
 from .weight import Computed, Weight
 
 Side = Literal["source", "value"]
@@ -155,9 +155,10 @@ def _pinned_unit(face: Face, size: Size, trusted: bool) -> Face:
     """An atom beside which the other tensor has size 1."""
     if trusted and len(size.symbols) == 1 and size.factor == 1 and not size.symbols[0].derived:
         return face.pinned({size.symbols[0]: 1}, guard=False)
+    pins = _traced_pins([size])
     if size.hint != 1:
         raise NotFusable(f"sizes 1 and {size.hint} meet: broadcasting is not merged")
-    return face.pinned(_traced_pins([size]), guard=True)
+    return face.pinned(pins, guard=True)
 
 
 def _coarsen(a: Face, b: Face, dim: int, at: int) -> tuple[Face, Face]:
@@ -188,14 +189,12 @@ def _run(sizes_a: Sequence[Size], sizes_b: Sequence[Size]) -> tuple[int, int]:
 
 def _pin(a: Face, b: Face, dim: int, at: int, trusted: bool) -> tuple[Face, Face]:
     """A free size meets a number: the layer itself rejects any other, or the traced size is guarded."""
-    if len(a.dims[dim]) == len(b.dims[dim]) == 1:
-        whole_a, whole_b = a.sizes(dim)[0], b.sizes(dim)[0]
-        if whole_b.known:
-            return _pinned_whole(a, dim, whole_b.factor, trusted), b
-        if whole_a.known:
-            return a, _pinned_whole(b, dim, whole_a.factor, trusted)
-    sizes = a.sizes(dim)[at:] + b.sizes(dim)[at:]
-    pins = _traced_pins(sizes)
+    rest_a, rest_b = a.sizes(dim)[at:], b.sizes(dim)[at:]
+    if len(rest_a) == 1 and product(rest_b).known:
+        return _pinned_whole(a, dim, product(rest_b).factor, trusted), b
+    if len(rest_b) == 1 and product(rest_a).known:
+        return a, _pinned_whole(b, dim, product(rest_a).factor, trusted)
+    pins = _traced_pins(rest_a + rest_b)
     return a.pinned(pins, guard=True), b.pinned(pins, guard=True)
 
 
@@ -208,9 +207,10 @@ def _pinned_whole(face: Face, dim: int, number: int, trusted: bool) -> Face:
         links = list(face.op.links)
         links[face.dims[dim][-1]] = link.resized(Size(number))
         return replace(face, op=replace(face.op, links=tuple(links)))
+    pins = _traced_pins([size])
     if size.hint != number:
         raise NotFusable(f"sizes {size.hint} and {number} meet: broadcasting is not merged")
-    return face.pinned(_traced_pins([size]), guard=True)
+    return face.pinned(pins, guard=True)
 
 
 def _traced_pins(sizes: Sequence[Size]) -> dict[Symbol, int]:

@@ -22,7 +22,7 @@ from enum import Enum
 from torch import Tensor
 
 from ..errors import NotFusable
-from .size import ONE, Size, Symbol, free_size, product, stencil_size
+from .size import Size, Symbol, free_size, product, stencil_size
 from .weight import Computed, Diagonals, One, Weight
 
 Dims = tuple[tuple[int, ...], ...]
@@ -150,14 +150,8 @@ def open_sizes(tensor: str) -> tuple[Size, ...]:
 def identity(sizes: Iterable[Size], open_rank: bool = False) -> Operator:
     """The identity on a tensor of the given sizes."""
     links = tuple(Link(Role.FREE, size) for size in sizes)
-    dims = tuple((i,) if link.size != ONE else () for i, link in enumerate(links))
-    return _without_units(Operator(links, dims, dims, One(), open_rank))
-
-
-def _without_units(op: Operator) -> Operator:
-    keep = [i for i, link in enumerate(op.links) if link.size != ONE]
-    links = tuple(op.links[i] for i in keep)
-    return replace(op, links=links, source=_kept(op.source, keep), value=_kept(op.value, keep))
+    dims = tuple((i,) for i in range(len(links)))
+    return Operator(links, dims, dims, One(), open_rank)
 
 
 def with_rank(op: Operator, trailing: int) -> Operator:

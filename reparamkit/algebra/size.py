@@ -132,6 +132,11 @@ def stencil_size(size: Size, stride: int, c: int) -> Size:
         return size
     if size.known:
         return Size(max(0, (size.factor + c) // stride + 1))
+    if size.factor == 1 and len(size.symbols) == 1 and size.symbols[0].derived:
+        inner, first, c_first = _stencil(size.symbols[0])
+        if c <= -1 or c_first >= -1:
+            # Two windows in a row are one; not if the first may end at 0 and the second pads.
+            return stencil_size(inner, first * stride, c_first + first * (1 + c))
     hint = max(0, (size.hint + c) // stride + 1)
     return Size(1, (Symbol((size, stride, c), hint, size.traced),))
 

@@ -276,8 +276,14 @@ class _Restored(AbstractContextManager[None]):
 def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
     """The value of a node on the fake values of its arguments."""
 
+    def known(made: fx.Node) -> Any:
+        if "val" not in made.meta:
+            # fx makes nodes of constant tensors by itself.
+            made.meta["val"] = evaluate_node(made, root, mode)
+        return made.meta["val"]
+
     def fake(argument: Argument) -> Any:
-        return fx.node.map_arg(argument, lambda n: n.meta["val"])
+        return fx.node.map_arg(argument, known)
 
     args, kwargs = fake(node.args), fake(node.kwargs)
     with mode, torch.no_grad():

@@ -83,6 +83,7 @@ class _Chooser:
     banned: set[fx.Node] = field(default_factory=set)
     named: dict[str, fx.Node] = field(default_factory=dict)
     passes: set[fx.Node] = field(default_factory=set)
+    affine: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.score: Callable[[Cost], float] = OBJECTIVES[self.objective]
@@ -136,6 +137,7 @@ class _Chooser:
     def prune(self, node: fx.Node, found: list[Candidate]) -> list[Candidate]:
         """Keep the cheapest form, and per further distinct set of sources the deepest."""
         self.options[node] = []
+        self.affine |= {node} if found else set()
         if found and not any(steps[-1].views for c in found for steps in _trails(c.form)):
             self.passes.add(node)
         ranked: list[tuple[float, int, Candidate]] = []
@@ -261,7 +263,7 @@ class _Chooser:
         """Outputs, inputs, and everything that is not known to be free of side effects."""
         if node.op in ("output", "placeholder"):
             return True
-        known = node in self.reading.read or node in self.reading.constants or node in self.reading.sizes
+        known = node in self.affine or node in self.reading.constants or node in self.reading.sizes
         return not known and node.op != "get_attr"
 
     def _worst(self, sites: Sequence[Site], kept: set[fx.Node]) -> Site | None:

@@ -14,7 +14,7 @@ from ..capture.guards import expect_rank
 from ..capture.tracer import Frame
 from ..errors import NotFusable
 from .frames import fold, method, original_class, regenerated
-from .splice import Written
+from .splice import Written, place_of
 
 
 class Expect(nn.Identity):
@@ -176,12 +176,6 @@ class Finisher:
 
     def _calls(self, path: str) -> Iterable[Frame]:
         return (f for f in self.captured.frames if f.path == path and id(f) in self.inlined)
-
-
-def place_of(node: fx.Node) -> str:
-    """The path of the module a node calls, or stands for; "" for a function."""
-    place = node.meta.get("place", node.target if node.op == "call_module" else "")
-    return str(place)
 
 
 def _targets(written: Written) -> set[str]:

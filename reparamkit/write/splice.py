@@ -63,8 +63,10 @@ class Splicer:
         written.nodes = [n for n in graph.nodes if n not in before]
         for node in written.nodes:
             node.meta.update(frame=frame, context=site.value.meta["context"], rules=site.rules)
+            node.meta["place"] = place_of(written.anchors.get(str(node.target), node))
         result.meta.setdefault("val", site.value.meta.get("val"))
         written.result = result
+        self.captured.replaced[site.value] = result
         return written
 
     def _form(self, written: Written, placed: Placed) -> fx.Node:
@@ -137,14 +139,20 @@ class Splicer:
         own = set(written.nodes)
         value = written.site.value
         value.replace_all_uses_with(written.result, delete_user_cb=lambda user: user not in own, propagate_meta=False)
-        self.captured.replaced[value] = written.result
 
     def withdraw(self, written: Written) -> None:
         """Take the merged layers out of the graph again."""
+        del self.captured.replaced[written.site.value]
         for node in reversed(written.nodes):
             self.captured.graph.erase_node(node)
         for name in written.layers:
             delattr(self.captured.root, name)
+
+
+def place_of(node: fx.Node) -> str:
+    """The path of the module a node calls, or stands for; "" for a function."""
+    place = node.meta.get("place", node.target if node.op == "call_module" else "")
+    return str(place)
 
 
 def is_chain(captured: Captured, site: Site) -> bool:

@@ -11,7 +11,7 @@ from ..capture.capture import Captured
 from ..engine.choose import Site
 from ..engine.scope import innermost
 from ..errors import NotFusable
-from .finish import Finisher, place_of, settle
+from .finish import Finisher, settle
 from .splice import Splicer, Written, is_chain
 
 Prove = Callable[[Captured, Written], float | None]
@@ -50,34 +50,32 @@ class Writer:
         self.finisher = Finisher(self.captured)
 
     def write(self, sites: Sequence[Site]) -> None:
-        """Splice, prove and commit the sites, in program order."""
-        for site in self._writable(sites):
-            self.write_one(site)
+        """Splice and prove the sites, in program order; then let every reader read the new values."""
+        written = [one for site in self._writable(sites) if (one := self._write_one(site)) is not None]
+        for one in written:
+            self.splicer.commit(one)
 
-    def write_pattern(self, site: Site) -> bool:
-        """Write the site of a graph rule, if its method can be written again."""
-        return (self.as_graph or self.admit(site)) and self.write_one(site)
+    def write_pattern(self, site: Site) -> None:
+        """Write the site of a graph rule at once, if its method can be written again."""
+        if self.as_graph or self.admit(site):
+            written = self._write_one(site)
+            if written is not None:
+                self.splicer.commit(written)
 
-    def write_one(self, site: Site) -> bool:
-        """Splice, prove and commit one site; whether it could be settled in the model's own dtype."""
+    def _write_one(self, site: Site) -> Written | None:
+        """Splice, prove and settle one site; None if its numbers do not fit the model's dtype."""
         written = self.splicer.splice(site)
         try:
             error = self.prove(self.captured, written)
             self._settle(written)
-        except NotFusable as no:
+        except BaseException as error:
             self.splicer.withdraw(written)
-            self.refuse(site.value, no.reason)
-            return False
-        except BaseException:
-            self.splicer.withdraw(written)
-            raise
-        self.splicer.commit(written)
-        for name, anchor in written.anchors.items():
-            for node in written.nodes:
-                if node.target == name:
-                    node.meta["place"] = place_of(anchor)
+            if not isinstance(error, NotFusable):
+                raise
+            self.refuse(site.value, error.reason)
+            return None
         self.done.append((written, error))
-        return True
+        return written
 
     # --- which sites can be written ----------------------------------------------------------------
 

@@ -86,11 +86,11 @@ def free_symbols(form: Form) -> set[Symbol]:
 
 
 def size_of(symbol: Symbol, sources: dict[str, Tensor]) -> int:
-    """The size that a symbol stands for."""
+    """The size that a symbol stands for; of an open first dimension, how many dimensions it stands for."""
     name, dim = symbol.origin
     assert isinstance(name, str)
     assert isinstance(dim, int)
-    return sources[name].shape[dim]
+    return sources[name].shape[dim] if dim < 0 else sources[name].dim() - dim
 
 
 def guards_hold(form: Form, **sources: Tensor) -> bool:

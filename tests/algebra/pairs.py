@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from reparamkit.algebra import build
 from reparamkit.algebra.form import Form
 from reparamkit.algebra.form import plus as plus_forms
 from reparamkit.algebra.size import fixed, product
+
+from .oracle import evaluate, source
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -42,6 +45,22 @@ class Layer:
 
     def __repr__(self) -> str:
         return self.name
+
+
+def assert_same(layer: Layer, x: Tensor, exact: bool = True) -> Form:
+    """What the layer is read as gives what the layer gives, bit for bit if `exact`; returns the form."""
+    form = layer.read(source(x))
+    assert_equal(evaluate(form, x=x), layer.run(x), exact)
+    return form
+
+
+def assert_equal(found: Tensor, expected: Tensor, exact: bool = True) -> None:
+    """Equal shapes and numbers, up to the last bits of float64 unless `exact`."""
+    assert found.shape == expected.shape
+    if exact:
+        assert torch.equal(found, expected), f"differs by up to {(found - expected).abs().max()}"
+    else:
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 IDENTITY = Layer("identity", lambda f: f, lambda x: x)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
@@ -20,6 +21,9 @@ from .pairs import Layer
 Shape = tuple[int, ...]
 Axis = tuple[int, int, int, tuple[int, int]]
 """A window along one axis: kernel, stride, dilation, (low, high) padding."""
+
+BROAD = settings(max_examples=5 * settings.default.max_examples)
+"""For the laws over random chains and sums, of which there are many kinds."""
 
 VALUES = torch.tensor([-3, -2, -1, 1, 2, 3], dtype=torch.float64)
 """No zero: a weight that is lost is seen."""
@@ -69,7 +73,12 @@ def axes(draw: DrawFn, n: int, same: bool = False) -> Axis:
 
 @st.composite
 def convs(
-    draw: DrawFn, shape: Shape, rank: int | None = None, same: bool = False, bias: bool = True, groups: int | None = None
+    draw: DrawFn,
+    shape: Shape,
+    rank: int | None = None,
+    same: bool = False,
+    bias: bool = True,
+    groups: int | None = None,
 ) -> Layer:
     """A convolution on (..., C, n1, ..., nr): any groups, windows, padding; if `same`, of the same shape."""
     rank = len(shape) - 2 if rank is None else rank
@@ -87,7 +96,8 @@ def pools(draw: DrawFn, shape: Shape, same: bool = False) -> Layer:
     """An average pool; if `same`, of odd windows that keep the shape (their average is not exact)."""
     spatial = shape[2:]
     if same:
-        kernel = [draw(st.sampled_from((1, 3))) for _ in spatial]
+        # torch's 3-d average wants a tensor no smaller than the window.
+        kernel = [draw(st.sampled_from((1, 3) if n > 2 else (1,))) for n in spatial]
         return pairs.pool(kernel, [1] * len(kernel), [k // 2 for k in kernel])
     kernel = [draw(st.sampled_from([k for k in (1, 2, 4) if k <= n])) for n in spatial]
     stride = [draw(st.integers(1, 3)) for _ in kernel]
@@ -96,11 +106,13 @@ def pools(draw: DrawFn, shape: Shape, same: bool = False) -> Layer:
 
 @st.composite
 def pads(draw: DrawFn, shape: Shape, rank: int = 2) -> Layer:
-    """Padding and cropping of the last axes; something is left."""
+    """Each of the last axes padded or cropped; something is left."""
     amounts = []
     for n in shape[len(shape) - rank :]:
-        low = draw(st.integers(-(n - 1), 2))
-        amounts.append((low, draw(st.integers(-(n - 1) - min(low, 0), 2))))
+        cropped = draw(st.integers(0, n - 1))
+        low = draw(st.integers(0, cropped))
+        crop, pad = (-low, low - cropped), (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
+        amounts.append(draw(st.sampled_from((crop, pad))))
     return pairs.padded(amounts)
 
 
@@ -278,3 +290,8 @@ def same_shape(draw: DrawFn, shape: Shape) -> Layer:
     dim = draw(st.integers(-len(shape), -1))
     square = pairs.matrix(draw(tensors(shape[dim], shape[dim])), dim, draw(maybe(shape[dim])))
     return draw(st.one_of(st.just(square), convs(shape, same=True), constants(shape).map(pairs.multiply)))
+
+
+def some(*shape: int) -> Tensor:
+    """Small integers, without a strategy."""
+    return VALUES[torch.randint(len(VALUES), shape)]

@@ -1,0 +1,113 @@
+"""MkDocs hooks: pages that are not written twice.
+
+The README, CONTRIBUTING, the changelog and the README of the example become pages as they are, with their links turned
+to the site. The page Rules is made from the registry, the table of readers, and the networks of the tests.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import posixpath
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from torch import nn
+
+import reparamkit
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "examples/repmlpnet/README.md": "repmlpnet.md",
+}
+"""Files of the repository that are pages of the site."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages."""
+    for source, page in PAGES.items():
+        text = (ROOT / source).read_text()
+        files.append(File.generated(config, page, content=relinked(text, posixpath.dirname(source))))
+    files.append(File.generated(config, "rules.md", content="\n".join(rules_page())))
+    return files
+
+
+def relinked(text: str, folder: str) -> str:
+    """The text of a file in `folder` of the repository, with links as the site has them."""
+
+    def link(found: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(folder, found[1]))
+        return f"]({PAGES.get(target, target.removeprefix('docs/'))}{found[2] or ''})"
+
+    return re.sub(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)]*)?\)", link, text)
+
+
+# --- Rules ------------------------------------------------------------------------------------------
+
+
+def rules_page() -> Iterator[str]:
+    """The page Rules, line by line."""
+    yield "# Rules"
+    yield "A rule is a permission that `fuse` asks for. Each line of the report names the rules that were used; each can be"
+    yield "switched off for one call, `fuse(model, without=[\"parallel_sum\"])`. [Add your own](extend.md).\n"
+    for rule in reparamkit.rules:
+        yield f"## {rule.name}\n\n    {rule.equation}\n\n{rule.doc}\n"
+    yield from readers()
+    yield from networks()
+
+
+def readers() -> Iterator[str]:
+    """What is read, by the module of the package that reads it."""
+    table: dict[str, list[str]] = {}
+    for reader in reparamkit.reader.__self__:  # type: ignore[attr-defined]
+        subject = (sys.modules[reader.read.__module__].__doc__ or "").split("\n\n")[0]
+        table.setdefault(" ".join(subject.split()), []).extend(map(spelled, reader.targets))
+    yield "## What is read\n"
+    yield "Calls of these, and of classes that inherit their `forward` unchanged; in place or not.\n"
+    yield "| subject | layers, functions and methods |\n|---|---|"
+    for subject, names in sorted(table.items()):
+        yield f"| {subject} | {', '.join(f'`{name}`' for name in dict.fromkeys(names))} |"
+
+
+def spelled(target: Any) -> str:
+    """A layer, function or method as one writes it."""
+    if isinstance(target, str):
+        return f".{target}()"
+    name, home = target.__name__, target.__module__ or "torch"
+    if isinstance(target, type):
+        return f"nn.{name}" if getattr(nn, name, None) is target else f"{home}.{name}"
+    return {"torch._C._nn": "F", "torch.nn.functional": "F", "_operator": "operator"}.get(home, "torch") + f".{name}"
+
+
+def networks() -> Iterator[str]:
+    """The networks of the tests that merge, and those that look as if they did."""
+    tests = loaded(ROOT / "tests" / "structures.py")
+    yield "\n## What merges, as tested\n"
+    yield from table(("network", "operations left"), ((s.name, f"`{s.left}`") for s in tests.STRUCTURES))
+    yield "\n## What does not merge, as tested\n"
+    yield "Each of these must be left as it is, and the report must say why.\n"
+    yield from table(("network", "operations left"), ((m.name, f"`{m.left}`") for m in tests.NEAR_MISSES))
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """A Markdown table."""
+    for row in (head, ("---",) * len(head), *rows):
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+
+
+def loaded(path: Path) -> ModuleType:
+    """A Python file as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,132 @@
+"""Who imports whom, and what is public."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import networkx as nx
+import pytest
+
+import reparamkit
+
+ROOT = Path(reparamkit.__file__).parent
+MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in ROOT.rglob("*.py")}
+EVERYTHING = {"errors", "algebra", "layers", "rules", "capture", "report", "engine", "write", "verify"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "algebra": {"errors"},
+    "layers": {"algebra", "errors"},
+    "rules": {"algebra", "errors"},
+    "capture": {"errors"},
+    "report": {"errors"},
+    "engine": {"capture", "algebra", "layers", "report", "errors"},
+    "verify": {"capture", "algebra", "layers", "report", "errors"},
+    "write": {"capture", "algebra", "layers", "report", "errors", "engine"},
+    "inputs": EVERYTHING,
+    "summary": EVERYTHING,
+    "registry": EVERYTHING,
+    "testing": {*EVERYTHING, "pipeline", "registry", "inputs", "summary"},
+    "pipeline": {*EVERYTHING, "registry", "inputs", "summary"},
+    "__init__": {*EVERYTHING, "pipeline", "registry", "testing"},
+}
+PUBLIC = [
+    "CaptureError",
+    "EquivalenceError",
+    "Form",
+    "GuardError",
+    "InvalidInputError",
+    "Match",
+    "NotFusable",
+    "ReparamkitError",
+    "Report",
+    "Rule",
+    "RuleError",
+    "Verification",
+    "__version__",
+    "call",
+    "conv",
+    "explain",
+    "fuse",
+    "linear",
+    "matrix",
+    "multiply",
+    "pool",
+    "reader",
+    "register_rule",
+    "report",
+    "rule",
+    "rules",
+    "scale",
+    "value",
+    "verify",
+]
+
+
+def part(module: str) -> str:
+    """The package of a module, or the module itself if it lies at the top."""
+    return module.split(".")[0]
+
+
+def imported(module: str) -> Iterator[str]:
+    """The modules of ours that a module imports."""
+    package = [] if module == "__init__" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            yield from (_resolved(base, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "reparamkit":
+            yield from (_resolved((node.module or "").split(".")[1:], alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[2] for alias in node.names if part(alias.name) == "reparamkit")
+
+
+def _resolved(base: list[str], name: str) -> str:
+    """The module meant by ``from base import name``."""
+    inner, outer = ".".join([*filter(None, base), name]), ".".join(filter(None, base))
+    return next(
+        found for found in (inner, f"{inner}.__init__", outer, f"{outer}.__init__", "__init__") if found in MODULES
+    )
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_direction(module: str):
+    """A module imports only from the packages that its own may use."""
+    found = {part(name) for name in imported(module)} - {part(module)}
+    assert found <= MAY_IMPORT[part(module)]
+
+
+def test_no_cycles():
+    """No module imports itself, by whatever detour."""
+    graph = nx.DiGraph((module, name) for module in MODULES for name in imported(module) if name != module)
+    assert list(nx.simple_cycles(graph)) == []
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_are_at_the_top(module: str):
+    """No function imports anything."""
+    tree = ast.parse(MODULES[module].read_text())
+    functions = [
+        node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+    ]
+    hidden = [n.lineno for f in functions for n in ast.walk(f) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    assert hidden == []
+
+
+def test_public_names():
+    """The public names are these, each with a docstring."""
+    public = {name for name, found in vars(reparamkit).items() if name[0] != "_" and not isinstance(found, ModuleType)}
+    assert sorted(public | {"__version__"}) == sorted(PUBLIC)
+    undocumented = [
+        name for name in PUBLIC if name not in ("__version__", "rules") and not getattr(reparamkit, name).__doc__
+    ]
+    assert undocumented == []
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_modules_say_what_they_are_for(module: str):
+    """Every module that is not empty begins with a docstring."""
+    source = MODULES[module].read_text()
+    assert not source.strip() or ast.get_docstring(ast.parse(source))
