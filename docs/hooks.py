@@ -52,12 +52,16 @@ def relinked(text: str, folder: str) -> str:
 
 # --- Rules ------------------------------------------------------------------------------------------
 
+RULES_INTRODUCTION = """\
+# Rules
+
+A rule is a permission that `fuse` asks for. The report names the rules of each merge. One call can do without some of
+them, `fuse(model, without=["parallel_sum"])`, or with [one of your own](extend.md).
+"""
 
 def rules_page() -> Iterator[str]:
     """The page Rules, line by line."""
-    yield "# Rules"
-    yield "A rule is a permission that `fuse` asks for. Each line of the report names the rules that were used; each can be"
-    yield "switched off for one call, `fuse(model, without=[\"parallel_sum\"])`. [Add your own](extend.md).\n"
+    yield RULES_INTRODUCTION
     for rule in reparamkit.rules:
         yield f"## {rule.name}\n\n    {rule.equation}\n\n{rule.doc}\n"
     yield from readers()

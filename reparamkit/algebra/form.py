@@ -29,6 +29,8 @@ class Step:
 
 
 Trail = tuple[Step, ...]
+MAX_TRAILS = 12
+"""Ways from a source to a value that are remembered; one of them is written."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def plus(f: Form, g: Form) -> Form:
 
 
 def _summed(f: Term, g: Term) -> Term:
-    return Term(add(f.op, g.op), f.trails + g.trails)
+    return Term(add(f.op, g.op), tuple(dict.fromkeys(f.trails + g.trails))[:MAX_TRAILS])
 
 
 def added_bias(f: Operator | None, g: Operator | None) -> Operator | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property
 
 NOMINAL = 8
 """Stands in for a free size when prices are compared and no example input tells the size."""
@@ -41,12 +41,13 @@ class Symbol:
         """Whether the symbol is the open first dimension of a tensor of unknown rank."""
         return isinstance(self.origin[1], int) and self.origin[1] >= 0 and not self.derived
 
+    @cached_property
     def rank(self) -> str:
         """Where the symbol stands in a product. Not its hash: -1 and -2 have the same."""
         if not self.derived:
             return repr(self.origin)
         size, stride, c = _stencil(self)
-        return repr((size.factor, [symbol.rank() for symbol in size.symbols], stride, c))
+        return repr((size.factor, [symbol.rank for symbol in size.symbols], stride, c))
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ class Size:
         return all(s.traced for s in self.symbols)
 
     def __mul__(self, other: Size) -> Size:
-        symbols = sorted(self.symbols + other.symbols, key=Symbol.rank)
-        return Size(self.factor * other.factor, tuple(symbols))
+        return product((self, other))
 
     def divide(self, other: Size) -> Size | None:
         """``self / other`` if it is a whole number for every value of the symbols, else None."""
@@ -116,7 +116,14 @@ def _stencil(symbol: Symbol) -> tuple[Size, int, int]:
 
 def product(sizes: Iterable[Size]) -> Size:
     """The product of sizes, 1 for none."""
-    return reduce(Size.__mul__, sizes, ONE)
+    factor = 1
+    symbols: list[Symbol] = []
+    for size in sizes:
+        factor *= size.factor
+        symbols += size.symbols
+    if len(symbols) > 1:
+        symbols.sort(key=lambda symbol: symbol.rank)
+    return Size(factor, tuple(symbols))
 
 
 def free_size(tensor: str, dim: int, hint: int | None = None) -> Size:

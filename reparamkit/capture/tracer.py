@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,13 +157,13 @@ class Tracer(fx.Tracer):
     mode: the fake mode of the example values, None to trace without values.
     """
 
-    proxy_buffer_attributes = True
-
     def __init__(self, is_leaf: Callable[[nn.Module], bool], mode: FakeTensorMode | None) -> None:
         super().__init__()
         self._is_leaf, self.mode = is_leaf, mode
         self.frame: Frame | None = None
         self.frames: list[Frame] = []
+        self._running = False
+        self._tensor_names: dict[int, str] = {}
         self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
 
     def traced_call(
@@ -172,6 +171,8 @@ class Tracer(fx.Tracer):
     ) -> fx.Graph:
         """The graph of ``root.forward(*args, **kwargs)``; each `Named` in them is a placeholder."""
         self._call = args, kwargs, values
+        named = (*root.named_parameters(), *root.named_buffers())
+        self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
         self.frame = Frame("", root, None, attributes=dict(vars(root)))
         self.frames = [self.frame]
         return self.trace(root)
@@ -206,6 +207,9 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if self._running:
+            # A leaf is run on fake values: what is inside it is not traced.
+            return forward(*args, **kwargs)
         if self._is_leaf(m):
             return super().call_module(m, forward, args, kwargs)
         outer = self.frame
@@ -239,38 +243,21 @@ class Tracer(fx.Tracer):
     ) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         if self.mode is not None and kind not in ("placeholder", "output"):
-            with self._evaluating():
+            self._running = True
+            try:
                 proxy.node.meta["val"] = evaluate_node(proxy.node, self.root, self.mode)
+            finally:
+                self._running = False
         return proxy
 
-    def _evaluating(self) -> AbstractContextManager[Any]:
-        return _unpatched_calls()
-
-
-def _unpatched_calls() -> AbstractContextManager[Any]:
-    """While a leaf runs on fake values, modules inside it must run, not be traced."""
-    patched = nn.Module.__call__
-    original = _ORIGINAL_CALL
-    if patched is original:
-        return nullcontext()
-    return _Restored(patched)
-
-
-_ORIGINAL_CALL = nn.Module.__call__
-_ORIGINAL_GETATTR = nn.Module.__getattr__
-
-
-class _Restored(AbstractContextManager[None]):
-    def __init__(self, patched: Callable[..., Any]) -> None:
-        self.call, self.getattr = patched, nn.Module.__getattr__
-
-    def __enter__(self) -> None:
-        nn.Module.__call__ = _ORIGINAL_CALL  # type: ignore[method-assign]
-        nn.Module.__getattr__ = _ORIGINAL_GETATTR  # type: ignore[method-assign]
-
-    def __exit__(self, *exc: object) -> None:
-        nn.Module.__call__ = self.call  # type: ignore[method-assign]
-        nn.Module.__getattr__ = self.getattr  # type: ignore[method-assign]
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Parameters and buffers are nodes, everything else is what it is (fx would search them all, each time)."""
+        name = None if self._running else self._tensor_names.get(id(attr_val))
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
 
 def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:

@@ -84,6 +84,7 @@ class _Chooser:
     named: dict[str, fx.Node] = field(default_factory=dict)
     passes: set[fx.Node] = field(default_factory=set)
     affine: set[fx.Node] = field(default_factory=set)
+    numbers: dict[fx.Node, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.score: Callable[[Cost], float] = OBJECTIVES[self.objective]
@@ -103,6 +104,11 @@ class _Chooser:
 
     def stored(self, node: fx.Node) -> int:
         """Numbers in the parameters and buffers a node reads."""
+        if node not in self.numbers:
+            self.numbers[node] = self._count(node)
+        return self.numbers[node]
+
+    def _count(self, node: fx.Node) -> int:
         if node.op == "call_module":
             module = self.captured.module(node)
             tensors = [*module.parameters(), *module.buffers()]

@@ -43,6 +43,7 @@ class Placed:
     cost: Cost
 
 
+Views = tuple[View, ...]
 Weigh = Callable[[str], int]
 """How many numbers the node of a name stores: the merged layer takes the place of the heaviest."""
 
@@ -81,21 +82,31 @@ def _total(form: Form, placements: list[Placement]) -> Cost:
 
 def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Placement:
     op = form.terms[source].op
+    trails = form.terms[source].trails
+    if op.is_identity and bias is None and trails:
+        return Placement(source, min(trails, key=len), None, None)
+    plans: dict[tuple[Views, Views], LayerPlan | str] = {}
     found: list[Placement] = []
-    reasons: list[str] = []
-    for trail in dict.fromkeys(form.terms[source].trails):
-        if op.is_identity and bias is None:
-            found.append(Placement(source, trail, None, None))
+    for trail in trails:
         for position in _positions(trail):
-            try:
-                layer = plan(*_local(op, bias, trail, position))
-            except NotFusable as no:
-                reasons.append(no.reason)
-            else:
+            around = _views(trail[:position]), _views(trail[position + 1 :])
+            if around not in plans:
+                plans[around] = _planned(op, bias, *around)
+            layer = plans[around]
+            if isinstance(layer, LayerPlan):
                 found.append(Placement(source, trail, position, layer))
     if not found:
+        reasons = [reason for reason in plans.values() if isinstance(reason, str)]
         raise NotFusable(reasons[-1] if reasons else "no way through the graph to write it on")
     return min(found, key=lambda p: _rank(p, weigh))
+
+
+def _planned(op: Operator, bias: Operator | None, before: Views, after: Views) -> LayerPlan | str:
+    """The layer between these views, or why there is none."""
+    try:
+        return plan(*_local(op, bias, before, after))
+    except NotFusable as no:
+        return no.reason
 
 
 def _rank(placement: Placement, weigh: Weigh) -> tuple[int, int, int, int]:
@@ -109,12 +120,14 @@ def _positions(trail: Trail) -> Iterator[int]:
     return (k for k, step in enumerate(trail) if step.is_layer)
 
 
-def _local(op: Operator, bias: Operator | None, trail: Trail, position: int) -> tuple[Operator, Operator | None]:
+def _local(
+    op: Operator, bias: Operator | None, before: Views, after: Views
+) -> tuple[Operator, Operator | None]:
     """The operator between the tensors at one step of the way."""
-    for view in reversed(_views(trail[position + 1 :])):
+    for view in reversed(after):
         op = view.undone(op)
         bias = None if bias is None else _both_sides(view.undone(bias))
-    for view in _views(trail[:position]):
+    for view in before:
         op = view.on_source(op)
     return op, bias
 
@@ -123,8 +136,8 @@ def _both_sides(bias: Operator) -> Operator:
     return replace(bias, source=bias.value)
 
 
-def _views(steps: tuple[Step, ...]) -> list[View]:
-    return [view for step in steps for view in step.views]
+def _views(steps: tuple[Step, ...]) -> Views:
+    return tuple(view for step in steps for view in step.views)
 
 
 def layer_cost(form: Form, stored: int) -> Cost:
@@ -146,5 +159,5 @@ def layer_cost(form: Form, stored: int) -> Cost:
     return Cost(elements if op.legs else 0, elements, stored, 1)
 
 
-def _views_of(form: Form) -> list[View]:
+def _views_of(form: Form) -> Views:
     return _views(tuple(step for term in form.terms.values() for trail in term.trails for step in trail))
