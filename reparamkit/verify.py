@@ -19,6 +19,7 @@ from .algebra.operator import Operator
 from .algebra.size import Size, Symbol, roots
 from .capture.capture import Captured, Inputs, run
 from .errors import EquivalenceError
+from .layers.wide import wide, wide_module
 
 SITE_TOLERANCE = 1e-10
 """Of one merge in float64: rounding is near 1e-15; room for cancellation between branches, none for mistakes."""
@@ -185,9 +186,9 @@ def _number(size: Size, value: int | None) -> int:
 def evaluate(captured: Captured, result: fx.Node, values: Mapping[fx.Node, Any], as_traced: bool) -> Any:
     """The value of a node in float64, given the values of some nodes it depends on."""
     known: dict[fx.Node, Any] = {node: value.clone() for node, value in values.items()}
-    wide = _Wide(captured)
+    runner = _Wide(captured)
     for node in _needed(result, known, as_traced):
-        known[node] = wide.call(node, known)
+        known[node] = runner.call(node, known)
     return known[result]
 
 
@@ -226,10 +227,10 @@ class _Wide:
 
     def _function(self, node: fx.Node, args: Any) -> Callable[..., Any]:
         if node.op == "get_attr":
-            found = _wide(self.captured.attribute(node))
+            found = wide(self.captured.attribute(node))
             return lambda: found
         if node.op == "call_module":
-            return _pixelwise(_wide_module(self.captured.module(node)))
+            return _pixelwise(wide_module(self.captured.module(node)))
         if node.op == "call_method":
             method = getattr(args[0], str(node.target))
             return lambda _self, *a, **k: method(*a, **k)
@@ -248,21 +249,3 @@ def _pixelwise(module: nn.Module) -> Callable[..., Any]:
         return module(image).transpose(0, 2)  # type: ignore[no-any-return]
 
     return call
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else tensor.dtype)
-
-
-def _wide_module(module: nn.Module) -> nn.Module:
-    """The module in float64 on the CPU; itself if it is so already."""
-    tensors = [*module.parameters(), *module.buffers()]
-    if all(t.device.type == "cpu" and (t.dtype == torch.float64 or not t.is_floating_point()) for t in tensors):
-        return module
-    memo: dict[int, Any] = {id(t): _rewrapped(t) for t in tensors}
-    return copy.deepcopy(module, memo)
-
-
-def _rewrapped(tensor: Tensor) -> Tensor:
-    wide = _wide(tensor)
-    return nn.Parameter(wide, requires_grad=False) if isinstance(tensor, nn.Parameter) else wide

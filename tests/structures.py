@@ -345,6 +345,57 @@ class Functional(nn.Module):
         return F.linear(x, self.head)
 
 
+class Gate(nn.Module):
+    """Squeeze and excite: one factor per channel, computed from the mean of the map."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.reduce, self.expand = conv(c, 2, 1), conv(2, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.expand(torch.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project, each with its batch norm; then add."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.expand, self.mix, self.project = (
+            conv_norm(c, 2 * c, 1),
+            conv_norm(2 * c, 2 * c, g=2 * c),
+            conv_norm(2 * c, c, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.project(torch.relu(self.mix(torch.relu(self.expand(x)))))
+
+
+class DenseLayer(nn.Module):
+    """Reads the sum of all earlier maps, which it is given as a list."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv, self.skip = conv_norm(c, c), norm(c)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return torch.relu(self.conv(sum(maps)) + self.skip(maps[0]))
+
+
+class DenseBlock(nn.Module):
+    """Layers that share one list, which grows after each of them."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DenseLayer(c) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [torch.relu(x)]
+        for layer in self.layers:
+            maps.append(layer(maps))
+        return torch.cat(maps, 1)
+
+
 class TokenMixer(nn.Module):
     """The token-mixing linear layer of ResMLP beside a convolution that all channels share."""
 
@@ -593,7 +644,8 @@ FUNCTIONS = (
     ),
 )
 
-GATED = "conv mean conv relu conv sigmoid mul"
+GATE = "mean conv relu conv sigmoid mul"
+GATED = f"conv {GATE}"
 DENSE = (
     Structure("repmlp 1, 3", lambda: repmlp_block(4, 4), ((2, 8, 8, 8), (1, 8, 4, 12)), GATED, needs_inputs=True),
     Structure(
@@ -609,6 +661,10 @@ DENSE = (
     Structure("resmlp token linear + shared conv", lambda: TokenMixer(3, 4), TOKENS, "linear", needs_inputs=True),
     Structure("linear over a map + conv", lambda: FlatMap(4, 4, 6), FIXED, "linear", needs_inputs=True),
 )
+
+
+def _flattened(x: Tensor, layer: nn.Module) -> Tensor:
+    return layer(x).reshape(x.shape[0], -1)
 
 
 def _spelled(body: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[], nn.Module]:
@@ -678,7 +734,42 @@ SPELLINGS = (
     ),
 )
 
-STRUCTURES = (*CHAINS, *BRANCHES, *FUNCTIONS, *DENSE, *SPELLINGS)
+NETS = (
+    Structure("depthwise-bn, depthwise-bn", lambda: seq(conv_norm(4, 4, g=4), conv_norm(4, 4, g=4)), MAPS, "conv conv"),
+    Structure(
+        "inverted residuals",
+        lambda: seq(conv_norm(4, 4, 1), InvertedResidual(4), InvertedResidual(4)),
+        MAPS,
+        "conv conv relu conv relu conv add conv relu conv relu conv add",
+    ),
+    Structure("squeeze and excite", lambda: seq(conv_norm(4, 4), nn.ReLU(), Gate(4)), MAPS, f"conv relu {GATE}"),
+    Structure(
+        "own norm, squeeze and excite",
+        lambda: seq(conv(4, 4), OwnNorm(4), nn.ReLU(), Gate(4), conv_norm(4, 4, 1)),
+        MAPS,
+        f"conv relu {GATE} conv",
+    ),
+    Structure("a list that grows", lambda: DenseBlock(4), MAPS, "relu conv scale add relu add conv scale add relu cat"),
+    Structure(
+        "a size read between conv and norm",
+        lambda: Model(lambda m, x: _flattened(m.conv(x), m.norm), conv=conv(4, 4), norm=norm(4)),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "scales that are views",
+        lambda: Model(
+            lambda m, x: torch.relu(x) * m.a.view(1, -1, 1, 1) * m.b.view(1, -1, 1, 1),
+            a=nn.Parameter(torch.rand(4)),
+            b=nn.Parameter(torch.rand(4)),
+        ),
+        MAPS,
+        "relu mul",
+    ),
+)
+"""Pieces of real networks in which several merges meet."""
+
+STRUCTURES = (*CHAINS, *BRANCHES, *FUNCTIONS, *DENSE, *SPELLINGS, *NETS)
 
 
 # --- near misses ------------------------------------------------------------------------------------
@@ -889,28 +980,28 @@ NEAR_MISSES = (
         lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, count_include_pad=False)]),
         MAPS,
         "conv pool add",
-        "count_include_pad",
+        "count_include_pad|fixed sizes|raise",
     ),
     NearMiss(
         "averages with ceil_mode",
         lambda: Sum([conv(4, 4, 2, s=2, p=0), nn.AvgPool2d(2, 2, ceil_mode=True)]),
         ((2, 4, 8, 8), (1, 4, 6, 4)),
         "conv pool add",
-        "ceil_mode",
+        "ceil_mode|fixed sizes|raise",
     ),
     NearMiss(
         "averages with another divisor",
         lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, divisor_override=5)]),
         MAPS,
         "conv pool add",
-        "divisor_override",
+        "divisor_override|fixed sizes|raise",
     ),
     NearMiss(
         "reflected padding",
         lambda: seq(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), norm(4)),
         MAPS,
         "reflection_pad2d conv norm",
-        "padding_mode='reflect'",
+        "padding_mode='reflect'|fixed sizes|raise",
     ),
     NearMiss(
         "F.pad with a value",

@@ -150,6 +150,26 @@ class Counting(nn.Module):
         return self.norm(y)
 
 
+class Cached(nn.Module):
+    """Keeps a constant made of a parameter in a dictionary, as attention biases are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bias, self.cache = conv_norm(4, 4), nn.Parameter(torch.rand(4, 1, 1)), {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.bias.detach() * 2
+        return torch.relu(self.conv(x)) + self.cache["bias"].to(x.dtype)
+
+
+def used() -> nn.Module:
+    """A model that was called before it is fused."""
+    model = build(Cached)
+    run(model, sample(MAPS[0], torch.float32))
+    return model
+
+
 class Unpadded(nn.Conv2d):
     """Claims not to pad, and pads in its forward."""
 
@@ -312,6 +332,7 @@ TRAPS = (
     Trap(14, "a branch switched off by a number", lambda: Alpha(0.0)),
     Trap(14, "a branch switched on by a number", lambda: Alpha(0.7)),
     Trap(14, "a counter in the forward", Counting),
+    Trap(14, "a constant kept from an earlier call", used),
     Trap(
         15,
         "low rank beside full",

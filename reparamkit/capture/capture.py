@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
-from .tracer import Frame, Named, Tracer, ValueProxy, attribute
+from .tracer import Frame, Named, Tracer, attribute
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,6 @@ def capture(model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn.Modul
         raise
     except Exception as error:
         raise _capture_error(tracer, inputs, error) from error
-    _settle(tracer.frames)
     return Captured(model, graph, tracer.frames, "symbolic" if inputs is None else "values")
 
 
@@ -136,18 +135,6 @@ def _capture_error(tracer: Tracer, inputs: Inputs | None, error: Exception) -> C
         else "fuse its submodules one by one (model.part = reparamkit.fuse(model.part, ...))"
     )
     return CaptureError(f"the forward of {where} cannot be traced ({type(error).__name__}: {error}); {advice}")
-
-
-def _settle(frames: list[Frame]) -> None:
-    """Put nodes in the place of proxies."""
-    for frame in frames:
-        frame.args = tree_map(_node, tuple(frame.args))
-        frame.kwargs = tree_map(_node, dict(frame.kwargs))
-        frame.output = tree_map(_node, frame.output)
-
-
-def _node(leaf: Any) -> Any:
-    return leaf.node if isinstance(leaf, ValueProxy) else leaf
 
 
 # --- inputs -----------------------------------------------------------------------------------------

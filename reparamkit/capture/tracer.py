@@ -92,7 +92,8 @@ class ValueProxy(fx.Proxy):
 
     def _decided(self, what: str) -> Any:
         """The value, for Python code that needs it now; the graph checks that it stays the same."""
-        value = self.value
+        value = _constant(self.node, self.tracer.root)
+        value = self.value if value is None else value.item()
         if value is UNKNOWN:
             raise _needs_values(f"{what} on the value {self.node}")
         if isinstance(value, Tensor):
@@ -141,6 +142,21 @@ class _Attribute(ValueProxy):
         return made
 
 
+def _constant(node: fx.Node, root: nn.Module) -> Tensor | None:
+    """The real value of a node that depends on parameters and buffers only, if it is one number."""
+    if node.op == "get_attr":
+        found = attribute(root, str(node.target))
+    elif node.op == "call_function" and node.all_input_nodes:
+        inputs = {n: _constant(n, root) for n in node.all_input_nodes}
+        if any(value is None for value in inputs.values()):
+            return None
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), inputs.get)  # type: ignore[arg-type, misc]
+        found = node.target(*args, **kwargs)  # type: ignore[operator]
+    else:
+        return None
+    return found if isinstance(found, Tensor) and found.numel() == 1 else None
+
+
 def _needs_values(what: str) -> CaptureError:
     return CaptureError(f"the model needs {what} while it is traced: pass example_inputs to reparamkit.fuse")
 
@@ -182,11 +198,13 @@ class Tracer(fx.Tracer):
     ) -> tuple[Callable[..., Any], list[Any]]:
         args, kwargs, values = self._call
         frame = self.frames[0]
-        frame.args, frame.kwargs = tree_map(lambda leaf: self._input(leaf, values), (args, kwargs))
+        given = tree_map(lambda leaf: self._input(leaf, values), (args, kwargs))
+        frame.args, frame.kwargs = tree_map(as_node, given)
 
         def forward(root: nn.Module) -> Any:
-            frame.output = root_fn(root, *frame.args, **frame.kwargs)
-            return frame.output
+            output = root_fn(root, *given[0], **given[1])
+            frame.output = tree_map(as_node, output)
+            return output
 
         return forward, [self.root]
 
@@ -213,14 +231,16 @@ class Tracer(fx.Tracer):
         if self._is_leaf(m):
             return super().call_module(m, forward, args, kwargs)
         outer = self.frame
-        frame = Frame(self.path_of_module(m), m, outer, args, kwargs, attributes=dict(vars(m)))
+        given = tree_map(as_node, (args, kwargs))
+        frame = Frame(self.path_of_module(m), m, outer, *given, attributes=dict(vars(m)))
         self.frames.append(frame)
         self.frame = frame
         try:
-            frame.output = super().call_module(m, forward, args, kwargs)
+            output = super().call_module(m, forward, args, kwargs)
         finally:
             self.frame = outer
-        return frame.output
+        frame.output = tree_map(as_node, output)
+        return output
 
     def create_node(self, kind: str, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
@@ -258,6 +278,11 @@ class Tracer(fx.Tracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
+
+
+def as_node(leaf: Any) -> Any:
+    """The node of a proxy; anything else as it is."""
+    return leaf.node if isinstance(leaf, fx.Proxy) else leaf
 
 
 def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:

@@ -13,7 +13,8 @@ from itertools import islice, product
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..algebra.form import Form, source_form
 from ..algebra.operator import open_sizes
@@ -21,6 +22,7 @@ from ..algebra.size import Size, fixed, free_size
 from ..capture.capture import Captured
 from ..errors import NotFusable
 from ..layers.registry import Reader, Readers
+from ..layers.wide import wide_module
 from .scope import Scope
 
 MAX_FORMS = 4
@@ -76,6 +78,8 @@ SAME_SHAPE = frozenset(
 """Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast)."""
 MAY_BROADCAST = frozenset(["mul", "add", "sub", "div", "imul", "iadd"])
 
+UNKNOWN = object()
+"""A Python value that is some size, or made of sizes."""
 Shape = tuple[tuple[Size, ...], bool]
 """The sizes of a tensor, and whether the first stands for any number of dimensions."""
 
@@ -293,8 +297,13 @@ class _Reader:
         args: list[Any] = list(fx.node.map_arg(self.node.args, known))
         kwargs = dict(fx.node.map_arg(self.node.kwargs, known))
         if self.node.op == "call_module":
-            args.insert(0, self.captured.module(self.node))
+            args.insert(0, self._module())
         return args, kwargs
+
+    def _module(self) -> nn.Module:
+        """The module as its reader gets it: weights that are computed are computed in float64."""
+        module = self.captured.module(self.node)
+        return wide_module(module) if is_parametrized(module) else module
 
     def _size(self, reader: Reader, node: fx.Node) -> Any:
         value = self.out.sizes.get(node)
@@ -358,4 +367,4 @@ def _computed(node: fx.Node, args: list[Any]) -> Any:
 def _opaque(node: fx.Node) -> Any:
     """A number nothing is known of but its value for the example inputs."""
     value = node.meta.get("val")
-    return free_size(node.name, -1, value) if isinstance(value, int) and not isinstance(value, bool) else ()
+    return free_size(node.name, -1, value) if isinstance(value, int) and not isinstance(value, bool) else UNKNOWN

@@ -51,10 +51,8 @@ def read_batch_norm(
 
 
 def _batched(x: Form) -> Form:
-    if x.open_rank:
-        # F.batch_norm normalises dimension 1 of any tensor: its place from the right must be known.
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
-    return x
+    # F.batch_norm normalises dimension 1 of any tensor; of an open rank, a batch of one dimension is assumed.
+    return known_rank(x, [len(x.sizes)], certain=False) if x.open_rank else x
 
 
 def _normalized(x: Form, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Form:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..algebra.form import Form
 from ..algebra.probe import probe
 from ..errors import NotFusable
 from .registry import READERS
+from .wide import wide, wide_module
 
 MODULES = (
     nn.ConvTranspose1d,
@@ -55,22 +55,7 @@ FUNCTIONS = (
 
 def probe_module(layer: nn.Module, x: Form) -> Form:
     """The form of an affine module."""
-    return probe(x, lambda tensor: _wide(layer)(tensor))
-
-
-def _wide(layer: nn.Module) -> nn.Module:
-    tensors = [*layer.parameters(), *layer.buffers()]
-    memo: dict[int, Any] = {id(t): _parameter(t) if isinstance(t, nn.Parameter) else wide(t) for t in tensors}
-    return copy.deepcopy(layer, memo)
-
-
-def _parameter(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(wide(tensor), requires_grad=False)
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """The tensor in float64 on the CPU, if it holds real numbers."""
-    return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else tensor.dtype)
+    return probe(x, lambda tensor: wide_module(layer)(tensor))
 
 
 @READERS.reader(*MODULES)

@@ -76,10 +76,13 @@ class Finisher:
         """A row of module calls: the layer takes one place, the others become identities."""
         (name,) = written.layers
         anchor = place_of(written.anchors[name])
-        others = sorted(_targets(written) - {anchor})
-        self.swaps |= {path: nn.Identity() for path in others}
         placed = written.site.placed
-        if placed is not None and placed.form.guards:
+        assert placed is not None
+        layers = {step.node for step in placed.terms[0].trail if step.is_layer}
+        members = [m for m in written.site.members if m.name in layers]
+        others = sorted({str(m.target) for m in members} - {anchor})
+        self.swaps |= {path: nn.Identity() for path in others}
+        if placed.form.guards:
             self.swaps[others[0]] = Expect(len(placed.form.sizes))
         self.swaps[anchor] = self.captured.root.get_submodule(name)
         delattr(self.captured.root, name)
