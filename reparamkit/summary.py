@@ -97,7 +97,7 @@ def _refusals(
     found: list[Refusal] = []
     left = set(captured.graph.nodes)
     for node in reading.read:
-        reasons = _reasons(plan, said, node) if node in left and _worth_telling(node, reading) else []
+        reasons = _reasons(plan, said, node, reading) if node in left and _worth_telling(node, reading) else []
         if reasons:
             found.append(_refusal(captured, node, reasons))
     unread = [n for n in plan.refusals if n not in reading.read and n.op == "call_module" and n in left]
@@ -105,9 +105,24 @@ def _refusals(
     return tuple(found)
 
 
-def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node) -> list[str]:
+def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, reading: Reading) -> list[str]:
     own = [*said.get(node, []), *plan.refusals.get(node, [])]
-    return own or [reason for user in node.users for reason in plan.refusals.get(user, [])]
+    return own or [reason for user in node.users for reason in plan.refusals.get(user, [])] or _alone(node, reading)
+
+
+def _alone(node: fx.Node, reading: Reading) -> list[str]:
+    """For an element-wise layer: it has no linear neighbour at all."""
+    if reading.read[node].sample.has(Role.IN, Role.OUT, Role.STENCIL):
+        return []
+    around = [n for n in (*node.all_input_nodes, *node.users) if n not in reading.read]
+    names = dict.fromkeys(n.op if n.op == "placeholder" else _named(n, reading) for n in around)
+    return [f"nothing linear beside it to merge with: its neighbours are not affine ({', '.join(names)})"]
+
+
+def _named(node: fx.Node, reading: Reading) -> str:
+    if node.op == "call_module":
+        return type(reading.captured.module(node)).__name__
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _worth_telling(node: fx.Node, reading: Reading) -> bool:

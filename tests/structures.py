@@ -751,6 +751,17 @@ NETS = (
     ),
     Structure("a list that grows", lambda: DenseBlock(4), MAPS, "relu conv scale add relu add conv scale add relu cat"),
     Structure(
+        "linear, norm of flattened tokens, reshape_as",
+        lambda: Model(
+            lambda m, x: (lambda y: m.norm(y.flatten(0, 1)).reshape_as(y))(m.fc(x)),
+            fc=nn.Linear(5, 6, bias=False),
+            norm=nn.BatchNorm1d(6),
+        ),
+        TOKENS[:2],
+        "linear",
+        needs_inputs=True,
+    ),
+    Structure(
         "a size read between conv and norm",
         lambda: Model(lambda m, x: _flattened(m.conv(x), m.norm), conv=conv(4, 4), norm=norm(4)),
         MAPS,

@@ -39,6 +39,7 @@ class Captured:
     root: the model that was traced; the graph's targets are its submodules and parameters.
     frames: every call of a module that was traced through, the root's first.
     tier: how it was captured, "symbolic" or "values". replaced: merged values -> the nodes that have them now.
+    constants: values that depend on parameters and buffers only.
     """
 
     root: nn.Module
@@ -46,6 +47,7 @@ class Captured:
     frames: list[Frame]
     tier: str
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    constants: set[fx.Node] = field(default_factory=set)
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""

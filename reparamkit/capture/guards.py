@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..errors import GuardError
 
 
+def _recorded(check: Callable[..., None]) -> Callable[..., None]:
+    """When a fused model is traced again, the check becomes a node of the new graph."""
+
+    @functools.wraps(check)
+    def guard(value: Any, *expected: Any) -> None:
+        if isinstance(value, fx.Proxy):
+            value.tracer.create_proxy("call_function", guard, (value, *expected), {})
+        else:
+            check(value, *expected)
+
+    return guard
+
+
+@_recorded
 def expect(found: Any, traced: Any) -> None:
     """A branch was taken for `traced`; another value would need the other branch."""
     if found != traced:
@@ -18,6 +34,7 @@ def expect(found: Any, traced: Any) -> None:
         )
 
 
+@_recorded
 def expect_size(tensor: Tensor, dim: int, size: int) -> None:
     """A merge was proved for one size of a dimension."""
     if tensor.shape[dim] != size:
@@ -27,6 +44,7 @@ def expect_size(tensor: Tensor, dim: int, size: int) -> None:
         )
 
 
+@_recorded
 def expect_rank(tensor: Tensor, rank: int) -> None:
     """A merge was proved for one rank."""
     if tensor.dim() != rank:

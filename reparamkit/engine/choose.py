@@ -211,7 +211,8 @@ class _Chooser:
                         factor = f"{new / old:.1f}x" if old else f"from 0 to {new}"
                         self.reading.no(node, f"the merge would raise {what} {factor}")
                     return False
-        return self.score(after) < self.score(before)
+        # Fewer numbers alone (a bias moved elsewhere) is no merge: an operation must disappear.
+        return after.launches < before.launches and self.score(after) < self.score(before)
 
     def _check_writes(self, node: fx.Node, candidate: Candidate) -> None:
         for name in candidate.form.terms:

@@ -156,9 +156,13 @@ class _Reader:
     def _attribute(self) -> None:
         value = self.captured.attribute(self.node)
         if isinstance(value, Tensor) and self.node not in self.captured.aliases.barriers:
-            self.out.constants[self.node] = value
+            self._constant(value)
         else:
             self._as_source(self._own_shape())
+
+    def _constant(self, value: Tensor) -> None:
+        self.out.constants[self.node] = value
+        self.captured.constants.add(self.node)
 
     def _call(self) -> list[Candidate]:
         if self._size_arithmetic():
@@ -184,7 +188,7 @@ class _Reader:
             self.out.no(self.node, f"parameter arithmetic that fails in float64 ({error})")
             return False
         if isinstance(value, Tensor):
-            self.out.constants[self.node] = value
+            self._constant(value)
         return isinstance(value, Tensor)
 
     def _size_arithmetic(self) -> bool:

@@ -102,3 +102,16 @@ def read_dropout(input: Form, p: float = 0.5, training: bool = True, inplace: bo
     if training and p != 0:
         raise NotFusable("dropout in training mode is random: call model.eval() (F.dropout defaults to training)")
     return input
+
+
+@READERS.reader(nn.LeakyReLU)
+def read_leaky_relu_layer(layer: nn.LeakyReLU, input: Form) -> Form:
+    return read_leaky_relu(input, layer.negative_slope)
+
+
+@READERS.reader(F.leaky_relu)
+def read_leaky_relu(input: Form, negative_slope: float = 0.01, inplace: bool = False) -> Form:
+    # VanillaNet moves the slope to 1 during training: only exactly there it is the identity.
+    if negative_slope != 1:
+        raise NotFusable(f"LeakyReLU of slope {negative_slope} is not affine")
+    return input

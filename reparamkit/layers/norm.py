@@ -61,3 +61,15 @@ def _normalized(x: Form, mean: Tensor, var: Tensor, weight: Tensor | None, bias:
         s = s if weight is None else s * weight.double()
         t = -mean.double() * s
         return scale(x, s, 1, t if bias is None else t + bias.double())
+
+
+@READERS.reader(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+def read_instance_norm_layer(layer: nn.InstanceNorm2d, input: Form) -> Form:
+    if layer.training or not layer.track_running_stats or layer.running_mean is None or layer.running_var is None:
+        raise NotFusable("InstanceNorm without running statistics uses those of each input, which is not affine")
+    axes = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
+    axis = next(n for cls, n in axes.items() if isinstance(layer, cls))
+    s = (layer.running_var.detach().double() + layer.eps).rsqrt()
+    s = s if layer.weight is None else s * layer.weight.detach().double()
+    t = -layer.running_mean.detach().double() * s
+    return scale(input, s, -1 - axis, t if layer.bias is None else t + layer.bias.detach().double())

@@ -162,6 +162,8 @@ def _vector(op: Operator | None, dim: int) -> Operator | None:
 
 def _linear(op: Operator, bias: Operator | None) -> LayerPlan:
     rank = len(op.value)
+    if not op.has(IN, OUT):
+        raise NotFusable("nothing is mixed")
     _passes(op, range(rank - 1), (F,))
     mixed, vector = _mixing(op, -1, grouped=False), _vector(bias, -1)
     rows, columns = mixed.value_sizes[-1].factor, mixed.source_sizes[-1].factor
@@ -235,7 +237,9 @@ def _conv_of(rank: int) -> Callable[[Operator, Operator | None], LayerPlan]:
 
 def _conv(op: Operator, bias: Operator | None, rank: int) -> LayerPlan:
     dims = len(op.value)
-    if dims - rank != 2:
+    if not op.has(IN, OUT, S):
+        raise NotFusable("nothing is mixed")
+    if dims - rank != 2 and not (op.open_rank and dims - rank > 2):
         raise NotFusable(f"a {rank}-d convolution needs {rank + 2} dimensions")
     channel = dims - rank - 1
     _passes(op, range(channel), (F,))

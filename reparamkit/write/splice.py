@@ -7,6 +7,7 @@ import operator
 from dataclasses import dataclass, field
 
 from torch import fx, nn
+from torch.utils._pytree import tree_flatten
 
 from ..algebra.size import Symbol
 from ..capture.capture import Captured
@@ -15,6 +16,7 @@ from ..capture.tracer import Frame
 from ..engine.choose import Site
 from ..engine.placing import Placed, Placement
 from ..engine.scope import innermost
+from ..errors import NotFusable
 
 PREFIX = "_merged_"
 """Merged layers are children of the root under this name until they get their place."""
@@ -47,36 +49,57 @@ class Splicer:
         self.named = {node.name: node for node in self.captured.graph.nodes}
         self.current = self.captured.current
 
-    def splice(self, site: Site) -> Written:
+    def begin(self, site: Site) -> Written:
+        """A site to be spliced."""
+        self.named |= {node.name: node for node in self.captured.graph.nodes}
+        return Written(site, innermost([self.captured.frame(m) for m in site.members]), site.value)
+
+    def splice(self, written: Written) -> None:
         """Insert the merged layers after the site's value; nothing uses them yet."""
-        frame = innermost([self.captured.frame(m) for m in site.members])
-        written = Written(site, frame, site.value)
-        last = site.value
-        graph = self.captured.graph
-        self.named |= {node.name: node for node in graph.nodes}
+        site, graph = written.site, self.captured.graph
         before = set(graph.nodes)
-        with graph.inserting_after(last):
-            anchor = graph.call_function(operator.add, ())
-        with graph.inserting_before(anchor):
-            result = self._form(written, site.placed) if site.placed else self._replacement(written)
-        graph.erase_node(anchor)
-        written.nodes = [n for n in graph.nodes if n not in before]
+        with graph.inserting_after(site.value):
+            mark = graph.call_function(operator.add, ())
+        try:
+            with graph.inserting_before(mark):
+                written.result = self._form(written, site.placed) if site.placed else self._replacement(written)
+        finally:
+            graph.erase_node(mark)
+            written.nodes = [n for n in graph.nodes if n not in before]
+        self._describe(written)
+        self.captured.replaced[site.value] = written.result
+
+    def _describe(self, written: Written) -> None:
+        value = written.site.value
         for node in written.nodes:
-            node.meta.update(frame=frame, context=site.value.meta["context"], rules=site.rules)
+            node.meta.update(frame=written.frame, context=value.meta["context"], rules=written.site.rules)
             node.meta["place"] = place_of(written.anchors.get(str(node.target), node))
-        result.meta.setdefault("val", site.value.meta.get("val"))
-        written.result = result
-        self.captured.replaced[site.value] = result
-        return written
+        written.result.meta.setdefault("val", value.meta.get("val"))
 
     def _form(self, written: Written, placed: Placed) -> fx.Node:
         for symbol, value in sorted(placed.form.guards, key=lambda g: str(g[0].origin)):
-            self._guard(symbol, value)
+            if not (symbol.stands_for_dims and self._rank_guard(placed)):
+                self._guard(written.frame, symbol, value)
         results = [self._term(written, placement) for placement in placed.terms]
         result = results[0]
         for other in results[1:]:
             result = self.captured.graph.call_function(operator.add, (result, other))
         return result
+
+    def _rank_guard(self, placed: Placed) -> bool:
+        """Check the rank of what is read, which is at hand; whether there is such a value."""
+        for name, term in placed.form.terms.items():
+            if not term.op.open_rank:
+                self.captured.graph.call_function(
+                    expect_rank, (self.current(self.named[name]), len(term.op.source))
+                )
+                return True
+        return False
+
+    def _reaches(self, frame: Frame, node: fx.Node) -> bool:
+        """Whether the code of a call can see a value: it made it, or got it as an argument."""
+        given = {self.current(leaf) for leaf in tree_flatten((frame.args, frame.kwargs))[0] if isinstance(leaf, fx.Node)}
+        return node in given or frame in self.captured.frame(node).stack
 
     def _replacement(self, written: Written) -> fx.Node:
         replacement = written.site.replacement
@@ -92,10 +115,12 @@ class Splicer:
         self.captured.root.add_module(name, module)
         return name
 
-    def _guard(self, symbol: Symbol, value: int) -> None:
+    def _guard(self, frame: Frame, symbol: Symbol, value: int) -> None:
         name, dim = symbol.origin
         node = self.current(self.named[str(name)])
         assert isinstance(dim, int)
+        if not self._reaches(frame, node):
+            raise NotFusable(f"a size that a guard must check ({name}) does not reach '{frame.path}'")
         if isinstance(node.meta.get("val"), int):
             self.captured.graph.call_function(expect, (node, value))
         elif dim < 0:
@@ -142,7 +167,7 @@ class Splicer:
 
     def withdraw(self, written: Written) -> None:
         """Take the merged layers out of the graph again."""
-        del self.captured.replaced[written.site.value]
+        self.captured.replaced.pop(written.site.value, None)
         for node in reversed(written.nodes):
             self.captured.graph.erase_node(node)
         for name in written.layers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
@@ -64,8 +65,9 @@ class Writer:
 
     def _write_one(self, site: Site) -> Written | None:
         """Splice, prove and settle one site; None if its numbers do not fit the model's dtype."""
-        written = self.splicer.splice(site)
+        written = self.splicer.begin(site)
         try:
+            self.splicer.splice(written)
             error = self.prove(self.captured, written)
             self._settle(written)
         except BaseException as error:
@@ -112,8 +114,12 @@ class Writer:
         trainable = any(t.requires_grad for t in floating)
         for name, module in written.layers.items():
             like = next(iter(_tensors(self.captured, [written.anchors[name]])), None)
-            like = like if like is not None and like.is_floating_point() else next(iter(floating), None)
+            like = like if like is not None and like.is_floating_point() else next(iter(floating), self._any())
             settle(module, like, trainable)
+
+    def _any(self) -> Tensor | None:
+        """A parameter of the model, for the dtype of a merge that reads none."""
+        return next((p for p in self.captured.root.parameters() if p.dtype != torch.float64), None)
 
     # --- the model -----------------------------------------------------------------------------------
 
@@ -143,12 +149,12 @@ class Writer:
 
 
 def _tensors(captured: Captured, nodes: Iterable[fx.Node]) -> Iterable[Tensor]:
-    """Parameters and buffers that nodes read."""
+    """Parameters and buffers that nodes read, also through parameter arithmetic."""
     for node in sorted(nodes, key=lambda n: n.name):
         if node.op == "call_module":
             module = captured.module(node)
             yield from module.parameters()
             yield from module.buffers()
-        for each in node.all_input_nodes:
-            if each.op == "get_attr" and isinstance(value := captured.attribute(each), Tensor):
-                yield value
+        elif node.op == "get_attr" and isinstance(value := captured.attribute(node), Tensor):
+            yield value
+        yield from _tensors(captured, [n for n in node.all_input_nodes if n in captured.constants])
