@@ -345,6 +345,28 @@ class Functional(nn.Module):
         return F.linear(x, self.head)
 
 
+class RepDepthwise(nn.Module):
+    """Depthwise 3x3 with norm, 1x1 without, identity; one norm after the sum (RepViT)."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv, self.conv1, self.bn = conv_norm(c, c, g=c), conv(c, c, 1, g=c), norm(c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn((self.conv(x) + self.conv1(x)) + x)
+
+
+class Residual(nn.Module):
+    """x + m(x)."""
+
+    def __init__(self, m: nn.Module) -> None:
+        super().__init__()
+        self.m = m
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.m(x)
+
+
 class Gate(nn.Module):
     """Squeeze and excite: one factor per channel, computed from the mean of the map."""
 
@@ -748,6 +770,12 @@ NETS = (
         lambda: seq(conv(4, 4), OwnNorm(4), nn.ReLU(), Gate(4), conv_norm(4, 4, 1)),
         MAPS,
         f"conv relu {GATE} conv",
+    ),
+    Structure(
+        "repvit",
+        lambda: seq(nn.GELU(), RepDepthwise(4), Residual(seq(conv_norm(4, 8, 1), nn.GELU(), conv_norm(8, 4, 1)))),
+        MAPS,
+        "gelu conv conv gelu conv add",
     ),
     Structure("a list that grows", lambda: DenseBlock(4), MAPS, "relu conv scale add relu add conv scale add relu cat"),
     Structure(

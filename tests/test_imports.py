@@ -54,6 +54,7 @@ PUBLIC = [
     "matrix",
     "multiply",
     "pool",
+    "probe",
     "reader",
     "register_rule",
     "report",

@@ -19,6 +19,8 @@ from structures import (
     MAPS,
     Model,
     Net,
+    RepDepthwise,
+    Residual,
     build,
     conv,
     conv_norm,
@@ -177,6 +179,13 @@ def test_no_shared_memory(nets: tuple[Net, Net]):
         for tensor in (*fused.parameters(), *fused.buffers()):
             tensor.zero_()
     same(run(model, X), run(build(lambda: seq(conv(3, 4), nn.ReLU(), conv_norm(4, 4))), X))
+
+
+def test_merged_layers_have_no_children():
+    """A merged layer takes the place of a layer or a block; nothing hangs below a convolution."""
+    model = build(lambda: seq(nn.GELU(), RepDepthwise(3), Residual(conv_norm(3, 3, 1)), RepDepthwise(3)))
+    fused = reparamkit.fuse(model, X)
+    assert [m for m in fused.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and list(m.children())] == []
 
 
 def test_a_list_of_blocks_keeps_its_length():

@@ -201,8 +201,10 @@ def _pin(a: Face, b: Face, dim: int, at: int, trusted: bool) -> tuple[Face, Face
 def _pinned_whole(face: Face, dim: int, number: int, trusted: bool) -> Face:
     """The last atom of a dimension makes up what is left of it, which has `number` positions."""
     size, link = face.sizes(dim)[-1], face.links(dim)[-1]
-    if trusted and len(size.symbols) == 1 and size.factor == 1 and not size.symbols[0].derived:
-        return face.pinned({size.symbols[0]: number}, guard=False)
+    if len(size.symbols) == 1 and size.factor == 1 and not size.symbols[0].derived:
+        if not trusted and size.traced and size.hint != number:
+            raise NotFusable(f"sizes {size.hint} and {number} meet: broadcasting is not merged")
+        return face.pinned({size.symbols[0]: number}, guard=not trusted)
     if trusted and link.role is Role.FREE:
         links = list(face.op.links)
         links[face.dims[dim][-1]] = link.resized(Size(number))

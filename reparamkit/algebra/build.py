@@ -16,8 +16,9 @@ from torch import Tensor
 from ..errors import NotFusable
 from .align import Face, align
 from .form import Form, added_bias, apply
+from .laws import CHAIN
 from .operator import Dims, Link, Operator, Role, closed, pin, with_rank
-from .size import Size, fixed
+from .size import Size, fixed, product
 from .views import Mean, Permute, Reshape, View
 from .weight import Computed, One, Weight, leaf
 
@@ -240,7 +241,13 @@ def offset(x: Form, constant: Tensor, shape: Sequence[int] | None = None) -> For
     value, bias = align(Face(x.sample, "value"), Face(field, "value"), trusted=False)
     pins, guards = dict(value.op.pins), value.op.guards
     x = replace(x, bias=added_bias(x.bias, bias.op), recent=(*x.recent, None))
-    return x.mapped(lambda op: replace(pin(op, pins), guards=op.guards | guards))
+    via = frozenset() if _is_bare(x) else frozenset({CHAIN})
+    return x.mapped(lambda op: replace(pin(op, pins), guards=op.guards | guards, via=op.via | via))
+
+
+def _is_bare(x: Form) -> bool:
+    """Whether the value is taken as it is."""
+    return x.bias is None and all(term.op.is_identity for term in x.terms.values())
 
 
 def _field(below: Operator, constant: Tensor, shape: Sequence[int]) -> Operator:
@@ -257,7 +264,20 @@ def _field(below: Operator, constant: Tensor, shape: Sequence[int]) -> Operator:
 
 def reshape(x: Form, sizes: Sequence[Size]) -> Form:
     """The value in other dimensions, row-major; see `views.Reshape`."""
+    x = _same_numel(x, sizes)
     return _viewed(x, Reshape(x.sizes, tuple(sizes)))
+
+
+def _same_numel(x: Form, sizes: Sequence[Size]) -> Form:
+    """A reshape accepts only as many elements as there are: if that fixes one free size, it is fixed."""
+    pins = dict(x.sample.pins)
+    before, after = product(x.sizes), product(size.substitute(pins) for size in sizes)
+    shared = [symbol for symbol in after.symbols if symbol in before.symbols]
+    rest = before.divide(Size(1, tuple(shared))) if len(shared) == len(after.symbols) else None
+    if rest is None or len(rest.symbols) != 1 or rest.symbols[0].derived or after.factor % rest.factor:
+        return x
+    found = {rest.symbols[0]: after.factor // rest.factor}
+    return x.mapped(lambda op: pin(op, found))
 
 
 def permute(x: Form, order: Sequence[int]) -> Form:

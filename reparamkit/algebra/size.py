@@ -129,8 +129,14 @@ def product(sizes: Iterable[Size]) -> Size:
 def free_size(tensor: str, dim: int, hint: int | None = None) -> Size:
     """The free size of dimension `dim` of `tensor`; `hint` is its value for the example inputs."""
     if hint is None:
-        return Size(1, (Symbol((tensor, dim)),))
+        return Size(1, (Symbol((tensor, dim), _nominal(dim)),))
     return Size(1, (Symbol((tensor, dim), hint, traced=True),))
+
+
+def _nominal(dim: int) -> int:
+    """The last two dimensions count, so that a price does not depend on how many dimensions are spelled out."""
+    hidden = 1 if dim in (-1, -2) else max(0, 2 - dim) if dim >= 0 else 0
+    return int(NOMINAL**hidden)
 
 
 def stencil_size(size: Size, stride: int, c: int) -> Size:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -38,7 +39,8 @@ class Captured:
 
     root: the model that was traced; the graph's targets are its submodules and parameters.
     frames: every call of a module that was traced through, the root's first.
-    tier: how it was captured, "symbolic" or "values". replaced: merged values -> the nodes that have them now.
+    tier: how it was captured, "symbolic" or "values". stateful: modules (by identity) whose forward sets attributes.
+    replaced: merged values -> the nodes that have them now.
     constants: values that depend on parameters and buffers only.
     """
 
@@ -46,6 +48,7 @@ class Captured:
     graph: fx.Graph
     frames: list[Frame]
     tier: str
+    stateful: set[int] = field(default_factory=set)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     constants: set[fx.Node] = field(default_factory=set)
 
@@ -117,12 +120,38 @@ def capture(model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn.Modul
     names = _structure(model, inputs)
     values = {} if mode is None else tree_map(_fake(mode), names.values)
     try:
-        graph = tracer.traced_call(model, names.args, names.kwargs, values)
+        with _state_kept(model) as changed:
+            graph = tracer.traced_call(model, names.args, names.kwargs, values)
     except ReparamkitError:
         raise
     except Exception as error:
         raise _capture_error(tracer, inputs, error) from error
-    return Captured(model, graph, tracer.frames, "symbolic" if inputs is None else "values")
+    return Captured(model, graph, tracer.frames, "symbolic" if inputs is None else "values", changed)
+
+
+@contextmanager
+def _state_kept(model: nn.Module) -> Iterator[set[int]]:
+    """Undo what a forward does to its modules while it is traced; yields the modules (ids) that were changed."""
+    tables = ("_parameters", "_buffers", "_modules")
+    before = [(m, dict(vars(m)), {t: dict(vars(m)[t]) for t in tables}) for m in model.modules()]
+    changed: set[int] = set()
+    try:
+        yield changed
+    finally:
+        for module, attributes, contents in before:
+            now = vars(module)
+            same = all(_same(now[t], contents[t]) for t in tables)
+            if not same or not _same(now, attributes):
+                changed.add(id(module))
+                now.clear()
+                now.update(attributes)
+                for name, content in contents.items():
+                    now[name].clear()
+                    now[name].update(content)
+
+
+def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    return now.keys() == before.keys() and all(now[name] is before[name] for name in now)
 
 
 def _fake(mode: FakeTensorMode) -> Callable[[Any], Any]:

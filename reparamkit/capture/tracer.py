@@ -47,7 +47,6 @@ class Frame:
     args: Any = ()
     kwargs: Any = field(default_factory=dict)
     output: Any = None
-    attributes: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def stack(self) -> tuple[Frame, ...]:
@@ -92,7 +91,7 @@ class ValueProxy(fx.Proxy):
 
     def _decided(self, what: str) -> Any:
         """The value, for Python code that needs it now; the graph checks that it stays the same."""
-        value = _constant(self.node, self.tracer.root)
+        value = self.tracer.real(self.node)
         value = self.value if value is None else value.item()
         if value is UNKNOWN:
             raise _needs_values(f"{what} on the value {self.node}")
@@ -189,7 +188,7 @@ class Tracer(fx.Tracer):
         self._call = args, kwargs, values
         named = (*root.named_parameters(), *root.named_buffers())
         self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
-        self.frame = Frame("", root, None, attributes=dict(vars(root)))
+        self.frame = Frame("", root, None)
         self.frames = [self.frame]
         return self.trace(root)
 
@@ -232,7 +231,7 @@ class Tracer(fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         outer = self.frame
         given = tree_map(as_node, (args, kwargs))
-        frame = Frame(self.path_of_module(m), m, outer, *given, attributes=dict(vars(m)))
+        frame = Frame(self.path_of_module(m), m, outer, *given)
         self.frames.append(frame)
         self.frame = frame
         try:
@@ -269,6 +268,14 @@ class Tracer(fx.Tracer):
             finally:
                 self._running = False
         return proxy
+
+    def real(self, node: fx.Node) -> Tensor | None:
+        """The real value of a node that depends on parameters and buffers only, if it is one number."""
+        self._running = True
+        try:
+            return _constant(node, self.root)
+        finally:
+            self._running = False
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers are nodes, everything else is what it is (fx would search them all, each time)."""

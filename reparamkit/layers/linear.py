@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ def read_linear(input: Form, weight: Tensor, bias: Tensor | None = None) -> Form
     return linear(input, weight, bias)
 
 
-@READERS.reader(torch.matmul, "matmul", "__matmul__")
+@READERS.reader(operator.matmul, torch.matmul, "matmul", "__matmul__")
 def read_matmul(input: Form, other: Tensor) -> Form:
     if not isinstance(input, Form) or not isinstance(other, Tensor) or other.dim() != 2:
         raise NotFusable("a product of two values, or with a constant that is not a matrix on the right")

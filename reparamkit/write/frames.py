@@ -161,18 +161,11 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
         where = each.path or "the model"
         if has_hooks(each.module):
             raise NotFusable(f"{where} has hooks, and its forward would have to be written again")
-        if _changed(each):
+        if id(each.module) in captured.stateful:
             raise NotFusable(f"the forward of {where} sets attributes of the module")
     contexts = {n.meta["context"] for n in captured.graph.nodes if frame in captured.frame(n).stack}
     if len(contexts) > 1:
         raise NotFusable(f"the forward of {frame.path or 'the model'} changes autocast or grad mode")
-
-
-def _changed(frame: Frame) -> bool:
-    now = {k: v for k, v in vars(frame.module).items() if k not in ("_modules", "_parameters", "_buffers")}
-    before = {k: v for k, v in frame.attributes.items() if k in now}
-    ours = {k for k in now if k.startswith("_tensor_constant")}
-    return any(k not in before or before[k] is not now[k] for k in now if k not in ours)
 
 
 # --- classes ----------------------------------------------------------------------------------------

@@ -1,0 +1,99 @@
+"""Sizes: equal only if equal for every value of their symbols."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
+
+from reparamkit.algebra.size import Size, Symbol, fixed, free_size, product, roots, stencil_size
+
+NAMES = [("x", -1), ("x", -2), ("x", -3), ("y", -1)]
+windows = st.tuples(st.integers(1, 3), st.integers(-4, 3))
+
+
+@st.composite
+def sizes(draw: DrawFn) -> Size:
+    """A product of a number, free sizes, and outputs of windows on free sizes."""
+    size = fixed(draw(st.integers(1, 4)))
+    for name, dim in draw(st.lists(st.sampled_from(NAMES), max_size=3)):
+        free = free_size(name, dim)
+        for stride, c in draw(st.lists(windows, max_size=2)):
+            free = stencil_size(free, stride, c)
+        size *= free
+    return size
+
+
+pins = st.tuples(*[st.integers(0, 9)] * len(NAMES)).map(
+    lambda values: {Symbol(origin): n for origin, n in zip(NAMES, values, strict=True)}
+)
+
+
+def number(size: Size, values: dict[Symbol, int]) -> int:
+    """The size for given values of all symbols."""
+    found = size.substitute(values)
+    assert found.known
+    return found.factor
+
+
+@given(a=sizes(), b=sizes(), c=sizes())
+def test_products_do_not_depend_on_order(a: Size, b: Size, c: Size) -> None:
+    """Sizes multiply commutatively and associatively, and compare equal."""
+    assert a * b == b * a
+    assert (a * b) * c == a * (b * c) == product([c, b, a])
+
+
+@given(a=sizes(), b=sizes(), values=pins)
+def test_numbers_take_the_place_of_symbols(a: Size, b: Size, values: dict[Symbol, int]) -> None:
+    """Multiplying and then knowing the sizes is knowing them and then multiplying."""
+    assert number(a * b, values) == number(a, values) * number(b, values)
+
+
+@given(a=sizes(), b=sizes())
+def test_dividing_undoes_multiplying(a: Size, b: Size) -> None:
+    """(a b) / b = a; what divides nothing for some value divides nothing."""
+    assert (a * b).divide(b) == a
+    quotient = a.divide(b)
+    assert quotient is None or quotient * b == a
+
+
+@given(size=sizes(), first=windows, second=windows, values=pins)
+def test_a_window_on_a_window_has_the_size_of_both(
+    size: Size, first: tuple[int, int], second: tuple[int, int], values: dict[Symbol, int]
+) -> None:
+    """The size after two windows is max(0, (n + c) // stride + 1) twice, however it is remembered."""
+    expected = number(size, values)
+    for stride, c in (first, second):
+        expected = max(0, (expected + c) // stride + 1)
+    assert number(stencil_size(stencil_size(size, *first), *second), values) == expected
+
+
+@given(first=windows, second=windows)
+def test_windows_that_are_one_have_one_size(first: tuple[int, int], second: tuple[int, int]) -> None:
+    """Two windows in a row and the one window they make are equal sizes, also unknown ones."""
+    n, (s1, c1), (s2, c2) = free_size("x", -1), first, second
+    twice, once = stencil_size(stencil_size(n, *first), *second), stencil_size(n, s1 * s2, c1 + s1 * (1 + c2))
+    always = all(
+        number(twice, {Symbol(("x", -1)): k}) == number(once, {Symbol(("x", -1)): k}) for k in range(40)
+    )
+    assert (twice == once) <= always
+    if c2 <= -1 or c1 >= -1:
+        assert twice == once
+
+
+@given(size=sizes())
+def test_roots_are_the_source_sizes(size: Size) -> None:
+    """Whatever windows lie between, a size depends on sizes of source tensors only."""
+    assert all(not symbol.derived for symbol in roots(size))
+    assert roots(size) == set().union(*(roots(Size(1, (symbol,))) for symbol in size.symbols))
+
+
+def test_a_hint_is_the_size_of_the_example_inputs() -> None:
+    """Known from a real run it is traced, else it only stands in."""
+    height = free_size("x", -2, 6)
+    assert stencil_size(height, 2, -1).hint == 3
+    assert (height * fixed(4)).hint == 24
+    assert (height * free_size("x", -1)).traced is False
+    assert math.prod([height.traced, stencil_size(height, 2, -1).traced])

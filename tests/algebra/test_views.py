@@ -1,0 +1,121 @@
+"""Views are no operators: each can be applied to either side of an operator, and undone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
+
+from reparamkit.algebra.form import source_form
+from reparamkit.algebra.size import fixed, free_size
+from reparamkit.algebra.views import Mean, Permute, Reshape, View
+from reparamkit.errors import NotFusable
+
+from . import pairs
+from .oracle import apply_operator, evaluate, source
+from .pairs import Layer, assert_equal
+from .strategies import Shape, divisors, layers, shapes, some, tensors
+
+
+@st.composite
+def views(draw: st.DrawFn, shape: Shape) -> tuple[View, Layer]:
+    """A permute, or a reshape that joins and splits dimensions at their own boundaries or within one."""
+    if draw(st.booleans()):
+        order = draw(st.permutations(range(len(shape))))
+        return Permute(tuple(order)), pairs.permute(*order)
+    sizes = list(shape)
+    for _ in range(draw(st.integers(1, 3))):
+        d = draw(st.integers(0, len(sizes) - 1))
+        if d > 0 and draw(st.booleans()):
+            sizes[d - 1 : d + 1] = [sizes[d - 1] * sizes[d]]
+        else:
+            outer = draw(divisors(sizes[d]))
+            sizes[d : d + 1] = [outer, sizes[d] // outer]
+    return Reshape(tuple(map(fixed, shape)), tuple(map(fixed, sizes))), pairs.reshape(*sizes)
+
+
+@given(data=st.data(), shape=shapes(largest=4))
+def test_a_view_of_the_value_can_be_undone(data: DataObject, shape: Shape) -> None:
+    """After the view, then undone, an operator is what it was; or the view is refused for a window it splits."""
+    layer, x = data.draw(layers(shape)), data.draw(tensors(*shape))
+    op = layer.read(source(x)).sample
+    value = apply_operator(op, x)
+    view, seen = data.draw(views(tuple(value.shape)))
+    try:
+        after = view.on_value(op)
+        back = view.undone(after)
+    except NotFusable as refusal:
+        if "a view splits or joins" not in refusal.reason:
+            raise
+    else:
+        assert_equal(apply_operator(after, x), seen.run(value))
+        assert_equal(apply_operator(back, x), value)
+
+
+@given(data=st.data(), shape=shapes(largest=4))
+def test_an_operator_can_read_a_view_of_its_source(data: DataObject, shape: Shape) -> None:
+    """The operator that reads the view gives what the operator gives that reads the source."""
+    layer, x = data.draw(layers(shape)), data.draw(tensors(*shape))
+    op = layer.read(source(x)).sample
+    view, seen = data.draw(views(shape))
+    try:
+        reading = view.on_source(op)
+    except NotFusable as refusal:
+        if "a view splits or joins" not in refusal.reason:
+            raise
+    else:
+        assert_equal(apply_operator(reading, seen.run(x)), apply_operator(op, x))
+
+
+@given(data=st.data(), shape=shapes(), keepdim=st.booleans())
+def test_a_layer_can_be_written_after_the_average_it_follows(data: DataObject, shape: Shape, keepdim: bool) -> None:
+    """matrix(mean(x)) reads mean(x) as well as x."""
+    x = data.draw(tensors(*shape))
+    weight = data.draw(tensors(3, shape[1]))
+    averaged = pairs.mean((-2, -1), keepdim)
+    op = (averaged >> pairs.matrix(weight, 1)).read(source(x)).sample
+    after = Mean((-2, -1), keepdim).on_source(op)
+    assert_equal(apply_operator(after, averaged.run(x)), apply_operator(op, x), exact=False)
+
+
+def test_an_average_is_not_moved_before_what_sees_its_axes() -> None:
+    """conv(x) averaged is no layer on the average of x."""
+    op = (pairs.conv(some(2, 2, 3, 3), None, 1, 1) >> pairs.mean([-2, -1])).read(source(torch.zeros(1, 2, 4, 4))).sample
+    with pytest.raises(NotFusable, match="see the averaged axes"):
+        Mean((-2, -1), keepdim=False).on_source(op)
+    with pytest.raises(NotFusable, match="not cheaper"):
+        Mean((-2, -1), keepdim=False).undone(op)
+
+
+def test_free_sizes_are_joined_and_split_again() -> None:
+    """(N, C, h, w) to (N h w, C) and back needs no number, in whatever order the sizes are multiplied."""
+    n, h, w = (free_size("x", d) for d in (-4, -2, -1))
+    assert h * w == w * h
+    tokens = pairs.permute(0, 2, 3, 1) >> pairs.regroup([0, 1, 2], [3])
+    form = (tokens >> pairs.linear(some(4, 3), some(4))).read(source_form("x", (n, fixed(3), h, w)))
+    assert form.sizes == (n * h * w, fixed(4))
+    for shape in [(2, 3, 4, 5), (1, 3, 1, 7)]:
+        x = some(*shape)
+        run = (tokens >> pairs.linear(some(4, 3))).run(x)
+        assert evaluate(form, x=x).shape == run.shape
+    turned = (pairs.permute(0, 1, 3, 2) >> pairs.regroup([0], [1], [2, 3])).read(source_form("x", (n, fixed(3), h, w)))
+    assert turned.sizes[-1] == h * w
+
+
+def test_a_window_along_an_axis_that_a_view_splits_is_refused() -> None:
+    """Patches cut out of a convolved axis would each need their neighbours."""
+    convolved = pairs.conv(some(2, 2, 3), None, 1, 1).read(source(torch.zeros(1, 2, 6)))
+    with pytest.raises(NotFusable, match="a view splits or joins"):
+        pairs.reshape(1, 2, 2, 3).read(convolved)
+
+
+def test_a_reshape_tells_the_one_size_that_is_free() -> None:
+    """(2, n) seen as (2, 4, 2) has n = 8; where two sizes are free nothing is known."""
+    seen = pairs.reshape(2, 4, 2)
+    form = seen.read(source_form("x", (fixed(2), free_size("x", -1))))
+    x = some(2, 8)
+    assert_equal(evaluate(form, x=x), seen.run(x))
+    with pytest.raises(NotFusable, match="regroups free sizes"):
+        seen.read(source_form("x", (free_size("x", -2), free_size("x", -1))))
