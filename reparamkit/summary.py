@@ -100,7 +100,7 @@ def _refusals(
         reasons = _reasons(plan, said, node, reading) if node in left and _worth_telling(node, reading) else []
         if reasons:
             found.append(_refusal(captured, node, reasons))
-    unread = [n for n in plan.refusals if n not in reading.read and n.op == "call_module" and n in left]
+    unread = [n for n in plan.refusals if n not in reading.read and _is_layer(n) and n in left]
     found += [_refusal(captured, node, plan.refusals[node]) for node in unread]
     return tuple(found)
 
@@ -108,6 +108,12 @@ def _refusals(
 def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, reading: Reading) -> list[str]:
     own = [*said.get(node, []), *plan.refusals.get(node, [])]
     return own or [reason for user in node.users for reason in plan.refusals.get(user, [])] or _alone(node, reading)
+
+
+def _is_layer(node: fx.Node) -> bool:
+    """A module, or a function that stands for one; not a sum, a product or a view."""
+    name = getattr(node.target, "__name__", "")
+    return node.op == "call_module" or (node.op == "call_function" and hasattr(nn.functional, name))
 
 
 def _alone(node: fx.Node, reading: Reading) -> list[str]:

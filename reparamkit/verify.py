@@ -158,21 +158,24 @@ def _elements(piece: Piece, size: int | None) -> int:
 
 def _error(piece: Piece, size: int | None) -> list[float]:
     """The error for free sizes as traced (None), or all set to `size`; nothing if the old piece rejects them."""
-    values = {node: _drawn(op, size, number) for number, (node, op) in enumerate(piece.sources.items())}
-    try:
-        wanted = evaluate(piece.captured, piece.old, values, as_traced=size is None)
-    except Exception:
-        # The layers as they were do not take these sizes: nothing to compare.
-        return []
-    values |= {piece.captured.current(node): value for node, value in values.items()}
-    return [relative_error(evaluate(piece.captured, piece.new, values, as_traced=size is None), wanted)]
+    for leading in (1, 0) if any(op.open_rank for op in piece.sources.values()) else (0,):
+        values = {node: _drawn(op, size, k, leading) for k, (node, op) in enumerate(piece.sources.items())}
+        try:
+            wanted = evaluate(piece.captured, piece.old, values, as_traced=size is None)
+        except Exception:
+            # The layers as they were do not take these sizes: nothing to compare.
+            continue
+        values |= {piece.captured.current(node): value for node, value in values.items()}
+        return [relative_error(evaluate(piece.captured, piece.new, values, as_traced=size is None), wanted)]
+    return []
 
 
-def _drawn(op: Operator, size: int | None, number: int) -> Tensor:
+def _drawn(op: Operator, size: int | None, number: int, leading: int) -> Tensor:
+    """Random numbers; an open first dimension stands for `leading` dimensions."""
     generator = torch.Generator().manual_seed(number)
     shape = [_number(s, size) for s in op.source_sizes]
     if op.open_rank:
-        shape[0] = 2
+        shape[:1] = [2] * leading
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 

@@ -367,6 +367,11 @@ class Residual(nn.Module):
         return x + self.m(x)
 
 
+def mlp(c: int) -> nn.Module:
+    """Depthwise convolution with norm, then two 1x1 with an activation between them."""
+    return seq(conv_norm(c, c, 7, g=c), conv(c, 2 * c, 1), nn.GELU(), conv(2 * c, c, 1))
+
+
 class Gate(nn.Module):
     """Squeeze and excite: one factor per channel, computed from the mean of the map."""
 
@@ -398,10 +403,10 @@ class DenseLayer(nn.Module):
 
     def __init__(self, c: int) -> None:
         super().__init__()
-        self.conv, self.skip = conv_norm(c, c), norm(c)
+        self.conv = conv_norm(c, c)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        return torch.relu(self.conv(sum(maps)) + self.skip(maps[0]))
+        return torch.relu(self.conv(reduce(operator.add, maps)) + maps[0])
 
 
 class DenseBlock(nn.Module):
@@ -680,7 +685,7 @@ DENSE = (
     Structure(
         "repmlp, one partition", lambda: repmlp_block(3, 7), ((2, 8, 3, 7), (1, 8, 3, 7)), GATED, needs_inputs=True
     ),
-    Structure("resmlp token linear + shared conv", lambda: TokenMixer(3, 4), TOKENS, "linear", needs_inputs=True),
+    Structure("resmlp token linear + shared conv", lambda: TokenMixer(3, 4), TOKENS, "linear add", needs_inputs=True),
     Structure("linear over a map + conv", lambda: FlatMap(4, 4, 6), FIXED, "linear", needs_inputs=True),
 )
 
@@ -777,7 +782,13 @@ NETS = (
         MAPS,
         "gelu conv conv gelu conv add",
     ),
-    Structure("a list that grows", lambda: DenseBlock(4), MAPS, "relu conv scale add relu add conv scale add relu cat"),
+    Structure(
+        "fastvit",
+        lambda: seq(nn.GELU(), RepMixer(4), Residual(mlp(4)), RepMixer(4), Residual(mlp(4))),
+        MAPS,
+        "gelu conv conv conv gelu conv add conv conv conv gelu conv add",
+    ),
+    Structure("a list that grows", lambda: DenseBlock(4), MAPS, "relu conv relu add conv add relu cat"),
     Structure(
         "linear, norm of flattened tokens, reshape_as",
         lambda: Model(
@@ -1019,28 +1030,28 @@ NEAR_MISSES = (
         lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, count_include_pad=False)]),
         MAPS,
         "conv pool add",
-        "count_include_pad|fixed sizes|raise",
+        "count_include_pad|full matrix",
     ),
     NearMiss(
         "averages with ceil_mode",
         lambda: Sum([conv(4, 4, 2, s=2, p=0), nn.AvgPool2d(2, 2, ceil_mode=True)]),
         ((2, 4, 8, 8), (1, 4, 6, 4)),
         "conv pool add",
-        "ceil_mode|fixed sizes|raise",
+        "ceil_mode|full matrix",
     ),
     NearMiss(
         "averages with another divisor",
         lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, divisor_override=5)]),
         MAPS,
         "conv pool add",
-        "divisor_override|fixed sizes|raise",
+        "divisor_override|full matrix",
     ),
     NearMiss(
         "reflected padding",
         lambda: seq(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), norm(4)),
         MAPS,
         "reflection_pad2d conv norm",
-        "padding_mode='reflect'|fixed sizes|raise",
+        "padding_mode='reflect'|full matrix",
     ),
     NearMiss(
         "F.pad with a value",

@@ -431,10 +431,10 @@ def _orders(rules: list[Any]) -> Iterator[list[Any]]:
     ("options", "left"),
     [
         ({}, "conv relu conv"),
-        ({"without": ["parallel_sum"]}, "conv conv add scale add relu conv"),
+        ({"without": ["parallel_sum"]}, "conv conv (add norm|norm add|add scale|scale add) add relu conv"),
         ({"without": ["chain", "dense_chain"]}, "norm"),
         ({"rules": []}, "norm"),
-        ({"rules": ["chain"]}, "conv conv add scale add relu conv"),
+        ({"rules": ["chain"]}, "conv conv (add norm|norm add|add scale|scale add) add relu conv"),
         ({"only": "0"}, "conv relu conv norm"),
         ({"only": ["2.*"]}, "norm .*relu conv$"),
         ({"skip": "2"}, "conv relu conv norm"),

@@ -228,12 +228,18 @@ def shift(x: Form, bias: Tensor | None, dim: int = -1) -> Form:
     if bias is None:
         return x
     trailing = len(x.sizes) - 1 - dim if dim >= 0 else -1 - dim
-    return offset(x, bias, (bias.numel(), *[1] * trailing))
+    return _offset(x, bias, (bias.numel(), *[1] * trailing))
 
 
-def offset(x: Form, constant: Tensor, shape: Sequence[int] | None = None) -> Form:
-    """``x + constant`` with the usual broadcasting of the constant (not of x), viewed in `shape`."""
-    shape = tuple(constant.shape if shape is None else shape)
+def offset(x: Form, constant: Tensor) -> Form:
+    """``x + constant`` with the usual broadcasting of the constant (not of x)."""
+    # A layer's own bias is no chain, a constant added to a layer is.
+    via = frozenset() if _is_bare(x) else frozenset({CHAIN})
+    return _offset(x, constant, tuple(constant.shape)).mapped(lambda op: replace(op, via=op.via | via))
+
+
+def _offset(x: Form, constant: Tensor, shape: Sequence[int]) -> Form:
+    """``x + constant``, the constant viewed in `shape`."""
     x = _ranked(x, len(shape))
     if len(shape) > len(x.sizes):
         raise NotFusable("a sum that broadcasts")
@@ -241,8 +247,7 @@ def offset(x: Form, constant: Tensor, shape: Sequence[int] | None = None) -> For
     value, bias = align(Face(x.sample, "value"), Face(field, "value"), trusted=False)
     pins, guards = dict(value.op.pins), value.op.guards
     x = replace(x, bias=added_bias(x.bias, bias.op), recent=(*x.recent, None))
-    via = frozenset() if _is_bare(x) else frozenset({CHAIN})
-    return x.mapped(lambda op: replace(pin(op, pins), guards=op.guards | guards, via=op.via | via))
+    return x.mapped(lambda op: replace(pin(op, pins), guards=op.guards | guards))
 
 
 def _is_bare(x: Form) -> bool:

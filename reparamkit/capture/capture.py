@@ -140,6 +140,8 @@ def _state_kept(model: nn.Module) -> Iterator[set[int]]:
     finally:
         for module, attributes, contents in before:
             now = vars(module)
+            # fx keeps constant tensors under such names; the graph needs them.
+            attributes |= {name: value for name, value in now.items() if name.startswith(CONSTANT)}
             same = all(_same(now[t], contents[t]) for t in tables)
             if not same or not _same(now, attributes):
                 changed.add(id(module))
@@ -148,6 +150,10 @@ def _state_kept(model: nn.Module) -> Iterator[set[int]]:
                 for name, content in contents.items():
                     now[name].clear()
                     now[name].update(content)
+
+
+CONSTANT = "_tensor_constant"
+"""Begin of the names under which fx keeps constant tensors on the root."""
 
 
 def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:

@@ -24,6 +24,11 @@ def _recorded(check: Callable[..., None]) -> Callable[..., None]:
     return guard
 
 
+def is_guard(target: object) -> bool:
+    """Whether a node's target is one of the checks of this module."""
+    return getattr(target, "__module__", None) == __name__
+
+
 @_recorded
 def expect(found: Any, traced: Any) -> None:
     """A branch was taken for `traced`; another value would need the other branch."""

@@ -19,7 +19,7 @@ from torch.fx.node import Argument, Target
 from torch.utils._pytree import tree_map
 
 from ..errors import CaptureError
-from .guards import expect
+from .guards import expect, is_guard
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
@@ -261,7 +261,7 @@ class Tracer(fx.Tracer):
         **options: Any,
     ) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        if self.mode is not None and kind not in ("placeholder", "output"):
+        if self.mode is not None and kind not in ("placeholder", "output") and not is_guard(target):
             self._running = True
             try:
                 proxy.node.meta["val"] = evaluate_node(proxy.node, self.root, self.mode)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from torch import fx, nn
 
 from ..algebra.form import Form, Trail
+from ..algebra.probe import PROBE
 from ..capture.capture import Captured
 from ..errors import NotFusable
 from ..layers.price import OBJECTIVES, Cost, numel
@@ -80,7 +82,7 @@ class _Chooser:
     reading: Reading
     totals: dict[fx.Node, float] = field(default_factory=dict)
     options: dict[fx.Node, list[_Option]] = field(default_factory=dict)
-    banned: set[fx.Node] = field(default_factory=set)
+    banned: set[tuple[fx.Node, frozenset[fx.Node]]] = field(default_factory=set)
     named: dict[str, fx.Node] = field(default_factory=dict)
     passes: set[fx.Node] = field(default_factory=set)
     affine: set[fx.Node] = field(default_factory=set)
@@ -178,10 +180,10 @@ class _Chooser:
             placed = place(candidate.form, self.weigh)
             self._check_calls(candidate)
             self._check_writes(node, candidate)
-            self._check_guards(candidate.form)
         except NotFusable as no:
             if len(candidate.members) > 1:
-                self.reading.no(node, no.reason)
+                matrix = "readable only as a full matrix on a fixed size; " if PROBE in candidate.form.used else ""
+                self.reading.no(node, matrix + no.reason)
             return None
         sources = [self.named[name] for name in candidate.form.terms]
         sources += self._kept_inputs(candidate, placed)
@@ -229,42 +231,62 @@ class _Chooser:
                 if has_hooks(cut.module):
                     raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
 
-    def _check_guards(self, form: Form) -> None:
-        sizes = [symbol for symbol, _ in form.guards if not symbol.stands_for_dims]
-        if not all(symbol.traced for symbol in sizes):
-            raise NotFusable("depends on a size that is unknown: pass example_inputs")
-
     # --- the plan --------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """Choose backwards from the outputs; drop merges until the plan as a whole is never slower."""
-        while True:
-            sites, kept = self._selected()
-            worst = self._worst(sites, kept)
-            if worst is None:
-                return Plan(sites, self._refusals(sites, kept), kept)
-            self.banned.add(worst.value)
-            self.reading.no(worst.value, "its pieces are needed elsewhere too: merging would add work")
-            self.totals.clear()
+        """Choose backwards from the outputs, then drop merges as long as the plan as a whole gets better.
 
-    def _selected(self) -> tuple[list[Site], set[fx.Node]]:
+        A shared value is priced per reader, a guess; so merges that overlap, or whose pieces are needed elsewhere
+        too, are tried without.
+        """
+        best = self._selected()
+        while (better := self._improved(best)) is not None:
+            best = better
+        return Plan(best.sites, self._refusals(best), best.needed)
+
+    def _selected(self) -> _Selection:
         needed = {n for n in self.captured.graph.nodes if self._must_stay(n)}
         sites: list[Site] = []
+        price = Cost()
         for node in reversed(self.captured.graph.nodes):
-            if node not in needed:
-                continue
-            option = self._best(node)
-            needed.update(option.sources)
-            if option.placed is not None:
-                before = sum((self.cost(m) for m in option.members), Cost())
-                rules = tuple(sorted(option.placed.form.used))
-                sites.append(Site(node, option.members, rules, before, option.cost, option.placed))
-        return sites[::-1], needed
+            if node in needed:
+                option = self._best(node)
+                needed.update(option.sources)
+                price += option.cost
+                if option.placed is not None:
+                    sites.append(self._site(node, option, option.placed))
+        return _Selection(sites[::-1], needed, price)
+
+    def _site(self, node: fx.Node, option: _Option, placed: Placed) -> Site:
+        before = sum((self.cost(m) for m in option.members), Cost())
+        return Site(node, option.members, tuple(sorted(placed.form.used)), before, option.cost, placed)
 
     def _best(self, node: fx.Node) -> _Option:
         options = [self._as_computed(node)]
-        options += self.options.get(node, []) if node not in self.banned else []
+        options += [o for o in self.options.get(node, []) if (node, o.members) not in self.banned]
         return min(options, key=self._price)
+
+    def _improved(self, plan: _Selection) -> _Selection | None:
+        """A better plan without one of the merges that share their pieces."""
+        for site in _overlapping(plan):
+            ban = (site.value, site.members)
+            self.banned.add(ban)
+            other = self._selected()
+            if self._better(other.price, plan.price):
+                self.reading.no(site.value, "its pieces are needed elsewhere too: merging would add work")
+                return other
+            self.banned.discard(ban)
+        return None
+
+    def _better(self, new: Cost, old: Cost) -> bool:
+        """Less to do; or, where the old plan is slower than the model itself, anything towards that."""
+        if self.objective not in MAY_RAISE:
+            original = sum((self.cost(n) for n in self.captured.graph.nodes), Cost())
+            if old.flops > original.flops and new.flops < old.flops:
+                return True
+            if new.flops > original.flops:
+                return False
+        return self.score(new) < self.score(old)
 
     def _must_stay(self, node: fx.Node) -> bool:
         """Outputs, inputs, and everything that is not known to be free of side effects."""
@@ -273,23 +295,26 @@ class _Chooser:
         known = node in self.affine or node in self.reading.constants or node in self.reading.sizes
         return not known and node.op != "get_attr"
 
-    def _worst(self, sites: Sequence[Site], kept: set[fx.Node]) -> Site | None:
-        """A site that adds more than it removes, counting only members that really disappear."""
-        if self.objective in MAY_RAISE:
-            return None
-        values = {site.value for site in sites}
-        losses: list[tuple[int, Site]] = []
-        for site in sites:
-            gone = [m for m in site.members if m not in kept or m in values]
-            removed = sum((self.cost(m) for m in gone), Cost())
-            loss = site.after.flops - removed.flops
-            if loss > 0:
-                losses.append((loss, site))
-        return max(losses, key=lambda pair: pair[0])[1] if losses else None
+    def _refusals(self, plan: _Selection) -> dict[fx.Node, list[str]]:
+        merged = frozenset().union(*(site.members for site in plan.sites))
+        return {n: why for n, why in self.reading.reasons.items() if n in plan.needed and n not in merged}
 
-    def _refusals(self, sites: Sequence[Site], kept: set[fx.Node]) -> dict[fx.Node, list[str]]:
-        merged = frozenset().union(*(site.members for site in sites))
-        return {n: reasons for n, reasons in self.reading.reasons.items() if n in kept and n not in merged}
+
+@dataclass(frozen=True)
+class _Selection:
+    """One choice for every value: the merges, the nodes that stay, the price of all affine nodes."""
+
+    sites: list[Site]
+    needed: set[fx.Node]
+    price: Cost
+
+
+def _overlapping(plan: _Selection) -> Iterator[Site]:
+    """Merges with a piece that another merge has too, or that stays."""
+    uses = Counter(member for site in plan.sites for member in site.members)
+    for site in reversed(plan.sites):
+        if any(uses[m] > 1 or (m in plan.needed and m is not site.value) for m in site.members):
+            yield site
 
 
 def _trails(form: Form) -> Iterator[Trail]:

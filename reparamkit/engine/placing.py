@@ -120,9 +120,7 @@ def _positions(trail: Trail) -> Iterator[int]:
     return (k for k, step in enumerate(trail) if step.is_layer)
 
 
-def _local(
-    op: Operator, bias: Operator | None, before: Views, after: Views
-) -> tuple[Operator, Operator | None]:
+def _local(op: Operator, bias: Operator | None, before: Views, after: Views) -> tuple[Operator, Operator | None]:
     """The operator between the tensors at one step of the way."""
     for view in reversed(after):
         op = view.undone(op)

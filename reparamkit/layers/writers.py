@@ -64,16 +64,30 @@ def plan(op: Operator, bias: Operator | None) -> LayerPlan:
     """
     if len(op.source) != len(op.value):
         raise NotFusable("a layer that changes the number of dimensions")
-    reasons: list[str] = []
-    plans: list[LayerPlan] = []
-    for attempt in (_scale, _linear, *(_conv_of(rank) for rank in CONVS)):
-        try:
-            plans.append(attempt(op, bias))
-        except NotFusable as no:
-            reasons.append(no.reason)
+    plans = [made for attempt in (_scale, _linear, *CONV_PLANS) if (made := _tried(attempt, op, bias)) is not None]
     if not plans:
-        raise NotFusable("no single layer computes this: " + "; ".join(dict.fromkeys(reasons)))
+        raise NotFusable(_why_not(op, bias))
     return min(plans, key=lambda p: (p.cost.flops, p.cost.stored, p.cost.launches))
+
+
+Attempt = Callable[[Operator, Operator | None], LayerPlan]
+
+
+def _tried(attempt: Attempt, op: Operator, bias: Operator | None) -> LayerPlan | None:
+    try:
+        return attempt(op, bias)
+    except NotFusable:
+        return None
+
+
+def _why_not(op: Operator, bias: Operator | None) -> str:
+    """What stands in the way of a single layer."""
+    mixed = [d for d, (a, b) in enumerate(zip(op.source, op.value, strict=True)) if a != b]
+    if len(mixed) > 1:
+        return "no single layer computes this: it mixes several dimensions at once"
+    if bias is not None and _tried(plan, op, None) is not None:
+        return "the bias would differ from place to place, and need a pass of its own"
+    return "no single layer computes this: it is no scale, matrix or convolution of one dimension"
 
 
 # --- scale ------------------------------------------------------------------------------------------
@@ -231,8 +245,11 @@ def _window(link: Link, dilation: int) -> Window | None:
     return Window((last - first) // dilation + 1, link.stride, target, dilation, places)
 
 
-def _conv_of(rank: int) -> Callable[[Operator, Operator | None], LayerPlan]:
+def _conv_of(rank: int) -> Attempt:
     return lambda op, bias: _conv(op, bias, rank)
+
+
+CONV_PLANS = tuple(_conv_of(rank) for rank in CONVS)
 
 
 def _conv(op: Operator, bias: Operator | None, rank: int) -> LayerPlan:

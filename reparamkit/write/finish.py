@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from ..capture.capture import Captured
+from ..capture.capture import CONSTANT, Captured
 from ..capture.guards import expect_rank
 from ..capture.tracer import Frame
 from ..errors import NotFusable
@@ -102,6 +102,7 @@ class Finisher:
     def finish(self, rewrite: bool) -> None:
         """Change the modules of the root; `rewrite`: and the methods."""
         self._move_layers()
+        self._remove_constants()
         for frame in sorted(self.frames.values(), key=lambda f: -f.path.count(".")):
             if rewrite and id(frame) not in self.inlined:
                 self._regenerate(frame)
@@ -120,6 +121,12 @@ class Finisher:
             _set(self.captured.root, target, module)
             self.dead.discard(target)
             self._retarget(name, target)
+
+    def _remove_constants(self) -> None:
+        """Constant tensors that tracing left on the root and no method needs."""
+        used = {str(n.target) for n in self.captured.graph.nodes if n.op == "get_attr"} if self.frames else set()
+        for name in [n for n in vars(self.captured.root) if n.startswith(CONSTANT) and n not in used]:
+            delattr(self.captured.root, name)
 
     def _live(self) -> set[str]:
         """Paths of modules, parameters and buffers that something still uses."""

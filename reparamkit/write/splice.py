@@ -90,15 +90,15 @@ class Splicer:
         """Check the rank of what is read, which is at hand; whether there is such a value."""
         for name, term in placed.form.terms.items():
             if not term.op.open_rank:
-                self.captured.graph.call_function(
-                    expect_rank, (self.current(self.named[name]), len(term.op.source))
-                )
+                self.captured.graph.call_function(expect_rank, (self.current(self.named[name]), len(term.op.source)))
                 return True
         return False
 
     def _reaches(self, frame: Frame, node: fx.Node) -> bool:
         """Whether the code of a call can see a value: it made it, or got it as an argument."""
-        given = {self.current(leaf) for leaf in tree_flatten((frame.args, frame.kwargs))[0] if isinstance(leaf, fx.Node)}
+        given = {
+            self.current(leaf) for leaf in tree_flatten((frame.args, frame.kwargs))[0] if isinstance(leaf, fx.Node)
+        }
         return node in given or frame in self.captured.frame(node).stack
 
     def _replacement(self, written: Written) -> fx.Node:

@@ -73,14 +73,13 @@ def test_add_is_associative(data: DataObject, shape: Shape) -> None:
 def beside(draw: st.DrawFn, n: int, window: Axis, stride: int) -> Axis:
     """Another window of a given stride that gives as many positions on an axis of n as `window` does."""
     k, s, d, (low, high) = window
-    positions = (n + low + high - d * (k - 1) - 1) // s + 1
-    kernel, dilation = draw(st.integers(1, 4)), draw(st.integers(1, 3))
-    c = low + high - d * (k - 1) - 1 if stride == s else stride * (positions - 1) - n + draw(st.integers(0, stride - 1))
-    total = c + 1 + dilation * (kernel - 1)
-    if total < 0:
-        kernel, dilation, total = 1 - total + kernel, 1, c + 1 - total + kernel
-    first = draw(st.integers(0, total))
-    return kernel, stride, dilation, (first, total - first)
+    c = low + high - d * (k - 1) - 1
+    if stride != s:
+        c = stride * ((n + c) // s) - n + draw(st.integers(0, stride - 1))
+    kernel, dilation = draw(st.integers(max(1, -c), max(4, -c))), draw(st.integers(1, 3))
+    padding = c + 1 + dilation * (kernel - 1)
+    first = draw(st.integers(0, padding))
+    return kernel, stride, dilation, (first, padding - first)
 
 
 def window(*windows: Axis) -> Layer:
