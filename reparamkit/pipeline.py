@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from .algebra.operator import Operator, identity
 from .capture.capture import Captured, Inputs, capture
@@ -15,6 +17,7 @@ from .engine.choose import choose
 from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Scope
+from .engine.sizes import read_early
 from .errors import EquivalenceError, InvalidInputError
 from .inputs import Example, checked_inputs, checked_model
 from .layers.price import OBJECTIVES
@@ -23,7 +26,7 @@ from .report import Report
 from .rules.builtin import RULES
 from .rules.rule import Registry, Rule
 from .summary import summarize, totals
-from .verify import Piece, Verification, check, compare, undisturbed
+from .verify import Piece, Verification, check, compare, exact, explained, undisturbed
 from .write.splice import Written
 from .write.write import Prove, Writer
 
@@ -110,8 +113,9 @@ def fuse(
         inplace,
         as_graph,
     )
-    fused, _ = _fused(model, request)
-    return fused
+    # What is made under inference mode could not be trained, exported or changed later.
+    with torch.inference_mode(False), torch.no_grad():
+        return _fused(model, request)
 
 
 def explain(model: nn.Module, example_inputs: Any = None, **options: Any) -> Report:
@@ -143,7 +147,7 @@ def verify(
     example = checked_inputs(checked_model(b), example_inputs, example_kwargs)
     if example is None:
         raise InvalidInputError("verify needs example_inputs")
-    return compare(undisturbed(a, example.inputs), example.output)
+    return compare(undisturbed(a, example.inputs), example.output, _through(b, example))
 
 
 # --- options ------------------------------------------------------------------------------------------
@@ -202,13 +206,15 @@ def _rule(rule: Rule | str) -> Rule:
 # --- the pipeline -------------------------------------------------------------------------------------
 
 
-def _fused(model: nn.Module, request: Request) -> tuple[nn.Module, Report]:
+def _fused(model: nn.Module, request: Request) -> nn.Module:
     private = model if request.inplace else _sharing_copy(model)
     captured = capture(private, request.inputs, _is_leaf)
-    before = totals(private, captured, _read(captured, request))
+    reading = _read(captured, request)
+    before = totals(private, captured, reading)
+    read_early(captured, reading)
     writer = Writer(captured, request.as_graph, _unproved, _unheard)
     said = _apply_patterns(captured, request, writer)
-    plan, reading = choose(captured, READERS, request.scope(captured), request.objective)
+    plan, reading = choose(captured, READERS, request.scope(captured), writer.check, request.objective)
     _prepare(writer, request, reading, plan.refusals)
     writer.write(plan.sites)
     fused, done = writer.finish()
@@ -221,7 +227,7 @@ def _fused(model: nn.Module, request: Request) -> tuple[nn.Module, Report]:
         after = replace(after, flops=before.flops + sum(d.site.after.flops - d.site.before.flops for d in done))
     made = summarize(done, plan, said, before, after, captured, reading, error)
     object.__setattr__(fused, REPORT, made)
-    return fused, made
+    return fused
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
@@ -314,12 +320,18 @@ def _sources(reading: Reading, written: Written) -> dict[fx.Node, Operator]:
     return {named[name]: term.op for name, term in site.placed.form.terms.items()}
 
 
+def _through(model: nn.Module, example: Example) -> Iterator[Tensor]:
+    """Every tensor whose dtype takes part in a run."""
+    return itertools.chain(model.parameters(), model.buffers(), example.inputs.tensors)
+
+
 def _whole(fused: nn.Module, request: Request) -> float | None:
     """Compare the whole model on the example inputs. Raises `EquivalenceError` if it differs."""
     if request.example is None or not request.verify:
         return None
-    found = compare(undisturbed(fused, request.example.inputs), request.example.output)
-    if not found.passed:
+    own = undisturbed(fused, request.example.inputs)
+    found = compare(own, request.example.output, _through(fused, request.example))
+    if not (found.passed or explained(found, own, exact(fused, request.example.inputs))):
         raise EquivalenceError(
             f"the fused model as a whole is {found}; every single merge was proved, please report it"
         )

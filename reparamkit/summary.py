@@ -118,7 +118,7 @@ def _is_layer(node: fx.Node) -> bool:
 
 def _alone(node: fx.Node, reading: Reading) -> list[str]:
     """For an element-wise layer: it has no linear neighbour at all."""
-    if reading.read[node].sample.has(Role.IN, Role.OUT, Role.STENCIL):
+    if not _is_layer(node) or reading.read[node].sample.has(Role.IN, Role.OUT, Role.STENCIL):
         return []
     around = [n for n in (*node.all_input_nodes, *node.users) if n not in reading.read]
     names = dict.fromkeys(n.op if n.op == "placeholder" else _named(n, reading) for n in around)

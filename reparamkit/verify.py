@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from .algebra.operator import Operator
 from .algebra.size import Size, Symbol, roots
@@ -23,6 +23,8 @@ from .layers.wide import wide, wide_module
 
 SITE_TOLERANCE = 1e-10
 """Of one merge in float64: rounding is near 1e-15; room for cancellation between branches, none for mistakes."""
+AMPLIFIED = 8
+"""Two roundings of one badly conditioned model differ by about as much as each from the exact result."""
 SIZES = (None, 3, 7, 12, 40)
 """What free sizes are set to in the checks; None: as in the example inputs."""
 ENOUGH = 2**16
@@ -82,18 +84,31 @@ class Verification:
         return f"{verdict}: largest relative error {self.error:.2e}, rounding allows {self.tolerance:.1e}"
 
 
-def compare(found: Any, wanted: Any) -> Verification:
-    """Compare two outputs, tensor by tensor."""
-    found, wanted = _tensors(found), _tensors(wanted)
+def compare(found: Any, wanted: Any, through: Iterable[Tensor] = ()) -> Verification:
+    """Compare two outputs, tensor by tensor.
+
+    through: tensors that take part in the computation, whose dtypes round as well.
+    """
+    found, wanted = tensors(found), tensors(wanted)
     if len(found) != len(wanted):
         return Verification(math.inf, 0.0)
     pairs = list(zip(found, wanted, strict=True))
-    floating = [b.dtype for _, b in pairs if b.is_floating_point()]
+    floating = {t.dtype for t in (*wanted, *through) if t.is_floating_point()}
     allowed = max((tolerance(d) for d in floating), default=0.0)
     return Verification(max((relative_error(a, b) for a, b in pairs), default=0.0), allowed)
 
 
-def _tensors(output: Any) -> list[Tensor]:
+def explained(found: Verification, own: Any, exact: Any) -> bool:
+    """Whether a difference is the model's own rounding, amplified: it is not larger than what a model that equals
+    itself shows between its own dtype and float64.
+
+    own, exact: its outputs in its own dtype and in float64.
+    """
+    return found.error <= AMPLIFIED * compare(own, exact).error
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """All tensors in a nested structure."""
     if hasattr(output, "to_tuple"):
         output = output.to_tuple()
     return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
@@ -113,6 +128,12 @@ def undisturbed(model: nn.Module, inputs: Inputs) -> Any:
             return torch.func.functional_call(model, buffers, a, k, tie_weights=True)
 
     return run(_Pure(), Inputs(args, kwargs))
+
+
+def exact(model: nn.Module, inputs: Inputs) -> Any:
+    """The output of a model in float64."""
+    args, kwargs = tree_map(lambda x: wide(x) if isinstance(x, Tensor) else x, (inputs.args, dict(inputs.kwargs)))
+    return undisturbed(copy.deepcopy(model).to("cpu", torch.float64), Inputs(args, kwargs))
 
 
 # --- one merge --------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ harmless (nothing else reads the old memory) and which values must be left alone
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 import networkx as nx
 from torch import fx, nn
@@ -76,22 +77,26 @@ MAY_ALIAS = frozenset(
 )
 
 
-def target_name(node: fx.Node, root: nn.Module) -> str:
+ModuleOf = Callable[[fx.Node], nn.Module]
+"""The module that a call_module node calls."""
+
+
+def target_name(node: fx.Node, module_of: ModuleOf) -> str:
     """The plain name of the function, method or module class a node calls."""
     if node.op == "call_module":
-        return type(root.get_submodule(str(node.target))).__name__.lower()
+        return type(module_of(node)).__name__.lower()
     if node.op == "call_method":
         return str(node.target)
     return str(getattr(node.target, "__name__", node.target))
 
 
-def writes(node: fx.Node, root: nn.Module) -> bool:
+def writes(node: fx.Node, module_of: ModuleOf) -> bool:
     """Whether a node writes into one of its arguments."""
     if not node.op.startswith("call") or not node.all_input_nodes:
         return False
     if node.op == "call_module":
-        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
-    name = target_name(node, root)
+        return bool(getattr(module_of(node), "inplace", False))
+    name = target_name(node, module_of)
     in_place = node.target in IN_PLACE_FUNCTIONS or (name.endswith("_") and not name.endswith("__"))
     return in_place or node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None
 
@@ -99,16 +104,16 @@ def writes(node: fx.Node, root: nn.Module) -> bool:
 class Aliases:
     """The alias classes of a graph and its writes, in program order."""
 
-    def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
+    def __init__(self, graph: fx.Graph, module_of: ModuleOf) -> None:
         self.order = {node: index for index, node in enumerate(graph.nodes)}
-        self.writers = [node for node in graph.nodes if writes(node, root)]
+        self.writers = [node for node in graph.nodes if writes(node, module_of)]
         self._memory = nx.Graph()
         self._memory.add_nodes_from(self.order)
         self._memory.add_edges_from((node, _written(node)) for node in self.writers)
         self._memory.add_edges_from(
             (node, node.all_input_nodes[0])
             for node in graph.nodes
-            if node.op.startswith("call") and node.all_input_nodes and target_name(node, root) in MAY_ALIAS
+            if node.op.startswith("call") and node.all_input_nodes and target_name(node, module_of) in MAY_ALIAS
         )
         self._classes: dict[fx.Node, set[fx.Node]] = {
             n: part for part in nx.connected_components(self._memory) for n in part

@@ -40,8 +40,10 @@ class Captured:
     root: the model that was traced; the graph's targets are its submodules and parameters.
     frames: every call of a module that was traced through, the root's first.
     tier: how it was captured, "symbolic" or "values". stateful: modules (by identity) whose forward sets attributes.
+    held: what the graph names and the model has not: constant tensors, merged layers that have no place yet.
     replaced: merged values -> the nodes that have them now.
     constants: values that depend on parameters and buffers only.
+    watched: values whose shape the model's own code reads, though the graph does not any more.
     """
 
     root: nn.Module
@@ -49,8 +51,10 @@ class Captured:
     frames: list[Frame]
     tier: str
     stateful: set[int] = field(default_factory=set)
+    held: dict[str, Any] = field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     constants: set[fx.Node] = field(default_factory=set)
+    watched: dict[fx.Node, object] = field(default_factory=dict)
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""
@@ -61,7 +65,7 @@ class Captured:
     @cached_property
     def aliases(self) -> Aliases:
         """Who shares memory with whom."""
-        return Aliases(self.graph, self.root)
+        return Aliases(self.graph, self.module)
 
     @cached_property
     def module_calls(self) -> Counter[int]:
@@ -86,11 +90,15 @@ class Captured:
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module a call_module node calls."""
-        return self.root.get_submodule(str(node.target))
+        name = str(node.target)
+        found = self.held[name] if name in self.held else self.root.get_submodule(name)
+        assert isinstance(found, nn.Module)
+        return found
 
     def attribute(self, node: fx.Node) -> Any:
         """The value of a get_attr node."""
-        return attribute(self.root, str(node.target))
+        name = str(node.target)
+        return self.held[name] if name in self.held else attribute(self.root, name)
 
     def frame(self, node: fx.Node) -> Frame:
         """The call that made a node."""
@@ -122,11 +130,12 @@ def capture(model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn.Modul
     try:
         with _state_kept(model) as changed:
             graph = tracer.traced_call(model, names.args, names.kwargs, values)
+            named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     except ReparamkitError:
         raise
     except Exception as error:
         raise _capture_error(tracer, inputs, error) from error
-    return Captured(model, graph, tracer.frames, "symbolic" if inputs is None else "values", changed)
+    return Captured(model, graph, tracer.frames, "symbolic" if inputs is None else "values", changed, _missing(model, named))
 
 
 @contextmanager
@@ -140,8 +149,6 @@ def _state_kept(model: nn.Module) -> Iterator[set[int]]:
     finally:
         for module, attributes, contents in before:
             now = vars(module)
-            # fx keeps constant tensors under such names; the graph needs them.
-            attributes |= {name: value for name, value in now.items() if name.startswith(CONSTANT)}
             same = all(_same(now[t], contents[t]) for t in tables)
             if not same or not _same(now, attributes):
                 changed.add(id(module))
@@ -152,8 +159,9 @@ def _state_kept(model: nn.Module) -> Iterator[set[int]]:
                     now[name].update(content)
 
 
-CONSTANT = "_tensor_constant"
-"""Begin of the names under which fx keeps constant tensors on the root."""
+def _missing(model: nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Constant tensors that fx kept on the root, and only while it traced."""
+    return {name: value for name, value in named.items() if not hasattr(model, name.partition(".")[0])}
 
 
 def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:

@@ -23,6 +23,8 @@ from .guards import expect, is_guard
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
+LIKE = {"view_as": "view", "reshape_as": "reshape", "expand_as": "expand"}
+"""Methods that take a tensor for its shape."""
 UNKNOWN = object()
 """The value of a proxy when there are no example inputs."""
 
@@ -134,6 +136,8 @@ class _Attribute(ValueProxy):
         return self._made
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.name in LIKE and isinstance(args[0], fx.Proxy):
+            return getattr(self.root, LIKE[self.name])(args[0].shape)
         made = self.tracer.create_proxy("call_method", self.name, (self.root, *args), kwargs)
         value = made.value
         if self.name in RANK_METHODS and value is not UNKNOWN:

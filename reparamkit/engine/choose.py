@@ -15,9 +15,11 @@ from ..errors import NotFusable
 from ..layers.price import OBJECTIVES, Cost, numel
 from ..layers.registry import Readers
 from .placing import Placed, layer_cost, place
-from .reading import MAX_FORMS, Candidate, Reading, read
-from .scope import Scope, has_hooks, innermost
+from .reading import Candidate, Reading, read
+from .scope import Scope, check_calls
 
+CHEAPEST, DEEPEST = 2, 2
+"""How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
 MAY_RAISE = frozenset({"launches"})
 """Objectives that may let FLOPs and stored numbers rise."""
 
@@ -56,10 +58,16 @@ class Plan:
     kept: set[fx.Node]
 
 
-def choose(captured: Captured, readers: Readers, scope: Scope, objective: str = "default") -> tuple[Plan, Reading]:
+Writable = Callable[[Site], None]
+"""Raises `NotFusable` if a site cannot be written into the model's code."""
+
+
+def choose(
+    captured: Captured, readers: Readers, scope: Scope, writable: Writable, objective: str = "default"
+) -> tuple[Plan, Reading]:
     """Read the graph and choose the merges."""
     reading = Reading(captured)
-    chooser = _Chooser(captured, scope, objective, reading)
+    chooser = _Chooser(captured, scope, objective, reading, writable)
     read(captured, readers, scope, chooser.prune, reading)
     return chooser.plan(), reading
 
@@ -80,6 +88,7 @@ class _Chooser:
     scope: Scope
     objective: str
     reading: Reading
+    writable: Writable
     totals: dict[fx.Node, float] = field(default_factory=dict)
     options: dict[fx.Node, list[_Option]] = field(default_factory=dict)
     banned: set[tuple[fx.Node, frozenset[fx.Node]]] = field(default_factory=set)
@@ -152,7 +161,7 @@ class _Chooser:
         for number, candidate in enumerate(found):
             option = self._option(node, candidate)
             price = float("inf") if option is None else self._price(option)
-            if option is not None and len(candidate.members) > 1:
+            if option is not None and len(candidate.members) > 1 and self._pays(node, option):
                 self.options[node].append(option)
             ranked.append((price, number, candidate))
         self.total(node)
@@ -164,11 +173,11 @@ class _Chooser:
             key = frozenset(entry[2].form.terms)
             if key not in by_sources or entry[:2] < by_sources[key][:2]:
                 by_sources[key] = entry
-        entries = sorted(by_sources.values(), key=lambda e: self._depth(e[2].form))
-        if len(entries) >= MAX_FORMS:
-            cheapest = min(entries, key=lambda e: e[:2])
-            entries = [e for e in entries[: MAX_FORMS - 2] if e is not cheapest] + [cheapest]
-        return [candidate for _, _, candidate in entries]
+        views = [e for e in by_sources.values() if _only_views(e[2])]
+        rest = sorted((e for e in by_sources.values() if e not in views), key=lambda e: e[0])
+        deep = sorted(rest, key=lambda e: self._depth(e[2].form))
+        kept = [e for e in deep if e in rest[:CHEAPEST] or e in deep[:DEEPEST]]
+        return [candidate for _, _, candidate in (*kept, *views[:1])]
 
     def _depth(self, form: Form) -> int:
         """How far back a form reaches: the position of its latest source."""
@@ -178,7 +187,7 @@ class _Chooser:
     def _option(self, node: fx.Node, candidate: Candidate) -> _Option | None:
         try:
             placed = place(candidate.form, self.weigh)
-            self._check_calls(candidate)
+            check_calls(self.captured, candidate.members)
             self._check_writes(node, candidate)
         except NotFusable as no:
             if len(candidate.members) > 1:
@@ -187,8 +196,7 @@ class _Chooser:
             return None
         sources = [self.named[name] for name in candidate.form.terms]
         sources += self._kept_inputs(candidate, placed)
-        option = _Option(placed.cost, tuple(dict.fromkeys(sources)), candidate.members, placed)
-        return option if self._pays(node, option) else None
+        return _Option(placed.cost, tuple(dict.fromkeys(sources)), candidate.members, placed)
 
     def _kept_inputs(self, candidate: Candidate, placed: Placed) -> list[fx.Node]:
         """What the views that stay need besides the value they view: sizes."""
@@ -222,15 +230,6 @@ class _Chooser:
             if any(w not in candidate.members for w in writers):
                 raise NotFusable("its input is overwritten in place before the merged layer could read it")
 
-    def _check_calls(self, candidate: Candidate) -> None:
-        """Calls that the merge cuts through must not be observed by hooks."""
-        frames = [self.captured.frame(m) for m in candidate.members]
-        around = innermost(frames).stack
-        for frame in frames:
-            for cut in frame.stack[len(around) :]:
-                if has_hooks(cut.module):
-                    raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
-
     # --- the plan --------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
@@ -239,10 +238,24 @@ class _Chooser:
         A shared value is priced per reader, a guess; so merges that overlap, or whose pieces are needed elsewhere
         too, are tried without.
         """
-        best = self._selected()
+        best = self._written()
         while (better := self._improved(best)) is not None:
             best = better
         return Plan(best.sites, self._refusals(best), best.needed)
+
+    def _written(self) -> _Selection:
+        """The best choice of merges that can all be written."""
+        while True:
+            plan = self._selected()
+            known = len(self.banned)
+            for site in plan.sites:
+                try:
+                    self.writable(site)
+                except NotFusable as no:
+                    self.reading.no(site.value, no.reason)
+                    self.banned.add((site.value, site.members))
+            if len(self.banned) == known:
+                return plan
 
     def _selected(self) -> _Selection:
         needed = {n for n in self.captured.graph.nodes if self._must_stay(n)}
@@ -271,7 +284,7 @@ class _Chooser:
         for site in _overlapping(plan):
             ban = (site.value, site.members)
             self.banned.add(ban)
-            other = self._selected()
+            other = self._written()
             if self._better(other.price, plan.price):
                 self.reading.no(site.value, "its pieces are needed elsewhere too: merging would add work")
                 return other
@@ -315,6 +328,11 @@ def _overlapping(plan: _Selection) -> Iterator[Site]:
     for site in reversed(plan.sites):
         if any(uses[m] > 1 or (m in plan.needed and m is not site.value) for m in site.members):
             yield site
+
+
+def _only_views(candidate: Candidate) -> bool:
+    """Whether a form only regroups its source; such a form costs nothing to keep."""
+    return not any(step.is_layer for trail in _trails(candidate.form) for step in trail)
 
 
 def _trails(form: Form) -> Iterator[Trail]:

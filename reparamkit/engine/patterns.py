@@ -11,7 +11,7 @@ from ..capture.capture import Captured
 from ..errors import NotFusable, RuleError
 from ..layers.price import Cost
 from .choose import Replacement, Site
-from .scope import Scope
+from .scope import Scope, check_calls
 
 
 class Found(Protocol):
@@ -33,7 +33,7 @@ class GraphRule(Protocol):
     @property
     def guard(self) -> Callable[[Any], None] | None: ...
 
-    def find(self, node: fx.Node, root: nn.Module) -> Found | None:
+    def find(self, node: fx.Node, module_of: Callable[[fx.Node], nn.Module]) -> Found | None:
         """The match whose outermost call is `node`."""
 
 
@@ -49,7 +49,7 @@ def next_site(
     """
     for rule in rules:
         for node in captured.graph.nodes:
-            if (rule.name, node.name) in seen or (found := rule.find(node, captured.root)) is None:
+            if (rule.name, node.name) in seen or (found := rule.find(node, captured.module)) is None:
                 continue
             seen.add((rule.name, node.name))
             try:
@@ -73,6 +73,7 @@ def _site(captured: Captured, scope: Scope, rule: GraphRule, node: fx.Node, foun
 
 
 def _check_members(captured: Captured, scope: Scope, value: fx.Node, members: frozenset[fx.Node]) -> None:
+    check_calls(captured, members)
     for node in members:
         reason = scope.refusal(node)
         if reason is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -25,7 +25,6 @@ from ..layers.registry import Reader, Readers
 from ..layers.wide import wide_module
 from .scope import Scope
 
-MAX_FORMS = 4
 MAX_COMBINATIONS = 16
 RANDOM = frozenset(
     ["rand", "randn", "randint", "bernoulli", "multinomial", "normal", "dropout", "rand_like", "randn_like"]
@@ -275,10 +274,11 @@ class _Reader:
         return found
 
     def _choices(self) -> Iterator[dict[fx.Node, Candidate]]:
-        """One candidate per input value; the values themselves first."""
+        """One candidate per input value; the values themselves first, then those that share their sources."""
         inputs = [n for n in self.node.all_input_nodes if n in self.out.forms]
-        options = [list(reversed(self.out.forms[n])) for n in inputs]
-        for combination in islice(product(*options), MAX_COMBINATIONS):
+        first, *rest = product(*(reversed(self.out.forms[n]) for n in inputs))
+        rest.sort(key=lambda candidates: len({name for c in candidates for name in c.form.terms}))
+        for combination in (first, *rest[:MAX_COMBINATIONS]):
             yield dict(zip(inputs, combination, strict=True))
 
     def _read_one(self, reader: Reader, choice: dict[fx.Node, Candidate]) -> Candidate:
@@ -345,6 +345,8 @@ def _size_value(node: fx.Node, known: Reading) -> Any:
 
 def _shape_read(node: fx.Node, shape: Shape) -> Any:
     sizes, open_rank = shape
+    if reads_rank(node):
+        return UNKNOWN if open_rank else fixed(len(sizes))
     is_shape = node.target is getattr and node.args[1] == "shape"
     if not (is_shape or (node.op == "call_method" and node.target == "size")):
         return None
@@ -353,6 +355,12 @@ def _shape_read(node: fx.Node, shape: Shape) -> Any:
     if len(node.args) == 2 and not is_shape and isinstance(node.args[1], int):
         return sizes[node.args[1]]
     return tuple(sizes)
+
+
+def reads_rank(node: fx.Node) -> bool:
+    """Whether a node is the number of dimensions of a tensor."""
+    is_attribute = node.target is getattr and node.args[1] == "ndim"
+    return is_attribute or (node.op == "call_method" and node.target in ("dim", "ndimension"))
 
 
 def _computed(node: fx.Node, args: list[Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
@@ -12,6 +12,7 @@ from ..algebra.form import Form
 from ..capture.capture import Captured, storage
 from ..capture.tracer import Frame
 from ..errors import NotFusable
+from .methods import partial_user
 
 HOOKS = (
     "_forward_hooks",
@@ -110,6 +111,30 @@ def _hooked(captured: Captured, node: fx.Node) -> str | None:
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module runs more than its forward."""
     return any(getattr(module, name, None) for name in HOOKS)
+
+
+def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
+    """The calls that a merge cuts through must not be observed.
+
+    Raises `NotFusable`: one has hooks, or a method of the module around them uses a part of the merge.
+    """
+    frames = {node: captured.frame(node) for node in members}
+    around = innermost(list(frames.values()))
+    for frame in frames.values():
+        for cut in frame.stack[len(around.stack) :]:
+            if has_hooks(cut.module):
+                raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
+    _check_methods(around, [str(node.target) for node in frames if node.op == "call_module"])
+
+
+def _check_methods(around: Frame, paths: Sequence[str]) -> None:
+    for frame in around.stack:
+        prefix = f"{frame.path}." if frame.path else ""
+        below = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
+        name = partial_user(frame.module, below)
+        if name is not None:
+            where = frame.path or "the model"
+            raise NotFusable(f"method '{name}' of {where} uses a part of what would be merged")
 
 
 def _matches(path: str, pattern: str) -> bool:

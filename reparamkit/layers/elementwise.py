@@ -64,12 +64,12 @@ def total(a: Operand, b: Operand) -> Form:
     return offset(value, constant(other))
 
 
-def scaled(value: Any, factor: Operand) -> Form:
-    """The form (or constant) times a constant."""
+def scaled(value: Operand, factor: Operand) -> Form:
+    """The form times a constant."""
+    if not isinstance(value, Form) or isinstance(factor, Form):
+        raise NotFusable("a product of two values is not affine")
     if isinstance(factor, (int, float)) and factor == 1:
         return value
-    if isinstance(factor, Form):
-        raise NotFusable("a product of two values is not affine")
     return multiply(value, constant(factor))
 
 

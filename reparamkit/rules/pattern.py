@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ class Call:
 
 
 Pattern = Call | Value
+ModuleOf = Callable[[fx.Node], nn.Module]
+"""The module that a call_module node calls."""
 
 
 def value(name: str) -> Value:
@@ -68,7 +70,7 @@ class Match:
     values: per name the node of an input. calls: per name the node of a call. members: all matched calls.
     """
 
-    root: nn.Module
+    module_of: ModuleOf
     values: dict[str, fx.Node] = field(default_factory=dict)
     calls: dict[str, fx.Node] = field(default_factory=dict)
     members: list[fx.Node] = field(default_factory=list)
@@ -78,16 +80,16 @@ class Match:
         node = self.calls[name]
         if node.op != "call_module":
             raise NotFusable(f"'{name}' is not a module here")
-        return self.root.get_submodule(str(node.target))
+        return self.module_of(node)
 
     def arguments(self, name: str) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """The arguments of the call of this name; tensors that are values are graph nodes."""
         return tuple(self.calls[name].args), self.calls[name].kwargs
 
 
-def match(pattern: Pattern, node: fx.Node, root: nn.Module) -> Match | None:
+def match(pattern: Pattern, node: fx.Node, module_of: ModuleOf) -> Match | None:
     """The match of a pattern whose outermost call is `node`, or None."""
-    found = Match(root)
+    found = Match(module_of)
     return found if isinstance(pattern, Call) and _matches(pattern, node, found) else None
 
 
@@ -97,7 +99,7 @@ def _matches(pattern: Pattern, node: Any, found: Match) -> bool:
     if isinstance(pattern, Value):
         return found.values.setdefault(pattern.name, node) is node
     inputs = node.all_input_nodes
-    if not _calls(pattern, node, found.root) or len(inputs) != len(pattern.inputs):
+    if not _calls(pattern, node, found.module_of) or len(inputs) != len(pattern.inputs):
         return False
     found.members.append(node)
     if pattern.name is not None:
@@ -105,7 +107,7 @@ def _matches(pattern: Pattern, node: Any, found: Match) -> bool:
     return all(_matches(p, n, found) for p, n in zip(pattern.inputs, inputs, strict=True))
 
 
-def _calls(pattern: Call, node: fx.Node, root: nn.Module) -> bool:
+def _calls(pattern: Call, node: fx.Node, module_of: ModuleOf) -> bool:
     if node.op == "call_module":
-        return type(root.get_submodule(str(node.target))) in pattern.targets
+        return type(module_of(node)) in pattern.targets
     return node.op in ("call_function", "call_method") and node.target in pattern.targets

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from ..errors import RuleError
-from .pattern import Call, Match, Pattern, Value, match, names
+from .pattern import Call, Match, ModuleOf, Pattern, Value, match, names
 
 Build = Callable[[Match], nn.Module]
 Guard = Callable[[Match], None]
@@ -52,9 +52,9 @@ class Rule:
     def __str__(self) -> str:
         return f"{self.name}: {self.equation}"
 
-    def find(self, node: fx.Node, root: nn.Module) -> Match | None:
+    def find(self, node: fx.Node, module_of: ModuleOf) -> Match | None:
         """The match of the rule's pattern whose outermost call is `node`, or None."""
-        return None if self.pattern is None else match(self.pattern, node, root)
+        return None if self.pattern is None else match(self.pattern, node, module_of)
 
 
 def _check_pattern(name: str, pattern: Pattern) -> None:

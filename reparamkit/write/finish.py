@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from ..capture.capture import CONSTANT, Captured
+from ..capture.capture import Captured
 from ..capture.guards import expect_rank
 from ..capture.tracer import Frame
 from ..errors import NotFusable
@@ -81,11 +82,10 @@ class Finisher:
         layers = {step.node for step in placed.terms[0].trail if step.is_layer}
         members = [m for m in written.site.members if m.name in layers]
         others = sorted({str(m.target) for m in members} - {anchor})
-        self.swaps |= {path: nn.Identity() for path in others}
+        self.swaps |= {path: nn.Identity().eval() for path in others}
         if placed.form.guards:
-            self.swaps[others[0]] = Expect(len(placed.form.sizes))
-        self.swaps[anchor] = self.captured.root.get_submodule(name)
-        delattr(self.captured.root, name)
+            self.swaps[others[0]] = Expect(len(placed.form.sizes)).eval()
+        self.swaps[anchor] = self.captured.held.pop(name)
         self._retarget(name, anchor)
 
     def region(self, written: Written) -> None:
@@ -94,7 +94,7 @@ class Finisher:
             if any(node.target == name for node in self.captured.graph.nodes):
                 self.moves[name] = place_of(anchor), written.frame
             else:
-                delattr(self.captured.root, name)
+                del self.captured.held[name]
         self.dead |= _targets(written)
 
     # --- changing --------------------------------------------------------------------------------
@@ -102,7 +102,6 @@ class Finisher:
     def finish(self, rewrite: bool) -> None:
         """Change the modules of the root; `rewrite`: and the methods."""
         self._move_layers()
-        self._remove_constants()
         for frame in sorted(self.frames.values(), key=lambda f: -f.path.count(".")):
             if rewrite and id(frame) not in self.inlined:
                 self._regenerate(frame)
@@ -116,17 +115,9 @@ class Finisher:
         for name, (path, frame) in self.moves.items():
             target = self._place(path, frame, live)
             live.add(target)
-            module = self.captured.root.get_submodule(name)
-            delattr(self.captured.root, name)
-            _set(self.captured.root, target, module)
+            _set(self.captured.root, target, self.captured.held.pop(name))
             self.dead.discard(target)
             self._retarget(name, target)
-
-    def _remove_constants(self) -> None:
-        """Constant tensors that tracing left on the root and no method needs."""
-        used = {str(n.target) for n in self.captured.graph.nodes if n.op == "get_attr"} if self.frames else set()
-        for name in [n for n in vars(self.captured.root) if n.startswith(CONSTANT) and n not in used]:
-            delattr(self.captured.root, name)
 
     def _live(self) -> set[str]:
         """Paths of modules, parameters and buffers that something still uses."""
@@ -159,7 +150,16 @@ class Finisher:
 
     def _regenerate(self, frame: Frame) -> None:
         graph = fold(self.captured, frame, frozenset(self.inlined))
+        self._keep_constants(graph, frame.module)
         frame.module.__class__ = regenerated(original_class(frame.module), method(graph))
+
+    def _keep_constants(self, graph: fx.Graph, module: nn.Module) -> None:
+        """Tensors that the method made of plain numbers become buffers, which are not saved."""
+        for node in graph.nodes:
+            if node.op == "get_attr" and node.target in self.captured.held:
+                name = next(f"_constant{k}" for k in itertools.count() if not hasattr(module, f"_constant{k}"))
+                module.register_buffer(name, self.captured.held[str(node.target)], persistent=False)
+                node.target = name
 
     def _remove_dead_modules(self) -> None:
         used = {str(n.target) for n in self.captured.graph.nodes if n.op in ("call_module", "get_attr")}

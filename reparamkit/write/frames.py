@@ -139,9 +139,9 @@ class _Fold:
 
     def _relative(self, path: str) -> str:
         prefix = self.frame.path
+        if path in self.captured.held:
+            return path
         if prefix and not path.startswith(f"{prefix}."):
-            if path.startswith("_merged_"):
-                return path
             raise NotFusable(f"module '{prefix}' uses '{path}', which is not inside it")
         return path[len(prefix) + 1 :] if prefix else path
 

@@ -19,7 +19,7 @@ from ..engine.scope import innermost
 from ..errors import NotFusable
 
 PREFIX = "_merged_"
-"""Merged layers are children of the root under this name until they get their place."""
+"""The graph calls merged layers by this name until they get their place in the model."""
 
 
 @dataclass(eq=False)
@@ -112,7 +112,7 @@ class Splicer:
         self.count += 1
         written.layers[name] = module.eval()
         written.anchors[name] = anchor
-        self.captured.root.add_module(name, module)
+        self.captured.held[name] = module
         return name
 
     def _guard(self, frame: Frame, symbol: Symbol, value: int) -> None:
@@ -171,7 +171,7 @@ class Splicer:
         for node in reversed(written.nodes):
             self.captured.graph.erase_node(node)
         for name in written.layers:
-            delattr(self.captured.root, name)
+            del self.captured.held[name]
 
 
 def place_of(node: fx.Node) -> str:
@@ -193,7 +193,18 @@ def is_chain(captured: Captured, site: Site) -> bool:
         return False
     layers = [n for n, step in zip(row, placement.trail, strict=True) if step.is_layer]
     linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row))
+    linked = linked and all(_shape_kept(captured, site.placed, k, node) for k, node in enumerate(row))
     return linked and all(n.op == "call_module" for n in layers) and _only_rank_guards(site.placed)
+
+
+def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) -> bool:
+    """Whether a value in the row, if the model's code reads its shape, keeps it when modules are swapped."""
+    if node not in captured.watched:
+        return True
+    position = placed.terms[0].position
+    assert position is not None
+    op = placed.form.sample
+    return captured.watched[node] == (op.value_sizes if number >= position else op.source_sizes, op.open_rank)
 
 
 def _only_rank_guards(placed: Placed) -> bool:

@@ -95,6 +95,11 @@ class Writer:
         self.chains |= {id(site.value) for site in rows}
         return [site for site in sites if site in rows or site in written]
 
+    def check(self, site: Site) -> None:
+        """Raises `NotFusable` if a site cannot be written."""
+        if not (self.as_graph or is_chain(self.captured, site)):
+            self.finisher.check(innermost([self.captured.frame(m) for m in site.members]), site.members)
+
     def admit(self, site: Site) -> bool:
         """Mark the site's method to be written again, if it can be."""
         frame = innermost([self.captured.frame(m) for m in site.members])
@@ -133,8 +138,13 @@ class Writer:
                 self.finisher.region(written)
         self.finisher.finish(rewrite=not self.as_graph)
         root = self.captured.root
-        model = fx.GraphModule(root, self.captured.graph, type(root).__name__) if self.as_graph else root
+        model = self._graph_module() if self.as_graph else root
         return model, [self._done(written, error) for written, error in self.done]
+
+    def _graph_module(self) -> fx.GraphModule:
+        for name, value in self.captured.held.items():
+            self.captured.root.register_buffer(name, value, persistent=False)
+        return fx.GraphModule(self.captured.root, self.captured.graph, type(self.captured.root).__name__)
 
     def _done(self, written: Written, error: float | None) -> Done:
         paths = tuple(self.finisher.paths.get(name, "(merged further)") for name in written.layers)

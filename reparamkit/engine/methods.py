@@ -1,0 +1,84 @@
+"""Which layers the methods of a class call: a merge must not leave a method with half of what it used."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+from torch import nn
+
+
+def partial_user(module: nn.Module, members: Iterable[str]) -> str | None:
+    """The name of a method of `module`, other than forward, that calls some of the members and not all.
+
+    members: paths below `module`. A path counts as called if the module at one of its prefixes is.
+    """
+    paths = set(members)
+    for name, called in _methods(type(module)).items():
+        reached = {path for path in paths if any(path == c or path.startswith(f"{c}.") for c in called)}
+        if reached and reached != paths:
+            return name
+    return None
+
+
+@cache
+def _methods(cls: type) -> dict[str, frozenset[str]]:
+    """Per method of a user's class, inherited ones too, the paths of what it calls."""
+    found: dict[str, frozenset[str]] = {}
+    for base in cls.__mro__:
+        if base.__module__.startswith("torch.") or base is object:
+            continue
+        for name, function in vars(base).items():
+            if inspect.isfunction(function) and name not in found:
+                found[name] = frozenset(_called(function))
+    found.pop("forward", None)
+    return {name: called for name, called in found.items() if called}
+
+
+def _called(function: object) -> Iterator[str]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
+    except (OSError, SyntaxError, TypeError):
+        return
+    variables = _variables(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            callee = node.func
+            names = variables.get(callee.id, ()) if isinstance(callee, ast.Name) else [_path(callee)]
+            yield from (name for name in names if name)
+
+
+def _variables(tree: ast.AST) -> dict[str, set[str]]:
+    """Per local variable the attributes of self that it may come from: by assignment or in a loop."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.For, ast.comprehension)):
+            _bound(found, [node.target], node.iter)
+        elif isinstance(node, ast.Assign):
+            _bound(found, node.targets, node.value)
+    return found
+
+
+def _bound(found: dict[str, set[str]], targets: Iterable[ast.AST], value: ast.AST) -> None:
+    parts = list(ast.walk(value))
+    paths = {path for part in parts if (path := _path(part))}
+    paths |= {path for part in parts if isinstance(part, ast.Name) for path in found.get(part.id, ())}
+    for target in targets:
+        for part in ast.walk(target):
+            if isinstance(part, ast.Name):
+                found.setdefault(part.id, set()).update(paths)
+
+
+def _path(node: ast.AST) -> str:
+    """``a.b`` for ``self.a.b`` and ``self.a.b[...]``, else nothing."""
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    if not isinstance(node, ast.Attribute):
+        return ""
+    if isinstance(node.value, ast.Name):
+        return node.attr if node.value.id == "self" else ""
+    outer = _path(node.value)
+    return f"{outer}.{node.attr}" if outer else ""

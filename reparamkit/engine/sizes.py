@@ -1,0 +1,168 @@
+"""Let code that reads a size read it from the earliest value that has it, so that no layer is kept for its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_flatten
+
+from ..algebra.size import Size
+from ..capture.capture import Captured
+from ..capture.tracer import Frame
+from .reading import Reading, Shape, reads_rank
+
+SHAPE_ARGUMENTS = frozenset({"reshape", "view", "expand", "unflatten"})
+"""Calls that take a tuple of sizes."""
+
+
+def read_early(captured: Captured, reading: Reading) -> None:
+    """Rewrite the size reads of a graph: ``conv(x).shape[0]`` becomes ``x.shape[0]``.
+
+    The sizes are equal for every input, or nothing is changed. `captured.watched` receives the values whose
+    sizes the user's own code still reads.
+    """
+    _Sizes(captured, reading).run()
+    captured.forget()
+
+
+@dataclass(eq=False)
+class _Sizes:
+    captured: Captured
+    reading: Reading
+    made: dict[tuple[fx.Node, Any], fx.Node] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.order = {node: k for k, node in enumerate(self.captured.graph.nodes)}
+        self.passed = {
+            leaf
+            for frame in self.captured.frames
+            for leaf in tree_flatten((frame.args, frame.kwargs, frame.output))[0]
+            if isinstance(leaf, fx.Node)
+        }
+
+    def run(self) -> None:
+        self._erase_unread()
+        for node in list(self.captured.graph.nodes):
+            source = node.all_input_nodes[0] if node.all_input_nodes else None
+            if source is None or node in self.passed or not node.users:
+                continue
+            value = _wanted(node, source, self.reading)
+            if value is not None and (found := self._expressed(value, node)) is not None:
+                self._replace(node, found, source)
+
+    def _erase_unread(self) -> None:
+        """Sizes that were only asked for a message are readers of a layer as well."""
+        for node in reversed(self.captured.graph.nodes):
+            if not node.users and node in self.reading.sizes and node not in self.passed:
+                self.captured.graph.erase_node(node)
+
+    # --- where a size can be read ----------------------------------------------------------------
+
+    def _expressed(self, value: Any, node: fx.Node) -> Any:
+        """A number, a node, or a tuple of them, that has the value; None if only this node has it."""
+        if isinstance(value, tuple):
+            parts = [self._expressed(part, node) for part in value]
+            return None if None in parts or not _takes_tuple(node) else tuple(parts)
+        if isinstance(value, Size) and value.known:
+            return value.factor
+        place = next(self._places(value, node), None)
+        return None if place is None else self._read(*place, node)
+
+    def _places(self, value: Any, node: fx.Node) -> Iterator[tuple[fx.Node, int | None]]:
+        """Earlier values with this size, and the dimension (None: the rank is meant), innermost call first."""
+        tensor = _tensor(node, self.reading)
+        for frame in reversed(self.captured.frame(node).stack):
+            for other in self._visible(frame):
+                if self.order[other] >= self.order[tensor]:
+                    break
+                shape = self.reading.shapes[other]
+                if isinstance(value, _Rank):
+                    if _rank(shape) == value:
+                        yield other, None
+                elif value in shape[0] and not shape[1]:
+                    yield other, shape[0].index(value)
+
+    def _visible(self, frame: Frame) -> list[fx.Node]:
+        """Values that the code of a call can see, in program order."""
+        given = tree_flatten((frame.args, frame.kwargs))[0]
+        below = [f.output for f in self.captured.frames if f.parent is frame]
+        own = [n for n in self.order if self.captured.frame(n) is frame]
+        found = {n for n in (*given, *tree_flatten(below)[0], *own) if isinstance(n, fx.Node)}
+        return sorted((n for n in found if n in self.reading.shapes and n.op != "get_attr"), key=self.order.__getitem__)
+
+    def _read(self, other: fx.Node, dim: int | None, like: fx.Node) -> fx.Node:
+        key = other, dim
+        if key not in self.made:
+            graph = self.captured.graph
+            with graph.inserting_after(other):
+                read = graph.call_method("dim", (other,)) if dim is None else graph.call_method("size", (other, dim))
+            read.meta = {**like.meta, "frame": self._home(other, like)}
+            read.meta.pop("val", None)
+            value = other.meta.get("val")
+            if isinstance(value, torch.Tensor):
+                read.meta["val"] = value.dim() if dim is None else value.shape[dim]
+            self.made[key] = read
+        return self.made[key]
+
+    def _home(self, other: fx.Node, like: fx.Node) -> Frame:
+        """The innermost call around the read that sees the value."""
+        return next(f for f in reversed(self.captured.frame(like).stack) if other in self._visible(f))
+
+    def _replace(self, node: fx.Node, found: Any, source: fx.Node) -> None:
+        for user in list(node.users):
+            user.args = fx.node.map_arg(user.args, lambda n: found if n is node else n)
+            user.kwargs = fx.node.map_arg(user.kwargs, lambda n: found if n is node else n)
+        tensor = _tensor(node, self.reading)
+        self.captured.watched[tensor] = self.reading.shapes[tensor]
+        while node is not tensor and not node.users:
+            before = node.all_input_nodes[0]
+            self.captured.graph.erase_node(node)
+            node = before
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """A number of dimensions: of an open tensor so many more, or a number."""
+
+    tensor: object
+    more: int
+
+
+def _rank(shape: Shape) -> _Rank:
+    sizes, open_rank = shape
+    if not open_rank:
+        return _Rank(None, len(sizes))
+    tensor, taken = sizes[0].symbols[0].origin
+    assert isinstance(taken, int)
+    return _Rank(tensor, len(sizes) - 1 - taken)
+
+
+def _wanted(node: fx.Node, source: fx.Node, reading: Reading) -> Any:
+    """What a node that reads a shape (or one entry of it) gives, if it is known; else None."""
+    if source in reading.shapes and reads_rank(node):
+        return _rank(reading.shapes[source])
+    value = reading.sizes.get(node)
+    simple = isinstance(value, Size) or (isinstance(value, tuple) and all(isinstance(s, Size) for s in value))
+    return value if simple and _is_read(node, reading) else None
+
+
+def _is_read(node: fx.Node, reading: Reading) -> bool:
+    """A shape, or an entry of one; not arithmetic with sizes."""
+    inputs = node.all_input_nodes
+    return len(inputs) == 1 and (inputs[0] in reading.shapes or isinstance(reading.sizes.get(inputs[0]), tuple))
+
+
+def _tensor(node: fx.Node, reading: Reading) -> fx.Node:
+    """The tensor whose shape is read."""
+    source = node.all_input_nodes[0]
+    return source if source in reading.shapes else _tensor(source, reading)
+
+
+def _takes_tuple(node: fx.Node) -> bool:
+    """Whether every reader of a shape only passes it on to a reshape."""
+    names = (str(getattr(user.target, "__name__", user.target)) for user in node.users)
+    return all(name in SHAPE_ARGUMENTS for name in names) and all(user.args[0] is not node for user in node.users)
