@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from .algebra.operator import Operator, identity
 from .capture.capture import Captured, Inputs, capture
 from .engine.choose import choose
+from .engine.identities import drop_identities
 from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Scope
@@ -211,6 +212,7 @@ def _fused(model: nn.Module, request: Request) -> nn.Module:
     captured = capture(private, request.inputs, _is_leaf)
     reading = _read(captured, request)
     before = totals(private, captured, reading)
+    drop_identities(captured, reading)
     read_early(captured, reading)
     writer = Writer(captured, request.as_graph, _unproved, _unheard)
     said = _apply_patterns(captured, request, writer)

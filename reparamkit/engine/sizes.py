@@ -38,7 +38,7 @@ class _Sizes:
     def __post_init__(self) -> None:
         self.order = {node: k for k, node in enumerate(self.captured.graph.nodes)}
         self.passed = {
-            leaf
+            self.captured.current(leaf)
             for frame in self.captured.frames
             for leaf in tree_flatten((frame.args, frame.kwargs, frame.output))[0]
             if isinstance(leaf, fx.Node)
@@ -91,7 +91,8 @@ class _Sizes:
         given = tree_flatten((frame.args, frame.kwargs))[0]
         below = [f.output for f in self.captured.frames if f.parent is frame]
         own = [n for n in self.order if self.captured.frame(n) is frame]
-        found = {n for n in (*given, *tree_flatten(below)[0], *own) if isinstance(n, fx.Node)}
+        nodes = [n for n in (*given, *tree_flatten(below)[0], *own) if isinstance(n, fx.Node)]
+        found = {self.captured.current(n) for n in nodes}
         return sorted((n for n in found if n in self.reading.shapes and n.op != "get_attr"), key=self.order.__getitem__)
 
     def _read(self, other: fx.Node, dim: int | None, like: fx.Node) -> fx.Node:

@@ -1,0 +1,36 @@
+"""Take layers that do nothing at inference out of the graph, so that they hide no neighbour."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from ..algebra.form import Form
+from ..capture.aliases import target_name
+from ..capture.capture import Captured
+from .reading import Reading
+from .scope import has_hooks
+
+RETURN_THEIR_INPUT = ("identity", "dropout", "alpha_dropout", "feature_alpha_dropout")
+"""Beginnings of the names of calls that return the tensor they get, not a copy of it."""
+
+
+def drop_identities(captured: Captured, reading: Reading) -> None:
+    """Let every reader of an identity read its input; the model still calls the module."""
+    for node in list(captured.graph.nodes):
+        form = reading.read.get(node)
+        if form is not None and _does_nothing(form) and _returns_input(captured, node):
+            captured.replaced[node] = source = node.all_input_nodes[0]
+            node.replace_all_uses_with(source)
+            captured.graph.erase_node(node)
+    captured.forget()
+
+
+def _does_nothing(form: Form) -> bool:
+    term = next(iter(form.terms.values()))
+    views = any(step.views for trail in term.trails for step in trail)
+    return len(form.terms) == 1 and term.op.is_identity and form.bias is None and not (views or form.guards)
+
+
+def _returns_input(captured: Captured, node: fx.Node) -> bool:
+    hooked = node.op == "call_module" and has_hooks(captured.module(node))
+    return not hooked and target_name(node, captured.module).startswith(RETURN_THEIR_INPUT)
