@@ -59,6 +59,7 @@ A rule is a permission that `fuse` asks for. The report names the rules of each 
 them, `fuse(model, without=["parallel_sum"])`, or with [one of your own](extend.md).
 """
 
+
 def rules_page() -> Iterator[str]:
     """The page Rules, line by line."""
     yield RULES_INTRODUCTION

@@ -17,7 +17,7 @@ from .engine.choose import choose
 from .engine.identities import drop_identities
 from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
-from .engine.scope import Scope
+from .engine.scope import Scope, matches
 from .engine.sizes import read_early
 from .errors import EquivalenceError, InvalidInputError
 from .inputs import Example, checked_inputs, checked_model
@@ -175,8 +175,8 @@ def _request(
     return Request(
         example,
         chosen,
-        None if only is None else _names(only),
-        _names(skip or ()),
+        None if only is None else _paths(model, "only", only),
+        _paths(model, "skip", skip or ()),
         objective,
         verify,
         inplace,
@@ -184,8 +184,13 @@ def _request(
     )
 
 
-def _names(value: str | Sequence[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+def _paths(model: nn.Module, option: str, value: str | Sequence[str]) -> tuple[str, ...]:
+    patterns = (value,) if isinstance(value, str) else tuple(value)
+    names = [name for name, _ in model.named_modules()]
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            raise InvalidInputError(f"{option}={pattern!r} names no module: see model.named_modules() for the paths")
+    return patterns
 
 
 def _chosen(

@@ -100,14 +100,19 @@ def _refusals(
         reasons = _reasons(plan, said, node, reading) if node in left and _worth_telling(node, reading) else []
         if reasons:
             found.append(_refusal(captured, node, reasons))
-    unread = [n for n in plan.refusals if n not in reading.read and _is_layer(n) and n in left]
-    found += [_refusal(captured, node, plan.refusals[node]) for node in unread]
+    unread = [n for n in {**plan.refusals, **said} if n not in reading.read and n in left]
+    told = [n for n in unread if _is_layer(n) or n in said]
+    found += [_refusal(captured, node, _own_reasons(plan, said, node)) for node in told]
     return tuple(found)
 
 
 def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, reading: Reading) -> list[str]:
-    own = [*said.get(node, []), *plan.refusals.get(node, [])]
+    own = _own_reasons(plan, said, node)
     return own or [reason for user in node.users for reason in plan.refusals.get(user, [])] or _alone(node, reading)
+
+
+def _own_reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node) -> list[str]:
+    return [*said.get(node, []), *plan.refusals.get(node, [])]
 
 
 def _is_layer(node: fx.Node) -> bool:

@@ -37,9 +37,7 @@ def import_example(*names: str) -> SimpleNamespace:
         sys.modules.update(others)
 
 
-example = import_example(
-    "checkpoint", "data", "errors", "evaluate", "idx", "model", "options", "training", "weights"
-)
+example = import_example("checkpoint", "data", "errors", "evaluate", "idx", "model", "options", "training", "weights")
 model_py: ModuleType = example.model
 
 PARAMETERS = {
@@ -85,10 +83,7 @@ def test_parameters_have_the_names_of_the_released_checkpoints():
     expected = {"conv_embedding.conv", "conv_embedding.bn", "head_norm", "head"}
     expected |= {f"embeds.{i}.{part}" for i in range(3) for part in ("conv", "bn")}
     expected |= {
-        f"stages.{i}.{j}.{part}"
-        for i, units in enumerate((2, 2, 6, 2))
-        for j in range(units)
-        for part in unit
+        f"stages.{i}.{j}.{part}" for i, units in enumerate((2, 2, 6, 2)) for j in range(units) for part in unit
     }
     with torch.device("meta"):
         state = model_py.create_model("repmlpnet_t224").state_dict()
@@ -120,9 +115,7 @@ def test_features_are_the_maps_at_growing_strides(size):
     assert [tuple(f.shape) for f in features] == [
         (2, c, size // s, size // s) for c, s in ((32, 4), (64, 8), (128, 16))
     ]
-    assert torch.equal(
-        model.head(F.adaptive_avg_pool2d(model.head_norm(features[-1]), 1).flatten(1)), model(x)
-    )
+    assert torch.equal(model.head(F.adaptive_avg_pool2d(model.head_norm(features[-1]), 1).flatten(1)), model(x))
 
 
 def test_a_published_net_has_features_at_strides_4_8_16_and_32():
@@ -166,9 +159,7 @@ def dense_forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
                 full = normed(block.fc3_bn, s, (part.flatten(1) @ weight[s].T).reshape(-1, h, w))
                 for size in block.kernels:
                     conv, bn = getattr(block, f"repconv{size}")
-                    full = full + normed(
-                        bn, s, F.conv2d(part[:, None], conv.weight[s][None], padding=size // 2)[:, 0]
-                    )
+                    full = full + normed(bn, s, F.conv2d(part[:, None], conv.weight[s][None], padding=size // 2)[:, 0])
                 out[:, k, top : top + h, left : left + w] = full
     return out * block.gp(x)
 
@@ -247,8 +238,7 @@ def test_released_weights_load_bare_wrapped_and_prefixed(tmp_path, wrap):
         target.load_state_dict(random_net(2).state_dict())
         example.weights.load_published(target, given)
         assert all(
-            torch.equal(a, b)
-            for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+            torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
         )
 
 
@@ -410,9 +400,7 @@ def test_a_random_shift_moves_each_image_as_a_whole():
     positions = moved[:, 0].flatten(1).argmax(1)
     assert (moved.flatten(2).sum(2) == 1).all()
     assert torch.equal(moved[:, 0], moved[:, 1])
-    assert {(int(p) // 8, int(p) % 8) for p in positions} <= {
-        (y, x) for y in range(2, 7) for x in range(2, 7)
-    }
+    assert {(int(p) // 8, int(p) % 8) for p in positions} <= {(y, x) for y in range(2, 7) for x in range(2, 7)}
     assert len(positions.unique()) > 10
 
 
@@ -568,9 +556,7 @@ def test_options_that_make_no_sense_are_refused(arguments, capsys):
 
 
 def comparison(before, after):
-    return example.evaluate.Comparison(
-        torch.tensor(before), torch.tensor(after), torch.tensor([0] * len(before))
-    )
+    return example.evaluate.Comparison(torch.tensor(before), torch.tensor(after), torch.tensor([0] * len(before)))
 
 
 def test_a_comparison_counts_what_changed():

@@ -138,9 +138,7 @@ def _fashion_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     images = _read_fashion(folder, f"{part}-images-idx3-ubyte")
     labels = _read_fashion(folder, f"{part}-labels-idx1-ubyte")
     if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or len(labels) == 0:
-        raise DataError(
-            f"{folder}: {part} images {tuple(images.shape)} and labels {tuple(labels.shape)} do not fit"
-        )
+        raise DataError(f"{folder}: {part} images {tuple(images.shape)} and labels {tuple(labels.shape)} do not fit")
     if labels.max() > 9:
         raise DataError(f"{folder}: {part} has a label {int(labels.max())}; Fashion-MNIST has classes 0 to 9")
     return F.pad(images, [2] * 4)[:, None], labels.long()

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def conv_bn(
-    c_in: int, c_out: int, kernel: int, *, stride: int = 1, padding: int = 0, groups: int = 1
-) -> nn.Sequential:
+def conv_bn(c_in: int, c_out: int, kernel: int, *, stride: int = 1, padding: int = 0, groups: int = 1) -> nn.Sequential:
     """Convolution without bias, then batch norm: (n, c_in, H, W) -> (n, c_out, H', W')."""
     conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, groups=groups, bias=False)
     return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(c_out)))
@@ -147,32 +145,18 @@ class RepMLPNetConfig:
         if len({len(self.channels), len(self.partitions), len(self.units), len(self.share_sets)}) != 1:
             raise ValueError("channels, partitions, units and share_sets need one entry per stage each")
         if any(c % s for c, s in zip(self.channels, self.share_sets, strict=True)):
-            raise ValueError(
-                f"channels {self.channels} are not multiples of the share-sets {self.share_sets}"
-            )
+            raise ValueError(f"channels {self.channels} are not multiples of the share-sets {self.share_sets}")
         if len(set(self.kernels)) != len(self.kernels) or any(k < 1 or k % 2 == 0 for k in self.kernels):
             raise ValueError(f"kernels must be distinct odd numbers, not {self.kernels}")
 
 
 CONFIGS = {
-    "repmlpnet_t224": RepMLPNetConfig(
-        (64, 128, 256, 512), (56, 28, 14, 7), (2, 2, 6, 2), (1, 4, 16, 128), 224
-    ),
-    "repmlpnet_b224": RepMLPNetConfig(
-        (96, 192, 384, 768), (56, 28, 14, 7), (2, 2, 12, 2), (1, 4, 32, 128), 224
-    ),
-    "repmlpnet_t256": RepMLPNetConfig(
-        (64, 128, 256, 512), (64, 32, 16, 8), (2, 2, 6, 2), (1, 4, 16, 128), 256
-    ),
-    "repmlpnet_b256": RepMLPNetConfig(
-        (96, 192, 384, 768), (64, 32, 16, 8), (2, 2, 12, 2), (1, 4, 32, 128), 256
-    ),
-    "repmlpnet_d256": RepMLPNetConfig(
-        (80, 160, 320, 640), (64, 32, 16, 8), (2, 2, 18, 2), (1, 4, 16, 128), 256
-    ),
-    "repmlpnet_l256": RepMLPNetConfig(
-        (96, 192, 384, 768), (64, 32, 16, 8), (2, 2, 18, 2), (1, 4, 32, 256), 256
-    ),
+    "repmlpnet_t224": RepMLPNetConfig((64, 128, 256, 512), (56, 28, 14, 7), (2, 2, 6, 2), (1, 4, 16, 128), 224),
+    "repmlpnet_b224": RepMLPNetConfig((96, 192, 384, 768), (56, 28, 14, 7), (2, 2, 12, 2), (1, 4, 32, 128), 224),
+    "repmlpnet_t256": RepMLPNetConfig((64, 128, 256, 512), (64, 32, 16, 8), (2, 2, 6, 2), (1, 4, 16, 128), 256),
+    "repmlpnet_b256": RepMLPNetConfig((96, 192, 384, 768), (64, 32, 16, 8), (2, 2, 12, 2), (1, 4, 32, 128), 256),
+    "repmlpnet_d256": RepMLPNetConfig((80, 160, 320, 640), (64, 32, 16, 8), (2, 2, 18, 2), (1, 4, 16, 128), 256),
+    "repmlpnet_l256": RepMLPNetConfig((96, 192, 384, 768), (64, 32, 16, 8), (2, 2, 18, 2), (1, 4, 32, 256), 256),
     # Ours, for small images: its first stage has 2 x 2 partitions at 32 px; it also runs at 64 px and beyond.
     "repmlpnet_tiny32": RepMLPNetConfig((32, 64, 128), (4, 4, 2), (2, 2, 2), (2, 8, 32), 32),
 }
@@ -192,9 +176,7 @@ class RepMLPNet(nn.Module):
         self.head = nn.Linear(channels[-1], num_classes)
 
     def _stage(self, i: int) -> nn.Sequential:
-        return nn.Sequential(
-            *(RepMLPUnit(self._block(i), self.config.ffn_ratio) for _ in range(self.config.units[i]))
-        )
+        return nn.Sequential(*(RepMLPUnit(self._block(i), self.config.ffn_ratio) for _ in range(self.config.units[i])))
 
     def _block(self, i: int) -> RepMLPBlock:
         c, side = self.config, self.config.partitions[i]

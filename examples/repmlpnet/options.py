@@ -94,9 +94,7 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
 
 def _add_where(group: argparse._ArgumentGroup) -> None:
     output, device = Path("runs/repmlpnet"), "cuda" if torch.cuda.is_available() else "cpu"
-    group.add_argument(
-        "--output", type=Path, metavar="FOLDER", default=output, help="for all files (%(default)s)"
-    )
+    group.add_argument("--output", type=Path, metavar="FOLDER", default=output, help="for all files (%(default)s)")
     group.add_argument(
         "--resume",
         choices=("auto", "always", "never"),

@@ -74,9 +74,7 @@ def print_answers(model: nn.Module, fused: nn.Module, data: Data, options: Optio
     before, after = result.accuracy
     print(f"test accuracy        {before:.2%} -> {after:.2%}")
     print(f"flipped predictions  {int(result.flipped.sum())} of {len(result.labels)}")
-    print(
-        f"largest logit error  {result.largest_error:.2e} ({result.relative_error:.1e} of the largest logit)"
-    )
+    print(f"largest logit error  {result.largest_error:.2e} ({result.relative_error:.1e} of the largest logit)")
     result.check()
 
 

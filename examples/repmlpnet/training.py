@@ -38,13 +38,9 @@ class Trainer:
         with tqdm(total=left * self.steps, unit="step", disable=None if left else True) as bar:
             while self.epoch < self.options.epochs:
                 loss = self.train_epoch(bar)
-                correct = accuracy(
-                    self.model, self.data.test_batches(self.options.batch_size), self.options.device
-                )
+                correct = accuracy(self.model, self.data.test_batches(self.options.batch_size), self.options.device)
                 self.save()
-                bar.write(
-                    f"epoch {self.epoch}/{self.options.epochs}: loss {loss:.3f}, test accuracy {correct:.2%}"
-                )
+                bar.write(f"epoch {self.epoch}/{self.options.epochs}: loss {loss:.3f}, test accuracy {correct:.2%}")
 
     def train_epoch(self, bar: tqdm[None]) -> float:
         """One pass over the training images; returns the mean loss."""
@@ -56,9 +52,7 @@ class Trainer:
         self.epoch += 1
         loss = total.item() / self.steps
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss of epoch {self.epoch} is {loss}; try a smaller --lr than {self.options.lr}"
-            )
+            raise TrainingError(f"the loss of epoch {self.epoch} is {loss}; try a smaller --lr than {self.options.lr}")
         return loss
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:

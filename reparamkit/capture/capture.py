@@ -83,9 +83,18 @@ class Captured:
             uses.update({storage(t) for t in tensors if t.numel()})
         return uses
 
+    @cached_property
+    def methods(self) -> dict[tuple[int, str], set[fx.Node]]:
+        """The nodes that each method made (a module, by identity, and a name)."""
+        found: dict[tuple[int, str], set[fx.Node]] = {}
+        for node in self.graph.nodes:
+            for method in node.meta.get("methods", ()):
+                found.setdefault(method, set()).add(node)
+        return found
+
     def forget(self) -> None:
         """The graph was changed: what was computed from it is computed again."""
-        for name in ("aliases", "module_calls", "parameter_uses"):
+        for name in ("aliases", "module_calls", "parameter_uses", "methods"):
             vars(self).pop(name, None)
 
     def module(self, node: fx.Node) -> nn.Module:
@@ -135,7 +144,9 @@ def capture(model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn.Modul
         raise
     except Exception as error:
         raise _capture_error(tracer, inputs, error) from error
-    return Captured(model, graph, tracer.frames, "symbolic" if inputs is None else "values", changed, _missing(model, named))
+    return Captured(
+        model, graph, tracer.frames, "symbolic" if inputs is None else "values", changed, _missing(model, named)
+    )
 
 
 @contextmanager

@@ -8,8 +8,10 @@ and computed with, and a branch on a size is taken and recorded as a guard.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -160,6 +162,17 @@ def _constant(node: fx.Node, root: nn.Module) -> Tensor | None:
     return found if isinstance(found, Tensor) and found.numel() == 1 else None
 
 
+def _methods(frame: FrameType | None) -> frozenset[tuple[int, str]]:
+    """The methods that are running, forward aside: each its module (by identity) and its name."""
+    found = set()
+    while frame is not None and frame.f_code is not Tracer.traced_call.__code__:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and frame.f_code.co_name != "forward":
+            found.add((id(owner), frame.f_code.co_name))
+        frame = frame.f_back
+    return frozenset(found)
+
+
 def _needs_values(what: str) -> CaptureError:
     return CaptureError(f"the model needs {what} while it is traced: pass example_inputs to reparamkit.fuse")
 
@@ -248,6 +261,7 @@ class Tracer(fx.Tracer):
     def create_node(self, kind: str, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
         node.meta["frame"] = self.frame
+        node.meta["methods"] = _methods(sys._getframe(1))
         node.meta["context"] = (
             torch.is_autocast_enabled("cpu"),
             torch.is_autocast_enabled("cuda"),

@@ -173,10 +173,11 @@ class _Chooser:
             key = frozenset(entry[2].form.terms)
             if key not in by_sources or entry[:2] < by_sources[key][:2]:
                 by_sources[key] = entry
-        views = [e for e in by_sources.values() if _only_views(e[2])]
-        rest = sorted((e for e in by_sources.values() if e not in views), key=lambda e: e[0])
-        deep = sorted(rest, key=lambda e: self._depth(e[2].form))
-        kept = [e for e in deep if e in rest[:CHEAPEST] or e in deep[:DEEPEST]]
+        deep = sorted(by_sources.values(), key=lambda e: self._depth(e[2].form))
+        views = [e for e in deep if _only_views(e[2])]
+        layers = [e for e in deep if e not in views]
+        cheap = sorted(layers, key=lambda e: e[0])
+        kept = [e for e in layers if e in cheap[:CHEAPEST] or e in layers[:DEEPEST]]
         return [candidate for _, _, candidate in (*kept, *views[:1])]
 
     def _depth(self, form: Form) -> int:

@@ -1,4 +1,4 @@
-"""Which layers the methods of a class call: a merge must not leave a method with half of what it used."""
+"""Which layers the methods of a class call, for methods that were not running while the model was traced."""
 
 from __future__ import annotations
 
@@ -8,25 +8,10 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from torch import nn
-
-
-def partial_user(module: nn.Module, members: Iterable[str]) -> str | None:
-    """The name of a method of `module`, other than forward, that calls some of the members and not all.
-
-    members: paths below `module`. A path counts as called if the module at one of its prefixes is.
-    """
-    paths = set(members)
-    for name, called in _methods(type(module)).items():
-        reached = {path for path in paths if any(path == c or path.startswith(f"{c}.") for c in called)}
-        if reached and reached != paths:
-            return name
-    return None
-
 
 @cache
-def _methods(cls: type) -> dict[str, frozenset[str]]:
-    """Per method of a user's class, inherited ones too, the paths of what it calls."""
+def called_by_methods(cls: type) -> dict[str, frozenset[str]]:
+    """Per method of a user's class other than forward, inherited ones too, the paths of the modules it calls."""
     found: dict[str, frozenset[str]] = {}
     for base in cls.__mro__:
         if base.__module__.startswith("torch.") or base is object:

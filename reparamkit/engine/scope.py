@@ -12,7 +12,7 @@ from ..algebra.form import Form
 from ..capture.capture import Captured, storage
 from ..capture.tracer import Frame
 from ..errors import NotFusable
-from .methods import partial_user
+from .methods import called_by_methods
 
 HOOKS = (
     "_forward_hooks",
@@ -50,9 +50,9 @@ class Scope:
 
     def _not_chosen(self, node: fx.Node) -> str | None:
         path = self.captured.path(node)
-        if any(_matches(path, pattern) for pattern in self.skip):
+        if any(matches(path, pattern) for pattern in self.skip):
             return "left out by skip="
-        if self.only is not None and not any(_matches(path, pattern) for pattern in self.only):
+        if self.only is not None and not any(matches(path, pattern) for pattern in self.only):
             return "left out by only="
         return None
 
@@ -124,20 +124,28 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
         for cut in frame.stack[len(around.stack) :]:
             if has_hooks(cut.module):
                 raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
-    _check_methods(around, [str(node.target) for node in frames if node.op == "call_module"])
-
-
-def _check_methods(around: Frame, paths: Sequence[str]) -> None:
+    called = {node for node in frames if node.op == "call_module"}
     for frame in around.stack:
-        prefix = f"{frame.path}." if frame.path else ""
-        below = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
-        name = partial_user(frame.module, below)
+        name = _partial_user(captured, frame, called)
         if name is not None:
-            where = frame.path or "the model"
-            raise NotFusable(f"method '{name}' of {where} uses a part of what would be merged")
+            raise NotFusable(f"method '{name}' of {frame.path or 'the model'} uses a part of what would be merged")
 
 
-def _matches(path: str, pattern: str) -> bool:
+def _partial_user(captured: Captured, frame: Frame, members: set[fx.Node]) -> str | None:
+    """A method of the module, other than forward, that calls some of the members and not all."""
+    prefix = f"{frame.path}." if frame.path else ""
+    for name, called in called_by_methods(type(frame.module)).items():
+        made = captured.methods.get((id(frame.module), name))
+        if made is None:
+            paths = {member: str(member.target).removeprefix(prefix) for member in members}
+            made = {m for m, path in paths.items() if any(path == c or path.startswith(f"{c}.") for c in called)}
+        if not made.isdisjoint(members) and not members <= made:
+            return name
+    return None
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a module path is meant by a path or pattern (as in fnmatch), or is below one that is."""
     return fnmatch(path, pattern) or path.startswith(f"{pattern}.") or fnmatch(path, f"{pattern}.*")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from .reading import Reading, Shape, reads_rank
 
 SHAPE_ARGUMENTS = frozenset({"reshape", "view", "expand", "unflatten"})
 """Calls that take a tuple of sizes."""
+ARITHMETIC = frozenset({operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg})
 
 
 def read_early(captured: Captured, reading: Reading) -> None:
@@ -47,12 +49,12 @@ class _Sizes:
     def run(self) -> None:
         self._erase_unread()
         for node in list(self.captured.graph.nodes):
-            source = node.all_input_nodes[0] if node.all_input_nodes else None
-            if source is None or node in self.passed or not node.users:
+            if node in self.passed or not node.users:
                 continue
-            value = _wanted(node, source, self.reading)
-            if value is not None and (found := self._expressed(value, node)) is not None:
-                self._replace(node, found, source)
+            if not node.all_input_nodes:
+                self._fold(node)
+            elif (value := _wanted(node, self.reading)) is not None:
+                self._redirect(node, value)
 
     def _erase_unread(self) -> None:
         """Sizes that were only asked for a message are readers of a layer as well."""
@@ -113,10 +115,16 @@ class _Sizes:
         """The innermost call around the read that sees the value."""
         return next(f for f in reversed(self.captured.frame(like).stack) if other in self._visible(f))
 
-    def _replace(self, node: fx.Node, found: Any, source: fx.Node) -> None:
-        for user in list(node.users):
-            user.args = fx.node.map_arg(user.args, lambda n: found if n is node else n)
-            user.kwargs = fx.node.map_arg(user.kwargs, lambda n: found if n is node else n)
+    def _fold(self, node: fx.Node) -> None:
+        """Arithmetic of numbers that were sizes."""
+        if node.op == "call_function" and node.target in ARITHMETIC:
+            _replace(node, node.target(*node.args))  # type: ignore[operator]
+
+    def _redirect(self, node: fx.Node, value: Any) -> None:
+        found = self._expressed(value, node)
+        if found is None:
+            return
+        _replace(node, found)
         tensor = _tensor(node, self.reading)
         self.captured.watched[tensor] = self.reading.shapes[tensor]
         while node is not tensor and not node.users:
@@ -142,8 +150,16 @@ def _rank(shape: Shape) -> _Rank:
     return _Rank(tensor, len(sizes) - 1 - taken)
 
 
-def _wanted(node: fx.Node, source: fx.Node, reading: Reading) -> Any:
+def _replace(node: fx.Node, found: Any) -> None:
+    """Let every reader of a node have a number, another node, or a tuple of them."""
+    for user in list(node.users):
+        user.args = fx.node.map_arg(user.args, lambda n: found if n is node else n)
+        user.kwargs = fx.node.map_arg(user.kwargs, lambda n: found if n is node else n)
+
+
+def _wanted(node: fx.Node, reading: Reading) -> Any:
     """What a node that reads a shape (or one entry of it) gives, if it is known; else None."""
+    source = node.all_input_nodes[0]
     if source in reading.shapes and reads_rank(node):
         return _rank(reading.shapes[source])
     value = reading.sizes.get(node)

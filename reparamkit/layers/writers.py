@@ -35,7 +35,9 @@ class Scale(nn.Module):
         """x: any shape that weight and bias broadcast to; so is the result."""
         if self.weight is None:
             return x if self.bias is None else x + self.bias
-        return x * self.weight if self.bias is None else torch.addcmul(self.bias, x, self.weight)
+        # The layers this replaces take no other size, so neither may broadcasting.
+        scaled = (x * self.weight).view_as(x)
+        return scaled if self.bias is None else scaled.add_(self.bias)
 
     def extra_repr(self) -> str:
         """Shapes, for print(model)."""

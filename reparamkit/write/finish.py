@@ -214,7 +214,7 @@ def _set(root: nn.Module, path: str, module: nn.Module) -> None:
 def _delete(root: nn.Module, path: str) -> None:
     parent, name = _parent(root, path)
     if isinstance(parent, nn.ModuleList):
-        parent._modules[name] = nn.Identity()
+        parent._modules[name] = nn.Identity().train(parent.training)
     else:
         delattr(parent, name)
 

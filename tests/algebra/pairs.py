@@ -31,9 +31,7 @@ class Layer:
 
     def __rshift__(self, then: Layer) -> Layer:
         """This layer, then another."""
-        return Layer(
-            f"{self.name} >> {then.name}", lambda f: then.read(self.read(f)), lambda x: then.run(self.run(x))
-        )
+        return Layer(f"{self.name} >> {then.name}", lambda f: then.read(self.read(f)), lambda x: then.run(self.run(x)))
 
     def __add__(self, other: Layer) -> Layer:
         """Two branches on one tensor."""
@@ -152,9 +150,7 @@ def multiply(factor: Tensor) -> Layer:
 
 def offset(constant: Tensor) -> Layer:
     """constant: any shape that broadcasts to the input."""
-    return Layer(
-        f"offset{tuple(constant.shape)}", lambda f: build.offset(f, constant), lambda x: x + constant
-    )
+    return Layer(f"offset{tuple(constant.shape)}", lambda f: build.offset(f, constant), lambda x: x + constant)
 
 
 def mean(dims: Sequence[int], keepdim: bool = False) -> Layer:
@@ -168,9 +164,7 @@ def mean(dims: Sequence[int], keepdim: bool = False) -> Layer:
 
 def reshape(*sizes: int) -> Layer:
     """The value in other dimensions, row-major."""
-    return Layer(
-        f"reshape{sizes}", lambda f: build.reshape(f, [fixed(n) for n in sizes]), lambda x: x.reshape(sizes)
-    )
+    return Layer(f"reshape{sizes}", lambda f: build.reshape(f, [fixed(n) for n in sizes]), lambda x: x.reshape(sizes))
 
 
 def regroup(*groups: Sequence[int]) -> Layer:

@@ -211,9 +211,11 @@ def share_sets(draw: DrawFn, shape: Shape) -> Layer:
     rows = n * c // sets
     area = sets * math.prod(spatial)
     if draw(st.booleans()):
-        return pairs.reshape(rows, sets, *spatial) >> draw(
-            convs((rows, sets, *spatial), same=True, groups=sets)
-        ) >> pairs.reshape(*shape)
+        return (
+            pairs.reshape(rows, sets, *spatial)
+            >> draw(convs((rows, sets, *spatial), same=True, groups=sets))
+            >> pairs.reshape(*shape)
+        )
     groups = draw(st.sampled_from((1, sets)))
     weight, bias = draw(tensors(area, area // groups, *(1 for _ in spatial))), draw(maybe(area))
     ones = [1] * len(spatial)

@@ -128,13 +128,16 @@ SUMS = {
     "identity beside a conv": lambda: IDENTITY + pairs.conv(some(4, 4, 3, 3), some(4), padding=1),
     "identity beside a depthwise conv": lambda: IDENTITY + pairs.conv(some(4, 1, 3, 3), some(4), 1, 1, groups=4),
     "scale beside identity": lambda: pairs.scale(some(4), 1, some(4)) + IDENTITY,
-    "scale beside an even window": lambda: pairs.scale(some(4), 1)
-    + pairs.conv(some(4, 4, 2, 2), None, 1, [(0, 1), (1, 0)]),
+    "scale beside an even window": lambda: (
+        pairs.scale(some(4), 1) + pairs.conv(some(4, 4, 2, 2), None, 1, [(0, 1), (1, 0)])
+    ),
     "depthwise beside dense": lambda: pairs.conv(some(4, 1, 5, 5), None, 1, 2, groups=4) + pairs.conv(some(4, 4, 1, 1)),
-    "row beside column": lambda: pairs.conv(some(4, 4, 1, 3), None, 1, [0, 1])
-    + pairs.conv(some(4, 4, 3, 1), None, 1, [1, 0]),
-    "dilated beside dilated": lambda: pairs.conv(some(4, 4, 3, 3), None, 1, 3, 3)
-    + pairs.conv(some(4, 4, 5, 5), None, 1, 4, 2),
+    "row beside column": lambda: (
+        pairs.conv(some(4, 4, 1, 3), None, 1, [0, 1]) + pairs.conv(some(4, 4, 3, 1), None, 1, [1, 0])
+    ),
+    "dilated beside dilated": lambda: (
+        pairs.conv(some(4, 4, 3, 3), None, 1, 3, 3) + pairs.conv(some(4, 4, 5, 5), None, 1, 4, 2)
+    ),
 }
 
 

@@ -75,9 +75,7 @@ def test_windows_that_are_one_have_one_size(first: tuple[int, int], second: tupl
     """Two windows in a row and the one window they make are equal sizes, also unknown ones."""
     n, (s1, c1), (s2, c2) = free_size("x", -1), first, second
     twice, once = stencil_size(stencil_size(n, *first), *second), stencil_size(n, s1 * s2, c1 + s1 * (1 + c2))
-    always = all(
-        number(twice, {Symbol(("x", -1)): k}) == number(once, {Symbol(("x", -1)): k}) for k in range(40)
-    )
+    always = all(number(twice, {Symbol(("x", -1)): k}) == number(once, {Symbol(("x", -1)): k}) for k in range(40))
     assert (twice == once) <= always
     if c2 <= -1 or c1 >= -1:
         assert twice == once

@@ -87,7 +87,11 @@ def test_a_dilated_window_stays_dilated_where_its_padding_allows(link: Link) -> 
 
 
 PLAINEST: dict[str, tuple[Layer, type[nn.Module], dict[str, object]]] = {
-    "3x3": (pairs.conv(some(6, 4, 3, 3), some(6), 2, 1), nn.Conv2d, {"kernel_size": (3, 3), "stride": (2, 2), "padding": (1, 1)}),
+    "3x3": (
+        pairs.conv(some(6, 4, 3, 3), some(6), 2, 1),
+        nn.Conv2d,
+        {"kernel_size": (3, 3), "stride": (2, 2), "padding": (1, 1)},
+    ),
     "depthwise": (pairs.conv(some(4, 1, 3, 3), None, 1, 1, groups=4), nn.Conv2d, {"groups": 4, "bias": None}),
     "even window": (pairs.conv(some(4, 4, 2, 2), None, 1, [(0, 1), (0, 1)]), nn.Conv2d, {"kernel_size": (3, 3)}),
     "dilated": (pairs.conv(some(4, 4, 3, 3), some(4), 1, 2, 2), nn.Conv2d, {"dilation": (2, 2), "kernel_size": (3, 3)}),
@@ -142,14 +146,19 @@ def test_a_scale_without_numbers_is_the_identity() -> None:
     ("layer", "reason"),
     [
         (pairs.reshape(2, 12, 25), "number of dimensions"),
-        (pairs.reshape(2, 100) >> pairs.linear(some(100, 100)) >> pairs.reshape(2, 4, 5, 5), "mixes several dimensions"),
-        (pairs.conv(some(4, 4, 3, 3)) >> pairs.offset(some(3, 3)), "differs from place to place"),
+        (
+            pairs.reshape(2, 100) >> pairs.linear(some(100, 100)) >> pairs.reshape(2, 4, 5, 5),
+            "mixes several dimensions",
+        ),
+        (pairs.conv(some(4, 4, 3, 3)) >> pairs.offset(some(3, 3)), "differ from place to place"),
         (pairs.permute(0, 1, 3, 2), "mixes several dimensions"),
     ],
 )
 def test_what_no_single_layer_computes_is_refused(layer: Layer, reason: str) -> None:
     """The reason names each layer that was tried."""
-    form: Form = layer.read(source(torch.zeros(2, 4, 5, 5) if reason != "number of dimensions" else torch.zeros(2, 12, 5, 5)))
+    form: Form = layer.read(
+        source(torch.zeros(2, 4, 5, 5) if reason != "number of dimensions" else torch.zeros(2, 12, 5, 5))
+    )
     with pytest.raises(NotFusable, match=reason):
         plan(form.sample, form.bias)
 
