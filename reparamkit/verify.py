@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from .algebra.operator import Operator
 from .algebra.size import Size, Symbol, roots
 from .capture.capture import Captured, Inputs, run
-from .errors import EquivalenceError
+from .errors import EquivalenceError, NotFusable
 from .layers.wide import wide, wide_module
 
 SITE_TOLERANCE = 1e-10
@@ -163,12 +164,13 @@ def check(piece: Piece, where: str) -> float:
         if not errors or elements <= ENOUGH:
             errors += _error(piece, SIZES[size])
     if not errors:
-        raise EquivalenceError(f"the merge at {where} could not be run on any input, so it is not proved")
+        raise NotFusable("the layers could not be run on any input that was tried, so the merge is not proved")
     worst = max(errors)
     if not worst <= SITE_TOLERANCE:
         raise EquivalenceError(
-            f"the merge at {where} differs from the layers it replaces (relative error {worst:.2e} in float64);"
-            " please report it, and pass skip=[...] with this path to fuse the rest"
+            f"the merge at {where} differs from the layers it replaces (relative error {worst:.2e} in float64):"
+            " a reader of your own must compute in float64; otherwise please report it, and pass skip=[...] with this"
+            " path to fuse the rest"
         )
     return worst
 
@@ -180,8 +182,8 @@ def _elements(piece: Piece, size: int | None) -> int:
 def _error(piece: Piece, size: int | None) -> list[float]:
     """The error for free sizes as traced (None), or all set to `size`; nothing if the old piece rejects them."""
     for leading in (1, 0) if any(op.open_rank for op in piece.sources.values()) else (0,):
-        values = {node: _drawn(op, size, k, leading) for k, (node, op) in enumerate(piece.sources.items())}
         try:
+            values = _values(piece, size, leading)
             wanted = evaluate(piece.captured, piece.old, values, as_traced=size is None)
         except Exception:
             # The layers as they were do not take these sizes: nothing to compare.
@@ -189,6 +191,19 @@ def _error(piece: Piece, size: int | None) -> list[float]:
         values |= {piece.captured.current(node): value for node, value in values.items()}
         return [relative_error(evaluate(piece.captured, piece.new, values, as_traced=size is None), wanted)]
     return []
+
+
+def _values(piece: Piece, size: int | None, leading: int) -> dict[fx.Node, Tensor]:
+    """Inputs for the sources; one that is a view of another gets that one's numbers."""
+    aliases = piece.captured.aliases
+    values: dict[fx.Node, Tensor] = {}
+    for node in sorted(piece.sources, key=aliases.order.__getitem__):
+        if not values.keys().isdisjoint(aliases.of(node)):
+            with suppress(LookupError):
+                values[node] = evaluate(piece.captured, node, values, as_traced=size is None)
+        if node not in values:
+            values[node] = _drawn(piece.sources[node], size, len(values), leading)
+    return values
 
 
 def _drawn(op: Operator, size: int | None, number: int, leading: int) -> Tensor:

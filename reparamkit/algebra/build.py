@@ -92,7 +92,7 @@ def matrix(x: Form, weight: Tensor, dim: int, bias: Tensor | None = None) -> For
         made.along(dim, source, value)
         return made.done(leaf(weight, [n for n in (rows, columns) if n != 1]))
 
-    return shift(apply(_ranked(x, _needed(dim)), build), bias, dim)
+    return shift(apply(_with_dim(x, dim), build), bias, dim)
 
 
 def scale(x: Form, factor: Tensor, dim: int = 1, bias: Tensor | None = None) -> Form:
@@ -107,7 +107,7 @@ def scale(x: Form, factor: Tensor, dim: int = 1, bias: Tensor | None = None) -> 
         made.through(dim, made.atom(D, fixed(n)))
         return made.done(leaf(factor, [n] if n != 1 else []))
 
-    return shift(apply(_ranked(x, _needed(dim)), build), bias, dim)
+    return shift(apply(_with_dim(x, dim), build), bias, dim)
 
 
 def multiply(x: Form, factor: Tensor) -> Form:
@@ -314,8 +314,13 @@ def known_rank(x: Form, ranks: Sequence[int], certain: bool = True) -> Form:
 # --- helpers ----------------------------------------------------------------------------------------
 
 
-def _needed(dim: int) -> int:
-    return -dim if dim < 0 else 0
+def _with_dim(x: Form, dim: int) -> Form:
+    """The form with dimension `dim` in sight."""
+    if dim < 0:
+        return _ranked(x, -dim)
+    if len(x.sizes) <= dim:
+        raise NotFusable(f"dimension {dim} of a tensor of unknown rank: pass example_inputs")
+    return x
 
 
 def _ranked(x: Form, trailing: int) -> Form:

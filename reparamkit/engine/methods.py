@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from functools import cache
 
 
 @cache
-def called_by_methods(cls: type) -> dict[str, frozenset[str]]:
+def called_by_methods(cls: Hashable) -> dict[str, frozenset[str]]:
     """Per method of a user's class other than forward, inherited ones too, the paths of the modules it calls."""
     found: dict[str, frozenset[str]] = {}
+    assert isinstance(cls, type)
     for base in cls.__mro__:
         if base.__module__.startswith("torch.") or base is object:
             continue

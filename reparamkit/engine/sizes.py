@@ -118,7 +118,7 @@ class _Sizes:
     def _fold(self, node: fx.Node) -> None:
         """Arithmetic of numbers that were sizes."""
         if node.op == "call_function" and node.target in ARITHMETIC:
-            _replace(node, node.target(*node.args))  # type: ignore[operator]
+            _replace(node, node.target(*node.args))
 
     def _redirect(self, node: fx.Node, value: Any) -> None:
         found = self._expressed(value, node)
