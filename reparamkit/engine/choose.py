@@ -137,7 +137,12 @@ class _Chooser:
         return self.stored(self.named[name])
 
     def total(self, node: fx.Node) -> float:
-        """The least price of having a value, with shared inputs divided among their readers."""
+        """The least price of having a value, with shared inputs divided among their readers.
+
+        What stays in every plan costs nothing to read, so only the affine part before a value counts.
+        """
+        if self._must_stay(node):
+            return 0.0
         if node not in self.totals:
             options = [self._as_computed(node), *self.options.get(node, [])]
             self.totals[node] = min(self._price(option) for option in options)

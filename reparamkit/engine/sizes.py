@@ -24,7 +24,8 @@ ARITHMETIC = frozenset({operator.add, operator.sub, operator.mul, operator.floor
 def read_early(captured: Captured, reading: Reading) -> None:
     """Rewrite the size reads of a graph: ``conv(x).shape[0]`` becomes ``x.shape[0]``.
 
-    The sizes are equal for every input, or nothing is changed. `captured.watched` receives the values whose
+    The sizes are equal for every input, or nothing is changed. The new node's "also" lists the (tensor, dimension)
+    pairs at which the code read it, for methods that do not see the earlier value. `captured.watched` receives the values whose
     sizes the user's own code still reads.
     """
     _Sizes(captured, reading).run()
@@ -72,7 +73,13 @@ class _Sizes:
         if isinstance(value, Size) and value.known:
             return value.factor
         place = next(self._places(value, node), None)
-        return None if place is None else self._read(*place, node)
+        if place is None:
+            return None
+        read = self._read(*place, node)
+        tensor = _tensor(node, self.reading)
+        dim = None if isinstance(value, _Rank) else self.reading.shapes[tensor][0].index(value)
+        read.meta["also"].append((tensor, dim))
+        return read
 
     def _places(self, value: Any, node: fx.Node) -> Iterator[tuple[fx.Node, int | None]]:
         """Earlier values with this size, and the dimension (None: the rank is meant), innermost call first."""
@@ -102,8 +109,8 @@ class _Sizes:
         if key not in self.made:
             graph = self.captured.graph
             with graph.inserting_after(other):
-                read = graph.call_method("dim", (other,)) if dim is None else graph.call_method("size", (other, dim))
-            read.meta = {**like.meta, "frame": self._home(other, like)}
+                read = size_of(graph, other, dim)
+            read.meta = {**like.meta, "frame": self._home(other, like), "also": []}
             read.meta.pop("val", None)
             value = other.meta.get("val")
             if isinstance(value, torch.Tensor):
@@ -131,6 +138,11 @@ class _Sizes:
             before = node.all_input_nodes[0]
             self.captured.graph.erase_node(node)
             node = before
+
+
+def size_of(graph: fx.Graph, tensor: fx.Node, dim: int | None) -> fx.Node:
+    """A node for the size of a dimension, or (None) for the number of dimensions."""
+    return graph.call_method("dim", (tensor,)) if dim is None else graph.call_method("size", (tensor, dim))
 
 
 @dataclass(frozen=True)

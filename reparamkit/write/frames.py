@@ -25,6 +25,7 @@ from ..capture.capture import Captured
 from ..capture.guards import expect
 from ..capture.tracer import Frame
 from ..engine.scope import has_hooks
+from ..engine.sizes import size_of
 from ..errors import NotFusable
 
 PLAIN = (bool, int, float, str, type(None))
@@ -133,6 +134,11 @@ class _Fold:
 
     def _argument(self, node: fx.Node) -> Any:
         node = self.captured.current(node)
+        for tensor, dim in node.meta.get("also", ()) if node not in self.here else ():
+            seen = self.here.get(self.captured.current(tensor))
+            if seen is not None:
+                self.here[node] = size_of(self.graph, seen, dim)
+                break
         if node not in self.here:
             raise NotFusable(f"module '{self.frame.path}' uses a value that does not reach it as an argument")
         return self.here[node]
