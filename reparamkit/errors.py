@@ -21,7 +21,11 @@ class InvalidInputError(ReparamkitError, ValueError):
 
 
 class CaptureError(ReparamkitError):
-    """The model's ``forward`` could not be traced into a graph."""
+    """A ``forward`` could not be traced into a graph; ``path`` is the module where tracing stopped."""
+
+    def __init__(self, message: str, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class RuleError(ReparamkitError, ValueError):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from .capture.capture import Inputs
 from .errors import InvalidInputError
@@ -48,10 +51,11 @@ def _check_unwrapped(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Example:
-    """A call of the model that was tried. output: what the model gave."""
+    """A call of the model that was tried. output: what the model gave. calls: how often each module was called."""
 
     inputs: Inputs
     output: Any
+    calls: Mapping[str, int]
 
 
 def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Example | None:
@@ -65,12 +69,26 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
     inputs = Inputs(args if isinstance(args, tuple) else (args,), dict(example_kwargs or {}))
     _check_kind(model, inputs)
     try:
-        return Example(inputs, undisturbed(model, inputs))
+        with _counted(model) as calls:
+            output = undisturbed(model, inputs)
     except Exception as error:
         raise InvalidInputError(
             f"the model rejects the example inputs ({type(error).__name__}: {error}); pass a tensor, or the tuple of"
             " positional arguments, that model(...) takes"
         ) from error
+    return Example(inputs, output, calls)
+
+
+@contextmanager
+def _counted(model: nn.Module) -> Iterator[Counter[str]]:
+    """Counts the calls of each module, by its path."""
+    paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
+    calls: Counter[str] = Counter()
+    hook = register_module_forward_hook(lambda module, args, output: calls.update([paths.get(id(module), "")]))
+    try:
+        yield calls
+    finally:
+        hook.remove()
 
 
 def _check_kind(model: nn.Module, inputs: Inputs) -> None:

@@ -12,21 +12,22 @@ import torch
 from torch import Tensor, fx, nn
 
 from .algebra.operator import Operator, identity
-from .capture.capture import Captured, Inputs, capture
+from .capture.capture import Captured, Inputs
+from .capture.parts import Parts, capture_parts
 from .engine.choose import choose
 from .engine.identities import drop_identities
 from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Scope, matches
 from .engine.sizes import read_early
-from .errors import EquivalenceError, InvalidInputError
+from .errors import CaptureError, EquivalenceError, InvalidInputError
 from .inputs import Example, checked_inputs, checked_model
 from .layers.price import OBJECTIVES
 from .layers.registry import READERS
-from .report import Report
+from .report import Report, Totals
 from .rules.builtin import RULES
 from .rules.rule import Registry, Rule
-from .summary import summarize, totals
+from .summary import Work, summarize, totals
 from .verify import Piece, Verification, check, compare, exact, explained, undisturbed
 from .write.splice import Written
 from .write.write import Prove, Writer
@@ -54,7 +55,8 @@ class Request:
 
     def scope(self, captured: Captured) -> Scope:
         """What may be merged in this model."""
-        return Scope(captured, frozenset(rule.name for rule in self.rules), self.only, self.skip)
+        calls = {} if self.example is None else self.example.calls
+        return Scope(captured, frozenset(rule.name for rule in self.rules), self.only, self.skip, calls)
 
 
 def fuse(
@@ -214,9 +216,36 @@ def _rule(rule: Rule | str) -> Rule:
 
 def _fused(model: nn.Module, request: Request) -> nn.Module:
     private = model if request.inplace else _sharing_copy(model)
-    captured = capture(private, request.inputs, _is_leaf)
+    parts = capture_parts(private, request.inputs, _is_leaf)
+    if request.as_graph and parts.opaque:
+        path, reason = next(iter(parts.opaque.items()))
+        raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
+    before = _totals(private, parts, request)
+    works = [_fused_part(part, request) for part in parts.captured]
+    fused = works[0].model
+    fused = fused if request.inplace else _owning(fused)
+    error = _whole(fused, request)
+    after = _totals(fused, parts, request)
+    if request.example is None:
+        # Nominal sizes depend on how much of a rank is known, so only the prices of the merges compare.
+        saved = sum(d.site.after.flops - d.site.before.flops for work in works for d in work.done)
+        after = replace(after, flops=before.flops + saved)
+    made = summarize(works, parts, before, after, error)
+    object.__setattr__(fused, REPORT, made)
+    return fused
+
+
+def _totals(model: nn.Module, parts: Parts, request: Request) -> Totals:
+    readings = []
+    for part in parts.captured:
+        part.forget()
+        readings.append(_read(part, request))
+    return totals(model, readings)
+
+
+def _fused_part(captured: Captured, request: Request) -> Work:
+    """Read, choose, write and prove one captured part."""
     reading = _read(captured, request)
-    before = totals(private, captured, reading)
     drop_identities(captured, reading)
     read_early(captured, reading)
     writer = Writer(captured, request.as_graph, _unproved, _unheard)
@@ -224,17 +253,8 @@ def _fused(model: nn.Module, request: Request) -> nn.Module:
     plan, reading = choose(captured, READERS, request.scope(captured), writer.check, request.objective)
     _prepare(writer, request, reading, plan.refusals)
     writer.write(plan.sites)
-    fused, done = writer.finish()
-    fused = fused if request.inplace else _owning(fused)
-    error = _whole(fused, request)
-    captured.forget()
-    after = totals(fused, captured, _read(captured, request))
-    if request.example is None:
-        # Nominal sizes depend on how much of a rank is known, so only the prices of the merges compare.
-        after = replace(after, flops=before.flops + sum(d.site.after.flops - d.site.before.flops for d in done))
-    made = summarize(done, plan, said, before, after, captured, reading, error)
-    object.__setattr__(fused, REPORT, made)
-    return fused
+    model, done = writer.finish()
+    return Work(model, captured, plan, said, reading, done)
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:

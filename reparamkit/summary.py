@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
 from .algebra.operator import Role
 from .capture.capture import Captured
+from .capture.parts import Parts
 from .engine.choose import Plan
 from .engine.placing import layer_cost
 from .engine.reading import Reading
@@ -17,13 +19,24 @@ from .write.splice import place_of
 from .write.write import Done
 
 
-def totals(model: nn.Module, captured: Captured, reading: Reading) -> Totals:
-    """Count a model from its graph."""
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What was done with one captured part of a model. said: why graph rules did not apply."""
+
+    model: nn.Module
+    captured: Captured
+    plan: Plan
+    said: Mapping[fx.Node, list[str]]
+    reading: Reading
+    done: Sequence[Done]
+
+
+def totals(model: nn.Module, readings: Sequence[Reading]) -> Totals:
+    """Count a model from the graphs of its parts."""
     parameters = sum(p.numel() for p in model.parameters())
-    stored = numbers(model)
-    costs = [layer_cost(form, 0) for form in reading.read.values()]
-    affine = sum(costs, Cost())
-    return Totals(parameters, stored, affine.launches + _opaque(captured, reading), affine.flops)
+    affine = sum((layer_cost(form, 0) for reading in readings for form in reading.read.values()), Cost())
+    rest = sum(_opaque(reading) for reading in readings)
+    return Totals(parameters, numbers(model), affine.launches + rest, affine.flops)
 
 
 def numbers(model: nn.Module) -> int:
@@ -31,10 +44,10 @@ def numbers(model: nn.Module) -> int:
     return sum(t.numel() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
 
 
-def _opaque(captured: Captured, reading: Reading) -> int:
+def _opaque(reading: Reading) -> int:
     """Nodes that compute a tensor and are not affine: activations, gates, attention."""
     known = {*reading.read, *reading.sizes, *reading.constants}
-    return sum(n.op.startswith("call") and n not in known and _computes(n) for n in captured.graph.nodes)
+    return sum(n.op.startswith("call") and n not in known and _computes(n) for n in reading.captured.graph.nodes)
 
 
 def _computes(node: fx.Node) -> bool:
@@ -55,19 +68,17 @@ def _computes(node: fx.Node) -> bool:
     return not is_view and not name.startswith("expect") and (value is None or isinstance(value, Tensor))
 
 
-def summarize(
-    done: Sequence[Done],
-    plan: Plan,
-    said: Mapping[fx.Node, list[str]],
-    before: Totals,
-    after: Totals,
-    captured: Captured,
-    reading: Reading,
-    error: float | None,
-) -> Report:
+def summarize(works: Sequence[Work], parts: Parts, before: Totals, after: Totals, error: float | None) -> Report:
     """The report of one fusion."""
-    merges = tuple(_merge(d) for d in done)
-    return Report(merges, _refusals(plan, said, captured, reading), before, after, captured.tier, error)
+    merges = tuple(_merge(d) for work in works for d in work.done)
+    root = works[0].captured.root
+    left = [Refusal(path or "(root)", _class_at(root, path), reason) for path, reason in parts.opaque.items()]
+    refusals = [refusal for w in works for refusal in _refusals(w.plan, w.said, w.captured, w.reading)]
+    return Report(merges, (*left, *refusals), before, after, works[0].captured.tier, error)
+
+
+def _class_at(root: nn.Module, path: str) -> str:
+    return type(root.get_submodule(path)).__name__
 
 
 def _merge(done: Done) -> Merge:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
-from .tracer import Frame, Named, Tracer, attribute
+from .tracer import Frame, Named, Opaque, Tracer, as_fake, attribute
 
 
 @dataclass(frozen=True)
@@ -127,23 +127,28 @@ def storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def capture(model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn.Module], bool]) -> Captured:
-    """Trace `model` (in place: it is a private copy).
+def capture(
+    model: nn.Module,
+    path: str,
+    inputs: Inputs | None,
+    is_leaf: Callable[[nn.Module], bool],
+    opaque: Mapping[str, Opaque],
+) -> Captured:
+    """Trace the submodule at `path` of `model` (in place: it is a private copy).
 
-    Raises `CaptureError` if its forward cannot be traced, saying what to do.
+    opaque: modules to call and not to trace, by path.
+    Raises `CaptureError` if its forward cannot be traced, saying where and what to do.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True) if inputs is not None else None
-    tracer = Tracer(is_leaf, mode)
-    names = _structure(model, inputs)
-    values = {} if mode is None else tree_map(_fake(mode), names.values)
+    tracer = Tracer(is_leaf, mode, opaque.values())
+    names = _structure(model.get_submodule(path), inputs)
+    values = {} if mode is None else tree_map(as_fake(mode), names.values)
     try:
         with _state_kept(model) as changed:
-            graph = tracer.traced_call(model, names.args, names.kwargs, values)
+            graph = tracer.traced_call(model, path, names.args, names.kwargs, values)
             named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
-    except ReparamkitError:
-        raise
     except Exception as error:
-        raise _capture_error(tracer, inputs, error) from error
+        raise _capture_error(tracer, path, inputs, error) from error
     return Captured(
         model, graph, tracer.frames, "symbolic" if inputs is None else "values", changed, _missing(model, named)
     )
@@ -179,18 +184,17 @@ def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     return now.keys() == before.keys() and all(now[name] is before[name] for name in now)
 
 
-def _fake(mode: FakeTensorMode) -> Callable[[Any], Any]:
-    return lambda leaf: mode.from_tensor(leaf, static_shapes=True) if isinstance(leaf, Tensor) else leaf
-
-
-def _capture_error(tracer: Tracer, inputs: Inputs | None, error: Exception) -> CaptureError:
-    where = tracer.frame.path if tracer.frame and tracer.frame.path else "the model"
+def _capture_error(tracer: Tracer, path: str, inputs: Inputs | None, error: Exception) -> CaptureError:
+    where = path if tracer.failed is None else tracer.failed.path
+    if isinstance(error, ReparamkitError):
+        return CaptureError(str(error), where)
     advice = (
         "pass example_inputs, which lets sizes and branches on sizes be traced"
         if inputs is None
         else "fuse its submodules one by one (model.part = reparamkit.fuse(model.part, ...))"
     )
-    return CaptureError(f"the forward of {where} cannot be traced ({type(error).__name__}: {error}); {advice}")
+    reason = f"{type(error).__name__}: {error}"
+    return CaptureError(f"the forward of {where or 'the model'} cannot be traced ({reason}); {advice}", where)
 
 
 # --- inputs -----------------------------------------------------------------------------------------

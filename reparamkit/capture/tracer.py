@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -58,8 +58,18 @@ class Frame:
         return (*self.parent.stack, self) if self.parent else (self,)
 
 
+@dataclass(frozen=True, eq=False)
+class Opaque:
+    """A module that is called and not traced. outputs: of its calls in a real run, if there was one."""
+
+    module: nn.Module
+    outputs: Sequence[Any]
+
+
 class ValueProxy(fx.Proxy):
     """A proxy that knows the (fake) value of its node, if there are example inputs."""
+
+    tracer: Any
 
     @property
     def value(self) -> Any:
@@ -155,7 +165,7 @@ def _constant(node: fx.Node, root: nn.Module) -> Tensor | None:
         inputs = {n: _constant(n, root) for n in node.all_input_nodes}
         if any(value is None for value in inputs.values()):
             return None
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), inputs.get)  # type: ignore[arg-type, misc]
+        args, kwargs = fx.node.map_arg(node.args, inputs.__getitem__), fx.node.map_arg(node.kwargs, inputs.__getitem__)
         found = node.target(*args, **kwargs)  # type: ignore[operator]
     else:
         return None
@@ -186,12 +196,18 @@ class Tracer(fx.Tracer):
     """Traces a module; see the module docstring.
 
     is_leaf: whether a module is one node of the graph rather than traced through.
+    opaque: further such modules, which may not even run on fake values. failed: the call in which tracing stopped.
     mode: the fake mode of the example values, None to trace without values.
     """
 
-    def __init__(self, is_leaf: Callable[[nn.Module], bool], mode: FakeTensorMode | None) -> None:
+    def __init__(
+        self, is_leaf: Callable[[nn.Module], bool], mode: FakeTensorMode | None, opaque: Iterable[Opaque] = ()
+    ) -> None:
         super().__init__()
-        self._is_leaf, self.mode = is_leaf, mode
+        self.outputs = {id(each.module): list(each.outputs) for each in opaque}
+        self._is_leaf: Callable[[nn.Module], bool] = lambda module: id(module) in self.outputs or is_leaf(module)
+        self.mode = mode
+        self.failed: Frame | None = None
         self.frame: Frame | None = None
         self.frames: list[Frame] = []
         self._running = False
@@ -199,13 +215,13 @@ class Tracer(fx.Tracer):
         self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
 
     def traced_call(
-        self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Any]
+        self, root: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Any]
     ) -> fx.Graph:
-        """The graph of ``root.forward(*args, **kwargs)``; each `Named` in them is a placeholder."""
+        """The graph of a call of the submodule at `path`; each `Named` in its arguments is a placeholder."""
         self._call = args, kwargs, values
         named = (*root.named_parameters(), *root.named_buffers())
         self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
-        self.frame = Frame("", root, None)
+        self.frame = Frame(path, root.get_submodule(path), None)
         self.frames = [self.frame]
         return self.trace(root)
 
@@ -218,7 +234,7 @@ class Tracer(fx.Tracer):
         frame.args, frame.kwargs = tree_map(as_node, given)
 
         def forward(root: nn.Module) -> Any:
-            output = root_fn(root, *given[0], **given[1])
+            output = type(frame.module).forward(frame.module, *given[0], **given[1])
             frame.output = tree_map(as_node, output)
             return output
 
@@ -253,6 +269,9 @@ class Tracer(fx.Tracer):
         self.frame = frame
         try:
             output = super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or frame
+            raise
         finally:
             self.frame = outer
         frame.output = tree_map(as_node, output)
@@ -282,10 +301,14 @@ class Tracer(fx.Tracer):
         if self.mode is not None and kind not in ("placeholder", "output") and not is_guard(target):
             self._running = True
             try:
-                proxy.node.meta["val"] = evaluate_node(proxy.node, self.root, self.mode)
+                proxy.node.meta["val"] = self._value(proxy.node, self.mode)
             finally:
                 self._running = False
         return proxy
+
+    def _value(self, node: fx.Node, mode: FakeTensorMode) -> Any:
+        recorded = self.outputs.get(id(self.root.get_submodule(str(node.target)))) if node.op == "call_module" else None
+        return tree_map(as_fake(mode), recorded.pop(0)) if recorded else evaluate_node(node, self.root, mode)
 
     def real(self, node: fx.Node) -> Tensor | None:
         """The real value of a node that depends on parameters and buffers only, if it is one number."""
@@ -325,7 +348,7 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
     args, kwargs = fake(node.args), fake(node.kwargs)
     with mode, torch.no_grad():
         if node.op == "get_attr":
-            return tree_map(_as_fake(mode), attribute(root, str(node.target)))
+            return tree_map(as_fake(mode), attribute(root, str(node.target)))
         if node.op == "call_module":
             return root.get_submodule(str(node.target))(*args, **kwargs)
         if node.op == "call_method":
@@ -333,7 +356,8 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _as_fake(mode: FakeTensorMode) -> Callable[[Any], Any]:
+def as_fake(mode: FakeTensorMode) -> Callable[[Any], Any]:
+    """Turns tensors into fake ones, and leaves the rest."""
     return lambda value: mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
 
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Hashable, Iterable, Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator
+from weakref import WeakKeyDictionary
+
+_known: WeakKeyDictionary[type, dict[str, frozenset[str]]] = WeakKeyDictionary()
 
 
-@cache
-def called_by_methods(cls: Hashable) -> dict[str, frozenset[str]]:
+def called_by_methods(cls: type) -> dict[str, frozenset[str]]:
     """Per method of a user's class other than forward, inherited ones too, the paths of the modules it calls."""
+    if cls not in _known:
+        _known[cls] = _methods(cls)
+    return _known[cls]
+
+
+def _methods(cls: type) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     assert isinstance(cls, type)
     for base in cls.__mro__:

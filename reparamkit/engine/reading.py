@@ -360,7 +360,7 @@ def _shape_read(node: fx.Node, shape: Shape) -> Any:
 def reads_rank(node: fx.Node) -> bool:
     """Whether a node is the number of dimensions of a tensor."""
     is_attribute = node.target is getattr and node.args[1] == "ndim"
-    return is_attribute or (node.op == "call_method" and node.target in ("dim", "ndimension"))
+    return bool(is_attribute or (node.op == "call_method" and node.target in ("dim", "ndimension")))
 
 
 def _computed(node: fx.Node, args: list[Any]) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
 from torch import Tensor, fx, nn
@@ -24,12 +24,15 @@ HOOKS = (
 
 @dataclass(frozen=True)
 class Scope:
-    """permitted: names of the rules that may be used. only, skip: module paths or patterns (fnmatch)."""
+    """permitted: names of the rules that may be used. only, skip: module paths or patterns (fnmatch). calls: how often
+    a real run called each module, by path (empty: there was none).
+    """
 
     captured: Captured
     permitted: frozenset[str]
     only: Sequence[str] | None = None
     skip: Sequence[str] = ()
+    calls: Mapping[str, int] = field(default_factory=dict)
 
     def check_rules(self, form: Form) -> None:
         """Raises `NotFusable` if a form is built with a rule that is switched off."""
@@ -63,6 +66,8 @@ class Scope:
         calls = max(self.captured.module_calls[id(m)] for m in modules if _has_state(m) or m is modules[0])
         if calls > 1:
             return f"its module is called at {calls} places: a merge would change all of them"
+        if node.op == "call_module" and (run := self.calls.get(str(node.target), calls)) != calls:
+            return f"its module is called {run} times in a run, and {calls} times in what could be captured"
         return None
 
     def _tied(self, node: fx.Node) -> str | None:

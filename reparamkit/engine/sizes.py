@@ -25,8 +25,8 @@ def read_early(captured: Captured, reading: Reading) -> None:
     """Rewrite the size reads of a graph: ``conv(x).shape[0]`` becomes ``x.shape[0]``.
 
     The sizes are equal for every input, or nothing is changed. The new node's "also" lists the (tensor, dimension)
-    pairs at which the code read it, for methods that do not see the earlier value. `captured.watched` receives the values whose
-    sizes the user's own code still reads.
+    pairs at which the code read it, for methods that do not see the earlier value. `captured.watched` receives the
+    values whose sizes the user's own code still reads.
     """
     _Sizes(captured, reading).run()
     captured.forget()

@@ -1,0 +1,118 @@
+"""Capture what can be captured: the whole model, or the parts of it around modules that cannot be traced."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from ..errors import CaptureError
+from .capture import Captured, Inputs, capture, run
+from .tracer import Opaque
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass
+class Parts:
+    """The captured parts of a model, the outermost first. opaque: path of each module that was left, and why."""
+
+    captured: list[Captured] = field(default_factory=list)
+    opaque: dict[str, str] = field(default_factory=dict)
+
+
+def capture_parts(model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn.Module], bool]) -> Parts:
+    """Trace `model` (in place: it is a private copy); a module that cannot be traced stays a call, and the modules
+    inside it are traced by themselves.
+
+    Raises `CaptureError` if nothing can be traced.
+    """
+    parts, queue, first = Parts(), deque([("", inputs)]), None
+    while queue:
+        path, given = queue.popleft()
+        found = _Part(model, path, given, is_leaf, parts.opaque)
+        try:
+            parts.captured.append(found.capture())
+        except CaptureError as error:
+            first = first or error
+        queue += [inner for name in found.opaque for inner in _inside(model, name, found, inputs)]
+    if not parts.captured:
+        assert first is not None
+        raise first
+    return parts
+
+
+@dataclass(eq=False)
+class _Part:
+    """One module to be traced by itself. opaque: what is inside it and cannot be traced."""
+
+    model: nn.Module
+    path: str
+    inputs: Inputs | None
+    is_leaf: Callable[[nn.Module], bool]
+    reasons: dict[str, str]
+    opaque: dict[str, Opaque] = field(default_factory=dict)
+
+    def capture(self) -> Captured:
+        """Trace, and as long as that fails, leave the module where it fails as a call."""
+        while True:
+            try:
+                return capture(self.model, self.path, self.inputs, self.is_leaf, self.opaque)
+            except CaptureError as error:
+                where = self.path if error.path is None else error.path
+                self.reasons[where] = str(error)
+                if where in self.opaque:
+                    raise
+                self.opaque[where] = Opaque(self.model.get_submodule(where), self._outputs(where))
+                if where == self.path:
+                    raise
+
+    def _outputs(self, path: str) -> list[Any]:
+        if self.inputs is None or path == self.path:
+            return []
+        entry, module = self.model.get_submodule(self.path), self.model.get_submodule(path)
+        return [output for _, output in _recorded(entry, self.inputs, {path: module})[path]]
+
+
+def _inside(model: nn.Module, path: str, part: _Part, inputs: Inputs | None) -> Iterator[tuple[str, Inputs | None]]:
+    """The modules inside one that cannot be traced, with the inputs of their one call."""
+    children = dict(_children(model.get_submodule(path), path))
+    children = {name: child for name, child in children.items() if not part.is_leaf(child)}
+    if inputs is None or not children:
+        yield from ((name, None) for name in children)
+        return
+    for name, calls in _recorded(model, inputs, children).items():
+        if len(calls) == 1:
+            yield name, calls[0][0]
+        elif calls:
+            part.reasons[name] = f"it is called {len(calls)} times inside a module that cannot be traced"
+
+
+def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        inner = f"{path}.{name}" if path else name
+        if isinstance(child, CONTAINERS):
+            yield from _children(child, inner)
+        else:
+            yield inner, child
+
+
+def _recorded(model: nn.Module, inputs: Inputs, wanted: dict[str, nn.Module]) -> dict[str, list[tuple[Inputs, Any]]]:
+    """Per path the inputs and outputs of each call in one real run."""
+    calls: dict[str, list[tuple[Inputs, Any]]] = {path: [] for path in wanted}
+    paths = {id(module): path for path, module in wanted.items()}
+
+    def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if id(module) in paths:
+            calls[paths[id(module)]].append((Inputs(args, kwargs), output))
+
+    handle = register_module_forward_hook(record, with_kwargs=True)
+    try:
+        run(model, inputs)
+    finally:
+        handle.remove()
+    return calls
