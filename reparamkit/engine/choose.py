@@ -20,6 +20,8 @@ from .scope import Scope, check_calls
 
 CHEAPEST, DEEPEST = 2, 2
 """How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
+WORTH = 0.05
+"""What each further member of a merge must save, in launches: of two equal merges the smaller one is better."""
 MAY_RAISE = frozenset({"launches"})
 """Objectives that may let FLOPs and stored numbers rise."""
 
@@ -91,6 +93,7 @@ class _Chooser:
     writable: Writable
     totals: dict[fx.Node, float] = field(default_factory=dict)
     options: dict[fx.Node, list[_Option]] = field(default_factory=dict)
+    effort: float = 0.0
     banned: set[tuple[fx.Node, frozenset[fx.Node]]] = field(default_factory=set)
     named: dict[str, fx.Node] = field(default_factory=dict)
     passes: set[fx.Node] = field(default_factory=set)
@@ -99,6 +102,7 @@ class _Chooser:
 
     def __post_init__(self) -> None:
         self.score: Callable[[Cost], float] = OBJECTIVES[self.objective]
+        self.effort = WORTH * self.score(Cost(launches=1))
         self.named = {node.name: node for node in self.captured.graph.nodes}
 
     # --- prices ----------------------------------------------------------------------------------
@@ -149,7 +153,24 @@ class _Chooser:
         return self.totals[node]
 
     def _price(self, option: _Option) -> float:
-        return self.score(option.cost) + sum(self.total(s) / max(1, len(s.users)) for s in option.sources)
+        """Its own cost, and of every value it reads the part that is read for its sake.
+
+        With these parts a merge is cheaper than its members exactly if its cost is less than theirs, each counted
+        as far as it would no longer be needed.
+        """
+        reading = sum(self.total(s) * part for s, part in self._parts(option).items())
+        return self.score(option.cost) + reading + self.effort * len(option.members)
+
+    def _parts(self, option: _Option) -> dict[fx.Node, float]:
+        """How much of the use of each source is by the option; a value with two readers is half for each."""
+        if option.placed is None:
+            return {s: 1 / max(1, len(s.users)) for s in option.sources}
+        order = self.captured.aliases.order
+        members = sorted(option.members, key=order.__getitem__, reverse=True)
+        parts = {members[0]: 1.0}
+        for node in (*members[1:], *option.sources):
+            parts[node] = sum(parts.get(user, 0.0) for user in node.users) / max(1, len(node.users))
+        return {s: parts[s] for s in option.sources}
 
     def _as_computed(self, node: fx.Node) -> _Option:
         return _Option(self.cost(node), tuple(node.all_input_nodes))

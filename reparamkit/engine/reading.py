@@ -170,7 +170,7 @@ class _Reader:
         if inputs and all(n in self.out.constants for n in inputs) and self._evaluate_constant():
             return []
         reader = self._reader()
-        found = self._read(reader) if reader is not None else []
+        found = self._read(reader) if reader is not None and any(n in self.out.forms for n in inputs) else []
         shape = self._read_shape() or self._same_shape() or self._given_shape(reader) or self._own_shape()
         self._as_source(shape)
         return found
@@ -178,17 +178,20 @@ class _Reader:
     def _evaluate_constant(self) -> bool:
         """A value of parameters only, computed in float64; not if it is random or writes."""
         name = str(getattr(self.node.target, "__name__", self.node.target))
-        if name in RANDOM or self.node.op == "call_module" or self.node in self.captured.aliases.writers:
+        if name in RANDOM or self.node in self.captured.aliases.writers or self._trains():
             return False
         try:
             with torch.no_grad():
-                value = _evaluate(self.node, self.out.constants)
+                value = _evaluate(self.node, self.out.constants, self.captured)
         except Exception as error:
             self.out.no(self.node, f"parameter arithmetic that fails in float64 ({error})")
             return False
         if isinstance(value, Tensor):
             self._constant(value)
         return isinstance(value, Tensor)
+
+    def _trains(self) -> bool:
+        return self.node.op == "call_module" and self.captured.module(self.node).training
 
     def _size_arithmetic(self) -> bool:
         value = _size_value(self.node, self.out)
@@ -318,12 +321,14 @@ class _Reader:
         raise NotFusable(f"an argument that is computed at run time ({node})")
 
 
-def _evaluate(node: fx.Node, constants: dict[fx.Node, Tensor]) -> Any:
+def _evaluate(node: fx.Node, constants: dict[fx.Node, Tensor], captured: Captured) -> Any:
     def wide(n: fx.Node) -> Tensor:
         value = constants[n].detach()
         return value.double() if value.is_floating_point() else value
 
     args, kwargs = fx.node.map_arg(node.args, wide), fx.node.map_arg(node.kwargs, wide)
+    if node.op == "call_module":
+        return wide_module(captured.module(node))(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -335,10 +340,12 @@ def _evaluate(node: fx.Node, constants: dict[fx.Node, Tensor]) -> Any:
 def _size_value(node: fx.Node, known: Reading) -> Any:
     """The value of a node that is a size or a tuple of sizes, else None."""
     first = node.args[0] if node.args else None
+    if isinstance(first, fx.Node) and first in known.constants:
+        return _shape_read(node, (tuple(map(fixed, known.constants[first].shape)), False))
     if isinstance(first, fx.Node) and first in known.shapes:
         return _shape_read(node, known.shapes[first])
     if node.op != "call_function" or not any(n in known.sizes for n in node.all_input_nodes):
-        return None
+        return _opaque(node) if isinstance(node.meta.get("val"), (int, float)) else None
     args = [known.sizes.get(a, a) if isinstance(a, fx.Node) else a for a in node.args]
     return _computed(node, args)
 

@@ -124,7 +124,7 @@ class _Sizes:
 
     def _fold(self, node: fx.Node) -> None:
         """Arithmetic of numbers that were sizes."""
-        if node.op == "call_function" and node.target in ARITHMETIC:
+        if node.op == "call_function" and node.target in ARITHMETIC and node not in self.reading.constants:
             _replace(node, node.target(*node.args))
 
     def _redirect(self, node: fx.Node, value: Any) -> None:
@@ -182,7 +182,9 @@ def _wanted(node: fx.Node, reading: Reading) -> Any:
 def _is_read(node: fx.Node, reading: Reading) -> bool:
     """A shape, or an entry of one; not arithmetic with sizes."""
     inputs = node.all_input_nodes
-    return len(inputs) == 1 and (inputs[0] in reading.shapes or isinstance(reading.sizes.get(inputs[0]), tuple))
+    if len(inputs) == 1 and inputs[0] not in reading.shapes:
+        return isinstance(reading.sizes.get(inputs[0]), tuple) and _is_read(inputs[0], reading)
+    return len(inputs) == 1
 
 
 def _tensor(node: fx.Node, reading: Reading) -> fx.Node:
