@@ -112,7 +112,7 @@ class ValueProxy(fx.Proxy):
         if isinstance(value, Tensor):
             raise CaptureError(
                 f"{what} depends on the data of {self.node}{_where(self.tracer)}: such code cannot be captured;"
-                " compute it with tensor operations, or fuse the submodules one by one"
+                " compute it with tensor operations (the submodules are captured by themselves)"
             )
         self.tracer.create_proxy("call_function", expect, (self, value), {})
         return value
