@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from .algebra.operator import Operator, identity
 from .capture.capture import Captured, Inputs
 from .capture.parts import Parts, capture_parts
+from .engine.borders import join_borders
 from .engine.choose import choose
 from .engine.identities import drop_identities
 from .engine.patterns import next_site
@@ -245,6 +246,7 @@ def _totals(model: nn.Module, parts: Parts, request: Request) -> Totals:
 
 def _fused_part(captured: Captured, request: Request) -> Work:
     """Read, choose, write and prove one captured part."""
+    join_borders(captured)
     reading = _read(captured, request)
     drop_identities(captured, reading)
     read_early(captured, reading)

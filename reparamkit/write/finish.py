@@ -18,6 +18,10 @@ from .frames import fold, method, original_class, regenerated
 from .splice import Written, place_of
 
 
+STAND_IN = "reparamkit_stand_in"
+"""A class attribute: its modules stand in for one layer, and give it their place when a merge leaves nothing else."""
+
+
 class Expect(nn.Identity):
     """What is left of a merged layer where the merge was proved for one rank of its input: a check."""
 
@@ -150,8 +154,19 @@ class Finisher:
 
     def _regenerate(self, frame: Frame) -> None:
         graph = fold(self.captured, frame, frozenset(self.inlined))
+        layer = _only_call(graph)
+        if layer is not None and frame.path and getattr(frame.module, STAND_IN, False):
+            self._give_place(frame.path, f"{frame.path}.{layer}")
+            return
         self._keep_constants(graph, frame.module)
         frame.module.__class__ = regenerated(original_class(frame.module), method(graph))
+
+    def _give_place(self, path: str, inner: str) -> None:
+        """Put the layer at `inner` at `path`, in the place of the module around it."""
+        _set(self.captured.root, path, self.captured.root.get_submodule(inner))
+        for name in [name for name, place in self.paths.items() if place == inner]:
+            self._retarget(name, path)
+        self._retarget(inner, path)
 
     def _keep_constants(self, graph: fx.Graph, module: nn.Module) -> None:
         """Tensors that the method made of plain numbers become buffers, which are not saved."""
@@ -166,10 +181,21 @@ class Finisher:
         root = self.captured.root
         for path in sorted(self.dead, key=lambda p: -p.count(".")):
             if path not in used and _exists(root, path):
-                _delete(root, path)
+                self._remove(path, used)
         for frame in sorted(self.captured.frames, key=lambda f: -f.path.count(".")):
             if id(frame) in self.inlined and _exists(root, frame.path):
                 self._hollow(frame.path, used)
+
+    def _remove(self, path: str, used: set[str]) -> None:
+        """A merged layer: gone, but for parameters that the code reads itself."""
+        read = {name.rpartition(".")[2] for name in used if name.rpartition(".")[0] == path}
+        if not read:
+            _delete(self.captured.root, path)
+            return
+        module = self.captured.root.get_submodule(path)
+        for name in {*module._parameters, *module._buffers} - read:
+            delattr(module, name)
+        _set(self.captured.root, path, _container(module))
 
     def _hollow(self, path: str, used: set[str]) -> None:
         """A module whose work is done in its caller now: gone, or a container of what is still used."""
@@ -186,6 +212,16 @@ class Finisher:
 
     def _calls(self, path: str) -> Iterable[Frame]:
         return (f for f in self.captured.frames if f.path == path and id(f) in self.inlined)
+
+
+def _only_call(graph: fx.Graph) -> str | None:
+    """The module that a forward calls on its only argument, if the forward does nothing else."""
+    nodes = list(graph.nodes)
+    if [node.op for node in nodes] != ["placeholder", "call_module", "output"]:
+        return None
+    argument, call, output = nodes
+    passed = call.args == (argument,) and not call.kwargs and output.args == (call,)
+    return str(call.target) if passed else None
 
 
 def _targets(written: Written) -> set[str]:

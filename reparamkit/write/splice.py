@@ -194,7 +194,14 @@ def is_chain(captured: Captured, site: Site) -> bool:
     layers = [n for n, step in zip(row, placement.trail, strict=True) if step.is_layer]
     linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row))
     linked = linked and all(_shape_kept(captured, site.placed, k, node) for k, node in enumerate(row))
-    return linked and all(n.op == "call_module" for n in layers) and _only_rank_guards(site.placed)
+    modules = all(n.op == "call_module" for n in layers) and not _read_directly(captured, layers)
+    return linked and modules and _only_rank_guards(site.placed)
+
+
+def _read_directly(captured: Captured, layers: list[fx.Node]) -> bool:
+    """Whether the model's code reads a parameter of one of these modules itself."""
+    read = [str(n.target) for n in captured.graph.nodes if n.op == "get_attr"]
+    return any(path.startswith(f"{layer.target}.") for layer in layers for path in read)
 
 
 def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) -> bool:
