@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from textwrap import shorten
+from typing import Any
+
+from .errors import InvalidInputError
+from .show.advice import Advice, advice
+from .show.data import decoded, encoded, parsed
+from .show.page import page
+from .show.terminal import renderable
+
+SCHEMA, VERSION = "reparamkit.report", 1
+"""Name and version of the JSON form. The version rises when a field changes its meaning or goes."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +35,29 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A part of a weight as a small image of signed numbers.
+
+    title: what is shown. merged: whether of the merged layer, or of a layer it replaces. rows, columns: of the image.
+    tile: (rows, columns) of one kernel or map; the image is a grid of these. largest: the largest magnitude shown.
+    pixels: signed bytes in row-major order, in base64; `largest` is 127.
+    """
+
+    title: str
+    merged: bool
+    rows: int
+    columns: int
+    tile: tuple[int, ...]
+    largest: float
+    pixels: str
+
+
+@dataclass(frozen=True)
 class Merge:
     """One merge. path: of the merged layer. layer: its description. rules: that made it. members: paths of what
-    it replaces. error: the largest relative error against them, in float64 (None: not checked).
+    it replaces. error: the largest relative error against them, in float64 (None: not checked). flops, stored:
+    multiply-adds and numbers of the members, and of what is written for them. equations: of the rules, in the same
+    order. pictures: of the weights.
     """
 
     path: str
@@ -37,6 +69,8 @@ class Merge:
     flops_after: int
     stored_before: int
     stored_after: int
+    equations: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -47,13 +81,73 @@ class Refusal:
     layer: str
     reason: str
 
+    @property
+    def advice(self) -> Advice:
+        """The kind of the reason, and what the user could do."""
+        return advice(self.reason)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that were left for reasons of one kind."""
+
+    advice: Advice
+    refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of a graph.
+
+    name: unique in the graph. op: as in torch.fx ("call_module", ...). kind: class, function or method. path: of the
+    module it calls, or is in. detail: its arguments in words. inputs: names of what it reads. shape: of its value
+    (-1: a free size; None: unknown, or no tensor). sites: numbers of the merges it is part of, in the order of
+    `Report.merges`. computes: False for inputs, constants, sizes and views. affine: whether it was read as affine.
+    """
+
+    name: str
+    op: str
+    kind: str
+    path: str
+    detail: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...] | None
+    sites: tuple[int, ...] = ()
+    computes: bool = True
+    affine: bool = False
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it calls a module."""
+        return self.op == "call_module"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many of the layers that could be merged were. merged: affine modules, batch norms among them, that a merge
+    replaced. left: affine modules that were refused, and batch norms that nothing was said about.
+    """
+
+    merged: int
+    left: int
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1; 1 if there is nothing to merge."""
+        return self.merged / (self.merged + self.left) if self.merged + self.left else 1.0
+
+    def __str__(self) -> str:
+        return f"{self.merged} of {self.merged + self.left} mergeable layers ({self.share:.1%})"
+
 
 @dataclass(frozen=True)
 class Report:
     """The result of `reparamkit.fuse`.
 
     tier: how the model was captured ("symbolic", or "values" with example inputs). error: the largest relative
-    error of the whole model on the example inputs in its own dtype (None without them).
+    error of the whole model on the example inputs in its own dtype (None without them). model: name of its class.
+    graph_before, graph_after: its operations, in program order; a model that could be traced in parts only has these
+    one after the other.
     """
 
     merges: tuple[Merge, ...]
@@ -62,6 +156,9 @@ class Report:
     after: Totals
     tier: str
     error: float | None = None
+    model: str = ""
+    graph_before: tuple[Node, ...] = field(default=(), repr=False)
+    graph_after: tuple[Node, ...] = field(default=(), repr=False)
 
     @property
     def largest_error(self) -> float:
@@ -69,46 +166,148 @@ class Report:
         errors = [m.error for m in self.merges if m.error is not None]
         return max([*errors, *([] if self.error is None else [self.error])], default=0.0)
 
+    @property
+    def coverage(self) -> Coverage:
+        """How many of the mergeable layers were merged."""
+        layers = {node.path: node for node in self.graph_before if node.is_layer}
+        merged = {path for path, node in layers.items() if node.sites and node.affine}
+        refused = {refusal.path for refusal in self.refusals} - merged
+        silent = {path for path, node in layers.items() if "BatchNorm" in node.kind} - merged - refused
+        return Coverage(len(merged), len(refused) + len(silent))
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The refusals by the kind of their reason, the largest group first."""
+        found: dict[Advice, list[Refusal]] = {}
+        for refusal in self.refusals:
+            found.setdefault(refusal.advice, []).append(refusal)
+        return tuple(Group(a, tuple(r)) for a, r in sorted(found.items(), key=lambda item: -len(item[1])))
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """All fields as JSON, with the name and version of the schema; written to `path` too if it is given."""
+        return _kept(json.dumps(self._data(), indent=1, allow_nan=False), path)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """One page that needs no network: both graphs side by side, and each merge with its equation, cost and
+        weights; written to `path` too if it is given.
+        """
+        groups = [
+            {**encoded(group.advice), "refusals": [self.refusals.index(r) for r in group.refusals]}
+            for group in self.groups
+        ]
+        coverage = {**encoded(self.coverage), "share": self.coverage.share}
+        return _kept(page({**self._data(), "groups": groups, "coverage": coverage}), path)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that `to_json` wrote. text: JSON.
+
+        Raises `InvalidInputError` if the text is something else, or of a newer version.
+        """
+        data = parsed(text)
+        schema, version = data.pop("schema", None), data.pop("version", None)
+        if schema != SCHEMA:
+            raise InvalidInputError(f"schema {schema!r} is not {SCHEMA!r}: pass what Report.to_json wrote")
+        if version != VERSION:
+            raise InvalidInputError(f"the report has version {version!r} of the schema, this reparamkit reads {VERSION}")
+        made = decoded(cls, data, "the report")
+        assert isinstance(made, cls)
+        return made
+
+    def _data(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, "version": VERSION, **encoded(self)}
+
     def __str__(self) -> str:
         return "\n".join(_lines(self))
 
+    def __rich__(self) -> Any:
+        # Called by rich itself, so it is there.
+        return renderable(_summary(self), list(_totals(self)), _merged(self), _refused(self))
+
+
+def _kept(text: str, path: str | Path | None) -> str:
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8")
+    return text
+
+
+# --- as text ------------------------------------------------------------------------------------------
+
+Table = list[tuple[str, ...]]
+"""Rows of cells, the first the head; empty if there is nothing to show."""
+
 
 def _lines(report: Report) -> Iterator[str]:
-    yield f"{len(report.merges)} merges, {len(report.refusals)} refusals"
-    yield from _totals(report)
-    if report.merges:
-        yield ""
-        yield from _table(
-            ("merged into", "layer", "replaces", "rules", "error"),
-            [
-                (m.path, m.layer, shorten(", ".join(m.members), 60), ", ".join(m.rules), _error(m.error))
-                for m in report.merges
-            ],
-        )
-    if report.refusals:
-        yield ""
-        yield from _table(("left as it is", "layer", "why"), _refusals(report))
-
-
-def _refusals(report: Report) -> list[tuple[str, ...]]:
-    return [(r.path, r.layer, r.reason) for r in report.refusals]
-
-
-def _totals(report: Report) -> Iterator[str]:
-    before, after = report.before, report.after
-    for name in ("parameters", "stored", "ops", "flops"):
-        old, new = getattr(before, name), getattr(after, name)
-        change = f"  ({new / old - 1:+.1%})" if old else ""
-        yield f"  {name:<10} {old:>14,} -> {new:>14,}{change}"
+    yield _summary(report)
+    for name, old, new, change in _totals(report):
+        yield f"  {name:<10} {old:>14} -> {new:>14}  {change}".rstrip()
     if report.error is not None:
         yield f"  whole model: relative error {report.error:.1e}"
+    if report.merges:
+        yield ""
+        yield from _table(_merged(report))
+    if report.refusals:
+        yield ""
+        yield from _left(report)
 
 
-def _error(error: float | None) -> str:
-    return "not checked" if error is None else f"{error:.0e}"
+def _summary(report: Report) -> str:
+    return f"{len(report.merges)} merges, {len(report.refusals)} refusals"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
-    for row in (head, tuple("-" * w for w in widths), *rows):
+def _totals(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    for name in ("parameters", "stored", "ops", "flops"):
+        old, new = getattr(report.before, name), getattr(report.after, name)
+        yield name, f"{old:,}", f"{new:,}", f"({new / old - 1:+.1%})" if old else ""
+
+
+def _merged(report: Report) -> Table:
+    rows = [
+        (
+            merge.path,
+            merge.layer,
+            shorten(", ".join(merge.members), 44),
+            ", ".join(merge.rules),
+            f"{brief(merge.flops_before)} -> {brief(merge.flops_after)}",
+            "not checked" if merge.error is None else f"{merge.error:.0e}",
+        )
+        for merge in report.merges
+    ]
+    return [("merged into", "layer", "replaces", "rules", "flops", "error"), *rows] if rows else []
+
+
+def _refused(report: Report) -> list[tuple[str, str, list[str]]]:
+    """Per group its title, the advice, and a line per reason."""
+    return [(group.advice.title, group.advice.advice, list(_reasons(group))) for group in report.groups]
+
+
+def _reasons(group: Group) -> Iterator[str]:
+    places: dict[str, list[str]] = {}
+    for refusal in group.refusals:
+        places.setdefault(refusal.reason, []).append(f"{refusal.path} ({refusal.layer})")
+    for reason, where in places.items():
+        yield f"{', '.join(where)}: {reason}"
+
+
+def _left(report: Report) -> Iterator[str]:
+    yield "left as it is"
+    yield "-------------"
+    for title, remedy, lines in _refused(report):
+        yield title
+        yield from (f"  {line}" for line in lines)
+        yield f"  what to do: {remedy}"
+
+
+def brief(number: int) -> str:
+    """Three digits and a unit: 77_400_000 is 77.4M."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _table(rows: Table) -> Iterator[str]:
+    head = rows[0]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
+    for row in (head, tuple("-" * w for w in widths), *rows[1:]):
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

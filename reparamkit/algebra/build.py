@@ -195,6 +195,28 @@ def padded(x: Form, pads: Sequence[tuple[int, int]]) -> Form:
     return apply(_ranked(x, len(pads)), build)
 
 
+def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
+    """``x[start:stop:step]`` along dimension `dim` (from the right); negative bounds count from the end.
+
+    Raises `NotFusable`: a bound that counts from the other side than the free size grows.
+    """
+    x = _ranked(x, -dim)
+    size = x.sizes[dim]
+    if not size.known and (start < 0 or (stop is not None and stop >= 0)):
+        raise NotFusable("a slice up to a fixed position of a free size")
+    n = size.factor if size.known else 0
+    first = max(n + start, 0) if start < 0 else start
+    last = 0 if stop is None else (stop if stop < 0 else min(stop - n, 0))
+
+    def build(below: Operator) -> Operator:
+        made = _Builder(below)
+        atom = made.atom(S, made.size(dim), taps=(first,), stride=step, c=last - first - 1)
+        made.through(dim, atom)
+        return made.done(Computed(lambda: torch.ones([1] * len(atom), dtype=torch.float64)))
+
+    return apply(x, build)
+
+
 def mean(x: Form, dims: Sequence[int], keepdim: bool = False) -> Form:
     """The average over whole dimensions, given from the right (negative)."""
     x = _ranked(x, max((-d for d in dims), default=0))

@@ -165,6 +165,8 @@ def _state_kept(model: nn.Module) -> Iterator[set[int]]:
     finally:
         for module, attributes, contents in before:
             now = vars(module)
+            for name in [name for name in now if name.startswith(CONSTANT) and name not in attributes]:
+                del now[name]
             same = all(_same(now[t], contents[t]) for t in tables)
             if not same or not _same(now, attributes):
                 changed.add(id(module))
@@ -173,6 +175,10 @@ def _state_kept(model: nn.Module) -> Iterator[set[int]]:
                 for name, content in contents.items():
                     now[name].clear()
                     now[name].update(content)
+
+
+CONSTANT = "_tensor_constant"
+"""Begin of the names under which fx keeps constant tensors on the root while it traces."""
 
 
 def _missing(model: nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..algebra.build import linear
+from ..algebra.build import linear, matrix, offset, permute
 from ..algebra.form import Form
 from ..errors import NotFusable
 from .registry import READERS
@@ -24,6 +24,29 @@ def read_linear(input: Form, weight: Tensor, bias: Tensor | None = None) -> Form
     if not isinstance(input, Form):
         raise NotFusable("the weight is computed from the input")
     return linear(input, weight, bias)
+
+
+@READERS.reader(torch.addmm, "addmm")
+def read_addmm(input: Tensor, mat1: Form, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Form:
+    """beta input + alpha mat1 mat2."""
+    if not isinstance(mat1, Form) or not isinstance(mat2, Tensor) or not isinstance(input, Tensor):
+        raise NotFusable("a product or sum of two values")
+    return offset(linear(mat1, alpha * mat2.double().t()), beta * input.double())
+
+
+@READERS.reader(torch.einsum)
+def read_einsum(equation: str, input: Form, weight: Tensor) -> Form:
+    """A full matrix along one dimension of the input: ``"bnc,dc->bnd"``."""
+    if not isinstance(input, Form) or not isinstance(weight, Tensor) or input.open_rank:
+        raise NotFusable("an einsum of two values, or of a value of unknown rank")
+    x, w, y = equation.replace(" ", "").replace("->", ",").split(",")
+    inner, outer = set(w) & set(x) - set(y), set(w) & set(y) - set(x)
+    if len(w) != 2 or len(inner) != 1 or len(outer) != 1 or len(x) != len(input.sizes) or "." in equation:
+        raise NotFusable(f"an einsum that is not a matrix along one dimension: {equation}")
+    (i,), (o,) = inner, outer
+    made = matrix(input, weight if w == o + i else weight.t(), x.index(i) - len(x))
+    order = [x.replace(i, o).index(letter) for letter in y]
+    return made if order == sorted(order) else permute(made, order)
 
 
 @READERS.reader(operator.matmul, torch.matmul, "matmul", "__matmul__")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..algebra.build import known_rank, padded, permute, reshape
+from ..algebra.build import cropped, known_rank, padded, permute, reshape
 from ..algebra.form import Form
 from ..algebra.size import ONE, Size, fixed, product
 from ..errors import NotFusable
@@ -128,6 +129,36 @@ def read_squeeze(input: Form, dim: int | Sequence[int] | None = None) -> Form:
 def read_contiguous(input: Form) -> Form:
     # A view that changes nothing: the call stays where it is, since a later view() may need it.
     return permute(input, range(len(input.sizes)))
+
+
+@READERS.reader(operator.getitem)
+def read_getitem(input: Form, key: Any) -> Form:
+    """Slices of some dimensions: a window of one tap, with a step."""
+    keys = key if isinstance(key, tuple) else (key,)
+    if not all(k is Ellipsis or isinstance(k, slice) for k in keys):
+        raise NotFusable("an index that is no slice")
+    if Ellipsis not in keys:
+        keys = (*keys, *[slice(None)] * (len(_closed(input).sizes) - len(keys)))
+    trailing = keys[keys.index(Ellipsis) + 1 :] if Ellipsis in keys else keys
+    x = input
+    for dim, part in zip(range(-len(trailing), 0), trailing, strict=True):
+        if part != slice(None):
+            x = _sliced(x, dim, part)
+    return x
+
+
+def _sliced(x: Form, dim: int, part: slice) -> Form:
+    start, stop, step = part.start or 0, part.stop, part.step or 1
+    if not all(n is None or isinstance(n, int) for n in (start, stop, step)) or step < 1:
+        raise NotFusable("a slice whose bounds are computed at run time")
+    return cropped(x, dim, start, stop, step)
+
+
+@READERS.reader(torch.narrow, "narrow")
+def read_narrow(input: Form, dim: int, start: int, length: int) -> Form:
+    if start < 0:
+        raise NotFusable("narrow from the end")
+    return cropped(input, dim if dim < 0 else dim - len(_closed(input).sizes), start, start + length, 1)
 
 
 @READERS.reader(F.pad)

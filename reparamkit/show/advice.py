@@ -1,0 +1,133 @@
+"""What to do about a layer that was left: one table, from the reasons to advice."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One kind of reason. kind: its name. title: what these reasons have in common. advice: what the user could do.
+    pattern: a regular expression that is found in such a reason, and in no other.
+    """
+
+    kind: str
+    title: str
+    advice: str
+    pattern: str
+
+
+TABLE = (
+    Advice(
+        "training",
+        "depends on the batch, or is random",
+        "call model.eval() before fuse; a batch norm must keep running statistics (track_running_stats=True)",
+        r"training mode|training=True|running statistics|statistics of the batch",
+    ),
+    Advice(
+        "left out",
+        "left out by the call",
+        "nothing, if this was meant; else change only=, skip= or without=",
+        r"left out by |is switched off",
+    ),
+    Advice(
+        "cost",
+        "exact, and would cost more",
+        'nothing, for speed; objective="launches" takes merges that raise FLOPs or stored numbers',
+        r"would raise |would add work|is not cheaper than",
+    ),
+    Advice(
+        "captured",
+        "could not be traced",
+        "the modules inside were fused by themselves; to reach this one, pass example_inputs and replace branches on"
+        " values by tensor operations (torch.where)",
+        r"cannot be captured|cannot be traced|could not be traced|are captured by themselves",
+    ),
+    Advice(
+        "sizes",
+        "needs sizes",
+        "pass example_inputs: then sizes are known, and what holds for them only is guarded",
+        r"pass example_inputs|rank of this tensor|unknown rank|fixed sizes? |size is free|of free size|free number of"
+        r"|sizes cannot be followed|whose size cannot be followed|cannot be followed|regroups free sizes|partly free"
+        r"|size that is unknown|computed at run time|not known to be 1|depend on the input's size"
+        r"|happens to be 1",
+    ),
+    Advice(
+        "border",
+        "differs at a zero-padded border",
+        "put the batch norm after the convolution, or pad once at the start and use padding=0; nothing is lost by"
+        " leaving it: this pair is not exactly one convolution",
+        r"zero padding|border|no symmetric padding|along part of a dimension|weighs border|same in every window",
+    ),
+    Advice(
+        "shared",
+        "used at several places",
+        "give each place a module of its own (copy.deepcopy) before fusing",
+        r"called at \d+ places|times in a run|times inside a module|tied to another|read elsewhere|in use elsewhere"
+        r"|uses a part of what would be merged",
+    ),
+    Advice(
+        "hooks",
+        "is observed by hooks",
+        "remove the hooks before fuse and set them again on the fused model",
+        r"hooks",
+    ),
+    Advice(
+        "in place",
+        "is overwritten in place",
+        "use the out-of-place form (inplace=False, x = x + y instead of x += y)",
+        r"in place|in-place|overwritten",
+    ),
+    Advice(
+        "dtype",
+        "changes its number format",
+        "fuse in float32 outside autocast, and convert the fused model",
+        r"autocast|dtype|overflows|values of \w+ are not merged",
+    ),
+    Advice(
+        "shapes",
+        "mixes shapes that one layer cannot",
+        "give both sides of the sum or product the same shape (expand, or a layer per channel)",
+        r"broadcast|do not agree|sizes 1 and|mixes several dimensions|mixes the samples|mean over the batch"
+        r"|differs from place to place|number of dimensions|of rank|needs \d+ dimensions|need.*dimensions"
+        r"|come from another dimension|averaged axes|splits or joins an axis|not a scale|nothing is mixed|takes a slice"
+        r"|through the graph|no single layer computes|would differ from place|is not the same",
+    ),
+    Advice(
+        "code",
+        "sits in code that cannot be written again",
+        "make the forward around it plain: values come in as arguments, results go out as results; or pass"
+        " as_graph=True, which writes no code",
+        r"its forward|the forward of|uses a value|which is not inside it|generated method|cannot be checked|does not"
+        r" reach",
+    ),
+    Advice(
+        "alone",
+        "has no linear neighbour",
+        "nothing: there is a nonlinearity on both sides",
+        r"nothing linear beside it",
+    ),
+    Advice(
+        "nonlinear",
+        "is not linear in its input",
+        "nothing: weights that depend on the input cannot be merged beforehand",
+        r"computed from the input|product of two values|division by a value|not affine|not a constant"
+        r"|more than one value|sum of constants",
+    ),
+    Advice(
+        "unread",
+        "is not understood by any reader",
+        "teach it: @reparamkit.reader(MyLayer), see the page 'Add a rule'",
+        r"not understood|cannot read|not a form|is not a module here|full matrix over|fails in float64|of several"
+        r" dimensions|expected a tensor|not proved|has no data",
+    ),
+)
+"""In order: the first whose pattern is found is meant. A reason may name several causes, the first tells most."""
+
+OTHER = Advice("other", "for another reason", "the reason says what is in the way", "")
+
+
+def advice(reason: str) -> Advice:
+    """The entry of the table that a reason of a refusal belongs to; `OTHER` if there is none."""
+    return next((each for each in TABLE if re.search(each.pattern, reason)), OTHER)

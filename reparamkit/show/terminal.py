@@ -1,0 +1,51 @@
+"""A report for a terminal, with rich; ``rich.print(report)`` and the command line show it so."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+MERGED_STYLES = ("bold", "green", "", "cyan", "magenta", "dim")
+
+
+def renderable(
+    summary: str,
+    totals: Iterable[tuple[str, str, str, str]],
+    merged: Sequence[tuple[str, ...]],
+    refused: Iterable[tuple[str, str, Sequence[str]]],
+) -> Any:
+    """The parts of a report as one object that rich can print.
+
+    summary: one line. totals: (name, before, after, change). merged: rows of a table, the first its head.
+    refused: (title, advice, lines). rich is imported here, since the package does without it.
+    """
+    text, console = importlib.import_module("rich.text"), importlib.import_module("rich.console")
+    parts = [text.Text(summary, style="bold"), _totals(totals)]
+    if merged:
+        parts.append(_merged(merged))
+    for title, remedy, lines in refused:
+        parts.append(text.Text(f"left: {title}", style="bold yellow"))
+        parts += [text.Text(f"  {line}") for line in lines]
+        parts.append(text.Text(f"  what to do: {remedy}", style="green"))
+    return console.Group(*parts)
+
+
+def _totals(rows: Iterable[tuple[str, str, str, str]]) -> Any:
+    table = importlib.import_module("rich.table").Table(box=None, show_header=False, pad_edge=False)
+    for justify in ("left", "right", "center", "right", "left"):
+        table.add_column(justify=justify)
+    for name, before, after, change in rows:
+        table.add_row(name, before, "->", f"[bold]{after}", change, style=None)
+    return table
+
+
+def _merged(rows: Sequence[tuple[str, ...]]) -> Any:
+    box = importlib.import_module("rich.box")
+    table = importlib.import_module("rich.table").Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, style in zip(rows[0], MERGED_STYLES, strict=True):
+        table.add_column(name, style=style or None, overflow="fold", justify="right" if name == "error" else "left")
+    escape = importlib.import_module("rich.markup").escape
+    for row in rows[1:]:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
