@@ -262,6 +262,8 @@ def _fused_part(captured: Captured, request: Request) -> Work:
 def _sharing_copy(model: nn.Module) -> nn.Module:
     """A copy of the modules that shares the tensors, so that nothing large is copied before it is needed."""
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    # The weight that a weight norm left behind has a history, and such tensors cannot be copied.
+    memo |= {id(t): t.detach() for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor)}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

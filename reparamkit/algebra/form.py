@@ -29,6 +29,7 @@ class Step:
 
 
 Trail = tuple[Step, ...]
+CONSTANT_FOLD = "constant_fold"
 MAX_TRAILS = 12
 """Ways from a source to a value that are remembered; one of them is written."""
 
@@ -92,6 +93,10 @@ class Form:
     def __add__(self, other: Form) -> Form:
         """The form of the sum of two values of one shape."""
         return plus(self, other)
+
+    def made_by(self, law: str) -> Form:
+        """The same form, that needs the permission to use `law`."""
+        return self.mapped(lambda op: replace(op, via=op.via | {law}))
 
     def stepped(self, node: str) -> Form:
         """The same form, one node further along every trail."""

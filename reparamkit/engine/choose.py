@@ -111,10 +111,11 @@ class _Chooser:
         """The price of a node as it is; nothing if it is not affine, since it stays in every plan."""
         form = self.reading.read.get(node)
         if form is not None:
-            return layer_cost(form, self.stored(node))
+            return layer_cost(form, self.stored(node)) + Cost(launches=self.reading.arithmetic(node))
         if node in self.passes:
             # Affine, but only over earlier values: at least one element-wise pass.
-            return Cost(0, numel(self.reading.shapes[node][0]), self.stored(node), 1)
+            launches = 1 + self.reading.arithmetic(node)
+            return Cost(0, numel(self.reading.shapes[node][0]), self.stored(node), launches)
         return Cost()
 
     def stored(self, node: fx.Node) -> int:
@@ -187,7 +188,7 @@ class _Chooser:
         for number, candidate in enumerate(found):
             option = self._option(node, candidate)
             price = float("inf") if option is None else self._price(option)
-            if option is not None and len(candidate.members) > 1 and self._pays(node, option):
+            if option is not None and (len(candidate.members) > 1 or self.reading.arithmetic(node)) and self._pays(node, option):
                 self.options[node].append(option)
             ranked.append((price, number, candidate))
         self.total(node)

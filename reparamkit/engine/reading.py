@@ -14,15 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.parametrize import is_parametrized
 
-from ..algebra.form import Form, source_form
+from ..algebra.form import CONSTANT_FOLD, Form, source_form
 from ..algebra.operator import open_sizes
 from ..algebra.size import Size, fixed, free_size
 from ..capture.capture import Captured
 from ..errors import NotFusable
 from ..layers.registry import Reader, Readers
-from ..layers.wide import wide_module
+from ..layers.wide import computed_module, computes_weight, wide_module
 from .scope import Scope
 
 MAX_COMBINATIONS = 16
@@ -110,6 +109,17 @@ class Reading:
     read: dict[fx.Node, Form] = field(default_factory=dict)
     reasons: dict[fx.Node, list[str]] = field(default_factory=dict)
 
+    def arithmetic(self, node: fx.Node) -> int:
+        """How many operations on parameters only are done for the sake of a node."""
+        before: set[fx.Node] = set()
+        stack = [node]
+        while stack:
+            new = [n for n in stack.pop().all_input_nodes if n in self.constants and n not in before]
+            before.update(new)
+            stack += new
+        weight = node.op == "call_module" and computes_weight(self.captured.module(node))
+        return weight + sum(n.op.startswith("call") and n not in self.sizes for n in before)
+
     def no(self, node: fx.Node, reason: str) -> None:
         """Record why `node` is not merged."""
         known = self.reasons.setdefault(node, [])
@@ -167,7 +177,7 @@ class _Reader:
         if self._size_arithmetic():
             return []
         inputs = self.node.all_input_nodes
-        if inputs and all(n in self.out.constants for n in inputs) and self._evaluate_constant():
+        if any(n in self.out.constants for n in inputs) and self._evaluate_constant():
             return []
         reader = self._reader()
         found = self._read(reader) if reader is not None and any(n in self.out.forms for n in inputs) else []
@@ -178,11 +188,13 @@ class _Reader:
     def _evaluate_constant(self) -> bool:
         """A value of parameters only, computed in float64; not if it is random or writes."""
         name = str(getattr(self.node.target, "__name__", self.node.target))
+        if not all(n in self.out.constants or _plain(self.out.sizes.get(n)) for n in self.node.all_input_nodes):
+            return False
         if name in RANDOM or self.node in self.captured.aliases.writers or self._trains():
             return False
         try:
             with torch.no_grad():
-                value = _evaluate(self.node, self.out.constants, self.captured)
+                value = _evaluate(self.node, self.out)
         except Exception as error:
             self.out.no(self.node, f"parameter arithmetic that fails in float64 ({error})")
             return False
@@ -290,6 +302,8 @@ class _Reader:
         if not isinstance(form, Form):
             raise NotFusable(f"the reader of {reader.name} returned {type(form).__name__}, not a form")
         members = frozenset({self.node}).union(*(c.members for c in choice.values()))
+        if self.out.arithmetic(self.node):
+            form = form.made_by(CONSTANT_FOLD)
         self.scope.check_rules(form)
         return Candidate(form.stepped(self.node.name), members)
 
@@ -304,13 +318,8 @@ class _Reader:
         args: list[Any] = list(fx.node.map_arg(self.node.args, known))
         kwargs = dict(fx.node.map_arg(self.node.kwargs, known))
         if self.node.op == "call_module":
-            args.insert(0, self._module())
+            args.insert(0, computed_module(self.captured.module(self.node)))
         return args, kwargs
-
-    def _module(self) -> nn.Module:
-        """The module as its reader gets it: weights that are computed are computed in float64."""
-        module = self.captured.module(self.node)
-        return wide_module(module) if is_parametrized(module) else module
 
     def _size(self, reader: Reader, node: fx.Node) -> Any:
         value = self.out.sizes.get(node)
@@ -321,14 +330,23 @@ class _Reader:
         raise NotFusable(f"an argument that is computed at run time ({node})")
 
 
-def _evaluate(node: fx.Node, constants: dict[fx.Node, Tensor], captured: Captured) -> Any:
-    def wide(n: fx.Node) -> Tensor:
-        value = constants[n].detach()
+def _plain(value: Any) -> bool:
+    """Whether a size is a number, or all of a tuple of sizes are."""
+    sizes = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(size, Size) and size.known for size in sizes)
+
+
+def _evaluate(node: fx.Node, reading: Reading) -> Any:
+    def wide(n: fx.Node) -> Any:
+        if n in reading.sizes:
+            size = reading.sizes[n]
+            return tuple(s.factor for s in size) if isinstance(size, tuple) else size.factor
+        value = reading.constants[n].detach()
         return value.double() if value.is_floating_point() else value
 
     args, kwargs = fx.node.map_arg(node.args, wide), fx.node.map_arg(node.kwargs, wide)
     if node.op == "call_module":
-        return wide_module(captured.module(node))(*args, **kwargs)
+        return wide_module(reading.captured.module(node))(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -12,6 +12,7 @@ from ..algebra.form import Form
 from ..capture.capture import Captured, storage
 from ..capture.tracer import Frame
 from ..errors import NotFusable
+from ..layers.wide import WEIGHT_HOOKS
 from .methods import called_by_methods
 
 HOOKS = (
@@ -115,8 +116,8 @@ def _hooked(captured: Captured, node: fx.Node) -> str | None:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module runs more than its forward."""
-    return any(getattr(module, name, None) for name in HOOKS)
+    """Whether calling the module runs more than its forward and the computation of its weight."""
+    return any(not isinstance(hook, WEIGHT_HOOKS) for name in HOOKS for hook in getattr(module, name).values())
 
 
 def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:

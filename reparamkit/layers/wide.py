@@ -7,6 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
+"""Pre-hooks that compute the weight of a layer from other parameters."""
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -14,9 +20,26 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else tensor.dtype)
 
 
+def computes_weight(module: nn.Module) -> bool:
+    """Whether the module computes its weight from other parameters in each call."""
+    return is_parametrized(module) or any(isinstance(h, WEIGHT_HOOKS) for h in module._forward_pre_hooks.values())
+
+
+def computed_module(module: nn.Module) -> nn.Module:
+    """The module in float64 on the CPU, its weight computed there."""
+    if not computes_weight(module):
+        return module
+    made = wide_module(module)
+    for hook in made._forward_pre_hooks.values():
+        if isinstance(hook, WEIGHT_HOOKS):
+            hook(made, None)
+    return made
+
+
 def wide_module(module: nn.Module) -> nn.Module:
     """The module in float64 on the CPU; itself if it is so already."""
-    tensors = [*module.parameters(), *module.buffers()]
+    attributes = [value for m in module.modules() for value in vars(m).values() if isinstance(value, Tensor)]
+    tensors = [*module.parameters(), *module.buffers(), *attributes]
     if all(wide(t).data_ptr() == t.data_ptr() for t in tensors):
         return module
     memo: dict[int, Any] = {id(t): _rewrapped(t) for t in tensors}

@@ -30,6 +30,12 @@ BUILTIN = (
         "(RepMLPNet, CVPR 2022, section 3.3).",
     ),
     Rule(
+        "constant_fold",
+        "f(x; g(w)) = f(x; w'),  w' = g(w)",
+        "Arithmetic on parameters only is done once, in float64: weight and spectral norm, weight standardisation, "
+        "masks, low-rank updates, kernels that are generated from fewer numbers.",
+    ),
+    Rule(
         "probe",
         "f(x) = M x + f(0),  M = f(I) - f(0)",
         "A layer that is affine but not a convolution (transposed convolution, resampling, reflected or circular "

@@ -87,7 +87,7 @@ class Finisher:
         members = [m for m in written.site.members if m.name in layers]
         others = sorted({str(m.target) for m in members} - {anchor})
         self.swaps |= {path: nn.Identity().eval() for path in others}
-        if placed.form.guards:
+        if placed.form.guards and others:
             self.swaps[others[0]] = Expect(len(placed.form.sizes)).eval()
         self.swaps[anchor] = self.captured.held.pop(name)
         self._retarget(name, anchor)

@@ -195,7 +195,7 @@ def is_chain(captured: Captured, site: Site) -> bool:
     linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row))
     linked = linked and all(_shape_kept(captured, site.placed, k, node) for k, node in enumerate(row))
     modules = all(n.op == "call_module" for n in layers) and not _read_directly(captured, layers)
-    return linked and modules and _only_rank_guards(site.placed)
+    return linked and modules and (_only_rank_guards(site.placed) if len(row) > 1 else not site.placed.form.guards)
 
 
 def _read_directly(captured: Captured, layers: list[fx.Node]) -> bool:
