@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,13 +25,14 @@ from .errors import CaptureError, EquivalenceError, InvalidInputError
 from .inputs import Example, checked_inputs, checked_model
 from .layers.price import OBJECTIVES
 from .layers.registry import READERS
-from .report import Report, Totals
+from .record import Sketch, marked, pictures, sketch
+from .report import Report
 from .rules.builtin import RULES
 from .rules.rule import Registry, Rule
 from .summary import Work, summarize, totals
 from .verify import AMPLIFIED, Piece, Verification, check, compare, sensitivity, undisturbed
 from .write.splice import Written
-from .write.write import Prove, Writer
+from .write.write import Done, Prove, Writer
 
 REPORT = "_reparamkit_report"
 
@@ -221,27 +222,46 @@ def _fused(model: nn.Module, request: Request) -> nn.Module:
     if request.as_graph and parts.opaque:
         path, reason = next(iter(parts.opaque.items()))
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
-    before = _totals(private, parts, request)
+    readings = _readings(parts, request)
+    before, original = totals(private, readings), _sketches(readings)
     works = [_fused_part(part, request) for part in parts.captured]
     fused = works[0].model
     fused = fused if request.inplace else _owning(fused)
     error = _whole(fused, fused if request.inplace else model, request)
-    after = _totals(fused, parts, request)
+    readings = _readings(parts, request)
+    after = totals(fused, readings)
     if request.example is None:
         # Nominal sizes depend on how much of a rank is known, so only the prices of the merges compare.
         saved = sum(d.site.after.flops - d.site.before.flops for work in works for d in work.done)
         after = replace(after, flops=before.flops + saved)
-    made = summarize(works, parts, before, after, error)
+    made = summarize(works, parts, before, after, error, {rule.name: rule.equation for rule in request.rules})
+    made = replace(
+        made,
+        graph_before=marked(original, _sites(works, lambda done: done.site.members)),
+        graph_after=marked(_sketches(readings), _sites(works, lambda done: done.nodes)),
+    )
     object.__setattr__(fused, REPORT, made)
     return fused
 
 
-def _totals(model: nn.Module, parts: Parts, request: Request) -> Totals:
-    readings = []
+def _readings(parts: Parts, request: Request) -> list[Reading]:
+    """Of every part, as it is now."""
     for part in parts.captured:
         part.forget()
-        readings.append(_read(part, request))
-    return totals(model, readings)
+    return [_read(part, request) for part in parts.captured]
+
+
+def _sketches(readings: Sequence[Reading]) -> list[Sketch]:
+    return [sketch(reading, number, computing(reading)) for number, reading in enumerate(readings)]
+
+
+def _sites(works: Sequence[Work], nodes: Callable[[Done], Iterable[fx.Node]]) -> dict[fx.Node, list[int]]:
+    """For each node the numbers of its merges, in the order of the report."""
+    found: dict[fx.Node, list[int]] = {}
+    for number, done in enumerate(done for work in works for done in work.done):
+        for node in nodes(done):
+            found.setdefault(node, []).append(number)
+    return found
 
 
 def _fused_part(captured: Captured, request: Request) -> Work:
@@ -256,7 +276,8 @@ def _fused_part(captured: Captured, request: Request) -> Work:
     _prepare(writer, request, reading, plan.refusals)
     writer.write(plan.sites)
     model, done = writer.finish()
-    return Work(model, captured, plan, said, reading, done)
+    return Work(model, captured, plan, said, reading, done, shown)
+    shown = [pictures(reading, written) for written, _ in writer.done]
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:

@@ -198,4 +198,4 @@ def _drawn(weight: _Weight, shown: str, tiles: Tensor) -> Picture:
     scaled = (image / largest * 127 if largest else image).round().to(torch.int8)
     pixels = base64.b64encode(bytes(scaled.flatten().view(torch.uint8).tolist())).decode()
     title = f"{weight.name}: {shown}"
-    return Picture(title, weight.merged, *scaled.shape, (height, width), largest, pixels)
+    return Picture(title, weight.merged, down * height, across * width, (height, width), largest, pixels)

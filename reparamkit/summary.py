@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
 
@@ -14,14 +14,16 @@ from .engine.choose import Plan
 from .engine.placing import layer_cost
 from .engine.reading import Reading
 from .layers.price import Cost
-from .report import Merge, Refusal, Report, Totals
+from .report import Merge, Picture, Refusal, Report, Totals
 from .write.splice import place_of
 from .write.write import Done
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What was done with one captured part of a model. said: why graph rules did not apply."""
+    """What was done with one captured part of a model. said: why graph rules did not apply.
+    pictures: of the weights, per merge.
+    """
 
     model: nn.Module
     captured: Captured
@@ -29,6 +31,7 @@ class Work:
     said: Mapping[fx.Node, list[str]]
     reading: Reading
     done: Sequence[Done]
+    pictures: Sequence[tuple[Picture, ...]]
 
 
 def totals(model: nn.Module, readings: Sequence[Reading]) -> Totals:
@@ -44,10 +47,20 @@ def numbers(model: nn.Module) -> int:
     return sum(t.numel() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
 
 
+def computing(reading: Reading) -> set[fx.Node]:
+    """The nodes that compute something: the operations that are counted, and means, which are not."""
+    affine = {n for n, form in reading.read.items() if layer_cost(form, 0).launches or form.sample.has(Role.MEAN)}
+    return affine | {node for node in reading.captured.graph.nodes if _is_opaque(node, reading)}
+
+
 def _opaque(reading: Reading) -> int:
     """Nodes that compute a tensor and are not affine: activations, gates, attention."""
-    known = {*reading.read, *reading.sizes, *reading.constants}
-    return sum(n.op.startswith("call") and n not in known and _computes(n) for n in reading.captured.graph.nodes)
+    return sum(_is_opaque(node, reading) for node in reading.captured.graph.nodes)
+
+
+def _is_opaque(node: fx.Node, reading: Reading) -> bool:
+    known = node in reading.read or node in reading.sizes or node in reading.constants
+    return node.op.startswith("call") and not known and _computes(node)
 
 
 def _computes(node: fx.Node) -> bool:
@@ -68,20 +81,31 @@ def _computes(node: fx.Node) -> bool:
     return not is_view and not name.startswith("expect") and (value is None or isinstance(value, Tensor))
 
 
-def summarize(works: Sequence[Work], parts: Parts, before: Totals, after: Totals, error: float | None) -> Report:
-    """The report of one fusion."""
-    merges = tuple(_merge(d) for work in works for d in work.done)
+def summarize(
+    works: Sequence[Work],
+    parts: Parts,
+    before: Totals,
+    after: Totals,
+    error: float | None,
+    equations: Mapping[str, str],
+) -> Report:
+    """The report of one fusion. equations: of each rule, by its name."""
+    merges = tuple(
+        replace(_merge(d, equations), pictures=pictures)
+        for work in works
+        for d, pictures in zip(work.done, work.pictures, strict=True)
+    )
     root = works[0].captured.root
     left = [Refusal(path or "(root)", _class_at(root, path), reason) for path, reason in parts.opaque.items()]
     refusals = [refusal for w in works for refusal in _refusals(w.plan, w.said, w.captured, w.reading)]
-    return Report(merges, (*left, *refusals), before, after, works[0].captured.tier, error)
+    return Report(merges, (*left, *refusals), before, after, works[0].captured.tier, error, type(root).__name__)
 
 
 def _class_at(root: nn.Module, path: str) -> str:
     return type(root.get_submodule(path)).__name__
 
 
-def _merge(done: Done) -> Merge:
+def _merge(done: Done, equations: Mapping[str, str]) -> Merge:
     site = done.site
     members = tuple(dict.fromkeys(_member(m) for m in sorted(site.members, key=lambda n: (not place_of(n), n.name))))
     return Merge(
@@ -94,6 +118,7 @@ def _merge(done: Done) -> Merge:
         site.after.flops,
         site.before.stored,
         site.after.stored,
+        tuple(equations.get(name, "") for name in site.rules),
     )
 
 

@@ -21,7 +21,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": {"algebra", "errors"},
     "rules": {"algebra", "errors"},
     "capture": {"errors"},
-    "report": {"errors"},
+    "show": {"errors"},
+    "report": {"errors", "show"},
+    "record": {*EVERYTHING},
     "engine": {"capture", "algebra", "layers", "report", "errors"},
     "verify": {"capture", "algebra", "layers", "report", "errors"},
     "write": {"capture", "algebra", "layers", "report", "errors", "engine"},
@@ -29,8 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "summary": EVERYTHING,
     "registry": EVERYTHING,
     "testing": {*EVERYTHING, "pipeline", "registry", "inputs", "summary"},
-    "pipeline": {*EVERYTHING, "registry", "inputs", "summary"},
-    "__init__": {*EVERYTHING, "pipeline", "registry", "testing"},
+    "pipeline": {*EVERYTHING, "registry", "inputs", "summary", "record"},
+    "__init__": {*EVERYTHING, "pipeline", "registry", "testing", "inject"},
 }
 PUBLIC = [
     "CaptureError",

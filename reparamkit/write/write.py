@@ -22,12 +22,15 @@ Refuse = Callable[[fx.Node, str], None]
 
 @dataclass(frozen=True)
 class Done:
-    """A merge that is in the model. path: of each merged layer. error: as `Prove` found it."""
+    """A merge that is in the model. path: of each merged layer. error: as `Prove` found it.
+    nodes: of the graph that were written for it.
+    """
 
     site: Site
     paths: tuple[str, ...]
     layers: tuple[nn.Module, ...]
     error: float | None
+    nodes: tuple[fx.Node, ...]
 
 
 @dataclass(eq=False)
@@ -148,7 +151,7 @@ class Writer:
 
     def _done(self, written: Written, error: float | None) -> Done:
         paths = tuple(self.finisher.paths.get(name, "(merged further)") for name in written.layers)
-        return Done(written.site, paths, tuple(written.layers.values()), error)
+        return Done(written.site, paths, tuple(written.layers.values()), error, tuple(written.nodes))
 
     def erase_dead(self) -> None:
         """Members that nothing reads any more, and the sizes only they needed."""
