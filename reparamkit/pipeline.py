@@ -29,7 +29,7 @@ from .record import Sketch, marked, pictures, sketch
 from .report import Report
 from .rules.builtin import RULES
 from .rules.rule import Registry, Rule
-from .summary import Work, summarize, totals
+from .summary import Work, computing, summarize, totals
 from .verify import AMPLIFIED, Piece, Verification, check, compare, sensitivity, undisturbed
 from .write.splice import Written
 from .write.write import Done, Prove, Writer
@@ -275,9 +275,9 @@ def _fused_part(captured: Captured, request: Request) -> Work:
     plan, reading = choose(captured, READERS, request.scope(captured), writer.check, request.objective)
     _prepare(writer, request, reading, plan.refusals)
     writer.write(plan.sites)
+    shown = [pictures(reading, written) for written, _ in writer.done]
     model, done = writer.finish()
     return Work(model, captured, plan, said, reading, done, shown)
-    shown = [pictures(reading, written) for written, _ in writer.done]
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
