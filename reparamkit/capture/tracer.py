@@ -350,7 +350,10 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
         if node.op == "get_attr":
             return tree_map(as_fake(mode), attribute(root, str(node.target)))
         if node.op == "call_module":
-            return root.get_submodule(str(node.target))(*args, **kwargs)
+            module = root.get_submodule(str(node.target))
+            # Fake buffers: a norm in training mode counts its batches in a real one.
+            buffers = {name: as_fake(mode)(buffer) for name, buffer in module.named_buffers()}
+            return torch.func.functional_call(module, buffers, args, kwargs) if buffers else module(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -1,0 +1,1 @@
+"""A differential fuzzer of `reparamkit.fuse`: ``python -m benchmarks.fuzz --help``."""
