@@ -15,6 +15,7 @@ from .errors import InvalidInputError as InvalidInputError
 from .errors import NotFusable as NotFusable
 from .errors import ReparamkitError as ReparamkitError
 from .errors import RuleError as RuleError
+from .inject import inject_locality as inject_locality
 from .pipeline import explain as explain
 from .pipeline import fuse as fuse
 from .pipeline import report as report

@@ -16,6 +16,7 @@ from .capture.capture import Captured, Inputs
 from .capture.parts import Parts, capture_parts
 from .engine.borders import join_borders
 from .engine.choose import choose
+from .engine.dead import drop_dead
 from .engine.identities import drop_identities
 from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
@@ -269,6 +270,7 @@ def _fused_part(captured: Captured, request: Request) -> Work:
     join_borders(captured)
     reading = _read(captured, request)
     drop_identities(captured, reading)
+    drop_dead(captured, reading)
     read_early(captured, reading)
     writer = Writer(captured, request.as_graph, _unproved, _unheard)
     said = _apply_patterns(captured, request, writer)
@@ -357,7 +359,8 @@ def _apply_patterns(captured: Captured, request: Request, writer: Writer) -> dic
 def _prover(reading: Reading) -> Prove:
     def prove(captured: Captured, written: Written) -> float:
         where = f"'{captured.path(written.site.value)}' (rules {', '.join(written.site.rules)})"
-        return check(Piece(captured, _sources(reading, written), written.site.value, written.result), where)
+        site = written.site
+        return check(Piece(captured, _sources(reading, written), site.value, written.result, site.members), where)
 
     return prove
 

@@ -145,13 +145,15 @@ class Piece:
     """A part of a graph, from some values to one.
 
     sources: per value that is read, the operator that reads it.
-    old, new: the value before and after the merge.
+    old, new: the value before and after the merge. members: what is merged; a source among them is merged for one
+    of its readers and read by another, so its value depends on other sources.
     """
 
     captured: Captured
     sources: Mapping[fx.Node, Operator]
     old: fx.Node
     new: fx.Node
+    members: frozenset[fx.Node] = frozenset()
 
 
 def check(piece: Piece, where: str) -> float:
@@ -194,11 +196,11 @@ def _error(piece: Piece, size: int | None) -> list[float]:
 
 
 def _values(piece: Piece, size: int | None, leading: int) -> dict[fx.Node, Tensor]:
-    """Inputs for the sources; one that is a view of another gets that one's numbers."""
+    """Inputs for the sources; one that depends on others gets the numbers that these give."""
     aliases = piece.captured.aliases
     values: dict[fx.Node, Tensor] = {}
     for node in sorted(piece.sources, key=aliases.order.__getitem__):
-        if not values.keys().isdisjoint(aliases.of(node)):
+        if node in piece.members or not values.keys().isdisjoint(aliases.of(node)):
             with suppress(LookupError):
                 values[node] = evaluate(piece.captured, node, values, as_traced=size is None)
         if node not in values:

@@ -83,6 +83,12 @@ class Captured:
             uses.update({storage(t) for t in tensors if t.numel()})
         return uses
 
+    @property
+    def passed(self) -> set[fx.Node]:
+        """Values that are arguments of a call that was traced through."""
+        given = tree_flatten([(frame.args, frame.kwargs) for frame in self.frames])[0]
+        return {self.current(leaf) for leaf in given if isinstance(leaf, fx.Node)}
+
     @cached_property
     def methods(self) -> dict[tuple[int, str], set[fx.Node]]:
         """The nodes that each method made (a module, by identity, and a name)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import fx, nn
 
@@ -53,11 +54,15 @@ class Site:
 
 @dataclass
 class Plan:
-    """What to write. sites: in program order. refusals: per node left as it is, why. kept: nodes that stay."""
+    """What to write. sites: in program order. refusals: per node left as it is, why. kept: nodes that stay.
+    before, after: the price of everything affine.
+    """
 
     sites: list[Site]
     refusals: dict[fx.Node, list[str]]
     kept: set[fx.Node]
+    before: Cost
+    after: Cost
 
 
 Writable = Callable[[Site], None]
@@ -242,7 +247,7 @@ class _Chooser:
         if self.objective not in MAY_RAISE:
             for what, old, new in (
                 ("FLOPs", before.flops, after.flops),
-                ("stored numbers", before.stored, after.stored - _bias_numbers(option)),
+                ("stored numbers", before.stored, after.stored - _bias_numbers(option.placed)),
             ):
                 if new > old:
                     if len(option.members) > 1:
@@ -269,7 +274,12 @@ class _Chooser:
         best = self._written()
         while (better := self._improved(best)) is not None:
             best = better
-        return Plan(best.sites, self._refusals(best), best.needed)
+        return Plan(best.sites, self._refusals(best), best.needed, self.original, best.price)
+
+    @cached_property
+    def original(self) -> Cost:
+        """The price of the model as it is, as far as it is affine."""
+        return sum((self.cost(n) for n in self.captured.graph.nodes), Cost())
 
     def _written(self) -> _Selection:
         """The best choice of merges that can all be written."""
@@ -311,23 +321,22 @@ class _Chooser:
         """A better plan without one of the merges that share their pieces."""
         for site in _overlapping(plan):
             ban = (site.value, site.members)
+            before = set(self.banned)
             self.banned.add(ban)
             other = self._written()
-            if self._better(other.price, plan.price):
+            if self._rank(other) < self._rank(plan):
                 self.reading.no(site.value, "its pieces are needed elsewhere too: merging would add work")
                 return other
-            self.banned.discard(ban)
+            self.banned = before
         return None
 
-    def _better(self, new: Cost, old: Cost) -> bool:
-        """Less to do; or, where the old plan is slower than the model itself, anything towards that."""
+    def _rank(self, plan: _Selection) -> tuple[float, float]:
+        """By how much a plan is worse than the model itself, which it may not be in the end; and its price."""
+        excess = 0.0
         if self.objective not in MAY_RAISE:
-            original = sum((self.cost(n) for n in self.captured.graph.nodes), Cost())
-            if old.flops > original.flops and new.flops < old.flops:
-                return True
-            if new.flops > original.flops:
-                return False
-        return self.score(new) < self.score(old)
+            stored = plan.price.stored - sum(_bias_numbers(site.placed) for site in plan.sites)
+            excess = max(0, plan.price.flops - self.original.flops) + max(0, stored - self.original.stored)
+        return excess, self.score(plan.price)
 
     def _must_stay(self, node: fx.Node) -> bool:
         """Outputs, inputs, and everything that is not known to be free of side effects."""
@@ -367,7 +376,7 @@ def _trails(form: Form) -> Iterator[Trail]:
     return (trail for term in form.terms.values() for trail in term.trails if trail)
 
 
-def _bias_numbers(option: _Option) -> int:
+def _bias_numbers(placed: Placed | None) -> int:
     """Numbers in biases of weights: a bias added to an existing weight is not counted as growth."""
-    layers = [term.layer for term in option.placed.terms] if option.placed else []
+    layers = [term.layer for term in placed.terms] if placed else []
     return sum(layer.bias for layer in layers if layer is not None)

@@ -40,15 +40,10 @@ class _Sizes:
 
     def __post_init__(self) -> None:
         self.order = {node: k for k, node in enumerate(self.captured.graph.nodes)}
-        self.passed = {
-            self.captured.current(leaf)
-            for frame in self.captured.frames
-            for leaf in tree_flatten((frame.args, frame.kwargs, frame.output))[0]
-            if isinstance(leaf, fx.Node)
-        }
+        outputs = tree_flatten([frame.output for frame in self.captured.frames])[0]
+        self.passed = self.captured.passed | {leaf for leaf in outputs if isinstance(leaf, fx.Node)}
 
     def run(self) -> None:
-        self._erase_unread()
         for node in list(self.captured.graph.nodes):
             if node in self.passed or not node.users:
                 continue
@@ -56,12 +51,6 @@ class _Sizes:
                 self._fold(node)
             elif (value := _wanted(node, self.reading)) is not None:
                 self._redirect(node, value)
-
-    def _erase_unread(self) -> None:
-        """Sizes that were only asked for a message are readers of a layer as well."""
-        for node in reversed(self.captured.graph.nodes):
-            if not node.users and node in self.reading.sizes and node not in self.passed:
-                self.captured.graph.erase_node(node)
 
     # --- where a size can be read ----------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from ..algebra.build import multiply, offset
 from ..algebra.form import Form, plus
 from ..errors import NotFusable
 from .registry import READERS
+from .writers import Scale
 
 Operand = Form | Tensor | float
 
@@ -97,6 +98,12 @@ def constant(value: Any) -> Tensor:
     if isinstance(value, (bool, int, float)):
         return torch.tensor(float(value), dtype=torch.float64)
     raise NotFusable(f"a factor or summand that is not a constant: {value}")
+
+
+@READERS.reader(Scale)
+def read_scale(layer: Scale, input: Form) -> Form:
+    scaled_input = input if layer.weight is None else multiply(input, layer.weight)
+    return scaled_input if layer.bias is None else offset(scaled_input, layer.bias)
 
 
 @READERS.reader(nn.Identity)

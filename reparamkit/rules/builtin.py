@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .injected import InjectedLinear, is_evaluated, merge
+from .pattern import call, value
 from .rule import Registry, Rule
 
 BUILTIN = (
@@ -27,7 +29,10 @@ BUILTIN = (
         "locality_injection",
         "FC(x) + conv(x) = (W + T(K)) x + b",
         "A convolution beside a full matrix over the same axes is written onto the matrix's diagonals "
-        "(RepMLPNet, CVPR 2022, section 3.3).",
+        "(RepMLPNet, CVPR 2022, section 3.3). A layer that `inject_locality` put in becomes one linear layer again.",
+        pattern=call(InjectedLinear, value("x"), name="layer"),
+        build=merge,
+        guard=is_evaluated,
     ),
     Rule(
         "constant_fold",

@@ -18,10 +18,6 @@ from .frames import fold, method, original_class, regenerated
 from .splice import Written, place_of
 
 
-STAND_IN = "reparamkit_stand_in"
-"""A class attribute: its modules stand in for one layer, and give it their place when a merge leaves nothing else."""
-
-
 class Expect(nn.Identity):
     """What is left of a merged layer where the merge was proved for one rank of its input: a check."""
 
@@ -85,11 +81,12 @@ class Finisher:
         assert placed is not None
         layers = {step.node for step in placed.terms[0].trail if step.is_layer}
         members = [m for m in written.site.members if m.name in layers]
-        others = sorted({str(m.target) for m in members} - {anchor})
+        others = sorted({place_of(m) for m in members} - {anchor})
         self.swaps |= {path: nn.Identity().eval() for path in others}
         if placed.form.guards and others:
             self.swaps[others[0]] = Expect(len(placed.form.sizes)).eval()
         self.swaps[anchor] = self.captured.held.pop(name)
+        self.dead -= {anchor, *others}
         self._retarget(name, anchor)
 
     def region(self, written: Written) -> None:
@@ -129,7 +126,8 @@ class Finisher:
         used = {str(n.target) for n in nodes if n.op in ("call_module", "get_attr")}
         names = {name for name, _ in self.captured.root.named_modules() if name}
         swallowed = {f.path for f in self.captured.frames if id(f) in self.inlined}
-        return used | {name for name in names if name not in self.dead and name not in swallowed}
+        gone = tuple(f"{path}." for path in self.dead)
+        return used | {n for n in names if n not in self.dead and n not in swallowed and not n.startswith(gone)}
 
     def _place(self, path: str, frame: Frame, live: set[str]) -> str:
         prefix = f"{frame.path}." if frame.path else ""
@@ -154,19 +152,8 @@ class Finisher:
 
     def _regenerate(self, frame: Frame) -> None:
         graph = fold(self.captured, frame, frozenset(self.inlined))
-        layer = _only_call(graph)
-        if layer is not None and frame.path and getattr(frame.module, STAND_IN, False):
-            self._give_place(frame.path, f"{frame.path}.{layer}")
-            return
         self._keep_constants(graph, frame.module)
         frame.module.__class__ = regenerated(original_class(frame.module), method(graph))
-
-    def _give_place(self, path: str, inner: str) -> None:
-        """Put the layer at `inner` at `path`, in the place of the module around it."""
-        _set(self.captured.root, path, self.captured.root.get_submodule(inner))
-        for name in [name for name, place in self.paths.items() if place == inner]:
-            self._retarget(name, path)
-        self._retarget(inner, path)
 
     def _keep_constants(self, graph: fx.Graph, module: nn.Module) -> None:
         """Tensors that the method made of plain numbers become buffers, which are not saved."""
@@ -212,16 +199,6 @@ class Finisher:
 
     def _calls(self, path: str) -> Iterable[Frame]:
         return (f for f in self.captured.frames if f.path == path and id(f) in self.inlined)
-
-
-def _only_call(graph: fx.Graph) -> str | None:
-    """The module that a forward calls on its only argument, if the forward does nothing else."""
-    nodes = list(graph.nodes)
-    if [node.op for node in nodes] != ["placeholder", "call_module", "output"]:
-        return None
-    argument, call, output = nodes
-    passed = call.args == (argument,) and not call.kwargs and output.args == (call,)
-    return str(call.target) if passed else None
 
 
 def _targets(written: Written) -> set[str]:

@@ -198,6 +198,15 @@ def is_chain(captured: Captured, site: Site) -> bool:
     return linked and modules and (_only_rank_guards(site.placed) if len(row) > 1 else not site.placed.form.guards)
 
 
+def is_swap(captured: Captured, site: Site) -> bool:
+    """Whether a graph rule replaces the only call of a module by one of the same arguments: no code is rewritten."""
+    (first, *others) = site.members
+    if others or first.op != "call_module" or site.replacement is None:
+        return False
+    once = sum(node.target == first.target for node in captured.graph.nodes) == 1
+    return once and first.args == site.replacement.inputs and not first.kwargs
+
+
 def _read_directly(captured: Captured, layers: list[fx.Node]) -> bool:
     """Whether the model's code reads a parameter of one of these modules itself."""
     read = [str(n.target) for n in captured.graph.nodes if n.op == "get_attr"]

@@ -13,7 +13,7 @@ from ..engine.choose import Site
 from ..engine.scope import innermost
 from ..errors import NotFusable
 from .finish import Finisher, settle
-from .splice import Splicer, Written, is_chain
+from .splice import Splicer, Written, is_chain, is_swap
 
 Prove = Callable[[Captured, Written], float | None]
 """Checks one merge in float64; returns its error, raises if it is wrong."""
@@ -61,7 +61,7 @@ class Writer:
 
     def write_pattern(self, site: Site) -> None:
         """Write the site of a graph rule at once, if its method can be written again."""
-        if self.as_graph or self.admit(site):
+        if self.as_graph or is_swap(self.captured, site) or self.admit(site):
             written = self._write_one(site)
             if written is not None:
                 self.splicer.commit(written)

@@ -1,0 +1,182 @@
+"""``inject_locality``: the training side of Locality Injection, for models that exist already."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .algebra.build import linear
+from .algebra.form import Form
+from .errors import InvalidInputError
+from .inputs import checked_inputs
+from .layers.registry import READERS
+from .rules.injected import COMPUTE, InjectedLinear, check_eval
+
+KNOWN = (("ResBlock", "linear_tokens"), ("SpatialGatingUnit", "proj"))
+"""Class and attribute of token-mixing layers in timm: ResMLP and the gate of gMLP."""
+
+
+def inject_locality(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    layers: str | Sequence[str] | None = None,
+    grid: tuple[int, int] | None = None,
+    kernels: Sequence[int] = (1, 3),
+    init: float = 0.0,
+    compute: str = "conv",
+    inplace: bool = False,
+) -> nn.Module:
+    """The same model with small convolutions beside its token-mixing linear layers, to be trained.
+
+    A linear layer that mixes the h x w tokens of an image does not know which are neighbours. Beside it, each
+    kernel size k adds ``BN(conv(x))``: one kernel (k, k) for all channels, zero padded. With ``init=0`` the model
+    computes what it did. After training, `fuse` writes the convolutions into the linear layers:
+    ``fuse(model.eval(), rules=["locality_injection"])`` has the modules, parameter names and shapes of the
+    model before injection (a linear layer without a bias gets one).
+
+    Args:
+        model: in any mode. It is left as it is, and shares no memory with the result.
+        example_inputs: to find the layers by running the model: every nn.Linear from n to n features that reads a
+            transposed tensor. As for `fuse`; not needed for timm's ResMLP and gMLP, or with `layers`.
+        layers: paths of the layers, or patterns (as in fnmatch): each an nn.Linear from h*w to h*w features.
+        grid: (h, w), in the order of the tokens, row by row; default: a square.
+        kernels: sizes of the convolutions, odd and distinct.
+        init: the scale of each new batch norm.
+        compute: "conv", or "matmul", which multiplies by the matrix of the convolution: the same values and
+            gradients, faster where convolutions of a single channel are slow, as on a CPU.
+        inplace: change `model` itself; its parameters stay the same objects.
+
+    Raises `InvalidInputError`, before anything is changed: no such layers, or they do not fit the grid.
+    """
+    _check_options(kernels, compute)
+    found = dict(_linear_layers(model))
+    grids = {name: _grid(name, found[name], grid) for name in _chosen(model, found, example_inputs, layers)}
+    changed = model if inplace else copy.deepcopy(model)
+    for name, sides in grids.items():
+        fc = changed.get_submodule(name)
+        assert isinstance(fc, nn.Linear)
+        made = InjectedLinear(fc, sides, tuple(kernels), init=init, compute=compute)
+        # A layer with two names is one layer.
+        for other in [path for path, layer in _linear_layers(changed) if layer is fc]:
+            parent, _, attribute = other.rpartition(".")
+            changed.get_submodule(parent)._modules[attribute] = made
+    return changed
+
+
+@READERS.reader(InjectedLinear)
+def read_injected(layer: InjectedLinear, input: Form) -> Form:
+    check_eval(layer)
+    merged = layer.merged()
+    form = linear(input, merged.weight, merged.bias)
+    return form.mapped(lambda op: replace(op, via=op.via | {"locality_injection"}))
+
+
+# --- which layers -------------------------------------------------------------------------------------
+
+
+def _check_options(kernels: Sequence[int], compute: str) -> None:
+    odd = all(isinstance(k, int) and k > 0 and k % 2 for k in kernels)
+    if not kernels or not odd or len(set(kernels)) != len(kernels):
+        raise InvalidInputError(f"kernels={tuple(kernels)}: give distinct odd sizes, such as (1, 3)")
+    if compute not in COMPUTE:
+        raise InvalidInputError(f"compute={compute!r}: choose one of {', '.join(COMPUTE)}")
+
+
+def _chosen(
+    model: nn.Module, found: dict[str, nn.Linear], example_inputs: Any, layers: str | Sequence[str] | None
+) -> list[str]:
+    """One path of each layer to be injected. found: all linear layers by path."""
+    if layers is not None:
+        return _once_each(found, _named(found, (layers,) if isinstance(layers, str) else layers))
+    names = {name for name in found if _is_known(model, name)}
+    if example_inputs is not None:
+        names |= _reading_transposed(model, found, example_inputs)
+    if not names:
+        raise InvalidInputError(
+            "no token-mixing linear layer was found: pass example_inputs, or name them with layers=[...]; "
+            f"nn.Linear from n to n features: {', '.join(n for n in found if _is_square(found[n])) or 'none'}"
+        )
+    return _once_each(found, names)
+
+
+def _linear_layers(model: nn.Module) -> Iterable[tuple[str, nn.Linear]]:
+    """Paths of the linear layers, but for those that are injected already."""
+    modules = list(model.named_modules(remove_duplicate=False))
+    inside = tuple(f"{name}." for name, module in modules if isinstance(module, InjectedLinear))
+    for name, module in modules:
+        if type(module) is nn.Linear and name and not name.startswith(inside or "\0"):
+            yield name, module
+
+
+def _named(found: dict[str, nn.Linear], patterns: Sequence[str]) -> set[str]:
+    names: set[str] = set()
+    for pattern in patterns:
+        matching = {name for name in found if fnmatch(name, pattern)}
+        if not matching:
+            raise InvalidInputError(
+                f"layers={pattern!r} names no nn.Linear (or only injected ones): see model.named_modules() for the paths"
+            )
+        names |= matching
+    return names
+
+
+def _once_each(found: dict[str, nn.Linear], names: set[str]) -> list[str]:
+    """The names in the order of the model, without further names of the same layer."""
+    return list({id(found[name]): name for name in reversed(found) if name in names}.values())[::-1]
+
+
+def _is_square(layer: nn.Linear) -> bool:
+    return layer.in_features == layer.out_features
+
+
+def _is_known(model: nn.Module, name: str) -> bool:
+    parent, _, attribute = name.rpartition(".")
+    return (type(model.get_submodule(parent)).__name__, attribute) in KNOWN
+
+
+def _reading_transposed(model: nn.Module, found: dict[str, nn.Linear], example_inputs: Any) -> set[str]:
+    """Layers from n to n features whose input, in a run, is not contiguous along its last axis."""
+    transposed: set[nn.Module] = set()
+
+    def look(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(inputs[0], Tensor) and inputs[0].shape[-1] > 1 and inputs[0].stride(-1) != 1:
+            transposed.add(layer)
+
+    squares = [layer for layer in found.values() if _is_square(layer)]
+    handles = [layer.register_forward_pre_hook(look) for layer in squares]
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            checked_inputs(model.eval(), example_inputs, None)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return {name for name, layer in found.items() if layer in transposed}
+
+
+def _grid(name: str, layer: nn.Linear, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """The grid of one layer. Raises `InvalidInputError` if it has none."""
+    tokens = layer.in_features
+    if not _is_square(layer):
+        raise InvalidInputError(
+            f"'{name}' is a linear layer from {tokens} to {layer.out_features} features: a convolution beside it "
+            "keeps their number; leave it out of layers="
+        )
+    if grid is None:
+        side = math.isqrt(tokens)
+        if side * side != tokens:
+            raise InvalidInputError(f"'{name}' mixes {tokens} tokens, which are no square: pass grid=(h, w)")
+        return side, side
+    if len(grid) != 2 or grid[0] * grid[1] != tokens:
+        raise InvalidInputError(f"grid={tuple(grid)} does not have the {tokens} tokens that '{name}' mixes")
+    return grid[0], grid[1]

@@ -1,0 +1,137 @@
+"""Locality Injection as it is trained: a token-mixing linear layer with small convolutions beside it.
+
+Ding et al., "RepMLPNet: Hierarchical Vision MLP with Re-parameterized Locality" (CVPR 2022), sections 3.3 and 5.4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import NotFusable
+from .pattern import Match
+
+COMPUTE = ("conv", "matmul")
+"""Ways to compute the branches; the values and gradients are the same."""
+
+
+class InjectedLinear(nn.Module):
+    """``fc(x) + sum over k of BN_k(conv_k(x))`` along the last axis, which holds the pixels of an h x w grid.
+
+    Each convolution has one kernel (k, k) for all rows of x, with zero padding; each batch norm has one mean and
+    one variance, over all rows and pixels. `reparamkit.fuse` puts one nn.Linear in its place.
+
+    fc: a linear layer h*w -> h*w. kernels: their sizes, odd. init: the scales of the batch norms to start from; with
+    0 the module computes what `fc` does. compute: "conv", or "matmul", which multiplies by the convolutions' matrices.
+    """
+
+    def __init__(
+        self,
+        fc: nn.Linear,
+        grid: tuple[int, int],
+        kernels: tuple[int, ...] = (1, 3),
+        *,
+        init: float = 0.0,
+        compute: str = "conv",
+    ) -> None:
+        super().__init__()
+        self.fc, self.grid, self.kernels, self.compute = fc, grid, kernels, compute
+        for k in kernels:
+            self.add_module(f"repconv{k}", _branch(k, init, fc.weight))
+        self.train(fc.training)
+
+    def extra_repr(self) -> str:
+        return f"grid={self.grid}, kernels={self.kernels}, compute={self.compute!r}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., h*w) -> (..., h*w)."""
+        rows = x.reshape(-1, x.shape[-1])
+        local = [self._local(k, rows) for k in self.kernels]
+        out: Tensor = reduce(torch.add, local, self.fc(rows))
+        return out.reshape(x.shape)
+
+    def _local(self, k: int, rows: Tensor) -> Tensor:
+        """One branch on the rows (n, h*w) -> (n, h*w)."""
+        branch = self.get_submodule(f"repconv{k}")
+        maps = rows.reshape(-1, 1, *self.grid)
+        if self.compute == "conv":
+            local: Tensor = branch(maps)
+        else:
+            kernel: Tensor = branch.get_submodule("conv").weight[0, 0]  # type: ignore[index, assignment]
+            # A kernel of one number is a product; as a matrix it would be almost all zeros.
+            product = maps * kernel if k == 1 else F.linear(rows, toeplitz(kernel, self.grid)).reshape(maps.shape)
+            local = branch.get_submodule("bn")(product)
+        return local.reshape(rows.shape)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The linear layer (h*w -> h*w, float64) that computes the same in eval mode."""
+        weight = self.fc.weight.double()
+        shift = torch.zeros((), dtype=torch.float64, device=weight.device)
+        for k in self.kernels:
+            kernel, bias = _folded(self.get_submodule(f"repconv{k}"))
+            weight, shift = weight + toeplitz(kernel, self.grid), shift + bias
+        bias = shift.expand(len(weight)) if self.fc.bias is None else self.fc.bias.double() + shift
+        made = nn.utils.skip_init(nn.Linear, *weight.shape[::-1], dtype=weight.dtype, device=weight.device)
+        made.weight.copy_(weight)
+        made.bias.copy_(bias)
+        return made
+
+
+def toeplitz(kernel: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The matrix (h*w, h*w) that convolves maps of `grid` (h, w) with `kernel` (k, k) and zero padding k // 2.
+
+    Differentiable: ``sum over i, j of kernel[i, j] S_i (x) S_j``, a Kronecker product of shifts of rows and columns.
+    """
+    rows, columns = (_shifts(len(kernel), size, kernel) for size in grid)
+    return torch.einsum("ij,iac,jbd->abcd", kernel, rows, columns).reshape(math.prod(grid), -1)
+
+
+def _shifts(k: int, size: int, like: Tensor) -> Tensor:
+    """(k, size, size): matrix i moves a vector by i - k // 2 places, with zeros from outside."""
+    places = torch.arange(size, device=like.device)
+    moves = torch.arange(k, device=like.device) - k // 2
+    return (places - places[:, None] == moves[:, None, None]).to(like.dtype)
+
+
+def _branch(k: int, init: float, like: Tensor) -> nn.Sequential:
+    conv = nn.Conv2d(1, 1, k, padding=k // 2, bias=False, device=like.device, dtype=like.dtype)
+    bn = nn.BatchNorm2d(1, device=like.device, dtype=like.dtype)
+    nn.init.constant_(bn.weight, init)
+    return nn.Sequential(OrderedDict(conv=conv, bn=bn))
+
+
+def _folded(branch: nn.Module) -> tuple[Tensor, Tensor]:
+    """Kernel (k, k) and bias () of a convolution with the batch norm behind it, in float64."""
+    conv, bn = (branch.get_submodule(name) for name in ("conv", "bn"))
+    values = (conv.weight[0, 0], bn.weight[0], bn.bias[0], bn.running_mean[0], bn.running_var[0])  # type: ignore[index]
+    kernel, gamma, beta, mean, variance = (value.double() for value in values)  # type: ignore[union-attr]
+    factor = gamma / (variance + bn.eps).sqrt()  # type: ignore[operator]
+    return kernel * factor, beta - mean * factor
+
+
+def check_eval(layer: InjectedLinear) -> None:
+    """Raises `NotFusable` if a batch norm of the layer would use the statistics of the batch."""
+    if any(module.training for module in layer.modules()):
+        raise NotFusable("its batch norms are in training mode: call model.eval() first")
+
+
+def is_evaluated(match: Match) -> None:
+    """The guard of the rule `locality_injection`."""
+    check_eval(_layer(match))
+
+
+def merge(match: Match) -> nn.Module:
+    """The build of the rule `locality_injection`."""
+    return _layer(match).merged()
+
+
+def _layer(match: Match) -> InjectedLinear:
+    layer = match.module("layer")
+    assert isinstance(layer, InjectedLinear)
+    return layer
