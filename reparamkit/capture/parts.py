@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -110,9 +112,15 @@ def _recorded(model: nn.Module, inputs: Inputs, wanted: dict[str, nn.Module]) ->
         if id(module) in paths:
             calls[paths[id(module)]].append((Inputs(args, kwargs), output))
 
+    # The forward may write into its inputs and its buffers, which are the user's.
+    own = Inputs(*copy.deepcopy((inputs.args, dict(inputs.kwargs))))
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     handle = register_module_forward_hook(record, with_kwargs=True)
     try:
-        run(model, inputs)
+        run(model, own)
     finally:
         handle.remove()
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
     return calls

@@ -90,8 +90,9 @@ class _Sizes:
         below = [f.output for f in self.captured.frames if f.parent is frame]
         own = [n for n in self.order if self.captured.frame(n) is frame]
         nodes = [n for n in (*given, *tree_flatten(below)[0], *own) if isinstance(n, fx.Node)]
-        found = {self.captured.current(n) for n in nodes}
-        return sorted((n for n in found if n in self.reading.shapes and n.op != "get_attr"), key=self.order.__getitem__)
+        # What nothing reads has left the graph, though a call still returns it.
+        found = {self.captured.current(n) for n in nodes}.intersection(self.order, self.reading.shapes)
+        return sorted((n for n in found if n.op != "get_attr"), key=self.order.__getitem__)
 
     def _read(self, other: fx.Node, dim: int | None, like: fx.Node) -> fx.Node:
         key = other, dim
