@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .algebra.build import linear
 from .algebra.form import Form
@@ -21,6 +22,12 @@ from .rules.injected import COMPUTE, InjectedLinear, check_eval
 
 KNOWN = (("ResBlock", "linear_tokens"), ("SpatialGatingUnit", "proj"))
 """Class and attribute of token-mixing layers in timm: ResMLP and the gate of gMLP."""
+TRANSPOSING = (
+    *("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis"),
+    *(Tensor.mT.__get__, Tensor.T.__get__),  # type: ignore[attr-defined]
+)
+"""Functions by name, and attributes."""
+COPIES = ("contiguous", "clone")
 
 
 def inject_locality(
@@ -44,8 +51,8 @@ def inject_locality(
 
     Args:
         model: in any mode. It is left as it is, and shares no memory with the result.
-        example_inputs: to find the layers by running the model: every nn.Linear from n to n features that reads a
-            transposed tensor. As for `fuse`; not needed for timm's ResMLP and gMLP, or with `layers`.
+        example_inputs: as for `fuse`, to find the layers by running the model: every nn.Linear from n to n features
+            that directly reads a transposed tensor. Not needed for timm's ResMLP and gMLP, or with `layers`.
         layers: paths of the layers, or patterns (as in fnmatch): each an nn.Linear from h*w to h*w features.
         grid: (h, w), in the order of the tokens, row by row; default: a square.
         kernels: sizes of the convolutions, odd and distinct.
@@ -122,7 +129,7 @@ def _named(found: dict[str, nn.Linear], patterns: Sequence[str]) -> set[str]:
         matching = {name for name in found if fnmatch(name, pattern)}
         if not matching:
             raise InvalidInputError(
-                f"layers={pattern!r} names no nn.Linear (or only injected ones): see model.named_modules() for the paths"
+                f"layers={pattern!r} names no nn.Linear (or an injected one): see model.named_modules() for the paths"
             )
         names |= matching
     return names
@@ -142,26 +149,46 @@ def _is_known(model: nn.Module, name: str) -> bool:
     return (type(model.get_submodule(parent)).__name__, attribute) in KNOWN
 
 
+class _Transposed(TorchFunctionMode):
+    """Remembers the tensors that were made by transposing others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Any] = []
+
+    def __contains__(self, tensor: object) -> bool:
+        return any(tensor is each for each in self.made)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **kwargs or {})
+        copied = getattr(func, "__name__", "") in COPIES and args[0] in self
+        if copied or func in TRANSPOSING or getattr(func, "__name__", "") in TRANSPOSING:
+            self.made.append(result)
+        return result
+
+
 def _reading_transposed(model: nn.Module, found: dict[str, nn.Linear], example_inputs: Any) -> set[str]:
-    """Layers from n to n features whose input, in a run, is not contiguous along its last axis."""
-    transposed: set[nn.Module] = set()
+    """Layers from n to n features that read a transposed tensor in a run."""
+    reading: set[nn.Module] = set()
+    transposed = _Transposed()
 
     def look(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if isinstance(inputs[0], Tensor) and inputs[0].shape[-1] > 1 and inputs[0].stride(-1) != 1:
-            transposed.add(layer)
+        if inputs[0] in transposed:
+            reading.add(layer)
 
-    squares = [layer for layer in found.values() if _is_square(layer)]
-    handles = [layer.register_forward_pre_hook(look) for layer in squares]
+    handles = [layer.register_forward_pre_hook(look) for layer in found.values() if _is_square(layer)]
     modes = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), transposed:
             checked_inputs(model.eval(), example_inputs, None)
     finally:
         for handle in handles:
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-    return {name for name, layer in found.items() if layer in transposed}
+    return {name for name, layer in found.items() if layer in reading}
 
 
 def _grid(name: str, layer: nn.Linear, grid: tuple[int, int] | None) -> tuple[int, int]:

@@ -62,7 +62,7 @@ class InjectedLinear(nn.Module):
         if self.compute == "conv":
             local: Tensor = branch(maps)
         else:
-            kernel: Tensor = branch.get_submodule("conv").weight[0, 0]  # type: ignore[index, assignment]
+            kernel = branch.get_submodule("conv").weight[0, 0]  # type: ignore[index]
             # A kernel of one number is a product; as a matrix it would be almost all zeros.
             product = maps * kernel if k == 1 else F.linear(rows, toeplitz(kernel, self.grid)).reshape(maps.shape)
             local = branch.get_submodule("bn")(product)
@@ -77,9 +77,9 @@ class InjectedLinear(nn.Module):
             kernel, bias = _folded(self.get_submodule(f"repconv{k}"))
             weight, shift = weight + toeplitz(kernel, self.grid), shift + bias
         bias = shift.expand(len(weight)) if self.fc.bias is None else self.fc.bias.double() + shift
-        made = nn.utils.skip_init(nn.Linear, *weight.shape[::-1], dtype=weight.dtype, device=weight.device)
-        made.weight.copy_(weight)
-        made.bias.copy_(bias)
+        # On the meta device no random number is drawn for weights that are replaced.
+        made = nn.Linear(self.fc.in_features, self.fc.out_features, device="meta")
+        made.weight, made.bias = nn.Parameter(weight), nn.Parameter(bias.clone())
         return made
 
 
@@ -110,7 +110,7 @@ def _folded(branch: nn.Module) -> tuple[Tensor, Tensor]:
     """Kernel (k, k) and bias () of a convolution with the batch norm behind it, in float64."""
     conv, bn = (branch.get_submodule(name) for name in ("conv", "bn"))
     values = (conv.weight[0, 0], bn.weight[0], bn.bias[0], bn.running_mean[0], bn.running_var[0])  # type: ignore[index]
-    kernel, gamma, beta, mean, variance = (value.double() for value in values)  # type: ignore[union-attr]
+    kernel, gamma, beta, mean, variance = (value.double() for value in values)
     factor = gamma / (variance + bn.eps).sqrt()  # type: ignore[operator]
     return kernel * factor, beta - mean * factor
 
