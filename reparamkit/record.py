@@ -26,10 +26,11 @@ PLAIN = (bool, int, float, str, torch.dtype, type(None))
 # --- graphs -------------------------------------------------------------------------------------------
 
 
-def sketch(reading: Reading, part: int, computes: set[fx.Node]) -> Sketch:
-    """The graph as it is now. part: number of the captured part. computes: the nodes that do."""
+def sketch(reading: Reading, part: int, computing: set[fx.Node]) -> Sketch:
+    """The graph as it is now. part: number of the captured part. computing: the nodes that compute something."""
     prefix = f"{part}:" if part else ""
-    return {node: _node(reading, node, prefix, node in computes) for node in reading.captured.graph.nodes}
+    roles = {node: "compute" if node in computing else _role(reading, node) for node in reading.captured.graph.nodes}
+    return {node: _node(reading, node, prefix, roles[node]) for node in reading.captured.graph.nodes}
 
 
 def marked(sketches: Sequence[Sketch], sites: Mapping[fx.Node, Sequence[int]]) -> tuple[Node, ...]:
@@ -41,7 +42,7 @@ def marked(sketches: Sequence[Sketch], sites: Mapping[fx.Node, Sequence[int]]) -
     )
 
 
-def _node(reading: Reading, node: fx.Node, prefix: str, computes: bool) -> Node:
+def _node(reading: Reading, node: fx.Node, prefix: str, role: str) -> Node:
     captured = reading.captured
     return Node(
         prefix + node.name,
@@ -52,9 +53,18 @@ def _node(reading: Reading, node: fx.Node, prefix: str, computes: bool) -> Node:
         tuple(prefix + each.name for each in node.all_input_nodes),
         _shape(node, reading.shapes.get(node)),
         (),
-        computes,
+        role,
         node in reading.read,
     )
+
+
+def _role(reading: Reading, node: fx.Node) -> str:
+    """Of a node that computes nothing."""
+    if node.op in ("placeholder", "output"):
+        return {"placeholder": "input"}.get(node.op, node.op)
+    if node.op == "get_attr" or node in reading.constants:
+        return "constant"
+    return "view" if isinstance(node.meta.get("val"), Tensor) or node in reading.read else "size"
 
 
 def _kind(captured: Captured, node: fx.Node) -> str:

@@ -102,7 +102,8 @@ class Node:
     name: unique in the graph. op: as in torch.fx ("call_module", ...). kind: class, function or method. path: of the
     module it calls, or is in. detail: its arguments in words. inputs: names of what it reads. shape: of its value
     (-1: a free size; None: unknown, or no tensor). sites: numbers of the merges it is part of, in the order of
-    `Report.merges`. computes: False for inputs, constants, sizes and views. affine: whether it was read as affine.
+    `Report.merges`. role: "input", "output", "constant" (of parameters only), "size", "view" (the same numbers in another
+    shape) or "compute". affine: whether it was read as affine.
     """
 
     name: str
@@ -113,7 +114,7 @@ class Node:
     inputs: tuple[str, ...]
     shape: tuple[int, ...] | None
     sites: tuple[int, ...] = ()
-    computes: bool = True
+    role: str = "compute"
     affine: bool = False
 
     @property
@@ -170,7 +171,9 @@ class Report:
     def coverage(self) -> Coverage:
         """How many of the mergeable layers were merged."""
         layers = {node.path: node for node in self.graph_before if node.is_layer}
-        merged = {path for path, node in layers.items() if node.sites and node.affine}
+        # A layer that a merge took up and that is also read elsewhere is still there.
+        still = {node.name for node in self.graph_after}
+        merged = {path for path, node in layers.items() if node.sites and node.affine and node.name not in still}
         refused = {refusal.path for refusal in self.refusals} - merged
         silent = {path for path, node in layers.items() if "BatchNorm" in node.kind} - merged - refused
         return Coverage(len(merged), len(refused) + len(silent))
