@@ -15,7 +15,7 @@ from .algebra.operator import Operator, identity
 from .capture.capture import Captured, Inputs
 from .capture.parts import Parts, capture_parts
 from .engine.borders import join_borders
-from .engine.choose import choose
+from .engine.choose import Plan, choose
 from .engine.dead import drop_dead
 from .engine.identities import drop_identities
 from .engine.patterns import next_site
@@ -27,7 +27,7 @@ from .inputs import Example, checked_inputs, checked_model
 from .layers.price import OBJECTIVES
 from .layers.registry import READERS
 from .record import Sketch, marked, pictures, sketch
-from .report import Report
+from .report import Picture, Report
 from .rules.builtin import RULES
 from .rules.rule import Registry, Rule
 from .summary import Work, computing, summarize, totals
@@ -233,8 +233,8 @@ def _fused(model: nn.Module, request: Request) -> nn.Module:
     after = totals(fused, readings)
     if request.example is None:
         # Nominal sizes depend on how much of a rank is known, so only the prices of the merges compare.
-        saved = sum(d.site.after.flops - d.site.before.flops for work in works for d in work.done)
-        after = replace(after, flops=before.flops + saved)
+        saved = sum(plan.before.flops - plan.after.flops for work in works for plan in work.plans)
+        after = replace(after, flops=before.flops - saved)
     made = summarize(works, parts, before, after, error, {rule.name: rule.equation for rule in request.rules})
     made = replace(
         made,
@@ -274,12 +274,21 @@ def _fused_part(captured: Captured, request: Request) -> Work:
     read_early(captured, reading)
     writer = Writer(captured, request.as_graph, _unproved, _unheard)
     said = _apply_patterns(captured, request, writer)
-    plan, reading = choose(captured, READERS, request.scope(captured), writer.check, request.objective)
-    _prepare(writer, request, reading, plan.refusals)
-    writer.write(plan.sites)
-    shown = [pictures(reading, written) for written, _ in writer.done]
+    plans: list[Plan] = []
+    shown: dict[int, tuple[Picture, ...]] = {}
+    written: Sequence[Written] = ()
+    while not plans or written:
+        # A merged layer may merge again, now that there is less to choose from.
+        writer.erase_dead()
+        captured.forget()
+        plan, reading = choose(captured, READERS, request.scope(captured), writer.check, request.objective)
+        _prepare(writer, request, reading, plan.refusals)
+        written = writer.write(plan.sites)
+        shown.update((id(one), pictures(reading, one)) for one in written)
+        plans.append(plan)
+    seen = [shown.get(id(one), ()) for one, _ in writer.done]
     model, done = writer.finish()
-    return Work(model, captured, plan, said, reading, done, shown)
+    return Work(model, captured, plans, said, reading, done, seen)
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:

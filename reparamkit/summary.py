@@ -27,7 +27,7 @@ class Work:
 
     model: nn.Module
     captured: Captured
-    plan: Plan
+    plans: Sequence[Plan]
     said: Mapping[fx.Node, list[str]]
     reading: Reading
     done: Sequence[Done]
@@ -97,7 +97,7 @@ def summarize(
     )
     root = works[0].captured.root
     left = [Refusal(path or "(root)", _class_at(root, path), reason) for path, reason in parts.opaque.items()]
-    refusals = [refusal for w in works for refusal in _refusals(w.plan, w.said, w.captured, w.reading)]
+    refusals = [refusal for w in works for refusal in _refusals(w.plans[-1], w.said, w.captured, w.reading)]
     return Report(merges, (*left, *refusals), before, after, works[0].captured.tier, error, type(root).__name__)
 
 

@@ -40,6 +40,7 @@ class Captured:
     root: the model that was traced; the graph's targets are its submodules and parameters.
     frames: every call of a module that was traced through, the root's first.
     tier: how it was captured, "symbolic" or "values". stateful: modules (by identity) whose forward sets attributes.
+    attributes: paths of the parameters and buffers that the code read itself.
     held: what the graph names and the model has not: constant tensors, merged layers that have no place yet.
     replaced: merged values -> the nodes that have them now.
     constants: values that depend on parameters and buffers only.
@@ -52,6 +53,7 @@ class Captured:
     tier: str
     stateful: set[int] = field(default_factory=set)
     held: dict[str, Any] = field(default_factory=dict)
+    attributes: frozenset[str] = frozenset()
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     constants: set[fx.Node] = field(default_factory=set)
     watched: dict[fx.Node, object] = field(default_factory=dict)
@@ -155,8 +157,9 @@ def capture(
             named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     except Exception as error:
         raise _capture_error(tracer, path, inputs, error) from error
+    tier = "symbolic" if inputs is None else "values"
     return Captured(
-        model, graph, tracer.frames, "symbolic" if inputs is None else "values", changed, _missing(model, named)
+        model, graph, tracer.frames, tier, changed, held=_missing(model, named), attributes=frozenset(named)
     )
 
 

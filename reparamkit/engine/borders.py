@@ -27,9 +27,14 @@ def _is_zero_padding(node: fx.Node) -> bool:
     mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
     value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
     pad = node.args[1] if len(node.args) > 1 else None
-    return isinstance(pad, Sequence) and all(isinstance(n, int) and n >= 0 for n in pad) and (mode, value or 0) == (
-        "constant",
-        0,
+    return (
+        isinstance(pad, Sequence)
+        and all(isinstance(n, int) and n >= 0 for n in pad)
+        and (mode, value or 0)
+        == (
+            "constant",
+            0,
+        )
     )
 
 

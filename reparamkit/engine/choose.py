@@ -193,7 +193,11 @@ class _Chooser:
         for number, candidate in enumerate(found):
             option = self._option(node, candidate)
             price = float("inf") if option is None else self._price(option)
-            if option is not None and (len(candidate.members) > 1 or self.reading.arithmetic(node)) and self._pays(node, option):
+            if (
+                option is not None
+                and (len(candidate.members) > 1 or self.reading.arithmetic(node))
+                and self._pays(node, option)
+            ):
                 self.options[node].append(option)
             ranked.append((price, number, candidate))
         self.total(node)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import fx
-
 from ..capture.capture import Captured
 from .reading import Reading
 

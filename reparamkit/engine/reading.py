@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ..algebra.form import CONSTANT_FOLD, Form, source_form
 from ..algebra.operator import open_sizes

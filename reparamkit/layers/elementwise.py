@@ -50,13 +50,13 @@ def read_div(input: Operand, other: Operand) -> Form:
 
 @READERS.reader(torch.lerp, "lerp")
 def read_lerp(input: Form, end: Form, weight: Operand) -> Form:
-    """input + weight (end - input)."""
+    """Input + weight (end - input)."""
     return total(input, scaled(total(end, _times(input, -1)), weight))
 
 
 @READERS.reader(torch.addcmul, "addcmul")
 def read_addcmul(input: Operand, tensor1: Operand, tensor2: Operand, *, value: float = 1) -> Form:
-    """input + value tensor1 tensor2."""
+    """Input + value tensor1 tensor2."""
     return total(input, _times(read_mul(tensor1, tensor2), value))
 
 

@@ -28,7 +28,7 @@ def read_linear(input: Form, weight: Tensor, bias: Tensor | None = None) -> Form
 
 @READERS.reader(torch.addmm, "addmm")
 def read_addmm(input: Tensor, mat1: Form, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Form:
-    """beta input + alpha mat1 mat2."""
+    """Beta input + alpha mat1 mat2."""
     if not isinstance(mat1, Form) or not isinstance(mat2, Tensor) or not isinstance(input, Tensor):
         raise NotFusable("a product or sum of two values")
     return offset(linear(mat1, alpha * mat2.double().t()), beta * input.double())

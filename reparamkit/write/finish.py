@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from ..capture.capture import Captured
 from ..capture.guards import expect_rank
 from ..capture.tracer import Frame
+from ..engine.scope import innermost
 from ..errors import NotFusable
 from .frames import fold, method, original_class, regenerated
 from .splice import Written, place_of
@@ -64,8 +65,10 @@ class Finisher:
         method(fold(self.captured, frame, frozenset(self.inlined | self.below(frame, members))))
 
     def touches(self, members: Iterable[fx.Node]) -> bool:
-        """Whether a call that some of these members are in is written again."""
-        calls = {id(f) for node in members for f in self.captured.frame(node).stack}
+        """Whether code that calls some of these members is written again."""
+        frames = [self.captured.frame(node) for node in members]
+        around = innermost(frames)
+        calls = {id(f) for frame in frames for f in frame.stack if around in f.stack}
         return bool(calls & (self.inlined | self.frames.keys()))
 
     def rewrite(self, frame: Frame, members: Iterable[fx.Node]) -> None:
@@ -85,7 +88,10 @@ class Finisher:
         self.swaps |= {path: nn.Identity().eval() for path in others}
         if placed.form.guards and others:
             self.swaps[others[0]] = Expect(len(placed.form.sizes)).eval()
-        self.swaps[anchor] = self.captured.held.pop(name)
+        used = any(node.target == name for node in self.captured.graph.nodes)
+        layer = self.captured.held.pop(name)
+        # A layer that was merged further has its place in the swaps of that merge.
+        self.swaps[anchor] = layer if used else nn.Identity().eval()
         self.dead -= {anchor, *others}
         self._retarget(name, anchor)
 
@@ -106,6 +112,7 @@ class Finisher:
         for frame in sorted(self.frames.values(), key=lambda f: -f.path.count(".")):
             if rewrite and id(frame) not in self.inlined:
                 self._regenerate(frame)
+        self._remove_unread()
         for path, module in self.swaps.items():
             _set(self.captured.root, path, module)
         self._remove_dead_modules()
@@ -154,6 +161,17 @@ class Finisher:
         graph = fold(self.captured, frame, frozenset(self.inlined))
         self._keep_constants(graph, frame.module)
         frame.module.__class__ = regenerated(original_class(frame.module), method(graph))
+
+    def _remove_unread(self) -> None:
+        """Parameters that only code read which is written again, and which reads them no more."""
+        used = {str(n.target) for n in self.captured.graph.nodes if n.op == "get_attr"}
+        written = {f.path for f in self.captured.frames if id(f) in self.inlined or id(f) in self.frames}
+        for path in self.captured.attributes - used:
+            owner, _, name = path.rpartition(".")
+            if owner in written and (not owner or _exists(self.captured.root, owner)):
+                module = self.captured.root.get_submodule(owner)
+                module._parameters.pop(name, None)
+                module._buffers.pop(name, None)
 
     def _keep_constants(self, graph: fx.Graph, module: nn.Module) -> None:
         """Tensors that the method made of plain numbers become buffers, which are not saved."""

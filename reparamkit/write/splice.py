@@ -210,7 +210,7 @@ def is_swap(captured: Captured, site: Site) -> bool:
 def _read_directly(captured: Captured, layers: list[fx.Node]) -> bool:
     """Whether the model's code reads a parameter of one of these modules itself."""
     read = [str(n.target) for n in captured.graph.nodes if n.op == "get_attr"]
-    return any(path.startswith(f"{layer.target}.") for layer in layers for path in read)
+    return any(path.startswith(f"{place_of(layer)}.") for layer in layers for path in read)
 
 
 def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) -> bool:

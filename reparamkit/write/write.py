@@ -53,11 +53,12 @@ class Writer:
         self.splicer = Splicer(self.captured)
         self.finisher = Finisher(self.captured)
 
-    def write(self, sites: Sequence[Site]) -> None:
+    def write(self, sites: Sequence[Site]) -> list[Written]:
         """Splice and prove the sites, in program order; then let every reader read the new values."""
         written = [one for site in self._writable(sites) if (one := self._write_one(site)) is not None]
         for one in written:
             self.splicer.commit(one)
+        return written
 
     def write_pattern(self, site: Site) -> None:
         """Write the site of a graph rule at once, if its method can be written again."""
@@ -135,7 +136,7 @@ class Writer:
         """The model with all merges in place."""
         self.erase_dead()
         for written, _ in self.done:
-            if id(written.site.value) in self.chains:
+            if id(written.site.value) in self.chains and not self.finisher.touches(written.site.members):
                 self.finisher.chain(written)
             else:
                 self.finisher.region(written)
