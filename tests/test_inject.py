@@ -151,7 +151,7 @@ def test_branches_have_one_kernel_for_all_channels():
     assert {n: tuple(p.shape) for n, p in layer.named_parameters() if "conv.w" in n} == {
         f"repconv{k}.conv.weight": (1, 1, k, k) for k in (1, 3, 5)
     }
-    assert "grid=(3, 4), kernels=(1, 3, 5), compute='conv'" in repr(layer)
+    assert "grid=(3, 4), kernels=(1, 3, 5), compute='matmul'" in repr(layer)
 
 
 def test_branches_learn_from_the_first_step():

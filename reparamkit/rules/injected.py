@@ -27,7 +27,8 @@ class InjectedLinear(nn.Module):
     one variance, over all rows and pixels. `reparamkit.fuse` puts one nn.Linear in its place.
 
     fc: a linear layer h*w -> h*w. kernels: their sizes, odd. init: the scales of the batch norms to start from; with
-    0 the module computes what `fc` does. compute: "conv", or "matmul", which multiplies by the convolutions' matrices.
+    0 the module computes what `fc` does. compute: "matmul" multiplies by the matrices of the convolutions, "conv"
+    convolves.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class InjectedLinear(nn.Module):
         kernels: tuple[int, ...] = (1, 3),
         *,
         init: float = 0.0,
-        compute: str = "conv",
+        compute: str = "matmul",
     ) -> None:
         super().__init__()
         self.fc, self.grid, self.kernels, self.compute = fc, grid, kernels, compute
