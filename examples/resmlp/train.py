@@ -1,0 +1,129 @@
+"""Train ResMLP without and with locality injection, equally long; fuse the second back into the first's form."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLES = Path(__file__).resolve().parent.parent
+# Data, checkpoints, comparison and timing are those of the RepMLPNet example.
+sys.path += [str(EXAMPLES / "repmlpnet"), str(EXAMPLES / "common")]
+
+import torch  # noqa: E402
+from arguments import ARMS, Options, parse  # noqa: E402
+from data import Data, load_data  # noqa: E402
+from errors import ExampleError, FusionError  # noqa: E402
+from evaluate import accuracy, compare  # noqa: E402
+from latency import compare_latency  # noqa: E402
+from recorded import Recorded  # noqa: E402
+from resmlp import ResMLP  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from weights import save_weights  # noqa: E402
+
+import reparamkit  # noqa: E402
+
+
+def run(options: Options) -> None:
+    """Train both, fuse the injected one, compare."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    data = load_data(options.data, options.image_size, options.data_root, options.workers)
+    data = data.limited(options.limit_train, options.limit_test)
+    models = {arm: train(options.of_arm(arm), data) for arm in ARMS}
+    fused = fuse(models["injected"], models["plain"], data, options)
+    save_weights(fused, options.output / "fused.safetensors")
+    correct = {
+        arm: accuracy(model, data.test_batches(options.batch_size), options.device) for arm, model in models.items()
+    }
+    print(f"\ntest accuracy after {options.epochs} epochs, one seed: ", end="")
+    print(f"{correct['plain']:.2%} without injection, {correct['injected']:.2%} with it")
+    print(f"written to {options.output}")
+
+
+def new_model(options: Options, data: Data) -> nn.Module:
+    """An untrained model; both arms have the same weights, and compute the same."""
+    torch.manual_seed(options.seed)
+    model: nn.Module = ResMLP(
+        data.num_classes,
+        image_size=options.image_size,
+        patch_size=options.patch_size,
+        in_channels=data.in_channels,
+        dim=options.dim,
+        depth=options.depth,
+    )
+    if options.arm == "injected":
+        model = reparamkit.inject_locality(
+            model, layers="blocks.*.linear_tokens", kernels=options.kernels, init=options.init, compute=options.compute
+        )
+    return model.to(options.device)
+
+
+def train(options: Options, data: Data) -> nn.Module:
+    """The trained model of one arm, in eval mode; weights and history lie in the folder of the arm."""
+    print(f"\n{options.arm}: computing on {options.device}")
+    model = new_model(options, data)
+    # The same batches and shifts for both arms: injection draws random numbers as well.
+    torch.manual_seed(options.seed)
+
+    def measure(trained: nn.Module) -> float:
+        return accuracy(trained, data.test_batches(options.batch_size), options.device)
+
+    Recorded(model, data, options, "test accuracy", measure).train()
+    save_weights(model.eval(), options.output / "model.safetensors")
+    return model
+
+
+def fuse(injected: nn.Module, plain: nn.Module, data: Data, options: Options) -> nn.Module:
+    """The injected model in the form of the plain one, after the two forms were compared and figures printed."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    images = next(iter(data.test_batches(options.batch_size)))[0].to(options.device)
+    fused: nn.Module = reparamkit.fuse(injected, images, rules=["locality_injection"])
+    print(f"\n{reparamkit.report(fused)}\n")
+    check_structure(fused, plain)
+    print_answers(injected, fused, data, options)
+    print_speed(injected, fused, images)
+    return fused
+
+
+def check_structure(fused: nn.Module, plain: nn.Module) -> None:
+    """Refuse a fused model that is not of the form of the model without injection."""
+    found, wanted = ({n: tuple(t.shape) for n, t in model.state_dict().items()} for model in (fused, plain))
+    if found != wanted:
+        names = ", ".join(sorted(set(found) ^ set(wanted))) or "a shape"
+        raise FusionError(f"the fused model is not of the form of the one without injection: {names}")
+    print(f"structure            that of the model without injection, {len(found)} tensors")
+
+
+def print_answers(before: nn.Module, after: nn.Module, data: Data, options: Options) -> None:
+    """Print how the answers of the two forms differ; raise an error if rounding cannot explain it."""
+    result = compare(before, after, data.test_batches(options.batch_size), options.device)
+    trained, fused = result.accuracy
+    print(f"test accuracy        {trained:.2%} -> {fused:.2%}")
+    print(f"flipped predictions  {int(result.flipped.sum())} of {len(result.labels)}")
+    print(f"largest logit error  {result.largest_error:.2e} ({result.relative_error:.1e} of the largest logit)")
+    result.check()
+
+
+def print_speed(before: nn.Module, after: nn.Module, images: Tensor) -> None:
+    """Print the latency on one image and on the whole batch `images` (b, c, h, w)."""
+    for batch in (images[:1], images):
+        print(f"latency, fp32        {compare_latency(before, after, batch)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    options = parse(arguments)
+    try:
+        run(options)
+    except ExampleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues after the last whole epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Train RepMLPNet with a UPerNet-like head to segment images, fuse all of it at once, compare pixel by pixel."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLES = Path(__file__).resolve().parent.parent
+# The backbone, checkpoints and timing are those of the RepMLPNet example.
+sys.path += [str(EXAMPLES / "repmlpnet"), str(EXAMPLES / "common")]
+
+import torch  # noqa: E402
+from arguments import Options, parse  # noqa: E402
+from data import Data  # noqa: E402
+from errors import ExampleError  # noqa: E402
+from folders import load_folders  # noqa: E402
+from latency import compare_latency  # noqa: E402
+from quality import compare, mean_iou  # noqa: E402
+from recorded import Recorded  # noqa: E402
+from scenes import CLASSES, load_scenes  # noqa: E402
+from segmenter import Segmenter, new_segmenter  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from weights import save_weights  # noqa: E402
+
+import reparamkit  # noqa: E402
+
+TRAIN, TEST = 800, 200
+"""Canvases of digits that are made, unless fewer are asked for."""
+
+
+def run(options: Options) -> None:
+    """Train, save, fuse, compare."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    print(f"computing on {options.device}, {torch.get_num_threads()} CPU threads")
+    data = load(options)
+    model = train(options, data)
+    fused = fuse(model, data, options)
+    save_weights(fused, options.output / "fused.safetensors")
+    print(f"\nwritten to {options.output}")
+
+
+def load(options: Options) -> Data:
+    """The data set; its labels (H, W) are classes, negative where a pixel does not count."""
+    if options.data == "scenes":
+        parts = load_scenes(options.limit_train or TRAIN, options.limit_test or TEST)
+        return Data(*parts, num_classes=len(CLASSES), in_channels=1)
+    train_part, test_part, classes = load_folders(options.data, options.data_root, options.image_size)
+    workers = 4 if options.workers is None else options.workers
+    data = Data(train_part, test_part, num_classes=classes, in_channels=3, workers=workers)
+    return data.limited(options.limit_train, options.limit_test)
+
+
+def new_model(options: Options, data: Data) -> Segmenter:
+    """An untrained model for `data`."""
+    torch.manual_seed(options.seed)
+    model = new_segmenter(options.model, data.in_channels, data.num_classes, options.head_width)
+    return model.to(options.device)
+
+
+def train(options: Options, data: Data) -> nn.Module:
+    """The trained model, in eval mode; weights and history lie in the output folder."""
+    model = new_model(options, data)
+
+    def measure(trained: nn.Module) -> float:
+        return mean_iou(trained, data.test_batches(options.batch_size), data.num_classes, options.device)
+
+    Recorded(model, data, options, "test mIoU", measure).train()
+    save_weights(model.eval(), options.output / "model.safetensors")
+    return model
+
+
+def fuse(model: nn.Module, data: Data, options: Options) -> nn.Module:
+    """The fused form of the whole segmentation model, after it was compared with `model` and figures were printed."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    images = next(iter(data.test_batches(options.batch_size)))[0].to(options.device)
+    fused: nn.Module = reparamkit.fuse(model, images[:2])
+    report = reparamkit.report(fused)
+    print(f"\n{report}\n")
+    print_answers(model, fused, data, options)
+    print(f"parameters           {report.before.parameters:,} -> {report.after.parameters:,}")
+    print(f"FLOPs                {report.before.flops:,} -> {report.after.flops:,}")
+    print(f"operations           {report.before.ops:,} -> {report.after.ops:,}")
+    print_speed(model, fused, images)
+    return fused
+
+
+def print_answers(before: nn.Module, after: nn.Module, data: Data, options: Options) -> None:
+    """Print how the answers of the two forms differ; raise an error if rounding cannot explain it."""
+    batches = data.test_batches(options.batch_size)
+    result = compare(before, after, batches, data.num_classes, options.device)
+    print(f"test mIoU            {result.before.mean_iou:.2%} -> {result.after.mean_iou:.2%}")
+    print(f"pixel accuracy       {result.before.accuracy:.2%} -> {result.after.accuracy:.2%}")
+    print(f"flipped pixels       {result.flipped:,} of {result.pixels:,}")
+    print(f"largest logit error  {result.largest_error:.2e} ({result.relative_error:.1e} of the largest logit)")
+    result.check()
+
+
+def print_speed(before: nn.Module, after: nn.Module, images: Tensor) -> None:
+    """Print the latency on one image and on the whole batch `images` (b, c, H, W)."""
+    for batch in (images[:1], images):
+        print(f"latency, fp32        {compare_latency(before, after, batch)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    options = parse(arguments)
+    try:
+        run(options)
+    except ExampleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues after the last whole epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
