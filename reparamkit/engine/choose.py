@@ -65,6 +65,8 @@ class Plan:
     after: Cost
 
 
+_Merge = tuple[fx.Node, frozenset[fx.Node]]
+"""The value and the members of a merge."""
 Writable = Callable[[Site], None]
 """Raises `NotFusable` if a site cannot be written into the model's code."""
 
@@ -99,7 +101,8 @@ class _Chooser:
     totals: dict[fx.Node, float] = field(default_factory=dict)
     options: dict[fx.Node, list[_Option]] = field(default_factory=dict)
     effort: float = 0.0
-    banned: set[tuple[fx.Node, frozenset[fx.Node]]] = field(default_factory=set)
+    banned: set[_Merge] = field(default_factory=set)
+    pinned: set[fx.Node] = field(default_factory=set)
     named: dict[str, fx.Node] = field(default_factory=dict)
     passes: set[fx.Node] = field(default_factory=set)
     affine: set[fx.Node] = field(default_factory=set)
@@ -318,20 +321,25 @@ class _Chooser:
 
     def _best(self, node: fx.Node) -> _Option:
         options = [self._as_computed(node)]
-        options += [o for o in self.options.get(node, []) if (node, o.members) not in self.banned]
+        options += [o for o in self.options.get(node, []) if self._allowed(node, o)]
         return min(options, key=self._price)
 
+    def _allowed(self, node: fx.Node, option: _Option) -> bool:
+        inside = option.members - {node}
+        return (node, option.members) not in self.banned and inside.isdisjoint(self.pinned)
+
     def _improved(self, plan: _Selection) -> _Selection | None:
-        """A better plan without one of the merges that share their pieces."""
-        for site in _overlapping(plan):
-            ban = (site.value, site.members)
-            before = set(self.banned)
-            self.banned.add(ban)
-            other = self._written()
-            if self._rank(other) < self._rank(plan):
-                self.reading.no(site.value, "its pieces are needed elsewhere too: merging would add work")
-                return other
-            self.banned = before
+        """A better plan without one of the merges that share their pieces, or without all merges through a piece."""
+        for site, shared in _overlapping(plan):
+            moves: list[tuple[set[_Merge], set[fx.Node]]] = [({(site.value, site.members)}, set())]
+            for banned, pinned in [*moves, *((set(), {m}) for m in shared)]:
+                before = self.banned, self.pinned
+                self.banned, self.pinned = self.banned | banned, self.pinned | pinned
+                other = self._written()
+                if self._rank(other) < self._rank(plan):
+                    self.reading.no(site.value, "its pieces are needed elsewhere too: merging would add work")
+                    return other
+                self.banned, self.pinned = before
         return None
 
     def _rank(self, plan: _Selection) -> tuple[float, float]:
@@ -363,12 +371,14 @@ class _Selection:
     price: Cost
 
 
-def _overlapping(plan: _Selection) -> Iterator[Site]:
-    """Merges with a piece that another merge has too, or that stays."""
+def _overlapping(plan: _Selection) -> Iterator[tuple[Site, list[fx.Node]]]:
+    """Merges with pieces that another merge has too, or that stay; and these pieces."""
     uses = Counter(member for site in plan.sites for member in site.members)
     for site in reversed(plan.sites):
-        if any(uses[m] > 1 or (m in plan.needed and m is not site.value) for m in site.members):
-            yield site
+        inside = sorted(site.members - {site.value}, key=lambda n: n.name)
+        shared = [m for m in inside if uses[m] > 1 or m in plan.needed]
+        if shared:
+            yield site, shared
 
 
 def _only_views(candidate: Candidate) -> bool:

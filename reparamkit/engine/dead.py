@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from torch import Tensor, fx
+
 from ..capture.capture import Captured
-from .reading import Reading
+from ..capture.guards import is_guard
+from .reading import RANDOM, Reading, checks
 
 
 def drop_dead(captured: Captured, reading: Reading) -> None:
-    """Erase what is affine, a size or a constant, and unread; `captured.watched` receives what it read, since the
-    model's own code goes on reading it where it is not written again.
+    """Erase what only computes a value that is unread; `captured.watched` receives what it read, since the model's own
+    code goes on reading it where it is not written again.
     """
-    pure = {*reading.read, *reading.sizes, *reading.constants}
+    known = {*reading.read, *reading.sizes, *reading.constants}
+    pure = {n for n in captured.graph.nodes if (n in known or _only_computes(n)) and not is_guard(n.target)}
     passed = captured.passed
     for node in reversed(captured.graph.nodes):
         if not node.users and node in pure and node not in passed and node not in captured.aliases.writers:
             captured.watched.update(dict.fromkeys(n for n in node.all_input_nodes if n not in reading.sizes))
             captured.graph.erase_node(node)
     captured.forget()
+
+
+def _only_computes(node: fx.Node) -> bool:
+    """A function or method of torch that gives a tensor, and neither draws random numbers nor checks anything."""
+    name = str(getattr(node.target, "__name__", node.target))
+    module = str(getattr(node.target, "__module__", "torch") or "torch").partition(".")[0]
+    computes = isinstance(node.meta.get("val"), Tensor) and module in ("torch", "_operator")
+    return node.op in ("call_function", "call_method") and computes and name not in RANDOM and not checks(node)

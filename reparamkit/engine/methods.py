@@ -5,8 +5,23 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from weakref import WeakKeyDictionary
+
+BRANCHES = (ast.If, ast.IfExp, ast.While, ast.BoolOp, ast.Try, ast.Match)
+
+
+def unconditional_calls(cls: type) -> frozenset[str]:
+    """The paths of the modules that the forward of a class calls whatever its branches are; none if it may return
+    early.
+    """
+    tree = _source(cls.forward)  # type: ignore[attr-defined]
+    branches = [n for n in ast.walk(tree) if isinstance(n, BRANCHES)] if tree is not None else []
+    if tree is None or any(isinstance(part, ast.Return) for branch in branches for part in ast.walk(branch)):
+        return frozenset()
+    inside = {id(part) for branch in branches for part in ast.walk(branch)}
+    return frozenset(_called(tree, inside))
+
 
 _known: WeakKeyDictionary[type, dict[str, frozenset[str]]] = WeakKeyDictionary()
 
@@ -26,19 +41,24 @@ def _methods(cls: type) -> dict[str, frozenset[str]]:
             continue
         for name, function in vars(base).items():
             if inspect.isfunction(function) and name not in found:
-                found[name] = frozenset(_called(function))
+                tree = _source(function)
+                found[name] = frozenset() if tree is None else frozenset(_called(tree))
     found.pop("forward", None)
     return {name: called for name, called in found.items() if called}
 
 
-def _called(function: object) -> Iterator[str]:
+def _source(function: object) -> ast.AST | None:
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
+        return ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
     except (OSError, SyntaxError, TypeError):
-        return
+        return None
+
+
+def _called(tree: ast.AST, without: Container[int] = ()) -> Iterator[str]:
+    """The paths of the modules that are called; `without`: not in these nodes (by identity)."""
     variables = _variables(tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
+        if isinstance(node, ast.Call) and id(node) not in without:
             callee = node.func
             names = variables.get(callee.id, ()) if isinstance(callee, ast.Name) else [_path(callee)]
             yield from (name for name in names if name)

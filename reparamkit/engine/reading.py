@@ -19,6 +19,7 @@ from ..algebra.form import CONSTANT_FOLD, Form, source_form
 from ..algebra.operator import open_sizes
 from ..algebra.size import Size, fixed, free_size
 from ..capture.capture import Captured
+from ..capture.guards import is_guard
 from ..errors import NotFusable
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module, computes_weight, wide_module
@@ -355,8 +356,15 @@ def _evaluate(node: fx.Node, reading: Reading) -> Any:
 # --- sizes ------------------------------------------------------------------------------------------
 
 
+def checks(node: fx.Node) -> bool:
+    """Whether a node is there to raise an error: a guard or an assertion."""
+    return is_guard(node.target) or "assert" in str(getattr(node.target, "__name__", ""))
+
+
 def _size_value(node: fx.Node, known: Reading) -> Any:
     """The value of a node that is a size or a tuple of sizes, else None."""
+    if checks(node):
+        return None
     first = node.args[0] if node.args else None
     if isinstance(first, fx.Node) and first in known.constants:
         return _shape_read(node, (tuple(map(fixed, known.constants[first].shape)), False))

@@ -14,9 +14,11 @@ from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank, expect_size
 from ..capture.tracer import Frame
 from ..engine.choose import Site
+from ..engine.methods import unconditional_calls
 from ..engine.placing import Placed, Placement
 from ..engine.scope import innermost
 from ..errors import NotFusable
+from .frames import original_class
 
 PREFIX = "_merged_"
 """The graph calls merged layers by this name until they get their place in the model."""
@@ -195,6 +197,7 @@ def is_chain(captured: Captured, site: Site) -> bool:
     linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row))
     linked = linked and all(_shape_kept(captured, site.placed, k, node) for k, node in enumerate(row))
     modules = all(n.op == "call_module" for n in layers) and not _read_directly(captured, layers)
+    modules = modules and not _decided(captured, layers)
     return linked and modules and (_only_rank_guards(site.placed) if len(row) > 1 else not site.placed.form.guards)
 
 
@@ -205,6 +208,19 @@ def is_swap(captured: Captured, site: Site) -> bool:
         return False
     once = sum(node.target == first.target for node in captured.graph.nodes) == 1
     return once and first.args == site.replacement.inputs and not first.kwargs
+
+
+def _decided(captured: Captured, layers: list[fx.Node]) -> bool:
+    """Whether some of the modules may run without the others, as a branch was taken in the code that calls them."""
+    around = innermost([captured.frame(n) for n in layers])
+    branching = {captured.frame(n) for n in captured.graph.nodes if n.target is expect}
+    if any(f in branching for n in layers for f in captured.frame(n).stack if around in f.stack and f is not around):
+        return True
+    prefix = f"{around.path}." if around.path else ""
+    always = unconditional_calls(original_class(around.module)) if around in branching else None
+    return always is not None and not all(
+        any(f"{place_of(n).removeprefix(prefix)}.".startswith(f"{path}.") for path in always) for n in layers
+    )
 
 
 def _read_directly(captured: Captured, layers: list[fx.Node]) -> bool:
