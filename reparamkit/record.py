@@ -64,7 +64,7 @@ def _role(reading: Reading, node: fx.Node) -> str:
         return {"placeholder": "input"}.get(node.op, node.op)
     if node.op == "get_attr" or node in reading.constants:
         return "constant"
-    return "view" if isinstance(node.meta.get("val"), Tensor) or node in reading.read else "size"
+    return "size" if node in reading.sizes else "view"
 
 
 def _kind(captured: Captured, node: fx.Node) -> str:

@@ -102,8 +102,8 @@ class Node:
     name: unique in the graph. op: as in torch.fx ("call_module", ...). kind: class, function or method. path: of the
     module it calls, or is in. detail: its arguments in words. inputs: names of what it reads. shape: of its value
     (-1: a free size; None: unknown, or no tensor). sites: numbers of the merges it is part of, in the order of
-    `Report.merges`. role: "input", "output", "constant" (of parameters only), "size", "view" (the same numbers in another
-    shape) or "compute". affine: whether it was read as affine.
+    `Report.merges`. role: "input", "output", "constant" (of parameters only), "size", "view" (the same numbers in
+    another shape) or "compute". affine: whether it was read as affine.
     """
 
     name: str
@@ -212,7 +212,9 @@ class Report:
         if schema != SCHEMA:
             raise InvalidInputError(f"schema {schema!r} is not {SCHEMA!r}: pass what Report.to_json wrote")
         if version != VERSION:
-            raise InvalidInputError(f"the report has version {version!r} of the schema, this reparamkit reads {VERSION}")
+            raise InvalidInputError(
+                f"the report has version {version!r} of the schema, this reparamkit reads {VERSION}"
+            )
         made = decoded(cls, data, "the report")
         assert isinstance(made, cls)
         return made

@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inject": {*EVERYTHING, "inputs"},
     "testing": {*EVERYTHING, "pipeline", "registry", "inputs", "summary"},
     "pipeline": {*EVERYTHING, "registry", "inputs", "summary", "record"},
+    "cli": {*EVERYTHING, "pipeline", "testing", "__init__"},
     "__init__": {*EVERYTHING, "pipeline", "registry", "testing", "inject"},
 }
 PUBLIC = [

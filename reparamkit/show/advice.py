@@ -48,8 +48,8 @@ TABLE = (
         "sizes",
         "needs sizes",
         "pass example_inputs: then sizes are known, and what holds for them only is guarded",
-        r"pass example_inputs|rank of this tensor|unknown rank|fixed sizes? |size is free|of free size|free number of"
-        r"|sizes cannot be followed|whose size cannot be followed|cannot be followed|regroups free sizes|partly free"
+        r"pass example_inputs|rank of this tensor|unknown rank|fixed sizes? |size is free|free sizes?|free number of"
+        r"|sizes cannot be followed|whose size cannot be followed|cannot be followed|partly free"
         r"|size that is unknown|computed at run time|not known to be 1|depend on the input's size"
         r"|happens to be 1",
     ),
@@ -64,7 +64,7 @@ TABLE = (
         "shared",
         "used at several places",
         "give each place a module of its own (copy.deepcopy) before fusing",
-        r"called at \d+ places|times in a run|times inside a module|tied to another|read elsewhere|in use elsewhere"
+        r"called at \S+ places|times in a run|times inside a module|tied to another|read elsewhere|in use elsewhere"
         r"|uses a part of what would be merged",
     ),
     Advice(
@@ -83,12 +83,13 @@ TABLE = (
         "dtype",
         "changes its number format",
         "fuse in float32 outside autocast, and convert the fused model",
-        r"autocast|dtype|overflows|values of \w+ are not merged",
+        r"inside an autocast|dtype|overflows|values of \w+ are not merged",
     ),
     Advice(
         "shapes",
         "mixes shapes that one layer cannot",
-        "give both sides of the sum or product the same shape (expand, or a layer per channel)",
+        "give both sides of the sum or product the same shape (x.flatten(1) rather than x.reshape(-1, n), which hides"
+        " the batch)",
         r"broadcast|do not agree|sizes 1 and|mixes several dimensions|mixes the samples|mean over the batch"
         r"|differs from place to place|number of dimensions|of rank|needs \d+ dimensions|need.*dimensions"
         r"|come from another dimension|averaged axes|splits or joins an axis|not a scale|nothing is mixed|takes a slice"
@@ -112,7 +113,7 @@ TABLE = (
         "nonlinear",
         "is not linear in its input",
         "nothing: weights that depend on the input cannot be merged beforehand",
-        r"computed from the input|product of two values|division by a value|not affine|not a constant"
+        r"computed from the input|(product|sum) of two values|division by a value|not affine|not a constant"
         r"|more than one value|sum of constants",
     ),
     Advice(
@@ -120,7 +121,8 @@ TABLE = (
         "is not understood by any reader",
         "teach it: @reparamkit.reader(MyLayer), see the page 'Add a rule'",
         r"not understood|cannot read|not a form|is not a module here|full matrix over|fails in float64|of several"
-        r" dimensions|expected a tensor|not proved|has no data",
+        r" dimensions|index that is no slice|narrow from the end|einsum that is not|expected a tensor|not proved"
+        r"|has no data",
     ),
 )
 """In order: the first whose pattern is found is meant. A reason may name several causes, the first tells most."""

@@ -1,0 +1,5 @@
+"""``python -m reparamkit.cli`` is ``reparamkit``."""
+
+from .entry import main
+
+main()

@@ -1,0 +1,371 @@
+"""The commands of ``reparamkit``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+
+from .. import __version__, explain, fuse, report, verify
+from ..report import Report
+from .demo import example, network
+from .failures import Code, Failure, as_failure
+from .files import check_target, write_exported, write_onnx, write_text, write_weights
+from .spec import example_inputs, is_from_zoo, load_model, load_weights, redrawn
+from .timing import compare_speed
+
+app = typer.Typer(name="reparamkit", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Model = Annotated[
+    str,
+    typer.Argument(help="package.module:callable, file.py:callable, timm:name or torchvision:name", metavar="MODEL"),
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="State dict to load: .safetensors, or of torch.save.")]
+Input = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="Sizes of an input, as 1,3,224,224 or 1,16:int64; once per input."),
+]
+Rules = Annotated[list[str] | None, typer.Option("--rules", help="Use this rule and no others; repeatable.")]
+Without = Annotated[list[str] | None, typer.Option("--without", help="Do without this rule; repeatable.")]
+Only = Annotated[list[str] | None, typer.Option("--only", help="Merge in these module paths only; repeatable.")]
+Skip = Annotated[list[str] | None, typer.Option("--skip", help="Leave these module paths alone; repeatable.")]
+Objective = Annotated[str, typer.Option(help="default, latency, flops, params or launches.")]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the report, as .html or .json.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
+
+STATUS = {"debug": False, "json": False}
+"""How errors are shown; set by the command as soon as its options are known."""
+
+
+# --- what the commands share --------------------------------------------------------------------------
+
+
+@dataclass
+class Voice:
+    """Where a command says what. said: what --json prints at the end."""
+
+    as_json: bool
+    quiet: bool
+    said: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.out, self.progress = Console(soft_wrap=True), Console(stderr=True)
+
+    def say(self, text: Any) -> None:
+        """A line for people, on stdout."""
+        if not (self.as_json or self.quiet):
+            # A file or a pipe gets the plain text, which other programs can read.
+            self.out.print(text, markup=False, highlight=False) if self.out.is_terminal else print(text)
+
+    def note(self, text: str) -> None:
+        """A line on stderr."""
+        if not (self.as_json or self.quiet):
+            print(text, file=sys.stderr)
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """Shows on a terminal what takes its time."""
+        if self.as_json or self.quiet or not self.progress.is_terminal:
+            yield
+        else:
+            with self.progress.status(what):
+                yield
+
+    def finish(self) -> None:
+        """Print the JSON object."""
+        if self.as_json:
+            print(json.dumps(self.said, indent=1, default=str))
+            STATUS["json"] = False
+
+
+def voice(command: str, as_json: bool, quiet: bool, debug: bool) -> Voice:
+    """The voice of a command; from here on errors are shown as its options ask."""
+    STATUS.update(debug=debug, json=as_json)
+    if not debug:
+        warnings.simplefilter("ignore")
+    return Voice(as_json, quiet, {"command": command, "reparamkit": __version__})
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and inputs for it (None: none were given)."""
+
+    model: nn.Module
+    inputs: tuple[Tensor, ...] | None
+
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        """The inputs, for commands that run the model."""
+        if self.inputs is None:
+            raise Failure(Code.USAGE, "this runs the model", "give its inputs: --input 1,3,224,224")
+        return self.inputs
+
+
+def loaded(voice: Voice, spec: str, weights: Path | None, inputs: Sequence[str] | None) -> Loaded:
+    """The model of a command line."""
+    with voice.working(f"loading {spec}"):
+        model = load_model(spec)
+        if weights is not None:
+            load_weights(model, weights)
+        elif is_from_zoo(spec):
+            voice.note("note: random weights; give trained ones with --weights")
+        return Loaded(model, example_inputs(inputs or (), spec, model))
+
+
+def options(
+    rules: list[str] | None, without: list[str] | None, only: list[str] | None, skip: list[str] | None, objective: str
+) -> dict[str, Any]:
+    """The options of `reparamkit.fuse`."""
+    return {"rules": rules or None, "without": without or (), "only": only, "skip": skip, "objective": objective}
+
+
+def brief(found: Report) -> dict[str, Any]:
+    """The report without graphs and pictures, for --json."""
+    data = json.loads(found.to_json())
+    for merge in data["merges"]:
+        del merge["pictures"]
+    coverage = found.coverage
+    kept = {name: data[name] for name in ("merges", "refusals", "before", "after", "tier", "error")}
+    return {**kept, "coverage": {"merged": coverage.merged, "left": coverage.left, "share": coverage.share}}
+
+
+def keep_report(voice: Voice, path: Path | None, found: Report) -> None:
+    """Write the report if it was asked for."""
+    if path is not None:
+        write_text(path, found.to_html() if path.suffix == ".html" else found.to_json())
+        wrote(voice, "report", path)
+
+
+def wrote(voice: Voice, what: str, path: Path, detail: str = "") -> None:
+    """Tell that a file is there."""
+    voice.said.setdefault("written", {})[what] = str(path)
+    voice.say(f"wrote {path}{detail}")
+
+
+# --- commands -----------------------------------------------------------------------------------------
+
+
+@app.command("fuse")
+def fuse_command(
+    model: Model,
+    weights: Weights = None,
+    inputs: Input = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Fused weights, .safetensors.")] = None,
+    pt2: Annotated[Path | None, typer.Option("--pt2", help="Fused model by torch.export, .pt2.")] = None,
+    onnx: Annotated[
+        Path | None, typer.Option("--onnx", help="Fused model as .onnx, checked with ONNX Runtime.")
+    ] = None,
+    report_file: ReportFile = None,
+    rules: Rules = None,
+    without: Without = None,
+    only: Only = None,
+    skip: Skip = None,
+    objective: Objective = "default",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fuse a model, and write what comes out."""
+    tell = voice("fuse", as_json, quiet, debug)
+    targets = (("-o", output, (".safetensors",)), ("--pt2", pt2, (".pt2",)), ("--onnx", onnx, (".onnx",)))
+    for option, path, suffixes in (*targets, ("--report", report_file, (".html", ".json"))):
+        check_target(option, path, suffixes)
+    found = loaded(tell, model, weights, inputs)
+    exporting = found.given if pt2 or onnx else ()
+    with tell.working("fusing"):
+        fused = fuse(found.model, found.inputs, **options(rules, without, only, skip, objective))
+    made = report(fused)
+    tell.said.update(brief(made))
+    tell.say(made)
+    if output is not None:
+        write_weights(output, fused)
+        wrote(tell, "weights", output, ": load it into the fused model, reparamkit.fuse(model).load_state_dict(...)")
+    if pt2 is not None:
+        with tell.working("torch.export"):
+            write_exported(pt2, fused, exporting)
+        wrote(tell, "pt2", pt2)
+    if onnx is not None:
+        with tell.working("exporting to ONNX"):
+            check = write_onnx(onnx, fused, exporting)
+        tell.said["onnx"] = {"error": check.error, "tolerance": check.tolerance, "onnxruntime": check.runtime}
+        wrote(tell, "onnx", onnx, f": ONNX Runtime {check.runtime} agrees with torch, relative error {check.error:.1e}")
+    keep_report(tell, report_file, made)
+    tell.finish()
+
+
+@app.command("explain")
+def explain_command(
+    model: Model,
+    weights: Weights = None,
+    inputs: Input = None,
+    min_coverage: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Exit with 1 if a smaller share of the mergeable layers is merged."),
+    ] = None,
+    report_file: ReportFile = None,
+    rules: Rules = None,
+    without: Without = None,
+    only: Only = None,
+    skip: Skip = None,
+    objective: Objective = "default",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Tell what fuse would do, and why it would leave the rest."""
+    tell = voice("explain", as_json, quiet, debug)
+    check_target("--report", report_file, (".html", ".json"))
+    found = loaded(tell, model, weights, inputs)
+    with tell.working("fusing"):
+        made = explain(found.model, found.inputs, **options(rules, without, only, skip, objective))
+    tell.said.update(brief(made))
+    tell.say(made)
+    tell.say(f"merged: {made.coverage}")
+    keep_report(tell, report_file, made)
+    enough = min_coverage is None or made.coverage.share >= min_coverage
+    tell.said["passed"] = enough
+    tell.finish()
+    if not enough:
+        what = f"coverage {made.coverage.share:.1%} is below {min_coverage:.1%}"
+        raise Failure(Code.CHECK, what, "the report says what to do about each layer that was left")
+
+
+@app.command("verify")
+def verify_command(
+    model: Model,
+    weights: Weights = None,
+    inputs: Input = None,
+    fused_weights: Annotated[
+        Path | None, typer.Option("--fused", help="Weights that fuse -o wrote; default: fuse the model now.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many random inputs to compare on.")] = 3,
+    rules: Rules = None,
+    without: Without = None,
+    only: Only = None,
+    skip: Skip = None,
+    objective: Objective = "default",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the fused model with the model, on random inputs."""
+    tell = voice("verify", as_json, quiet, debug)
+    found = loaded(tell, model, weights, inputs)
+    given = found.given
+    with tell.working("fusing"):
+        fused = fuse(found.model, given, **options(rules, without, only, skip, objective))
+    if fused_weights is not None:
+        load_weights(fused, fused_weights)
+    results = [verify(fused, found.model, redrawn(given, seed)) for seed in range(trials)]
+    for result in results:
+        tell.say(str(result))
+    tell.said["trials"] = [{"error": r.error, "tolerance": r.tolerance, "passed": r.passed} for r in results]
+    tell.said["passed"] = all(result.passed for result in results)
+    tell.finish()
+    if not tell.said["passed"]:
+        raise Failure(Code.CHECK, "the fused model is not equal to the model", "were both weights of one model?")
+
+
+@app.command("bench")
+def bench_command(
+    model: Model,
+    weights: Weights = None,
+    inputs: Input = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Measured calls of each model.")] = 20,
+    rules: Rules = None,
+    without: Without = None,
+    only: Only = None,
+    skip: Skip = None,
+    objective: Objective = "default",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Time the model and the fused model, in turns, eagerly on the CPU."""
+    tell = voice("bench", as_json, quiet, debug)
+    found = loaded(tell, model, weights, inputs)
+    given = found.given
+    with tell.working("fusing"):
+        fused = fuse(found.model, given, **options(rules, without, only, skip, objective))
+    with tell.working("measuring"):
+        result = compare_speed(found.model, fused, given, rounds)
+    tell.say(f"model  {result.original}\nfused  {result.fused}")
+    tell.say(f"{result.speedup:.2f} x as fast; {rounds} rounds, {result.threads} threads, median and quartiles")
+    for name, timing in (("model", result.original), ("fused", result.fused)):
+        tell.said[name] = {"median_ms": timing.median, "low_ms": timing.low, "high_ms": timing.high}
+    tell.said |= {"speedup": result.speedup, "rounds": rounds, "threads": result.threads}
+    tell.finish()
+
+
+@app.command("demo")
+def demo_command(
+    report_file: ReportFile = None, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Fuse a small network with all kinds of branches, and show the report."""
+    tell = voice("demo", as_json, quiet, debug)
+    check_target("--report", report_file, (".html", ".json"))
+    made = report(fuse(network(), example()))
+    tell.said.update(brief(made))
+    tell.say(made)
+    keep_report(tell, report_file, made)
+    if report_file is None:
+        tell.say("\nreparamkit demo --report demo.html draws it")
+    tell.finish()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"reparamkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def reparamkit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Merge the linear pieces of a trained PyTorch model: fewer operations, the same outputs, proved.
+
+    Exit codes: 0 done; 1 a check failed; 2 wrong arguments; 3 the model cannot be loaded, fused or exported;
+    4 an optional package is missing; 5 an unexpected error.
+    """
+
+
+# --- running ------------------------------------------------------------------------------------------
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code. Errors are one line on stderr."""
+    STATUS.update(debug=False, json=False)
+    try:
+        return int(app(list(arguments) or ["--help"], standalone_mode=False, prog_name="reparamkit") or 0)
+    except Exception as error:
+        # typer's own errors, of whichever click it has.
+        message: Callable[[], str] | None = getattr(error, "format_message", None)
+        usage = None if message is None else Failure(Code.USAGE, message(), "reparamkit COMMAND --help")
+        return _failed(error, usage or as_failure(error))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _failed(error: Exception, failure: Failure) -> int:
+    if STATUS["debug"]:
+        traceback.print_exception(error)
+    print(f"reparamkit: {failure}", file=sys.stderr)
+    if STATUS["json"]:
+        said = {"error": failure.what, "next": failure.next_step, "exit_code": int(failure.code)}
+        print(json.dumps(said))
+    return int(failure.code)

@@ -1,0 +1,198 @@
+"""From words on the command line to a model, its weights and its inputs."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .failures import Code, Failure, missing
+
+FORMS = "write package.module:callable, file.py:callable, timm:name or torchvision:name"
+ZOOS = ("timm", "torchvision")
+
+
+# --- models -------------------------------------------------------------------------------------------
+
+
+def load_model(spec: str) -> nn.Module:
+    """The model that a spec names, in eval mode.
+
+    spec: ``package.module:callable``, ``file.py:callable``, ``timm:name`` or ``torchvision:name``; the callable is a
+    model, or is called without arguments and returns one. Raises `Failure`.
+    """
+    home, _, name = spec.rpartition(":")
+    if not home or not name:
+        raise Failure(Code.USAGE, f"'{spec}' names no model", FORMS)
+    model = _from_zoo(home, name) if home in ZOOS else _called(_module(home), name, spec)
+    if not isinstance(model, nn.Module):
+        raise Failure(Code.MODEL, f"{spec} gives a {type(model).__name__}", "it must return a torch.nn.Module")
+    return model.eval()
+
+
+def is_from_zoo(spec: str) -> bool:
+    """Whether a model comes without trained weights."""
+    return spec.rpartition(":")[0] in ZOOS
+
+
+def optional(package: str, extra: str) -> ModuleType:
+    """A package that is not a dependency. Raises `Failure` if it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise missing(error.name or package, extra) from error
+
+
+def _from_zoo(zoo: str, name: str) -> Any:
+    home = optional(zoo, "zoo") if zoo == "timm" else optional("torchvision.models", "zoo")
+    known: Sequence[str] = home.list_models()
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name, known, 3))
+        raise Failure(Code.USAGE, f"{zoo} has no model '{name}'", f"did you mean {near}?" if near else "check the name")
+    return home.create_model(name) if zoo == "timm" else home.get_model(name, weights=None)
+
+
+def _module(home: str) -> ModuleType:
+    path = Path(home)
+    if path.suffix == ".py" and not path.is_file():
+        raise Failure(Code.USAGE, f"there is no file '{home}'", "check the path before the colon")
+    sys.path.insert(0, str(path.resolve().parent if path.suffix == ".py" else Path.cwd()))
+    try:
+        return _from_file(path) if path.suffix == ".py" else importlib.import_module(home)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{home}.".startswith(f"{error.name}."):
+            raise Failure(Code.USAGE, f"there is no module '{home}'", FORMS) from error
+        raise Failure(Code.MODEL, f"importing {home} raised {type(error).__name__}: {error}", _DEBUG) from error
+
+
+_DEBUG = "run with --debug for the trace"
+
+
+def _from_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Classes are found by their module's name when a model is copied or exported.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _called(module: ModuleType, name: str, spec: str) -> Any:
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = ", ".join(difflib.get_close_matches(part, dir(found), 3))
+            hint = f"did you mean {near}?" if near else "check the name after the colon"
+            raise Failure(Code.USAGE, f"{spec}: there is no '{part}'", hint)
+        found = getattr(found, part)
+    if isinstance(found, nn.Module) or not callable(found):
+        return found
+    try:
+        return found()
+    except Exception as error:
+        raise Failure(Code.MODEL, f"{spec} raised {type(error).__name__}: {error}", _DEBUG) from error
+
+
+# --- weights ------------------------------------------------------------------------------------------
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict into a model, in place.
+
+    path: a .safetensors file, or one of torch.save, which is read with weights_only=True. Raises `Failure`.
+    """
+    state = read_state(path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise Failure(
+            Code.MODEL, f"{path} does not fit the model: {_misfit(model, state)}", "check --weights"
+        ) from error
+
+
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a file by name; those inside 'state_dict' or 'model' if the file has such an entry."""
+    if not path.is_file():
+        raise Failure(Code.USAGE, f"there is no file '{path}'", "check the path of the weights")
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = optional("safetensors.torch", "cli").load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Failure:
+        raise
+    except Exception as error:
+        raise Failure(
+            Code.MODEL, f"{path} cannot be read ({type(error).__name__}: {error})", "save a state_dict as .safetensors"
+        ) from error
+    for entry in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(entry), Mapping):
+            found = found[entry]
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise Failure(Code.MODEL, f"{path} holds no state_dict", "save model.state_dict()")
+    return found
+
+
+def _misfit(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    own = model.state_dict()
+    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    parts = (
+        ("missing", sorted(own.keys() - state)),
+        ("unexpected", sorted(state.keys() - own)),
+        ("of another shape", shapes),
+    )
+    return "; ".join(
+        f"{len(names)} {what} ({', '.join(names[:2])}{', ...' * (len(names) > 2)})" for what, names in parts if names
+    )
+
+
+# --- inputs -------------------------------------------------------------------------------------------
+
+
+def example_inputs(texts: Sequence[str], spec: str, model: nn.Module) -> tuple[Tensor, ...] | None:
+    """Random inputs as --input describes them; for a timm model without any, of the size it was made for.
+
+    texts: such as "1,3,224,224" or "1,16:int64". Returns None if nothing is known.
+    """
+    config = getattr(model, "pretrained_cfg", None)
+    if not texts and spec.startswith("timm:") and isinstance(config, Mapping) and "input_size" in config:
+        texts = [",".join(map(str, (1, *config["input_size"])))]
+    return drawn(texts, 0) if texts else None
+
+
+def drawn(texts: Iterable[str], seed: int) -> tuple[Tensor, ...]:
+    """Random tensors: normal numbers, or 0 and 1 for types that are not floating. Raises `Failure`."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(_drawn(text, generator) for text in texts)
+
+
+def _drawn(text: str, generator: torch.Generator) -> Tensor:
+    sizes, _, name = text.partition(":")
+    dtype = getattr(torch, name or "float32", None)
+    if not isinstance(dtype, torch.dtype):
+        raise Failure(Code.USAGE, f"--input {text}: '{name}' is no dtype", "for example 1,16:int64")
+    try:
+        shape = [int(size) for size in sizes.split(",")] if sizes else []
+        if any(size < 0 for size in shape):
+            raise ValueError
+    except ValueError:
+        raise Failure(Code.USAGE, f"--input {text}: not a list of sizes", "for example 1,3,224,224") from None
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
+
+
+def redrawn(inputs: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:
+    """Other random numbers of the same shapes and dtypes."""
+    texts = [f"{','.join(map(str, x.shape))}:{str(x.dtype).removeprefix('torch.')}" for x in inputs]
+    return drawn(texts, seed)

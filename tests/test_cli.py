@@ -1,0 +1,325 @@
+"""The command line, run as processes; what needs none is called in this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import reparamkit
+from reparamkit.cli import files, spec
+from reparamkit.cli.failures import Code, Failure
+from reparamkit.cli.timing import compare_speed
+from reparamkit.report import Report
+from reparamkit.testing import randomize
+
+TINY = '''
+"""A model of this file's own."""
+import torch
+from torch import nn
+from reparamkit.testing import randomize
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.before, self.padded = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.padded(self.before(self.norm(self.conv(x)).relu()))
+
+
+def build():
+    return randomize(Net())
+
+
+def broken():
+    raise OSError("no such\\nlicence")
+
+
+number = 3
+'''
+INPUT = ("--input", "1,3,9,9")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model, and weights for it that its file does not have."""
+    made = tmp_path_factory.mktemp("cli")
+    (made / "tiny.py").write_text(TINY)
+    save_file(randomize(built(made), seed=7).state_dict(), made / "weights.safetensors")
+    return made
+
+
+def built(folder: Path) -> nn.Module:
+    """The model, in this process."""
+    return spec.load_model(f"{folder / 'tiny.py'}:build")
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``reparamkit`` in that folder."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(reparamkit.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "reparamkit.cli", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+# --- as processes ---------------------------------------------------------------------------------------
+
+
+def test_fuse_writes_what_is_asked_for(folder: Path):
+    targets = ("-o", "fused.safetensors", "--pt2", "fused.pt2", "--report", "report.html")
+    done = run(folder, "fuse", "tiny.py:build", "--weights", "weights.safetensors", *INPUT, *targets)
+    assert done.returncode == Code.DONE, done.stderr
+    assert done.stdout.startswith("1 merges, 2 refusals")
+    assert done.stderr == ""
+
+    model = randomize(built(folder), seed=7)
+    fused = reparamkit.fuse(model, torch.randn(1, 3, 9, 9))
+    state = load_file(folder / "fused.safetensors")
+    assert state.keys() == fused.state_dict().keys()
+    torch.testing.assert_close(state["conv.weight"], fused.conv.weight.detach())
+
+    x = torch.randn(1, 3, 9, 9)
+    exported = torch.export.load(folder / "fused.pt2").module()
+    torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+    assert "<svg" in (folder / "report.html").read_text()
+    assert [path.name for path in folder.glob(".*")] == []
+
+
+def test_fuse_speaks_json(folder: Path):
+    done = run(folder, "fuse", "tiny:build", *INPUT, "--json", "--skip", "conv", "--report", "report.json")
+    assert done.returncode == Code.DONE, done.stderr
+    said = json.loads(done.stdout)
+    assert said["merges"] == []
+    assert "left out by skip=" in {refusal["reason"] for refusal in said["refusals"]}
+    kept = Report.from_json((folder / "report.json").read_text())
+    assert said["coverage"]["share"] == kept.coverage.share
+    assert said["written"] == {"report": "report.json"}
+
+
+def test_explain_fails_below_a_coverage(folder: Path):
+    done = run(folder, "explain", "tiny.py:build", *INPUT, "--min-coverage", "0.95", "--quiet")
+    assert done.returncode == Code.CHECK
+    assert done.stdout == ""
+    assert done.stderr.startswith("reparamkit: coverage 50.0% is below 95.0%")
+    assert done.stderr.count("\n") == 1
+
+
+def test_verify_finds_weights_of_another_model(folder: Path):
+    other = reparamkit.fuse(randomize(built(folder), seed=3), torch.randn(1, 3, 9, 9))
+    save_file(other.state_dict(), folder / "other.safetensors")
+    done = run(folder, "verify", "tiny.py:build", *INPUT, "--fused", "other.safetensors", "--json")
+    assert done.returncode == Code.CHECK
+    said = json.loads(done.stdout)
+    assert said["passed"] is False
+    assert all(trial["error"] > trial["tolerance"] for trial in said["trials"])
+    assert "not equal" in done.stderr
+
+
+def test_verify_passes_on_the_fused_weights(folder: Path):
+    model = randomize(built(folder), seed=7)
+    save_file(reparamkit.fuse(model, torch.randn(1, 3, 9, 9)).state_dict(), folder / "good.safetensors")
+    weights = ("--weights", "weights.safetensors", "--fused", "good.safetensors")
+    done = run(folder, "verify", "tiny.py:build", *weights, *INPUT, "--trials", "2")
+    assert done.returncode == Code.DONE, done.stderr
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["equal", "equal"]
+
+
+def test_bench_compares_in_one_run(folder: Path):
+    done = run(folder, "bench", "tiny.py:build", *INPUT, "--rounds", "5", "--json")
+    assert done.returncode == Code.DONE, done.stderr
+    said = json.loads(done.stdout)
+    assert said["speedup"] == pytest.approx(said["model"]["median_ms"] / said["fused"]["median_ms"])
+    assert all(0 < said[name]["low_ms"] <= said[name]["high_ms"] for name in ("model", "fused"))
+
+
+def test_demo_shows_a_merge_of_each_kind(folder: Path):
+    done = run(folder, "demo")
+    assert done.returncode == Code.DONE, done.stderr
+    assert all(rule in done.stdout for rule in ("chain", "parallel_sum", "locality_injection"))
+    assert "whole model: relative error" in done.stdout
+
+
+def test_errors_are_one_line_with_the_next_step(folder: Path):
+    done = run(folder, "fuse", "tiny.py:broken", "--json")
+    assert done.returncode == Code.MODEL
+    assert (
+        done.stderr == "reparamkit: tiny.py:broken raised OSError: no such licence (run with --debug for the trace)\n"
+    )
+    assert json.loads(done.stdout)["exit_code"] == Code.MODEL
+
+
+def test_debug_shows_the_trace(folder: Path):
+    done = run(folder, "fuse", "tiny.py:broken", "--debug")
+    assert done.returncode == Code.MODEL
+    assert "Traceback" in done.stderr
+    assert "in broken" in done.stderr
+
+
+def test_wrong_arguments_are_one_line(folder: Path):
+    done = run(folder, "fuse", "tiny.py:build", "--objective")
+    assert done.returncode == Code.USAGE
+    assert done.stderr.startswith("reparamkit: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_core_needs_neither_typer_nor_rich(folder: Path):
+    """And the console script says what to install."""
+    code = """
+import sys
+sys.modules["typer"] = sys.modules["rich"] = None
+import importlib.util
+importlib.util.find_spec = lambda name, find=importlib.util.find_spec: None if name == "typer" else find(name)
+import reparamkit, torch
+print(reparamkit.explain(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()))
+from reparamkit.cli.entry import main
+main()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(reparamkit.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == Code.MISSING, done.stderr
+    assert done.stdout.startswith("1 merges")
+    assert done.stderr == "reparamkit: this needs the package 'typer' (pip install 'reparamkit[cli]')\n"
+
+
+# --- in this process ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("tiny", Code.USAGE, "write package.module:callable"),
+        ("{}/none.py:build", Code.USAGE, "there is no file"),
+        ("{}/tiny.py:biuld", Code.USAGE, "did you mean build"),
+        ("{}/tiny.py:number", Code.MODEL, "gives a int"),
+        ("no_such_package_here.models:build", Code.USAGE, "there is no module"),
+    ],
+)
+def test_specs_that_name_no_model(folder: Path, words: str, code: Code, message: str):
+    with pytest.raises(Failure, match=message) as found:
+        spec.load_model(words.format(folder))
+    assert found.value.code == code
+
+
+@pytest.mark.parametrize("zoo", ["torchvision", "timm"])
+def test_names_of_a_zoo(zoo: str):
+    pytest.importorskip(zoo)
+    with pytest.raises(Failure, match=r"did you mean .*resnet1\d"):
+        spec.load_model(f"{zoo}:resnet19")
+    assert type(spec.load_model(f"{zoo}:resnet18")).__name__ == "ResNet"
+
+
+def test_specs_that_name_a_model(folder: Path):
+    assert not built(folder).training
+    assert type(spec.load_model(f"{folder / 'tiny.py'}:Net")).__name__ == "Net"
+    assert isinstance(spec.load_model("reparamkit.cli.demo:network"), nn.Sequential)
+
+
+@pytest.mark.parametrize("text", ["1,3,x", "1,-3", "1,3:floot32", "1;3", "1,3:nn"])
+def test_inputs_that_are_refused(text: str):
+    with pytest.raises(Failure, match="for example") as found:
+        spec.drawn([text], 0)
+    assert found.value.code == Code.USAGE
+
+
+def test_inputs():
+    image, words, flag = spec.drawn(["2,3,8,8", "1,16:int64", ":bool"], 0)
+    assert (image.shape, image.dtype) == ((2, 3, 8, 8), torch.float32)
+    assert (words.shape, words.dtype) == ((1, 16), torch.int64)
+    assert (flag.shape, flag.dtype) == ((), torch.bool)
+    again, _, _ = spec.redrawn((image, words, flag), 0)
+    assert torch.equal(again, image)
+    assert not torch.equal(spec.redrawn((image,), 1)[0], image)
+
+
+def test_weights_that_do_not_fit(folder: Path):
+    state = {**randomize(built(folder)).state_dict(), "extra": torch.ones(1)}
+    del state["norm.bias"]
+    state["conv.weight"] = torch.ones(4, 3, 5, 5)
+    torch.save({"state_dict": state}, folder / "misfit.pt")
+    with pytest.raises(Failure, match=r"1 missing \(norm.bias\); 1 unexpected \(extra\); 1 of another shape") as found:
+        spec.load_weights(built(folder), folder / "misfit.pt")
+    assert found.value.code == Code.MODEL
+
+
+def test_weights_are_never_code(folder: Path):
+    torch.save(built(folder), folder / "pickled.pt")
+    with pytest.raises(Failure, match="cannot be read"):
+        spec.read_state(folder / "pickled.pt")
+
+
+def test_files_are_complete_or_not_there(tmp_path: Path):
+    target = tmp_path / "kept.txt"
+    target.write_text("old")
+
+    def fail() -> None:
+        with files.atomic(target) as part:
+            part.write_text("half of the n")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert target.read_text() == "old"
+    files.write_text(target, "new")
+    assert target.read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("x.bin", "must end in"), ("none/x.pt2", "mkdir"), ("dir.pt2", "folder")]
+)
+def test_targets_are_checked_before_the_work(tmp_path: Path, name: str, message: str):
+    (tmp_path / "dir.pt2").mkdir()
+    with pytest.raises(Failure, match=message) as found:
+        files.check_target("--pt2", tmp_path / name, (".pt2",))
+    assert found.value.code == Code.USAGE
+
+
+def test_timing_is_in_turns():
+    calls: list[str] = []
+
+    class Named(nn.Module):
+        def __init__(self, name: str):
+            super().__init__()
+            self.name = name
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(self.name)
+            return x
+
+    result = compare_speed(Named("a"), Named("b"), (torch.ones(1),), 4)
+    assert calls == ["a", "b"] * 7
+    assert result.original.low <= result.original.median <= result.original.high
+
+
+def test_onnx_is_checked_against_torch(folder: Path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    model, x = built(folder), torch.randn(1, 3, 9, 9)
+    check = files.write_onnx(folder / "model.onnx", model, (x,))
+    assert check.passed
+    assert (folder / "model.onnx").stat().st_size > 0
+
+
+def test_onnx_that_differs_is_not_kept(folder: Path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+
+    class Wrong(nn.Module):
+        """Exports as twice its input, and computes three times."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * (2 if torch.compiler.is_exporting() else 3)
+
+    with pytest.raises(Failure, match="differs from torch") as found:
+        files.write_onnx(folder / "wrong.onnx", Wrong().eval(), (torch.randn(1, 3),))
+    assert found.value.code == Code.CHECK
+    assert not (folder / "wrong.onnx").exists()

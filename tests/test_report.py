@@ -1,0 +1,336 @@
+"""The report: what it counts, what it prints, its JSON form and its page."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import reparamkit
+from reparamkit.report import Picture, Report
+from reparamkit.show.advice import OTHER, TABLE, advice
+from reparamkit.testing import randomize
+
+ROOT = Path(reparamkit.__file__).parent
+
+
+class Branches(nn.Module):
+    """A block that merges."""
+
+    def __init__(self, channels: int = 4):
+        super().__init__()
+        self.conv3 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return (self.norm3(self.conv3(x)) + self.conv1(x)).relu()
+
+
+class PreNorm(nn.Module):
+    """A pair that does not: the shift of the norm differs at the border."""
+
+    def __init__(self, channels: int = 4):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(self.norm(x)).relu()
+
+
+class Local(nn.Module):
+    """A full matrix over a map of 6 x 5 pixels, and a convolution beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(30, 30)
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1)).reshape(-1, 1, 6, 5) + self.conv(x)
+
+
+@pytest.fixture(scope="module")
+def both() -> Report:
+    """The report of a network of which a part merges."""
+    model = randomize(nn.Sequential(Branches(), PreNorm(), PreNorm()))
+    return reparamkit.explain(model, torch.randn(2, 4, 9, 9))
+
+
+@pytest.fixture(scope="module")
+def local() -> tuple[nn.Module, nn.Module]:
+    """A network with a Locality Injection, and the fused one."""
+    model = randomize(Local())
+    return model, reparamkit.fuse(model, torch.randn(2, 1, 6, 5))
+
+
+# --- refusals and advice ------------------------------------------------------------------------------
+
+
+def test_refusals_are_grouped_by_kind(both: Report):
+    (group,) = both.groups
+    assert group.advice.kind == "border"
+    assert sorted(group.refusals, key=str) == sorted(both.refusals, key=str)
+
+
+def test_the_largest_group_comes_first(both: Report):
+    refused = reparamkit.explain(randomize(nn.Sequential(PreNorm(), PreNorm())), skip="0")
+    sizes = [len(group.refusals) for group in refused.groups]
+    assert len(sizes) == 2
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_print_tells_reasons_once_and_what_to_do(both: Report):
+    text = str(both)
+    assert text.count(both.refusals[0].reason) == 1
+    assert both.groups[0].advice.advice in text
+    assert all(f"{refusal.path} ({refusal.layer})" in text for refusal in both.refusals)
+    assert text.startswith("1 merges, 4 refusals\n")
+
+
+def reasons() -> Iterator[str]:
+    """Every reason that the code of the package can give, with X for what is filled in."""
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())) if path.name != "testing.py" else ():
+            if isinstance(node, ast.Call) and "NotFusable" in ast.unparse(node.func):
+                yield from filter(None, map(literal, node.args))
+            elif isinstance(node, ast.Return) and path.name == "scope.py":
+                yield from filter(None, [literal(node.value)])
+
+
+def literal(node: ast.expr | None) -> str:
+    """A string, or an f-string with X where a value goes; "" for anything else."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(v.value) if isinstance(v, ast.Constant) else "X" for v in node.values)
+    return ""
+
+
+def test_every_reason_has_advice():
+    """A new reason needs a word in a pattern of reparamkit/show/advice.py."""
+    found = list(reasons())
+    assert len(found) > 50
+    assert [reason for reason in found if advice(reason) is OTHER] == []
+
+
+def test_every_kind_of_advice_is_used_and_complete():
+    kinds = [each.kind for each in TABLE]
+    assert len(set(kinds)) == len(kinds)
+    assert all(each.title and each.advice for each in TABLE)
+    told = {advice(reason).kind for reason in reasons()}
+    # These are said by code that does not raise: the chooser, the summary, the capture.
+    assert set(kinds) - told <= {"alone", "captured", "cost"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("the merge would raise FLOPs 4.2x", "cost"),
+        ("batch norm in training mode uses the statistics of the batch: call model.eval()", "training"),
+        ("nothing linear beside it to merge with: its neighbours are not affine (ReLU)", "alone"),
+        ("a branch depends on the data of gt: such code cannot be captured", "captured"),
+        ("my own guard says no", "other"),
+    ],
+)
+def test_advice(reason: str, kind: str):
+    assert advice(reason).kind == kind
+
+
+# --- coverage -----------------------------------------------------------------------------------------
+
+
+def test_coverage_counts_layers(both: Report):
+    assert (both.coverage.merged, both.coverage.left) == (3, 4)
+    assert both.coverage.share == pytest.approx(3 / 7)
+
+
+def test_coverage_without_anything_to_merge_is_full():
+    assert reparamkit.explain(nn.Sequential(nn.ReLU()).eval()).coverage.share == 1.0
+
+
+def test_a_layer_that_is_also_read_elsewhere_is_not_covered():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            y = self.norm(x)
+            return self.conv(y) + y.relu()
+
+    found = reparamkit.explain(randomize(Shared()), torch.randn(1, 4, 5, 5))
+    kept = {node.path for node in found.graph_after if node.kind == "BatchNorm2d"}
+    assert kept == {"norm"}
+    assert found.coverage.left >= 1
+
+
+# --- the graphs ---------------------------------------------------------------------------------------
+
+
+def test_graphs_are_closed_and_in_order(both: Report):
+    for graph in (both.graph_before, both.graph_after):
+        seen: set[str] = set()
+        for node in graph:
+            assert set(node.inputs) <= seen
+            assert node.name not in seen
+            seen.add(node.name)
+
+
+def test_graphs_count_what_the_totals_count(both: Report):
+    for graph, totals in ((both.graph_before, both.before), (both.graph_after, both.after)):
+        assert sum(node.role == "compute" for node in graph) == totals.ops
+
+
+def test_graphs_mark_the_sites(both: Report):
+    for number, merge in enumerate(both.merges):
+        before = {node.path if node.is_layer else node.kind for node in both.graph_before if number in node.sites}
+        assert before == set(merge.members)
+        after = [node.path for node in both.graph_after if number in node.sites]
+        assert after == [merge.path]
+
+
+def test_graphs_know_shapes(both: Report):
+    named = {node.path: node for node in both.graph_before}
+    assert named["0.conv3"].shape == (2, 4, 9, 9)
+    assert named["0.conv3"].detail.startswith("4, 4, kernel_size=(3, 3)")
+    symbolic = reparamkit.explain(randomize(PreNorm())).graph_before
+    assert {node.path: node.shape for node in symbolic if node.is_layer}["norm"] == (-1, 4, -1, -1)
+
+
+def test_parts_of_a_model_have_names_of_their_own():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = Branches(), Branches()
+
+        def forward(self, x):
+            return self.second(self.first(x)) if x.mean() > 0 else x
+
+    found = reparamkit.explain(randomize(Branching()), torch.ones(1, 4, 5, 5))
+    names = [node.name for node in found.graph_before]
+    assert len(found.merges) == 2
+    assert len(set(names)) == len(names)
+    assert {site for node in found.graph_after for site in node.sites} == {0, 1}
+
+
+# --- pictures -----------------------------------------------------------------------------------------
+
+
+def pixels(picture: Picture) -> torch.Tensor:
+    """The numbers of a picture, in its own precision."""
+    signed = torch.frombuffer(bytearray(base64.b64decode(picture.pixels)), dtype=torch.int8)
+    return signed.reshape(picture.rows, picture.columns) * picture.largest / 127
+
+
+def test_pictures_show_the_kernels():
+    model = randomize(Branches())
+    fused = reparamkit.fuse(model, torch.randn(1, 4, 9, 9))
+    (merge,) = reparamkit.report(fused).merges
+    found = {(p.merged, p.tile): p for p in merge.pictures}
+    for weight, picture in ((model.conv3.weight, found[False, (3, 3)]), (fused.conv3.weight, found[True, (3, 3)])):
+        mosaic = weight.detach().permute(0, 2, 1, 3).reshape(12, 12)
+        torch.testing.assert_close(pixels(picture), mosaic, rtol=0, atol=picture.largest / 200)
+
+
+def test_pictures_of_locality_injection_are_rows_as_maps(local: tuple[nn.Module, nn.Module]):
+    model, fused = local
+    (merge,) = reparamkit.report(fused).merges
+    assert "locality_injection" in merge.rules
+    before, after = merge.pictures[-2:]
+    assert (before.merged, after.merged) == (False, True)
+    for layer, picture in ((model.fc, before), (fused.fc, after)):
+        corner = layer.weight.detach()[0].reshape(6, 5)
+        torch.testing.assert_close(pixels(picture)[:, :5], corner, rtol=0, atol=picture.largest / 200)
+
+
+def test_pictures_are_small():
+    model = randomize(nn.Sequential(nn.Conv2d(256, 256, 7, bias=False), nn.BatchNorm2d(256)))
+    (merge,) = reparamkit.explain(model).merges
+    assert all(p.rows <= 36 and p.columns <= 36 for p in merge.pictures)
+    assert len(merge.pictures) == 2
+
+
+# --- JSON -----------------------------------------------------------------------------------------------
+
+
+def test_json_round_trip(both: Report, local: tuple[nn.Module, nn.Module]):
+    for each in (both, reparamkit.report(local[1])):
+        assert Report.from_json(each.to_json()) == each
+
+
+def test_json_has_no_infinity(both: Report):
+    odd = replace(both, error=math.inf)
+    json.loads(odd.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert Report.from_json(odd.to_json()) == odd
+
+
+def test_json_without_newer_fields_is_read(both: Report):
+    data = json.loads(both.to_json())
+    for name in ("graph_before", "graph_after", "model", "error"):
+        del data[name]
+    assert Report.from_json(json.dumps(data)).merges == both.merges
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "version 2"),
+        ({"schema": "something else"}, "schema 'something else'"),
+        ({"merges": "none"}, "the report.merges should be an array"),
+        ({"tier": 3}, "the report.tier should be a str"),
+        ({"before": {"parameters": 1}}, "the report.before has no 'stored'"),
+        ({"error": "much"}, "the report.error should be a number"),
+    ],
+)
+def test_json_of_another_kind_is_refused(both: Report, change: dict[str, object], message: str):
+    text = json.dumps({**json.loads(both.to_json()), **change})
+    with pytest.raises(reparamkit.InvalidInputError, match=re.escape(message)):
+        Report.from_json(text)
+
+
+def test_text_that_is_no_json_is_refused():
+    with pytest.raises(reparamkit.InvalidInputError, match="no JSON"):
+        Report.from_json("1 merges, 0 refusals")
+
+
+# --- the page -------------------------------------------------------------------------------------------
+
+
+def embedded(page: str) -> dict[str, object]:
+    """The data in a page."""
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)
+    assert found is not None
+    return dict(json.loads(found[1]))
+
+
+def test_page_holds_the_report(both: Report, tmp_path: Path):
+    page = both.to_html(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text() == page
+    data = embedded(page)
+    assert Report.from_json(json.dumps({k: v for k, v in data.items() if k not in ("groups", "coverage")})) == both
+
+
+def test_page_needs_no_network(both: Report):
+    page = both.to_html()
+    links = set(re.findall(r"https?://[^\s\"'`)]+", page))
+    assert links <= {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=[\"'](?!data:)", page)
+    assert "default-src 'none'" in page
+
+
+def test_page_cannot_be_broken_by_names(both: Report):
+    evil = "</script><script>alert(1)</script><!--\u2028"
+    page = replace(both, model=evil, merges=(replace(both.merges[0], path=evil),)).to_html()
+    assert "alert(1)</script>" not in page
+    assert embedded(page)["model"] == evil
