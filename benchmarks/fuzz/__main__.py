@@ -25,8 +25,9 @@ from .draw import program
 from .program import Program, script, source
 from .shrink import shrink
 
-EACH = 4
-"""Reproducers that are made of one kind of failure."""
+EACH = 6
+"""Reproducers that are made of one kind of failure; of a price that rises, fewer."""
+PRICES = ("rise", "merges more")
 SLOW = 30
 """Seconds after which a program counts as hanging."""
 
@@ -138,13 +139,14 @@ def _try(state: State, failures: Path) -> None:
         return
     failure, trial = found
     small = drawn
-    if state.known[str(failure.key)] < EACH and failure.kind != "takes too long":
-        small, failure, trial = shrink(drawn, failure, 20)
+    each = 3 if failure.kind.endswith(PRICES) else EACH
+    if state.known[str(failure.key)] < each and failure.kind != "takes too long":
+        small, failure, trial = shrink(drawn, failure, 15)
     key = f"{failure.kind} | {failure.where} | {' '.join(sorted(small.kinds))}"
     state.known[str(failure.key)] += 1
     first = key not in state.known
     state.known[key] += 1
-    if first and state.known[str(failure.key)] <= EACH:
+    if first and state.known[str(failure.key)] <= each:
         failures.mkdir(parents=True, exist_ok=True)
         name = failures / f"{state.next:06d}.py"
         name.write_text(reproducer(small, failure, trial))

@@ -119,7 +119,7 @@ def program(seed: int, steps: tuple[int, int] = (2, 9)) -> Program:
             break
         v = draw.latest()
         function = draw.random.choices(CATALOGUE, weights)[0][1]
-        with suppress(ValueError, IndexError):
+        with suppress(ValueError, LookupError):
             drawn = function(draw, v)
             if drawn is not None:
                 more = dict(drawn[2]) if len(drawn) == 3 else {}
