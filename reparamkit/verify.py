@@ -186,6 +186,8 @@ def _error(piece: Piece, size: int | None) -> list[float]:
     for leading in (1, 0) if any(op.open_rank for op in piece.sources.values()) else (0,):
         try:
             values = _values(piece, size, leading)
+            if not all(value.numel() for value in values.values()):
+                continue
             wanted = evaluate(piece.captured, piece.old, values, as_traced=size is None)
         except Exception:
             # The layers as they were do not take these sizes: nothing to compare.

@@ -153,7 +153,7 @@ def conv(
             shape += _window(made, axis - rank, kernel[axis], strides[axis], pads[axis], dilations[axis])
         return made.done(leaf(weight, shape))
 
-    return shift(apply(_ranked(x, rank + 1), build), bias, -1 - rank)
+    return shift(apply(_batched(x, rank), build), bias, -1 - rank)
 
 
 def _window(made: _Builder, dim: int, k: int, stride: int, pads: tuple[int, int], dilation: int) -> list[int]:
@@ -179,7 +179,7 @@ def pool(x: Form, kernel: Sequence[int], stride: Sequence[int] | int, padding: S
             shape += _window(made, axis - rank, k, strides[axis], (p, p), 1)
         return made.done(Computed(lambda: torch.full(shape, 1 / size, dtype=torch.float64)))
 
-    return apply(_ranked(x, rank + 1), build)
+    return apply(_batched(x, rank), build)
 
 
 def padded(x: Form, pads: Sequence[tuple[int, int]]) -> Form:
@@ -349,6 +349,14 @@ def _ranked(x: Form, trailing: int) -> Form:
     x = x.mapped(lambda op: with_rank(op, trailing))
     if len(x.sizes) < trailing:
         raise NotFusable(f"needs {trailing} dimensions, found {len(x.sizes)}")
+    return x
+
+
+def _batched(x: Form, rank: int) -> Form:
+    """A form that a window over the last `rank` dimensions reads; a rank that was only assumed leaves room for a batch."""
+    x = _ranked(x, rank + 1)
+    if len(x.sizes) == rank + 1 and not x.open_rank and any(symbol.stands_for_dims for symbol, _ in x.guards):
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
     return x
 
 

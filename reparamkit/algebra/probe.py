@@ -9,7 +9,7 @@ the batch, so it is worth its price only beside another full matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,11 +42,18 @@ def probe(x: Form, function: Function) -> Form:
     ins = [size.factor for size in x.sizes[1:]]
     if math.prod(ins) > LARGEST:
         raise NotFusable(f"a full matrix over {math.prod(ins)} elements would be needed")
-    with torch.no_grad():
-        zero = function(torch.zeros(1, *ins, dtype=torch.float64))
+    zero = _tried(function, ins)
     outs = list(zero.shape[1:])
     probed = apply(x, lambda below: _dense(below, ins, outs, function))
     return offset(probed, zero[0]) if bool(zero.any()) else probed
+
+
+def _tried(function: Function, ins: Sequence[int]) -> Tensor:
+    try:
+        with torch.no_grad():
+            return function(torch.zeros(1, *ins, dtype=torch.float64))
+    except Exception as error:
+        raise NotFusable(f"cannot be run on a map of {tuple(ins)} in float64 ({error})") from None
 
 
 def _fixed(x: Form) -> Form:

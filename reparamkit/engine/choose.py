@@ -267,7 +267,8 @@ class _Chooser:
     def _check_writes(self, node: fx.Node, candidate: Candidate) -> None:
         for name in candidate.form.terms:
             writers = self.captured.aliases.writes_between(self.named[name], node)
-            if any(w not in candidate.members for w in writers):
+            # A write inside the merge goes with it, unless something else reads what was written.
+            if any(w not in candidate.members or not w.users.keys() <= candidate.members for w in writers):
                 raise NotFusable("its input is overwritten in place before the merged layer could read it")
 
     # --- the plan --------------------------------------------------------------------------------

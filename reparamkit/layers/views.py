@@ -111,6 +111,65 @@ def read_movedim(input: Form, source: int, destination: int) -> Form:
     return permute(x, order)
 
 
+@READERS.reader(F.pixel_shuffle)
+def read_pixel_shuffle(input: Form, upscale_factor: int) -> Form:
+    """(..., c r r, h, w) -> (..., c, h r, w r)."""
+    r = fixed(upscale_factor)
+    *batch, c, h, w = _image(input).sizes
+    inner = c.divide(r * r)
+    if inner is None:
+        raise NotFusable("a pixel shuffle of a number of channels that is not known")
+    n = len(batch)
+    split = reshape(_image(input), [*batch, inner, r, r, h, w])
+    turned = permute(split, [*range(n), n, n + 3, n + 1, n + 4, n + 2])
+    return reshape(turned, [*batch, inner, h * r, w * r])
+
+
+@READERS.reader(F.pixel_unshuffle)
+def read_pixel_unshuffle(input: Form, downscale_factor: int) -> Form:
+    """(..., c, h r, w r) -> (..., c r r, h, w)."""
+    r = fixed(downscale_factor)
+    *batch, c, high, wide = _image(input).sizes
+    h, w = high.divide(r), wide.divide(r)
+    if h is None or w is None:
+        raise NotFusable("a pixel unshuffle of a size that is free")
+    n = len(batch)
+    split = reshape(_image(input), [*batch, c, h, r, w, r])
+    return reshape(permute(split, [*range(n), n, n + 2, n + 4, n + 1, n + 3]), [*batch, c * r * r, h, w])
+
+
+@READERS.reader(F.channel_shuffle)
+def read_channel_shuffle(input: Form, groups: int) -> Form:
+    """(n, g c, ...) -> (n, c g, ...)."""
+    x = _closed(input)
+    batch, channels, *rest = x.sizes
+    inner = channels.divide(fixed(groups))
+    if inner is None:
+        raise NotFusable("a channel shuffle of a number of channels that is not known")
+    split = reshape(x, [batch, fixed(groups), inner, *rest])
+    return reshape(permute(split, [0, 2, 1, *range(3, len(rest) + 3)]), [batch, channels, *rest])
+
+
+def _image(x: Form) -> Form:
+    """With a batch and (..., c, h, w) in sight; of an open rank, a batch of one dimension is assumed and guarded."""
+    return known_rank(x, [4], certain=False) if x.open_rank else x
+
+
+@READERS.reader(nn.PixelShuffle)
+def read_pixel_shuffle_layer(layer: nn.PixelShuffle, input: Form) -> Form:
+    return read_pixel_shuffle(input, layer.upscale_factor)
+
+
+@READERS.reader(nn.PixelUnshuffle)
+def read_pixel_unshuffle_layer(layer: nn.PixelUnshuffle, input: Form) -> Form:
+    return read_pixel_unshuffle(input, layer.downscale_factor)
+
+
+@READERS.reader(nn.ChannelShuffle)
+def read_channel_shuffle_layer(layer: nn.ChannelShuffle, input: Form) -> Form:
+    return read_channel_shuffle(input, layer.groups)
+
+
 @READERS.reader(torch.unsqueeze, "unsqueeze")
 def read_unsqueeze(input: Form, dim: int) -> Form:
     x = _closed(input)

@@ -157,8 +157,10 @@ class Writer:
     def erase_dead(self) -> None:
         """Members that nothing reads any more, and the sizes only they needed."""
         gone = {m for written, _ in self.done for m in written.site.members}
+        passed = self.captured.passed - gone
         for node in reversed(self.captured.graph.nodes):
-            if not node.users and (node in gone or node in self.spare or node.op == "get_attr"):
+            spare = node in gone or node in self.spare or node.op == "get_attr"
+            if spare and not node.users and node not in passed:
                 self.captured.graph.erase_node(node)
 
 
