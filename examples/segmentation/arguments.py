@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from flags import add_limits, add_place, add_training, check_device, positive
 from model import CONFIGS
+from scenes import SIZE
 
-EPOCHS = {"scenes": 12, "cityscapes": 200, "ade20k": 100}
+EPOCHS = {"scenes": 30, "cityscapes": 200, "ade20k": 100}
 MODELS = ("small", *(name for name, config in CONFIGS.items() if len(config.channels) == 4))
 ELSEWHERE = ("workers", "output", "resume", "device", "threads")
 """Options that leave the result of training as it is: another value continues the same run."""
@@ -52,14 +53,14 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     """The options in `arguments`, by default those of the process; exits if they make no sense."""
     parser = argparse.ArgumentParser(description="Train RepMLPNet to segment images; fuse; compare pixel by pixel.")
     _add_what(parser.add_argument_group("what to train"))
-    add_training(parser.add_argument_group("how to train it"), EPOCHS, lr=3e-3, batch_size=32)
+    add_training(parser.add_argument_group("how to train it"), EPOCHS, lr=3e-3, batch_size=16)
     add_place(parser.add_argument_group("where"), "runs/segmentation")
     chosen = vars(parser.parse_args(arguments))
     check_device(parser, chosen["device"])
     unit = smallest_size(chosen["model"])
-    if chosen["image_size"] % unit or (chosen["data"] == "scenes" and chosen["image_size"] != 64):
+    if chosen["image_size"] % unit or (chosen["data"] == "scenes" and chosen["image_size"] != SIZE):
         parser.error(
-            f"--image-size {chosen['image_size']}: {chosen['model']} takes multiples of {unit}, scenes only 64"
+            f"--image-size {chosen['image_size']}: {chosen['model']} takes multiples of {unit}, scenes only {SIZE}"
         )
     if chosen["epochs"] is None:
         chosen["epochs"] = EPOCHS[chosen["data"]]
@@ -68,7 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
 
 def smallest_size(model: str) -> int:
     """Pixels a side that cut into whole partitions at every stage; every multiple of it does."""
-    return 64 if model == "small" else CONFIGS[model].image_size
+    return SIZE if model == "small" else CONFIGS[model].image_size
 
 
 def _add_what(group: argparse._ArgumentGroup) -> None:
@@ -78,5 +79,5 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--head-width", type=positive, default=16, metavar="N", help="channels of the head (%(default)s)"
     )
-    group.add_argument("--image-size", type=positive, default=64, metavar="N", help="pixels a side (%(default)s)")
+    group.add_argument("--image-size", type=positive, default=SIZE, metavar="N", help="pixels a side (%(default)s)")
     add_limits(group)

@@ -47,7 +47,7 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
         if image.size != label.size:
             raise DataError(f"{self.pairs[index][0]} is {image.size}, its labels are {label.size} pixels")
         image, label = self.change(image.convert("RGB"), _tv_tensors().Mask(_values(label)))
-        return image, self.table[label.long()]
+        return image, self.table[label[0].long()]
 
 
 def _transforms(size: int, crop: bool) -> Any:

@@ -11,16 +11,16 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 CLASSES = ("background", *map(str, range(10)))
-SIZE = 64
+SIZE = 32
 INK = 0.35
 """From this brightness on, a pixel of a digit is labelled as that digit."""
-SMALLEST, LARGEST = 18, 30
+SMALLEST, LARGEST = 12, 18
 """Side of a digit on the canvas, in pixels."""
 
 
 @dataclass(frozen=True)
 class Scenes(Dataset[tuple[Tensor, Tensor]]):
-    """Canvases (n, 1, 64, 64) in [0, 1] and labels (n, 64, 64): 0 for the background, 1 + d for the digit d."""
+    """Canvases (n, 1, 32, 32) in [0, 1] and labels (n, 32, 32): 0 for the background, 1 + d for the digit d."""
 
     images: Tensor
     labels: Tensor
@@ -32,10 +32,25 @@ class Scenes(Dataset[tuple[Tensor, Tensor]]):
         return self.images[index], self.labels[index]
 
 
-def load_scenes(train: int, test: int, seed: int = 0) -> tuple[Scenes, Scenes]:
-    """So many canvases for training and for testing; no digit is in both."""
+@dataclass(frozen=True)
+class FreshScenes(Dataset[tuple[Tensor, Tensor]]):
+    """`count` canvases that are composed anew each time they are read, with torch's own random numbers."""
+
+    digits: tuple[Tensor, Tensor]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """A canvas (1, 32, 32) and its labels (32, 32)."""
+        return compose(self.digits, 1, int(torch.randint(2**31, ())))[0]
+
+
+def load_scenes(train: int, test: int, seed: int = 0) -> tuple[FreshScenes, Scenes]:
+    """So many canvases for training (new ones every epoch) and for testing; no digit is in both."""
     data = load_data("digits", 8)
-    return compose(_part(data.train), train, seed), compose(_part(data.test), test, seed + 1)
+    return FreshScenes(_part(data.train), train), compose(_part(data.test), test, seed)
 
 
 def _part(part: Dataset[object]) -> tuple[Tensor, Tensor]:
@@ -45,25 +60,25 @@ def _part(part: Dataset[object]) -> tuple[Tensor, Tensor]:
 
 
 def compose(digits: tuple[Tensor, Tensor], count: int, seed: int) -> Scenes:
-    """`count` canvases of 2 to 5 digits of random size, place and brightness over a cluttered ground."""
+    """`count` canvases of 1 to 3 digits of random size, place and brightness over a cluttered ground."""
     generator = torch.Generator().manual_seed(seed)
     images = _ground(count, generator)
     labels = torch.zeros(count, SIZE, SIZE, dtype=torch.long)
     for image, label in zip(images, labels, strict=True):
-        for _ in range(_between(2, 5, generator)):
+        for _ in range(_between(1, 3, generator)):
             _draw(image[0], label, digits, generator)
     noise = 0.05 * torch.randn(images.shape, generator=generator)
     return Scenes((images + noise).clamp_(0, 1), labels)
 
 
 def _ground(count: int, generator: torch.Generator) -> Tensor:
-    """A dim, blotchy ground (n, 1, 64, 64): brightness alone does not tell a digit."""
-    coarse = torch.rand(count, 1, 9, 9, generator=generator)
-    return 0.4 * F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp_(0, 1)
+    """A dim, blotchy ground (n, 1, 32, 32): brightness alone does not tell a digit."""
+    coarse = torch.rand(count, 1, 6, 6, generator=generator)
+    return 0.3 * F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp_(0, 1)
 
 
 def _draw(image: Tensor, label: Tensor, digits: tuple[Tensor, Tensor], generator: torch.Generator) -> None:
-    """One digit onto a canvas (64, 64) and its labels (64, 64); it covers what was there."""
+    """One digit onto a canvas (32, 32) and its labels (32, 32); it covers what was there."""
     number = _between(0, len(digits[0]) - 1, generator)
     side = _between(SMALLEST, LARGEST, generator)
     top, left = (_between(0, SIZE - side, generator) for _ in range(2))

@@ -12,15 +12,15 @@ from torch.nn import functional as F
 
 SMALL = RepMLPNetConfig(
     channels=(16, 32, 64, 128),
-    partitions=(8, 4, 4, 4),
+    partitions=(8, 4, 4, 2),
     units=(1, 1, 2, 1),
     share_sets=(1, 2, 8, 32),
-    image_size=64,
+    image_size=32,
     patch_size=2,
     ffn_ratio=2,
     in_channels=1,
 )
-"""For canvases of 64 pixels: maps of 32, 16, 8 and 4 pixels, the first two and the third in several partitions."""
+"""For canvases of 32 pixels: maps of 16, 8, 4 and 2 pixels, the first two in 2 x 2 partitions."""
 
 
 def conv_bn_relu(c_in: int, c_out: int, kernel: int) -> nn.Sequential:
