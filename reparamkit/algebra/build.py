@@ -156,6 +156,45 @@ def conv(
     return shift(apply(_batched(x, rank), build), bias, -1 - rank)
 
 
+def conv_transposed(
+    x: Form,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] | int = 1,
+    padding: Sequence[int] | int = 0,
+    output_padding: Sequence[int] | int = 0,
+    groups: int = 1,
+    dilation: Sequence[int] | int = 1,
+) -> Form:
+    """A transposed convolution over the last dimensions of x.
+
+    Input i adds ``weight[t] x[i]`` to output ``stride * i - padding + dilation * t``.
+    weight: (in, out / groups, k1, ..., kr). bias: (out,). x: (..., in, n1, ..., nr).
+    """
+    rank = weight.dim() - 2
+    ins, outs, *kernel = weight.shape
+    axes = list(zip(*(_per_axis(value, rank) for value in (stride, padding, output_padding, dilation)), strict=True))
+
+    def compute() -> Tensor:
+        wide = weight.detach().to("cpu", torch.float64, copy=True).reshape(groups, ins // groups, outs, *kernel)
+        # Taps ascend as the kernel index falls.
+        return wide.transpose(1, 2).flip(tuple(range(3, 3 + rank)))
+
+    def build(below: Operator) -> Operator:
+        made = _Builder(below)
+        group = made.atom(D, fixed(groups))
+        value, source = made.atom(OUT, fixed(outs)), made.atom(IN, fixed(ins // groups))
+        made.along(-1 - rank, group + source, group + value)
+        for dim, k, (s, p, extra, d) in zip(range(-rank, 0), kernel, axes, strict=True):
+            taps = tuple(p - d * t for t in reversed(range(k)))
+            c = -s - 2 * p + d * (k - 1) + extra
+            made.through(dim, made.atom(S, made.size(dim), taps=taps, c=c, up=s))
+        shape = [n for n in (groups, outs, ins // groups) if n != 1] + kernel
+        return made.done(Computed(lambda: compute().reshape(shape)))
+
+    return shift(apply(_batched(x, rank), build), bias, -1 - rank)
+
+
 def _window(made: _Builder, dim: int, k: int, stride: int, pads: tuple[int, int], dilation: int) -> list[int]:
     """A stencil along one dimension; returns the leg it adds to the weight's shape."""
     low, high = pads
@@ -353,7 +392,7 @@ def _ranked(x: Form, trailing: int) -> Form:
 
 
 def _batched(x: Form, rank: int) -> Form:
-    """A form that a window over the last `rank` dimensions reads; a rank that was only assumed leaves room for a batch."""
+    """A form that a window over the last `rank` dimensions reads; an assumed rank has room for a batch."""
     x = _ranked(x, rank + 1)
     if len(x.sizes) == rank + 1 and not x.open_rank and any(symbol.stands_for_dims for symbol, _ in x.guards):
         raise NotFusable("the rank of this tensor is unknown: pass example_inputs")

@@ -208,7 +208,7 @@ def _ones_weight(op: Operator, summed: tuple[int, ...], inside: list[int]) -> We
 def _crossing(op: Operator) -> int | None:
     """A stencil that reads outside the tensor."""
     for number, link in enumerate(op.links):
-        if link.role is Role.STENCIL and (link.taps[0] < 0 or link.c + link.taps[-1] + 1 > 0):
+        if link.role is Role.STENCIL and (link.taps[0] < 0 or link.c + link.taps[-1] + 1 > 0 or link.up > 1):
             if not link.size.known:
                 raise NotFusable(
                     "zero padding: a bias or shift before a padded window makes border values differ"

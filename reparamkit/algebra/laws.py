@@ -81,6 +81,8 @@ def _densifiable(link: Link, number: int) -> int:
 
 def _borders_agree(f: Link, g: Link) -> bool:
     """Whether g∘f is one stencil: what f's formula gives outside its range is what g's padding has, 0."""
+    if f.stride > 1 and g.up > 1:
+        return False
     before = g.taps[0] >= 0 or f.taps[-1] + 1 <= f.stride
     after = g.c + g.taps[-1] + 1 <= 0 or f.taps[0] + f.c + 1 >= 0
     return before and after and _accepts_no_more(f, g)
@@ -92,9 +94,12 @@ def _accepts_no_more(f: Link, g: Link) -> bool:
 
 
 def composed_stencil(g: Link, f: Link) -> Link:
-    """The stencil of g∘f: taps ``o1 + s1*o2``, stride ``s1*s2``, c ``c1 + s1*(1 + c2)``."""
-    taps = sorted({a + f.stride * b for a in f.taps for b in g.taps})
-    return Link(S, f.size, tuple(taps), f.stride * g.stride, f.c + f.stride * (1 + g.c))
+    """The stencil of g∘f: taps ``u2*o1 + s1*o2``, stride ``s1*s2``; c ``c1 + s1*(1 + c2)``, and for a transposed g
+    (then s1 = 1) ``u2*(1 + c1) + c2``.
+    """
+    taps = sorted({g.up * a + f.stride * b for a in f.taps for b in g.taps})
+    c = f.c + f.stride * (1 + g.c) if g.up == 1 else g.up * (1 + f.c) + g.c
+    return Link(S, f.size, tuple(taps), f.stride * g.stride, c, f.up * g.up)
 
 
 @dataclass
@@ -133,7 +138,7 @@ class _Join:
 
 
 def _tap_sums(a: Link, b: Link, taps: tuple[int, ...]) -> Tensor:
-    return torch.tensor([taps.index(o1 + a.stride * o2) for o1 in a.taps for o2 in b.taps])
+    return torch.tensor([taps.index(b.up * o1 + a.stride * o2) for o1 in a.taps for o2 in b.taps])
 
 
 def _joined(f: Operator, g: Operator) -> Operator:
@@ -316,7 +321,7 @@ def _joinable(a: Link, b: Link) -> bool:
     """The join table for an atom that passes through both."""
     roles = {a.role, b.role}
     if roles == {S}:
-        return (a.stride, a.c) == (b.stride, b.c)
+        return (a.stride, a.c, a.up) == (b.stride, b.c, b.up)
     if roles == {S, F}:
         return (a if a.role is S else b).shape_preserving
     return roles <= {F, D}

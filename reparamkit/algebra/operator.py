@@ -19,10 +19,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
+import torch
 from torch import Tensor
 
 from ..errors import NotFusable
-from .size import Size, Symbol, free_size, product, stencil_size
+from .size import Size, Symbol, fixed, free_size, product, stencil_size
 from .weight import Computed, Diagonals, One, Weight
 
 Dims = tuple[tuple[int, ...], ...]
@@ -49,7 +50,8 @@ class Link:
     """One atom and its role.
 
     size: of the atom in the source (OUT: in the value).
-    taps: offsets of a STENCIL, ascending; an output has ``(size + c) // stride + 1`` positions.
+    taps: offsets of a STENCIL, ascending; an output has ``(up * size + c) // stride + 1`` positions.
+    up: of a transposed convolution: ``up - 1`` zeros stand after each sample, and then comes the stencil.
     """
 
     role: Role
@@ -57,6 +59,7 @@ class Link:
     taps: tuple[int, ...] = (0,)
     stride: int = 1
     c: int = -1
+    up: int = 1
 
     @property
     def through(self) -> bool:
@@ -66,12 +69,12 @@ class Link:
     @property
     def size_out(self) -> Size:
         """Size of the atom in the value."""
-        return stencil_size(self.size, self.stride, self.c)
+        return stencil_size(self.size * fixed(self.up), self.stride, self.c)
 
     @property
     def shape_preserving(self) -> bool:
         """Whether the value's atom has the source atom's size for every input."""
-        return self.stride == 1 and self.c == -1
+        return (self.stride, self.c, self.up) == (1, -1, 1)
 
     @property
     def has_leg(self) -> bool:
@@ -259,6 +262,11 @@ def densify(op: Operator, number: int) -> Operator:
     links[number : number + 1] = [Link(Role.IN, link.size), Link(Role.OUT, link.size_out)]
     dense = replace(_renumbered(op, number), links=tuple(links))
     row = dense.legs.index(number)
+    if link.up > 1:
+        weight = _spread_matrix(op.weight, op.legs.index(number), link, size_out)
+        return replace(
+            dense, weight=weight, source=_without(dense.source, number + 1), value=_without(dense.value, number)
+        )
     shape = tuple(dense.links[i].leg_size for i in dense.legs)
     weight = Diagonals(
         op.weight,
@@ -272,6 +280,23 @@ def densify(op: Operator, number: int) -> Operator:
     )
     assert shape[row : row + 2] == (size_in, size_out)
     return replace(dense, weight=weight, source=_without(dense.source, number + 1), value=_without(dense.value, number))
+
+
+def _spread_matrix(weight: Weight, leg: int, link: Link, size_out: int) -> Weight:
+    """The taps of a transposed stencil as a matrix: output j reads input i where ``up * i = stride * j + tap``."""
+    size_in = link.size.factor
+
+    def compute() -> Tensor:
+        hit = torch.zeros(len(link.taps), size_in, size_out, dtype=torch.float64)
+        for number, tap in enumerate(link.taps):
+            for j in range(size_out):
+                i, rest = divmod(link.stride * j + tap, link.up)
+                if rest == 0 and 0 <= i < size_in:
+                    hit[number, i, j] = 1
+        tensor = weight.tensor()
+        return torch.tensordot(tensor.movedim(leg, -1), hit, dims=1).movedim((-2, -1), (leg, leg + 1))
+
+    return Computed(compute)
 
 
 def _without(dims: Dims, number: int) -> Dims:

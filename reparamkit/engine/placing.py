@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from ..algebra.form import Form, Step, Trail
 from ..algebra.operator import Operator, Role
@@ -150,8 +151,9 @@ def layer_cost(form: Form, stored: int) -> Cost:
         # Its own cost is unknown; too low a price can only keep it as it is.
         return Cost(0, elements, stored, 1)
     if op.has(Role.IN, Role.OUT, Role.STENCIL):
-        summed = (op.links[i].leg_size for i in op.legs if op.links[i].role in (Role.IN, Role.STENCIL))
-        return Cost(elements * math.prod(summed), 0, stored, 1)
+        summed = (op.links[i] for i in op.legs if op.links[i].role in (Role.IN, Role.STENCIL))
+        work = math.prod(Fraction(link.leg_size, link.up) for link in summed)
+        return Cost(int(elements * work), 0, stored, 1)
     if op.is_identity and form.bias is None:
         return Cost(0, 0, stored, 0)
     return Cost(elements if op.legs else 0, elements, stored, 1)

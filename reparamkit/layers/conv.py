@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..algebra.build import conv
+from ..algebra.build import conv, conv_transposed
 from ..algebra.form import Form
 from ..errors import NotFusable
 from .probed import probe_module
@@ -38,6 +38,36 @@ def read_conv(
         raise NotFusable("the kernel is computed from the input")
     pads = _named_padding(padding, weight, dilation) if isinstance(padding, str) else padding
     return conv(input, weight, bias, stride, pads, dilation, groups)
+
+
+@READERS.reader(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def read_conv_transpose_layer(layer: nn.ConvTranspose2d, input: Form) -> Form:
+    return conv_transposed(
+        input,
+        layer.weight,
+        layer.bias,
+        layer.stride,
+        layer.padding,  # type: ignore[arg-type]
+        layer.output_padding,
+        layer.groups,
+        layer.dilation,
+    )
+
+
+@READERS.reader(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def read_conv_transpose(
+    input: Form,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: PerAxis = 1,
+    padding: PerAxis = 0,
+    output_padding: PerAxis = 0,
+    groups: int = 1,
+    dilation: PerAxis = 1,
+) -> Form:
+    if not isinstance(input, Form) or not isinstance(weight, Tensor):
+        raise NotFusable("the kernel is computed from the input")
+    return conv_transposed(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def _named_padding(padding: str, weight: Tensor, dilation: PerAxis) -> Sequence[int | tuple[int, int]]:

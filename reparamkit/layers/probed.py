@@ -16,9 +16,6 @@ from .registry import READERS
 from .wide import wide, wide_module
 
 MODULES = (
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
     nn.Upsample,
     nn.UpsamplingNearest2d,
     nn.UpsamplingBilinear2d,
@@ -36,9 +33,6 @@ MODULES = (
 )
 FUNCTIONS = (
     F.interpolate,
-    F.conv_transpose1d,
-    F.conv_transpose2d,
-    F.conv_transpose3d,
     F.unfold,
     F.fold,
     torch.cumsum,

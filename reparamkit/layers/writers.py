@@ -6,7 +6,7 @@ Structure first: `plan` says what layer it would be and what it costs; `LayerPla
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -17,6 +17,12 @@ from .price import Cost, numel
 
 F, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
 CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+TRANSPOSED: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
 
 
 class Scale(nn.Module):
@@ -218,6 +224,45 @@ class Window:
     places: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Spread:
+    """The window of a transposed convolution: tap index t is offset ``padding - dilation * t``."""
+
+    k: int
+    stride: int
+    padding: int
+    extra: int
+    dilation: int
+    places: tuple[int, ...]
+
+
+def spread(link: Link | None) -> Spread:
+    """The smallest transposed window that holds the taps of a stencil (None: of a free axis)."""
+    if link is None or link.role is F:
+        return Spread(1, 1, 0, 0, 1, (0,))
+    if link.stride > 1:
+        raise NotFusable("an upsampling that is sampled again")
+    steps = {b - a for a, b in zip(link.taps, link.taps[1:], strict=False)}
+    for dilation in dict.fromkeys((math.gcd(*steps) if steps else 1, 1)):
+        for more in range(2 * link.up + 2):
+            for above in range(more + 1):
+                found = _spread(link, dilation, above, more - above)
+                if found is not None:
+                    return found
+    raise NotFusable("an upsampling that no symmetric padding gives")
+
+
+def _spread(link: Link, dilation: int, above: int, below: int) -> Spread | None:
+    """With `above` and `below` zero taps more."""
+    padding = link.taps[-1] + dilation * above
+    first = link.taps[0] - dilation * below
+    k = (padding - first) // dilation + 1
+    extra = link.c + link.up + 2 * padding - dilation * (k - 1)
+    if padding < 0 or not 0 <= extra < max(link.up, dilation):
+        return None
+    return Spread(k, link.up, padding, extra, dilation, tuple((padding - tap) // dilation for tap in link.taps))
+
+
 def window(link: Link | None) -> Window:
     """The smallest symmetric window that holds the taps of a stencil (None: of a free axis)."""
     if link is None or link.role is F:
@@ -263,8 +308,10 @@ def _conv(op: Operator, bias: Operator | None, rank: int) -> LayerPlan:
     _passes(op, range(channel), (F,))
     _passes(op, range(channel + 1, dims), (F, S))
     mixed, vector = _mixing(op, channel, grouped=True), _vector(bias, channel)
-    windows = [window(link) for link in _spatial(mixed, channel)]
-    return _conv_plan(mixed, vector, channel, windows)
+    spatial = list(_spatial(mixed, channel))
+    if any(link is not None and link.up > 1 for link in spatial):
+        return _transposed_plan(mixed, vector, channel, [spread(link) for link in spatial])
+    return _conv_plan(mixed, vector, channel, [window(link) for link in spatial])
 
 
 def _spatial(op: Operator, channel: int) -> Iterator[Link | None]:
@@ -276,11 +323,7 @@ def _spatial(op: Operator, channel: int) -> Iterator[Link | None]:
 
 
 def _conv_plan(op: Operator, vector: Operator | None, channel: int, windows: list[Window]) -> LayerPlan:
-    groups = math.prod(op.links[i].leg_size for i in op.source[channel] if op.links[i].role is D)
-    size_in, size_out = op.source_sizes[channel], op.value_sizes[channel]
-    if not (size_in.known and size_out.known):
-        raise NotFusable("a convolution over a free number of channels")
-    ins, outs = size_in.factor, size_out.factor
+    groups, ins, outs = _channels(op, channel)
     taps = math.prod(w.k for w in windows)
 
     def build() -> nn.Module:
@@ -303,7 +346,43 @@ def _conv_plan(op: Operator, vector: Operator | None, channel: int, windows: lis
     return LayerPlan("conv", Cost(work, 0, stored, 1), build, outs * (vector is not None))
 
 
-def _kernel(op: Operator, channel: int, windows: list[Window], groups: int) -> Tensor:
+def _transposed_plan(op: Operator, vector: Operator | None, channel: int, windows: list[Spread]) -> LayerPlan:
+    groups, ins, outs = _channels(op, channel)
+    taps = math.prod(w.k for w in windows)
+
+    def build() -> nn.Module:
+        layer = TRANSPOSED[len(windows)](
+            ins,
+            outs,
+            tuple(w.k for w in windows),  # type: ignore[arg-type]
+            tuple(w.stride for w in windows),  # type: ignore[arg-type]
+            tuple(w.padding for w in windows),  # type: ignore[arg-type]
+            tuple(w.extra for w in windows),  # type: ignore[arg-type]
+            groups,
+            vector is not None,
+            tuple(w.dilation for w in windows),  # type: ignore[arg-type]
+            device="meta",
+        )
+        kernel = _kernel(op, channel, windows, groups)
+        turned = kernel.unflatten(0, (groups, outs // groups)).transpose(1, 2).flatten(0, 1)
+        _fill(layer, turned.contiguous(), vector, outs)
+        return layer
+
+    stored = ins * (outs // groups) * taps + (outs if vector is not None else 0)
+    work = numel(op.source_sizes) * (outs // groups) * taps
+    return LayerPlan("conv", Cost(work, 0, stored, 1), build, outs * (vector is not None))
+
+
+def _channels(op: Operator, channel: int) -> tuple[int, int, int]:
+    """Groups, channels in, channels out."""
+    groups = math.prod(op.links[i].leg_size for i in op.source[channel] if op.links[i].role is D)
+    size_in, size_out = op.source_sizes[channel], op.value_sizes[channel]
+    if not (size_in.known and size_out.known):
+        raise NotFusable("a convolution over a free number of channels")
+    return groups, size_in.factor, size_out.factor
+
+
+def _kernel(op: Operator, channel: int, windows: Sequence[Window | Spread], groups: int) -> Tensor:
     """The weight as (out, in / groups, k1, ..., kr)."""
     legs = list(op.legs)
     stencils = [next((i for i in dim if op.links[i].role is S), None) for dim in op.value[channel + 1 :]]
@@ -323,7 +402,7 @@ def _count(op: Operator, links: list[int]) -> int:
     return math.prod(op.links[i].leg_size for i in links)
 
 
-def _placed(kernel: Tensor, axis: int, place: Window) -> Tensor:
+def _placed(kernel: Tensor, axis: int, place: Window | Spread) -> Tensor:
     if place.places == tuple(range(place.k)):
         return kernel
     shape = list(kernel.shape)

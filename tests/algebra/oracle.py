@@ -60,7 +60,12 @@ def apply_operator(op: Operator, x: Tensor) -> Tensor:
 
 
 def windows(x: Tensor, dim: int, link: Link) -> Tensor:
-    """What each output position reads along `dim`, (.., n_out, taps, ..): zeros outside the tensor."""
+    """What each output position reads along `dim`, (.., n_out, taps, ..): zeros outside the tensor, and, of a
+    transposed window, ``up - 1`` zeros after each sample."""
+    if link.up > 1:
+        spread = x.new_zeros(*x.shape[:dim], link.up * x.shape[dim], *x.shape[dim + 1 :])
+        spread.movedim(dim, 0)[:: link.up] = x.movedim(dim, 0)
+        x = spread
     n = x.shape[dim]
     n_out = max(0, (n + link.c) // link.stride + 1)
     reads = link.stride * torch.arange(n_out)[:, None] + torch.tensor(link.taps)

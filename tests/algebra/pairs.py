@@ -94,6 +94,37 @@ def conv(
     return Layer(name, lambda f: build.conv(f, weight, bias, stride, padding, dilation, groups), run)
 
 
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def conv_transposed(
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> Layer:
+    """weight: (in, out / groups, k1, ..., kr)."""
+    rest = (bias, stride, padding, output_padding, groups, dilation)
+    return Layer(
+        f"transposed{tuple(weight.shape)} b={bias is not None} s={stride} p={padding} o={output_padding}"
+        f" g={groups} d={dilation}",
+        lambda f: build.conv_transposed(f, weight, *rest),
+        lambda x: TRANSPOSED[weight.dim() - 2](x, weight, *rest),
+    )
+
+
+def cropped(dim: int, start: int, stop: int | None, step: int) -> Layer:
+    """A slice of one dimension, counted from the right."""
+
+    def run(x: Tensor) -> Tensor:
+        return x[(..., slice(start, stop, step), *[slice(None)] * (-dim - 1))]
+
+    return Layer(f"[{start}:{stop}:{step}] of {dim}", lambda f: build.cropped(f, dim, start, stop, step), run)
+
+
 def padded(pads: Sequence[tuple[int, int]]) -> Layer:
     """Zeros around the last axes, (low, high) each; negative numbers crop."""
     return Layer(f"pad{pads}", lambda f: build.padded(f, pads), lambda x: F.pad(x, _flat(pads)))

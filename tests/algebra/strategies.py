@@ -92,6 +92,37 @@ def convs(
 
 
 @st.composite
+def transposed_convs(draw: DrawFn, shape: Shape) -> Layer:
+    """A transposed convolution on (N, C, n1, ..., nr): any groups, strides, paddings that leave something."""
+    channels = shape[1]
+    groups = draw(divisors(channels))
+    windows = [draw(transposed_axes(n)) for n in shape[2:]]
+    kernel, stride, dilation, padding, extra = (list(column) for column in zip(*windows, strict=True))
+    outs = draw(st.integers(1, 3))
+    weight = draw(tensors(channels, outs, *kernel))
+    return pairs.conv_transposed(weight, draw(maybe(groups * outs)), stride, padding, extra, groups, dilation)
+
+
+@st.composite
+def transposed_axes(draw: DrawFn, n: int) -> tuple[int, int, int, int, int]:
+    """Kernel, stride, dilation, padding and output padding that give at least one position."""
+    kernel, stride, dilation = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    whole = (n - 1) * stride + dilation * (kernel - 1) + 1
+    padding = draw(st.integers(0, min(3, (whole - 1) // 2)))
+    return kernel, stride, dilation, padding, draw(st.integers(0, max(stride, dilation) - 1))
+
+
+@st.composite
+def crops(draw: DrawFn, shape: Shape) -> Layer:
+    """A slice of one of the last dimensions that leaves something."""
+    dim = draw(st.integers(1 - len(shape), -1))
+    n = shape[dim]
+    start = draw(st.integers(0, n - 1))
+    stop = draw(st.none() | st.integers(start + 1, n))
+    return pairs.cropped(dim, start, stop, draw(st.integers(1, 2)))
+
+
+@st.composite
 def pools(draw: DrawFn, shape: Shape, same: bool = False) -> Layer:
     """An average pool; if `same`, of odd windows that keep the shape (their average is not exact)."""
     spatial = shape[2:]
@@ -152,6 +183,8 @@ def layers(shape: Shape) -> SearchStrategy[Layer]:
     """Any layer on (N, C, n1, ..., nr) that gives a tensor of as many dimensions."""
     return st.one_of(
         convs(shape),
+        transposed_convs(shape),
+        crops(shape),
         pools(shape),
         pads(shape, len(shape) - 2),
         matrices(shape),
