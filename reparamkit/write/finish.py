@@ -168,8 +168,13 @@ class Finisher:
         written = {f.path for f in self.captured.frames if id(f) in self.inlined or id(f) in self.frames}
         for path in self.captured.attributes - used:
             owner, _, name = path.rpartition(".")
-            if owner in written and (not owner or _exists(self.captured.root, owner)):
-                module = self.captured.root.get_submodule(owner)
+            if owner and not _exists(self.captured.root, owner):
+                continue
+            module = self.captured.root.get_submodule(owner)
+            if isinstance(module, nn.ParameterDict):
+                if owner.rpartition(".")[0] in written:
+                    module.pop(name)
+            elif owner in written:
                 module._parameters.pop(name, None)
                 module._buffers.pop(name, None)
 

@@ -1,0 +1,594 @@
+"""Fuse real models and check them: ``python benchmarks/zoo.py``, in parts ``--shard 0/4``, written with ``--table``.
+
+One model of every timm module, torchvision's families, and small random configurations of transformers, with random
+batch-norm statistics and layer scales. Each runs in a process of its own, with a time limit, and leaves one line of
+JSON in benchmarks/results/zoo.jsonl; a second start goes on with what is missing. ``--table`` writes docs/zoo.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import multiprocessing
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse as stock_fuse
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+import reparamkit
+from reparamkit import GuardError
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "zoo.jsonl"
+TABLE = ROOT / "docs" / "zoo.md"
+
+# --- the models ---------------------------------------------------------------------------------------
+
+# Of every timm module the model with the fewest parameters among its plain ones, and the families issue trackers name.
+TIMM = str.split("""
+    beit_base_patch16_224 halonet_h1 mobileone_s0 cait_xxs24_224 coat_tiny convit_tiny convmixer_768_32 test_convnext
+    cpubone_nano crossvit_tiny_240 csatv2 cs3darknet_focus_s cspnext_tiny davit_tiny deit_tiny_patch16_224 densenet121
+    dla46x_c dpn48b edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientnet_lite0 efficientvim_m1
+    efficientvit_b0 efficientvit_m0 eva02_tiny_patch14_224 fasternet_t0 fastvit_t8 focalnet_tiny_srf gcvit_xxtiny
+    ghostnet_050 hardcorenas_b hgnetv2_b0 hiera_tiny_224 hieradet_small hrnet_w18_small iformer_t inception_next_atto
+    inception_resnet_v2 inception_v3 inception_v4 lcnetv2_small levit_128s lowformer_b0 test_mambaout maxvit_pico_rw_256
+    poolformerv2_s12 gmlp_ti16_224 mobilenetv3_small_050 mobilevit_xxs mvitv2_tiny nasnetalarge nest_tiny nextvit_small
+    nf_regnet_b0 pit_ti_224 pnasnet5large pvt_v2_b0 rdnet_tiny regnetx_002 repghostnet_050 repvit_m1 res2next50
+    resnest14d resnet10t resnetv2_18 rexnet_100 selecsls42 legacy_seresnet18 sequencer2d_s shvit_s1 skresnet18
+    starnet_s050 swiftformer_xs swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swinv2_cr_tiny_224 tiny_vit_5m_224
+    tnt_s_legacy_patch16_224 tresnet_m twins_svt_small vgg11 visformer_tiny test_vit vit_tiny_r_s16_p8_224
+    test_vit_relpos samvit_base_patch16_224 vitamin_small_224 volo_d1_224 ese_vovnet19b_slim_dw legacy_xception
+    xception41p xcit_nano_12_p8_224
+    repvgg_a0 mobileone_s1 resnet18 resnet50 resmlp_12_224 mixer_s32_224 ghostnetv2_100 ghostnetv3_050
+    mobilenetv2_050 mobilenetv4_conv_small efficientnet_b0 tf_efficientnet_lite0 regnety_002 repvit_m0_9 fastvit_sa12
+    test_efficientnet test_byobnet test_resnet convnext_atto
+""")
+TOO_LARGE = {
+    "deepseek_vit_412m": "412 million parameters",
+    "gemma4_vit_167m": "167 million parameters, images of 768 x 768",
+    "mobilenetv5_300m": "294 million parameters, images of 768 x 768",
+    "naflexvit_so150m2_patch16_reg1_gap": "136 million parameters, images of 384 x 384",
+    "qwen3_vit_88m": "images of 768 x 768",
+}
+"""The smallest of their modules, and not run."""
+CLASSIFICATION = str.split("""
+    alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
+    mobilenet_v2 mobilenet_v3_small regnet_x_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_1 swin_t
+    swin_v2_t vgg11_bn vit_b_32 wide_resnet50_2
+""")
+SEGMENTATION = str.split("deeplabv3_mobilenet_v3_large fcn_resnet50 lraspp_mobilenet_v3_large")
+DETECTION = str.split("""
+    fasterrcnn_mobilenet_v3_large_320_fpn fcos_resnet50_fpn keypointrcnn_resnet50_fpn maskrcnn_resnet50_fpn
+    retinanet_resnet50_fpn ssdlite320_mobilenet_v3_large ssd300_vgg16
+""")
+VIDEO = str.split("r3d_18 mc3_18 r2plus1d_18 s3d mvit_v1_b swin3d_t")
+TEXT = str.split("""
+    bert roberta distilbert electra albert deberta-v2 mpnet gpt2 gpt_neox llama mistral qwen2 gemma phi opt bloom falcon
+    t5 bart mamba funnel xlnet squeezebert
+""")
+VISION = str.split("""
+    vit deit beit dinov2 convnext convnextv2 resnet regnet mobilenet_v1 mobilenet_v2 mobilevit efficientnet levit
+    poolformer swin pvt_v2 segformer focalnet cvt bit swiftformer textnet
+""")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the zoo. make: the model. inputs: its arguments for a batch and an image size (None: as usual)."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    inputs: Callable[[int, int | None], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def entries() -> list[Entry]:
+    """Every model, by unique names."""
+    found = [_timm(name) for name in TIMM]
+    kinds = [("", CLASSIFICATION), ("segmentation.", SEGMENTATION), ("detection.", DETECTION), ("video.", VIDEO)]
+    found += [_torchvision(kind, name) for kind, names in kinds for name in names]
+    with suppress(ImportError):
+        import transformers  # noqa: F401
+
+        found += [_text(name) for name in TEXT] + [_vision(name) for name in VISION]
+    return found
+
+
+def entry(name: str) -> Entry:
+    """A timm model by its name."""
+    return _timm(name)
+
+
+def _noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _timm(name: str) -> Entry:
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    usual = (config.input_size if config is not None else (3, 224, 224))[-1]
+    free = config is not None and not config.fixed_input_size
+    small = 160 if free and usual > 160 and "csat" not in name and "halonet" not in name else usual
+
+    def inputs(batch: int, size: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        n = size or small
+        return (_noise(batch, 3, n, n),), {}
+
+    return Entry(f"timm/{name}", lambda: timm.create_model(name, pretrained=False), inputs)
+
+
+def _torchvision(kind: str, name: str) -> Entry:
+    def make() -> nn.Module:
+        from torchvision import models
+
+        options: dict[str, Any] = {"weights_backbone": None} if kind in ("segmentation.", "detection.") else {}
+        options |= {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        return models.get_model(name, weights=None, **options)  # type: ignore[no-any-return]
+
+    usual = {"inception_v3": 299, "maxvit_t": 224, "vit_b_32": 224, "swin_t": 224, "swin_v2_t": 256}.get(name, 160)
+
+    def inputs(batch: int, size: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        n = size or usual
+        if kind == "detection.":
+            return ([_noise(3, n, n) for _ in range(batch)],), {}
+        if kind == "video.":
+            n, frames = (224, 16) if name in ("mvit_v1_b", "swin3d_t") else (size or 112, 16 if name == "s3d" else 8)
+            return (_noise(batch, 3, frames, n, n),), {}
+        return (_noise(batch, 3, n, n),), {}
+
+    return Entry(f"torchvision/{kind}{name}", make, inputs)
+
+
+SMALL = {
+    "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "embedding_size": 32, "num_hidden_layers": 2,
+    "n_layer": 2, "n_layers": 2, "num_layers": 2, "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 64, "ffn_dim": 64, "d_ff": 64, "d_kv": 8, "d_inner": 64,
+    "hidden_dim": 64, "vocab_size": 99, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "head_dim": 8,
+    "max_position_embeddings": 64, "word_embed_proj_dim": 32, "d_head": 8, "block_sizes": [1, 1], "attn_layers": None,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "layer_types": None, "time_step_rank": 4,
+}  # fmt: skip
+
+
+def _text(kind: str) -> Entry:
+    def make() -> nn.Module:
+        from transformers import AutoConfig, AutoModel
+
+        config = AutoConfig.for_model(kind)
+        known = {name: value for name, value in SMALL.items() if value is not None and hasattr(config, name)}
+        return AutoModel.from_config(AutoConfig.for_model(kind, **known))  # type: ignore[no-any-return]
+
+    def inputs(batch: int, size: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        ids = torch.randint(3, 99, (batch, size or 12), generator=torch.Generator().manual_seed(batch))
+        more = {"decoder_input_ids": ids} if kind in ("t5", "bart") else {}
+        return (), {"input_ids": ids, **more}
+
+    return Entry(f"transformers/{kind}", make, inputs)
+
+
+def _vision(kind: str) -> Entry:
+    def make() -> nn.Module:
+        from transformers import AutoConfig, AutoModel
+
+        config = AutoConfig.for_model(kind)
+        plain = ("vit", "deit", "beit", "dinov2")
+        known = {n: v for n, v in SMALL.items() if kind in plain and v is not None and hasattr(config, n)}
+        known |= {"image_size": 64} if hasattr(config, "image_size") and kind in (*plain, "swin") else {}
+        return AutoModel.from_config(AutoConfig.for_model(kind, **known))  # type: ignore[no-any-return]
+
+    usual = {"levit": 224, "dinov2": 64, "vit": 64, "deit": 64, "beit": 64, "swin": 64}.get(kind, 128)
+
+    def inputs(batch: int, size: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        n = size or usual
+        return (), {"pixel_values": _noise(batch, 3, n, n)}
+
+    return Entry(f"transformers/{kind}", make, inputs)
+
+
+# --- random numbers -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def randomize(model: nn.Module) -> nn.Module:
+    """Random batch-norm statistics and scales, and random values for what is still as constructed (ones, zeros,
+    1e-6 of layer scales); the other weights keep their initialisation. Returns the model, in eval mode.
+    """
+    draw = torch.Generator().manual_seed(0)
+    norms = {id(p) for m in model.modules() if _is_norm(m) for p in m.parameters(recurse=False)}
+    for module in model.modules():
+        if _is_norm(module):
+            _randomize_norm(module, draw)
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in norms and parameter.numel() and (parameter == parameter.flatten()[0]).all():
+            span = torch.rand(parameter.shape, generator=draw)
+            scale = any(word in name.lower() for word in ("gamma", "scale", "ls", "weight", "alpha"))
+            parameter.copy_(span + 0.5 if scale and parameter.dim() <= 4 else (span - 0.5) * 0.2)
+    return model.eval()
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) or isinstance(getattr(module, "running_var", None), Tensor)
+
+
+def _randomize_norm(norm: Any, draw: torch.Generator) -> None:
+    uniform = torch.rand(4, norm.running_var.numel(), generator=draw) if norm.running_var is not None else None
+    if uniform is None:
+        return
+    norm.running_mean.copy_(uniform[0] * 0.2 - 0.1)
+    norm.running_var.copy_(uniform[1] + 0.5)
+    if getattr(norm, "weight", None) is not None:
+        signs = (uniform[3] > 0.3).float() * 2 - 1
+        norm.weight.copy_((uniform[2] + 0.5) * signs)
+        norm.bias.copy_(uniform[3] * 0.2 - 0.1)
+
+
+# --- counting -----------------------------------------------------------------------------------------
+
+FREE = frozenset(
+    str.split("""
+    view _unsafe_view _reshape_alias t permute transpose expand unsqueeze squeeze alias detach slice select as_strided
+    split split_with_sizes lift_fresh empty empty_like unbind clone copy_ _to_copy unfold diagonal new_empty
+    unsafe_split unsafe_chunk chunk narrow
+    """)
+)
+NORMS = frozenset(
+    ["native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "_batch_norm_no_update"]
+)
+LINEAR = frozenset(str.split("convolution mm addmm bmm baddbmm"))
+
+
+Value = tuple[int, int]
+
+
+class Counter(TorchDispatchMode):
+    """What runs: operations that compute something, batch norms, and batch norms that could be folded.
+
+    A norm could be folded into the layer before it if a convolution or product made its input and nothing else reads
+    that; or into the one after it if only an unpadded convolution, or a product, reads its output.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = self.norms = 0
+        self.made: dict[Value, tuple[str, Value | None]] = {}
+        self.reads: dict[Value, list[bool]] = {}
+        self.versions: dict[int, int] = {}
+        self.held: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        output = func(*args, **(kwargs or {}))
+        self.operations += name not in FREE
+        self.norms += name in NORMS
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        through = args[1 if "add" in name else 0] if name in LINEAR else None
+        unpadded = name in LINEAR and (name != "convolution" or (not any(args[4]) and not args[6]))
+        for leaf in leaves:
+            self.reads.setdefault(self._value(leaf), []).append(unpadded and leaf is through)
+        source = self._value(leaves[0]) if leaves else None
+        first = output[0] if isinstance(output, (tuple, list)) and output else output
+        if isinstance(first, Tensor):
+            if any(first is leaf for leaf in leaves):
+                self.versions[id(first)] = self.versions.get(id(first), 0) + 1
+            self.made[self._value(first)] = name, source
+        self.held.append((args, kwargs, output))
+        return output
+
+    def _value(self, tensor: Tensor) -> Value:
+        """A tensor between two writes into it (all are kept alive, so that an id is not used again)."""
+        return id(tensor), self.versions.get(id(tensor), 0)
+
+    @property
+    def foldable(self) -> int:
+        """Norms that a neighbour could take."""
+        found = 0
+        for value, (name, source) in self.made.items():
+            if name in NORMS:
+                before = source in self.made and self.made[source][0] in LINEAR and len(self.reads[source]) == 1
+                after = self.reads.get(value, [])
+                found += before or (len(after) == 1 and after[0])
+        return found
+
+
+def counted(model: nn.Module, call: Any) -> dict[str, int]:
+    """The counts of one run."""
+    with torch.no_grad(), Counter() as counter:
+        run(model, call)
+    return {"ops": counter.operations, "bn": counter.norms, "foldable": counter.foldable}
+
+
+# --- checking one model ---------------------------------------------------------------------------------
+
+
+def run(model: nn.Module, call: Any) -> list[Tensor]:
+    """All output tensors, computed from copies of the inputs."""
+    args, kwargs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, call)
+    with torch.no_grad():
+        output = model(*args, **kwargs)
+    output = dict(output) if isinstance(output, Mapping) else output
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def wide(call: Any) -> Any:
+    """The inputs in float64."""
+    return tree_map(lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, call)
+
+
+def error(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """The largest relative error of any output tensor."""
+    if [t.shape for t in found] != [t.shape for t in wanted]:
+        return float("inf")
+    pairs = ((a.double(), b.double()) for a, b in zip(found, wanted, strict=True) if b.numel())
+    return max((float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs), default=0.0)
+
+
+def examine(entry: Entry, peers: bool = True) -> dict[str, Any]:
+    """Everything about one model, as one line of the results."""
+    torch.manual_seed(0)
+    model = randomize(entry.make())
+    call = entry.inputs(2, None)
+    found: dict[str, Any] = {"name": entry.name, "parameters": sum(p.numel() for p in model.parameters())}
+    found["before"] = counted(model, call)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    start = time.perf_counter()
+    example = call[0] or None
+    fused = reparamkit.fuse(model, example, example_kwargs=call[1])
+    found["seconds"] = time.perf_counter() - start
+    found["changed"] = not _same_state(state, model.state_dict())
+    found["class_kept"] = isinstance(fused, type(model)) and type(fused).__name__ == type(model).__name__
+    report = reparamkit.report(fused)
+    found |= {"tier": report.tier, "merges": len(report.merges), "after": counted(fused, call)}
+    found["opaque"] = [
+        r.path for r in report.refusals if "cannot be traced" in r.reason or "cannot be captured" in r.reason
+    ]
+    found["unfolded"] = _unfolded(report) if found["after"]["foldable"] else []
+    found |= _compared(entry, model, fused, call)
+    if peers:
+        found |= {"stock": _peer(model, call, _stock), "timm": _peer(model, call, _reparameterized)}
+    return found
+
+
+def _unfolded(report: reparamkit.Report) -> list[str]:
+    """What was said about norms that stay."""
+    return [f"{r.path}: {r.reason}"[:300] for r in report.refusals if "Norm" in r.layer or r.layer == "batch_norm"][:3]
+
+
+def _same_state(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) or not a[n].isfinite().all() for n in a)
+
+
+def _compared(entry: Entry, model: nn.Module, fused: nn.Module, call: Any) -> Iterator[tuple[str, Any]]:
+    """Errors on the example inputs, another batch and another size; `own`: of the model itself against float64."""
+    exact = copy.deepcopy(model).double()
+    found: dict[str, Any] = {}
+    size = _image_size(call)
+    calls = {"": call, "batch_": entry.inputs(3, None)}
+    if size is not None:
+        calls["size_"] = entry.inputs(2, size + 32)
+    for name, each in calls.items():
+        try:
+            wanted = _reference(model, exact, each)
+        except Exception as refused:
+            found[f"{name}error"] = f"model: {type(refused).__name__}"
+            continue
+        found[f"{name}own"] = error(run(model, each), wanted)
+        try:
+            found[f"{name}error"] = error(run(fused, each), wanted)
+        except GuardError as guard:
+            found[f"{name}error"] = f"guard: {guard}"[:200]
+    return iter(found.items())
+
+
+def _reference(model: nn.Module, exact: nn.Module, call: Any) -> list[Tensor]:
+    """The output in float64; in float32 where a model insists on it."""
+    try:
+        return run(exact, wide(call))
+    except RuntimeError:
+        return run(model, call)
+
+
+def _image_size(call: Any) -> int | None:
+    images = [leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor) and leaf.dim() >= 3]
+    return images[0].shape[-1] if images else None
+
+
+def _peer(model: nn.Module, call: Any, convert: Callable[[nn.Module], nn.Module]) -> dict[str, Any]:
+    """What another tool leaves, its error against the model, or its exception."""
+    try:
+        other = convert(copy.deepcopy(model))
+        found: dict[str, Any] = counted(other, call)
+        found["error"] = error(run(other, call), run(model, call))
+    except Exception as refused:
+        return {"exception": type(refused).__name__}
+    return found
+
+
+def _stock(model: nn.Module) -> nn.Module:
+    return stock_fuse(model)  # type: ignore[no-any-return]
+
+
+def _reparameterized(model: nn.Module) -> nn.Module:
+    from timm.utils import reparameterize_model
+
+    return reparameterize_model(model)  # type: ignore[no-any-return]
+
+
+def verdict(line: dict[str, Any]) -> str:
+    """What is wrong with a model, in words; empty if nothing."""
+    if "exception" in line:
+        return str(line["exception"])
+    said = []
+    for name in ("", "batch_", "size_"):
+        found, own = line.get(f"{name}error"), line.get(f"{name}own", 0.0)
+        if isinstance(found, float) and not found <= max(1e-5, 8 * own):
+            said.append(f"{name}error {found:.1e} (own {own:.1e})")
+        elif name != "size_" and isinstance(found, str):
+            said.append(f"{name}{found}")
+    said += ["original changed"] if line["changed"] else []
+    said += [] if line["class_kept"] else ["another class"]
+    said += [f"{line['after']['foldable']} norms could be folded"] if line["after"]["foldable"] else []
+    best = min((line[p]["ops"] for p in ("stock", "timm") if "ops" in line.get(p, {})), default=None)
+    if best is not None and best < line["after"]["ops"]:
+        said.append(f"a peer leaves {best} operations, we {line['after']['ops']}")
+    return "; ".join(said)
+
+
+# --- processes ------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    options = _options()
+    if options.table:
+        TABLE.write_text(table(_done(options.results)))
+        return
+    index, shards = (int(n) for n in options.shard.split("/"))
+    done = {line["name"] for line in _done(options.results)}
+    chosen = [e for e in entries()[index::shards] if options.only in e.name and (options.again or e.name not in done)]
+    begin = time.monotonic()
+    for entry in chosen:
+        if time.monotonic() - begin > options.seconds:
+            break
+        line = _apart(entry, options.limit)
+        with options.results.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(f"{entry.name}: {verdict(line) or 'ok'} ({line.get('seconds', 0):.1f} s)", flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shard", default="0/1", help="i/n: every n-th model from the i-th on")
+    parser.add_argument("--only", default="", help="models whose name contains this")
+    parser.add_argument("--again", action="store_true", help="also those that are in the results")
+    parser.add_argument("--limit", type=float, default=150, help="seconds for one model")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no further model after this time")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="write docs/zoo.md from the results and stop")
+    return parser.parse_args()
+
+
+def _done(path: Path) -> list[dict[str, Any]]:
+    """The last line of each model."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = {line["name"]: line for line in map(json.loads, lines)}
+    return list(found.values())
+
+
+def _apart(entry: Entry, limit: float) -> dict[str, Any]:
+    """Examine a model in a process of its own, for a limited time."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(entry, theirs))
+    process.start()
+    theirs.close()
+    line: dict[str, Any] = {"name": entry.name, "exception": f"more than {limit:.0f} s"}
+    if ours.poll(limit):
+        try:
+            line = ours.recv()
+        except EOFError:
+            line["exception"] = "the process died"
+    process.kill()
+    process.join()
+    return line
+
+
+def _child(entry: Entry, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    try:
+        pipe.send(examine(entry))
+    except BaseException as failure:
+        lines = traceback.format_exception(failure)
+        pipe.send({"name": entry.name, "exception": f"{type(failure).__name__}: {failure}"[:300], "trace": lines[-3:]})
+
+
+# --- the page -------------------------------------------------------------------------------------------
+
+HEAD = """# The zoo
+
+`python benchmarks/zoo.py` fuses one model of every timm module, torchvision's families and small random configurations
+of transformers, with random batch-norm statistics and layer scales, and compares each with itself in float64; then
+`--table` writes this page. Operations are counted while the model runs, by a dispatch mode (views aside), not from our
+own graph. `own` is the error of the unfused model in float32 against float64: random numbers make some models amplify
+rounding, and no two ways to compute these agree better than that. `batch` and `size` are the errors at another batch
+size and, where the model takes it, another image size. `stock` is `torch.fx.experimental.optimization.fuse`, `timm` is
+`timm.utils.reparameterize_model`: operations left, and in brackets the batch norms left, or the exception.
+
+"""
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """The page of the documentation."""
+    good = [line for line in lines if "exception" not in line]
+    head = "| model | tier | ops | BN | error | own | batch | size | stock | timm | s |\n" + "|---" * 11 + "|\n"
+    rows = "".join(_row(line) for line in lines)
+    return HEAD + _summary(lines, good) + "\n" + head + rows + _not_run()
+
+
+def _summary(lines: list[dict[str, Any]], good: list[dict[str, Any]]) -> str:
+    def total(*path: str) -> int:
+        return sum(line[path[0]][path[1]] for line in good)
+
+    def best(line: dict[str, Any]) -> int:
+        return min([line["before"]["ops"], *(line[peer]["ops"] for peer in ("stock", "timm") if "ops" in line[peer])])
+
+    seconds = sorted(line["seconds"] for line in good)
+    sentences = [
+        f"{len(lines)} models: {len(lines) - len(good)} raise or time out,"
+        f" {sum('error' in verdict(line) for line in good)} differ by more than rounding,"
+        f" {sum(not line['class_kept'] for line in good)} lose their class,"
+        f" {sum(line['changed'] for line in good)} originals changed.",
+        f"Operations {total('before', 'ops'):,} -> {total('after', 'ops'):,};"
+        f" the better of the two other tools, model by model, leaves {sum(map(best, good)):,}.",
+        f"Batch norms {total('before', 'bn'):,} -> {total('after', 'bn'):,},"
+        f" of which {total('after', 'foldable'):,} could be folded into a neighbour.",
+        f"Median time to fuse: {seconds[len(seconds) // 2] if seconds else 0:.1f} s, proofs included, one thread.",
+    ]
+    return "\n".join(sentences) + "\n"
+
+
+def _row(line: dict[str, Any]) -> str:
+    if "exception" in line:
+        return f"| {line['name']} | {line['exception'].splitlines()[0][:80].replace('|', '/')} |" + " |" * 9 + "\n"
+    cells = [
+        line["name"],
+        line["tier"] + (f", {len(line['opaque'])} left" if line["opaque"] else ""),
+        f"{line['before']['ops']} -> {line['after']['ops']}",
+        f"{line['before']['bn']} -> {line['after']['bn']}",
+        *(_figure(line.get(name)) for name in ("error", "own", "batch_error", "size_error")),
+        *(_left(line[peer]) for peer in ("stock", "timm")),
+        f"{line['seconds']:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _figure(value: float | str | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.0e}"
+    return "" if value is None or value.startswith("model") else value.partition(":")[0]
+
+
+def _left(peer: dict[str, Any]) -> str:
+    wrong = " WRONG" if peer.get("error", 0) > 1e-2 else ""
+    return peer["exception"] if "exception" in peer else f"{peer['ops']} ({peer['bn']}){wrong}"
+
+
+def _not_run() -> str:
+    return "\nNot run, for their size: " + "; ".join(f"{name} ({why})" for name, why in TOO_LARGE.items()) + ".\n"
+
+
+if __name__ == "__main__":
+    main()

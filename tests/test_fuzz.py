@@ -1,0 +1,177 @@
+"""A short run of the differential fuzzer, the small models it found, and whether it would find anything."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from structures import Model, build, conv, conv_norm, error, norm, run, sample, seq, wide
+from torch import Tensor, nn
+
+import reparamkit
+from reparamkit import GuardError
+from reparamkit.layers.norm import read_batch_norm_layer
+from reparamkit.layers.registry import READERS
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.fuzz.check import Skip, check
+from benchmarks.fuzz.draw import program
+from benchmarks.fuzz.program import Program, Step, source
+from benchmarks.fuzz.shrink import shrink
+
+SEEDS = range(100_000, 100_048)
+
+
+@pytest.mark.parametrize("start", SEEDS[::8])
+def test_random_models(start: int):
+    """Models drawn at random keep every promise that the fuzzer checks."""
+    tried = 0
+    for seed in range(start, start + 8):
+        try:
+            found = check(program(seed))
+        except Skip:
+            continue
+        tried += 1
+        assert found is None, f"{found[1]}\n{found[0]}\n{source(program(seed))}"
+    assert tried >= 6
+
+
+def test_the_fuzzer_draws_much():
+    """The seeds of this run reach most kinds of steps, several modules, in-place writes and shared layers."""
+    drawn = [program(seed) for seed in SEEDS]
+    kinds = {kind for each in drawn for kind in each.kinds}
+    assert len(kinds) >= 50
+    assert {"conv", "join", "again", "in_place", "hook", "view", "sum", "nonlinear"} <= kinds
+    assert any(each.groups for each in drawn)
+    assert program(SEEDS[0]) == drawn[0]
+
+
+# --- would it find anything? --------------------------------------------------------------------------
+
+
+class Sabotaged(nn.BatchNorm2d):
+    """A norm whose reader is wrong in one way."""
+
+
+@pytest.mark.parametrize("wrong", ["scale", "shift", "channel"])
+def test_a_wrong_reader_is_found_and_made_small(wrong: str, monkeypatch: pytest.MonkeyPatch):
+    """A reader that is off by 1%, without proofs: the fuzzer says so, and leaves of the model the layers at fault."""
+    factor = {"scale": torch.tensor(1.01), "shift": torch.tensor(1.0), "channel": torch.tensor([1.0, 1, 1, 1.01])}[
+        wrong
+    ]
+    steps = (
+        Step(1, "view", (0,), "{out} = {0} * torch.sigmoid({0})"),
+        Step(2, "conv", (1,), "{out} = {m}({0})", "nn.Conv2d(4, 4, 3)"),
+        Step(3, "norm", (2,), "{out} = {m}({0})", "Sabotaged(4)"),
+        Step(4, "nonlinear", (3,), "{out} = F.gelu({0})"),
+    )
+    monkeypatch.setattr("benchmarks.fuzz.check.trials", _without_proofs)
+    monkeypatch.setitem(vars(sys.modules["benchmarks.fuzz.program"])["PARTS"], "Sabotaged", Sabotaged)
+    given = Program(1, ((2, 4, 6, 5),), steps, (4,))
+    assert check(given) is None
+    with READERS.restored():
+
+        @reparamkit.reader(Sabotaged)
+        def _wrong(layer: nn.Module, input: Any) -> Any:
+            offset = None if wrong != "shift" else torch.full((4,), 0.01, dtype=torch.float64)
+            return reparamkit.scale(read_batch_norm_layer(layer, input), factor.double().expand(4), 1, offset)
+
+        found = check(given)
+        assert found is not None
+        assert found[0].kind.startswith("wrong")
+        small, failure, _ = shrink(given, found[0])
+    assert failure.kind == found[0].kind
+    assert {step.number for step in small.steps} == {2, 3}
+
+
+def _without_proofs(drawn: Program) -> Any:
+    from benchmarks.fuzz.check import Trial
+
+    yield Trial(True, {"verify": False})
+
+
+# --- what it found ------------------------------------------------------------------------------------
+
+
+def test_a_norm_in_training_mode_counts_no_batch_of_ours():
+    """Fusing leaves `num_batches_tracked` of a norm that is in training mode."""
+    model = build(lambda: seq(conv(4, 4), norm(4)))
+    model[1].train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    reparamkit.fuse(model, sample((2, 4, 5, 6), torch.float32))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Deciding(nn.Module):
+    """Cannot be traced, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(4, 4), conv_norm(4, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.a(x) if x.sum() > 0 else self.b(x)
+
+
+def _writes_its_input(m: Any, x: Tensor) -> Tensor:
+    x += 1
+    return m.d(x)
+
+
+def test_a_recorded_run_writes_nothing_of_the_users():
+    """A module that cannot be traced is run to record its inputs: on copies of inputs and buffers."""
+    model = build(lambda: Model(_writes_its_input, d=Deciding()))
+    x = sample((2, 4, 5, 6), torch.float32)
+    given = x.clone()
+    fused = reparamkit.fuse(model, given)
+    assert torch.equal(given, x)
+    assert model.d.calls == 0
+    assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6
+
+
+class Branching(nn.Module):
+    """Takes another path for wide inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(4, 4), conv(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) if x.shape[-1] > 6 else self.b(x)
+
+
+def _norm_then_branch(m: Any, x: Tensor) -> Tensor:
+    return m.c(m.n(x))
+
+
+def _divided_by_its_width(m: Any, x: Tensor) -> Any:
+    y = -x
+    return y / float(y.shape[-1]), m.n(y)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Model(_norm_then_branch, n=norm(4), c=Branching()),
+        lambda: Model(lambda m, x: _divided_by_its_width(m, x)[0] + m.n(-x), n=conv_norm(4, 4)),
+    ],
+    ids=["a branch on a size", "a number made of a size"],
+)
+def test_another_size_is_right_or_refused(make: Callable[[], nn.Module]):
+    """What was decided by a size in tracing holds at another size, or the model says that it was fused for one size."""
+    model = build(make)
+    fused = reparamkit.fuse(model, sample((2, 4, 5, 6), torch.float32))
+    for width in (6, 9):
+        x = sample((2, 4, 5, width), torch.float32)
+        try:
+            found = run(fused, x)
+        except GuardError:
+            assert width != 6
+            continue
+        assert error(found, run(wide(model), x.double())) <= 1e-6

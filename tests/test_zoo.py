@@ -1,0 +1,48 @@
+"""A dozen real models, one of each kind: the whole zoo is benchmarks/zoo.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("timm", reason="timm is not installed: pip install timm")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import zoo
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # other people's models warn
+DOZEN = {
+    "test_resnet": "plain convolutions",
+    "test_efficientnet": "depthwise convolutions and gates",
+    "test_byobnet": "re-parameterised blocks",
+    "mobileone_s0": "many branches",
+    "repvit_m0_9": "norms inside sums",
+    "repghostnet_050": "concatenations",
+    "fastvit_t8": "token mixers",
+    "efficientvit_m0": "attention over channels in groups",
+    "levit_128s": "linear layers with norms",
+    "test_vit": "no norm to fold",
+    "test_convnext": "layer scales",
+    "gmlp_ti16_224": "tokens as channels",
+}
+
+
+@pytest.mark.parametrize("name", DOZEN)
+def test_model(name: str):
+    """Equal to float64 at two batch sizes and another image size, of its class, the original as it was, and no batch
+    norm left that a neighbour could take."""
+    torch.manual_seed(0)
+    line = zoo.examine(zoo.entry(name), peers=False)
+    assert zoo.verdict(line) == ""
+    assert line["after"]["ops"] <= line["before"]["ops"]
+    assert line["before"]["bn"] == 0 or line["after"]["bn"] < line["before"]["bn"]
+
+
+def test_the_zoo_names_every_timm_module():
+    """Each module of timm has a model in the zoo, or a reason why not."""
+    import timm
+
+    named = {*zoo.TIMM, *zoo.TOO_LARGE}
+    assert {module for module in timm.list_modules() if named.isdisjoint(timm.list_models(module=module))} == set()
