@@ -53,7 +53,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     """The options in `arguments`, by default those of the process; exits if they make no sense."""
     parser = argparse.ArgumentParser(description="Train RepMLPNet to segment images; fuse; compare pixel by pixel.")
     _add_what(parser.add_argument_group("what to train"))
-    add_training(parser.add_argument_group("how to train it"), EPOCHS, lr=3e-3, batch_size=16)
+    add_training(parser.add_argument_group("how to train it"), EPOCHS, lr=5e-3, batch_size=32)
+    parser.set_defaults(label_smoothing=0.0, warmup_epochs=1.0)
     add_place(parser.add_argument_group("where"), "runs/segmentation")
     chosen = vars(parser.parse_args(arguments))
     check_device(parser, chosen["device"])

@@ -25,8 +25,8 @@ from weights import save_weights  # noqa: E402
 
 import reparamkit  # noqa: E402
 
-TRAIN, TEST = 800, 200
-"""Canvases of digits that are made, unless fewer are asked for."""
+TRAIN, TEST = 1600, 200
+"""Canvases of digits per epoch and for testing, unless others are asked for."""
 
 
 def run(options: Options) -> None:
