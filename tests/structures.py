@@ -492,6 +492,7 @@ MAPS: tuple[Shape, ...] = ((2, 4, 8, 10), (1, 4, 9, 7), (3, 4, 12, 12))
 MAPS_3D: tuple[Shape, ...] = ((2, 4, 5, 6, 7), (1, 4, 6, 5, 8))
 ROWS: tuple[Shape, ...] = ((4, 6), (1, 6), (7, 6))
 TOKENS: tuple[Shape, ...] = ((2, 12, 5), (1, 12, 5), (3, 12, 7))
+TOKENS_8: tuple[Shape, ...] = ((2, 5, 8), (1, 7, 8), (3, 4, 8))
 FIXED: tuple[Shape, ...] = ((2, 4, 4, 6), (1, 4, 4, 6), (5, 4, 4, 6))
 
 CHAINS = (
@@ -820,7 +821,141 @@ NETS = (
 )
 """Pieces of real networks in which several merges meet."""
 
-STRUCTURES = (*CHAINS, *BRANCHES, *FUNCTIONS, *DENSE, *SPELLINGS, *NETS)
+
+class BorderNorm(nn.Module):
+    """A batch norm, then padding by what it makes of zero: the way DBB keeps 1x1 - 3x3 rows exact."""
+
+    def __init__(self, channels: int, pad: int) -> None:
+        super().__init__()
+        self.norm, self.pad = norm(channels), pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, p = self.norm, self.pad
+        assert n.running_mean is not None
+        assert n.running_var is not None
+        border = (n.bias - n.running_mean * n.weight / torch.sqrt(n.running_var + n.eps)).view(1, -1, 1, 1)
+        return with_border(n(x), border, p)
+
+
+def with_border(x: Tensor, value: Tensor, p: int) -> Tensor:
+    """Zero padding whose border is overwritten, side by side."""
+    y = F.pad(x, [p] * 4)
+    y[:, :, 0:p, :], y[:, :, -p:, :] = value, value
+    y[:, :, :, 0:p], y[:, :, :, -p:] = value, value
+    return y
+
+
+class Upsampling(nn.Module):
+    """Two transposed convolutions side by side, as in a decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = seq(nn.ConvTranspose2d(4, 6, 4, 2, 1, groups=2, bias=False), norm(6))
+        self.b = seq(nn.ConvTranspose2d(4, 6, 2, 2, groups=2), norm(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
+
+
+def _parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.rand(shape) + 0.5)
+
+
+RESAMPLING = (
+    Structure("transposed conv-bn", lambda: seq(nn.ConvTranspose2d(4, 6, 4, 2, 1), norm(6)), MAPS, "conv"),
+    Structure(
+        "grouped transposed conv-bn",
+        lambda: seq(nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1, groups=2), norm(6)),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "transposed conv1d-bn",
+        lambda: seq(nn.ConvTranspose1d(4, 6, 5, 3, dilation=2), nn.BatchNorm1d(6)),
+        MAPS_1D,
+        "conv",
+    ),
+    Structure("transposed branches", Upsampling, MAPS, "conv"),
+    Structure(
+        "1x1, transposed, 1x1",
+        lambda: seq(bias_free(4, 4), nn.ConvTranspose2d(4, 4, 2, 2), conv(4, 4, 1)),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "conv, pixel shuffle, bn", lambda: seq(conv(4, 16), nn.PixelShuffle(2), norm(4)), MAPS, "conv pixel_shuffle"
+    ),
+    Structure(
+        "conv-bn, channel shuffle, 1x1", lambda: seq(conv_norm(4, 4), nn.ChannelShuffle(2), conv(4, 4, 1)), MAPS, "conv"
+    ),
+)
+PARAMETERS = (
+    Structure(
+        "a border that is the norm of zero",
+        lambda: seq(bias_free(4, 4), BorderNorm(4, 1), nn.Conv2d(4, 6, 3, bias=False), norm(6)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+    ),
+    Structure(
+        "a border that is the bias",
+        lambda: Model(
+            lambda m, x: m.b(with_border(m.a(x), m.a.bias.view(1, -1, 1, 1), 1)), a=conv(4, 4, 1), b=nn.Conv2d(4, 6, 3)
+        ),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+    ),
+    Structure(
+        "weight standardisation alone",
+        lambda: Model(
+            lambda m, x: F.conv2d(x, m.w - m.w.mean((1, 2, 3), keepdim=True), m.b),
+            w=_parameter(6, 4, 3, 3),
+            b=_parameter(6),
+        ),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "weight norm alone", lambda: torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3)), MAPS, "conv"
+    ),
+    Structure("lora", lambda: LowRank(8, 2), TOKENS_8, "linear"),
+    Structure(
+        "implicit add and multiply",
+        lambda: Model(
+            lambda m, x: m.c(x + m.a) * m.b, c=conv(4, 6, 1), a=_parameter(1, 4, 1, 1), b=_parameter(1, 6, 1, 1)
+        ),
+        MAPS,
+        "conv",
+    ),
+    Structure("gated by lerp", lambda: Model(lambda m, x: torch.lerp(x, m.c(x), 0.3), c=conv_norm(4, 4)), MAPS, "conv"),
+    Structure(
+        "einsum after linear",
+        lambda: Model(lambda m, x: torch.einsum("bnc,dc->bnd", m.a(x), m.w), a=nn.Linear(8, 8), w=_parameter(6, 8)),
+        TOKENS_8,
+        "linear",
+        needs_inputs=True,
+    ),
+)
+
+
+class LowRank(nn.Module):
+    """A linear layer and a product of two thin ones beside it."""
+
+    def __init__(self, features: int, rank: int) -> None:
+        super().__init__()
+        self.base = nn.Linear(features, features)
+        self.a, self.b = nn.Linear(features, rank, bias=False), nn.Linear(rank, features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + 2.0 * self.b(self.a(x))
+
+
+def bias_free(ins: int, outs: int) -> nn.Conv2d:
+    return nn.Conv2d(ins, outs, 1, bias=False)
+
+
+STRUCTURES = (*CHAINS, *BRANCHES, *FUNCTIONS, *DENSE, *SPELLINGS, *NETS, *RESAMPLING, *PARAMETERS)
 
 
 # --- near misses ------------------------------------------------------------------------------------
@@ -954,6 +1089,26 @@ NEAR_MISSES = (
         MAPS,
         "conv conv add",
         "raise FLOPs",
+    ),
+    NearMiss(
+        "norm before a transposed conv",
+        lambda: seq(norm(4), nn.ConvTranspose2d(4, 6, 3, 2)),
+        MAPS,
+        "norm conv",
+        "zero padding|nothing linear",
+    ),
+    NearMiss(
+        "a border that is no bias",
+        lambda: Model(
+            lambda m, x: m.b(with_border(m.a(x), m.v, 1)),
+            a=conv(4, 4, 1),
+            b=nn.Conv2d(4, 6, 3),
+            v=_parameter(1, 4, 1, 1),
+        ),
+        MAPS,
+        "conv pad conv",
+        "other values than the bias",
+        needs_inputs=True,
     ),
     NearMiss(
         "strides that differ",

@@ -96,6 +96,8 @@ def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Place
             layer = plans[around]
             if isinstance(layer, LayerPlan):
                 found.append(Placement(source, trail, position, layer))
+            if any(map(_copies, trail)) and isinstance(bare := _planned(op, bias, (), ()), LayerPlan):
+                found.append(Placement(source, (trail[position],), 0, bare))
     if not found:
         reasons = [reason for reason in plans.values() if isinstance(reason, str)]
         raise NotFusable(reasons[-1] if reasons else "no way through the graph to write it on")
@@ -110,11 +112,17 @@ def _planned(op: Operator, bias: Operator | None, before: Views, after: Views) -
         return no.reason
 
 
-def _rank(placement: Placement, weigh: Weigh) -> tuple[int, int, int, int]:
+def _rank(placement: Placement, weigh: Weigh) -> tuple[int, int, int, int, int]:
     if placement.layer is None or placement.anchor is None:
-        return 0, 0, 0, len(placement.trail)
+        return 0, 0, 0, 0, len(placement.trail)
     cost = placement.layer.cost
-    return cost.flops, cost.stored, -weigh(placement.anchor), len(placement.trail)
+    copies = sum(map(_copies, placement.trail))
+    return cost.flops, cost.stored, copies, -weigh(placement.anchor), len(placement.trail)
+
+
+def _copies(step: Step) -> bool:
+    """Whether a step moves numbers in memory, as a shuffle does; a plain view does not."""
+    return len(step.views) > 1
 
 
 def _positions(trail: Trail) -> Iterator[int]:
