@@ -379,7 +379,10 @@ def _sources(reading: Reading, written: Written) -> dict[fx.Node, Operator]:
     site = written.site
     named = {node.name: node for node in reading.captured.graph.nodes}
     if site.replacement is not None:
-        return {node: identity(*reading.shapes[node]) for node in site.replacement.inputs}
+        # The form of a single layer knows the sizes that its weights fix.
+        form = reading.read.get(site.value)
+        known = {} if form is None else {name: term.op for name, term in form.terms.items()}
+        return {n: known.get(n.name, identity(*reading.shapes[n])) for n in site.replacement.inputs}
     assert site.placed is not None
     return {named[name]: term.op for name, term in site.placed.form.terms.items()}
 

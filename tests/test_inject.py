@@ -359,6 +359,15 @@ def test_a_layer_without_bias_gets_one():
     torch.testing.assert_close(fused(x), changed(x))
 
 
+def test_example_inputs_are_not_needed():
+    changed = randomize(inject_locality(nn.Sequential(nn.Linear(12, 12), nn.ReLU()), layers="0", grid=(3, 4)))
+    fused = fuse(changed)
+    assert kinds(fused) == [("", "Sequential"), ("0", "Linear"), ("1", "ReLU")]
+    for shape in ((12,), (5, 12), (2, 5, 12)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(fused(x), changed(x))
+
+
 ROWS = {
     "alone": lambda: nn.Sequential(nn.Linear(12, 12), nn.ReLU()),
     "before a layer": lambda: nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 7), nn.ReLU()),
