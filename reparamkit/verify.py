@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten
 
 from .algebra.operator import Operator
 from .algebra.size import Size, Symbol, roots
+from .capture.buffers import other_buffers
 from .capture.capture import Captured, Inputs, run
 from .errors import EquivalenceError, NotFusable
 from .layers.wide import wide, wide_module
@@ -108,18 +109,9 @@ def tensors(output: Any) -> list[Tensor]:
 
 def undisturbed(model: nn.Module, inputs: Inputs) -> Any:
     """The output of a model on copies of the inputs, its buffers left as they are."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     args, kwargs = copy.deepcopy((inputs.args, dict(inputs.kwargs)))
-
-    class _Pure(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.held = [model]
-
-        def forward(self, *a: Any, **k: Any) -> Any:
-            return torch.func.functional_call(model, buffers, a, k, tie_weights=True)
-
-    return run(_Pure(), Inputs(args, kwargs))
+    with other_buffers(model, Tensor.clone):
+        return run(model, Inputs(args, kwargs))
 
 
 def sensitivity(model: nn.Module, inputs: Inputs) -> float:

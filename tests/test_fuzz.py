@@ -175,3 +175,35 @@ def test_another_size_is_right_or_refused(make: Callable[[], nn.Module]):
             assert width != 6
             continue
         assert error(found, run(wide(model), x.double())) <= 1e-6
+
+
+class Counting(nn.Module):
+    """Counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.relu(x)
+
+
+def test_a_module_with_two_names_keeps_its_buffer():
+    """A module that is registered twice, and writes a buffer, has the buffer it had."""
+    counting = Counting()
+    model = build(lambda: Model(lambda m, x: m.b(m.c(m.a(x))), a=counting, b=counting, c=conv_norm(4, 4)))
+    buffer = counting.calls
+    fused = reparamkit.fuse(model, sample((2, 4, 5, 6), torch.float32))
+    assert counting.calls is buffer
+    assert buffer == fused.a.calls == 0
+    run(fused, sample((2, 4, 5, 6), torch.float32))
+    assert fused.a.calls == 2
+
+
+def test_a_norm_without_momentum_reads_its_count():
+    """In training mode it divides by the number of batches, which tracing must know."""
+    model = build(lambda: seq(conv_norm(4, 4), nn.BatchNorm2d(4, momentum=None)))
+    model[1].train()
+    reparamkit.fuse(model, sample((2, 4, 5, 6), torch.float32))
+    assert model[1].num_batches_tracked == 0

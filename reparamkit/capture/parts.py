@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from ..errors import CaptureError
+from .buffers import other_buffers
 from .capture import Captured, Inputs, capture, run
 from .tracer import Opaque
 
@@ -114,13 +114,10 @@ def _recorded(model: nn.Module, inputs: Inputs, wanted: dict[str, nn.Module]) ->
 
     # The forward may write into its inputs and its buffers, which are the user's.
     own = Inputs(*copy.deepcopy((inputs.args, dict(inputs.kwargs))))
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     handle = register_module_forward_hook(record, with_kwargs=True)
     try:
-        run(model, own)
+        with other_buffers(model, Tensor.clone):
+            run(model, own)
     finally:
         handle.remove()
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
     return calls

@@ -21,6 +21,7 @@ from torch.fx.node import Argument, Target
 from torch.utils._pytree import tree_map
 
 from ..errors import CaptureError
+from .buffers import other_buffers
 from .guards import expect, is_guard
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
@@ -346,14 +347,13 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
         return fx.node.map_arg(argument, known)
 
     args, kwargs = fake(node.args), fake(node.kwargs)
-    with mode, torch.no_grad():
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
+    # A norm in training mode counts its batches in a buffer, and may read the count.
+    with torch.no_grad(), other_buffers(module, Tensor.clone), mode:
         if node.op == "get_attr":
             return tree_map(as_fake(mode), attribute(root, str(node.target)))
         if node.op == "call_module":
-            module = root.get_submodule(str(node.target))
-            # Fake buffers: a norm in training mode counts its batches in a real one.
-            buffers = {name: as_fake(mode)(buffer) for name, buffer in module.named_buffers()}
-            return torch.func.functional_call(module, buffers, args, kwargs) if buffers else module(*args, **kwargs)
+            return module(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
