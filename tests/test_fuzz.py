@@ -44,7 +44,7 @@ def test_the_fuzzer_draws_much():
     """The seeds of this run reach most kinds of steps, several modules, in-place writes and shared layers."""
     drawn = [program(seed) for seed in SEEDS]
     kinds = {kind for each in drawn for kind in each.kinds}
-    assert len(kinds) >= 50
+    assert len(kinds) >= 45
     assert {"conv", "join", "again", "in_place", "hook", "view", "sum", "nonlinear"} <= kinds
     assert any(each.groups for each in drawn)
     assert program(SEEDS[0]) == drawn[0]
