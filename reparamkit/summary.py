@@ -97,7 +97,7 @@ def summarize(
     )
     root = works[0].captured.root
     left = [Refusal(path or "(root)", _class_at(root, path), reason) for path, reason in parts.opaque.items()]
-    refusals = [refusal for w in works for refusal in _refusals(w.plans[-1], w.said, w.captured, w.reading)]
+    refusals = [refusal for w in works for refusal in _refusals(_of_layers(w.plans[-1]), w.said, w.captured, w.reading)]
     return Report(merges, (*left, *refusals), before, after, works[0].captured.tier, error, type(root).__name__)
 
 
@@ -124,6 +124,12 @@ def _merge(done: Done, equations: Mapping[str, str]) -> Merge:
 
 def _member(node: fx.Node) -> str:
     return place_of(node) or str(getattr(node.target, "__name__", node.target))
+
+
+def _of_layers(plan: Plan) -> Plan:
+    """The plan without what stood in the way of merging a merged layer once more: no layer of the user's was left."""
+    own = {node: reasons for node, reasons in plan.refusals.items() if "rules" not in node.meta}
+    return replace(plan, refusals=own)
 
 
 def _refusals(
