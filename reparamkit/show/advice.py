@@ -49,7 +49,7 @@ TABLE = (
         "needs sizes",
         "pass example_inputs: then sizes are known, and what holds for them only is guarded",
         r"pass example_inputs|rank of this tensor|unknown rank|fixed sizes? |size is free|free sizes?|free number of"
-        r"|sizes cannot be followed|whose size cannot be followed|cannot be followed|partly free"
+        r"|sizes cannot be followed|whose size cannot be followed|cannot be followed|partly free|size that is free|channels that is not known"
         r"|size that is unknown|computed at run time|not known to be 1|depend on the input's size"
         r"|happens to be 1",
     ),
@@ -93,14 +93,14 @@ TABLE = (
         r"broadcast|do not agree|sizes 1 and|mixes several dimensions|mixes the samples|mean over the batch"
         r"|differs from place to place|number of dimensions|of rank|needs \d+ dimensions|need.*dimensions"
         r"|come from another dimension|averaged axes|splits or joins an axis|not a scale|nothing is mixed|takes a slice"
-        r"|through the graph|no single layer computes|would differ from place|is not the same",
+        r"|through the graph|sampled again|no single layer computes|would differ from place|is not the same",
     ),
     Advice(
         "code",
         "sits in code that cannot be written again",
         "make the forward around it plain: values come in as arguments, results go out as results; or pass"
         " as_graph=True, which writes no code",
-        r"its forward|the forward of|uses a value|which is not inside it|generated method|cannot be checked|does not"
+        r"its forward|whose forward|the forward of|uses a value|which is not inside it|generated method|cannot be checked|does not"
         r" reach",
     ),
     Advice(
@@ -121,7 +121,7 @@ TABLE = (
         "is not understood by any reader",
         "teach it: @reparamkit.reader(MyLayer), see the page 'Add a rule'",
         r"not understood|cannot read|not a form|is not a module here|full matrix over|fails in float64|of several"
-        r" dimensions|index that is no slice|narrow from the end|einsum that is not|expected a tensor|not proved"
+        r" dimensions|index that is no slice|narrow from the end|einsum that is not|expected a tensor|not proved|cannot be run on"
         r"|has no data",
     ),
 )
