@@ -49,7 +49,8 @@ TABLE = (
         "needs sizes",
         "pass example_inputs: then sizes are known, and what holds for them only is guarded",
         r"pass example_inputs|rank of this tensor|unknown rank|fixed sizes? |size is free|free sizes?|free number of"
-        r"|sizes cannot be followed|whose size cannot be followed|cannot be followed|partly free|size that is free|channels that is not known"
+        r"|sizes cannot be followed|whose size cannot be followed|cannot be followed|partly free"
+        r"|size that is free|channels that is not known"
         r"|size that is unknown|computed at run time|not known to be 1|depend on the input's size"
         r"|happens to be 1",
     ),
@@ -100,7 +101,8 @@ TABLE = (
         "sits in code that cannot be written again",
         "make the forward around it plain: values come in as arguments, results go out as results; or pass"
         " as_graph=True, which writes no code",
-        r"its forward|whose forward|the forward of|uses a value|which is not inside it|generated method|cannot be checked|does not"
+        r"its forward|whose forward|the forward of|uses a value|which is not inside it|generated method|cannot be checked"
+        r"|does not"
         r" reach",
     ),
     Advice(
@@ -121,8 +123,8 @@ TABLE = (
         "is not understood by any reader",
         "teach it: @reparamkit.reader(MyLayer), see the page 'Add a rule'",
         r"not understood|cannot read|not a form|is not a module here|full matrix over|fails in float64|of several"
-        r" dimensions|index that is no slice|narrow from the end|einsum that is not|expected a tensor|not proved|cannot be run on"
-        r"|has no data",
+        r" dimensions|index that is no slice|narrow from the end|einsum that is not|expected a tensor|not proved"
+        r"|cannot be run on|has no data",
     ),
 )
 """In order: the first whose pattern is found is meant. A reason may name several causes, the first tells most."""
