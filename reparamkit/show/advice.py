@@ -101,9 +101,8 @@ TABLE = (
         "sits in code that cannot be written again",
         "make the forward around it plain: values come in as arguments, results go out as results; or pass"
         " as_graph=True, which writes no code",
-        r"its forward|whose forward|the forward of|uses a value|which is not inside it|generated method|cannot be checked"
-        r"|does not"
-        r" reach",
+        r"its forward|whose forward|the forward of|uses a value|which is not inside it|generated method"
+        r"|cannot be checked|does not reach",
     ),
     Advice(
         "alone",
