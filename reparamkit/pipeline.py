@@ -20,7 +20,7 @@ from .engine.dead import drop_dead
 from .engine.identities import drop_identities
 from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
-from .engine.scope import Scope, matches
+from .engine.scope import Everything, Scope, matches
 from .engine.sizes import read_early
 from .errors import CaptureError, EquivalenceError, InvalidInputError
 from .inputs import Example, checked_inputs, checked_model
@@ -249,7 +249,7 @@ def _readings(parts: Parts, request: Request) -> list[Reading]:
     """Of every part, as it is now."""
     for part in parts.captured:
         part.forget()
-    return [_read(part, request) for part in parts.captured]
+    return [_read(part) for part in parts.captured]
 
 
 def _sketches(readings: Sequence[Reading]) -> list[Sketch]:
@@ -268,7 +268,7 @@ def _sites(works: Sequence[Work], nodes: Callable[[Done], Iterable[fx.Node]]) ->
 def _fused_part(captured: Captured, request: Request) -> Work:
     """Read, choose, write and prove one captured part."""
     join_borders(captured)
-    reading = _read(captured, request)
+    reading = _read(captured)
     drop_identities(captured, reading)
     drop_dead(captured, reading)
     read_early(captured, reading)
@@ -324,13 +324,13 @@ def _is_leaf(module: nn.Module) -> bool:
     return str(type(module).forward.__module__).startswith(("torch.nn", "torch.ao"))
 
 
-def _read(captured: Captured, request: Request) -> Reading:
-    """A reading for prices only: each node over its own inputs."""
+def _read(captured: Captured) -> Reading:
+    """A reading for prices and sizes only: each node over its own inputs, whether it may be merged or not."""
 
     def none(node: fx.Node, found: list[Candidate]) -> list[Candidate]:
         return []
 
-    return read(captured, READERS, request.scope(captured), none, Reading(captured))
+    return read(captured, READERS, Everything(captured, frozenset()), none, Reading(captured))
 
 
 def _unproved(captured: Captured, written: Written) -> None:
@@ -358,7 +358,7 @@ def _apply_patterns(captured: Captured, request: Request, writer: Writer) -> dic
         site = next_site(captured, scope, rules, seen, lambda n, why: said.setdefault(n, []).append(why))
         if site is None:
             break
-        _prepare(writer, request, _read(captured, request), said)
+        _prepare(writer, request, _read(captured), said)
         writer.write_pattern(site)
         writer.erase_dead()
         captured.forget()

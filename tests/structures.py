@@ -917,7 +917,7 @@ PARAMETERS = (
         "conv",
     ),
     Structure(
-        "weight norm alone", lambda: torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3)), MAPS, "conv"
+        "weight norm alone", lambda: seq(torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3))), MAPS, "conv"
     ),
     Structure("lora", lambda: LowRank(8, 2), TOKENS_8, "linear"),
     Structure(

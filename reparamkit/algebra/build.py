@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import NotFusable
 from .align import Face, align
-from .form import Form, added_bias, apply
+from .form import Form, added_bias, apply, as_bias
 from .laws import CHAIN
 from .operator import Dims, Link, Operator, Role, closed, pin, with_rank
 from .size import Size, fixed, product
@@ -247,8 +247,15 @@ def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
     first = max(n + start, 0) if start < 0 else start
     last = 0 if stop is None else (stop if stop < 0 else min(stop - n, 0))
 
+    if (first, last, step) == (0, 0, 1):
+        return permute(x, range(len(x.sizes)))
+
     def build(below: Operator) -> Operator:
         made = _Builder(below)
+        if size.known and len(below.value[dim]) > 1:
+            kept = torch.eye(n, dtype=torch.float64)[first : n + last : step]
+            made.along(dim, made.atom(IN, size), made.atom(OUT, fixed(len(kept))))
+            return made.done(Computed(lambda: kept.t().clone().reshape([k for k in (n, len(kept)) if k != 1])))
         atom = made.atom(S, made.size(dim), taps=(first,), stride=step, c=last - first - 1)
         made.through(dim, atom)
         return made.done(Computed(lambda: torch.ones([1] * len(atom), dtype=torch.float64)))
@@ -353,7 +360,7 @@ def permute(x: Form, order: Sequence[int]) -> Form:
 
 def _viewed(x: Form, view: View) -> Form:
     seen = x.mapped(view.on_value)
-    bias = None if seen.bias is None else replace(seen.bias, source=seen.bias.value)
+    bias = None if seen.bias is None else as_bias(seen.bias)
     return replace(seen, bias=bias, recent=(*x.recent, view))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import NotFusable
 from .laws import add, compose
-from .operator import Link, Operator, Role, closed, densify, identity, pin, with_rank
+from .operator import Link, Operator, Role, closed, densify, dropped, identity, pin, with_rank
 from .size import Size, Symbol
 from .views import View
 from .weight import Computed, Weight
@@ -171,6 +171,17 @@ def _in_frame(bias: Operator, op: Operator) -> Operator:
 
 
 # --- biases: diagonal operators on a tensor of ones -------------------------------------------------
+
+
+def as_bias(op: Operator) -> Operator:
+    """A bias after a view of its value: it stands on the value's dimensions; links of size 1 that were made on the
+    other side go.
+    """
+    inside = {i for dim in op.value for i in dim}
+    while (number := next((i for i in range(len(op.links)) if i not in inside), None)) is not None:
+        op = dropped(replace(op, source=tuple(tuple(i for i in dim if i != number) for dim in op.source)), number)
+        inside = {i for dim in op.value for i in dim}
+    return replace(op, source=op.value)
 
 
 def reduced(op: Operator) -> Operator:

@@ -294,7 +294,8 @@ def _spread_matrix(weight: Weight, leg: int, link: Link, size_out: int) -> Weigh
                 if rest == 0 and 0 <= i < size_in:
                     hit[number, i, j] = 1
         tensor = weight.tensor()
-        return torch.tensordot(tensor.movedim(leg, -1), hit, dims=1).movedim((-2, -1), (leg, leg + 1))
+        made: Tensor = torch.tensordot(tensor.movedim(leg, -1), hit, dims=1)
+        return made.movedim((-2, -1), (leg, leg + 1))
 
     return Computed(compute)
 

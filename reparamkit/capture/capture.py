@@ -87,8 +87,8 @@ class Captured:
 
     @property
     def passed(self) -> set[fx.Node]:
-        """Values that are arguments of a call that was traced through."""
-        given = tree_flatten([(frame.args, frame.kwargs) for frame in self.frames])[0]
+        """Values that are arguments or results of a call that was traced through."""
+        given = tree_flatten([(frame.args, frame.kwargs, frame.output) for frame in self.frames])[0]
         return {self.current(leaf) for leaf in given if isinstance(leaf, fx.Node)}
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, fx
@@ -23,10 +24,14 @@ def join_borders(captured: Captured) -> None:
     captured.forget()
 
 
+def _pads(node: fx.Node) -> Any:
+    return node.args[1] if len(node.args) > 1 else None
+
+
 def _is_zero_padding(node: fx.Node) -> bool:
     mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
     value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
-    pad = node.args[1] if len(node.args) > 1 else None
+    pad = _pads(node)
     return (
         isinstance(pad, Sequence)
         and all(isinstance(n, int) and n >= 0 for n in pad)
@@ -44,8 +49,8 @@ def _join(captured: Captured, node: fx.Node) -> None:
     values = {user.args[2] for user in writes if isinstance(user.args[2], fx.Node)}
     if not writes or users[: len(writes)] != writes or len(values) != 1 or not all(_plain(w) for w in writes):
         return
-    value, pad = values.pop(), node.args[1]
-    wanted = {(-1 - k, low, high) for k, (low, high) in enumerate(zip(pad[0::2], pad[1::2], strict=True))}  # type: ignore[index]
+    value, pad = values.pop(), _pads(node)
+    wanted = {(-1 - k, low, high) for k, (low, high) in enumerate(zip(pad[0::2], pad[1::2], strict=True))}
     if _filled(writes) != {region for region in wanted if region[1] or region[2]}:
         return
     with captured.graph.inserting_after(writes[-1]):
@@ -83,7 +88,8 @@ def _regions(write: fx.Node) -> Iterator[Region]:
         if not isinstance(part, slice) or (from_left and not isinstance(written, Tensor)):
             yield 0, 0, 0
             return
-        dim = number - written.dim() if from_left else number - len(key)
+        rank = written.dim() if from_left and isinstance(written, Tensor) else len(key)
+        dim = number - rank
         if part.step is None and part.start in (None, 0) and isinstance(part.stop, int) and part.stop > 0:
             yield dim, part.stop, 0
         elif part.step is None and part.stop is None and isinstance(part.start, int) and part.start < 0:

@@ -23,6 +23,8 @@ CHEAPEST, DEEPEST = 2, 2
 """How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
 WORTH = 0.05
 """What each further member of a merge must save, in launches: of two equal merges the smaller one is better."""
+MAX_TRIES = 200
+"""How many other plans are tried; the first is nearly always the best."""
 MAY_RAISE = frozenset({"launches"})
 """Objectives that may let FLOPs and stored numbers rise."""
 
@@ -83,12 +85,13 @@ def choose(
 
 @dataclass(eq=False)
 class _Option:
-    """A way to have a value: as computed (no placed form), or by a form."""
+    """A way to have a value: as computed (no placed form), or by a form. price: once it was asked for."""
 
     cost: Cost
     sources: tuple[fx.Node, ...]
     members: frozenset[fx.Node] = frozenset()
     placed: Placed | None = None
+    price: float | None = None
 
 
 @dataclass(eq=False)
@@ -101,6 +104,8 @@ class _Chooser:
     totals: dict[fx.Node, float] = field(default_factory=dict)
     options: dict[fx.Node, list[_Option]] = field(default_factory=dict)
     effort: float = 0.0
+    computed: dict[fx.Node, _Option] = field(default_factory=dict)
+    tries: int = 0
     banned: set[_Merge] = field(default_factory=set)
     pinned: set[fx.Node] = field(default_factory=set)
     named: dict[str, fx.Node] = field(default_factory=dict)
@@ -162,6 +167,11 @@ class _Chooser:
         return self.totals[node]
 
     def _price(self, option: _Option) -> float:
+        if option.price is None:
+            option.price = self._priced(option)
+        return option.price
+
+    def _priced(self, option: _Option) -> float:
         """Its own cost, and of every value it reads the part that is read for its sake.
 
         With these parts a merge is cheaper than its members exactly if its cost is less than theirs, each counted
@@ -182,7 +192,9 @@ class _Chooser:
         return {s: parts[s] for s in option.sources}
 
     def _as_computed(self, node: fx.Node) -> _Option:
-        return _Option(self.cost(node), tuple(node.all_input_nodes))
+        if node not in self.computed:
+            self.computed[node] = _Option(self.cost(node), tuple(node.all_input_nodes))
+        return self.computed[node]
 
     # --- forms worth keeping ---------------------------------------------------------------------
 
@@ -334,6 +346,9 @@ class _Chooser:
         for site, shared in _overlapping(plan):
             moves: list[tuple[set[_Merge], set[fx.Node]]] = [({(site.value, site.members)}, set())]
             for banned, pinned in [*moves, *((set(), {m}) for m in shared)]:
+                self.tries += 1
+                if self.tries > MAX_TRIES:
+                    return None
                 before = self.banned, self.pinned
                 self.banned, self.pinned = self.banned | banned, self.pinned | pinned
                 other = self._written()

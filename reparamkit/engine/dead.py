@@ -17,7 +17,9 @@ def drop_dead(captured: Captured, reading: Reading) -> None:
     pure = {n for n in captured.graph.nodes if (n in known or _only_computes(n)) and not is_guard(n.target)}
     passed = captured.passed
     for node in reversed(captured.graph.nodes):
-        if not node.users and node in pure and node not in passed and node not in captured.aliases.writers:
+        # A value that is passed to a call is a reader's, even if what is done with it there is not read.
+        passing = node in passed or not passed.isdisjoint(node.all_input_nodes)
+        if not node.users and node in pure and not passing and node not in captured.aliases.writers:
             captured.watched.update(dict.fromkeys(n for n in node.all_input_nodes if n not in reading.sizes))
             captured.graph.erase_node(node)
     captured.forget()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
-from ..algebra.form import Form, Step, Trail
+from ..algebra.form import Form, Step, Trail, as_bias
 from ..algebra.operator import Operator, Role
 from ..algebra.probe import PROBE
 from ..algebra.views import View
@@ -133,14 +133,10 @@ def _local(op: Operator, bias: Operator | None, before: Views, after: Views) -> 
     """The operator between the tensors at one step of the way."""
     for view in reversed(after):
         op = view.undone(op)
-        bias = None if bias is None else _both_sides(view.undone(bias))
+        bias = None if bias is None else as_bias(view.undone(bias))
     for view in before:
         op = view.on_source(op)
     return op, bias
-
-
-def _both_sides(bias: Operator) -> Operator:
-    return replace(bias, source=bias.value)
 
 
 def _views(steps: tuple[Step, ...]) -> Views:

@@ -99,6 +99,17 @@ class Scope:
         return _odd_dtype(value)
 
 
+class Everything(Scope):
+    """Nothing is left out: for counting what a model costs."""
+
+    def check_rules(self, form: Form) -> None:
+        """All rules are permitted."""
+
+    def refusal(self, node: fx.Node) -> str | None:
+        """Every node may be read."""
+        return None
+
+
 def _odd_dtype(value: object) -> str | None:
     if isinstance(value, Tensor) and not value.is_floating_point():
         return f"values of {str(value.dtype).removeprefix('torch.')} are not merged"

@@ -40,8 +40,7 @@ class _Sizes:
 
     def __post_init__(self) -> None:
         self.order = {node: k for k, node in enumerate(self.captured.graph.nodes)}
-        outputs = tree_flatten([frame.output for frame in self.captured.frames])[0]
-        self.passed = self.captured.passed | {leaf for leaf in outputs if isinstance(leaf, fx.Node)}
+        self.passed = self.captured.passed
 
     def run(self) -> None:
         for node in list(self.captured.graph.nodes):

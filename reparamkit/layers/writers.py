@@ -364,7 +364,7 @@ def _transposed_plan(op: Operator, vector: Operator | None, channel: int, window
             device="meta",
         )
         kernel = _kernel(op, channel, windows, groups)
-        turned = kernel.unflatten(0, (groups, outs // groups)).transpose(1, 2).flatten(0, 1)
+        turned = kernel.reshape(groups, outs // groups, *kernel.shape[1:]).transpose(1, 2).flatten(0, 1)
         _fill(layer, turned.contiguous(), vector, outs)
         return layer
 

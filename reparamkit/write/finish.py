@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten
 
 from ..capture.capture import Captured
 from ..capture.guards import expect_rank
@@ -71,6 +72,13 @@ class Finisher:
         calls = {id(f) for frame in frames for f in frame.stack if around in f.stack}
         return bool(calls & (self.inlined | self.frames.keys()))
 
+    def passed(self) -> set[fx.Node]:
+        """Arguments of the calls that stay calls in code that is written again, whether they are read there or not."""
+        written = self.inlined | self.frames.keys()
+        calls = [f for f in self.captured.frames if id(f.parent) in written and id(f) not in self.inlined]
+        leaves = tree_flatten([(f.args, f.kwargs) for f in calls])[0]
+        return {self.captured.current(leaf) for leaf in leaves if isinstance(leaf, fx.Node)}
+
     def rewrite(self, frame: Frame, members: Iterable[fx.Node]) -> None:
         """The method of this call will be written again, and what the members are in goes into it."""
         self.frames[id(frame)] = frame
@@ -85,6 +93,10 @@ class Finisher:
         layers = {step.node for step in placed.terms[0].trail if step.is_layer}
         members = [m for m in written.site.members if m.name in layers]
         others = sorted({place_of(m) for m in members} - {anchor})
+        if placed.form.guards and others:
+            # The check comes first, and the layer, which stands anywhere in the row as well, last.
+            by_name = {m.name: place_of(m) for m in members}
+            *others, anchor = [by_name[step.node] for step in placed.terms[0].trail if step.node in by_name]
         self.swaps |= {path: nn.Identity().eval() for path in others}
         if placed.form.guards and others:
             self.swaps[others[0]] = Expect(len(placed.form.sizes)).eval()

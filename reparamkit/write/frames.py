@@ -165,6 +165,8 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
     swallowed = [f for f in captured.frames if id(f) in inlined and frame in f.stack]
     for each in (frame, *swallowed):
         where = each.path or "the model"
+        if type(each.module).forward.__module__.startswith("torch.nn.modules.") and not list(each.module.children()):
+            raise NotFusable(f"{where} is a single layer of torch, whose forward is not written again")
         if has_hooks(each.module):
             raise NotFusable(f"{where} has hooks, and its forward would have to be written again")
         if id(each.module) in captured.stateful:

@@ -157,7 +157,7 @@ class Writer:
     def erase_dead(self) -> None:
         """Members that nothing reads any more, and the sizes only they needed."""
         gone = {m for written, _ in self.done for m in written.site.members}
-        passed = self.captured.passed - gone
+        passed = (self.captured.passed - gone) | self.finisher.passed()
         for node in reversed(self.captured.graph.nodes):
             spare = node in gone or node in self.spare or node.op == "get_attr"
             if spare and not node.users and node not in passed:
