@@ -370,6 +370,10 @@ def _same_state(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) or not a[n].isfinite().all() for n in a)
 
 
+CHAOTIC = 1e-4
+"""Error of a model in float32 beyond which it is also fused in float64, to see anything at all."""
+
+
 def _compared(entry: Entry, model: nn.Module, fused: nn.Module, call: Any) -> Iterator[tuple[str, Any]]:
     """Errors on the example inputs, another batch and another size; `own`: of the model itself against float64."""
     exact = copy.deepcopy(model).double()
@@ -389,6 +393,10 @@ def _compared(entry: Entry, model: nn.Module, fused: nn.Module, call: Any) -> It
             found[f"{name}error"] = error(run(fused, each), wanted)
         except GuardError as guard:
             found[f"{name}error"] = f"guard: {guard}"[:200]
+    if found.get("own", 0.0) > CHAOTIC:
+        example = wide(call)
+        twin = reparamkit.fuse(exact, example[0] or None, example_kwargs=example[1])
+        found["wide_error"] = error(run(twin, example), run(exact, example))
     return iter(found.items())
 
 
@@ -437,6 +445,7 @@ def verdict(line: dict[str, Any]) -> str:
             said.append(f"{name}error {found:.1e} (own {own:.1e})")
         elif name != "size_" and isinstance(found, str):
             said.append(f"{name}{found}")
+    said += [f"error {line['wide_error']:.1e} in float64"] if line.get("wide_error", 0.0) > 1e-6 else []
     said += ["original changed"] if line["changed"] else []
     said += [] if line["class_kept"] else ["another class"]
     said += [f"{line['after']['foldable']} norms could be folded"] if line["after"]["foldable"] else []
@@ -523,8 +532,8 @@ HEAD = """# The zoo
 of transformers, with random batch-norm statistics and layer scales, and compares each with itself in float64; then
 `--table` writes this page. Operations are counted while the model runs, by a dispatch mode (views aside), not from our
 own graph. `own` is the error of the unfused model in float32 against float64: random numbers make some models amplify
-rounding, and no two ways to compute these agree better than that. `batch` and `size` are the errors at another batch
-size and, where the model takes it, another image size. `stock` is `torch.fx.experimental.optimization.fuse`, `timm` is
+rounding, and no two ways to compute these agree better than that; they are fused in float64 as well. `batch` and `size`
+are the errors at another batch size and, where the model takes it, another image size. `stock` is `torch.fx.experimental.optimization.fuse`, `timm` is
 `timm.utils.reparameterize_model`: operations left, and in brackets the batch norms left, or the exception.
 
 """
@@ -568,7 +577,8 @@ def _row(line: dict[str, Any]) -> str:
         line["tier"] + (f", {len(line['opaque'])} left" if line["opaque"] else ""),
         f"{line['before']['ops']} -> {line['after']['ops']}",
         f"{line['before']['bn']} -> {line['after']['bn']}",
-        *(_figure(line.get(name)) for name in ("error", "own", "batch_error", "size_error")),
+        _figure(line.get("error")) + (f" ({line['wide_error']:.0e} in float64)" if "wide_error" in line else ""),
+        *(_figure(line.get(name)) for name in ("own", "batch_error", "size_error")),
         *(_left(line[peer]) for peer in ("stock", "timm")),
         f"{line['seconds']:.1f}",
     ]

@@ -17,7 +17,7 @@ DOZEN = {
     "test_resnet": "plain convolutions",
     "test_efficientnet": "depthwise convolutions and gates",
     "test_byobnet": "re-parameterised blocks",
-    "mobileone_s0": "many branches",
+    "repvgg_a0": "branches with norms",
     "repvit_m0_9": "norms inside sums",
     "repghostnet_050": "concatenations",
     "fastvit_t8": "token mixers",
