@@ -55,24 +55,40 @@ def place(form: Form, weigh: Weigh) -> Placed:
     Raises `NotFusable` if some term cannot be written as one layer between views.
     """
     names = sorted(form.terms)
-    best: list[Placement] | None = None
-    reasons: list[str] = []
-    for carrier in names if form.bias is not None else names[:1]:
-        try:
-            placed = [_term(form, name, form.bias if name == carrier else None, weigh) for name in names]
-        except NotFusable as no:
-            reasons.append(no.reason)
-            continue
-        if best is None or _price(placed) < _price(best):
-            best = placed
-    if best is None:
-        raise NotFusable(reasons[0])
-    return Placed(form, tuple(best), _total(form, best))
+    bare = {name: _tried_term(form, name, None, weigh) for name in names}
+    chosen = dict(bare)
+    if form.bias is not None:
+        carried = {name: _tried_term(form, name, form.bias, weigh) for name in names}
+        able = [n for n in names if not isinstance(carried[n], str)]
+        if able:
+            carrier = min(able, key=lambda n: _growth(bare[n], carried[n]))
+            chosen[carrier] = carried[carrier]
+        else:
+            chosen = carried
+    placed: list[Placement] = []
+    for found in chosen.values():
+        if isinstance(found, str):
+            raise NotFusable(found)
+        placed.append(found)
+    return Placed(form, tuple(placed), _total(form, placed))
 
 
-def _price(placements: list[Placement]) -> tuple[int, int]:
-    costs = [p.layer.cost for p in placements if p.layer is not None]
-    return sum(c.flops for c in costs), sum(c.stored for c in costs)
+def _tried_term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Placement | str:
+    """The placement of one term, or why there is none."""
+    try:
+        return _term(form, source, bias, weigh)
+    except NotFusable as no:
+        return no.reason
+
+
+def _growth(bare: Placement | str, carried: Placement | str) -> tuple[int, int]:
+    """What it costs that a term carries the bias; nothing is known of one that cannot be written without."""
+    before, after = _cost(bare), _cost(carried)
+    return after.flops - before.flops, after.stored - before.stored
+
+
+def _cost(found: Placement | str) -> Cost:
+    return Cost() if isinstance(found, str) or found.layer is None else found.layer.cost
 
 
 def _total(form: Form, placements: list[Placement]) -> Cost:

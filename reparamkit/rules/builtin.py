@@ -43,8 +43,8 @@ BUILTIN = (
     Rule(
         "probe",
         "f(x) = M x + f(0),  M = f(I) - f(0)",
-        "A layer that is affine but not a convolution (transposed convolution, resampling, reflected or circular "
-        "padding, roll, pixel shuffle) is read as a full matrix on a fixed size, and merged where a full matrix stands "
+        "A layer that is affine but not a convolution (resampling, reflected or circular padding, roll, uneven averages) "
+        "is read as a full matrix on a fixed size, and merged where a full matrix stands "
         "beside or behind it.",
     ),
 )
