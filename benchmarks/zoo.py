@@ -533,8 +533,9 @@ of transformers, with random batch-norm statistics and layer scales, and compare
 `--table` writes this page. Operations are counted while the model runs, by a dispatch mode (views aside), not from our
 own graph. `own` is the error of the unfused model in float32 against float64: random numbers make some models amplify
 rounding, and no two ways to compute these agree better than that; they are fused in float64 as well. `batch` and `size`
-are the errors at another batch size and, where the model takes it, another image size. `stock` is `torch.fx.experimental.optimization.fuse`, `timm` is
-`timm.utils.reparameterize_model`: operations left, and in brackets the batch norms left, or the exception.
+are the errors at another batch size and, where the model takes it, another image size. `stock` is
+`torch.fx.experimental.optimization.fuse`, `timm` is `timm.utils.reparameterize_model`: operations
+left, and in brackets the batch norms left, or the exception.
 
 """
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
 
 from ..errors import CaptureError
 from .buffers import other_buffers
@@ -120,4 +120,6 @@ def _recorded(model: nn.Module, inputs: Inputs, wanted: dict[str, nn.Module]) ->
             run(model, own)
     finally:
         handle.remove()
+        # torch forgets to: what is left there makes torch.compile warn of hooks.
+        _global_forward_hooks_with_kwargs.pop(handle.id, None)
     return calls

@@ -112,7 +112,7 @@ def _scale(op: Operator, bias: Operator | None) -> LayerPlan:
         weight = None if op.is_identity else _broadcast(op)
         return Scale(weight, None if shift is None else _broadcast(shift))
 
-    return LayerPlan("scale", Cost(elements, elements, stored, 1), build)
+    return LayerPlan("scale", Cost(elements, elements, stored, 1 if op.is_identity or shift is None else 2), build)
 
 
 def _uniform(op: Operator) -> Operator:

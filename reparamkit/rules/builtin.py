@@ -43,9 +43,9 @@ BUILTIN = (
     Rule(
         "probe",
         "f(x) = M x + f(0),  M = f(I) - f(0)",
-        "A layer that is affine but not a convolution (resampling, reflected or circular padding, roll, uneven averages) "
-        "is read as a full matrix on a fixed size, and merged where a full matrix stands "
-        "beside or behind it.",
+        "A layer that is affine but not a convolution (resampling, reflected or circular padding, roll, uneven "
+        "averages) is read as a full matrix on a fixed size, and merged where a full matrix stands beside it or "
+        "behind it.",
     ),
 )
 

@@ -75,7 +75,9 @@ class Finisher:
     def passed(self) -> set[fx.Node]:
         """Arguments of the calls that stay calls in code that is written again, whether they are read there or not."""
         written = self.inlined | self.frames.keys()
-        calls = [f for f in self.captured.frames if id(f.parent) in written and id(f) not in self.inlined]
+        busy = {id(f) for node in self.captured.graph.nodes for f in self.captured.frame(node).stack}
+        left = busy - self.inlined
+        calls = [f for f in self.captured.frames if id(f.parent) in written and id(f) in left]
         leaves = tree_flatten([(f.args, f.kwargs) for f in calls])[0]
         return {self.captured.current(leaf) for leaf in leaves if isinstance(leaf, fx.Node)}
 
