@@ -163,12 +163,21 @@ SMALL = {
 }  # fmt: skip
 
 
+REFUSED = {
+    "falcon": {"head_dim"},
+    "funnel": {"num_hidden_layers"},
+    "xlnet": {"max_position_embeddings"},
+}
+"""What a configuration has and does not let us set."""
+
+
 def _text(kind: str) -> Entry:
     def make() -> nn.Module:
         from transformers import AutoConfig, AutoModel
 
         config = AutoConfig.for_model(kind)
-        known = {name: value for name, value in SMALL.items() if value is not None and hasattr(config, name)}
+        names = [n for n, v in SMALL.items() if v is not None and n not in REFUSED.get(kind, ())]
+        known = {name: SMALL[name] for name in names if hasattr(config, name)}
         return AutoModel.from_config(AutoConfig.for_model(kind, **known))  # type: ignore[no-any-return]
 
     def inputs(batch: int, size: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -186,10 +195,10 @@ def _vision(kind: str) -> Entry:
         config = AutoConfig.for_model(kind)
         plain = ("vit", "deit", "beit", "dinov2")
         known = {n: v for n, v in SMALL.items() if kind in plain and v is not None and hasattr(config, n)}
-        known |= {"image_size": 64} if hasattr(config, "image_size") and kind in (*plain, "swin") else {}
+        known |= {"image_size": 64} if hasattr(config, "image_size") and kind in plain else {}
         return AutoModel.from_config(AutoConfig.for_model(kind, **known))  # type: ignore[no-any-return]
 
-    usual = {"levit": 224, "dinov2": 64, "vit": 64, "deit": 64, "beit": 64, "swin": 64}.get(kind, 128)
+    usual = {"levit": 224, "dinov2": 64, "vit": 64, "deit": 64, "beit": 64, "swin": 224}.get(kind, 128)
 
     def inputs(batch: int, size: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         n = size or usual

@@ -395,3 +395,47 @@ def test_a_half_precision_weight_is_never_infinite():
     fused = reparamkit.fuse(model)
     assert all(torch.isfinite(p).all() for p in fused.parameters())
     assert any("overflow" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+class Wide(nn.Module):
+    """Takes another way for wide maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.narrow, self.wide = norm(4), conv(4, 4, 1), conv(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return self.wide(y) if y.shape[-1] > 9 else self.narrow(y)
+
+
+def test_a_merge_behind_a_branch_holds_for_that_branch():
+    """What was merged on the way that was traced is right for every size that takes it, and refused for others."""
+    model = build(Wide)
+    fused = reparamkit.fuse(model, sample((2, 4, 8, 10), torch.float32))
+    assert reparamkit.report(fused).merges
+    x = sample((1, 4, 5, 12), torch.float32)
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+    with pytest.raises(reparamkit.GuardError):
+        run(fused, sample((2, 4, 8, 7), torch.float32))
+
+
+class Dead(nn.Module):
+    """Computes a sum that nobody reads beside a pair that merges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv_norm(4, 4), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        _ = y + x
+        return self.second(y)
+
+
+def test_a_value_that_nobody_reads_keeps_no_layer():
+    """Dead code is no reader."""
+    model, x = build(Dead), sample(MAPS[0], torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert operations(fused, x) == "conv"
+    assert error(run(fused, x), run(model, x)) <= 1e-6

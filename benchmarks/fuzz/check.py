@@ -33,6 +33,7 @@ NO_WORK = """
     split split_with_sizes lift_fresh empty empty_like unbind clone copy_ _to_copy new_zeros zeros_like flip unfold
     view_as_complex diagonal squeeze_ unsqueeze_
 """
+PRODUCTS = frozenset(["convolution", "mm", "addmm", "bmm", "baddbmm"])
 VIEWS = frozenset(NO_WORK.split())
 """Operations that compute nothing."""
 
@@ -294,7 +295,8 @@ class _Calls(TorchDispatchMode):
             self.names.append(name)
             first = output[0] if isinstance(output, (tuple, list)) else output
             window = math.prod(args[1]) if name.startswith("avg_pool") else 1
-            self.elements += 2 * window * first.numel() if isinstance(first, Tensor) else 0
+            counted = isinstance(first, Tensor) and name not in PRODUCTS
+            self.elements += 2 * window * first.numel() if counted else 0
         return output
 
 

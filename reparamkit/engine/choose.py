@@ -368,7 +368,7 @@ class _Chooser:
 
     def _must_stay(self, node: fx.Node) -> bool:
         """Outputs, inputs, and everything that is not known to be free of side effects."""
-        if node.op in ("output", "placeholder"):
+        if node.op in ("output", "placeholder") or (not node.users and node.op.startswith("call")):
             return True
         known = node in self.affine or node in self.reading.constants or node in self.reading.sizes
         return not known and node.op != "get_attr"

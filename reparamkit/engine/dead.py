@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from ..capture.capture import Captured
 from ..capture.guards import is_guard
@@ -17,8 +18,12 @@ def drop_dead(captured: Captured, reading: Reading) -> None:
     pure = {n for n in captured.graph.nodes if (n in known or _only_computes(n)) and not is_guard(n.target)}
     passed = captured.passed
     for node in reversed(captured.graph.nodes):
-        # A value that is passed to a call is a reader's, even if what is done with it there is not read.
-        passing = node in passed or not passed.isdisjoint(node.all_input_nodes)
+        # What a call gets as an argument is needed for the call, even if nothing is done with it there.
+        frame = captured.frame(node)
+        given = {
+            captured.current(leaf) for leaf in tree_leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)
+        }
+        passing = node in passed or any(n in given and n.op != "placeholder" for n in node.all_input_nodes)
         if not node.users and node in pure and not passing and node not in captured.aliases.writers:
             captured.watched.update(dict.fromkeys(n for n in node.all_input_nodes if n not in reading.sizes))
             captured.graph.erase_node(node)
