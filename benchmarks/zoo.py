@@ -77,7 +77,7 @@ DETECTION = str.split("""
 VIDEO = str.split("r3d_18 mc3_18 r2plus1d_18 s3d mvit_v1_b swin3d_t")
 TEXT = str.split("""
     bert roberta distilbert electra albert deberta-v2 mpnet gpt2 gpt_neox llama mistral qwen2 gemma phi opt bloom falcon
-    t5 bart mamba funnel xlnet squeezebert
+    t5 bart mamba xlnet squeezebert
 """)
 VISION = str.split("""
     vit deit beit dinov2 convnext convnextv2 resnet regnet mobilenet_v1 mobilenet_v2 mobilevit efficientnet levit
@@ -165,7 +165,6 @@ SMALL = {
 
 REFUSED = {
     "falcon": {"head_dim"},
-    "funnel": {"num_hidden_layers"},
     "xlnet": {"max_position_embeddings"},
 }
 """What a configuration has and does not let us set."""
@@ -554,7 +553,8 @@ def table(lines: list[dict[str, Any]]) -> str:
     good = [line for line in lines if "exception" not in line]
     head = "| model | tier | ops | BN | error | own | batch | size | stock | timm | s |\n" + "|---" * 11 + "|\n"
     rows = "".join(_row(line) for line in lines)
-    return HEAD + _summary(lines, good) + "\n" + head + rows + _not_run()
+    missing = [e.name for e in entries() if e.name not in {line["name"] for line in lines}]
+    return HEAD + _summary(lines, good) + "\n" + head + rows + _not_run(missing)
 
 
 def _summary(lines: list[dict[str, Any]], good: list[dict[str, Any]]) -> str:
@@ -606,8 +606,11 @@ def _left(peer: dict[str, Any]) -> str:
     return peer["exception"] if "exception" in peer else f"{peer['ops']} ({peer['bn']}){wrong}"
 
 
-def _not_run() -> str:
-    return "\nNot run, for their size: " + "; ".join(f"{name} ({why})" for name, why in TOO_LARGE.items()) + ".\n"
+def _not_run(missing: list[str]) -> str:
+    said = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
+    return (
+        said + "\nNot run, for their size: " + "; ".join(f"{name} ({why})" for name, why in TOO_LARGE.items()) + ".\n"
+    )
 
 
 if __name__ == "__main__":

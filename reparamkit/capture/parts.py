@@ -34,8 +34,12 @@ def capture_parts(model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn
     Raises `CaptureError` if nothing can be traced.
     """
     parts, queue, first = Parts(), deque([("", inputs)]), None
+    seen: set[str] = set()
     while queue:
         path, given = queue.popleft()
+        if path in seen:
+            continue
+        seen.add(path)
         found = _Part(model, path, given, is_leaf, parts.opaque)
         try:
             parts.captured.append(found.capture())

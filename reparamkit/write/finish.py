@@ -189,8 +189,9 @@ class Finisher:
                 if owner.rpartition(".")[0] in written:
                     module.pop(name)
             elif owner in written:
-                module._parameters.pop(name, None)
-                module._buffers.pop(name, None)
+                # Not deleted: a subclass of a torch layer shows them in its repr.
+                table = module._parameters if name in module._parameters else module._buffers
+                table[name] = None
 
     def _keep_constants(self, graph: fx.Graph, module: nn.Module) -> None:
         """Tensors that the method made of plain numbers become buffers, which are not saved."""
