@@ -300,6 +300,7 @@ def test_timing_is_in_turns():
     assert result.original.low <= result.original.median <= result.original.high
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of the exporter
 def test_onnx_is_checked_against_torch(folder: Path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
@@ -309,6 +310,7 @@ def test_onnx_is_checked_against_torch(folder: Path):
     assert (folder / "model.onnx").stat().st_size > 0
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of the exporter
 def test_onnx_that_differs_is_not_kept(folder: Path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
