@@ -145,7 +145,11 @@ def _torchvision(kind: str, name: str) -> Entry:
         if kind == "detection.":
             return ([_noise(3, n, n) for _ in range(batch)],), {}
         if kind == "video.":
-            n, frames = (224, 16) if name in ("mvit_v1_b", "swin3d_t") else (size or 112, 16 if name == "s3d" else 8)
+            n, frames = (
+                (224, 16)
+                if name in ("mvit_v1_b", "swin3d_t")
+                else (size or (224 if name == "s3d" else 112), 16 if name == "s3d" else 8)
+            )
             return (_noise(batch, 3, frames, n, n),), {}
         return (_noise(batch, 3, n, n),), {}
 
