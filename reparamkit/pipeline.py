@@ -18,6 +18,7 @@ from .engine.borders import join_borders
 from .engine.choose import Plan, choose
 from .engine.dead import drop_dead
 from .engine.identities import drop_identities
+from .engine.parts import name_parts
 from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Everything, Scope, matches
@@ -268,6 +269,7 @@ def _sites(works: Sequence[Work], nodes: Callable[[Done], Iterable[fx.Node]]) ->
 def _fused_part(captured: Captured, request: Request) -> Work:
     """Read, choose, write and prove one captured part."""
     join_borders(captured)
+    name_parts(captured)
     reading = _read(captured)
     drop_identities(captured, reading)
     drop_dead(captured, reading)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import NotFusable
-from .operator import Link, Operator, Role, densify, dropped, merge, pin, split
+from .operator import Link, Operator, Role, as_part, densify, dropped, is_shift, link_halves, merge, pin, split
 from .size import ONE, Size, Symbol, product, roots
 from .weight import Computed, Weight
 
@@ -48,7 +48,13 @@ class Face:
     def split(self, dim: int, at: int, outer: Size) -> Face:
         inner = self.sizes(dim)[at].divide(outer)
         assert inner is not None
-        return replace(self, op=split(self.op, self.dims[dim][at], outer, inner))
+        face, number = self, self.dims[dim][at]
+        if is_shift(self.op.links[number]):
+            face = replace(self, op=as_part(self.op, number))
+        link = face.op.links[number]
+        if link.role is Role.DIAGONAL and link_halves(link, outer, inner) is None:
+            face = replace(face, op=densify(face.op, number))
+        return replace(face, op=split(face.op, face.dims[dim][at], outer, inner))
 
     def with_unit(self, dim: int, at: int) -> Face:
         """Make an axis of size 1 visible as an atom."""
@@ -155,7 +161,7 @@ def _pinned_unit(face: Face, size: Size, trusted: bool) -> Face:
     """An atom beside which the other tensor has size 1."""
     if trusted and len(size.symbols) == 1 and size.factor == 1 and not size.symbols[0].derived:
         return face.pinned({size.symbols[0]: 1}, guard=False)
-    pins = _traced_pins([size])
+    pins = traced_pins([size])
     if size.hint != 1:
         raise NotFusable(f"sizes 1 and {size.hint} meet: broadcasting is not merged")
     return face.pinned(pins, guard=True)
@@ -194,7 +200,7 @@ def _pin(a: Face, b: Face, dim: int, at: int, trusted: bool) -> tuple[Face, Face
         return _pinned_whole(a, dim, product(rest_b).factor, trusted), b
     if len(rest_b) == 1 and product(rest_a).known:
         return a, _pinned_whole(b, dim, product(rest_a).factor, trusted)
-    pins = _traced_pins(rest_a + rest_b)
+    pins = traced_pins(rest_a + rest_b)
     return a.pinned(pins, guard=True), b.pinned(pins, guard=True)
 
 
@@ -209,13 +215,17 @@ def _pinned_whole(face: Face, dim: int, number: int, trusted: bool) -> Face:
         links = list(face.op.links)
         links[face.dims[dim][-1]] = link.resized(Size(number))
         return replace(face, op=replace(face.op, links=tuple(links)))
-    pins = _traced_pins([size])
+    pins = traced_pins([size])
     if size.hint != number:
         raise NotFusable(f"sizes {size.hint} and {number} meet: broadcasting is not merged")
     return face.pinned(pins, guard=True)
 
 
-def _traced_pins(sizes: Sequence[Size]) -> dict[Symbol, int]:
+def traced_pins(sizes: Sequence[Size]) -> dict[Symbol, int]:
+    """What the free symbols of these sizes were for the example inputs.
+
+    Raises `NotFusable` if there were none.
+    """
     symbols = set().union(*(roots(size) for size in sizes))
     if not all(symbol.traced for symbol in symbols):
         raise NotFusable("depends on a size that is unknown: pass example_inputs")

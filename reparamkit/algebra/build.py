@@ -6,21 +6,23 @@ the forward of the layer it reads. Weights are read only when a merged layer is 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from ..errors import NotFusable
-from .align import Face, align
-from .form import Form, added_bias, apply, as_bias
+from .align import Face, align, traced_pins
+from .form import Form, added_bias, apply, as_bias, plus
 from .laws import CHAIN
-from .operator import Dims, Link, Operator, Role, closed, pin, with_rank
+from .operator import WHOLE, Dims, Edges, Link, Operator, Role, closed, pin, with_rank
 from .size import Size, fixed, product
 from .views import Mean, Permute, Reshape, View
-from .weight import Computed, One, Weight, leaf
+from .weight import Computed, One, Ones, Weight, leaf
 
 F, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
 
@@ -42,7 +44,7 @@ class _Builder:
 
     def atom(self, role: Role, size: Size, **stencil: object) -> tuple[int, ...]:
         """A new atom; none for a size of 1, which needs no name."""
-        if size == fixed(1) and role is not S:
+        if size == fixed(1) and role is not S and not stencil:
             return ()
         self.links.append(Link(role, size, **stencil))  # type: ignore[arg-type]
         return (len(self.links) - 1,)
@@ -229,7 +231,7 @@ def padded(x: Form, pads: Sequence[tuple[int, int]]) -> Form:
         shape: list[int] = []
         for axis, (low, high) in enumerate(pads):
             shape += _window(made, axis - len(pads), 1, 1, (low, high), 1)
-        return made.done(Computed(lambda: torch.ones(shape, dtype=torch.float64)) if shape else One())
+        return made.done(Ones(tuple(shape)) if shape else One())
 
     return apply(_ranked(x, len(pads)), build)
 
@@ -252,15 +254,80 @@ def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
 
     def build(below: Operator) -> Operator:
         made = _Builder(below)
+        if size.known and len(below.value[dim]) > 1 and step == 1:
+            return _part(below, dim, cut=(first, -last))
         if size.known and len(below.value[dim]) > 1:
             kept = torch.eye(n, dtype=torch.float64)[first : n + last : step]
             made.along(dim, made.atom(IN, size), made.atom(OUT, fixed(len(kept))))
             return made.done(Computed(lambda: kept.t().clone().reshape([k for k in (n, len(kept)) if k != 1])))
         atom = made.atom(S, made.size(dim), taps=(first,), stride=step, c=last - first - 1)
         made.through(dim, atom)
-        return made.done(Computed(lambda: torch.ones([1] * len(atom), dtype=torch.float64)))
+        return made.done(Ones((1,) * len(atom)))
 
     return apply(x, build)
+
+
+def concatenated(parts: Sequence[Form], dim: int) -> Form:
+    """Values one after the other along dimension `dim` (from the right): the sum of each with zeros around it.
+
+    Sizes along that dimension that are free are pinned to those of the example inputs, and guarded.
+    """
+    pins = {pair for x in parts for term in x.terms.values() for pair in term.op.pins}
+    known = [_ranked(x, -dim).mapped(lambda op: pin(op, dict(pins))) for x in parts]
+    parts = [fixed_dim(x, dim) for x in known]
+    sizes = [x.sizes[dim] for x in parts]
+    ends = list(itertools.accumulate(size.factor for size in sizes))
+    placed = [_surrounded(x, dim, end - n.factor, ends[-1] - end) for x, n, end in zip(parts, sizes, ends, strict=True)]
+    return reduce(plus, placed)
+
+
+def fixed_dim(x: Form, dim: int, size: int | None = None) -> Form:
+    """A form whose dimension `dim` has a known size.
+
+    size: what it must be, since the call fails otherwise; None: as for the example inputs, behind a guard.
+    """
+    found = x.sizes[dim]
+    if found.known:
+        return x
+    if size is not None and found.factor == 1 and len(found.symbols) == 1 and not found.symbols[0].derived:
+        return x.mapped(lambda op: pin(op, {found.symbols[0]: size}))
+    pins = traced_pins([found])
+    return x.mapped(lambda op: pin(op, pins, guard=True))
+
+
+def _surrounded(x: Form, dim: int, before: int, after: int) -> Form:
+    """Zeros before and after a value, which becomes one part of an axis."""
+    return apply(x, lambda below: _part(below, dim, pad=(before, after)))
+
+
+def _part(below: Operator, dim: int, **edges: Edges) -> Operator:
+    """A part of a dimension of fixed size, cut out of it (cut), or with zeros around it (pad)."""
+    made = _Builder(below)
+    atom = made.atom(D, made.size(dim), **edges)
+    made.through(dim, atom)
+    return made.done(Ones((made.links[0].leg_size,)))
+
+
+def parts_of(form: Form) -> tuple[int, list[Form]] | None:
+    """The dimension (from the right) of which each term of a sum fills a part of its own, and the parts in order."""
+    fills = [_filled(term.op) for term in form.terms.values()]
+    found = sorted(fill for fill in fills if fill is not None)
+    if len(found) < max(2, len(fills)) or len({dim for dim, _, _ in found}) > 1:
+        return None
+    dim, starts, ends = found[0][0], [start for _, start, _ in found], [end for _, _, end in found]
+    if starts != [0, *ends[:-1]] or ends[-1] != form.sizes[dim].factor:
+        return None
+    return dim, [cropped(form, dim, start, end, 1) for start, end in zip(starts, ends, strict=True)]
+
+
+def _filled(op: Operator) -> tuple[int, int, int] | None:
+    """The dimension (from the right) of which only a part is filled, its begin and its end."""
+    for dim, (atoms, size) in enumerate(zip(op.value, op.value_sizes, strict=True)):
+        if atoms and op.links[atoms[0]].pad != WHOLE and size.known:
+            inner = math.prod(op.links[i].size_out.factor for i in atoms[1:])
+            before, after = op.links[atoms[0]].pad
+            return dim - len(op.value), before * inner, size.factor - after * inner
+    return None
 
 
 def mean(x: Form, dims: Sequence[int], keepdim: bool = False) -> Form:

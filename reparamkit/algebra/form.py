@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import NotFusable
 from .laws import add, compose
-from .operator import Link, Operator, Role, closed, densify, dropped, identity, pin, with_rank
+from .operator import Link, Operator, Role, closed, densify, dropped, extended, identity, pin, with_rank
 from .size import Size, Symbol
 from .views import View
 from .weight import Computed, Weight
@@ -119,10 +119,12 @@ def source_form(name: str, sizes: tuple[Size, ...], open_rank: bool = False) -> 
 def apply(form: Form, layer: Callable[[Operator], Operator], trusted: bool = True) -> Form:
     """The form of ``g(value)``; `layer` builds g on the dimensions of an operator's value."""
     terms = {s: replace(t, op=compose(layer(t.op), t.op, trusted)) for s, t in form.terms.items()}
+    # What is read of a concatenation need not be every part of it.
+    read = {s: t for s, t in terms.items() if not t.op.is_zero} or terms
     bias = form.bias
     if bias is not None:
         bias = reduced(compose(layer(bias), bias, trusted))
-    return _agreed(replace(form, terms=terms, bias=bias, recent=(*form.recent, None)))
+    return _agreed(replace(form, terms=read, bias=bias, recent=(*form.recent, None)))
 
 
 def plus(f: Form, g: Form) -> Form:
@@ -209,9 +211,14 @@ def _ones_weight(op: Operator, summed: tuple[int, ...], inside: list[int]) -> We
     kept = [i for place, i in enumerate(op.legs) if place not in summed]
     order = [kept.index(i) for i in inside if i in kept]
 
+    pads = [op.links[i].pad for i in inside if i in kept]
+
     def compute() -> Tensor:
         tensor = op.weight.tensor()
-        return (tensor.sum(summed) if summed else tensor).permute(order)
+        tensor = (tensor.sum(summed) if summed else tensor).permute(order)
+        for leg, pad in enumerate(pads):
+            tensor = extended(tensor, leg, *pad)
+        return tensor
 
     return Computed(compute)
 

@@ -6,6 +6,7 @@ form they raise `NotFusable`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,8 +14,25 @@ from torch import Tensor
 
 from ..errors import NotFusable
 from .align import Face, align
-from .operator import Dims, Link, Operator, Role, as_diagonal, closed, densify, with_rank, with_taps
-from .weight import Computed, One, Sum, Weight
+from .operator import (
+    Dims,
+    Link,
+    Operator,
+    Role,
+    as_diagonal,
+    as_part,
+    closed,
+    densify,
+    is_shift,
+    narrowed,
+    paired,
+    split,
+    widened,
+    with_rank,
+    with_taps,
+)
+from .size import fixed
+from .weight import Computed, One, Ones, Sum, Weight
 
 F, D, S = Role.FREE, Role.DIAGONAL, Role.STENCIL
 IN, OUT, MEAN = Role.IN, Role.OUT, Role.MEAN
@@ -37,15 +55,40 @@ def compose(g: Operator, f: Operator, trusted: bool = True) -> Operator:
     f, g = with_rank(f, len(g.source) - 1), with_rank(g, len(f.value) - 1)
     f, g = _middle(f, g, trusted)
     via = f.via | g.via | ({CHAIN} if not (f.is_identity or g.is_identity) else set())
-    while (dense := _first_to_densify(f, g)) is not None:
-        via |= {DENSE_CHAIN}
-        f, g = _middle(*_densified(f, g, dense), trusted)
-    return replace(_joined(f, g), via=frozenset(via))
+    while (which := _first_to_lower(f, g)) is not None:
+        via |= {DENSE_CHAIN} if _becomes_dense(f, g, which) else set()
+        f, g = _middle(*_lowered(f, g, which), trusted)
+    return replace(_joined(*_overlap(f, g)), via=frozenset(via))
 
 
-def _densified(f: Operator, g: Operator, which: tuple[str, int]) -> tuple[Operator, Operator]:
+_Which = tuple[str, int]
+"""One of the two operators ("f" or "g"), and the number of a link."""
+
+
+def _lowered(f: Operator, g: Operator, which: _Which) -> tuple[Operator, Operator]:
+    """A crop or zero padding as a diagonal between parts, any other link as a full matrix."""
     side, number = which
-    return (densify(f, number), g) if side == "f" else (f, densify(g, number))
+    lower = densify if _becomes_dense(f, g, which) else as_part
+    return (lower(f, number), g) if side == "f" else (f, lower(g, number))
+
+
+def _becomes_dense(f: Operator, g: Operator, which: _Which) -> bool:
+    side, number = which
+    return not is_shift((f if side == "f" else g).links[number])
+
+
+def _overlap(f: Operator, g: Operator) -> tuple[Operator, Operator]:
+    """Narrow both to the part of the tensor between them that f fills and g reads."""
+    for i, j in _pairs(f, g):
+        filled, read = f.links[i].pad, g.links[j].cut
+        if filled != read:
+            low = max(filled[0], read[0])
+            high = min(max(filled[1], read[1]), f.links[i].size_out.factor - low)
+            if f.links[i].has_leg:
+                f = narrowed(f, i, low - filled[0], high - filled[1])
+            if g.links[j].has_leg:
+                g = narrowed(g, j, low - read[0], high - read[1])
+    return f, g
 
 
 def _middle(f: Operator, g: Operator, trusted: bool) -> tuple[Operator, Operator]:
@@ -58,7 +101,7 @@ def _pairs(f: Operator, g: Operator) -> list[tuple[int, int]]:
     return [(i, j) for a, b in zip(f.value, g.source, strict=True) for i, j in zip(a, b, strict=True)]
 
 
-def _first_to_densify(f: Operator, g: Operator) -> tuple[str, int] | None:
+def _first_to_lower(f: Operator, g: Operator) -> _Which | None:
     for i, j in _pairs(f, g):
         a, b = f.links[i], g.links[j]
         if a.role is S and (b.role in (D, IN, MEAN) or (b.role is S and not _borders_agree(a, b))):
@@ -149,7 +192,7 @@ def _joined(f: Operator, g: Operator) -> Operator:
     of_f, of_g = {i for i, _ in paired}, {j for _, j in paired}
     join.of_f |= {i: _put_rest(join, link, join.label_f.get(i)) for i, link in enumerate(f.links) if i not in of_f}
     join.of_g |= {j: _put_rest(join, link, join.label_g.get(j)) for j, link in enumerate(g.links) if j not in of_g}
-    return Operator(
+    joined = Operator(
         tuple(join.links),
         _mapped(f.source, join.of_f),
         _mapped(g.value, join.of_g),
@@ -158,6 +201,14 @@ def _joined(f: Operator, g: Operator) -> Operator:
         f.pins | g.pins,
         f.guards | g.guards,
     )
+    return _as_view(joined)
+
+
+def _as_view(op: Operator) -> Operator:
+    """Parts of a tensor that came together again are the tensor."""
+    if not isinstance(op.weight, Ones) or any(link.role not in (F, D) or link.segmented for link in op.links):
+        return op
+    return replace(op, links=tuple(Link(F, link.size) for link in op.links), weight=One())
 
 
 def _put_rest(join: _Join, link: Link, index: int | None) -> int:
@@ -187,9 +238,11 @@ def _meet(join: _Join, i: int, j: int) -> None:
 
 
 def _met(a: Link, b: Link) -> Link:
-    if a.role is OUT or b.role is F:
+    if b.role is F:
         return a
-    return b.resized(a.size)
+    if a.role is OUT:
+        return replace(a, size=b.size_out, pad=b.pad)
+    return replace(b, size=a.size, cut=a.cut) if a.role is D else b.resized(a.size)
 
 
 def _contracted(join: _Join) -> Weight:
@@ -197,6 +250,8 @@ def _contracted(join: _Join) -> Weight:
     f, g, labels, folds = join.f.weight, join.g.weight, join.labels(), join.fold_places()
     if isinstance(f, One) and isinstance(g, One):
         return f
+    if isinstance(f, One | Ones) and isinstance(g, One | Ones) and not (folds or join.f.has(OUT) or join.g.has(IN)):
+        return Ones(tuple(link.leg_size for link in join.links if link.has_leg))
     label_f, label_g = list(join.label_f.values()), list(join.label_g.values())
     wanted = [n for pair in labels for n in pair]
 
@@ -243,19 +298,20 @@ def add(f: Operator, g: Operator) -> Operator:
     Raises `NotFusable`: the shapes differ (broadcasting), or a join needs a fixed size where it is free.
     """
     f, g = _same_rank(f, g)
-    f, g = _same_atoms(f, g)
+    f, g = _direct_sum(*_same_atoms(f, g))
     via = f.via | g.via
-    while (dense := _first_apart(f, g)) is not None:
-        via |= {_dense_law(f, g, dense)}
-        f, g = _same_atoms(*_densified(f, g, dense))
+    while (which := _first_apart(f, g)) is not None:
+        via |= {_dense_law(f, g, which)} if _becomes_dense(f, g, which) else set()
+        f, g = _direct_sum(*_same_atoms(*_lowered(f, g, which)))
     for number_f, number_g in _through_pairs(f, g):
         f, g = _same_role(f, number_f, g, number_g)
+    f, g = _same_parts(f, g)
     return replace(
         _summed_operator(f, g), via=via | ({PARALLEL_SUM} - {*via} if LOCALITY_INJECTION not in via else set())
     )
 
 
-def _dense_law(f: Operator, g: Operator, which: tuple[str, int]) -> str:
+def _dense_law(f: Operator, g: Operator, which: _Which) -> str:
     """A stencil that joins a full matrix is the paper's Locality Injection."""
     side, number = which
     link = (f if side == "f" else g).links[number]
@@ -303,7 +359,7 @@ def _through_pairs(f: Operator, g: Operator) -> list[tuple[int, int]]:
     return through
 
 
-def _first_apart(f: Operator, g: Operator) -> tuple[str, int] | None:
+def _first_apart(f: Operator, g: Operator) -> _Which | None:
     """A link that must become a full matrix before the two can be added."""
     through = _through_pairs(f, g)
     for i, j in zip(_flat(f.source), _flat(g.source), strict=True):
@@ -324,7 +380,12 @@ def _joinable(a: Link, b: Link) -> bool:
         return (a.stride, a.c, a.up) == (b.stride, b.c, b.up)
     if roles == {S, F}:
         return (a if a.role is S else b).shape_preserving
-    return roles <= {F, D}
+    return roles <= {F, D} and _shift(a) == _shift(b)
+
+
+def _shift(link: Link) -> int:
+    """By how much a diagonal moves its axis."""
+    return link.pad[0] - link.cut[0]
 
 
 def _fixed(link: Link, number: int, other: Link) -> int:
@@ -345,6 +406,91 @@ def _same_role(f: Operator, i: int, g: Operator, j: int) -> tuple[Operator, Oper
         union = replace(like, role=S, taps=taps)
         return with_taps(f, i, union), with_taps(g, j, union)
     return f, g
+
+
+def _same_parts(f: Operator, g: Operator) -> tuple[Operator, Operator]:
+    """Zeros in both weights, so that they cover the same part of each axis."""
+    places = [*zip(_flat(f.source), _flat(g.source), strict=True), *zip(_flat(f.value), _flat(g.value), strict=True)]
+    for i, j in dict.fromkeys(places):
+        (a_low, a_high), (b_low, b_high) = _edges(f.links[i]), _edges(g.links[j])
+        f = widened(f, i, max(0, a_low - b_low), max(0, a_high - b_high))
+        g = widened(g, j, max(0, b_low - a_low), max(0, b_high - a_high))
+    return f, g
+
+
+def _edges(link: Link) -> tuple[int, int]:
+    return link.pad if link.role is OUT else link.cut
+
+
+# --- direct sums: blocks of a matrix that share neither rows nor columns ---------------------------------
+
+
+def _direct_sum(f: Operator, g: Operator) -> tuple[Operator, Operator]:
+    """Where f and g are different blocks on the diagonal of one matrix, and all blocks have one size, an outer
+    DIAGONAL atom numbers the blocks: what becomes a convolution with groups.
+    """
+    while (tile := _common_tile(f, g)) is not None:
+        f, g = _same_atoms(_tiled(f, tile), _tiled(g, tile))
+    return _as_blocks(f, g), _as_blocks(g, f)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Blocks of rows x columns between the source's atom `source` and the value's atom `value`, counted flat."""
+
+    source: int
+    value: int
+    rows: int
+    columns: int
+
+
+def _common_tile(f: Operator, g: Operator) -> _Tile | None:
+    """A tiling in which f and g are different blocks."""
+    for tile in _tiles(f):
+        position = _position(f, tile)
+        if position is not None and _position(g, tile) not in (None, position):
+            return tile
+    return None
+
+
+def _tiles(op: Operator) -> Iterator[_Tile]:
+    for s, i in enumerate(_flat(op.source)):
+        for v, o in enumerate(_flat(op.value)):
+            if (op.links[i].role, op.links[o].role) == (IN, OUT):
+                yield _Tile(s, v, op.links[o].leg_size, op.links[i].leg_size)
+
+
+def _position(op: Operator, tile: _Tile) -> int | None:
+    """The number of the only block of a tiling that an operator fills."""
+    read, filled = op.links[_flat(op.source)[tile.source]], op.links[_flat(op.value)[tile.value]]
+    if (read.role, filled.role, read.leg_size, filled.leg_size) != (IN, OUT, tile.columns, tile.rows):
+        return None
+    across, down = read.size.divide(fixed(tile.columns)), filled.size.divide(fixed(tile.rows))
+    column, row = divmod(read.cut[0], tile.columns), divmod(filled.pad[0], tile.rows)
+    return column[0] if across is not None and across == down and column == row and not row[1] else None
+
+
+def _tiled(op: Operator, tile: _Tile) -> Operator:
+    """The position of the block as an atom of its own."""
+    op = _split_off(op, _flat(op.source)[tile.source], tile.columns)
+    op = _split_off(op, _flat(op.value)[tile.value], tile.rows)
+    return paired(op, _flat(op.source)[tile.source], _flat(op.value)[tile.value])
+
+
+def _split_off(op: Operator, number: int, inner: int) -> Operator:
+    return split(op, number, fixed(op.links[number].size.factor // inner), fixed(inner))
+
+
+def _as_blocks(op: Operator, like: Operator) -> Operator:
+    """`op` with a DIAGONAL where it fills one block only and `like` has an axis that passes through."""
+    for s, i in enumerate(_flat(like.source)):
+        if like.links[i].role in (F, D):
+            v = _flat(like.value).index(i)
+            a, b = _flat(op.source)[s], _flat(op.value)[v]
+            ends = op.links[a], op.links[b]
+            if [(link.role, link.leg_size) for link in ends] == [(IN, 1), (OUT, 1)]:
+                op = paired(op, a, b)
+    return op
 
 
 def _summed_operator(f: Operator, g: Operator) -> Operator:

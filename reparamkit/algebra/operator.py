@@ -20,11 +20,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import NotFusable
 from .size import Size, Symbol, fixed, free_size, product, stencil_size
-from .weight import Computed, Diagonals, One, Weight
+from .weight import Computed, Diagonals, One, Ones, Weight
 
 Dims = tuple[tuple[int, ...], ...]
 """Per dimension, the numbers of the links that are its atoms."""
@@ -41,6 +42,10 @@ class Role(Enum):
     MEAN = "mean"
 
 
+Edges = tuple[int, int]
+"""Numbers of positions at the begin and at the end of an axis."""
+WHOLE: Edges = (0, 0)
+
 THROUGH = frozenset({Role.FREE, Role.DIAGONAL, Role.STENCIL})
 """Roles whose atom is in the source and in the value."""
 
@@ -52,6 +57,8 @@ class Link:
     size: of the atom in the source (OUT: in the value).
     taps: offsets of a STENCIL, ascending; an output has ``(up * size + c) // stride + 1`` positions.
     up: of a transposed convolution: ``up - 1`` zeros stand after each sample, and then comes the stencil.
+    cut: how many positions at its begin and end a DIAGONAL or IN atom of fixed size does not read, as of a tensor
+        that was split. pad: how many a DIAGONAL or OUT atom leaves zero, as in a part of a concatenation.
     """
 
     role: Role
@@ -60,6 +67,8 @@ class Link:
     stride: int = 1
     c: int = -1
     up: int = 1
+    cut: Edges = WHOLE
+    pad: Edges = WHOLE
 
     @property
     def through(self) -> bool:
@@ -69,12 +78,19 @@ class Link:
     @property
     def size_out(self) -> Size:
         """Size of the atom in the value."""
+        if self.role is Role.DIAGONAL and self.segmented:
+            return fixed(self.leg_size + sum(self.pad))
         return stencil_size(self.size * fixed(self.up), self.stride, self.c)
+
+    @property
+    def segmented(self) -> bool:
+        """Whether the link reads or fills only a part of its atom."""
+        return (self.cut, self.pad) != (WHOLE, WHOLE)
 
     @property
     def shape_preserving(self) -> bool:
         """Whether the value's atom has the source atom's size for every input."""
-        return (self.stride, self.c, self.up) == (1, -1, 1)
+        return (self.stride, self.c, self.up) == (1, -1, 1) and not self.segmented
 
     @property
     def has_leg(self) -> bool:
@@ -86,7 +102,7 @@ class Link:
         """Length of the weight's leg."""
         if self.role is Role.STENCIL:
             return len(self.taps)
-        return self.size.factor
+        return self.size.factor - sum(self.pad if self.role is Role.OUT else self.cut)
 
     def resized(self, size: Size) -> Link:
         """The same link on an atom of another size."""
@@ -139,6 +155,11 @@ class Operator:
     def is_identity(self) -> bool:
         """Whether the operator is a view: no link has a leg, none averages, and there is no factor."""
         return isinstance(self.weight, One) and all(link.role is Role.FREE for link in self.links)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether nothing is read: the value is zero for every source."""
+        return self.stored == 0
 
     def has(self, *roles: Role) -> bool:
         """Whether some link has one of the roles."""
@@ -218,15 +239,43 @@ def pin(op: Operator, pins: Mapping[Symbol, int], guard: bool = False) -> Operat
 
 
 def split(op: Operator, number: int, outer: Size, inner: Size) -> Operator:
-    """Split the atom of link `number` in two; a stencil is made dense first."""
+    """Split the atom of link `number` in two."""
     link = op.links[number]
-    if link.role is Role.STENCIL:
-        raise NotFusable("a view splits or joins an axis that a convolution or pooling runs along")
-    links = (*op.links[:number], link.resized(outer), link.resized(inner), *op.links[number + 1 :])
+    halves = link_halves(link, outer, inner)
+    if halves is None:
+        # A part of an IN or OUT atom that is no product of two parts.
+        return split(widened(op, number), number, outer, inner)
     weight = op.weight
     if link.has_leg:
-        weight = _split_leg(weight, op.legs.index(number), outer.factor, inner.factor)
+        weight = _split_leg(weight, op.legs.index(number), *(half.leg_size for half in halves))
+    links = (*op.links[:number], *halves, *op.links[number + 1 :])
     return replace(_renumbered(op, number), links=links, weight=weight)
+
+
+def link_halves(link: Link, outer: Size, inner: Size) -> tuple[Link, Link] | None:
+    """A link as an outer and an inner one; None if its part of the axis is no product of two parts.
+
+    Raises `NotFusable` for a stencil.
+    """
+    if link.role is Role.STENCIL:
+        raise NotFusable("a view splits or joins an axis that a convolution or pooling runs along")
+    if not link.segmented:
+        return link.resized(outer), link.resized(inner)
+    step, (low, high) = inner.factor, link.pad if link.role is Role.OUT else link.cut
+    if not any(edge % step for edge in (*link.cut, *link.pad)):
+        cut, pad = ((a // step, b // step) for a, b in (link.cut, link.pad))
+        return replace(link, size=fixed(link.size.factor // step), cut=cut, pad=pad), Link(link.role, inner)
+    first, last = low // step, (link.size.factor - high - 1) // step
+    if link.role is Role.DIAGONAL or first != last:
+        return None
+    # The part lies inside one position of the outer atom.
+    around = first, link.size.factor // step - first - 1
+    inside = low - first * step, (first + 1) * step - (link.size.factor - high)
+    return _part(link.role, outer, around), _part(link.role, inner, inside)
+
+
+def _part(role: Role, size: Size, edges: Edges) -> Link:
+    return Link(role, size, pad=edges) if role is Role.OUT else Link(role, size, cut=edges)
 
 
 def _split_leg(weight: Weight, leg: int, outer: int, inner: int) -> Weight:
@@ -257,13 +306,12 @@ def densify(op: Operator, number: int) -> Operator:
         raise NotFusable(f"needs a fixed size where the size is free: {link.size}")
     if link.role is Role.MEAN:
         return _mean_as_sum(op, number)
-    size_in, size_out = link.size.factor, link.size_out.factor
     links = list(op.links)
-    links[number : number + 1] = [Link(Role.IN, link.size), Link(Role.OUT, link.size_out)]
+    links[number : number + 1] = [Link(Role.IN, link.size, cut=link.cut), Link(Role.OUT, link.size_out, pad=link.pad)]
     dense = replace(_renumbered(op, number), links=tuple(links))
     row = dense.legs.index(number)
     if link.up > 1:
-        weight = _spread_matrix(op.weight, op.legs.index(number), link, size_out)
+        weight = _spread_matrix(op.weight, op.legs.index(number), link, link.size_out.factor)
         return replace(
             dense, weight=weight, source=_without(dense.source, number + 1), value=_without(dense.value, number)
         )
@@ -278,7 +326,6 @@ def densify(op: Operator, number: int) -> Operator:
         link.taps,
         link.stride,
     )
-    assert shape[row : row + 2] == (size_in, size_out)
     return replace(dense, weight=weight, source=_without(dense.source, number + 1), value=_without(dense.value, number))
 
 
@@ -345,6 +392,91 @@ def with_taps(op: Operator, number: int, like: Link) -> Operator:
     return replace(made, weight=_placed(inner, leg, positions, len(like.taps)))
 
 
+# --- parts of an axis ---------------------------------------------------------------------------------
+
+
+def as_part(op: Operator, number: int) -> Operator:
+    """A stencil of one tap on a fixed size (a crop, zero padding) -> a DIAGONAL of ones between two parts."""
+    link = op.links[number]
+    (shift,), size, size_out = link.taps, link.size.factor, link.size_out.factor
+    first = min(max(0, shift), size)
+    length = max(0, min(size, shift + size_out) - first)
+    before = min(first - shift, size_out)
+    cut, pad = (first, size - first - length), (before, size_out - before - length)
+    part = Link(Role.DIAGONAL, link.size, cut=cut, pad=pad)
+    links = (*op.links[:number], part, *op.links[number + 1 :])
+    return replace(op, links=links, weight=_repeated(op.weight, op.legs.index(number), part.leg_size))
+
+
+def _repeated(weight: Weight, leg: int, times: int) -> Weight:
+    """A leg of length 1 made longer."""
+    if isinstance(weight, Ones):
+        return Ones((*weight.shape[:leg], times, *weight.shape[leg + 1 :]))
+    return Computed(lambda: weight.tensor().repeat_interleave(times, dim=leg))
+
+
+def is_shift(link: Link) -> bool:
+    """Whether a link is a stencil that `as_part` takes."""
+    return link.role is Role.STENCIL and len(link.taps) == link.stride == link.up == 1 and link.size.known
+
+
+def widened(op: Operator, number: int, low: int | None = None, high: int | None = None) -> Operator:
+    """`op` with `low` and `high` zeros more in its weight along a link (default: so many that the link covers its atom;
+    of a DIAGONAL as many as fit on both sides).
+    """
+    link = op.links[number]
+    edges = [e for e, role in ((link.cut, Role.OUT), (link.pad, Role.IN)) if link.role is not role]
+    low, high = (min(e[k] for e in edges) if n is None else n for k, n in enumerate((low, high)))
+    if (low, high) == WHOLE:
+        return op
+    leg, weight = op.legs.index(number), op.weight
+    wide = Computed(lambda: extended(weight.tensor(), leg, low, high))
+    return replace(op, links=_with_edges(op, number, -low, -high), weight=wide)
+
+
+def extended(tensor: Tensor, dim: int, low: int, high: int) -> Tensor:
+    """`tensor` with zeros before and after it along a dimension."""
+    return F.pad(tensor.movedim(dim, -1), (low, high)).movedim(-1, dim)
+
+
+def narrowed(op: Operator, number: int, low: int, high: int) -> Operator:
+    """`op` without the first `low` and the last `high` entries of its weight along a link."""
+    if (low, high) == WHOLE:
+        return op
+    leg, weight = op.legs.index(number), op.weight
+    links = _with_edges(op, number, low, high)
+    if isinstance(weight, Ones):
+        ones = Ones((*weight.shape[:leg], links[number].leg_size, *weight.shape[leg + 1 :]))
+        return replace(op, links=links, weight=ones)
+    narrow = Computed(lambda: weight.tensor().narrow(leg, low, links[number].leg_size).clone())
+    return replace(op, links=links, weight=narrow)
+
+
+def _with_edges(op: Operator, number: int, low: int, high: int) -> tuple[Link, ...]:
+    link = op.links[number]
+    cut = link.cut if link.role is Role.OUT else (link.cut[0] + low, link.cut[1] + high)
+    pad = link.pad if link.role is Role.IN else (link.pad[0] + low, link.pad[1] + high)
+    return (*op.links[:number], replace(link, cut=cut, pad=pad), *op.links[number + 1 :])
+
+
+def paired(op: Operator, number_in: int, number_out: int) -> Operator:
+    """An IN and an OUT atom of which one position each is used -> one DIAGONAL atom of which one position is used."""
+    link_in, link_out = op.links[number_in], op.links[number_out]
+    links = list(op.links)
+    links[number_in] = Link(Role.DIAGONAL, link_in.size, cut=link_in.cut, pad=link_out.pad)
+    value = tuple(tuple(number_in if i == number_out else i for i in dim) for dim in op.value)
+    return dropped(replace(op, links=tuple(links), value=value), number_out)
+
+
+def whole(op: Operator) -> Operator:
+    """`op` with all zeros written out; a DIAGONAL that moves its axis becomes a matrix."""
+    while (number := next((i for i, link in enumerate(op.links) if link.segmented), None)) is not None:
+        link = op.links[number]
+        moves = link.role is Role.DIAGONAL and link.cut != link.pad
+        op = densify(op, number) if moves else widened(op, number)
+    return op
+
+
 def _placed(weight: Weight, leg: int, positions: list[int], length: int) -> Weight:
     def compute() -> Tensor:
         tensor = weight.tensor()
@@ -359,6 +491,8 @@ def _placed(weight: Weight, leg: int, positions: list[int], length: int) -> Weig
 
 def merge(op: Operator, numbers: tuple[int, ...]) -> Operator:
     """Join adjacent atoms of one role (all IN or all OUT, of one dimension) to one atom."""
+    for number in numbers:
+        op = widened(op, number)
     first = numbers[0]
     size = product(op.links[i].size for i in numbers)
     keep = [i for i in range(len(op.links)) if i not in numbers[1:]]

@@ -58,6 +58,17 @@ class One(Weight):
 
 
 @final
+@dataclass(frozen=True)
+class Ones(Weight):
+    """A weight known to be 1 everywhere: that of a crop, or of zero padding."""
+
+    shape: tuple[int, ...]
+
+    def tensor(self) -> Tensor:
+        return torch.ones(self.shape, dtype=torch.float64)
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Diagonals(Weight):
     """A stencil (or diagonal, or identity) axis written as a full matrix between two axes.

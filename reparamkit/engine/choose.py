@@ -122,6 +122,9 @@ class _Chooser:
 
     def cost(self, node: fx.Node) -> Cost:
         """The price of a node as it is; nothing if it is not affine, since it stays in every plan."""
+        if node in self.reading.moves:
+            launches = self.reading.moves[node]
+            return Cost(0, launches * numel(self.reading.shapes[node][0]), 0, launches)
         form = self.reading.read.get(node)
         if form is not None:
             return layer_cost(form, self.stored(node)) + Cost(launches=self.reading.arithmetic(node))
@@ -270,7 +273,7 @@ class _Chooser:
             ):
                 if new > old:
                     if len(option.members) > 1:
-                        factor = f"{new / old:.1f}x" if old else f"from 0 to {new}"
+                        factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
                         self.reading.no(node, f"the merge would raise {what} {factor}")
                     return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: an operation must disappear.
@@ -375,7 +378,8 @@ class _Chooser:
 
     def _refusals(self, plan: _Selection) -> dict[fx.Node, list[str]]:
         merged = frozenset().union(*(site.members for site in plan.sites))
-        return {n: why for n, why in self.reading.reasons.items() if n in plan.needed and n not in merged}
+        left = plan.needed - merged - {n for n, launches in self.reading.moves.items() if launches == 0}
+        return {n: why for n, why in self.reading.reasons.items() if n in left}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ..algebra.build import parts_of
 from ..algebra.form import Form, Step, Trail, as_bias
 from ..algebra.operator import Operator, Role
 from ..algebra.probe import PROBE
@@ -37,11 +38,15 @@ class Placement:
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A form with a place for each of its terms. cost: of the layers and of the sums between them."""
+    """A form with a place for each of its terms. cost: of the layers and of what joins them.
+
+    dim: the terms are parts of this dimension (from the right), in this order; None if they are added up.
+    """
 
     form: Form
     terms: tuple[Placement, ...]
     cost: Cost
+    dim: int | None = None
 
 
 Views = tuple[View, ...]
@@ -50,10 +55,23 @@ Weigh = Callable[[str], int]
 
 
 def place(form: Form, weigh: Weigh) -> Placed:
-    """The cheapest way to write every term; the bias goes to the term that takes it at the lowest cost.
+    """The cheapest way to write every term.
 
     Raises `NotFusable` if some term cannot be written as one layer between views.
     """
+    parts = parts_of(form)
+    return _added(form, weigh) if parts is None else _concatenated(form, *parts, weigh)
+
+
+def _concatenated(form: Form, dim: int, parts: list[Form], weigh: Weigh) -> Placed:
+    """Each term fills a part of one dimension."""
+    terms = tuple(_term(one, source, one.bias, weigh) for one in parts for source in one.terms)
+    joined = Cost(0, numel(form.sizes), 0, 1)
+    return Placed(form, terms, sum((p.layer.cost for p in terms if p.layer), joined), dim)
+
+
+def _added(form: Form, weigh: Weigh) -> Placed:
+    """The terms are added up; the bias goes to the one that takes it at the lowest cost."""
     names = sorted(form.terms)
     bare = {name: _tried_term(form, name, None, weigh) for name in names}
     chosen = dict(bare)

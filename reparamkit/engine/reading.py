@@ -99,6 +99,7 @@ class Reading:
     constants: values that depend on parameters only, in float64.
     sizes: Python numbers (or tuples of them) that are sizes.
     read: nodes that are affine in their inputs, with the form over those inputs.
+    moves: nodes that only move numbers, with the number of operations that takes.
     reasons: why a node, or a longer form through it, could not be read.
     """
 
@@ -108,6 +109,7 @@ class Reading:
     sizes: dict[fx.Node, Any] = field(default_factory=dict)
     shapes: dict[fx.Node, Shape] = field(default_factory=dict)
     read: dict[fx.Node, Form] = field(default_factory=dict)
+    moves: dict[fx.Node, int] = field(default_factory=dict)
     reasons: dict[fx.Node, list[str]] = field(default_factory=dict)
 
     def arithmetic(self, node: fx.Node) -> int:
@@ -287,15 +289,27 @@ class _Reader:
             else:
                 if not any(c.members for c in choice.values()):
                     self.out.read[self.node] = found[-1].form
+                if reader.moves is not None:
+                    self.out.moves[self.node] = reader.moves
         return found
 
     def _choices(self) -> Iterator[dict[fx.Node, Candidate]]:
-        """One candidate per input value; the values themselves first, then those that share their sources."""
+        """One candidate per input value; the values themselves first, then all that reach equally far back, then those
+        that share their sources.
+        """
         inputs = [n for n in self.node.all_input_nodes if n in self.out.forms]
-        first, *rest = product(*(reversed(self.out.forms[n]) for n in inputs))
-        rest.sort(key=lambda candidates: len({name for c in candidates for name in c.form.terms}))
-        for combination in (first, *rest[:MAX_COMBINATIONS]):
-            yield dict(zip(inputs, combination, strict=True))
+        forms = [self.out.forms[n][::-1] for n in inputs]
+        first, *level = (tuple(f[min(k, len(f) - 1)] for f in forms) for k in range(max(map(len, forms))))
+        rest = sorted(product(*forms), key=lambda chosen: len({name for c in chosen for name in c.form.terms}))
+        for chosen in dict.fromkeys((first, *level, *rest[: MAX_COMBINATIONS + 1])):
+            if chosen == first or not self._mixed(chosen):
+                yield dict(zip(inputs, chosen, strict=True))
+
+    def _mixed(self, chosen: tuple[Candidate, ...]) -> bool:
+        """Whether both a value and a view of a part of it are sources: over parts alone is as good."""
+        names = {name for c in chosen for name in c.form.terms}
+        parts = [n for n, launches in self.out.moves.items() if launches == 0 and n.name in names]
+        return any(n.all_input_nodes[0].name in names for n in parts)
 
     def _read_one(self, reader: Reader, choice: dict[fx.Node, Candidate]) -> Candidate:
         args, kwargs = self._arguments(reader, choice)

@@ -47,12 +47,14 @@ class Reader:
     sizes: whether it takes sizes that are computed at run time (the shape arguments of views).
     shape: from the sizes of the input and the other arguments to the sizes of the output (None: unknown),
         for a call that cannot be read.
+    moves: for a call that only moves numbers, how many operations that takes: 0 for a view, 1 for a copy.
     """
 
     targets: tuple[object, ...]
     read: Function
     sizes: bool = False
     shape: Function | None = None
+    moves: int | None = None
 
     @property
     def name(self) -> str:
@@ -76,7 +78,9 @@ class Readers:
     def __iter__(self) -> Iterator[Reader]:
         return iter(dict.fromkeys(self._table.values()))
 
-    def reader(self, *targets: object, sizes: bool = False, shape: Function | None = None) -> Callable[[F], F]:
+    def reader(
+        self, *targets: object, sizes: bool = False, shape: Function | None = None, moves: int | None = None
+    ) -> Callable[[F], F]:
         """Declare how to read modules of a class, a function, or a method (by name).
 
         Use as a decorator, ``@reparamkit.reader(MyLayer)``, or call: ``reparamkit.reader(MyLayer)(read)``. The
@@ -94,7 +98,7 @@ class Readers:
         def declare(read: F) -> F:
             if not callable(read):
                 raise RuleError(f"the reader of {targets} must be a function, found {read!r}")
-            made = Reader(targets, read, sizes, shape)
+            made = Reader(targets, read, sizes, shape, moves)
             self._table.update(dict.fromkeys(targets, made))
             return read
 

@@ -190,7 +190,7 @@ def read_contiguous(input: Form) -> Form:
     return permute(input, range(len(input.sizes)))
 
 
-@READERS.reader(operator.getitem)
+@READERS.reader(operator.getitem, moves=0)
 def read_getitem(input: Form, key: Any) -> Form:
     """Slices of some dimensions: a window of one tap, with a step."""
     keys = key if isinstance(key, tuple) else (key,)
@@ -213,14 +213,14 @@ def _sliced(x: Form, dim: int, part: slice) -> Form:
     return cropped(x, dim, start, stop, step)
 
 
-@READERS.reader(torch.narrow, "narrow")
+@READERS.reader(torch.narrow, "narrow", moves=0)
 def read_narrow(input: Form, dim: int, start: int, length: int) -> Form:
     if start < 0:
         raise NotFusable("narrow from the end")
     return cropped(input, dim if dim < 0 else dim - len(_closed(input).sizes), start, start + length, 1)
 
 
-@READERS.reader(F.pad)
+@READERS.reader(F.pad, moves=1)
 def read_pad(input: Form, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Form:
     if mode != "constant" or value not in (None, 0):
         raise NotFusable(f"padding in mode '{mode}' with value {value} is not zero padding")
@@ -230,6 +230,6 @@ def read_pad(input: Form, pad: Sequence[int], mode: str = "constant", value: flo
     return padded(input, pairs[::-1])
 
 
-@READERS.reader(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+@READERS.reader(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, moves=1)
 def read_zero_pad_layer(layer: nn.ZeroPad2d, input: Form) -> Form:
     return read_pad(input, list(layer.padding))

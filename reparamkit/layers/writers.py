@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..algebra.operator import Link, Operator, Role, as_diagonal, densify
+from ..algebra.operator import Link, Operator, Role, as_diagonal, densify, whole
 from ..errors import NotFusable
 from .price import Cost, numel
 
@@ -71,6 +71,7 @@ def plan(op: Operator, bias: Operator | None) -> LayerPlan:
     """
     if len(op.source) != len(op.value):
         raise NotFusable("a layer that changes the number of dimensions")
+    op = whole(op)
     plans = [made for attempt in (_scale, _linear, *CONV_PLANS) if (made := _tried(attempt, op, bias)) is not None]
     if not plans:
         raise NotFusable(_why_not(op, bias))

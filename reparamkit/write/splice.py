@@ -6,6 +6,7 @@ import itertools
 import operator
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_flatten
 
@@ -83,6 +84,8 @@ class Splicer:
             if not (symbol.stands_for_dims and self._rank_guard(placed)):
                 self._guard(written.frame, symbol, value)
         results = [self._term(written, placement) for placement in placed.terms]
+        if placed.dim is not None:
+            return self.captured.graph.call_function(torch.cat, (results, placed.dim))
         result = results[0]
         for other in results[1:]:
             result = self.captured.graph.call_function(operator.add, (result, other))

@@ -44,6 +44,7 @@ def apply_operator(op: Operator, x: Tensor) -> Tensor:
     letters: list[tuple[int, str]] = [(i, "at") for i in axes]
     for i in axes:
         place = letters.index((i, "at"))
+        x = x.narrow(place, op.links[i].cut[0], x.shape[place] - sum(op.links[i].cut))
         if op.links[i].role is Role.MEAN:
             x = x.mean(place)
             letters.remove((i, "at"))
@@ -56,6 +57,8 @@ def apply_operator(op: Operator, x: Tensor) -> Tensor:
     y = torch.einsum(
         x, [number[k] for k in letters], op.weight.tensor(), [number[k] for k in legs], [number[k] for k in value]
     )
+    for place, (i, _) in enumerate(value):
+        y = torch.nn.functional.pad(y.movedim(place, -1), op.links[i].pad).movedim(-1, place)
     return y.reshape([size.factor for size in op.value_sizes])
 
 

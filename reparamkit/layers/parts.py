@@ -1,0 +1,97 @@
+"""Concatenations and the parts of a value that is split: each reads or fills a part of one axis."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algebra.build import concatenated, cropped, fixed_dim, known_rank
+from ..algebra.form import Form
+from ..algebra.size import Size, fixed
+from ..errors import NotFusable
+from .registry import READERS
+from .views import read_unsqueeze
+
+Lengths = int | Sequence[int]
+
+
+@READERS.reader(torch.cat, torch.concat, torch.concatenate, moves=1)
+def read_cat(tensors: Sequence[Form], dim: int = 0) -> Form:
+    seen = [_seen(x, dim) for x in _values(tensors)]
+    return concatenated([x for x, _ in seen], seen[0][1])
+
+
+@READERS.reader(torch.stack, moves=1)
+def read_stack(tensors: Sequence[Form], dim: int = 0) -> Form:
+    return read_cat([read_unsqueeze(x, dim) for x in _values(tensors)], dim)
+
+
+def _values(tensors: object) -> list[Form]:
+    parts = list(tensors) if isinstance(tensors, (list, tuple)) else []
+    values = [x for x in parts if isinstance(x, Form)]
+    if not values or len(values) < len(parts):
+        raise NotFusable("a concatenation with something that is no value")
+    return values
+
+
+def part(input: Tensor, lengths: Lengths, dim: int, number: int) -> Tensor:
+    """Element `number` of ``torch.split(input, lengths, dim)``: a view.
+
+    input: any shape. lengths: of every part, or that of each.
+    """
+    return torch.split(input, lengths, dim)[number]
+
+
+def chunk(input: Tensor, chunks: int, dim: int, number: int) -> Tensor:
+    """Element `number` of ``torch.chunk(input, chunks, dim)``: a view."""
+    return torch.chunk(input, chunks, dim)[number]
+
+
+def part_sizes(before: Sequence[Size], lengths: Any, dim: int, number: int) -> list[Size | None]:
+    """The sizes of a part of a tensor of sizes `before`; None for one that only the traced value tells."""
+    if not before:
+        return []
+    length = lengths[number] if isinstance(lengths, (list, tuple)) else None
+    sizes: list[Size | None] = list(before)
+    sizes[dim] = fixed(length) if isinstance(length, int) else None
+    return sizes
+
+
+@READERS.reader(part, moves=0, shape=part_sizes)
+def read_part(input: Form, lengths: Lengths, dim: int, number: int) -> Form:
+    x, dim = _seen(input, dim)
+    # A list of lengths makes up the whole size, or the call fails.
+    x = fixed_dim(x, dim, None if isinstance(lengths, int) else sum(lengths))
+    size = x.sizes[dim].factor
+    if isinstance(lengths, int):
+        lengths = [min(lengths, size - start) for start in range(0, size, lengths)]
+    if sum(lengths) != size:
+        raise NotFusable(f"a split of {size} into {sum(lengths)}")
+    ends = [0, *itertools.accumulate(lengths)]
+    number %= len(lengths)
+    return cropped(x, dim, ends[number], ends[number + 1], 1)
+
+
+@READERS.reader(chunk, moves=0, shape=part_sizes)
+def read_chunk(input: Form, chunks: int, dim: int, number: int) -> Form:
+    x, dim = _seen(input, dim)
+    x = fixed_dim(x, dim)
+    return read_part(x, -(-x.sizes[dim].factor // chunks), dim, number)
+
+
+def _seen(x: Form, dim: int) -> tuple[Form, int]:
+    """The form with dimension `dim` in sight, and its number from the right; where the rank is open, a batch of one
+    dimension is assumed and guarded.
+    """
+    if dim < 0:
+        return x, dim
+    if x.open_rank and dim < len(x.sizes):
+        x = known_rank(x, [len(x.sizes)], certain=False)
+    if x.open_rank:
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+    return x, dim - len(x.sizes)
+
