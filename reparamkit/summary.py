@@ -11,7 +11,7 @@ from .algebra.operator import Role
 from .capture.capture import Captured
 from .capture.parts import Parts
 from .engine.choose import Plan
-from .engine.placing import layer_cost
+from .engine.placing import node_cost
 from .engine.reading import Reading
 from .layers.price import Cost
 from .report import Merge, Picture, Refusal, Report, Totals
@@ -37,7 +37,7 @@ class Work:
 def totals(model: nn.Module, readings: Sequence[Reading]) -> Totals:
     """Count a model from the graphs of its parts."""
     parameters = sum(p.numel() for p in model.parameters())
-    affine = sum((layer_cost(form, 0) for reading in readings for form in reading.read.values()), Cost())
+    affine = sum((node_cost(reading, node) for reading in readings for node in reading.read), Cost())
     rest = sum(_opaque(reading) for reading in readings)
     return Totals(parameters, numbers(model), affine.launches + rest, affine.flops)
 
@@ -49,7 +49,7 @@ def numbers(model: nn.Module) -> int:
 
 def computing(reading: Reading) -> set[fx.Node]:
     """The nodes that compute something: the operations that are counted, and means, which are not."""
-    affine = {n for n, form in reading.read.items() if layer_cost(form, 0).launches or form.sample.has(Role.MEAN)}
+    affine = {n for n, form in reading.read.items() if node_cost(reading, n).launches or form.sample.has(Role.MEAN)}
     return affine | {node for node in reading.captured.graph.nodes if _is_opaque(node, reading)}
 
 
@@ -77,6 +77,7 @@ def _computes(node: fx.Node) -> bool:
         "flatten",
         "chunk",
         "split",
+        "part",
     )
     return not is_view and not name.startswith("expect") and (value is None or isinstance(value, Tensor))
 
@@ -182,6 +183,8 @@ def _worth_telling(node: fx.Node, reading: Reading) -> bool:
     """Scales and windows and matrices; not sums of values, views, or means."""
     form = reading.read[node]
     op = form.sample
+    if node in reading.moves:
+        return False
     legs = op.has(Role.DIAGONAL, Role.IN, Role.OUT, Role.STENCIL)
     return len(form.terms) == 1 and (legs or form.bias is not None)
 

@@ -939,6 +939,92 @@ PARAMETERS = (
 )
 
 
+def _in_parts(sizes: list[int], *layers: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Channels split into parts, a layer on each, and put together again."""
+    return lambda: Model(
+        lambda m, x: torch.cat([layer(part) for layer, part in zip(m.layers, x.split(sizes, 1), strict=True)], 1),
+        layers=nn.ModuleList(make() for make in layers),
+    )
+
+
+PARTS = (
+    Structure(
+        "a norm behind a concatenation",
+        lambda: Model(
+            lambda m, x: m.norm(torch.cat([m.a(x.relu()), m.b(x.sigmoid())], 1)),
+            a=conv(4, 6),
+            b=conv(4, 3, 1),
+            norm=norm(9),
+        ),
+        MAPS,
+        "relu sigmoid conv conv cat",
+    ),
+    Structure(
+        "mixed depthwise kernels",
+        lambda: seq(_in_parts([2, 2], lambda: depthwise(2, 3), lambda: depthwise(2, 5))(), norm(4)),
+        MAPS,
+        "conv conv cat",
+        needs_inputs=True,
+    ),
+    Structure(
+        "equal convolutions on equal parts",
+        _in_parts([2, 2], lambda: conv_norm(2, 3), lambda: conv_norm(2, 3)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+    ),
+    Structure(
+        "grouped convolutions on chunks",
+        lambda: Model(
+            lambda m, x: torch.cat([m.a(x.chunk(2, 1)[0]), m.b(x.chunk(2, 1)[1])], dim=1),
+            a=conv(2, 4, g=2),
+            b=conv(2, 4, g=2),
+        ),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+    ),
+    Structure(
+        "convolutions of one value, side by side",
+        lambda: Model(lambda m, x: torch.cat([m.a(x), m.b(x)], 1), a=conv_norm(4, 5), b=conv_norm(4, 3)),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "side by side, then 1x1",
+        lambda: Model(
+            lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 1)), a=conv(4, 8, 1), b=conv(4, 8, 1), c=conv(16, 4, 1)
+        ),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "a stack of branches, weighted and summed",
+        lambda: Model(
+            lambda m, x: (torch.stack([m.a(x), m.b(x)]) * m.w.softmax(0)).sum(0),
+            a=conv_norm(4, 4),
+            b=conv_norm(4, 4, 1),
+            w=_parameter(2, 1, 1, 1, 1),
+        ),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+    ),
+    Structure(
+        "a split that reads a layer, a norm on each part",
+        lambda: Model(
+            lambda m, x: (lambda a, b: torch.cat([m.a(a).relu(), m.b(b)], 1))(*m.conv(x).split([3, 3], 1)),
+            conv=conv(4, 6),
+            a=norm(3),
+            b=norm(3),
+        ),
+        MAPS,
+        "conv relu conv cat",
+        needs_inputs=True,
+    ),
+)
+
+
 class LowRank(nn.Module):
     """A linear layer and a product of two thin ones beside it."""
 
@@ -955,7 +1041,7 @@ def bias_free(ins: int, outs: int) -> nn.Conv2d:
     return nn.Conv2d(ins, outs, 1, bias=False)
 
 
-STRUCTURES = (*CHAINS, *BRANCHES, *FUNCTIONS, *DENSE, *SPELLINGS, *NETS, *RESAMPLING, *PARAMETERS)
+STRUCTURES = (*CHAINS, *BRANCHES, *FUNCTIONS, *DENSE, *SPELLINGS, *NETS, *RESAMPLING, *PARAMETERS, *PARTS)
 
 
 # --- near misses ------------------------------------------------------------------------------------
@@ -1215,6 +1301,36 @@ NEAR_MISSES = (
         MAPS,
         "pad conv",
         "value 0.5",
+    ),
+    NearMiss(
+        "convolutions on unequal parts",
+        _in_parts([1, 3], lambda: conv(1, 4), lambda: conv(3, 6)),
+        MAPS,
+        "conv conv cat",
+        "raise FLOPs",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "depthwise on all channels but some",
+        _in_parts([1, 3], nn.Identity, lambda: depthwise(3)),
+        MAPS,
+        "conv cat",
+        "raise FLOPs",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "a norm behind an activation and a convolution",
+        lambda: Model(lambda m, x: m.norm(torch.cat([x.relu(), m.a(x)], 1)), a=conv(4, 4), norm=norm(8)),
+        MAPS,
+        "relu conv cat norm",
+        "raise FLOPs|nothing linear",
+    ),
+    NearMiss(
+        "concatenated along the batch",
+        lambda: Model(lambda m, x: m.norm(torch.cat([m.a(x), m.b(x)], 0)), a=conv(4, 4), b=conv(4, 4), norm=norm(4)),
+        MAPS[:1],
+        "conv conv cat norm",
+        "raise|nothing linear|several dimensions",
     ),
     NearMiss("tied weights", lambda: tied(conv(4, 4), conv(4, 4)), MAPS, "conv norm relu conv", "tied"),
     NearMiss(

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import NotFusable
 from .align import Face, align, traced_pins
 from .form import Form, added_bias, apply, as_bias, plus
-from .laws import CHAIN
+from .laws import CHAIN, DIRECT_SUM
 from .operator import WHOLE, Dims, Edges, Link, Operator, Role, closed, pin, with_rank
 from .size import Size, fixed, product
 from .views import Mean, Permute, Reshape, View
@@ -278,7 +278,7 @@ def concatenated(parts: Sequence[Form], dim: int) -> Form:
     sizes = [x.sizes[dim] for x in parts]
     ends = list(itertools.accumulate(size.factor for size in sizes))
     placed = [_surrounded(x, dim, end - n.factor, ends[-1] - end) for x, n, end in zip(parts, sizes, ends, strict=True)]
-    return reduce(plus, placed)
+    return reduce(plus, placed).made_by(DIRECT_SUM)
 
 
 def fixed_dim(x: Form, dim: int, size: int | None = None) -> Form:
@@ -342,7 +342,9 @@ def mean(x: Form, dims: Sequence[int], keepdim: bool = False) -> Form:
         return made.done(One())
 
     averaged = _without_dims(apply(x, build), dims, keepdim)
-    return replace(averaged, recent=(*x.recent, Mean(tuple(dims), keepdim)))
+    # An average over what is not in the source (a stack of branches) is a layer like others.
+    view = Mean(tuple(dims), keepdim) if averaged.sample.has(Role.MEAN) else None
+    return replace(averaged, recent=(*x.recent, view))
 
 
 def _without_dims(x: Form, dims: Sequence[int], keepdim: bool) -> Form:

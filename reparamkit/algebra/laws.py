@@ -40,6 +40,7 @@ IN, OUT, MEAN = Role.IN, Role.OUT, Role.MEAN
 
 CHAIN, DENSE_CHAIN = "chain", "dense_chain"
 PARALLEL_SUM, LOCALITY_INJECTION = "parallel_sum", "locality_injection"
+DIRECT_SUM = "direct_sum"
 
 
 # --- compose ---------------------------------------------------------------------------------------
@@ -482,13 +483,14 @@ def _split_off(op: Operator, number: int, inner: int) -> Operator:
 
 
 def _as_blocks(op: Operator, like: Operator) -> Operator:
-    """`op` with a DIAGONAL where it fills one block only and `like` has an axis that passes through."""
+    """`op` with a DIAGONAL where it fills one block only, and `like` passes an axis through in the same way."""
     for s, i in enumerate(_flat(like.source)):
         if like.links[i].role in (F, D):
             v = _flat(like.value).index(i)
             a, b = _flat(op.source)[s], _flat(op.value)[v]
             ends = op.links[a], op.links[b]
-            if [(link.role, link.leg_size) for link in ends] == [(IN, 1), (OUT, 1)]:
+            single = [(link.role, link.leg_size) for link in ends] == [(IN, 1), (OUT, 1)]
+            if single and ends[1].pad[0] - ends[0].cut[0] == _shift(like.links[i]):
                 op = paired(op, a, b)
     return op
 

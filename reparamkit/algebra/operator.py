@@ -401,7 +401,7 @@ def as_part(op: Operator, number: int) -> Operator:
     (shift,), size, size_out = link.taps, link.size.factor, link.size_out.factor
     first = min(max(0, shift), size)
     length = max(0, min(size, shift + size_out) - first)
-    before = min(first - shift, size_out)
+    before = min(max(0, -shift), size_out)
     cut, pad = (first, size - first - length), (before, size_out - before - length)
     part = Link(Role.DIAGONAL, link.size, cut=cut, pad=pad)
     links = (*op.links[:number], part, *op.links[number + 1 :])

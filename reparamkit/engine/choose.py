@@ -15,7 +15,7 @@ from ..capture.capture import Captured
 from ..errors import NotFusable
 from ..layers.price import OBJECTIVES, Cost, numel
 from ..layers.registry import Readers
-from .placing import Placed, layer_cost, place
+from .placing import Placed, node_cost, place
 from .reading import Candidate, Reading, read
 from .scope import Scope, check_calls
 
@@ -122,12 +122,9 @@ class _Chooser:
 
     def cost(self, node: fx.Node) -> Cost:
         """The price of a node as it is; nothing if it is not affine, since it stays in every plan."""
-        if node in self.reading.moves:
-            launches = self.reading.moves[node]
-            return Cost(0, launches * numel(self.reading.shapes[node][0]), 0, launches)
-        form = self.reading.read.get(node)
-        if form is not None:
-            return layer_cost(form, self.stored(node)) + Cost(launches=self.reading.arithmetic(node))
+        if node in self.reading.read:
+            own = node_cost(self.reading, node, self.stored(node))
+            return own + Cost(launches=self.reading.arithmetic(node))
         if node in self.passes:
             # Affine, but only over earlier values: at least one element-wise pass.
             launches = 1 + self.reading.arithmetic(node)
@@ -235,9 +232,12 @@ class _Chooser:
         return [candidate for _, _, candidate in (*kept, *views[:1])]
 
     def _depth(self, form: Form) -> int:
-        """How far back a form reaches: the position of its latest source."""
+        """How far back a form reaches: the position of its latest source, of a part the position of the whole."""
         order = self.captured.aliases.order
-        return max(order[self.named[name]] for name in form.terms)
+        return max(order[self._whole(self.named[name])] for name in form.terms)
+
+    def _whole(self, node: fx.Node) -> fx.Node:
+        return self._whole(node.all_input_nodes[0]) if self.reading.moves.get(node) == 0 else node
 
     def _option(self, node: fx.Node, candidate: Candidate) -> _Option | None:
         try:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from torch import fx
+
 from ..algebra.build import parts_of
 from ..algebra.form import Form, Step, Trail, as_bias
 from ..algebra.operator import Operator, Role
@@ -15,6 +17,7 @@ from ..algebra.views import View
 from ..errors import NotFusable
 from ..layers.price import Cost, numel
 from ..layers.writers import LayerPlan, plan
+from .reading import Reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +178,15 @@ def _local(op: Operator, bias: Operator | None, before: Views, after: Views) -> 
 
 def _views(steps: tuple[Step, ...]) -> Views:
     return tuple(view for step in steps for view in step.views)
+
+
+def node_cost(reading: Reading, node: fx.Node, stored: int = 0) -> Cost:
+    """What a node that was read costs over its own inputs, with `stored` numbers."""
+    form = reading.read[node]
+    if node in reading.moves:
+        launches = reading.moves[node]
+        return Cost(0, launches * numel(form.sizes), stored, launches)
+    return layer_cost(form, stored)
 
 
 def layer_cost(form: Form, stored: int) -> Cost:

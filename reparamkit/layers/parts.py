@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +28,12 @@ def read_cat(tensors: Sequence[Form], dim: int = 0) -> Form:
 
 @READERS.reader(torch.stack, moves=1)
 def read_stack(tensors: Sequence[Form], dim: int = 0) -> Form:
-    return read_cat([read_unsqueeze(x, dim) for x in _values(tensors)], dim)
+    return read_cat([_layer(read_unsqueeze(x, dim)) for x in _values(tensors)], dim)
+
+
+def _layer(x: Form) -> Form:
+    """A step with views inside, of which no layer is written in the middle."""
+    return replace(x, recent=(None,))
 
 
 def _values(tensors: object) -> list[Form]:
@@ -43,7 +49,7 @@ def part(input: Tensor, lengths: Lengths, dim: int, number: int) -> Tensor:
 
     input: any shape. lengths: of every part, or that of each.
     """
-    return torch.split(input, lengths, dim)[number]
+    return torch.split(input, lengths if isinstance(lengths, int) else list(lengths), dim)[number]
 
 
 def chunk(input: Tensor, chunks: int, dim: int, number: int) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..algebra.build import known_rank, mean, pool, reshape
+from ..algebra.build import known_rank, mean, multiply, pool, reshape
 from ..algebra.form import Form
-from ..algebra.size import ONE, Size
+from ..algebra.size import ONE, Size, product
 from ..errors import NotFusable
 from .probed import probe_module
 from .registry import READERS
@@ -110,6 +110,16 @@ def read_mean(input: Form, dim: PerAxis | None = None, keepdim: bool = False) ->
         input = _spatial_rank(input, dims)
     rank = len(input.sizes)
     return mean(input, [d if d < 0 else d - rank for d in dims], keepdim)
+
+
+@READERS.reader(torch.sum, "sum")
+def read_sum(input: Form, dim: PerAxis | None = None, keepdim: bool = False) -> Form:
+    """Over axes of fixed size: so many times their average."""
+    dims = [dim] if isinstance(dim, int) else list(dim or ())
+    sizes = [input.sizes[d] for d in dims if not input.open_rank or -len(input.sizes) < d < 0]
+    if not dims or len(sizes) < len(dims) or not all(size.known for size in sizes):
+        raise NotFusable("a sum over an axis whose size is free")
+    return multiply(read_mean(input, dim, keepdim), torch.tensor(float(product(sizes).factor)))
 
 
 def _spatial_rank(x: Form, dims: Sequence[int]) -> Form:

@@ -190,11 +190,23 @@ def read_contiguous(input: Form) -> Form:
     return permute(input, range(len(input.sizes)))
 
 
-@READERS.reader(operator.getitem, moves=0)
+def sliced_sizes(before: Sequence[Size], key: Any) -> list[Size | None]:
+    """The sizes of what slices leave of a tensor of sizes `before`; None for one that only the traced value tells."""
+    keys = _keys(key)
+    if not before or Ellipsis in keys or not all(isinstance(k, slice) for k in keys):
+        return []
+    return [size if k == slice(None) else None for size, k in zip(before, keys, strict=False)] + [*before[len(keys) :]]
+
+
+def _keys(key: Any) -> tuple[Any, ...]:
+    return key if isinstance(key, tuple) else (key,)
+
+
+@READERS.reader(operator.getitem, moves=0, shape=sliced_sizes)
 def read_getitem(input: Form, key: Any) -> Form:
-    """Slices of some dimensions: a window of one tap, with a step."""
-    keys = key if isinstance(key, tuple) else (key,)
-    if not all(k is Ellipsis or isinstance(k, slice) for k in keys):
+    """Slices of some dimensions: a window of one tap, with a step; a number takes one position, without its axis."""
+    keys = _keys(key)
+    if not all(k is Ellipsis or isinstance(k, (slice, int)) for k in keys) or any(isinstance(k, bool) for k in keys):
         raise NotFusable("an index that is no slice")
     if Ellipsis not in keys:
         keys = (*keys, *[slice(None)] * (len(_closed(input).sizes) - len(keys)))
@@ -202,8 +214,9 @@ def read_getitem(input: Form, key: Any) -> Form:
     x = input
     for dim, part in zip(range(-len(trailing), 0), trailing, strict=True):
         if part != slice(None):
-            x = _sliced(x, dim, part)
-    return x
+            x = _sliced(x, dim, part if isinstance(part, slice) else slice(part, part + 1 or None))
+    taken = [dim for dim, part in zip(range(-len(trailing), 0), trailing, strict=True) if isinstance(part, int)]
+    return without_units(_closed(x), taken) if taken else x
 
 
 def _sliced(x: Form, dim: int, part: slice) -> Form:

@@ -26,6 +26,13 @@ BUILTIN = (
         "average pool.",
     ),
     Rule(
+        "direct_sum",
+        "[f(x), g(y)] = [F 0; 0 G] [x, y] + [b, c]",
+        "A concatenation is read as the sum of its parts with zeros around each: a layer behind it goes into every "
+        "part, convolutions of one value are stacked, equal convolutions on equal parts of a split become one with "
+        "groups.",
+    ),
+    Rule(
         "locality_injection",
         "FC(x) + conv(x) = (W + T(K)) x + b",
         "A convolution beside a full matrix over the same axes is written onto the matrix's diagonals "

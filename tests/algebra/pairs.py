@@ -134,6 +134,15 @@ def _flat(pads: Sequence[tuple[int, int]]) -> list[int]:
     return [n for pair in reversed(pads) for n in pair]
 
 
+def concatenated(parts: Sequence[Layer], dim: int) -> Layer:
+    """What each layer gives, one after the other along dimension `dim` (from the right)."""
+    return Layer(
+        f"cat({', '.join(part.name for part in parts)}; dim={dim})",
+        lambda f: build.concatenated([part.read(f) for part in parts], dim),
+        lambda x: torch.cat([part.run(x) for part in parts], dim),
+    )
+
+
 def pool(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Layer:
     """An average pool."""
     return Layer(

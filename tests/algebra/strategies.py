@@ -6,6 +6,7 @@ drawn over 1, 2 or 4 values, whose reciprocals are exact too.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -192,6 +193,8 @@ def layers(shape: Shape) -> SearchStrategy[Layer]:
         means(shape),
         constants(shape).map(pairs.multiply),
         constants(shape).map(pairs.offset),
+        chunked(shape),
+        stacked(shape),
     )
 
 
@@ -226,6 +229,7 @@ def branches(shape: Shape) -> SearchStrategy[Layer]:
         constants(shape).map(pairs.multiply),
         constants(shape).map(pairs.offset),
         shifts(shape),
+        chunked(shape),
     )
 
 
@@ -291,6 +295,34 @@ def shifts(draw: DrawFn, shape: Shape) -> Layer:
     return pairs.padded([(max(a, 0), max(-a, 0)) for a in amounts]) >> pairs.padded(
         [(min(-a, 0), min(a, 0)) for a in amounts]
     )
+
+
+@st.composite
+def parts(draw: DrawFn, shape: Shape, dim: int) -> list[Layer]:
+    """A dimension split in one to three parts, in order."""
+    inner = draw(st.lists(st.integers(1, shape[dim] - 1), unique=True, max_size=2)) if shape[dim] > 1 else []
+    bounds = [0, *sorted(inner), shape[dim]]
+    return [pairs.cropped(dim, a, b, 1) for a, b in itertools.pairwise(bounds)]
+
+
+@st.composite
+def chunked(draw: DrawFn, shape: Shape) -> Layer:
+    """Split along the channels, a layer (or none) on each part, and concatenated in any order."""
+    dim = 1 - len(shape)
+    split = draw(parts(shape, dim))
+    sizes = [shape_after(part, shape) for part in split]
+    made = [
+        part >> draw(st.one_of(convs(size, same=True), scales(size), st.just(pairs.IDENTITY)))
+        for part, size in zip(split, sizes, strict=True)
+    ]
+    return pairs.concatenated(draw(st.permutations(made)), dim)
+
+
+@st.composite
+def stacked(draw: DrawFn, shape: Shape) -> Layer:
+    """Branches of one shape, one after the other along any dimension."""
+    made = draw(st.lists(st.one_of(convs(shape, same=True), scales(shape)), min_size=1, max_size=2))
+    return pairs.concatenated([pairs.IDENTITY, *made], draw(st.integers(-len(shape), -1)))
 
 
 @st.composite
