@@ -310,14 +310,15 @@ def _part(below: Operator, dim: int, **edges: Edges) -> Operator:
 
 def parts_of(form: Form) -> tuple[int, list[Form]] | None:
     """The dimension (from the right) of which each term of a sum fills a part of its own, and the parts in order."""
-    fills = [_filled(term.op) for term in form.terms.values()]
-    found = sorted(fill for fill in fills if fill is not None)
-    if len(found) < max(2, len(fills)) or len({dim for dim, _, _ in found}) > 1:
+    fills = [(fill, source) for source, term in form.terms.items() if (fill := _filled(term.op)) is not None]
+    if len(fills) < max(2, len(form.terms)) or len({dim for (dim, _, _), _ in fills}) > 1:
         return None
-    dim, starts, ends = found[0][0], [start for _, start, _ in found], [end for _, _, end in found]
+    fills.sort()
+    dim, starts, ends = fills[0][0][0], [start for (_, start, _), _ in fills], [end for (_, _, end), _ in fills]
     if starts != [0, *ends[:-1]] or ends[-1] != form.sizes[dim].factor:
         return None
-    return dim, [cropped(form, dim, start, end, 1) for start, end in zip(starts, ends, strict=True)]
+    alone = [replace(form, terms={source: form.terms[source]}) for _, source in fills]
+    return dim, [cropped(one, dim, start, end, 1) for one, start, end in zip(alone, starts, ends, strict=True)]
 
 
 def _filled(op: Operator) -> tuple[int, int, int] | None:

@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from ..layers.wide import computed_module, computes_weight, wide_module
 from .scope import Scope
 
 MAX_COMBINATIONS = 16
+MAX_SORTED = 256
+"""Of more ways to choose a candidate per input only those are tried that reach equally far back."""
 RANDOM = frozenset(
     ["rand", "randn", "randint", "bernoulli", "multinomial", "normal", "dropout", "rand_like", "randn_like"]
 )
@@ -300,7 +303,9 @@ class _Reader:
         inputs = [n for n in self.node.all_input_nodes if n in self.out.forms]
         forms = [self.out.forms[n][::-1] for n in inputs]
         first, *level = (tuple(f[min(k, len(f) - 1)] for f in forms) for k in range(max(map(len, forms))))
-        rest = sorted(product(*forms), key=lambda chosen: len({name for c in chosen for name in c.form.terms}))
+        rest: list[tuple[Candidate, ...]] = []
+        if prod(map(len, forms)) <= MAX_SORTED:
+            rest = sorted(product(*forms), key=lambda chosen: len({name for c in chosen for name in c.form.terms}))
         for chosen in dict.fromkeys((first, *level, *rest[: MAX_COMBINATIONS + 1])):
             if chosen == first or not self._mixed(chosen):
                 yield dict(zip(inputs, chosen, strict=True))
