@@ -999,6 +999,13 @@ PARTS = (
         "conv",
     ),
     Structure(
+        "channels in reverse order, then a convolution",
+        lambda: Model(lambda m, x: m.b(m.a(x.flip(1))[:, [2, 0, 1]]), a=conv_norm(4, 3), b=conv(3, 4, 1)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+    ),
+    Structure(
         "a stack of branches, weighted and summed",
         lambda: Model(
             lambda m, x: (torch.stack([m.a(x), m.b(x)]) * m.w.softmax(0)).sum(0),

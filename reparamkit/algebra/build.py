@@ -267,6 +267,13 @@ def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
     return apply(x, build)
 
 
+def selected(x: Form, dim: int, positions: Sequence[int]) -> Form:
+    """These positions of dimension `dim` (from the right), in this order: rows of an identity matrix."""
+    x = fixed_dim(_ranked(x, -dim), dim)
+    rows = torch.eye(x.sizes[dim].factor, dtype=torch.float64)[list(positions)]
+    return matrix(x, rows, dim)
+
+
 def concatenated(parts: Sequence[Form], dim: int) -> Form:
     """Values one after the other along dimension `dim` (from the right): the sum of each with zeros around it.
 
@@ -285,10 +292,13 @@ def fixed_dim(x: Form, dim: int, size: int | None = None) -> Form:
     """A form whose dimension `dim` has a known size.
 
     size: what it must be, since the call fails otherwise; None: as for the example inputs, behind a guard.
+    Raises `NotFusable` for the first dimension, the batch.
     """
     found = x.sizes[dim]
     if found.known:
         return x
+    if dim == -len(x.sizes):
+        raise NotFusable("mixes the samples of a batch")
     if size is not None and found.factor == 1 and len(found.symbols) == 1 and not found.symbols[0].derived:
         return x.mapped(lambda op: pin(op, {found.symbols[0]: size}))
     pins = traced_pins([found])

@@ -293,7 +293,8 @@ class _Reader:
                 if not any(c.members for c in choice.values()):
                     self.out.read[self.node] = found[-1].form
                 if reader.moves is not None:
-                    self.out.moves[self.node] = reader.moves
+                    rest = self.node.args[1:]
+                    self.out.moves[self.node] = reader.moves(*rest) if callable(reader.moves) else reader.moves
         return found
 
     def _choices(self) -> Iterator[dict[fx.Node, Candidate]]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..algebra.build import concatenated, cropped, fixed_dim, known_rank
+from ..algebra.build import concatenated, cropped, fixed_dim, known_rank, selected
 from ..algebra.form import Form
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
 from .registry import READERS
-from .views import read_unsqueeze
+from .views import flat, read_unsqueeze
 
 Lengths = int | Sequence[int]
 
@@ -42,6 +43,41 @@ def _values(tensors: object) -> list[Form]:
     if not values or len(values) < len(parts):
         raise NotFusable("a concatenation with something that is no value")
     return values
+
+
+@READERS.reader(torch.index_select, "index_select", moves=1)
+def read_index_select(input: Form, dim: int, index: Tensor) -> Form:
+    x, dim = _seen(input, dim)
+    if not isinstance(index, Tensor):
+        raise NotFusable("positions that are computed at run time")
+    return selected(x, dim, index.tolist())
+
+
+@READERS.reader(torch.flip, "flip", moves=1)
+def read_flip(input: Form, *dims: Any) -> Form:
+    for dim in flat(dims):
+        input = _moved(input, dim, lambda size: range(size)[::-1])
+    return input
+
+
+@READERS.reader(torch.roll, "roll", moves=1)
+def read_roll(input: Form, shifts: int | Sequence[int], dims: int | Sequence[int] = ()) -> Form:
+    shifts, dims = flat((shifts,)), flat((dims,))
+    if not dims or len(shifts) != len(dims):
+        raise NotFusable("a roll over all dimensions at once")
+    for shift, dim in zip(shifts, dims, strict=True):
+        input = _moved(input, dim, partial(_rolled, shift))
+    return input
+
+
+def _rolled(shift: int, size: int) -> list[int]:
+    return [(k - shift) % size for k in range(size)]
+
+
+def _moved(x: Form, dim: int, order: Callable[[int], Sequence[int]]) -> Form:
+    x, right = _seen(x, dim)
+    x = fixed_dim(x, right)
+    return selected(x, right, order(x.sizes[right].factor))
 
 
 def part(input: Tensor, lengths: Lengths, dim: int, number: int) -> Tensor:

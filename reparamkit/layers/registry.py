@@ -47,14 +47,15 @@ class Reader:
     sizes: whether it takes sizes that are computed at run time (the shape arguments of views).
     shape: from the sizes of the input and the other arguments to the sizes of the output (None: unknown),
         for a call that cannot be read.
-    moves: for a call that only moves numbers, how many operations that takes: 0 for a view, 1 for a copy.
+    moves: for a call that only moves numbers, how many operations that takes: 0 for a view, 1 for a copy; or a
+        function of the other arguments that says so.
     """
 
     targets: tuple[object, ...]
     read: Function
     sizes: bool = False
     shape: Function | None = None
-    moves: int | None = None
+    moves: int | Callable[..., int] | None = None
 
     @property
     def name(self) -> str:
@@ -79,7 +80,11 @@ class Readers:
         return iter(dict.fromkeys(self._table.values()))
 
     def reader(
-        self, *targets: object, sizes: bool = False, shape: Function | None = None, moves: int | None = None
+        self,
+        *targets: object,
+        sizes: bool = False,
+        shape: Function | None = None,
+        moves: int | Callable[..., int] | None = None,
     ) -> Callable[[F], F]:
         """Declare how to read modules of a class, a function, or a method (by name).
 

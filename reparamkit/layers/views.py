@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from ..algebra.build import cropped, known_rank, padded, permute, reshape
+from ..algebra.build import cropped, known_rank, padded, permute, reshape, selected
 from ..algebra.form import Form
 from ..algebra.size import ONE, Size, fixed, product
 from ..errors import NotFusable
@@ -20,7 +20,8 @@ from .registry import READERS
 Extent = int | Size
 
 
-def _flat(shape: tuple[Any, ...]) -> list[Extent]:
+def flat(shape: tuple[Any, ...]) -> list[Any]:
+    """The arguments of ``x.view(2, 3)`` and of ``x.view((2, 3))``."""
     return list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else list(shape)
 
 
@@ -32,7 +33,7 @@ def _closed(x: Form) -> Form:
 
 def reshaped(before: Sequence[Size], *shape: Any) -> list[Size | None]:
     """Sizes of ``x.reshape(*shape)`` for an x of sizes `before`; None where -1 cannot be followed."""
-    wanted = [n if isinstance(n, Size) else fixed(n) for n in _flat(shape)]
+    wanted = [n if isinstance(n, Size) else fixed(n) for n in flat(shape)]
     found: list[Size | None] = list(wanted)
     if fixed(-1) in wanted:
         place = wanted.index(fixed(-1))
@@ -47,7 +48,7 @@ def read_reshape(input: Form, *shape: Any) -> Form:
     if any(isinstance(n, torch.dtype) for n in shape):
         raise NotFusable("a view as another dtype")
     sizes = [size for size in reshaped(x.sizes, *shape) if size is not None]
-    if len(sizes) != len(_flat(shape)):
+    if len(sizes) != len(flat(shape)):
         raise NotFusable("a reshape with -1 whose size cannot be followed")
     return reshape(x, sizes)
 
@@ -83,9 +84,9 @@ def read_unflatten(input: Form, dim: int, sizes: Sequence[Extent]) -> Form:
 
 @READERS.reader(torch.permute, "permute")
 def read_permute(input: Form, *dims: Any) -> Form:
-    order = _flat(dims)
+    order = flat(dims)
     x = known_rank(input, [len(order)])
-    return permute(x, [int(d) % len(order) for d in order])  # type: ignore[arg-type]
+    return permute(x, [int(d) % len(order) for d in order])
 
 
 @READERS.reader(torch.transpose, torch.swapaxes, torch.swapdims, "transpose", "swapaxes", "swapdims")
@@ -202,10 +203,19 @@ def _keys(key: Any) -> tuple[Any, ...]:
     return key if isinstance(key, tuple) else (key,)
 
 
-@READERS.reader(operator.getitem, moves=0, shape=sliced_sizes)
+def copies(key: Any) -> int:
+    """Slices are a view, an index by a list is a copy."""
+    return int(not all(k is Ellipsis or isinstance(k, (slice, int)) for k in _keys(key)))
+
+
+@READERS.reader(operator.getitem, moves=copies, shape=sliced_sizes)
 def read_getitem(input: Form, key: Any) -> Form:
-    """Slices of some dimensions: a window of one tap, with a step; a number takes one position, without its axis."""
+    """Slices of some dimensions: a window of one tap, with a step; a number takes one position, without its axis;
+    one list of positions may change their order.
+    """
     keys = _keys(key)
+    if sum(_is_list(k) for k in keys) == 1 and all(_is_list(k) or k in (Ellipsis, slice(None)) for k in keys):
+        return _taken_in_order(input, keys)
     if not all(k is Ellipsis or isinstance(k, (slice, int)) for k in keys) or any(isinstance(k, bool) for k in keys):
         raise NotFusable("an index that is no slice")
     if Ellipsis not in keys:
@@ -217,6 +227,18 @@ def read_getitem(input: Form, key: Any) -> Form:
             x = _sliced(x, dim, part if isinstance(part, slice) else slice(part, part + 1 or None))
     taken = [dim for dim, part in zip(range(-len(trailing), 0), trailing, strict=True) if isinstance(part, int)]
     return without_units(_closed(x), taken) if taken else x
+
+
+def _is_list(key: Any) -> bool:
+    if isinstance(key, list):
+        return all(isinstance(k, int) and not isinstance(k, bool) for k in key)
+    return isinstance(key, Tensor) and key.dim() == 1 and key.dtype is torch.int64
+
+
+def _taken_in_order(x: Form, keys: tuple[Any, ...]) -> Form:
+    place = next(n for n, key in enumerate(keys) if _is_list(key))
+    dim = place - len(keys) if Ellipsis in keys[:place] else place - len(_closed(x).sizes)
+    return selected(x, dim, torch.as_tensor(keys[place]).tolist())
 
 
 def _sliced(x: Form, dim: int, part: slice) -> Form:
