@@ -1000,7 +1000,7 @@ PARTS = (
     ),
     Structure(
         "channels in reverse order, then a convolution",
-        lambda: Model(lambda m, x: m.b(m.a(x.flip(1))[:, [2, 0, 1]]), a=conv_norm(4, 3), b=conv(3, 4, 1)),
+        lambda: Model(lambda m, x: m.b(m.a(x.flip(1))[:, [2, 0, 1]]), a=conv_norm(4, 3), b=conv(3, 3, 1)),
         MAPS,
         "conv",
         needs_inputs=True,
