@@ -94,8 +94,8 @@ def fuse(
         without: rules not to use.
         only: module paths or patterns (as in fnmatch) to merge in; default: everywhere.
         skip: module paths or patterns to leave alone.
-        objective: what to minimise: "default", "latency", "flops", "params" or "launches"; only the last may raise
-            FLOPs and stored numbers.
+        objective: what to minimise: "default", "latency", "flops", "params" or "launches"; "flops" may raise
+            stored numbers, "launches" FLOPs too.
         verify: run the proofs. Without them a merge is only as good as the algebra.
         inplace: change `model` itself, which saves the memory of a copy.
         as_graph: return a flat torch.fx.GraphModule.

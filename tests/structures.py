@@ -26,7 +26,7 @@ class Structure:
     """A network that merges, and what is left of it.
 
     shapes: inputs to try; the first serves as example input. left: the operations that run afterwards, in order,
-    views aside. needs_inputs: whether it can only be merged with example inputs.
+    views aside. needs_inputs: whether it can only be merged with example inputs. objective: of `fuse`.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Structure:
     shapes: tuple[Shape, ...]
     left: str
     needs_inputs: bool = False
+    objective: str = "default"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class NearMiss:
     """A network that looks mergeable and is not.
 
     left: the operations that run afterwards. reason: a pattern that some refusal of the report matches.
-    needs_inputs: whether without example inputs other sizes are assumed (and guarded).
+    needs_inputs: whether without example inputs other sizes are assumed (and guarded). objective: of `fuse`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class NearMiss:
     left: str
     reason: str
     needs_inputs: bool = False
+    objective: str = "default"
 
 
 # --- running ----------------------------------------------------------------------------------------
@@ -857,6 +859,15 @@ class Upsampling(nn.Module):
         return self.a(x) + self.b(x)
 
 
+def nearest(factor: Any, mode: str = "nearest") -> nn.Upsample:
+    return nn.Upsample(scale_factor=factor, mode=mode)
+
+
+def _upsampled_branches(m: Any, x: Tensor) -> Tensor:
+    y = F.interpolate(x, size=(2 * x.shape[2], 2 * x.shape[3]))
+    return m.a(y) + m.b(y) + y
+
+
 def _parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.rand(shape) + 0.5)
 
@@ -889,6 +900,64 @@ RESAMPLING = (
         "conv-bn, channel shuffle, 1x1", lambda: seq(conv_norm(4, 4), nn.ChannelShuffle(2), conv(4, 4, 1)), MAPS, "conv"
     ),
 )
+UPSAMPLED = (
+    Structure(
+        "nearest, padded conv, norm",
+        lambda: seq(nearest(2), conv_norm(4, 5)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        objective="flops",
+    ),
+    Structure(
+        "nearest x3, grouped conv",
+        lambda: seq(nearest(3), conv(4, 6, 5, g=2)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        objective="flops",
+    ),
+    Structure(
+        "nearest-exact x7, depthwise conv",
+        lambda: seq(nearest(7, "nearest-exact"), depthwise(4)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        objective="flops",
+    ),
+    Structure(
+        "nearest, conv1d",
+        lambda: seq(nearest(2), nn.Conv1d(4, 5, 3, padding=1)),
+        MAPS_1D,
+        "conv",
+        needs_inputs=True,
+        objective="flops",
+    ),
+    Structure(
+        "nearest, conv3d",
+        lambda: seq(nearest((1, 2, 2)), nn.Conv3d(4, 5, 3, padding=1)),
+        MAPS_3D,
+        "conv",
+        needs_inputs=True,
+        objective="flops",
+    ),
+    Structure(
+        "nearest to twice the size, branches, skip",
+        lambda: Model(lambda m, x: _upsampled_branches(m, x), a=conv_norm(4, 4), b=conv(4, 4, 1)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        objective="flops",
+    ),
+    Structure(
+        "nearest, branches",
+        lambda: seq(nn.UpsamplingNearest2d(scale_factor=2), repvgg(4)),
+        MAPS,
+        "upsample_nearest2d conv",
+    ),
+    Structure("nearest, strided conv", lambda: seq(nearest(2), conv(4, 5, s=2)), MAPS, "conv", needs_inputs=True),
+)
+"""A transposed convolution has fewer FLOPs than up-sampling and a convolution, but more numbers."""
 PARAMETERS = (
     Structure(
         "a border that is the norm of zero",
@@ -1048,7 +1117,18 @@ def bias_free(ins: int, outs: int) -> nn.Conv2d:
     return nn.Conv2d(ins, outs, 1, bias=False)
 
 
-STRUCTURES = (*CHAINS, *BRANCHES, *FUNCTIONS, *DENSE, *SPELLINGS, *NETS, *RESAMPLING, *PARAMETERS, *PARTS)
+STRUCTURES = (
+    *CHAINS,
+    *BRANCHES,
+    *FUNCTIONS,
+    *DENSE,
+    *SPELLINGS,
+    *NETS,
+    *RESAMPLING,
+    *UPSAMPLED,
+    *PARAMETERS,
+    *PARTS,
+)
 
 
 # --- near misses ------------------------------------------------------------------------------------
@@ -1211,6 +1291,53 @@ NEAR_MISSES = (
         MAPS[:1],
         "conv conv conv upsample_nearest2d add",
         "called at 2 places|not affine|interpolate",
+    ),
+    NearMiss(
+        "nearest, padded conv",
+        lambda: seq(nearest(2), conv(4, 4)),
+        MAPS,
+        "upsample_nearest2d conv",
+        "raise stored numbers|rank",
+    ),
+    NearMiss(
+        "1x1, then nearest",
+        lambda: seq(conv(4, 4, 1), nearest(2)),
+        MAPS,
+        "conv upsample_nearest2d",
+        "raise",
+        objective="flops",
+    ),
+    NearMiss(
+        "nearest by a factor that float32 does not hold",
+        lambda: seq(nearest(25), conv(4, 4)),
+        MAPS,
+        "upsample_nearest2d conv",
+        "full matrix|fixed sizes|rank",
+        objective="flops",
+    ),
+    NearMiss(
+        "nearest by a half",
+        lambda: seq(nearest(1.5), conv(4, 4)),
+        MAPS,
+        "upsample_nearest2d conv",
+        "full matrix|fixed sizes|rank",
+        objective="flops",
+    ),
+    NearMiss(
+        "nearest to a size that is no multiple for others",
+        lambda: Model(lambda m, x: m.a(F.interpolate(x, size=(16, 20))), a=conv(4, 4)),
+        MAPS,
+        "upsample_nearest2d conv",
+        "full matrix|fixed sizes|rank",
+        objective="flops",
+    ),
+    NearMiss(
+        "bilinear, padded conv",
+        lambda: seq(nn.UpsamplingBilinear2d(scale_factor=2), conv(4, 4)),
+        MAPS,
+        "upsample_bilinear2d conv",
+        "full matrix|fixed sizes|rank",
+        objective="flops",
     ),
     NearMiss(
         "a sum that broadcasts channels",

@@ -40,7 +40,7 @@ def pair(case: Structure | NearMiss, way: str, dtype: torch.dtype = torch.float3
     """A model and what `fuse` made of it."""
     model = build(case.make, dtype)
     example = sample(case.shapes[0], dtype) if way == "with inputs" else None
-    return model, reparamkit.fuse(model, example)
+    return model, reparamkit.fuse(model, example, objective=case.objective)
 
 
 def both_ways(cases: tuple[Structure | NearMiss, ...]) -> pytest.MarkDecorator:
@@ -94,7 +94,7 @@ def test_fusing_twice_changes_nothing(case: Structure, way: str):
     """A fused model has nothing left to merge."""
     _, fused = pair(case, way)
     x = sample(case.shapes[0], torch.float32)
-    again = reparamkit.fuse(fused, x if way == "with inputs" else None)
+    again = reparamkit.fuse(fused, x if way == "with inputs" else None, objective=case.objective)
     assert reparamkit.report(again).merges == ()
     assert torch.equal(run(again, x), run(fused, x))
 

@@ -236,6 +236,20 @@ def padded(x: Form, pads: Sequence[tuple[int, int]]) -> Form:
     return apply(_ranked(x, len(pads)), build)
 
 
+def repeated(x: Form, counts: Sequence[int]) -> Form:
+    """Each position of the last dimensions ``counts[d]`` times in a row: up-sampling to the nearest position."""
+
+    def build(below: Operator) -> Operator:
+        made = _Builder(below)
+        axes = [(d, r) for d, r in zip(range(-len(counts), 0), counts, strict=True) if r > 1]
+        for dim, r in axes:
+            made.through(dim, made.atom(S, made.size(dim), taps=tuple(range(1 - r, 1)), up=r))
+        shape = [r for _, r in axes]
+        return made.done(Computed(lambda: torch.ones(shape, dtype=torch.float64)) if shape else One())
+
+    return apply(_ranked(x, len(counts)), build)
+
+
 def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
     """``x[start:stop:step]`` along dimension `dim` (from the right); negative bounds count from the end.
 

@@ -6,6 +6,7 @@ form they raise `NotFusable`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -127,8 +128,8 @@ def _borders_agree(f: Link, g: Link) -> bool:
     """Whether g∘f is one stencil: what f's formula gives outside its range is what g's padding has, 0."""
     if f.stride > 1 and g.up > 1:
         return False
-    before = g.taps[0] >= 0 or f.taps[-1] + 1 <= f.stride
-    after = g.c + g.taps[-1] + 1 <= 0 or f.taps[0] + f.c + 1 >= 0
+    before = g.taps[0] > -g.up or f.taps[-1] + 1 <= f.stride
+    after = g.c + g.taps[-1] + 1 <= 0 or f.taps[0] + f.c + f.up >= 0
     return before and after and _accepts_no_more(f, g)
 
 
@@ -138,12 +139,30 @@ def _accepts_no_more(f: Link, g: Link) -> bool:
 
 
 def composed_stencil(g: Link, f: Link) -> Link:
-    """The stencil of g∘f: taps ``u2*o1 + s1*o2``, stride ``s1*s2``; c ``c1 + s1*(1 + c2)``, and for a transposed g
-    (then s1 = 1) ``u2*(1 + c1) + c2``.
+    """The stencil of g∘f: taps ``u2*o1 + s1*o2``, stride ``s1*s2``, up ``u1*u2``; c ``c1 + s1*(1 + c2)``, and for a
+    transposed g (then s1 = 1) ``u2*(1 + c1) + c2``. What divides both up and stride is taken out of all four.
     """
-    taps = sorted({g.up * a + f.stride * b for a in f.taps for b in g.taps})
+    common = _common(f, g)
+    taps = sorted({tap // common for tap in _tap_sums(f, g) if tap % common == 0})
     c = f.c + f.stride * (1 + g.c) if g.up == 1 else g.up * (1 + f.c) + g.c
-    return Link(S, f.size, tuple(taps), f.stride * g.stride, c, f.up * g.up)
+    return Link(S, f.size, tuple(taps), f.stride * g.stride // common, c // common, f.up * g.up // common)
+
+
+def _tap_sums(f: Link, g: Link) -> list[int]:
+    """The offset that each pair of taps, one of f and one of g, reads together."""
+    return [g.up * a + f.stride * b for a in f.taps for b in g.taps]
+
+
+def _common(f: Link, g: Link) -> int:
+    """By how much g∘f reads more finely than it can meet a sample; other offsets only meet the zeros in between."""
+    common = math.gcd(f.up * g.up, f.stride * g.stride)
+    return common if any(tap % common == 0 for tap in _tap_sums(f, g)) else 1
+
+
+def _tap_hits(f: Link, g: Link) -> Tensor:
+    """Per pair of taps (rows) the tap of g∘f to which their product belongs; (pairs, taps of g∘f)."""
+    common, taps = _common(f, g), torch.tensor(composed_stencil(g, f).taps)
+    return (torch.tensor(_tap_sums(f, g))[:, None] == common * taps).double()
 
 
 @dataclass
@@ -151,7 +170,7 @@ class _Join:
     """Where the links of f and g go in g∘f, and which legs of the two weights are one index.
 
     label_f, label_g: an index letter (a number) per leg; legs that are one index have one letter.
-    folds: links of g∘f whose taps are convolved from a stencil of f and one of g.
+    folds: links of g∘f made of a pair of legs, one of f and one of g: where each pair of entries goes, (pairs, leg).
     """
 
     f: Operator
@@ -161,7 +180,7 @@ class _Join:
     links: list[Link] = field(default_factory=list)
     of_f: dict[int, int] = field(default_factory=dict)
     of_g: dict[int, int] = field(default_factory=dict)
-    folds: dict[int, tuple[Link, Link]] = field(default_factory=dict)
+    folds: dict[int, Tensor] = field(default_factory=dict)
 
     indices: list[tuple[int, ...]] = field(default_factory=list)
 
@@ -176,13 +195,9 @@ class _Join:
         return [index for link, index in zip(self.links, self.indices, strict=True) if link.has_leg]
 
     def fold_places(self) -> list[tuple[int, Tensor]]:
-        """Per convolved leg of g∘f: its place, and for each pair of taps the place of their sum."""
+        """Per folded leg of g∘f: its place, and where each pair of entries goes."""
         legs = [n for n, link in enumerate(self.links) if link.has_leg]
-        return [(legs.index(n), _tap_sums(a, b, self.links[n].taps)) for n, (a, b) in sorted(self.folds.items())]
-
-
-def _tap_sums(a: Link, b: Link, taps: tuple[int, ...]) -> Tensor:
-    return torch.tensor([taps.index(b.up * o1 + a.stride * o2) for o1 in a.taps for o2 in b.taps])
+        return [(legs.index(n), hits) for n, hits in sorted(self.folds.items())]
 
 
 def _joined(f: Operator, g: Operator) -> Operator:
@@ -231,7 +246,7 @@ def _meet(join: _Join, i: int, j: int) -> None:
     legs = [labels[n] for labels, n in ((join.label_f, i), (join.label_g, j)) if n in labels]
     number = join.put(composed_stencil(b, a) if convolved else _met(a, b), *dict.fromkeys(legs))
     if convolved:
-        join.folds[number] = (a, b)
+        join.folds[number] = _tap_hits(a, b)
     if a.through:
         join.of_f[i] = number
     if b.through:
@@ -258,8 +273,8 @@ def _contracted(join: _Join) -> Weight:
 
     def compute() -> Tensor:
         tensor = _multiply(f.tensor(), label_f, g.tensor(), label_g, wanted)
-        for place, sums in reversed(folds):
-            tensor = _convolved(tensor, sum(map(len, labels[:place])), sums)
+        for place, hits in reversed(folds):
+            tensor = _folded(tensor, sum(map(len, labels[:place])), hits)
         return tensor
 
     return Computed(compute)
@@ -282,12 +297,9 @@ def _scaled(big: Tensor, labels: list[int], small: Tensor, of_small: list[int], 
     return big.permute([labels.index(n) for n in wanted])
 
 
-def _convolved(tensor: Tensor, dim: int, sums: Tensor) -> Tensor:
-    """Sum the entries of the tap pairs (dim, dim + 1) whose offsets ``o1 + s1*o2`` agree."""
-    flat = tensor.flatten(dim, dim + 1)
-    shape = list(flat.shape)
-    shape[dim] = int(sums.max()) + 1
-    return flat.new_zeros(shape).index_add_(dim, sums, flat)
+def _folded(tensor: Tensor, dim: int, hits: Tensor) -> Tensor:
+    """Sum the pairs of entries of the legs (dim, dim + 1) that go to one place."""
+    return (tensor.flatten(dim, dim + 1).movedim(dim, -1) @ hits).movedim(-1, dim)
 
 
 # --- add -------------------------------------------------------------------------------------------

@@ -145,6 +145,8 @@ def stencil_size(size: Size, stride: int, c: int) -> Size:
         return size
     if size.known:
         return Size(max(0, (size.factor + c) // stride + 1))
+    if (common := math.gcd(size.factor, stride)) > 1:
+        return stencil_size(Size(size.factor // common, size.symbols), stride // common, c // common)
     if size.factor == 1 and len(size.symbols) == 1 and size.symbols[0].derived:
         inner, first, c_first = _stencil(size.symbols[0])
         if c <= -1 or c_first >= -1:

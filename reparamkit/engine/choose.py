@@ -25,8 +25,9 @@ WORTH = 0.05
 """What each further member of a merge must save, in launches: of two equal merges the smaller one is better."""
 MAX_TRIES = 200
 """How many other plans are tried; the first is nearly always the best."""
-MAY_RAISE = frozenset({"launches"})
-"""Objectives that may let FLOPs and stored numbers rise."""
+FLOPS, STORED = "FLOPs", "stored numbers"
+MAY_RAISE = {"launches": frozenset({FLOPS, STORED}), "flops": frozenset({STORED})}
+"""What an objective may let rise; for others neither FLOPs nor stored numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +116,7 @@ class _Chooser:
 
     def __post_init__(self) -> None:
         self.score: Callable[[Cost], float] = OBJECTIVES[self.objective]
+        self.may_raise = MAY_RAISE.get(self.objective, frozenset())
         self.effort = WORTH * self.score(Cost(launches=1))
         self.named = {node.name: node for node in self.captured.graph.nodes}
 
@@ -266,16 +268,15 @@ class _Chooser:
         """Never slower: neither FLOPs nor stored numbers may rise (a bias added to a weight is exempt)."""
         before = sum((self.cost(m) for m in option.members), Cost())
         after = option.cost
-        if self.objective not in MAY_RAISE:
-            for what, old, new in (
-                ("FLOPs", before.flops, after.flops),
-                ("stored numbers", before.stored, after.stored - _bias_numbers(option.placed)),
-            ):
-                if new > old:
-                    if len(option.members) > 1:
-                        factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
-                        self.reading.no(node, f"the merge would raise {what} {factor}")
-                    return False
+        for what, old, new in (
+            (FLOPS, before.flops, after.flops),
+            (STORED, before.stored, after.stored - _bias_numbers(option.placed)),
+        ):
+            if new > old and what not in self.may_raise:
+                if len(option.members) > 1:
+                    factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
+                    self.reading.no(node, f"the merge would raise {what} {factor}")
+                return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: an operation must disappear.
         return after.launches < before.launches and self.score(after) < self.score(before)
 
@@ -363,11 +364,10 @@ class _Chooser:
 
     def _rank(self, plan: _Selection) -> tuple[float, float]:
         """By how much a plan is worse than the model itself, which it may not be in the end; and its price."""
-        excess = 0.0
-        if self.objective not in MAY_RAISE:
-            stored = plan.price.stored - sum(_bias_numbers(site.placed) for site in plan.sites)
-            excess = max(0, plan.price.flops - self.original.flops) + max(0, stored - self.original.stored)
-        return excess, self.score(plan.price)
+        stored = plan.price.stored - sum(_bias_numbers(site.placed) for site in plan.sites)
+        excess = {FLOPS: plan.price.flops - self.original.flops, STORED: stored - self.original.stored}
+        beyond = sum(max(0, more) for what, more in excess.items() if what not in self.may_raise)
+        return beyond, self.score(plan.price)
 
     def _must_stay(self, node: fx.Node) -> bool:
         """Outputs, inputs, and everything that is not known to be free of side effects."""

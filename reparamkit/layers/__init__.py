@@ -8,4 +8,5 @@ from . import norm as norm
 from . import parts as parts
 from . import pool as pool
 from . import probed as probed
+from . import resample as resample
 from . import views as views

@@ -48,4 +48,4 @@ OBJECTIVES: dict[str, Objective] = {
     "params": lambda cost: cost.stored + 1e-3 * cost.launches,
     "launches": lambda cost: cost.launches + 1e-12 * cost.macs,
 }
-"""What the chooser minimises; only ``launches`` may let FLOPs and stored numbers rise."""
+"""What the chooser minimises."""

@@ -16,9 +16,6 @@ from .registry import READERS
 from .wide import wide, wide_module
 
 MODULES = (
-    nn.Upsample,
-    nn.UpsamplingNearest2d,
-    nn.UpsamplingBilinear2d,
     nn.ReflectionPad1d,
     nn.ReflectionPad2d,
     nn.ReflectionPad3d,
@@ -32,7 +29,6 @@ MODULES = (
     nn.Fold,
 )
 FUNCTIONS = (
-    F.interpolate,
     F.unfold,
     F.fold,
     torch.cumsum,

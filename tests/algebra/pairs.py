@@ -116,6 +116,17 @@ def conv_transposed(
     )
 
 
+def repeated(counts: Sequence[int]) -> Layer:
+    """Nearest up-sampling of all axes but the first two."""
+
+    def run(x: Tensor) -> Tensor:
+        for axis, count in enumerate(counts, start=2):
+            x = x.repeat_interleave(count, axis)
+        return x
+
+    return Layer(f"repeated{tuple(counts)}", lambda f: build.repeated(f, counts), run)
+
+
 def cropped(dim: int, start: int, stop: int | None, step: int) -> Layer:
     """A slice of one dimension, counted from the right."""
 

@@ -114,6 +114,12 @@ def transposed_axes(draw: DrawFn, n: int) -> tuple[int, int, int, int, int]:
 
 
 @st.composite
+def repeats(draw: DrawFn, shape: Shape) -> Layer:
+    """Nearest up-sampling by any factors."""
+    return pairs.repeated([draw(st.integers(1, 3)) for _ in shape[2:]])
+
+
+@st.composite
 def crops(draw: DrawFn, shape: Shape) -> Layer:
     """A slice of one of the last dimensions that leaves something."""
     dim = draw(st.integers(1 - len(shape), -1))
@@ -185,6 +191,7 @@ def layers(shape: Shape) -> SearchStrategy[Layer]:
     return st.one_of(
         convs(shape),
         transposed_convs(shape),
+        repeats(shape),
         crops(shape),
         pools(shape),
         pads(shape, len(shape) - 2),
