@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Shape = tuple[int, ...]
@@ -149,7 +149,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _NormBase):
             _randomize_norm(module, generator)
         elif not type(module).__module__.startswith("torch."):
             for parameter in module.parameters(recurse=False):
@@ -157,7 +157,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def _randomize_norm(norm: _BatchNorm, generator: torch.Generator) -> None:
+def _randomize_norm(norm: _NormBase, generator: torch.Generator) -> None:
     uniform = torch.rand(4, norm.num_features, generator=generator)
     signs = torch.randint(0, 2, (norm.num_features,), generator=generator) * 2 - 1
     if norm.running_mean is not None and norm.running_var is not None:
@@ -868,6 +868,12 @@ def _upsampled_branches(m: Any, x: Tensor) -> Tensor:
     return m.a(y) + m.b(y) + y
 
 
+def _slopes() -> Tensor:
+    slopes = torch.ones(4)
+    slopes[2] = 1 - 1e-6
+    return slopes
+
+
 def _parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.rand(shape) + 0.5)
 
@@ -958,6 +964,121 @@ UPSAMPLED = (
     Structure("nearest, strided conv", lambda: seq(nearest(2), conv(4, 5, s=2)), MAPS, "conv", needs_inputs=True),
 )
 """A transposed convolution has fewer FLOPs than up-sampling and a convolution, but more numbers."""
+BORDERS = (
+    Structure("1x1, norm, padded 3x3", lambda: seq(conv(4, 64, 1), norm(64), conv(64, 4)), MAPS, "conv cat cat add"),
+    Structure(
+        "biased 1x7 then 7x1",
+        lambda: seq(conv(4, 64, (1, 7), p=(0, 3)), conv(64, 4, (7, 1), p=(3, 0))),
+        MAPS,
+        "conv cat add",
+    ),
+    Structure(
+        "biased rows through zero padding, side by side",
+        lambda: Sum([conv(4, 4), seq(conv(4, 32, 1), conv(32, 4)), seq(conv(4, 4, 1), depthwise(4, 5)), norm(4)]),
+        MAPS,
+        "conv cat cat add",
+    ),
+    Structure(
+        "1x1, norm, padded 3x3 in one dimension",
+        lambda: seq(nn.Conv1d(4, 256, 1), nn.BatchNorm1d(256), nn.Conv1d(256, 4, 3, padding=1)),
+        MAPS_1D,
+        "conv cat add",
+    ),
+    Structure(
+        "mean and deviation before padding",
+        lambda: Model(
+            lambda m, x: m.c((x - m.mean) / m.std),
+            c=conv(4, 4),
+            mean=_parameter(1, 4, 1, 1),
+            std=_parameter(1, 4, 1, 1),
+        ),
+        MAPS,
+        "sub conv",
+    ),
+)
+"""What zero padding makes of a shift before it is added behind the merged layer."""
+SPELLED = (
+    Structure(
+        "synchronised norm, no momentum",
+        lambda: seq(conv(4, 4), nn.SyncBatchNorm(4), nn.BatchNorm2d(4, momentum=None)),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "instance norm with statistics",
+        lambda: seq(conv(4, 4), nn.InstanceNorm2d(4, affine=True, track_running_stats=True)),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "instance norm as a function",
+        lambda: Model(
+            lambda m, x: F.instance_norm(m.a(x), m.n.running_mean, m.n.running_var, m.n.weight, use_input_stats=False),
+            a=conv(4, 4),
+            n=norm(4),
+        ),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "torch.batch_norm",
+        lambda: Model(
+            lambda m, x: torch.batch_norm(
+                m.a(x), m.n.weight, m.n.bias, m.n.running_mean, m.n.running_var, False, 0.1, 1e-3, False
+            ),
+            a=conv(4, 4),
+            n=norm(4),
+        ),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "batch norm by keywords",
+        lambda: Model(
+            lambda m, x: F.batch_norm(
+                running_var=m.n.running_var, running_mean=m.n.running_mean, bias=m.n.bias, input=m.a(x), eps=0.1
+            ),
+            a=conv(4, 4),
+            n=norm(4),
+        ),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "slopes of 1",
+        lambda: Model(lambda m, x: m.b(F.prelu(m.a(x), m.w)), a=conv(4, 4), b=norm(4), w=nn.Parameter(torch.ones(4))),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "true_divide and negative",
+        lambda: Model(lambda m, x: torch.true_divide(torch.negative(m.a(x)), m.w), a=conv(4, 4), w=_parameter(4, 1, 1)),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "averages with a divisor of their own",
+        lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, count_include_pad=False, divisor_override=5)]),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "averages with ceil_mode that cuts nothing",
+        lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, ceil_mode=True)]),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "an adaptive average of equal windows",
+        lambda: Model(
+            lambda m, x: m.b(F.adaptive_avg_pool2d(x.reshape(-1, 4, 4, 6), (2, None))), b=conv(4, 4, (1, 3), p=0)
+        ),
+        FIXED,
+        "conv",
+        needs_inputs=True,
+    ),
+)
+"""Readers of rarer spellings."""
 PARAMETERS = (
     Structure(
         "a border that is the norm of zero",
@@ -1126,6 +1247,8 @@ STRUCTURES = (
     *NETS,
     *RESAMPLING,
     *UPSAMPLED,
+    *BORDERS,
+    *SPELLED,
     *PARAMETERS,
     *PARTS,
 )
@@ -1234,11 +1357,23 @@ NEAR_MISSES = (
     NearMiss("bias before padding", lambda: seq(conv(4, 8, 1), conv(8, 4)), MAPS, "conv conv", "padding"),
     NearMiss("norm before padding", lambda: seq(norm(4), conv(4, 4)), MAPS, "norm conv", "padding"),
     NearMiss(
-        "biased 1x7 then 7x1",
-        lambda: seq(conv(4, 16, (1, 7), p=(0, 3)), conv(16, 2, (7, 1), p=(3, 0))),
+        "bias before padding that is sampled",
+        lambda: seq(conv(4, 16, 1), norm(16), conv(16, 4, s=2)),
         MAPS,
         "conv conv",
-        "padding",
+        "padding.*free",
+    ),
+    NearMiss(
+        "scale and shift before padding",
+        lambda: Model(
+            lambda m, x: m.c(x * m.scale + m.shift),
+            c=conv(4, 4),
+            scale=_parameter(1, 4, 1, 1),
+            shift=_parameter(1, 4, 1, 1),
+        ),
+        MAPS,
+        "mul add conv",
+        "padding.*raise",
     ),
     NearMiss("average, then padded conv", lambda: seq(nn.AvgPool2d(2, 1), conv(4, 4)), MAPS, "pool conv", "padding"),
     NearMiss("norm before a padded average", lambda: seq(norm(4), nn.AvgPool2d(3, 1, 1)), MAPS, "norm pool", "padding"),
@@ -1409,18 +1544,48 @@ NEAR_MISSES = (
         "count_include_pad|full matrix|fixed sizes",
     ),
     NearMiss(
+        "instance norm by statistics of the input",
+        lambda: Model(
+            lambda m, x: F.instance_norm(m.a(x), m.norm.running_mean, m.norm.running_var), a=conv(4, 4), norm=norm(4)
+        ),
+        MAPS,
+        "conv norm",
+        "use_input_stats",
+    ),
+    NearMiss(
+        "slopes of which one is not 1",
+        lambda: Model(lambda m, x: m.b(F.prelu(m.a(x), m.w)), a=conv(4, 4), b=norm(4), w=nn.Parameter(_slopes())),
+        MAPS,
+        "conv _prelu_kernel norm",
+        "PReLU",
+    ),
+    NearMiss(
+        "a shrinkage of nearly nothing",
+        lambda: seq(conv(4, 4), nn.Softshrink(1e-6), norm(4)),
+        MAPS,
+        "conv softshrink norm",
+        "not affine",
+    ),
+    NearMiss(
+        "a division that rounds",
+        lambda: Model(lambda m, x: m.b(torch.div(m.a(x), 1e-6, rounding_mode="floor")), a=conv(4, 4), b=norm(4)),
+        MAPS,
+        "conv div norm",
+        "not understood|rounding",
+    ),
+    NearMiss(
+        "an adaptive average of windows that differ",
+        lambda: Model(lambda m, x: m.b(F.adaptive_avg_pool2d(x, 3)), b=conv(4, 4, 1)),
+        MAPS,
+        "_adaptive_avg_pool2d conv",
+        "depend on the input",
+    ),
+    NearMiss(
         "averages with ceil_mode",
         lambda: Sum([conv(4, 4, 2, s=2, p=0), nn.AvgPool2d(2, 2, ceil_mode=True)]),
         ((2, 4, 8, 8), (1, 4, 6, 4)),
         "conv pool add",
         "ceil_mode|full matrix|fixed sizes",
-    ),
-    NearMiss(
-        "averages with another divisor",
-        lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, divisor_override=5)]),
-        MAPS,
-        "conv pool add",
-        "divisor_override|full matrix|fixed sizes",
     ),
     NearMiss(
         "reflected padding",

@@ -257,6 +257,36 @@ def test_tools(nets: tuple[Net, Net], tool: str, tmp_path: Path):
         same(made(x).detach(), net(x).detach())
 
 
+class Bordered(Net):
+    """A net with a row that zero padding makes a bias with borders of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = seq(conv_norm(3, 8, s=2), nn.ReLU(), conv(8, 96, 1), norm(96), conv(96, 8), nn.ReLU())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("tool", [tool for tool in TOOLS if "state_dict" not in tool])
+def test_tools_on_a_shift(tool: str, tmp_path: Path):
+    """The layer that adds a bias with borders can be copied, saved, exported, compiled, traced and fused again."""
+    net = build(Bordered)
+    fused = reparamkit.fuse(net, X)
+    assert "cat cat add" in operations(fused, X)
+    made = TOOLS[tool](fused, tmp_path)
+    for shape in (IMAGE, (5, *IMAGE[1:])):
+        x = sample(shape, torch.float32)
+        same(made(x).detach(), net(x).detach())
+
+
+def test_a_map_smaller_than_its_borders_is_refused_with_words():
+    """Where both borders would overlap, the merged layer has no numbers and says so."""
+    net = build(Bordered)
+    fused = reparamkit.fuse(net, X)
+    same(run(fused, X[..., :4, :3]), run(net, X[..., :4, :3]))
+    with pytest.raises(GuardError, match="at least 2 positions"):
+        fused(X[..., :2, :2])
+
+
 def test_loading_in_another_process(tmp_path: Path):
     """A fused model saved with torch.save loads where only the user's code and reparamkit are."""
     net, fused = net_and_fused()

@@ -81,7 +81,7 @@ class Face:
         """Forget axes of size 1: in row-major order they have no place of their own."""
         face = self
         while (number := face._unit()) is not None:
-            if face.op.links[number].role in (Role.DIAGONAL, Role.STENCIL):
+            if face.op.links[number].role in (Role.DIAGONAL, Role.STENCIL, Role.BORDER):
                 face = replace(face, op=densify(face.op, number))
             else:
                 face = replace(face, op=dropped(face.op, number))

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from ..errors import NotFusable
 from .align import Face, align, traced_pins
-from .form import Form, added_bias, apply, as_bias, plus
+from .form import Form, added_bias, apply, as_bias, plus, repeated_bias
 from .laws import CHAIN, DIRECT_SUM
 from .operator import WHOLE, Dims, Edges, Link, Operator, Role, closed, pin, with_rank
 from .size import Size, fixed, product
@@ -208,9 +209,15 @@ def _window(made: _Builder, dim: int, k: int, stride: int, pads: tuple[int, int]
     return [k]
 
 
-def pool(x: Form, kernel: Sequence[int], stride: Sequence[int] | int, padding: Sequence[int] | int = 0) -> Form:
-    """An average over windows of the last dimensions, zeros of the padding counted."""
-    rank, size = len(kernel), math.prod(kernel)
+def pool(
+    x: Form,
+    kernel: Sequence[int],
+    stride: Sequence[int] | int,
+    padding: Sequence[int] | int = 0,
+    divisor: int | None = None,
+) -> Form:
+    """An average over windows of the last dimensions, zeros of the padding counted; or their sum by a divisor."""
+    rank, size = len(kernel), divisor or math.prod(kernel)
     strides, pads = _per_axis(stride, rank), _per_axis(padding, rank)
 
     def build(below: Operator) -> Operator:
@@ -245,9 +252,14 @@ def repeated(x: Form, counts: Sequence[int]) -> Form:
         for dim, r in axes:
             made.through(dim, made.atom(S, made.size(dim), taps=tuple(range(1 - r, 1)), up=r))
         shape = [r for _, r in axes]
-        return made.done(Computed(lambda: torch.ones(shape, dtype=torch.float64)) if shape else One())
+        return made.done(Ones(tuple(shape)) if shape else One())
 
-    return apply(_ranked(x, len(counts)), build)
+    x = _ranked(x, len(counts))
+    made, bias = apply(replace(x, bias=None), build), x.bias
+    for dim, r in zip(range(-len(counts), 0), counts, strict=True):
+        if bias is not None and r > 1:
+            bias = repeated_bias(bias, dim, r)
+    return replace(made, bias=bias)
 
 
 def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
@@ -400,12 +412,23 @@ def offset(x: Form, constant: Tensor) -> Form:
     return _offset(x, constant, tuple(constant.shape)).mapped(lambda op: replace(op, via=op.via | via))
 
 
-def _offset(x: Form, constant: Tensor, shape: Sequence[int]) -> Form:
-    """``x + constant``, the constant viewed in `shape`."""
+def bordered(x: Form, constant: Tensor, borders: Sequence[tuple[int, int]]) -> Form:
+    """``x + constant``, a constant with numbers of its own only at the borders of the last dimensions.
+
+    constant: broadcasts to x, but along a dimension of border (low, high) it has ``low + 1 + high`` entries.
+    """
+    links = {dim - len(borders): border for dim, border in enumerate(borders) if any(border)}
+    return _offset(x, constant, tuple(constant.shape), links).mapped(lambda op: replace(op, via=op.via | {CHAIN}))
+
+
+def _offset(
+    x: Form, constant: Tensor, shape: Sequence[int], borders: Mapping[int, tuple[int, int]] = MappingProxyType({})
+) -> Form:
+    """``x + constant``, the constant viewed in `shape`; borders: (low, high) of some dimensions, from the right."""
     x = _ranked(x, len(shape))
     if len(shape) > len(x.sizes):
         raise NotFusable("a sum that broadcasts")
-    field = _field(x.sample, constant, shape)
+    field = _field(x.sample, constant, shape, borders)
     value, bias = align(Face(x.sample, "value"), Face(field, "value"), trusted=False)
     pins, guards = dict(value.op.pins), value.op.guards
     x = replace(x, bias=added_bias(x.bias, bias.op), recent=(*x.recent, None))
@@ -417,11 +440,16 @@ def _is_bare(x: Form) -> bool:
     return x.bias is None and all(term.op.is_identity for term in x.terms.values())
 
 
-def _field(below: Operator, constant: Tensor, shape: Sequence[int]) -> Operator:
+def _field(
+    below: Operator, constant: Tensor, shape: Sequence[int], borders: Mapping[int, tuple[int, int]]
+) -> Operator:
     """The constant as a diagonal operator on a tensor of ones with the dimensions of below's value."""
     made = _Builder(below)
     for d in range(-len(shape), 0):
-        if shape[d] != 1:
+        if d in borders:
+            low, high = borders[d]
+            made.through(d, made.atom(Role.BORDER, made.size(d), low=low, high=high))
+        elif shape[d] != 1:
             made.through(d, made.atom(D, fixed(shape[d])))
     return replace(made.done(leaf(constant, [n for n in shape if n != 1])), pins=below.pins)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..errors import NotFusable
+from .border import hits, windowed
 from .laws import add, compose
 from .operator import Link, Operator, Role, closed, densify, dropped, extended, identity, pin, with_rank
-from .size import Size, Symbol
+from .size import Size, Symbol, fixed
 from .views import View
 from .weight import Computed, Weight
 
@@ -50,7 +52,7 @@ class Form:
     """``sum over sources of op(source) + bias``.
 
     terms: per source (the name of a value) its operator.
-    bias: an operator of FREE and DIAGONAL links, applied to a tensor of ones of the value's shape; None
+    bias: an operator of FREE, DIAGONAL and BORDER links, applied to a tensor of ones of the value's shape; None
         for no bias.
     recent: what was applied since the last `stepped`: views, and None for a layer or a sum.
     """
@@ -187,35 +189,62 @@ def as_bias(op: Operator) -> Operator:
 
 
 def reduced(op: Operator) -> Operator:
-    """What `op` makes of a tensor of ones: an operator of FREE and DIAGONAL links on the value's shape.
+    """What `op` makes of a tensor of ones: an operator of FREE, DIAGONAL and BORDER links on the value's shape.
 
-    Raises `NotFusable`: a window reads the zero border of an axis of free size, so the result is not
-    the same at the border as inside.
+    Raises `NotFusable`: what a window makes of ones at the border of an axis of free size depends on that size.
     """
-    while (number := _crossing(op)) is not None:
+    while (number := _unreadable(op)) is not None:
         op = densify(op, number)
-    summed = tuple(place for place, i in enumerate(op.legs) if op.links[i].role in (Role.STENCIL, Role.IN))
     inside = [i for dim in op.value for i in dim]
-    links = tuple(_ones_link(op, i) for i in inside)
+    links = tuple(_ones_link(op.links[i]) for i in inside)
     dims = tuple(tuple(inside.index(i) for i in dim) for dim in op.value)
-    return replace(op, links=links, source=dims, value=dims, weight=_ones_weight(op, summed, inside))
+    return replace(op, links=links, source=dims, value=dims, weight=_ones_weight(op, inside))
 
 
-def _ones_link(op: Operator, number: int) -> Link:
-    link = op.links[number]
-    role = Role.DIAGONAL if link.role in (Role.DIAGONAL, Role.OUT) else Role.FREE
-    return Link(role, link.size_out)
+def _unreadable(op: Operator) -> int | None:
+    """A stencil that makes of ones what only a full matrix can tell."""
+    for number, link in enumerate(op.links):
+        if link.role is Role.STENCIL and _of_ones(link) is None:
+            if not link.size.known:
+                raise NotFusable(
+                    "zero padding: a bias or shift before a padded window makes border values differ, and how depends"
+                    " on a size that is free"
+                )
+            return number
+    return None
 
 
-def _ones_weight(op: Operator, summed: tuple[int, ...], inside: list[int]) -> Weight:
-    kept = [i for place, i in enumerate(op.legs) if place not in summed]
+def _of_ones(link: Link) -> Link | None:
+    """What a stencil makes of ones."""
+    return windowed(Link(Role.FREE, link.size), link)
+
+
+def _ones_link(link: Link) -> Link:
+    if link.role is Role.STENCIL:
+        made = _of_ones(link)
+        assert made is not None
+        return made if made.low + made.high else Link(Role.FREE, made.size)
+    if link.role in (Role.DIAGONAL, Role.OUT):
+        return Link(Role.DIAGONAL, link.size_out)
+    return link
+
+
+def _ones_weight(op: Operator, inside: list[int]) -> Weight:
+    """Per leg: IN atoms are summed, taps are summed as far as they read ones."""
+    gone = [op.links[i].role is Role.IN or (i in inside and not _ones_link(op.links[i]).has_leg) for i in op.legs]
+    summed = tuple(place for place, goes in enumerate(gone) if goes)
+    kept = [i for i, goes in zip(op.legs, gone, strict=True) if not goes]
     order = [kept.index(i) for i in inside if i in kept]
-
+    spread = [(place, op.links[i]) for place, i in enumerate(kept) if op.links[i].role is Role.STENCIL]
     pads = [op.links[i].pad for i in inside if i in kept]
 
     def compute() -> Tensor:
         tensor = op.weight.tensor()
-        tensor = (tensor.sum(summed) if summed else tensor).permute(order)
+        tensor = tensor.sum(summed) if summed else tensor
+        for place, link in spread:
+            read = hits(Link(Role.FREE, link.size), link, _ones_link(link))
+            tensor = torch.tensordot(tensor.movedim(place, -1), read, dims=1).movedim(-1, place)
+        tensor = tensor.permute(order)
         for leg, pad in enumerate(pads):
             tensor = extended(tensor, leg, *pad)
         return tensor
@@ -223,14 +252,21 @@ def _ones_weight(op: Operator, summed: tuple[int, ...], inside: list[int]) -> We
     return Computed(compute)
 
 
-def _crossing(op: Operator) -> int | None:
-    """A stencil that reads outside the tensor."""
-    for number, link in enumerate(op.links):
-        if link.role is Role.STENCIL and (link.taps[0] < 0 or link.c + link.taps[-1] + 1 > 0 or link.up > 1):
-            if not link.size.known:
-                raise NotFusable(
-                    "zero padding: a bias or shift before a padded window makes border values differ"
-                    " (exact only on a fixed size)"
-                )
-            return number
-    return None
+def repeated_bias(bias: Operator, dim: int, count: int) -> Operator:
+    """A bias whose every position along dimension `dim` stands `count` times in a row."""
+    atoms = bias.value[dim]
+    if not atoms:
+        number = len(bias.links)
+        dims = tuple((number,) if d == dim % len(bias.value) else atom for d, atom in enumerate(bias.value))
+        return replace(bias, links=(*bias.links, Link(Role.FREE, fixed(count))), source=dims, value=dims)
+    number, link = atoms[-1], bias.links[atoms[-1]]
+    links = list(bias.links)
+    links[number] = replace(link, size=link.size * fixed(count), low=link.low * count, high=link.high * count)
+    made = replace(bias, links=tuple(links))
+    if not link.has_leg:
+        return made
+    leg = bias.legs.index(number)
+    times = [1 if link.role is Role.BORDER and k == link.low else count for k in range(link.leg_size)]
+    return replace(
+        made, weight=Computed(lambda: bias.weight.tensor().repeat_interleave(torch.tensor(times), dim=leg))
+    )

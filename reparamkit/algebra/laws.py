@@ -7,7 +7,7 @@ form they raise `NotFusable`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import NotFusable
 from .align import Face, align
+from .border import hits, windowed
 from .operator import (
     Dims,
     Link,
@@ -29,6 +30,7 @@ from .operator import (
     paired,
     split,
     widened,
+    with_border,
     with_rank,
     with_taps,
 )
@@ -36,7 +38,7 @@ from .size import fixed
 from .weight import Computed, One, Ones, Sum, Weight
 
 F, D, S = Role.FREE, Role.DIAGONAL, Role.STENCIL
-IN, OUT, MEAN = Role.IN, Role.OUT, Role.MEAN
+IN, OUT, MEAN, BORDER = Role.IN, Role.OUT, Role.MEAN, Role.BORDER
 
 
 CHAIN, DENSE_CHAIN = "chain", "dense_chain"
@@ -58,7 +60,7 @@ def compose(g: Operator, f: Operator, trusted: bool = True) -> Operator:
     f, g = _middle(f, g, trusted)
     via = f.via | g.via | ({CHAIN} if not (f.is_identity or g.is_identity) else set())
     while (which := _first_to_lower(f, g)) is not None:
-        via |= {DENSE_CHAIN} if _becomes_dense(f, g, which) else set()
+        via |= {DENSE_CHAIN} if _lower(f, g, which) is densify else set()
         f, g = _middle(*_lowered(f, g, which), trusted)
     return replace(_joined(*_overlap(f, g)), via=frozenset(via))
 
@@ -68,15 +70,18 @@ _Which = tuple[str, int]
 
 
 def _lowered(f: Operator, g: Operator, which: _Which) -> tuple[Operator, Operator]:
-    """A crop or zero padding as a diagonal between parts, any other link as a full matrix."""
     side, number = which
-    lower = densify if _becomes_dense(f, g, which) else as_part
+    lower = _lower(f, g, which)
     return (lower(f, number), g) if side == "f" else (f, lower(g, number))
 
 
-def _becomes_dense(f: Operator, g: Operator, which: _Which) -> bool:
+def _lower(f: Operator, g: Operator, which: _Which) -> Callable[[Operator, int], Operator]:
+    """A crop or zero padding as a diagonal between parts, a border as a diagonal, any other link as a full matrix."""
     side, number = which
-    return not is_shift((f if side == "f" else g).links[number])
+    link = (f if side == "f" else g).links[number]
+    if link.role is BORDER:
+        return as_diagonal
+    return as_part if is_shift(link) else densify
 
 
 def _overlap(f: Operator, g: Operator) -> tuple[Operator, Operator]:
@@ -106,6 +111,8 @@ def _pairs(f: Operator, g: Operator) -> list[tuple[int, int]]:
 def _first_to_lower(f: Operator, g: Operator) -> _Which | None:
     for i, j in _pairs(f, g):
         a, b = f.links[i], g.links[j]
+        if a.role is BORDER and (b.role in (D, IN, MEAN) or (b.role is S and windowed(a, b) is None)):
+            return "f", _densifiable(a, i)
         if a.role is S and (b.role in (D, IN, MEAN) or (b.role is S and not _borders_agree(a, b))):
             return "f", _densifiable(a, i)
         if a.role in (D, OUT) and b.role in (S, MEAN):
@@ -197,7 +204,7 @@ class _Join:
     def fold_places(self) -> list[tuple[int, Tensor]]:
         """Per folded leg of g∘f: its place, and where each pair of entries goes."""
         legs = [n for n, link in enumerate(self.links) if link.has_leg]
-        return [(legs.index(n), hits) for n, hits in sorted(self.folds.items())]
+        return [(legs.index(n), self.folds[n]) for n in sorted(self.folds)]
 
 
 def _joined(f: Operator, g: Operator) -> Operator:
@@ -238,15 +245,15 @@ def _mapped(dims: Dims, numbers: dict[int, int]) -> Dims:
 def _meet(join: _Join, i: int, j: int) -> None:
     """The composition table, for one atom between f and g."""
     a, b = join.f.links[i], join.g.links[j]
-    convolved = a.role is S and b.role is S
-    if a.has_leg and b.has_leg and not convolved:
+    folded = b.role is S and a.role in (S, BORDER)
+    if a.has_leg and b.has_leg and not folded:
         join.label_g[j] = join.label_f[i]
     if a.role is OUT and b.role is IN:
         return
     legs = [labels[n] for labels, n in ((join.label_f, i), (join.label_g, j)) if n in labels]
-    number = join.put(composed_stencil(b, a) if convolved else _met(a, b), *dict.fromkeys(legs))
-    if convolved:
-        join.folds[number] = _tap_hits(a, b)
+    number = join.put(_met(a, b), *dict.fromkeys(legs))
+    if folded:
+        join.folds[number] = _tap_hits(a, b) if a.role is S else hits(a, b, join.links[number])
     if a.through:
         join.of_f[i] = number
     if b.through:
@@ -258,6 +265,12 @@ def _met(a: Link, b: Link) -> Link:
         return a
     if a.role is OUT:
         return replace(a, size=b.size_out, pad=b.pad)
+    if b.role is S and a.role is S:
+        return composed_stencil(b, a)
+    if a.role is BORDER:
+        made = windowed(a, b)
+        assert made is not None
+        return made
     return replace(b, size=a.size, cut=a.cut) if a.role is D else b.resized(a.size)
 
 
@@ -273,8 +286,8 @@ def _contracted(join: _Join) -> Weight:
 
     def compute() -> Tensor:
         tensor = _multiply(f.tensor(), label_f, g.tensor(), label_g, wanted)
-        for place, hits in reversed(folds):
-            tensor = _folded(tensor, sum(map(len, labels[:place])), hits)
+        for place, read in reversed(folds):
+            tensor = _folded(tensor, sum(map(len, labels[:place])), read)
         return tensor
 
     return Computed(compute)
@@ -297,9 +310,9 @@ def _scaled(big: Tensor, labels: list[int], small: Tensor, of_small: list[int], 
     return big.permute([labels.index(n) for n in wanted])
 
 
-def _folded(tensor: Tensor, dim: int, hits: Tensor) -> Tensor:
-    """Sum the pairs of entries of the legs (dim, dim + 1) that go to one place."""
-    return (tensor.flatten(dim, dim + 1).movedim(dim, -1) @ hits).movedim(-1, dim)
+def _folded(tensor: Tensor, dim: int, read: Tensor) -> Tensor:
+    """Sum the pairs of entries of the legs (dim, dim + 1) that go to one place; read: (pairs, places)."""
+    return (tensor.flatten(dim, dim + 1).movedim(dim, -1) @ read).movedim(-1, dim)
 
 
 # --- add -------------------------------------------------------------------------------------------
@@ -393,7 +406,7 @@ def _joinable(a: Link, b: Link) -> bool:
         return (a.stride, a.c, a.up) == (b.stride, b.c, b.up)
     if roles == {S, F}:
         return (a if a.role is S else b).shape_preserving
-    return roles <= {F, D} and _shift(a) == _shift(b)
+    return roles <= {F, D, BORDER} and _shift(a) == _shift(b)
 
 
 def _shift(link: Link) -> int:
@@ -418,6 +431,9 @@ def _same_role(f: Operator, i: int, g: Operator, j: int) -> tuple[Operator, Oper
         taps = tuple(sorted({*a.taps, *b.taps}))
         union = replace(like, role=S, taps=taps)
         return with_taps(f, i, union), with_taps(g, j, union)
+    if BORDER in (a.role, b.role):
+        low, high = max(a.low, b.low), max(a.high, b.high)
+        return with_border(f, i, low, high), with_border(g, j, low, high)
     return f, g
 
 

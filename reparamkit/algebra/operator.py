@@ -8,6 +8,8 @@ permute only regroup atoms. A `Link` says what the operator does along one atom:
     STENCIL   output i reads input stride*i + taps, zero outside   convolution, pooling
     IN, OUT   full matrix from all IN atoms to all OUT atoms       channels of a conv, token mixing
     MEAN      average over an axis of any size                     global average pool
+    BORDER    of a bias: passes through; a number per position     a shift behind zero padding
+              near either end, and one for all between
 
 The weight has one leg per link that is not FREE or MEAN, in the order of the links.
 """
@@ -40,13 +42,14 @@ class Role(Enum):
     IN = "in"
     OUT = "out"
     MEAN = "mean"
+    BORDER = "border"
 
 
 Edges = tuple[int, int]
 """Numbers of positions at the begin and at the end of an axis."""
 WHOLE: Edges = (0, 0)
 
-THROUGH = frozenset({Role.FREE, Role.DIAGONAL, Role.STENCIL})
+THROUGH = frozenset({Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.BORDER})
 """Roles whose atom is in the source and in the value."""
 
 
@@ -59,6 +62,8 @@ class Link:
     up: of a transposed convolution: ``up - 1`` zeros stand after each sample, and then comes the stencil.
     cut: how many positions at its begin and end a DIAGONAL or IN atom of fixed size does not read, as of a tensor
         that was split. pad: how many a DIAGONAL or OUT atom leaves zero, as in a part of a concatenation.
+    low, high: of a BORDER: how many positions at the beginning and at the end have a number of their own; no size is
+        meant that is less than their sum.
     """
 
     role: Role
@@ -69,6 +74,8 @@ class Link:
     up: int = 1
     cut: Edges = WHOLE
     pad: Edges = WHOLE
+    low: int = 0
+    high: int = 0
 
     @property
     def through(self) -> bool:
@@ -102,6 +109,8 @@ class Link:
         """Length of the weight's leg."""
         if self.role is Role.STENCIL:
             return len(self.taps)
+        if self.role is Role.BORDER:
+            return self.low + 1 + self.high
         return self.size.factor - sum(self.pad if self.role is Role.OUT else self.cut)
 
     def resized(self, size: Size) -> Link:
@@ -241,6 +250,8 @@ def pin(op: Operator, pins: Mapping[Symbol, int], guard: bool = False) -> Operat
 def split(op: Operator, number: int, outer: Size, inner: Size) -> Operator:
     """Split the atom of link `number` in two."""
     link = op.links[number]
+    if link.role is Role.BORDER:
+        return split(as_diagonal(op, number), number, outer, inner)
     halves = link_halves(link, outer, inner)
     if halves is None:
         # A part of an IN or OUT atom that is no product of two parts.
@@ -306,6 +317,8 @@ def densify(op: Operator, number: int) -> Operator:
         raise NotFusable(f"needs a fixed size where the size is free: {link.size}")
     if link.role is Role.MEAN:
         return _mean_as_sum(op, number)
+    if link.role is Role.BORDER:
+        return densify(as_diagonal(op, number), number)
     links = list(op.links)
     links[number : number + 1] = [Link(Role.IN, link.size, cut=link.cut), Link(Role.OUT, link.size_out, pad=link.pad)]
     dense = replace(_renumbered(op, number), links=tuple(links))
@@ -370,12 +383,35 @@ def _spread(weight: Weight, leg: int, size: int, factor: float = 1.0) -> Weight:
 
 
 def as_diagonal(op: Operator, number: int) -> Operator:
-    """FREE -> DIAGONAL: the weight repeats along the axis."""
+    """FREE or BORDER -> DIAGONAL: the weight repeats along the axis; of a free size raises `NotFusable`."""
+    link = op.links[number]
+    if not link.size.known or link.size.factor < link.low + link.high:
+        raise NotFusable(f"needs a fixed size, larger than the border, where the size is {link.size}")
+    inner = op if link.role is Role.BORDER else with_border(op, number, 0, 0)
+    links = list(op.links)
+    links[number] = Link(Role.DIAGONAL, link.size)
+    middle = link.size.factor - link.low - link.high
+    places = [*range(link.low), *[link.low] * middle, *range(link.low + 1, link.low + 1 + link.high)]
+    return replace(op, links=tuple(links), weight=_gathered(inner.weight, inner.legs.index(number), places))
+
+
+def with_border(op: Operator, number: int, low: int, high: int) -> Operator:
+    """FREE or BORDER -> BORDER with `low` and `high` numbers at the ends (no fewer than there are)."""
     link = op.links[number]
     links = list(op.links)
-    links[number] = replace(link, role=Role.DIAGONAL)
+    links[number] = Link(Role.BORDER, link.size, low=low, high=high)
     made = replace(op, links=tuple(links))
-    return replace(made, weight=_spread(op.weight, made.legs.index(number), link.size.factor))
+    leg = made.legs.index(number)
+    inner = op.weight if link.has_leg else _spread(op.weight, leg, 1)
+    last = link.low + link.high
+    places = [min(k, link.low) for k in range(low)] + [link.low]
+    places += [max(last - (high - 1 - k), link.low) for k in range(high)]
+    return replace(made, weight=_gathered(inner, leg, places))
+
+
+def _gathered(weight: Weight, leg: int, places: list[int]) -> Weight:
+    """Entry k of the new leg is entry ``places[k]`` of the old one."""
+    return Computed(lambda: weight.tensor().index_select(leg, torch.tensor(places)))
 
 
 def with_taps(op: Operator, number: int, like: Link) -> Operator:

@@ -275,10 +275,14 @@ class _Chooser:
             if new > old and what not in self.may_raise:
                 if len(option.members) > 1:
                     factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
-                    self.reading.no(node, f"the merge would raise {what} {factor}")
+                    self.reading.no(node, f"{_because(option)}the merge would raise {what} {factor}")
                 return False
-        # Fewer numbers alone (a bias moved elsewhere) is no merge: an operation must disappear.
-        return after.launches < before.launches and self.score(after) < self.score(before)
+        # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
+        less = after.launches < before.launches or after.macs < before.macs
+        pays = less and self.score(after) < self.score(before)
+        if not pays and (why := _because(option)):
+            self.reading.no(node, f"{why}that costs more than the merge saves")
+        return pays
 
     def _check_writes(self, node: fx.Node, candidate: Candidate) -> None:
         for name in candidate.form.terms:
@@ -408,6 +412,12 @@ def _only_views(candidate: Candidate) -> bool:
 
 def _trails(form: Form) -> Iterator[Trail]:
     return (trail for term in form.terms.values() for trail in term.trails if trail)
+
+
+def _because(option: _Option) -> str:
+    """Why a merge adds its bias by a layer of its own, which is in its price."""
+    layers = [term.layer for term in option.placed.terms] if option.placed else []
+    return next((f"{layer.beside}: " for layer in layers if layer is not None and layer.beside), "")
 
 
 def _bias_numbers(placed: Placed | None) -> int:

@@ -9,4 +9,5 @@ from . import parts as parts
 from . import pool as pool
 from . import probed as probed
 from . import resample as resample
+from . import shift as shift
 from . import views as views

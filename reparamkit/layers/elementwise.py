@@ -41,7 +41,8 @@ def read_mul(input: Operand, other: Operand) -> Form:
     return scaled(value, factor)
 
 
-@READERS.reader(operator.truediv, operator.itruediv, torch.div, torch.divide, "div", "divide")
+@READERS.reader(operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide)
+@READERS.reader("div", "divide", "true_divide")
 def read_div(input: Operand, other: Operand) -> Form:
     if not isinstance(input, Form) or isinstance(other, Form):
         raise NotFusable("a division by a value is not affine")
@@ -60,7 +61,7 @@ def read_addcmul(input: Operand, tensor1: Operand, tensor2: Operand, *, value: f
     return total(input, _times(read_mul(tensor1, tensor2), value))
 
 
-@READERS.reader(operator.neg, torch.neg, "neg")
+@READERS.reader(operator.neg, torch.neg, torch.negative, "neg", "negative")
 def read_neg(input: Form) -> Form:
     return scaled(input, -1.0)
 
@@ -133,4 +134,16 @@ def read_leaky_relu(input: Form, negative_slope: float = 0.01, inplace: bool = F
     # VanillaNet moves the slope to 1 during training: only exactly there it is the identity.
     if negative_slope != 1:
         raise NotFusable(f"LeakyReLU of slope {negative_slope} is not affine")
+    return input
+
+
+@READERS.reader(nn.PReLU)
+def read_prelu_layer(layer: nn.PReLU, input: Form) -> Form:
+    return read_prelu(input, layer.weight)
+
+
+@READERS.reader(F.prelu, torch.prelu)
+def read_prelu(input: Form, weight: Tensor) -> Form:
+    if not isinstance(weight, Tensor) or not bool((weight == 1).all()):
+        raise NotFusable("PReLU of slopes other than 1 is not affine")
     return input

@@ -1,4 +1,4 @@
-"""Batch norms with fixed statistics: a scale and a shift per channel.
+"""Norms with fixed statistics: a scale and a shift per channel.
 
 y = (x - mu) / sqrt(var + eps) * gamma + beta = s x + t,  s = gamma / sqrt(var + eps),  t = beta - mu s.
 """
@@ -50,17 +50,34 @@ def read_batch_norm(
     return _normalized(_batched(input), running_mean, running_var, weight, bias, eps)
 
 
+@READERS.reader(torch.batch_norm)
+def read_torch_batch_norm(
+    input: Form,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Form:
+    return read_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
 def _batched(x: Form) -> Form:
-    # F.batch_norm normalises dimension 1 of any tensor; of an open rank, a batch of one dimension is assumed.
+    # The functions normalise dimension 1 of any tensor; of an open rank, a batch of one dimension is assumed.
     return known_rank(x, [len(x.sizes)], certain=False) if x.open_rank else x
 
 
-def _normalized(x: Form, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Form:
+def _normalized(
+    x: Form, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dim: int = 1
+) -> Form:
     with torch.no_grad():
         s = (var.double() + eps).rsqrt()
         s = s if weight is None else s * weight.double()
         t = -mean.double() * s
-        return scale(x, s, 1, t if bias is None else t + bias.double())
+        return scale(x, s, dim, t if bias is None else t + bias.double())
 
 
 @READERS.reader(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -69,7 +86,22 @@ def read_instance_norm_layer(layer: nn.InstanceNorm2d, input: Form) -> Form:
         raise NotFusable("InstanceNorm without running statistics uses those of each input, which is not affine")
     axes = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
     axis = next(n for cls, n in axes.items() if isinstance(layer, cls))
-    s = (layer.running_var.detach().double() + layer.eps).rsqrt()
-    s = s if layer.weight is None else s * layer.weight.detach().double()
-    t = -layer.running_mean.detach().double() * s
-    return scale(input, s, -1 - axis, t if layer.bias is None else t + layer.bias.detach().double())
+    return _normalized(
+        input, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps, dim=-1 - axis
+    )
+
+
+@READERS.reader(F.instance_norm)
+def read_instance_norm(
+    input: Form,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Form:
+    if use_input_stats or running_mean is None or running_var is None:
+        raise NotFusable("instance_norm with use_input_stats=True uses those of each input, which is not affine")
+    return _normalized(_batched(input), running_mean, running_var, weight, bias, eps)

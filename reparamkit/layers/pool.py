@@ -11,7 +11,7 @@ from torch import nn
 
 from ..algebra.build import known_rank, mean, multiply, pool, reshape
 from ..algebra.form import Form
-from ..algebra.size import ONE, Size, product
+from ..algebra.size import ONE, Size, fixed, product
 from ..errors import NotFusable
 from .probed import probe_module
 from .registry import READERS
@@ -25,11 +25,10 @@ ADAPTIVE = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool
 def read_avg_pool_layer(layer: nn.AvgPool2d, input: Form) -> Form:
     axes = next(n for cls, n in AXES.items() if isinstance(layer, cls))
     divisor = getattr(layer, "divisor_override", None)
-    if layer.ceil_mode or divisor is not None or not (layer.count_include_pad or not any(_each(layer.padding, axes))):
+    window = _Window(input, axes, layer.kernel_size, layer.stride, layer.padding)
+    if window.uneven(layer.ceil_mode, layer.count_include_pad, divisor):
         return probe_module(layer, input)
-    return _average(
-        input, axes, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad, divisor
-    )
+    return window.average(divisor)
 
 
 def _reader_of(axes: int) -> Callable[..., Form]:
@@ -42,7 +41,10 @@ def _reader_of(axes: int) -> Callable[..., Form]:
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> Form:
-        return _average(input, axes, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        window = _Window(input, axes, kernel_size, stride, padding)
+        if reason := window.uneven(ceil_mode, count_include_pad, divisor_override):
+            raise NotFusable(reason)
+        return window.average(divisor_override)
 
     return read_avg_pool
 
@@ -51,23 +53,32 @@ for _axes, _function in ((1, F.avg_pool1d), (2, F.avg_pool2d), (3, F.avg_pool3d)
     READERS.reader(_function)(_reader_of(_axes))
 
 
-def _average(
-    x: Form,
-    axes: int,
-    kernel_size: PerAxis,
-    stride: PerAxis | None,
-    padding: PerAxis,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor: int | None,
-) -> Form:
-    padded = any(_each(padding, axes))
-    if padded and not count_include_pad:
-        raise NotFusable("average pooling with count_include_pad=False weighs border windows differently")
-    if ceil_mode or divisor is not None:
-        raise NotFusable("average pooling with ceil_mode or divisor_override is not the same in every window")
-    kernel = _each(kernel_size, axes)
-    return pool(x, kernel, kernel if stride in (None, ()) else stride or kernel, padding)
+class _Window:
+    """The windows of an average pool over the last `axes` dimensions of x."""
+
+    def __init__(self, x: Form, axes: int, kernel: PerAxis, stride: PerAxis | None, padding: PerAxis) -> None:
+        self.x, self.kernel, self.padding = x, _each(kernel, axes), _each(padding, axes)
+        self.stride = self.kernel if stride in (None, ()) else _each(stride or kernel, axes)
+
+    def uneven(self, ceil_mode: bool, count_include_pad: bool, divisor: int | None) -> str:
+        """Why windows differ in what they divide by; "" if they do not."""
+        if divisor is None and not count_include_pad and any(self.padding):
+            return "average pooling with count_include_pad=False weighs border windows differently"
+        if ceil_mode and not self._fit():
+            return "average pooling with ceil_mode may have windows that are cut off at the end"
+        return ""
+
+    def _fit(self) -> bool:
+        """Whether the last window ends where the padded axis does."""
+        axes = len(self.kernel)
+        sizes = self.x.sizes[-axes:] if len(self.x.sizes) > axes else (None,) * axes
+        return all(
+            s == 1 or (n is not None and n.known and (n.factor + 2 * p - k) % s == 0)
+            for n, k, s, p in zip(sizes, self.kernel, self.stride, self.padding, strict=True)
+        )
+
+    def average(self, divisor: int | None) -> Form:
+        return pool(self.x, self.kernel, self.stride, self.padding, divisor)
 
 
 def _each(value: PerAxis, axes: int) -> list[int]:
@@ -78,14 +89,16 @@ def _each(value: PerAxis, axes: int) -> list[int]:
 @READERS.reader(*ADAPTIVE)
 def read_adaptive_pool_layer(layer: nn.AdaptiveAvgPool2d, input: Form) -> Form:
     axes = next(n for cls, n in ADAPTIVE.items() if isinstance(layer, cls))
-    if layer.output_size != 1 and layer.output_size != (1,) * axes:
-        return probe_module(layer, input)
-    return _global(input, layer.output_size, axes)
+    windows = _adaptive_windows(input, layer.output_size, axes)
+    return probe_module(layer, input) if windows is None else _adapted(input, windows)
 
 
 def _adaptive_reader_of(axes: int) -> Callable[..., Form]:
-    def read_adaptive_pool(input: Form, output_size: PerAxis) -> Form:
-        return _global(input, output_size, axes)
+    def read_adaptive_pool(input: Form, output_size: Any) -> Form:
+        windows = _adaptive_windows(input, output_size, axes)
+        if windows is None:
+            raise NotFusable(f"adaptive pooling to {output_size} has windows that depend on the input's size")
+        return _adapted(input, windows)
 
     return read_adaptive_pool
 
@@ -94,11 +107,27 @@ for _axes, _adaptive in enumerate((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d,
     READERS.reader(_adaptive)(_adaptive_reader_of(_axes))
 
 
-def _global(x: Form, output_size: Any, axes: int) -> Form:
+def _adaptive_windows(x: Form, output_size: Any, axes: int) -> list[int] | None:
+    """Per axis the window whose average each output is, 0 for the whole axis; None if windows differ in size."""
     wanted = [output_size] * axes if isinstance(output_size, int) else list(output_size)
-    if wanted != [1] * axes:
-        raise NotFusable(f"adaptive pooling to {output_size} has windows that depend on the input's size")
-    return mean(x, range(-axes, 0), keepdim=True)
+    sizes = x.sizes[-axes:] if len(x.sizes) > axes else (None,) * axes
+    found = [_adaptive_window(n, size) for n, size in zip(wanted, sizes, strict=True)]
+    return [k for k in found if k is not None] if None not in found else None
+
+
+def _adaptive_window(wanted: int | None, size: Size | None) -> int | None:
+    """None keeps an axis as it is."""
+    if wanted in (None, 1):
+        return 0 if wanted else 1
+    ratio = None if size is None else size.divide(fixed(int(wanted or 1)))
+    return ratio.factor if ratio is not None and ratio.known else None
+
+
+def _adapted(x: Form, windows: list[int]) -> Form:
+    whole = [axis - len(windows) for axis, k in enumerate(windows) if k == 0]
+    kernel = [k or 1 for k in windows]
+    pooled = pool(x, kernel, kernel) if any(k > 1 for k in kernel) else x
+    return mean(pooled, whole, keepdim=True)
 
 
 @READERS.reader(torch.mean, "mean")

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..algebra.operator import Link, Operator, Role, as_diagonal, densify, whole
+from ..algebra.operator import Link, Operator, Role, as_diagonal, densify, identity, whole
 from ..errors import NotFusable
 from .price import Cost, numel
+from .shift import Shift
 
-F, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
+F, D, S, IN, OUT, BORDER = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT, Role.BORDER
 CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 TRANSPOSED: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
@@ -56,23 +57,27 @@ class LayerPlan:
 
     kind: "scale", "linear" or "conv". cost: for the sizes of the example inputs.
     build: makes the module; its weights are float64 on the CPU. bias: numbers in the bias of a weight.
+    beside: why the bias is added by a layer of its own; "" if it is not.
     """
 
     kind: str
     cost: Cost
     build: Callable[[], nn.Module]
     bias: int = 0
+    beside: str = ""
 
 
 def plan(op: Operator, bias: Operator | None) -> LayerPlan:
-    """The cheapest layer that computes ``op(x) + bias``.
+    """The cheapest layer that computes ``op(x) + bias``, or one that computes ``op(x)`` and one that adds the bias.
 
-    Raises `NotFusable` if no single layer does on tensors of these dimensions.
+    Raises `NotFusable` if no such layers do on tensors of these dimensions.
     """
     if len(op.source) != len(op.value):
         raise NotFusable("a layer that changes the number of dimensions")
     op = whole(op)
-    plans = [made for attempt in (_scale, _linear, *CONV_PLANS) if (made := _tried(attempt, op, bias)) is not None]
+    plans = [made for attempt in ATTEMPTS if (made := _tried(attempt, op, bias)) is not None]
+    if not plans and bias is not None and (beside := _tried(_beside, op, bias)) is not None:
+        return beside
     if not plans:
         raise NotFusable(_why_not(op, bias))
     return min(plans, key=lambda p: (p.cost.flops, p.cost.stored, p.cost.launches))
@@ -93,16 +98,49 @@ def _why_not(op: Operator, bias: Operator | None) -> str:
     mixed = [d for d, (a, b) in enumerate(zip(op.source, op.value, strict=True)) if a != b]
     if len(mixed) > 1:
         return "no single layer computes this: it mixes several dimensions at once"
-    if bias is not None and _tried(plan, op, None) is not None:
-        return "the bias would differ from place to place, and need a pass of its own"
     return "no single layer computes this: it is no scale, matrix or convolution of one dimension"
+
+
+AT_BORDERS = (
+    "zero padding: a bias or shift before a padded window makes border values differ, which needs a pass of its own"
+)
+IN_PLACES = "the bias would differ from place to place, which needs a pass of its own"
+
+
+def _beside(op: Operator, bias: Operator | None) -> LayerPlan:
+    """A layer without its bias, and one that adds it."""
+    assert bias is not None
+    made = plan(op, None)
+    shift = _tried(_scale, identity(op.value_sizes), bias) or _shift(bias)
+    return LayerPlan(
+        made.kind,
+        made.cost + shift.cost,
+        lambda: nn.Sequential(made.build(), shift.build()),
+        beside=AT_BORDERS if bias.has(BORDER) else IN_PLACES,
+    )
+
+
+def _shift(bias: Operator) -> LayerPlan:
+    """The layer that adds a bias with borders, along whole dimensions."""
+    bias = _uniform(bias)
+    edges = [[bias.links[i] for i in dim if bias.links[i].role is BORDER] for dim in bias.value]
+    if any(edge and len(dim) > 1 for edge, dim in zip(edges, bias.value, strict=True)):
+        raise NotFusable("a border along part of a dimension")
+    if any(link.size.hint < link.low + link.high for edge in edges for link in edge):
+        raise NotFusable("zero padding: the map is smaller than its borders")
+    first = next(d for d, edge in enumerate(edges) if edge)
+    borders = [(edge[0].low, edge[0].high) if edge else (0, 0) for edge in edges[first:]]
+    elements = numel(bias.value_sizes)
+    launches = 1 + sum(map(any, borders))
+    cost = Cost(elements, elements, bias.stored, launches)
+    return LayerPlan("shift", cost, lambda: Shift(_broadcast(bias), borders))
 
 
 # --- scale ------------------------------------------------------------------------------------------
 
 
 def _scale(op: Operator, bias: Operator | None) -> LayerPlan:
-    if op.source != op.value or op.has(S, IN, OUT, Role.MEAN):
+    if op.source != op.value or op.has(S, IN, OUT, Role.MEAN) or (bias is not None and bias.has(BORDER)):
         raise NotFusable("not a scale")
     op = _uniform(op)
     shift = None if bias is None else _uniform(bias)
@@ -117,7 +155,7 @@ def _scale(op: Operator, bias: Operator | None) -> LayerPlan:
 
 
 def _uniform(op: Operator) -> Operator:
-    """Make each dimension wholly FREE or wholly DIAGONAL."""
+    """Make each dimension wholly FREE or wholly DIAGONAL (or one BORDER)."""
     for dim in op.value:
         if any(op.links[i].role is D for i in dim):
             op = _all_diagonal(op, dim)
@@ -126,7 +164,7 @@ def _uniform(op: Operator) -> Operator:
 
 def _all_diagonal(op: Operator, dim: tuple[int, ...]) -> Operator:
     for i in dim:
-        if op.links[i].role is F:
+        if op.links[i].role in (F, BORDER):
             if not op.links[i].size.known:
                 raise NotFusable("one vector along a dimension that is partly free")
             op = as_diagonal(op, i)
@@ -177,7 +215,7 @@ def _vector(op: Operator | None, dim: int) -> Operator | None:
     """A bias that varies along `dim` only."""
     if op is None:
         return None
-    if any(op.links[i].role is D for d, atoms in enumerate(op.value) for i in atoms if d != dim % len(op.value)):
+    if any(op.links[i].has_leg for d, atoms in enumerate(op.value) for i in atoms if d != dim % len(op.value)):
         raise NotFusable("a bias that differs from place to place")
     return _all_diagonal(op, op.value[dim])
 
@@ -296,7 +334,8 @@ def _conv_of(rank: int) -> Attempt:
     return lambda op, bias: _conv(op, bias, rank)
 
 
-CONV_PLANS = tuple(_conv_of(rank) for rank in CONVS)
+ATTEMPTS: tuple[Attempt, ...] = (_scale, _linear, *(_conv_of(rank) for rank in CONVS))
+"""Ways to write an operator as one layer."""
 
 
 def _conv(op: Operator, bias: Operator | None, rank: int) -> LayerPlan:

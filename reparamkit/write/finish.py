@@ -203,13 +203,17 @@ class Finisher:
 
     def _remove_dead_modules(self) -> None:
         used = {str(n.target) for n in self.captured.graph.nodes if n.op in ("call_module", "get_attr")}
-        root = self.captured.root
         for path in sorted(self.dead, key=lambda p: -p.count(".")):
-            if path not in used and _exists(root, path):
+            if path not in used and self._is_old(path):
                 self._remove(path, used)
         for frame in sorted(self.captured.frames, key=lambda f: -f.path.count(".")):
-            if id(frame) in self.inlined and _exists(root, frame.path):
+            if id(frame) in self.inlined and self._is_old(frame.path):
                 self._hollow(frame.path, used)
+
+    def _is_old(self, path: str) -> bool:
+        """Whether a path still is that of the model's own module, and not of one inside a merged layer."""
+        inside = any(path.startswith(f"{merged}.") for merged in self.paths.values())
+        return not inside and _exists(self.captured.root, path)
 
     def _remove(self, path: str, used: set[str]) -> None:
         """A merged layer: gone, but for parameters that the code reads itself."""
@@ -291,8 +295,9 @@ def settle(module: nn.Module, like: Tensor | None, requires_grad: bool) -> None:
         cast = data if like is None else data.to(like.device, like.dtype)
         if cast.dtype != data.dtype and _overflows(cast) and not _overflows(data):
             raise NotFusable(f"a merged {name} overflows {str(cast.dtype).removeprefix('torch.')}")
+        owner, _, own_name = name.rpartition(".")
         made = nn.Parameter(cast.contiguous(), requires_grad=requires_grad)
-        module.register_parameter(name, made)
+        module.get_submodule(owner).register_parameter(own_name, made)
 
 
 def _overflows(tensor: Tensor) -> bool:

@@ -53,13 +53,24 @@ def apply_operator(op: Operator, x: Tensor) -> Tensor:
             letters.insert(place + 1, (i, "tap"))
     legs = [(i, "tap" if op.links[i].role is Role.STENCIL else "at") for i in op.legs]
     value = [(i, "at") for dim in op.value for i in dim]
+    weight = op.weight.tensor()
+    for place, i in enumerate(op.legs):
+        if op.links[i].role is Role.BORDER:
+            weight = weight.index_select(place, torch.tensor(border_entries(op.links[i])))
     number = {letter: n for n, letter in enumerate(dict.fromkeys([*letters, *legs]))}
     y = torch.einsum(
-        x, [number[k] for k in letters], op.weight.tensor(), [number[k] for k in legs], [number[k] for k in value]
+        x, [number[k] for k in letters], weight, [number[k] for k in legs], [number[k] for k in value]
     )
     for place, (i, _) in enumerate(value):
         y = torch.nn.functional.pad(y.movedim(place, -1), op.links[i].pad).movedim(-1, place)
     return y.reshape([size.factor for size in op.value_sizes])
+
+
+def border_entries(link: Link) -> list[int]:
+    """Per position the number that a border gives it."""
+    n = link.size.factor
+    assert n >= link.low + link.high
+    return [at if at < link.low else max(link.low, link.low + 1 + at - (n - link.high)) for at in range(n)]
 
 
 def windows(x: Tensor, dim: int, link: Link) -> Tensor:
@@ -104,3 +115,9 @@ def size_of(symbol: Symbol, sources: dict[str, Tensor]) -> int:
 def guards_hold(form: Form, **sources: Tensor) -> bool:
     """Whether the form is meant for tensors of these sizes."""
     return all(size_of(symbol, sources) == value for symbol, value in form.guards)
+
+
+def has_room(form: Form, **sources: Tensor) -> bool:
+    """Whether tensors of these sizes are no smaller than the borders of the form's bias."""
+    bias = at_sizes_of(form, sources).bias
+    return bias is None or all(link.size.factor >= link.low + link.high for link in bias.links)

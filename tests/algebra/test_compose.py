@@ -17,10 +17,10 @@ from reparamkit.algebra.form import Form, source_form
 from reparamkit.algebra.laws import CHAIN, DENSE_CHAIN, add, compose
 from reparamkit.algebra.operator import Link, Operator, Role, identity
 from reparamkit.algebra.size import fixed, free_size
-from reparamkit.errors import NotFusable
+from reparamkit.errors import GuardError, NotFusable
 
 from . import pairs
-from .oracle import apply_operator, evaluate, source, windows, written
+from .oracle import apply_operator, evaluate, has_room, source, windows, written
 from .pairs import Layer, accepts, assert_equal, assert_same
 from .strategies import (
     BROAD,
@@ -55,6 +55,12 @@ def line_windows(draw: DrawFn) -> Layer:
         return pairs.conv(draw(tensors(1, 1, kernel)), None, [stride], [padding], [dilation])
     kernel, stride, dilation, padding, extra = draw(transposed_axes(4))
     return pairs.conv_transposed(draw(tensors(1, 1, kernel)), None, [stride], [padding], [extra], 1, [dilation])
+
+
+@st.composite
+def shifted_windows(draw: DrawFn) -> Layer:
+    """A shift, then a window."""
+    return pairs.scale(draw(tensors(1)), 1, draw(tensors(1))) >> draw(line_windows())
 
 
 @BROAD
@@ -186,8 +192,8 @@ def _line() -> Form:
 
 CROSSING: dict[str, Callable[[], Layer]] = {
     "padded then padded": lambda: unbiased(3, 3, padding=1) >> unbiased(3, 3, padding=1),
-    "bias then padded": lambda: conv(1, 1) >> conv(3, 3, padding=1),
-    "shift then padded": lambda: pairs.scale(some(4), 1, some(4)) >> conv(3, 3, padding=1),
+    "bias then strided": lambda: conv(1, 1) >> conv(3, 3, padding=1, stride=2),
+    "bias then transposed": lambda: conv(1, 1) >> transposed(3, 3, stride=2),
     "pool then padded": lambda: pairs.pool([3, 3], [1, 1], [1, 1]) >> conv(3, 3, padding=1),
     "strided then padded": lambda: unbiased(3, 3, stride=2, padding=1) >> conv(3, 3, padding=1),
     "crop then pad": lambda: pairs.padded([(-1, 0), (0, 0)]) >> pairs.padded([(1, 0), (0, 0)]),
@@ -204,6 +210,75 @@ def test_a_window_that_crosses_a_border_is_exact_on_a_fixed_size_only(row: str) 
             assert_same(layer, x, exact="pool" not in row)
     with pytest.raises(NotFusable, match="zero padding"):
         layer.read(_free())
+
+
+# --- shifts before zero padding --------------------------------------------------------------------------------
+
+
+def shifted(*kernel: int, **options: object) -> Layer:
+    """A scale and shift, then a conv of 4 channels."""
+    return pairs.scale(some(4), 1, some(4)) >> unbiased(*kernel, **options)
+
+
+BORDERED: dict[str, Callable[[], Layer]] = {
+    "bias then padded": lambda: conv(1, 1) >> conv(3, 3, padding=1),
+    "shift then padded": lambda: shifted(3, 5, padding=(1, 2)),
+    "uneven padding": lambda: shifted(4, 2, padding=[(1, 2), (0, 1)]),
+    "more padding than kernel": lambda: shifted(2, 2, padding=3),
+    "dilated": lambda: shifted(3, 3, padding=2, dilation=2),
+    "strided, not past the end": lambda: shifted(2, 3, padding=[(1, 0), (1, 0)], stride=2) >> conv(1, 1),
+    "padding of one axis": lambda: shifted(3, 1, padding=(1, 0)) >> pairs.scale(some(4), 1, some(4)),
+    "shift, row, shift, column": lambda: shifted(1, 3, padding=(0, 1)) >> shifted(3, 1, padding=(1, 0)),
+    "then unpadded": lambda: shifted(3, 3, padding=1) >> conv(3, 3),
+    "then cropped": lambda: shifted(3, 3, padding=1) >> pairs.padded([(-1, -1), (-1, 0)]),
+    "then averaged": lambda: shifted(3, 3, padding=1) >> pairs.pool([2, 2], [1, 1], [0, 0]),
+    "nearest between": lambda: conv(1, 1) >> pairs.repeated([2, 3]) >> unbiased(3, 3, padding=1),
+    "then nearest": lambda: shifted(3, 3, padding=1) >> pairs.repeated([2, 3]),
+    "two of them": lambda: shifted(3, 3, padding=1) + shifted(5, 1, padding=(2, 0)),
+    "beside an even bias": lambda: shifted(3, 3, padding=1) + conv(1, 1),
+}
+
+
+@pytest.mark.parametrize("row", BORDERED)
+def test_a_shift_before_padding_is_a_bias_with_borders(row: str) -> None:
+    """Decided on free sizes; exact at every size that has room for the borders, and most sizes have."""
+    layer = BORDERED[row]()
+    form = layer.read(_free())
+    assert form.bias is not None
+    assert form.bias.stored < 4 * 8 * 8
+    merged = written(form)
+    checked = 0
+    for h in range(1, 10):
+        for w in range(1, 10):
+            x = some(2, 4, h, w)
+            if not accepts(layer.run, x):
+                continue
+            if has_room(form, x=x):
+                checked += 1
+                assert_equal(evaluate(form, x=x), layer.run(x))
+                assert_equal(merged(x), layer.run(x))
+            else:
+                with pytest.raises(GuardError):
+                    merged(x)
+    assert checked >= 9
+
+
+@BROAD
+@given(layer=st.lists(shifted_windows(), min_size=1, max_size=3).map(in_a_row), fixed_size=st.booleans())
+def test_any_shifts_before_padded_windows_are_exact(layer: Layer, fixed_size: bool) -> None:
+    """Whatever of it has a form, has the right numbers at every size that has room."""
+    for n in range(1, 14):
+        x = some(1, 1, n)
+        if not accepts(layer.run, x):
+            continue
+        try:
+            form = layer.read(source(x) if fixed_size else _line())
+        except NotFusable:
+            assert not fixed_size
+            return
+        if has_room(form, x=x):
+            assert_equal(evaluate(form, x=x), layer.run(x))
+        assert has_room(form, x=x) or not fixed_size
 
 
 def test_a_chain_names_whether_it_became_dense() -> None:
