@@ -327,7 +327,7 @@ def add(f: Operator, g: Operator) -> Operator:
     f, g = _direct_sum(*_same_atoms(f, g))
     via = f.via | g.via
     while (which := _first_apart(f, g)) is not None:
-        via |= {_dense_law(f, g, which)} if _becomes_dense(f, g, which) else set()
+        via |= {_dense_law(f, g, which)} if _lower(f, g, which) is densify else set()
         f, g = _direct_sum(*_same_atoms(*_lowered(f, g, which)))
     for number_f, number_g in _through_pairs(f, g):
         f, g = _same_role(f, number_f, g, number_g)
