@@ -220,13 +220,11 @@ def _of_ones(link: Link) -> Link | None:
 
 
 def _ones_link(link: Link) -> Link:
-    if link.role is Role.STENCIL:
-        made = _of_ones(link)
-        assert made is not None
-        return made if made.low + made.high else Link(Role.FREE, made.size)
     if link.role in (Role.DIAGONAL, Role.OUT):
         return Link(Role.DIAGONAL, link.size_out)
-    return link
+    made = _of_ones(link) if link.role is Role.STENCIL else link
+    assert made is not None
+    return made if made.low + made.high else Link(Role.FREE, made.size)
 
 
 def _ones_weight(op: Operator, inside: list[int]) -> Weight:

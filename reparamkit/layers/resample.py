@@ -54,11 +54,10 @@ def read_interpolate(
 
 def _closed(x: Form, per_axis: object) -> Form:
     """With its rank known: one number per axis tells it; else a batch of images that a window reads is assumed."""
-    if isinstance(per_axis, Sequence):
-        return known_rank(x, [len(per_axis) + 2])
-    if x.open_rank and len(x.sizes) <= 2:
+    rank = len(per_axis) + 2 if isinstance(per_axis, Sequence) else len(x.sizes)
+    if rank < 3:
         raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
-    return known_rank(x, [len(x.sizes)], certain=False)
+    return known_rank(x, [rank], certain=isinstance(per_axis, Sequence))
 
 
 def _each(value: object, axes: int) -> list:  # type: ignore[type-arg]

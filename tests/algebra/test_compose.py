@@ -263,6 +263,15 @@ def test_a_shift_before_padding_is_a_bias_with_borders(row: str) -> None:
     assert checked >= 9
 
 
+def test_a_border_that_is_cropped_leaves_a_number_per_channel() -> None:
+    """What no window sees any more costs no layer of its own."""
+    layer = shifted(3, 3, padding=1) >> pairs.padded([(-1, -1), (-1, -1)])
+    form = layer.read(_free())
+    assert form.bias is not None
+    assert form.bias.stored == 4
+    assert isinstance(written(form), torch.nn.Conv2d)
+
+
 @BROAD
 @given(layer=st.lists(shifted_windows(), min_size=1, max_size=3).map(in_a_row), fixed_size=st.booleans())
 def test_any_shifts_before_padded_windows_are_exact(layer: Layer, fixed_size: bool) -> None:
