@@ -144,7 +144,7 @@ def _scale(op: Operator, bias: Operator | None) -> LayerPlan:
         raise NotFusable("not a scale")
     op = _uniform(op)
     shift = None if bias is None else _uniform(bias)
-    stored = (op.stored if op.legs else 1) + (0 if shift is None else shift.stored)
+    stored = (0 if op.is_identity else op.stored) + (0 if shift is None else shift.stored)
     elements = numel(op.value_sizes)
 
     def build() -> nn.Module:

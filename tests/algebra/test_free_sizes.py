@@ -96,9 +96,9 @@ FLAT = pairs.regroup([0], [1, 2, 3])
 
 REFUSED: dict[str, tuple[Callable[[], Layer], str]] = {
     "padded window after padded window": (lambda: conv(3, 1) >> conv(3, 1), "reads past a border"),
-    "bias before a padded window": (lambda: conv(1, 0, bias=True) >> conv(3, 1), "a bias or shift before"),
-    "shift before a padded window": (lambda: SHIFT >> conv(3, 1), "a bias or shift before"),
-    "shift before a padded pool": (lambda: SHIFT >> pairs.pool([3, 3], [1, 1], [1, 1]), "a bias or shift before"),
+    "bias before a strided window": (lambda: conv(1, 0, bias=True) >> conv(3, 1, stride=2), "a bias or shift before"),
+    "shift before a strided window": (lambda: SHIFT >> conv(3, 1, stride=3), "a bias or shift before"),
+    "shift before a strided pool": (lambda: SHIFT >> pairs.pool([3, 3], [2, 2], [1, 1]), "a bias or shift before"),
     "tensor beside its transpose": (lambda: IDENTITY + pairs.permute(0, 1, 3, 2), "pass example_inputs"),
     "channels beside positions": (lambda: IDENTITY + pairs.permute(0, 3, 1, 2), "pass example_inputs"),
     "windows of other strides": (lambda: conv(3, 1, stride=2) + conv(1, 0), "pass example_inputs"),
