@@ -868,10 +868,10 @@ def _upsampled_branches(m: Any, x: Tensor) -> Tensor:
     return m.a(y) + m.b(y) + y
 
 
-def _slopes() -> Tensor:
-    slopes = torch.ones(4)
-    slopes[2] = 1 - 1e-6
-    return slopes
+def _slopes(*values: float) -> nn.PReLU:
+    layer = nn.PReLU(len(values))
+    layer.weight.data = torch.tensor(values)
+    return layer
 
 
 def _parameter(*shape: int) -> nn.Parameter:
@@ -1046,7 +1046,7 @@ SPELLED = (
     ),
     Structure(
         "slopes of 1",
-        lambda: Model(lambda m, x: m.b(F.prelu(m.a(x), m.w)), a=conv(4, 4), b=norm(4), w=nn.Parameter(torch.ones(4))),
+        lambda: seq(conv(4, 4), _slopes(1.0, 1.0, 1.0, 1.0), norm(4)),
         MAPS,
         "conv",
     ),
@@ -1071,7 +1071,8 @@ SPELLED = (
     Structure(
         "an adaptive average of equal windows",
         lambda: Model(
-            lambda m, x: m.b(F.adaptive_avg_pool2d(x.reshape(-1, 4, 4, 6), (2, None))), b=conv(4, 4, (1, 3), p=0)
+            lambda m, x: (lambda y: m.b(y) + F.adaptive_avg_pool2d(y, (2, None)))(x.reshape(-1, 4, 4, 6)),
+            b=conv(4, 4, (2, 1), s=(2, 1), p=0),
         ),
         FIXED,
         "conv",
@@ -1545,16 +1546,14 @@ NEAR_MISSES = (
     ),
     NearMiss(
         "instance norm by statistics of the input",
-        lambda: Model(
-            lambda m, x: F.instance_norm(m.a(x), m.norm.running_mean, m.norm.running_var), a=conv(4, 4), norm=norm(4)
-        ),
+        lambda: Model(lambda m, x: F.instance_norm(m.a(x), eps=1e-3), a=conv(4, 4)),
         MAPS,
         "conv norm",
         "use_input_stats",
     ),
     NearMiss(
         "slopes of which one is not 1",
-        lambda: Model(lambda m, x: m.b(F.prelu(m.a(x), m.w)), a=conv(4, 4), b=norm(4), w=nn.Parameter(_slopes())),
+        lambda: seq(conv(4, 4), _slopes(1.0, 1.0, 1.0 - 1e-6, 1.0), norm(4)),
         MAPS,
         "conv _prelu_kernel norm",
         "PReLU",
