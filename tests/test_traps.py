@@ -220,7 +220,7 @@ TRAPS = (
         1,
         "a norm in a separable row",
         lambda: seq(conv(4, 16, (1, 7), p=(0, 3), bias=False), norm(16), conv(16, 2, (7, 1), p=(3, 0))),
-        "conv conv",
+        "conv cat add",
     ),
     Trap(1, "unpadded rows", lambda: seq(conv(4, 8, 1), norm(8), conv(8, 2, 2, p=0)), "conv"),
     Trap(2, "one convolution, two places", two(lambda m, x: m.a(x) + m.n(m.a(torch.relu(x))))),
