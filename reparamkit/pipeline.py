@@ -346,6 +346,7 @@ def _unheard(node: fx.Node, reason: str) -> None:
 def _prepare(writer: Writer, request: Request, reading: Reading, refusals: dict[fx.Node, list[str]]) -> None:
     """Tell the writer what is known of the graph as it is now."""
     writer.spare = {*reading.read, *reading.sizes, *reading.constants}
+    writer.writes = reading.writes
     writer.prove = _prover(reading) if request.verify else _unproved
     writer.refuse = lambda node, reason: refusals.setdefault(node, []).insert(0, reason)
 

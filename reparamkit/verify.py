@@ -227,12 +227,12 @@ def evaluate(captured: Captured, result: fx.Node, values: Mapping[fx.Node, Any],
     """The value of a node in float64, given the values of some nodes it depends on."""
     known: dict[fx.Node, Any] = {node: value.clone() for node, value in values.items()}
     runner = _Wide(captured)
-    for node in _needed(result, known, as_traced):
+    for node in _needed(captured, result, known, as_traced):
         known[node] = runner.call(node, known)
     return known[result]
 
 
-def _needed(result: fx.Node, known: dict[fx.Node, Any], as_traced: bool) -> list[fx.Node]:
+def _needed(captured: Captured, result: fx.Node, known: dict[fx.Node, Any], as_traced: bool) -> list[fx.Node]:
     """The nodes between the known values and `result`, in program order."""
     wanted: set[fx.Node] = set()
     stack = [result]
@@ -247,7 +247,7 @@ def _needed(result: fx.Node, known: dict[fx.Node, Any], as_traced: bool) -> list
         if node.op == "placeholder":
             raise LookupError(f"{node} is not given")
         wanted.add(node)
-        stack.extend(node.all_input_nodes)
+        stack.extend((*node.all_input_nodes, *captured.aliases.writes_before(node)))
     return [node for node in result.graph.nodes if node in wanted]
 
 
@@ -263,12 +263,13 @@ class _Wide:
 
         args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
         with torch.no_grad():
-            return self._function(node, args)(*args, **kwargs)
+            found = self._function(node, args)(*args, **kwargs)
+        # What is made of nothing has the model's own dtype.
+        return wide(found) if isinstance(found, Tensor) and not node.all_input_nodes else found
 
     def _function(self, node: fx.Node, args: Any) -> Callable[..., Any]:
         if node.op == "get_attr":
-            found = wide(self.captured.attribute(node))
-            return lambda: found
+            return lambda: self.captured.attribute(node)
         if node.op == "call_module":
             return _pixelwise(wide_module(self.captured.module(node)))
         if node.op == "call_method":

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import NotFusable
 from .align import Face, align, traced_pins
-from .form import Form, added_bias, apply, as_bias, plus, repeated_bias
+from .form import Form, added_bias, apply, as_bias, plus, repeated_bias, with_guarded_rank
 from .laws import CHAIN, DIRECT_SUM
 from .operator import WHOLE, Dims, Edges, Link, Operator, Role, closed, pin, with_rank
 from .size import Size, fixed, product
@@ -494,7 +494,7 @@ def known_rank(x: Form, ranks: Sequence[int], certain: bool = True) -> Form:
     if not x.open_rank:
         if len(x.sizes) not in ranks:
             raise NotFusable(f"expected a tensor of rank {' or '.join(map(str, ranks))}, found {len(x.sizes)}")
-        return x
+        return x if certain else with_guarded_rank(x)
     hidden = [rank - (len(x.sizes) - 1) for rank in ranks if rank >= len(x.sizes)]
     if not hidden:
         raise NotFusable("the rank of this tensor is unknown: pass example_inputs")

@@ -113,6 +113,15 @@ class Form:
         return replace(self, terms=terms, recent=())
 
 
+def with_guarded_rank(form: Form) -> Form:
+    """The same form, that holds for sources of the traced ranks only."""
+    terms = {
+        s: replace(t, op=replace(t.op, guards=t.op.guards | {(Symbol((s, 0)), len(t.op.source))}))
+        for s, t in form.terms.items()
+    }
+    return replace(form, terms=terms)
+
+
 def source_form(name: str, sizes: tuple[Size, ...], open_rank: bool = False) -> Form:
     """The form of a value that is taken as it is."""
     return Form({name: Term(identity(sizes, open_rank))})

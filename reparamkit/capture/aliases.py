@@ -109,7 +109,7 @@ class Aliases:
         self.writers = [node for node in graph.nodes if writes(node, module_of)]
         self._memory = nx.Graph()
         self._memory.add_nodes_from(self.order)
-        self._memory.add_edges_from((node, _written(node)) for node in self.writers)
+        self._memory.add_edges_from((node, self.written(node)) for node in self.writers)
         self._memory.add_edges_from(
             (node, node.all_input_nodes[0])
             for node in graph.nodes
@@ -120,6 +120,11 @@ class Aliases:
         }
         self.barriers = self._barriers()
 
+    def written(self, writer: fx.Node) -> fx.Node:
+        """The value that an in-place operation writes into."""
+        out = writer.kwargs.get("out")
+        return out if isinstance(out, fx.Node) else writer.all_input_nodes[0]
+
     def of(self, node: fx.Node) -> set[fx.Node]:
         """The values that may share memory with `node`, itself included."""
         return self._classes[node]
@@ -128,6 +133,12 @@ class Aliases:
         """Writes into the memory of `node` after it was made and before `end`."""
         first, last = self.order[node], self.order[end]
         return [w for w in self.writers if first < self.order[w] < last and w in self.of(node)]
+
+    def writes_before(self, reader: fx.Node) -> list[fx.Node]:
+        """Writes into what a node reads, before it reads that."""
+        end = self.order.get(reader, 0)
+        read = [n for n in reader.all_input_nodes if n in self.order]
+        return [w for w in self.writers if self.order[w] < end and any(w in self.of(n) for n in read)]
 
     def _barriers(self) -> set[fx.Node]:
         """Values whose memory is written while something else can still see it: left as they are."""
@@ -146,7 +157,3 @@ class Aliases:
             return False
         return all(self.order[user] <= self.order[writer] for n in older for user in n.users)
 
-
-def _written(node: fx.Node) -> fx.Node:
-    out = node.kwargs.get("out")
-    return out if isinstance(out, fx.Node) else node.all_input_nodes[0]

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
-from .tracer import Frame, Named, Opaque, Tracer, as_fake, attribute
+from .tracer import Frame, Named, Opaque, Tracer, WritesConstant, as_fake, attribute
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,30 @@ def capture(
     opaque: modules to call and not to trace, by path.
     Raises `CaptureError` if its forward cannot be traced, saying where and what to do.
     """
+    try:
+        return _captured(model, path, inputs, is_leaf, opaque, factories=False)
+    except WritesConstant:
+        return _captured(model, path, inputs, is_leaf, opaque, factories=True)
+
+
+def _captured(
+    model: nn.Module,
+    path: str,
+    inputs: Inputs | None,
+    is_leaf: Callable[[nn.Module], bool],
+    opaque: Mapping[str, Opaque],
+    factories: bool,
+) -> Captured:
     mode = FakeTensorMode(allow_non_fake_inputs=True) if inputs is not None else None
-    tracer = Tracer(is_leaf, mode, opaque.values())
+    tracer = Tracer(is_leaf, mode, opaque.values(), factories)
     names = _structure(model.get_submodule(path), inputs)
     values = {} if mode is None else tree_map(as_fake(mode), names.values)
     try:
         with _state_kept(model) as changed:
             graph = tracer.traced_call(model, path, names.args, names.kwargs, values)
             named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
+    except WritesConstant as error:
+        raise WritesConstant(str(error), path if tracer.failed is None else tracer.failed.path) from error
     except Exception as error:
         raise _capture_error(tracer, path, inputs, error) from error
     tier = "symbolic" if inputs is None else "values"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import Argument, Target
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ..errors import CaptureError
@@ -28,6 +30,10 @@ RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
 LIKE = {"view_as": "view", "reshape_as": "reshape", "expand_as": "expand"}
 """Methods that take a tensor for its shape."""
+FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye})
+"""Functions that make a tensor of nothing, for the forward to fill."""
+WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "setitem"})
+"""Operators that write into their first operand."""
 UNKNOWN = object()
 """The value of a proxy when there are no example inputs."""
 
@@ -193,25 +199,55 @@ def _where(tracer: Any) -> str:
     return f" in module '{path}'" if path else ""
 
 
+class WritesConstant(CaptureError):
+    """The forward writes a traced value into a tensor that is none."""
+
+
+class _Factories(TorchFunctionMode):
+    """Makes nodes of the calls that make a tensor of nothing, so that what is written into it is traced."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in FACTORIES and not self.tracer.busy:
+            return self.tracer.create_proxy("call_function", func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _writes_constant(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call writes into a tensor that is not traced."""
+    name = str(getattr(target, "__name__", target))
+    in_place = name.strip("_") in WRITING if name.startswith("__") else name.endswith("_")
+    return isinstance(args[0] if in_place and args else kwargs.get("out"), Tensor)
+
+
 class Tracer(fx.Tracer):
     """Traces a module; see the module docstring.
 
     is_leaf: whether a module is one node of the graph rather than traced through.
     opaque: further such modules, which may not even run on fake values. failed: the call in which tracing stopped.
-    mode: the fake mode of the example values, None to trace without values.
+    mode: the fake mode of the example values, None to trace without values. factories: whether tensors that are made
+    of nothing are traced, which is needed only if the forward writes into them.
     """
 
     def __init__(
-        self, is_leaf: Callable[[nn.Module], bool], mode: FakeTensorMode | None, opaque: Iterable[Opaque] = ()
+        self,
+        is_leaf: Callable[[nn.Module], bool],
+        mode: FakeTensorMode | None,
+        opaque: Iterable[Opaque] = (),
+        factories: bool = False,
     ) -> None:
         super().__init__()
         self.outputs = {id(each.module): list(each.outputs) for each in opaque}
         self._is_leaf: Callable[[nn.Module], bool] = lambda module: id(module) in self.outputs or is_leaf(module)
         self.mode = mode
+        self.factories = factories
         self.failed: Frame | None = None
         self.frame: Frame | None = None
         self.frames: list[Frame] = []
-        self._running = False
+        self.busy = False
         self._tensor_names: dict[int, str] = {}
         self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
 
@@ -224,7 +260,8 @@ class Tracer(fx.Tracer):
         self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
         self.frame = Frame(path, root.get_submodule(path), None)
         self.frames = [self.frame]
-        return self.trace(root)
+        with _Factories(self) if self.factories else nullcontext():
+            return self.trace(root)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -258,7 +295,7 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self._running:
+        if self.busy:
             # A leaf is run on fake values: what is inside it is not traced.
             return forward(*args, **kwargs)
         if self._is_leaf(m):
@@ -298,13 +335,15 @@ class Tracer(fx.Tracer):
         *rest: Any,
         **options: Any,
     ) -> Any:
+        if _writes_constant(target, args, kwargs):
+            raise WritesConstant(f"the forward writes a traced value into a tensor that is not traced{_where(self)}")
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         if self.mode is not None and kind not in ("placeholder", "output") and not is_guard(target):
-            self._running = True
+            self.busy = True
             try:
                 proxy.node.meta["val"] = self._value(proxy.node, self.mode)
             finally:
-                self._running = False
+                self.busy = False
         return proxy
 
     def _value(self, node: fx.Node, mode: FakeTensorMode) -> Any:
@@ -313,15 +352,15 @@ class Tracer(fx.Tracer):
 
     def real(self, node: fx.Node) -> Tensor | None:
         """The real value of a node that depends on parameters and buffers only, if it is one number."""
-        self._running = True
+        self.busy = True
         try:
             return _constant(node, self.root)
         finally:
-            self._running = False
+            self.busy = False
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers are nodes, everything else is what it is (fx would search them all, each time)."""
-        name = None if self._running else self._tensor_names.get(id(attr_val))
+        name = None if self.busy else self._tensor_names.get(id(attr_val))
         if name is None:
             return attr_val
         if name not in parameter_proxy_cache:

@@ -330,11 +330,16 @@ class _Chooser:
         for node in reversed(self.captured.graph.nodes):
             if node in needed:
                 option = self._best(node)
-                needed.update(option.sources)
+                needed.update(option.sources, self._writes_into(option.sources, node))
                 price += option.cost
                 if option.placed is not None:
                     sites.append(self._site(node, option, option.placed))
         return _Selection(sites[::-1], needed, price)
+
+    def _writes_into(self, sources: tuple[fx.Node, ...], reader: fx.Node) -> Iterator[fx.Node]:
+        """In-place operations that make constants what they are when they are read."""
+        order = self.captured.aliases.order
+        return (w for w, value in self.reading.writes.items() if value in sources and order[w] < order[reader])
 
     def _site(self, node: fx.Node, option: _Option, placed: Placed) -> Site:
         before = sum((self.cost(m) for m in option.members), Cost())
@@ -375,6 +380,8 @@ class _Chooser:
 
     def _must_stay(self, node: fx.Node) -> bool:
         """Outputs, inputs, and everything that is not known to be free of side effects."""
+        if node in self.reading.writes:
+            return False
         if node.op in ("output", "placeholder") or (not node.users and node.op.startswith("call")):
             return True
         known = node in self.affine or node in self.reading.constants or node in self.reading.sizes

@@ -7,7 +7,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..capture.capture import Captured
 from ..capture.guards import is_guard
-from .reading import RANDOM, Reading, checks
+from .arithmetic import RANDOM
+from .reading import Reading, checks
 
 
 def drop_dead(captured: Captured, reading: Reading) -> None:
@@ -15,7 +16,9 @@ def drop_dead(captured: Captured, reading: Reading) -> None:
     code goes on reading it where it is not written again.
     """
     known = {*reading.read, *reading.sizes, *reading.constants}
-    pure = {n for n in captured.graph.nodes if (n in known or _only_computes(n)) and not is_guard(n.target)}
+    # A guard on parameters holds: what is merged does not follow them either.
+    guards = {n for n in captured.graph.nodes if is_guard(n.target) and n not in reading.constants}
+    pure = {n for n in captured.graph.nodes if n in known or _only_computes(n)} - guards
     passed = captured.passed
     for node in reversed(captured.graph.nodes):
         # What a call gets as an argument is needed for the call, even if nothing is done with it there.

@@ -13,7 +13,6 @@ from itertools import product
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from ..algebra.form import CONSTANT_FOLD, Form, source_form
@@ -21,17 +20,16 @@ from ..algebra.operator import open_sizes
 from ..algebra.size import Size, fixed, free_size
 from ..capture.capture import Captured
 from ..capture.guards import is_guard
+from ..capture.tracer import FACTORIES
 from ..errors import NotFusable
 from ..layers.registry import Reader, Readers
-from ..layers.wide import computed_module, computes_weight, wide_module
+from ..layers.wide import computed_module, computes_weight, wide
+from .arithmetic import evaluated, is_constant
 from .scope import Scope
 
 MAX_COMBINATIONS = 16
 MAX_SORTED = 256
 """Of more ways to choose a candidate per input only those are tried that reach equally far back."""
-RANDOM = frozenset(
-    ["rand", "randn", "randint", "bernoulli", "multinomial", "normal", "dropout", "rand_like", "randn_like"]
-)
 SAME_SHAPE = frozenset(
     [
         "relu",
@@ -99,7 +97,8 @@ class Reading:
     """What is known of each node.
 
     forms: per value its candidates; the last is the value itself.
-    constants: values that depend on parameters only, in float64.
+    constants: values that depend on parameters only, in float64: tensors, tuples of them, numbers; None for a guard.
+    writes: in-place operations on such values, with the value that each writes into.
     sizes: Python numbers (or tuples of them) that are sizes.
     read: nodes that are affine in their inputs, with the form over those inputs.
     moves: nodes that only move numbers, with the number of operations that takes.
@@ -108,7 +107,8 @@ class Reading:
 
     captured: Captured
     forms: dict[fx.Node, list[Candidate]] = field(default_factory=dict)
-    constants: dict[fx.Node, Tensor] = field(default_factory=dict)
+    constants: dict[fx.Node, Any] = field(default_factory=dict)
+    writes: dict[fx.Node, fx.Node] = field(default_factory=dict)
     sizes: dict[fx.Node, Any] = field(default_factory=dict)
     shapes: dict[fx.Node, Shape] = field(default_factory=dict)
     read: dict[fx.Node, Form] = field(default_factory=dict)
@@ -159,7 +159,7 @@ class _Reader:
         if self.node.op == "get_attr":
             self._attribute()
         elif self.node.op == "placeholder":
-            self._as_source(self._own_shape())
+            self._as_source(_own_shape(self.node))
         elif self.node.op.startswith("call"):
             found = self._call()
         kept = self.prune(self.node, found)
@@ -173,43 +173,50 @@ class _Reader:
         if isinstance(value, Tensor) and self.node not in self.captured.aliases.barriers:
             self._constant(value)
         else:
-            self._as_source(self._own_shape())
+            self._as_source(_own_shape(self.node))
 
-    def _constant(self, value: Tensor) -> None:
+    def _constant(self, value: Any) -> None:
         self.out.constants[self.node] = value
         self.captured.constants.add(self.node)
 
     def _call(self) -> list[Candidate]:
-        if self._size_arithmetic():
+        if self._size_arithmetic() or self._evaluate_constant():
             return []
+        if self.node in self.captured.aliases.writers:
+            self._overwritten()
         inputs = self.node.all_input_nodes
-        if any(n in self.out.constants for n in inputs) and self._evaluate_constant():
-            return []
         reader = self._reader()
         found = self._read(reader) if reader is not None and any(n in self.out.forms for n in inputs) else []
-        shape = self._read_shape() or self._same_shape() or self._given_shape(reader) or self._own_shape()
+        shape = self._read_shape() or self._same_shape() or self._given_shape(reader) or _own_shape(self.node)
         self._as_source(shape)
         return found
 
     def _evaluate_constant(self) -> bool:
-        """A value of parameters only, computed in float64; not if it is random or writes."""
-        name = str(getattr(self.node.target, "__name__", self.node.target))
-        if not all(n in self.out.constants or _plain(self.out.sizes.get(n)) for n in self.node.all_input_nodes):
+        """A value of parameters only, computed in float64."""
+        constants, sizes = self.out.constants, self.out.sizes
+        if not is_constant(self.captured, self.node, constants, sizes):
             return False
-        if name in RANDOM or self.node in self.captured.aliases.writers or self._trains():
-            return False
+        writes = self.node in self.captured.aliases.writers
+        written = self.captured.aliases.written(self.node) if writes else None
+        if written is not None:
+            # Who read it before keeps what was read.
+            constants[written] = wide(constants[written]).clone()
         try:
-            with torch.no_grad():
-                value = _evaluate(self.node, self.out)
+            value = evaluated(self.captured, self.node, constants, sizes)
         except Exception as error:
             self.out.no(self.node, f"parameter arithmetic that fails in float64 ({error})")
             return False
-        if isinstance(value, Tensor):
-            self._constant(value)
-        return isinstance(value, Tensor)
+        if written is not None:
+            self.out.writes[self.node], value = written, constants[written]
+        self._constant(value)
+        return True
 
-    def _trains(self) -> bool:
-        return self.node.op == "call_module" and self.captured.module(self.node).training
+    def _overwritten(self) -> None:
+        """Constants that share the memory of a write that cannot be followed are none from here on."""
+        for node in self.captured.aliases.of(self.node) & self.out.constants.keys():
+            del self.out.constants[node]
+            self.captured.constants.discard(node)
+            self._as_source(_own_shape(node), node)
 
     def _size_arithmetic(self) -> bool:
         value = _size_value(self.node, self.out)
@@ -219,13 +226,6 @@ class _Reader:
         return True
 
     # --- shapes ----------------------------------------------------------------------------------
-
-    def _own_shape(self) -> Shape:
-        value = self.node.meta.get("val")
-        if isinstance(value, Tensor):
-            rank = value.dim()
-            return tuple(free_size(self.node.name, d - rank, n) for d, n in enumerate(value.shape)), False
-        return open_sizes(self.node.name), True
 
     def _read_shape(self) -> Shape | None:
         form = self.out.read.get(self.node)
@@ -249,7 +249,7 @@ class _Reader:
         if reader is None or reader.shape is None or not isinstance(first, fx.Node) or self.node.kwargs:
             return None
         before, open_rank = self.out.shapes.get(first, ((), True))
-        own = self._own_shape()
+        own = _own_shape(self.node)
         try:
             rest = fx.node.map_arg(self.node.args[1:], lambda n: self._size(reader, n))
         except NotFusable:
@@ -267,9 +267,10 @@ class _Reader:
             return type(self.captured.module(self.node)).__name__.lower()
         return str(getattr(self.node.target, "__name__", self.node.target)).rstrip("_")
 
-    def _as_source(self, shape: Shape) -> None:
-        self.out.shapes[self.node] = shape
-        self.out.forms[self.node] = [Candidate(source_form(self.node.name, *shape), frozenset())]
+    def _as_source(self, shape: Shape, node: fx.Node | None = None) -> None:
+        node = node or self.node
+        self.out.shapes[node] = shape
+        self.out.forms[node] = [Candidate(source_form(node.name, *shape), frozenset())]
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -351,29 +352,15 @@ class _Reader:
         raise NotFusable(f"an argument that is computed at run time ({node})")
 
 
-def _plain(value: Any) -> bool:
-    """Whether a size is a number, or all of a tuple of sizes are."""
-    sizes = value if isinstance(value, tuple) else (value,)
-    return all(isinstance(size, Size) and size.known for size in sizes)
-
-
-def _evaluate(node: fx.Node, reading: Reading) -> Any:
-    def wide(n: fx.Node) -> Any:
-        if n in reading.sizes:
-            size = reading.sizes[n]
-            return tuple(s.factor for s in size) if isinstance(size, tuple) else size.factor
-        value = reading.constants[n].detach()
-        return value.double() if value.is_floating_point() else value
-
-    args, kwargs = fx.node.map_arg(node.args, wide), fx.node.map_arg(node.kwargs, wide)
-    if node.op == "call_module":
-        return wide_module(reading.captured.module(node))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
 # --- sizes ------------------------------------------------------------------------------------------
+
+
+def _own_shape(node: fx.Node) -> Shape:
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        rank = value.dim()
+        return tuple(free_size(node.name, d - rank, n) for d, n in enumerate(value.shape)), False
+    return open_sizes(node.name), True
 
 
 def checks(node: fx.Node) -> bool:
@@ -383,10 +370,10 @@ def checks(node: fx.Node) -> bool:
 
 def _size_value(node: fx.Node, known: Reading) -> Any:
     """The value of a node that is a size or a tuple of sizes, else None."""
-    if checks(node):
+    if checks(node) or node.target in FACTORIES:
         return None
     first = node.args[0] if node.args else None
-    if isinstance(first, fx.Node) and first in known.constants:
+    if isinstance(first, fx.Node) and isinstance(known.constants.get(first), Tensor):
         return _shape_read(node, (tuple(map(fixed, known.constants[first].shape)), False))
     if isinstance(first, fx.Node) and first in known.shapes:
         return _shape_read(node, known.shapes[first])

@@ -92,7 +92,8 @@ class Scope:
         if node.meta["context"][:2] != root.meta["context"][:2]:
             return "inside an autocast region"
         value = node.meta.get("val")
-        values = [n.meta.get("val") for n in node.all_input_nodes]
+        # A constant beside a value takes the format of the value, or changes it.
+        values = [n.meta.get("val") for n in node.all_input_nodes if n not in self.captured.constants]
         inputs = [v for v in values if isinstance(v, Tensor)]
         if isinstance(value, Tensor) and any(v.dtype != value.dtype or v.device != value.device for v in inputs):
             return "dtype or device changes here"

@@ -34,8 +34,6 @@ def read_conv(
     dilation: PerAxis = 1,
     groups: int = 1,
 ) -> Form:
-    if not isinstance(input, Form) or not isinstance(weight, Tensor):
-        raise NotFusable("the kernel is computed from the input")
     pads = _named_padding(padding, weight, dilation) if isinstance(padding, str) else padding
     return conv(input, weight, bias, stride, pads, dilation, groups)
 
@@ -65,8 +63,6 @@ def read_conv_transpose(
     groups: int = 1,
     dilation: PerAxis = 1,
 ) -> Form:
-    if not isinstance(input, Form) or not isinstance(weight, Tensor):
-        raise NotFusable("the kernel is computed from the input")
     return conv_transposed(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 

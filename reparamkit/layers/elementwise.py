@@ -144,6 +144,6 @@ def read_prelu_layer(layer: nn.PReLU, input: Form) -> Form:
 
 @READERS.reader(F.prelu, torch.prelu)
 def read_prelu(input: Form, weight: Tensor) -> Form:
-    if not isinstance(weight, Tensor) or not bool((weight == 1).all()):
+    if not bool((weight == 1).all()):
         raise NotFusable("PReLU of slopes other than 1 is not affine")
     return input

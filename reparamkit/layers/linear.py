@@ -21,25 +21,24 @@ def read_linear_layer(layer: nn.Linear, input: Form) -> Form:
 
 @READERS.reader(F.linear)
 def read_linear(input: Form, weight: Tensor, bias: Tensor | None = None) -> Form:
-    if not isinstance(input, Form):
-        raise NotFusable("the weight is computed from the input")
     return linear(input, weight, bias)
 
 
 @READERS.reader(torch.addmm, "addmm")
 def read_addmm(input: Tensor, mat1: Form, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Form:
     """Beta input + alpha mat1 mat2."""
-    if not isinstance(mat1, Form) or not isinstance(mat2, Tensor) or not isinstance(input, Tensor):
-        raise NotFusable("a product or sum of two values")
     return offset(linear(mat1, alpha * mat2.double().t()), beta * input.double())
 
 
 @READERS.reader(torch.einsum)
-def read_einsum(equation: str, input: Form, weight: Tensor) -> Form:
-    """A full matrix along one dimension of the input: ``"bnc,dc->bnd"``."""
+def read_einsum(equation: str, first: Form | Tensor, second: Form | Tensor) -> Form:
+    """A full matrix along one dimension of a value: ``"bnc,dc->bnd"`` or ``"dc,bnc->bnd"``."""
+    x, w, y = equation.replace(" ", "").replace("->", ",").split(",")
+    input, weight = first, second
+    if isinstance(second, Form):
+        input, weight, x, w = second, first, w, x
     if not isinstance(input, Form) or not isinstance(weight, Tensor) or input.open_rank:
         raise NotFusable("an einsum of two values, or of a value of unknown rank")
-    x, w, y = equation.replace(" ", "").replace("->", ",").split(",")
     inner, outer = set(w) & set(x) - set(y), set(w) & set(y) - set(x)
     if len(w) != 2 or len(inner) != 1 or len(outer) != 1 or len(x) != len(input.sizes) or "." in equation:
         raise NotFusable(f"an einsum that is not a matrix along one dimension: {equation}")
@@ -50,7 +49,8 @@ def read_einsum(equation: str, input: Form, weight: Tensor) -> Form:
 
 
 @READERS.reader(operator.matmul, torch.matmul, "matmul", "__matmul__")
-def read_matmul(input: Form, other: Tensor) -> Form:
-    if not isinstance(input, Form) or not isinstance(other, Tensor) or other.dim() != 2:
-        raise NotFusable("a product of two values, or with a constant that is not a matrix on the right")
-    return linear(input, other.t())
+def read_matmul(input: Form | Tensor, other: Form | Tensor) -> Form:
+    constant = input if isinstance(other, Form) else other
+    if not isinstance(constant, Tensor) or constant.dim() != 2:
+        raise NotFusable("a product of two values, or with a constant that is not a matrix")
+    return matrix(other, constant, -2) if isinstance(other, Form) else linear(input, constant.t())

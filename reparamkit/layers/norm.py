@@ -29,7 +29,7 @@ def read_batch_norm_layer(layer: nn.BatchNorm2d, input: Form) -> Form:
     if layer.running_mean is None or layer.running_var is None:
         raise NotFusable("batch norm without running statistics uses those of the batch")
     ranks = next(ranks for cls, ranks in RANKS.items() if isinstance(layer, cls))
-    # A BatchNorm1d takes (N, C) and (N, C, L): without example inputs the rank is assumed, and guarded.
+    # A BatchNorm1d takes (N, C) and (N, C, L): the rank is that of the example, or assumed, and guarded.
     x = known_rank(input, ranks, certain=len(ranks) == 1)
     return _normalized(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
 
@@ -67,7 +67,7 @@ def read_torch_batch_norm(
 
 def _batched(x: Form) -> Form:
     # The functions normalise dimension 1 of any tensor; of an open rank, a batch of one dimension is assumed.
-    return known_rank(x, [len(x.sizes)], certain=False) if x.open_rank else x
+    return known_rank(x, [len(x.sizes)], certain=False)
 
 
 def _normalized(

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..algebra.form import Form
 from ..errors import NotFusable, RuleError
 
 Function = Callable[..., Any]
@@ -38,6 +39,8 @@ HARMLESS = frozenset(
     ]
 )
 """What a subclass may override and still compute the same."""
+CONSTANTS = (Tensor, Tensor | None, "Tensor", "Tensor | None")
+"""How a reader declares an argument that must not be a value."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,14 @@ class Reader:
         return ", ".join(getattr(t, "__name__", str(t)) for t in self.targets)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        signature = inspect.signature(self.read)
         try:
-            inspect.signature(self.read).bind(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise NotFusable(f"an argument of {self.name} that is not understood ({error})") from None
+        for name, value in given.items():
+            if isinstance(value, Form) and signature.parameters[name].annotation in CONSTANTS:
+                raise NotFusable(f"its {name} is computed from the input, or written in place while the forward runs")
         return self.read(*args, **kwargs)
 
 

@@ -185,9 +185,9 @@ def read_squeeze(input: Form, dim: int | Sequence[int] | None = None) -> Form:
     return without_units(_closed(input), [dim] if isinstance(dim, int) else dim)
 
 
-@READERS.reader("contiguous")
-def read_contiguous(input: Form) -> Form:
-    # A view that changes nothing: the call stays where it is, since a later view() may need it.
+@READERS.reader(torch.clone, "contiguous", "clone")
+def read_copy(input: Form) -> Form:
+    # A view that changes nothing: the call stays where it is, since a later view() or write may need it.
     return permute(input, range(len(input.sizes)))
 
 

@@ -38,7 +38,8 @@ class Writer:
     """Writes the sites of one model.
 
     as_graph: write into the flat graph only, and change no module's code. prove: checks a merge. refuse: is told why
-    a site could not be written. spare: nodes without side effects, erased when nothing reads them.
+    a site could not be written. spare: nodes without side effects, erased when nothing reads them. writes: in-place
+    operations on parameter arithmetic, with the value that each writes into, erased when nothing reads that afterwards.
     """
 
     captured: Captured
@@ -46,6 +47,7 @@ class Writer:
     prove: Prove
     refuse: Refuse
     spare: set[fx.Node] = field(default_factory=set)
+    writes: dict[fx.Node, fx.Node] = field(default_factory=dict)
     done: list[tuple[Written, float | None]] = field(default_factory=list)
     chains: set[int] = field(default_factory=set)
 
@@ -160,8 +162,14 @@ class Writer:
         passed = (self.captured.passed - gone) | self.finisher.passed()
         for node in reversed(self.captured.graph.nodes):
             spare = node in gone or node in self.spare or node.op == "get_attr"
-            if spare and not node.users and node not in passed:
+            if spare and not node.users and node not in passed and not self._is_read_later(node):
                 self.captured.graph.erase_node(node)
+
+    def _is_read_later(self, writer: fx.Node) -> bool:
+        """Whether what an in-place operation writes is still read after it."""
+        order = self.captured.aliases.order
+        users = self.writes[writer].users if writer in self.writes else {}
+        return any(order.get(user, len(order)) > order[writer] for user in users)
 
 
 def _tensors(captured: Captured, nodes: Iterable[fx.Node]) -> Iterable[Tensor]:

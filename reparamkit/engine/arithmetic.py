@@ -1,0 +1,75 @@
+"""Parameter arithmetic: values that depend on parameters only, computed in float64 while a graph is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_map
+
+from ..algebra.size import Size
+from ..capture.capture import Captured
+from ..capture.tracer import FACTORIES
+from ..layers.wide import wide, wide_module
+
+RANDOM = frozenset(
+    ["rand", "randn", "randint", "bernoulli", "multinomial", "normal", "dropout", "rand_like", "randn_like"]
+)
+
+
+def is_constant(captured: Captured, node: fx.Node, constants: Mapping[fx.Node, Any], sizes: Mapping[fx.Node, Any]) -> bool:
+    """Whether a call gives the same value each time: it is not random, reads constants only, and writes into nothing
+    that is read by another name.
+    """
+    inputs = node.all_input_nodes
+    if not inputs and node.target not in FACTORIES:
+        return False
+    if not all(n in constants or _plain(sizes.get(n)) for n in inputs) or _is_random(captured, node):
+        return False
+    return node not in captured.aliases.writers or _owns(captured, node, constants)
+
+
+def _is_random(captured: Captured, node: fx.Node) -> bool:
+    name = str(getattr(node.target, "__name__", node.target))
+    return name in RANDOM or (node.op == "call_module" and captured.module(node).training)
+
+
+def _owns(captured: Captured, writer: fx.Node, constants: Mapping[fx.Node, Any]) -> bool:
+    """Whether what is written into was made of constants by the forward, and no older name of it is read afterwards."""
+    aliases = captured.aliases
+    older = [n for n in aliases.of(writer) if aliases.order[n] < aliases.order[writer]]
+    others = [n for n in older if n is not aliases.written(writer)]
+    made = all(n in constants and n.op != "get_attr" for n in older)
+    return made and all(aliases.order[user] <= aliases.order[writer] for n in others for user in n.users)
+
+
+def evaluated(
+    captured: Captured, node: fx.Node, constants: Mapping[fx.Node, Any], sizes: Mapping[fx.Node, Any]
+) -> Any:
+    """The value of a call of constants: a tensor, a tuple of tensors, a number; None for a guard."""
+
+    def wide(n: fx.Node) -> Any:
+        if n in sizes:
+            size = sizes[n]
+            return tuple(s.factor for s in size) if isinstance(size, tuple) else size.factor
+        return tree_map(_wide, constants[n])
+
+    args, kwargs = fx.node.map_arg(node.args, wide), fx.node.map_arg(node.kwargs, wide)
+    with torch.no_grad():
+        if node.op == "call_module":
+            return wide_module(captured.module(node))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _wide(value: Any) -> Any:
+    return wide(value) if isinstance(value, Tensor) else value
+
+
+def _plain(value: Any) -> bool:
+    """Whether a size is a number, or all of a tuple of sizes are."""
+    sizes = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(size, Size) and size.known for size in sizes)
