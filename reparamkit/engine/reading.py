@@ -377,8 +377,10 @@ def _size_value(node: fx.Node, known: Reading) -> Any:
         return _shape_read(node, (tuple(map(fixed, known.constants[first].shape)), False))
     if isinstance(first, fx.Node) and first in known.shapes:
         return _shape_read(node, known.shapes[first])
-    if node.op != "call_function" or not any(n in known.sizes for n in node.all_input_nodes):
-        return _opaque(node) if isinstance(node.meta.get("val"), (int, float)) else None
+    inputs = node.all_input_nodes
+    if node.op != "call_function" or not any(n in known.sizes for n in inputs):
+        number = isinstance(node.meta.get("val"), (int, float)) and not any(n in known.constants for n in inputs)
+        return _opaque(node) if number else None
     args = [known.sizes.get(a, a) if isinstance(a, fx.Node) else a for a in node.args]
     return _computed(node, args)
 
