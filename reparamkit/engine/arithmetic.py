@@ -19,7 +19,10 @@ RANDOM = frozenset(
 )
 
 
-def is_constant(captured: Captured, node: fx.Node, constants: Mapping[fx.Node, Any], sizes: Mapping[fx.Node, Any]) -> bool:
+Known = Mapping[fx.Node, Any]
+
+
+def is_constant(captured: Captured, node: fx.Node, constants: Known, sizes: Known) -> bool:
     """Whether a call gives the same value each time: it is not random, reads constants only, and writes into nothing
     that is read by another name.
     """
@@ -36,7 +39,7 @@ def _is_random(captured: Captured, node: fx.Node) -> bool:
     return name in RANDOM or (node.op == "call_module" and captured.module(node).training)
 
 
-def _owns(captured: Captured, writer: fx.Node, constants: Mapping[fx.Node, Any]) -> bool:
+def _owns(captured: Captured, writer: fx.Node, constants: Known) -> bool:
     """Whether what is written into was made of constants by the forward, and no older name of it is read afterwards."""
     aliases = captured.aliases
     older = [n for n in aliases.of(writer) if aliases.order[n] < aliases.order[writer]]
@@ -45,9 +48,7 @@ def _owns(captured: Captured, writer: fx.Node, constants: Mapping[fx.Node, Any])
     return made and all(aliases.order[user] <= aliases.order[writer] for n in others for user in n.users)
 
 
-def evaluated(
-    captured: Captured, node: fx.Node, constants: Mapping[fx.Node, Any], sizes: Mapping[fx.Node, Any]
-) -> Any:
+def evaluated(captured: Captured, node: fx.Node, constants: Known, sizes: Known) -> Any:
     """The value of a call of constants: a tensor, a tuple of tensors, a number; None for a guard."""
 
     def wide(n: fx.Node) -> Any:

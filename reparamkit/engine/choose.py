@@ -149,7 +149,7 @@ class _Chooser:
 
     def _leaves(self, node: fx.Node) -> int:
         if node.op == "get_attr":
-            return self.reading.constants[node].numel()
+            return int(self.reading.constants[node].numel())
         return sum(self._leaves(n) for n in node.all_input_nodes)
 
     def weigh(self, name: str) -> int:

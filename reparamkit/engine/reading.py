@@ -76,7 +76,7 @@ SAME_SHAPE = frozenset(
     ]
 )
 """Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast)."""
-MAY_BROADCAST = frozenset(["mul", "add", "sub", "div", "imul", "iadd"])
+MAY_BROADCAST = frozenset(["mul", "add", "sub", "div", "imul", "iadd", "addcmul"])
 
 UNKNOWN = object()
 """A Python value that is some size, or made of sizes."""
@@ -229,7 +229,19 @@ class _Reader:
 
     def _read_shape(self) -> Shape | None:
         form = self.out.read.get(self.node)
-        return None if form is None or form.guards else (form.sizes, form.open_rank)
+        if form is None or (form.guards and not self._has_read_shape(form)):
+            return None
+        return form.sizes, form.open_rank
+
+    def _has_read_shape(self, form: Form) -> bool:
+        """Whether a value has the sizes of its form even where the guards of the form fail: beside a constant that it
+        may be broadcast to, and where only the rank was guarded that a real run had.
+        """
+        values = [n for n in self.node.all_input_nodes if n in self.out.forms]
+        traced = isinstance(self.node.meta.get("val"), Tensor)
+        return (self._name() in MAY_BROADCAST and len(values) == 1) or (
+            traced and all(symbol.stands_for_dims for symbol, _ in form.guards)
+        )
 
     def _same_shape(self) -> Shape | None:
         """The shape of the first input, for calls known to keep it; never one that traced values contradict."""

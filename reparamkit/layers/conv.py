@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..algebra.build import conv, conv_transposed
 from ..algebra.form import Form
-from ..errors import NotFusable
 from .probed import probe_module
 from .registry import READERS
 

@@ -50,7 +50,8 @@ def read_einsum(equation: str, first: Form | Tensor, second: Form | Tensor) -> F
 
 @READERS.reader(operator.matmul, torch.matmul, "matmul", "__matmul__")
 def read_matmul(input: Form | Tensor, other: Form | Tensor) -> Form:
-    constant = input if isinstance(other, Form) else other
-    if not isinstance(constant, Tensor) or constant.dim() != 2:
-        raise NotFusable("a product of two values, or with a constant that is not a matrix")
-    return matrix(other, constant, -2) if isinstance(other, Form) else linear(input, constant.t())
+    if isinstance(input, Form) and isinstance(other, Tensor) and other.dim() == 2:
+        return linear(input, other.t())
+    if isinstance(other, Form) and isinstance(input, Tensor) and input.dim() == 2:
+        return matrix(other, input, -2)
+    raise NotFusable("a product of two values, or with a constant that is not a matrix")

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..algebra.align import Face, traced_pins
 from ..algebra.build import cropped, known_rank, padded, permute, reshape, selected
 from ..algebra.form import Form
-from ..algebra.size import ONE, Size, fixed, product
+from ..algebra.operator import pin
+from ..algebra.size import ONE, Size, Symbol, fixed, product
 from ..errors import NotFusable
 from .pool import without_units
 from .registry import READERS
@@ -25,6 +27,10 @@ def flat(shape: tuple[Any, ...]) -> list[Any]:
     return list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else list(shape)
 
 
+def _sizes(shape: tuple[Any, ...]) -> list[Size]:
+    return [n if isinstance(n, Size) else fixed(n) for n in flat(shape)]
+
+
 def _closed(x: Form) -> Form:
     if x.open_rank:
         raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
@@ -33,7 +39,7 @@ def _closed(x: Form) -> Form:
 
 def reshaped(before: Sequence[Size], *shape: Any) -> list[Size | None]:
     """Sizes of ``x.reshape(*shape)`` for an x of sizes `before`; None where -1 cannot be followed."""
-    wanted = [n if isinstance(n, Size) else fixed(n) for n in flat(shape)]
+    wanted = _sizes(shape)
     found: list[Size | None] = list(wanted)
     if fixed(-1) in wanted:
         place = wanted.index(fixed(-1))
@@ -47,10 +53,26 @@ def read_reshape(input: Form, *shape: Any) -> Form:
     x = _closed(input)
     if any(isinstance(n, torch.dtype) for n in shape):
         raise NotFusable("a view as another dtype")
-    sizes = [size for size in reshaped(x.sizes, *shape) if size is not None]
-    if len(sizes) != len(flat(shape)):
+    pins = _fixed_by([size for dim in Face(x.sample, "value").atoms for size in dim], _sizes(shape))
+    x = x.mapped(lambda op: pin(op, pins, guard=True))
+    sizes = [size for size in reshaped(x.sizes, *(size.substitute(pins) for size in _sizes(shape))) if size is not None]
+    if len(sizes) != len(_sizes(shape)):
         raise NotFusable("a reshape with -1 whose size cannot be followed")
     return reshape(x, sizes)
+
+
+def _fixed_by(before: Sequence[Size], wanted: Sequence[Size]) -> dict[Symbol, int]:
+    """Free sizes that the numbers in a reshape fix, guarded: h and w in ``(n, 8, h, w) -> (-1, 128)``, or c in
+    ``(n, 6, t) -> (n c, 1, t)`` where the 6 is that of a weight. before: sizes of the atoms.
+    """
+    seen = {symbol for size in before for symbol in size.symbols}
+    others = {symbol for size in wanted for symbol in size.symbols} - seen
+    pins = {symbol: symbol.hint for symbol in others if symbol.traced and fixed(symbol.hint) in before}
+    rest = product(wanted[1:])
+    if wanted[0] == fixed(-1) and rest.known and product(before).divide(rest) is None:
+        tails = (before[d:] for d in range(1, len(before)))
+        pins |= next((traced_pins(tail) for tail in tails if product(tail).hint == rest.factor), {})
+    return pins
 
 
 @READERS.reader(torch.flatten, "flatten")
