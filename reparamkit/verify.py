@@ -264,8 +264,8 @@ class _Wide:
         args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
         with torch.no_grad():
             found = self._function(node, args)(*args, **kwargs)
-        # What is made of nothing has the model's own dtype.
-        return wide(found) if isinstance(found, Tensor) and not node.all_input_nodes else found
+        # Parameter arithmetic may name the model's own dtype.
+        return wide(found) if isinstance(found, Tensor) and node in self.captured.constants else found
 
     def _function(self, node: fx.Node, args: Any) -> Callable[..., Any]:
         if node.op == "get_attr":

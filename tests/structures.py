@@ -440,6 +440,39 @@ class TokenMixer(nn.Module):
         return (self.tokens(across) + maps).transpose(1, 2)
 
 
+class Affine(nn.Module):
+    """alpha x + beta over channels, the norm of ResMLP."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.alpha, self.beta = nn.Parameter(torch.ones(1, 1, c)), nn.Parameter(torch.zeros(1, 1, c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.beta, self.alpha, x)
+
+
+class PartitionMixer(nn.Module):
+    """RepMLP: a map in partitions, plus what a perceptron makes of their averages; then a grouped fully connected layer
+    beside convolutions, each with its norm. The partitions are reshaped to (-1, numbers).
+    """
+
+    def __init__(self, c: int, h: int, w: int) -> None:
+        super().__init__()
+        self.c, self.h, self.w, inner = c, h, w, 4 * c
+        self.average = nn.AvgPool2d((h, w))
+        self.perceptron = seq(nn.BatchNorm1d(inner), nn.Linear(inner, inner), nn.ReLU(), nn.Linear(inner, inner))
+        self.fc = nn.Conv2d(c * h * w, c * h * w, 1, groups=4, bias=False)
+        self.fc_norm, self.local = nn.BatchNorm1d(c * h * w), Sum(conv_norm(c, c, k, g=4) for k in (1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        c, h, w = self.c, self.h, self.w
+        context = self.perceptron(self.average(x).reshape(x.size(0), -1)).view(-1, c, 2, 1, 2, 1)
+        parts = (x.view(-1, c, 2, h, 2, w) + context).permute(0, 2, 4, 1, 3, 5)
+        out = self.fc_norm(self.fc(parts.reshape(-1, c * h * w, 1, 1)).view(-1, c * h * w)).view(-1, 2, 2, c, h, w)
+        out += self.local(parts.reshape(-1, c, h, w)).view(-1, 2, 2, c, h, w)
+        return out.permute(0, 3, 1, 4, 2, 5).reshape(-1, c, 2 * h, 2 * w)
+
+
 class FlatMap(nn.Module):
     """A fully connected layer over a flattened map beside a convolution: the plainest locality injection."""
 
@@ -687,6 +720,20 @@ DENSE = (
     ),
     Structure(
         "repmlp, one partition", lambda: repmlp_block(3, 7), ((2, 8, 3, 7), (1, 8, 3, 7)), GATED, needs_inputs=True
+    ),
+    Structure(
+        "repmlp, as first published",
+        lambda: PartitionMixer(8, 4, 4),
+        ((2, 8, 8, 8), (3, 8, 8, 8)),
+        "pool linear relu linear add conv",
+        needs_inputs=True,
+    ),
+    Structure(
+        "resmlp, behind an affine layer",
+        lambda: seq(Affine(5), TokenMixer(3, 4)),
+        ((2, 12, 5), (3, 12, 5)),
+        "scale linear add",
+        needs_inputs=True,
     ),
     Structure("resmlp token linear + shared conv", lambda: TokenMixer(3, 4), TOKENS, "linear add", needs_inputs=True),
     Structure("linear over a map + conv", lambda: FlatMap(4, 4, 6), FIXED, "linear", needs_inputs=True),
@@ -1121,6 +1168,45 @@ PARAMETERS = (
     ),
     Structure("gated by lerp", lambda: Model(lambda m, x: torch.lerp(x, m.c(x), 0.3), c=conv_norm(4, 4)), MAPS, "conv"),
     Structure(
+        "a kernel that is written in place",
+        lambda: seq(Edges(4), nn.PReLU()),
+        MAPS,
+        "conv _prelu_kernel",
+        needs_inputs=True,
+    ),
+    Structure(
+        "both statistics of a weight",
+        lambda: seq(Standardised(4, 5, 3, padding=1), norm(5)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+    ),
+    Structure("a rotation by blocks", lambda: Rotated(8, 2), TOKENS_8, "linear", needs_inputs=True),
+    Structure("a spectrum", lambda: Spectrum(8), TOKENS_8, "linear", needs_inputs=True),
+    Structure(
+        "factors that are integers",
+        lambda: Model(
+            lambda m, x: m.c(x) * (m.a // 2).view(-1, 1, 1) * m.b, c=conv(4, 4), a=torch.arange(4), b=torch.tensor(True)
+        ),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "a number decides",
+        lambda: Model(
+            lambda m, x: m.a(x) + m.b(x) * m.s if m.s else m.a(x), a=conv(4, 4), b=conv(4, 4, 1), s=_parameter(1)
+        ),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+    ),
+    Structure(
+        "a constant matrix on the left",
+        lambda: Model(lambda m, x: m.b @ (m.a @ x) + x, a=_parameter(9, 5), b=_parameter(5, 9)),
+        ((2, 5, 8), (1, 5, 7)),
+        "conv",
+    ),
+    Structure(
         "einsum after linear",
         lambda: Model(lambda m, x: torch.einsum("bnc,dc->bnd", m.a(x), m.w), a=nn.Linear(8, 8), w=_parameter(6, 8)),
         TOKENS_8,
@@ -1221,6 +1307,59 @@ PARTS = (
         needs_inputs=True,
     ),
 )
+
+
+class Edges(nn.Module):
+    """A convolution whose kernel is written entry by entry, as ECB does in its own eval mode: 3x3 + scaled Sobel."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.dense, self.point, self.scale = conv(c, c), conv(c, c, 1), _parameter(c, 1, 1)
+        self.register_buffer("sobel", torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask, edges = self.scale * self.sobel, torch.zeros(self.dense.weight.shape, dtype=self.dense.weight.dtype)
+        for k in range(len(edges)):
+            edges[k, k] = mask[k]
+        kernel = self.dense.weight + F.conv2d(edges, self.point.weight.permute(1, 0, 2, 3))
+        inner = torch.ones(1, len(edges), 3, 3, dtype=kernel.dtype) * self.point.bias.view(1, -1, 1, 1)
+        return F.conv2d(x, kernel, F.conv2d(inner, edges).view(-1) + self.dense.bias, padding=1)
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation with one call for both statistics (BiT)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True, unbiased=False)
+        return F.conv2d(x, (self.weight - mean) / torch.sqrt(var + 1e-10), self.bias, padding=self.padding)
+
+
+class Rotated(nn.Module):
+    """A linear layer behind a rotation by blocks (OFT): R = (I - S) inverse(I + S), S skew."""
+
+    def __init__(self, features: int, blocks: int) -> None:
+        super().__init__()
+        self.base, self.s = nn.Linear(features, features), _parameter(blocks, features // blocks, features // blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skew = self.s - self.s.transpose(1, 2)
+        eye = torch.eye(skew.shape[1], dtype=skew.dtype)
+        turns = torch.bmm(eye - skew, torch.inverse(eye + skew))
+        return self.base(x @ torch.block_diag(*torch.unbind(turns)))
+
+
+class Spectrum(nn.Module):
+    """A linear layer and the transform of a few learned frequencies (FourierFT)."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.base, self.entries = nn.Linear(features, features), _parameter(3)
+        self.register_buffer("at", torch.tensor([[0, 1, 2], [1, 3, 2]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        dense = torch.zeros(self.base.weight.shape, dtype=self.entries.dtype)
+        dense[self.at[0], self.at[1]] = self.entries
+        return self.base(x) + F.linear(x, torch.fft.ifft2(dense).real)
 
 
 class LowRank(nn.Module):

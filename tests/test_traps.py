@@ -163,6 +163,40 @@ class Cached(nn.Module):
         return torch.relu(self.conv(x)) + self.cache["bias"].to(x.dtype)
 
 
+class Written(nn.Module):
+    """A kernel that is made of a parameter and then written into, in one of several ways."""
+
+    def __init__(self, write: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.write, self.kernel, self.norm = write, nn.Parameter(torch.rand(4, 4, 3, 3)), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.conv2d(x, self.write(self.kernel * 1, self.kernel), padding=1))
+
+
+def first_row(w: Tensor, p: Tensor) -> Tensor:
+    w[0] = p[1]
+    return w
+
+
+def first_row_through_a_view(w: Tensor, p: Tensor) -> Tensor:
+    w[0].copy_(p[1])
+    return w
+
+
+def doubled_after_a_view(w: Tensor, p: Tensor) -> Tensor:
+    flat = w.view(4, -1)
+    w.mul_(2)
+    return flat.view_as(p)
+
+
+def filled(w: Tensor, p: Tensor) -> Tensor:
+    made = torch.zeros(4, 4, 3, 3, dtype=p.dtype)
+    for k in range(3):
+        made[k] = w[k + 1]
+    return made
+
+
 def used() -> nn.Module:
     """A model that was called before it is fused."""
     model = build(Cached)
@@ -333,6 +367,11 @@ TRAPS = (
     Trap(14, "a branch switched on by a number", lambda: Alpha(0.7)),
     Trap(14, "a counter in the forward", Counting),
     Trap(14, "a constant kept from an earlier call", used),
+    Trap(14, "a kernel, a row overwritten", lambda: Written(first_row), "conv"),
+    Trap(14, "a kernel, a row overwritten through a view", lambda: Written(first_row_through_a_view), "mul conv norm"),
+    Trap(14, "a kernel, overwritten under a view", lambda: Written(doubled_after_a_view), "mul mul_ conv norm"),
+    Trap(14, "a kernel, added to in place", lambda: Written(lambda w, p: w.add_(p)), "conv"),
+    Trap(14, "a kernel, filled row by row", lambda: Written(filled), "conv"),
     Trap(
         15,
         "low rank beside full",
@@ -418,6 +457,18 @@ def test_a_merge_behind_a_branch_holds_for_that_branch():
     assert error(run(fused, x), run(model, x)) <= 1e-6
     with pytest.raises(reparamkit.GuardError):
         run(fused, sample((2, 4, 8, 7), torch.float32))
+
+
+@pytest.mark.parametrize("example", [(4, 6), None], ids=["with inputs", "without inputs"])
+def test_a_norm_of_features_is_not_one_of_tokens(example: Shape | None):
+    """BatchNorm1d normalises the last dimension of (N, C) and the middle one of (N, C, L): the rank is guarded."""
+    model = build(lambda: seq(nn.Linear(6, 6), nn.BatchNorm1d(6)))
+    fused = reparamkit.fuse(model, None if example is None else sample(example, torch.float32))
+    x = sample((4, 6), torch.float32)
+    assert operations(fused, x) == "linear"
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+    with pytest.raises(reparamkit.GuardError):
+        run(fused, sample((3, 6, 6), torch.float32))
 
 
 class Dead(nn.Module):

@@ -150,7 +150,7 @@ class _Chooser:
     def _leaves(self, node: fx.Node) -> int:
         if node.op == "get_attr":
             return int(self.reading.constants[node].numel())
-        return sum(self._leaves(n) for n in node.all_input_nodes)
+        return sum(self._leaves(n) for n in self.reading.made_of(node))
 
     def weigh(self, name: str) -> int:
         """Numbers stored at the node of this name."""

@@ -120,11 +120,16 @@ class Reading:
         before: set[fx.Node] = set()
         stack = [node]
         while stack:
-            new = [n for n in stack.pop().all_input_nodes if n in self.constants and n not in before]
+            new = [n for n in self.made_of(stack.pop()) if n in self.constants and n not in before]
             before.update(new)
             stack += new
         weight = node.op == "call_module" and computes_weight(self.captured.module(node))
         return weight + sum(n.op.startswith("call") and n not in self.sizes for n in before)
+
+    def made_of(self, node: fx.Node) -> list[fx.Node]:
+        """What a node reads, and what is written into its value."""
+        written = (n for w, value in self.writes.items() if value is node for n in w.all_input_nodes if n is not node)
+        return [*node.all_input_nodes, *written]
 
     def no(self, node: fx.Node, reason: str) -> None:
         """Record why `node` is not merged."""
