@@ -1,7 +1,8 @@
 """MkDocs hooks: pages that are not written twice.
 
 The README, CONTRIBUTING, the changelog and the README of the example become pages as they are, with their links turned
-to the site. The page Rules is made from the registry, the table of readers, and the networks of the tests.
+to the site. The page Rules is made from the registry and the table of readers, the page Gallery from the structures of
+the tests.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib.util
 import posixpath
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +38,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = (ROOT / source).read_text()
         files.append(File.generated(config, page, content=relinked(text, posixpath.dirname(source))))
     files.append(File.generated(config, "rules.md", content="\n".join(rules_page())))
+    gallery, tests = loaded(ROOT / "docs" / "gallery.py"), loaded(ROOT / "tests" / "structures.py")
+    files.append(File.generated(config, "gallery.md", content="\n".join(gallery.gallery_page(tests))))
     return files
 
 
@@ -66,7 +69,6 @@ def rules_page() -> Iterator[str]:
     for rule in reparamkit.rules:
         yield f"## {rule.name}\n\n    {rule.equation}\n\n{rule.doc}\n"
     yield from readers()
-    yield from networks()
 
 
 def readers() -> Iterator[str]:
@@ -90,22 +92,6 @@ def spelled(target: Any) -> str:
     if isinstance(target, type):
         return f"nn.{name}" if getattr(nn, name, None) is target else f"{home}.{name}"
     return {"torch._C._nn": "F", "torch.nn.functional": "F", "_operator": "operator"}.get(home, "torch") + f".{name}"
-
-
-def networks() -> Iterator[str]:
-    """The networks of the tests that merge, and those that look as if they did."""
-    tests = loaded(ROOT / "tests" / "structures.py")
-    yield "\n## What merges, as tested\n"
-    yield from table(("network", "operations left"), ((s.name, f"`{s.left}`") for s in tests.STRUCTURES))
-    yield "\n## What does not merge, as tested\n"
-    yield "Each of these must be left as it is, and the report must say why.\n"
-    yield from table(("network", "operations left"), ((m.name, f"`{m.left}`") for m in tests.NEAR_MISSES))
-
-
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    """A Markdown table."""
-    for row in (head, ("---",) * len(head), *rows):
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
 
 
 def loaded(path: Path) -> ModuleType:

@@ -26,7 +26,8 @@ class Structure:
     """A network that merges, and what is left of it.
 
     shapes: inputs to try; the first serves as example input. left: the operations that run afterwards, in order,
-    views aside. needs_inputs: whether it can only be merged with example inputs. objective: of `fuse`.
+    views aside. needs_inputs: whether it can only be merged with example inputs. objective: of `fuse`. equation, source:
+    what the merge is, and the paper that has it. near: the name of a near miss, which looks alike and must be left.
     """
 
     name: str
@@ -35,6 +36,18 @@ class Structure:
     left: str
     needs_inputs: bool = False
     objective: str = "default"
+    equation: str = ""
+    source: str = ""
+    near: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Structures that are one kind of merge. title, text: the heading and the introduction of its page."""
+
+    title: str
+    text: str
+    structures: tuple[Structure, ...]
 
 
 @dataclass(frozen=True)
@@ -532,7 +545,15 @@ FIXED: tuple[Shape, ...] = ((2, 4, 4, 6), (1, 4, 4, 6), (5, 4, 4, 6))
 
 CHAINS = (
     Structure("conv1d-bn", lambda: seq(nn.Conv1d(4, 5, 3, padding=1), nn.BatchNorm1d(5)), MAPS_1D, "conv"),
-    Structure("conv2d-bn", lambda: conv_norm(4, 5), MAPS, "conv"),
+    Structure(
+        "conv2d-bn",
+        lambda: conv_norm(4, 5),
+        MAPS,
+        "conv",
+        equation="K' = s K, b' = s (b - mu) + beta, s = gamma / sqrt(var + eps)",
+        source="Ioffe and Szegedy 2015",
+        near="relu between",
+    ),
     Structure("conv3d-bn", lambda: seq(nn.Conv3d(4, 5, 3, padding=1), nn.BatchNorm3d(5)), MAPS_3D, "conv"),
     Structure("grouped conv-bn", lambda: conv_norm(4, 6, g=2), MAPS, "conv"),
     Structure("depthwise conv-bn", lambda: seq(depthwise(4), norm(4)), MAPS, "conv"),
@@ -540,31 +561,97 @@ CHAINS = (
     Structure("strided dilated conv-bn", lambda: conv_norm(4, 5, s=2, d=2), MAPS, "conv"),
     Structure("conv 'same'-bn", lambda: seq(nn.Conv2d(4, 5, 3, padding="same"), norm(5)), MAPS, "conv"),
     Structure("conv-bn-relu-conv-bn", lambda: seq(conv_norm(4, 8), nn.ReLU(), conv_norm(8, 5)), MAPS, "conv relu conv"),
-    Structure("bn-conv unpadded", lambda: seq(norm(4), conv(4, 5, 3, p=0)), MAPS, "conv"),
-    Structure("bn-linear", lambda: seq(nn.BatchNorm1d(6), nn.Linear(6, 3)), ROWS, "linear"),
-    Structure("linear-bn", lambda: seq(nn.Linear(6, 3), nn.BatchNorm1d(3)), ROWS, "linear"),
-    Structure("linear-linear", lambda: seq(nn.Linear(6, 20), nn.Linear(20, 3)), ROWS, "linear"),
+    Structure(
+        "bn-conv unpadded",
+        lambda: seq(norm(4), conv(4, 5, 3, p=0)),
+        MAPS,
+        "conv",
+        equation="K' = K s, b' = b + sum K t",
+        near="norm before padding",
+    ),
+    Structure(
+        "bn-linear",
+        lambda: seq(nn.BatchNorm1d(6), nn.Linear(6, 3)),
+        ROWS,
+        "linear",
+        equation="W' = W diag(s), b' = b + W t",
+        source="LeViT, Graham et al. 2021",
+        near="norm over channels, mix of tokens",
+    ),
+    Structure(
+        "linear-bn",
+        lambda: seq(nn.Linear(6, 3), nn.BatchNorm1d(3)),
+        ROWS,
+        "linear",
+        equation="W' = diag(s) W",
+        source="LeViT, Graham et al. 2021",
+        near="norm over tokens, as many as channels",
+    ),
+    Structure(
+        "linear-linear",
+        lambda: seq(nn.Linear(6, 20), nn.Linear(20, 3)),
+        ROWS,
+        "linear",
+        equation="W' = W2 W1, b' = W2 b1 + b2",
+        source="ExpandNets, Guo et al. 2020",
+        near="expand then project",
+    ),
     Structure(
         "linear-bn-dropout-linear",
         lambda: seq(nn.Linear(6, 20), nn.BatchNorm1d(20), nn.Dropout(0.5), nn.Linear(20, 3)),
         ROWS,
         "linear",
     ),
-    Structure("1x1 then 3x3 unpadded", lambda: seq(conv(4, 8, 1), conv(8, 4, 3, p=0), norm(4)), MAPS, "conv"),
-    Structure("bias-free 1x1 then 3x3", lambda: seq(conv(4, 8, 1, bias=False), conv(8, 4, 3)), MAPS, "conv"),
-    Structure("3x3 then 1x1", lambda: seq(conv_norm(4, 8), conv_norm(8, 4, 1)), MAPS, "conv"),
-    Structure("3x3 stride 2 then 1x1", lambda: seq(conv(4, 8, s=2), conv(8, 4, 1)), MAPS, "conv"),
+    Structure(
+        "1x1 then 3x3 unpadded",
+        lambda: seq(conv(4, 8, 1), conv(8, 4, 3, p=0), norm(4)),
+        MAPS,
+        "conv",
+        equation="K'[o,i] = sum_m K2[o,m] K1[m,i]",
+        near="bias before padding",
+    ),
+    Structure(
+        "bias-free 1x1 then 3x3",
+        lambda: seq(conv(4, 8, 1, bias=False), conv(8, 4, 3)),
+        MAPS,
+        "conv",
+        equation="K'[o,i] = sum_m K2[o,m] K1[m,i]",
+        source="DBB, Ding et al. 2021",
+        near="bias before padding",
+    ),
+    Structure(
+        "3x3 then 1x1",
+        lambda: seq(conv_norm(4, 8), conv_norm(8, 4, 1)),
+        MAPS,
+        "conv",
+        equation="K'[o,i] = sum_m K2[o,m] K1[m,i]",
+        source="SESR, Bhardwaj et al. 2022",
+        near="padded 3x3, padded 3x3",
+    ),
+    Structure(
+        "3x3 stride 2 then 1x1",
+        lambda: seq(conv(4, 8, s=2), conv(8, 4, 1)),
+        MAPS,
+        "conv",
+        equation="K' = K2 K1, stride 2",
+        near="depthwise then pointwise",
+    ),
     Structure(
         "bias-free 1x7 then 7x1",
         lambda: seq(conv(4, 16, (1, 7), p=(0, 3), bias=False), conv(16, 2, (7, 1), p=(3, 0))),
         MAPS,
         "conv",
+        equation="K'[h,w] = K2[h] K1[w]",
+        source="RepNeXt, Zhao et al. 2024",
+        near="biased 1x7 then 7x1",
     ),
     Structure(
         "F.pad then conv",
         lambda: Model(lambda m, x: m.norm(m.conv(F.pad(x, (1, 1, 1, 1)))), conv=conv(4, 5, p=0), norm=norm(5)),
         MAPS,
         "conv",
+        equation="the padding moves into the layer",
+        near="F.pad with a value",
     ),
     Structure("zero pad layer then conv", lambda: seq(nn.ZeroPad2d(1), conv_norm(4, 5, p=0)), MAPS, "conv"),
     Structure(
@@ -578,12 +665,17 @@ CHAINS = (
         lambda: seq(norm(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
         MAPS,
         "mean linear",
+        equation="W mean(s x + t) + b = W s mean(x) + (W t + b)",
+        source="RepMLPNet, Ding et al. 2022",
+        near="norm before a padded average",
     ),
     Structure(
         "bn-mean-linear",
         lambda: Model(lambda m, x: m.fc(m.norm(x).mean((2, 3))), norm=norm(4), fc=nn.Linear(4, 3)),
         MAPS,
         "mean linear",
+        equation="W mean(s x + t) + b = W s mean(x) + (W t + b)",
+        near="norm before a padded average",
     ),
     Structure(
         "distilled heads",
@@ -594,9 +686,25 @@ CHAINS = (
         ),
         ROWS,
         "linear",
+        equation="W' = (W1 + W2) / 2",
+        source="LeViT, Graham et al. 2021",
     ),
-    Structure("conv then layer scale", lambda: seq(conv(4, 5), Scalar(5, 1, 1)), MAPS, "conv"),
-    Structure("linear then layer scale", lambda: seq(nn.Linear(5, 3), Scalar(3)), TOKENS[:2], "linear"),
+    Structure(
+        "conv then layer scale",
+        lambda: seq(conv(4, 5), Scalar(5, 1, 1)),
+        MAPS,
+        "conv",
+        equation="K' = gamma K, b' = gamma b",
+        source="CaiT, Touvron et al. 2021",
+    ),
+    Structure(
+        "linear then layer scale",
+        lambda: seq(nn.Linear(5, 3), Scalar(3)),
+        TOKENS[:2],
+        "linear",
+        equation="W' = diag(gamma) W",
+        source="CaiT, Touvron et al. 2021",
+    ),
     Structure("conv-bn, an outer bn", lambda: seq(conv_norm(4, 5), norm(5)), MAPS, "conv"),
     Structure(
         "linear on tokens, bn on flattened tokens",
@@ -612,30 +720,96 @@ CHAINS = (
 )
 
 BRANCHES = (
-    Structure("repvgg", lambda: seq(repvgg(4), nn.ReLU()), MAPS, "conv relu"),
-    Structure("repvgg grouped", lambda: repvgg(4, g=2), MAPS, "conv"),
+    Structure(
+        "repvgg",
+        lambda: seq(repvgg(4), nn.ReLU()),
+        MAPS,
+        "conv relu",
+        equation="K' = s3 K3 + pad(s1 K1) + s0 delta, b' = t3 + t1 + t0",
+        source="RepVGG, Ding et al. 2021",
+        near="a sum that broadcasts channels",
+    ),
+    Structure(
+        "repvgg grouped",
+        lambda: repvgg(4, g=2),
+        MAPS,
+        "conv",
+        equation="delta[i, i mod (C / g)] = 1",
+        source="RepVGG, Ding et al. 2021",
+    ),
     Structure("repvgg stride 2", lambda: repvgg(4, out=8, s=2, identity=False), MAPS, "conv"),
     Structure("repvgg without identity", lambda: repvgg(4, identity=False), MAPS, "conv"),
-    Structure("mobileone depthwise", lambda: mobileone(4, 4, g=4), MAPS, "conv"),
+    Structure(
+        "mobileone depthwise",
+        lambda: mobileone(4, 4, g=4),
+        MAPS,
+        "conv",
+        equation="K' = sum_n s_n K_n + pad(s1 K1) + s0 delta",
+        source="MobileOne, Vasu et al. 2023",
+    ),
     Structure("mobileone pointwise", lambda: mobileone(4, 3, k=1), MAPS, "conv"),
     Structure("mobileone 5x5", lambda: mobileone(4, 2, g=4, k=5), MAPS, "conv"),
-    Structure("qarepvgg", lambda: seq(QARepVGG(4), nn.ReLU()), MAPS, "conv relu"),
+    Structure(
+        "qarepvgg",
+        lambda: seq(QARepVGG(4), nn.ReLU()),
+        MAPS,
+        "conv relu",
+        equation="K' = s (s3 K3 + alpha pad(K1) + delta)",
+        source="QARepVGG, Chu et al. 2022",
+        near="an output used elsewhere",
+    ),
     Structure(
         "acnet",
         lambda: Sum([conv_norm(4, 5), conv_norm(4, 5, (3, 1), p=(1, 0)), conv_norm(4, 5, (1, 3), p=(0, 1))]),
         MAPS,
         "conv",
+        equation="K' = K_square + embed(K_column) + embed(K_row)",
+        source="ACNet, Ding et al. 2019",
+        near="strips of a large cross",
     ),
-    Structure("3x3 + average pool", lambda: Sum([conv_norm(4, 4), seq(nn.AvgPool2d(3, 1, 1), norm(4))]), MAPS, "conv"),
-    Structure("dbb", lambda: DBB(4), MAPS, "conv"),
+    Structure(
+        "3x3 + average pool",
+        lambda: Sum([conv_norm(4, 4), seq(nn.AvgPool2d(3, 1, 1), norm(4))]),
+        MAPS,
+        "conv",
+        equation="avg_k = 1 / k^2 on the diagonal",
+        source="DBB, Ding et al. 2021",
+        near="averages that do not count padding",
+    ),
+    Structure(
+        "dbb",
+        lambda: DBB(4),
+        MAPS,
+        "conv",
+        equation="K' = K + pad(K1) + K2 K1 + (1 / k^2) K1",
+        source="DBB, Ding et al. 2021",
+        near="norm before padding",
+    ),
     Structure(
         "dense and dilated",
         lambda: Sum([seq(depthwise(4, 7), norm(4)), *(seq(depthwise(4, 3, d=d), norm(4)) for d in (1, 2, 3))]),
         MAPS,
         "conv",
+        equation="taps of a dilated kernel are d apart",
+        source="UniRepLKNet, Ding et al. 2024",
+        near="strips of a large cross",
     ),
-    Structure("3x3 + 2x2 dilated", lambda: Sum([depthwise(4), depthwise(4, 2, d=2, p=1)]), MAPS, "conv"),
-    Structure("4x4 + 2x2, stride 2", lambda: Sum([conv(4, 4, 4, s=2, p=1), conv(4, 4, 2, s=2, p=0)]), MAPS, "conv"),
+    Structure(
+        "3x3 + 2x2 dilated",
+        lambda: Sum([depthwise(4), depthwise(4, 2, d=2, p=1)]),
+        MAPS,
+        "conv",
+        equation="offsets {d j - p}: the corners of the 3x3",
+        source="RepNeXt, Zhao et al. 2024",
+    ),
+    Structure(
+        "4x4 + 2x2, stride 2",
+        lambda: Sum([conv(4, 4, 4, s=2, p=1), conv(4, 4, 2, s=2, p=0)]),
+        MAPS,
+        "conv",
+        equation="the union of the offsets, at one stride",
+        near="strides that differ",
+    ),
     Structure(
         "3x3 + 1x1, unpadded by crop",
         lambda: Model(
@@ -643,6 +817,8 @@ BRANCHES = (
         ),
         MAPS,
         "conv",
+        equation="a crop is a negative padding",
+        source="ACNet, Ding et al. 2019",
     ),
     Structure(
         "repnext",
@@ -655,19 +831,42 @@ BRANCHES = (
         ),
         MAPS,
         "conv",
+        equation="K' = K7 + embed(K5x3) + K7x1 K1x7",
+        source="RepNeXt, Zhao et al. 2024",
+        near="biased 1x7 then 7x1",
     ),
-    Structure("repmixer", lambda: RepMixer(4), MAPS, "conv"),
+    Structure(
+        "repmixer",
+        lambda: RepMixer(4),
+        MAPS,
+        "conv",
+        equation="K' = delta + gamma (K_mixer - K_norm)",
+        source="FastViT, Vasu et al. 2023",
+    ),
     Structure(
         "repmixer on a row",
         lambda: Model(lambda m, x: x + m.mix(x), mix=nn.Conv1d(4, 4, 5, padding=2, groups=4)),
         MAPS_1D,
         "conv",
     ),
-    Structure("x + depthwise(x)", lambda: Model(lambda m, x: x + m.conv(x), conv=depthwise(4)), MAPS, "conv"),
+    Structure(
+        "x + depthwise(x)",
+        lambda: Model(lambda m, x: x + m.conv(x), conv=depthwise(4)),
+        MAPS,
+        "conv",
+        equation="K' = K + delta",
+        source="CPVT, Chu et al. 2021",
+        near="a sum that broadcasts channels",
+    ),
     Structure("x + conv-bn(x)", lambda: Model(lambda m, x: x + m.conv(x), conv=conv_norm(4, 4)), MAPS, "conv"),
     Structure("x - conv(x)", lambda: Model(lambda m, x: x - m.conv(x), conv=conv(4, 4)), MAPS, "conv"),
     Structure(
-        "scalar alpha", lambda: Sum([seq(conv_norm(4, 4), Scalar()), seq(conv_norm(4, 4, 1), Scalar(1))]), MAPS, "conv"
+        "scalar alpha",
+        lambda: Sum([seq(conv_norm(4, 4), Scalar()), seq(conv_norm(4, 4, 1), Scalar(1))]),
+        MAPS,
+        "conv",
+        equation="K' = alpha K3 + beta pad(K1)",
+        source="PP-YOLOE, Xu et al. 2022",
     ),
     Structure(
         "gated residual",
@@ -678,8 +877,16 @@ BRANCHES = (
         ),
         MAPS,
         "conv",
+        equation="K' = (1 - a) K + a delta, a = sigmoid(gate)",
+        source="EfficientViM, Lee et al. 2024",
     ),
-    Structure("linear + linear", lambda: Sum([nn.Linear(5, 3), nn.Linear(5, 3)]), TOKENS[:2], "linear"),
+    Structure(
+        "linear + linear",
+        lambda: Sum([nn.Linear(5, 3), nn.Linear(5, 3)]),
+        TOKENS[:2],
+        "linear",
+        equation="W' = W1 + W2",
+    ),
     Structure("x + linear(x)", lambda: Model(lambda m, x: x + m.fc(x), fc=nn.Linear(5, 5)), TOKENS[:2], "linear"),
     Structure(
         "a 3-d cross",
@@ -691,12 +898,57 @@ BRANCHES = (
 
 FUNCTIONS = (
     Structure("functional conv, bn, linear", lambda: Functional(4), MAPS, "conv relu mean linear", needs_inputs=True),
-    Structure("functional norm after a layer", lambda: seq(conv(4, 5), OwnNorm(5)), MAPS, "conv"),
-    Structure("frozen batch norm", lambda: seq(conv(4, 5), FrozenNorm(5)), MAPS, "conv"),
-    Structure("weight standardisation", lambda: seq(StdConv(4, 5, 3, padding=1), norm(5)), MAPS, "conv"),
-    Structure("weight = w1 + alpha w2", lambda: seq(SummedWeights(4), norm(4)), MAPS, "conv"),
-    Structure("weight norm", lambda: seq(nn.utils.parametrizations.weight_norm(conv(4, 5)), norm(5)), MAPS, "conv"),
-    Structure("spectral norm", lambda: seq(nn.utils.parametrizations.spectral_norm(conv(4, 5)), norm(5)), MAPS, "conv"),
+    Structure(
+        "functional norm after a layer",
+        lambda: seq(conv(4, 5), OwnNorm(5)),
+        MAPS,
+        "conv",
+        equation="F.batch_norm with training=False",
+        near="functional norm in training mode",
+    ),
+    Structure(
+        "frozen batch norm",
+        lambda: seq(conv(4, 5), FrozenNorm(5)),
+        MAPS,
+        "conv",
+        equation="arithmetic on buffers is a scale and a shift",
+        source="torchvision, DETR",
+        near="norm in training mode",
+    ),
+    Structure(
+        "weight standardisation",
+        lambda: seq(StdConv(4, 5, 3, padding=1), norm(5)),
+        MAPS,
+        "conv",
+        equation="W = (V - mean(V)) / std(V), computed once",
+        source="Qiao et al. 2019",
+        near="a class with its own forward",
+    ),
+    Structure(
+        "weight = w1 + alpha w2",
+        lambda: seq(SummedWeights(4), norm(4)),
+        MAPS,
+        "conv",
+        equation="the kernel is a sum of parameters",
+        source="OREPA, Hu et al. 2022",
+    ),
+    Structure(
+        "weight norm",
+        lambda: seq(nn.utils.parametrizations.weight_norm(conv(4, 5)), norm(5)),
+        MAPS,
+        "conv",
+        equation="W = g V / |V|, computed once",
+        source="Salimans and Kingma 2016",
+        near="tied weights",
+    ),
+    Structure(
+        "spectral norm",
+        lambda: seq(nn.utils.parametrizations.spectral_norm(conv(4, 5)), norm(5)),
+        MAPS,
+        "conv",
+        equation="W = V / sigma(V), computed once",
+        source="Miyato et al. 2018",
+    ),
     Structure(
         "product with a constant matrix",
         lambda: Model(
@@ -710,7 +962,16 @@ FUNCTIONS = (
 GATE = "mean conv relu conv sigmoid mul"
 GATED = f"conv {GATE}"
 DENSE = (
-    Structure("repmlp 1, 3", lambda: repmlp_block(4, 4), ((2, 8, 8, 8), (1, 8, 4, 12)), GATED, needs_inputs=True),
+    Structure(
+        "repmlp 1, 3",
+        lambda: repmlp_block(4, 4),
+        ((2, 8, 8, 8), (1, 8, 4, 12)),
+        GATED,
+        needs_inputs=True,
+        equation="F' = s F + T(sum_k s_k K_k), T(K): the matrix of a convolution",
+        source="RepMLPNet, Ding et al. 2022",
+        near="reflected padding",
+    ),
     Structure(
         "repmlp 1, 3, 5, 7",
         lambda: repmlp_block(5, 4, (1, 3, 5, 7)),
@@ -727,6 +988,9 @@ DENSE = (
         ((2, 8, 8, 8), (3, 8, 8, 8)),
         "pool linear relu linear add conv",
         needs_inputs=True,
+        equation="F' = s F + T(sum_k s_k K_k)",
+        source="RepMLP, Ding et al. 2021",
+        near="reflected padding",
     ),
     Structure(
         "resmlp, behind an affine layer",
@@ -734,9 +998,27 @@ DENSE = (
         ((2, 12, 5), (3, 12, 5)),
         "scale linear add",
         needs_inputs=True,
+        equation="A' = A + T(k), over alpha x + beta",
+        source="ResMLP, Touvron et al. 2021",
     ),
-    Structure("resmlp token linear + shared conv", lambda: TokenMixer(3, 4), TOKENS, "linear add", needs_inputs=True),
-    Structure("linear over a map + conv", lambda: FlatMap(4, 4, 6), FIXED, "linear", needs_inputs=True),
+    Structure(
+        "resmlp token linear + shared conv",
+        lambda: TokenMixer(3, 4),
+        TOKENS,
+        "linear add",
+        needs_inputs=True,
+        equation="A' = A + T(k)",
+        source="ResMLP with locality injection, Ding et al. 2022",
+    ),
+    Structure(
+        "linear over a map + conv",
+        lambda: FlatMap(4, 4, 6),
+        FIXED,
+        "linear",
+        needs_inputs=True,
+        equation="W' = W + T(K)",
+        source="RepMLP, Ding et al. 2021",
+    ),
 )
 
 
@@ -926,7 +1208,15 @@ def _parameter(*shape: int) -> nn.Parameter:
 
 
 RESAMPLING = (
-    Structure("transposed conv-bn", lambda: seq(nn.ConvTranspose2d(4, 6, 4, 2, 1), norm(6)), MAPS, "conv"),
+    Structure(
+        "transposed conv-bn",
+        lambda: seq(nn.ConvTranspose2d(4, 6, 4, 2, 1), norm(6)),
+        MAPS,
+        "conv",
+        equation="the scale is on axis 1 of the weight",
+        source="DCGAN, Radford et al. 2015",
+        near="norm before a transposed conv",
+    ),
     Structure(
         "grouped transposed conv-bn",
         lambda: seq(nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1, groups=2), norm(6)),
@@ -947,10 +1237,20 @@ RESAMPLING = (
         "conv",
     ),
     Structure(
-        "conv, pixel shuffle, bn", lambda: seq(conv(4, 16), nn.PixelShuffle(2), norm(4)), MAPS, "conv pixel_shuffle"
+        "conv, pixel shuffle, bn",
+        lambda: seq(conv(4, 16), nn.PixelShuffle(2), norm(4)),
+        MAPS,
+        "conv pixel_shuffle",
+        equation="a permutation of channels and pixels",
+        source="ESPCN, Shi et al. 2016",
     ),
     Structure(
-        "conv-bn, channel shuffle, 1x1", lambda: seq(conv_norm(4, 4), nn.ChannelShuffle(2), conv(4, 4, 1)), MAPS, "conv"
+        "conv-bn, channel shuffle, 1x1",
+        lambda: seq(conv_norm(4, 4), nn.ChannelShuffle(2), conv(4, 4, 1)),
+        MAPS,
+        "conv",
+        equation="a permutation of channels",
+        source="ShuffleNet, Zhang et al. 2018",
     ),
 )
 UPSAMPLED = (
@@ -1134,6 +1434,9 @@ PARAMETERS = (
         MAPS,
         "conv",
         needs_inputs=True,
+        equation="pad(s x + t) with t = s pad(x) + t",
+        source="DBB, Ding et al. 2021",
+        near="a border that is no bias",
     ),
     Structure(
         "a border that is the bias",
@@ -1143,6 +1446,9 @@ PARAMETERS = (
         MAPS,
         "conv",
         needs_inputs=True,
+        equation="pad(K x + b) with b = K pad(x) + b",
+        source="ECBSR, Zhang et al. 2021",
+        near="a border that is no bias",
     ),
     Structure(
         "weight standardisation alone",
@@ -1157,7 +1463,15 @@ PARAMETERS = (
     Structure(
         "weight norm alone", lambda: seq(torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3))), MAPS, "conv"
     ),
-    Structure("lora", lambda: LowRank(8, 2), TOKENS_8, "linear"),
+    Structure(
+        "lora",
+        lambda: LowRank(8, 2),
+        TOKENS_8,
+        "linear",
+        equation="W' = W + scale B A",
+        source="LoRA, Hu et al. 2021",
+        near="expand then project",
+    ),
     Structure(
         "implicit add and multiply",
         lambda: Model(
@@ -1165,6 +1479,8 @@ PARAMETERS = (
         ),
         MAPS,
         "conv",
+        equation="K' = m K, b' = m (b + K a)",
+        source="YOLOR, Wang et al. 2021",
     ),
     Structure("gated by lerp", lambda: Model(lambda m, x: torch.lerp(x, m.c(x), 0.3), c=conv_norm(4, 4)), MAPS, "conv"),
     Structure(
@@ -1173,6 +1489,8 @@ PARAMETERS = (
         MAPS,
         "conv _prelu_kernel",
         needs_inputs=True,
+        equation="K' = K3 + (a M) K1, M a Sobel mask",
+        source="ECBSR, Zhang et al. 2021",
     ),
     Structure(
         "both statistics of a weight",
@@ -1180,9 +1498,27 @@ PARAMETERS = (
         MAPS,
         "conv",
         needs_inputs=True,
+        equation="W = (V - mean(V)) / std(V), computed once",
+        source="BiT, Kolesnikov et al. 2020",
     ),
-    Structure("a rotation by blocks", lambda: Rotated(8, 2), TOKENS_8, "linear", needs_inputs=True),
-    Structure("a spectrum", lambda: Spectrum(8), TOKENS_8, "linear", needs_inputs=True),
+    Structure(
+        "a rotation by blocks",
+        lambda: Rotated(8, 2),
+        TOKENS_8,
+        "linear",
+        needs_inputs=True,
+        equation="W' = W R, R = (I - S) inverse(I + S)",
+        source="OFT, Qiu et al. 2023",
+    ),
+    Structure(
+        "a spectrum",
+        lambda: Spectrum(8),
+        TOKENS_8,
+        "linear",
+        needs_inputs=True,
+        equation="W' = W + real(ifft(E)), E sparse",
+        source="FourierFT, Gao et al. 2024",
+    ),
     Structure(
         "factors that are integers",
         lambda: Model(
@@ -1199,6 +1535,8 @@ PARAMETERS = (
         MAPS,
         "conv",
         needs_inputs=True,
+        equation="`if self.alpha:` is decided by the parameter",
+        source="PP-YOLOE, Xu et al. 2022",
     ),
     Structure(
         "a constant matrix on the left",
@@ -1378,20 +1716,19 @@ def bias_free(ins: int, outs: int) -> nn.Conv2d:
     return nn.Conv2d(ins, outs, 1, bias=False)
 
 
-STRUCTURES = (
-    *CHAINS,
-    *BRANCHES,
-    *FUNCTIONS,
-    *DENSE,
-    *SPELLINGS,
-    *NETS,
-    *RESAMPLING,
-    *UPSAMPLED,
-    *BORDERS,
-    *SPELLED,
-    *PARAMETERS,
-    *PARTS,
+FAMILIES = (
+    Family("Rows", "Layers one after the other become one layer: g(f(x)).", CHAINS),
+    Family("Branches", "Layers side by side over one value become one layer: f(x) + g(x).", BRANCHES),
+    Family("Concatenation and split", "Parts of an axis are layers of their own; equal parts become groups.", PARTS),
+    Family("Views", "A view that does not mix numbers lets layers through.", RESAMPLING),
+    Family("Upsampling", "A layer behind an upsampling runs before it, or the two are one transposed convolution.", UPSAMPLED),
+    Family("Borders", "What zero padding makes of a shift is a bias with borders of its own.", BORDERS),
+    Family("Full matrices", "A convolution beside a full matrix becomes part of it: locality injection.", DENSE),
+    Family("Parameter arithmetic", "What depends on parameters only is computed once.", (*FUNCTIONS, *PARAMETERS)),
+    Family("Spellings", "One layer or sum, written in the ways that code writes it.", (*SPELLINGS, *SPELLED)),
+    Family("Pieces of networks", "Several merges meet.", NETS),
 )
+STRUCTURES = tuple(structure for family in FAMILIES for structure in family.structures)
 
 
 # --- near misses ------------------------------------------------------------------------------------

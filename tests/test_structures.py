@@ -112,6 +112,11 @@ def test_the_report_counts_what_is_there(case: Structure, way: str):
     assert report.largest_error < 1e-6
 
 
+def test_a_near_miss_beside_a_structure_is_in_the_table():
+    """What a structure names as its near miss is tested too."""
+    assert {case.near for case in STRUCTURES} - {""} <= {miss.name for miss in NEAR_MISSES}
+
+
 # --- near misses ------------------------------------------------------------------------------------
 
 
