@@ -373,6 +373,9 @@ TRAPS = (
     Trap(14, "a kernel, added to in place", lambda: Written(lambda w, p: w.add_(p)), "conv"),
     Trap(14, "a kernel, filled row by row", lambda: Written(filled), "conv"),
     Trap(
+        14, "a kernel, drawn at random", lambda: Written(lambda w, p: w.uniform_(-1e-9, 1e-9)), "mul uniform_ conv norm"
+    ),
+    Trap(
         15,
         "low rank beside full",
         lambda: Sum([conv(4, 4), seq(conv(4, 1, bias=False), conv(1, 4, 1, bias=False))]),

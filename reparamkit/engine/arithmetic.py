@@ -12,13 +12,31 @@ from torch.utils._pytree import tree_map
 from ..algebra.size import Size
 from ..capture.capture import Captured
 from ..capture.tracer import FACTORIES
-from ..layers.wide import wide, wide_module
+from ..layers.wide import wide_module
 
 RANDOM = frozenset(
-    ["rand", "randn", "randint", "bernoulli", "multinomial", "normal", "dropout", "rand_like", "randn_like"]
+    [
+        "rand",
+        "randn",
+        "randint",
+        "randperm",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "random",
+        "bernoulli",
+        "multinomial",
+        "poisson",
+        "normal",
+        "log_normal",
+        "uniform",
+        "exponential",
+        "geometric",
+        "cauchy",
+        "dropout",
+    ]
 )
-
-
+"""Names of calls that draw numbers, in place or not."""
 Known = Mapping[fx.Node, Any]
 
 
@@ -29,14 +47,18 @@ def is_constant(captured: Captured, node: fx.Node, constants: Known, sizes: Know
     inputs = node.all_input_nodes
     if not inputs and node.target not in FACTORIES:
         return False
-    if not all(n in constants or _plain(sizes.get(n)) for n in inputs) or _is_random(captured, node):
+    if not all(n in constants or _plain(sizes.get(n)) for n in inputs) or _varies(captured, node):
         return False
     return node not in captured.aliases.writers or _owns(captured, node, constants)
 
 
-def _is_random(captured: Captured, node: fx.Node) -> bool:
-    name = str(getattr(node.target, "__name__", node.target))
-    return name in RANDOM or (node.op == "call_module" and captured.module(node).training)
+def is_random(node: fx.Node) -> bool:
+    """Whether a call of a function or method draws random numbers."""
+    return str(getattr(node.target, "__name__", node.target)).rstrip("_") in RANDOM
+
+
+def _varies(captured: Captured, node: fx.Node) -> bool:
+    return is_random(node) or (node.op == "call_module" and captured.module(node).training)
 
 
 def _owns(captured: Captured, writer: fx.Node, constants: Known) -> bool:
@@ -51,13 +73,13 @@ def _owns(captured: Captured, writer: fx.Node, constants: Known) -> bool:
 def evaluated(captured: Captured, node: fx.Node, constants: Known, sizes: Known) -> Any:
     """The value of a call of constants: a tensor, a tuple of tensors, a number; None for a guard."""
 
-    def wide(n: fx.Node) -> Any:
+    def known(n: fx.Node) -> Any:
         if n in sizes:
             size = sizes[n]
             return tuple(s.factor for s in size) if isinstance(size, tuple) else size.factor
-        return tree_map(_wide, constants[n])
+        return tree_map(widened, constants[n])
 
-    args, kwargs = fx.node.map_arg(node.args, wide), fx.node.map_arg(node.kwargs, wide)
+    args, kwargs = fx.node.map_arg(node.args, known), fx.node.map_arg(node.kwargs, known)
     with torch.no_grad():
         if node.op == "call_module":
             return wide_module(captured.module(node))(*args, **kwargs)
@@ -66,8 +88,11 @@ def evaluated(captured: Captured, node: fx.Node, constants: Known, sizes: Known)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _wide(value: Any) -> Any:
-    return wide(value) if isinstance(value, Tensor) else value
+def widened(value: Any) -> Any:
+    """A tensor of real numbers in float64, where it is; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().double() if value.is_floating_point() else value.detach()
 
 
 def _plain(value: Any) -> bool:

@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..capture.capture import Captured
 from ..capture.guards import is_guard
-from .arithmetic import RANDOM
+from .arithmetic import is_random
 from .reading import Reading, checks
 
 
@@ -35,7 +35,6 @@ def drop_dead(captured: Captured, reading: Reading) -> None:
 
 def _only_computes(node: fx.Node) -> bool:
     """A function or method of torch that gives a tensor, and neither draws random numbers nor checks anything."""
-    name = str(getattr(node.target, "__name__", node.target))
     module = str(getattr(node.target, "__module__", "torch") or "torch").partition(".")[0]
     computes = isinstance(node.meta.get("val"), Tensor) and module in ("torch", "_operator")
-    return node.op in ("call_function", "call_method") and computes and name not in RANDOM and not checks(node)
+    return node.op in ("call_function", "call_method") and computes and not is_random(node) and not checks(node)

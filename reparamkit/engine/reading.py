@@ -23,8 +23,8 @@ from ..capture.guards import is_guard
 from ..capture.tracer import FACTORIES
 from ..errors import NotFusable
 from ..layers.registry import Reader, Readers
-from ..layers.wide import computed_module, computes_weight, wide
-from .arithmetic import evaluated, is_constant
+from ..layers.wide import computed_module, computes_weight
+from .arithmetic import evaluated, is_constant, widened
 from .scope import Scope
 
 MAX_COMBINATIONS = 16
@@ -205,7 +205,7 @@ class _Reader:
         written = self.captured.aliases.written(self.node) if writes else None
         if written is not None:
             # Who read it before keeps what was read.
-            constants[written] = wide(constants[written]).clone()
+            constants[written] = widened(constants[written]).clone()
         try:
             value = evaluated(self.captured, self.node, constants, sizes)
         except Exception as error:

@@ -61,7 +61,7 @@ def read_reshape(input: Form, *shape: Any) -> Form:
     return reshape(x, sizes)
 
 
-def _fixed_by(before: Sequence[Size], wanted: Sequence[Size]) -> dict[Symbol, int]:
+def _fixed_by(before: list[Size], wanted: list[Size]) -> dict[Symbol, int]:
     """Free sizes that the numbers in a reshape fix, guarded: h and w in ``(n, 8, h, w) -> (-1, 128)``, or c in
     ``(n, 6, t) -> (n c, 1, t)`` where the 6 is that of a weight. before: sizes of the atoms.
     """
@@ -69,7 +69,7 @@ def _fixed_by(before: Sequence[Size], wanted: Sequence[Size]) -> dict[Symbol, in
     others = {symbol for size in wanted for symbol in size.symbols} - seen
     pins = {symbol: symbol.hint for symbol in others if symbol.traced and fixed(symbol.hint) in before}
     rest = product(wanted[1:])
-    if wanted[0] == fixed(-1) and rest.known and product(before).divide(rest) is None:
+    if wanted[:1] == [fixed(-1)] and rest.known and product(before).divide(rest) is None:
         tails = (before[d:] for d in range(1, len(before)))
         pins |= next((traced_pins(tail) for tail in tails if product(tail).hint == rest.factor), {})
     return pins
