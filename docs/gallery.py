@@ -73,7 +73,7 @@ def miss_row(tests: ModuleType, case: Any) -> tuple[str, ...]:
 def fused(tests: ModuleType, case: Any, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     """A network of the table, what `fuse` makes of it, and the example input."""
     model, x = tests.build(case.make, dtype), tests.sample(case.shapes[0], dtype)
-    return model, reparamkit.fuse(model, x), x
+    return model, reparamkit.fuse(model, x, objective=case.objective), x
 
 
 def deviation(tests: ModuleType, case: Any, model: nn.Module, after: nn.Module, x: torch.Tensor) -> float:

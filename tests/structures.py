@@ -26,8 +26,9 @@ class Structure:
     """A network that merges, and what is left of it.
 
     shapes: inputs to try; the first serves as example input. left: the operations that run afterwards, in order,
-    views aside. needs_inputs: whether it can only be merged with example inputs. objective: of `fuse`. equation, source:
-    what the merge is, and the paper that has it. near: the name of a near miss, which looks alike and must be left.
+    views aside. needs_inputs: whether it can only be merged with example inputs. objective: of `fuse`. equation,
+    source: what the merge is, and the paper that has it. near: the name of a near miss, which looks alike and must
+    be left.
     """
 
     name: str
@@ -643,7 +644,6 @@ CHAINS = (
         "conv",
         equation="K'[h,w] = K2[h] K1[w]",
         source="RepNeXt, Zhao et al. 2024",
-        near="biased 1x7 then 7x1",
     ),
     Structure(
         "F.pad then conv",
@@ -833,7 +833,6 @@ BRANCHES = (
         "conv",
         equation="K' = K7 + embed(K5x3) + K7x1 K1x7",
         source="RepNeXt, Zhao et al. 2024",
-        near="biased 1x7 then 7x1",
     ),
     Structure(
         "repmixer",
@@ -1261,6 +1260,8 @@ UPSAMPLED = (
         "conv",
         needs_inputs=True,
         objective="flops",
+        equation="K'[2 h + a] = sum of the taps that read pixel h: k + 1 taps, stride 2",
+        source="FPN, Lin et al. 2017",
     ),
     Structure(
         "nearest x3, grouped conv",
@@ -1312,7 +1313,15 @@ UPSAMPLED = (
 )
 """A transposed convolution has fewer FLOPs than up-sampling and a convolution, but more numbers."""
 BORDERS = (
-    Structure("1x1, norm, padded 3x3", lambda: seq(conv(4, 64, 1), norm(64), conv(64, 4)), MAPS, "conv cat cat add"),
+    Structure(
+        "1x1, norm, padded 3x3",
+        lambda: seq(conv(4, 64, 1), norm(64), conv(64, 4)),
+        MAPS,
+        "conv cat cat add",
+        equation="K' = K2 K1; the bias is sum K2 b1 inside, and less where the window reads padding",
+        source="ECBSR, Zhang et al. 2021",
+        near="norm before padding",
+    ),
     Structure(
         "biased 1x7 then 7x1",
         lambda: seq(conv(4, 64, (1, 7), p=(0, 3)), conv(64, 4, (7, 1), p=(3, 0))),
@@ -1721,7 +1730,7 @@ FAMILIES = (
     Family("Branches", "Layers side by side over one value become one layer: f(x) + g(x).", BRANCHES),
     Family("Concatenation and split", "Parts of an axis are layers of their own; equal parts become groups.", PARTS),
     Family("Views", "A view that does not mix numbers lets layers through.", RESAMPLING),
-    Family("Upsampling", "A layer behind an upsampling runs before it, or the two are one transposed convolution.", UPSAMPLED),
+    Family("Upsampling", "A convolution behind nearest upsampling is one transposed convolution.", UPSAMPLED),
     Family("Borders", "What zero padding makes of a shift is a bias with borders of its own.", BORDERS),
     Family("Full matrices", "A convolution beside a full matrix becomes part of it: locality injection.", DENSE),
     Family("Parameter arithmetic", "What depends on parameters only is computed once.", (*FUNCTIONS, *PARAMETERS)),
