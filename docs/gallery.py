@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -99,8 +100,14 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[st
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
 
 
-if __name__ == "__main__":
+def structures() -> ModuleType:
+    """The table of structures, of the tests."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-    import structures
+    try:
+        return importlib.import_module("structures")
+    finally:
+        sys.path.pop(0)
 
-    print("\n".join(gallery_page(structures)))
+
+if __name__ == "__main__":
+    print("\n".join(gallery_page(structures())))

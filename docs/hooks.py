@@ -38,8 +38,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = (ROOT / source).read_text()
         files.append(File.generated(config, page, content=relinked(text, posixpath.dirname(source))))
     files.append(File.generated(config, "rules.md", content="\n".join(rules_page())))
-    gallery, tests = loaded(ROOT / "docs" / "gallery.py"), loaded(ROOT / "tests" / "structures.py")
-    files.append(File.generated(config, "gallery.md", content="\n".join(gallery.gallery_page(tests))))
+    gallery = loaded(ROOT / "docs" / "gallery.py")
+    files.append(File.generated(config, "gallery.md", content="\n".join(gallery.gallery_page(gallery.structures()))))
     return files
 
 

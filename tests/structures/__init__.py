@@ -1,0 +1,58 @@
+"""The model zoo of the tests: small networks, the sizes they take, and what should be left of them."""
+
+from __future__ import annotations
+
+from .blocks import Model as Model
+from .blocks import Net as Net
+from .blocks import Scalar as Scalar
+from .blocks import Sum as Sum
+from .blocks import conv as conv
+from .blocks import conv_norm as conv_norm
+from .blocks import depthwise as depthwise
+from .blocks import norm as norm
+from .blocks import repvgg as repvgg
+from .blocks import seq as seq
+from .borders import BORDERS
+from .branches import BRANCHES
+from .dense import DENSE
+from .dense import FlatMap as FlatMap
+from .dense import TokenMixer as TokenMixer
+from .dense import repmlp_block as repmlp_block
+from .measure import build as build
+from .measure import error as error
+from .measure import operations as operations
+from .measure import run as run
+from .measure import sample as sample
+from .measure import wide as wide
+from .near_misses import NEAR_MISSES as NEAR_MISSES
+from .networks import NETS
+from .networks import RepDepthwise as RepDepthwise
+from .networks import Residual as Residual
+from .parameters import FUNCTIONS, PARAMETERS
+from .parameters import FrozenNorm as FrozenNorm
+from .parts import PARTS
+from .rows import CHAINS
+from .spellings import SPELLED, SPELLINGS
+from .table import MAPS as MAPS
+from .table import Family
+from .table import NearMiss as NearMiss
+from .table import Shape as Shape
+from .table import Structure as Structure
+from .upsampling import UPSAMPLED
+from .views import RESAMPLING
+
+FAMILIES = (
+    Family("Rows", "Layers one after the other become one layer: g(f(x)).", CHAINS),
+    Family("Branches", "Layers side by side over one value become one layer: f(x) + g(x).", BRANCHES),
+    Family("Concatenation and split", "Parts of an axis are layers of their own; equal parts become groups.", PARTS),
+    Family("Views", "A view that does not mix numbers lets layers through.", RESAMPLING),
+    Family("Upsampling", "A convolution behind nearest upsampling is one transposed convolution.", UPSAMPLED),
+    Family("Borders", "What zero padding makes of a shift is a bias with borders of its own.", BORDERS),
+    Family("Full matrices", "A convolution beside a full matrix becomes part of it: locality injection.", DENSE),
+    Family("Parameter arithmetic", "What depends on parameters only is computed once.", (*FUNCTIONS, *PARAMETERS)),
+    Family("Spellings", "One layer or sum, written in the ways that code writes it.", (*SPELLINGS, *SPELLED)),
+    Family("Pieces of networks", "Several merges meet.", NETS),
+)
+
+
+STRUCTURES = tuple(structure for family in FAMILIES for structure in family.structures)

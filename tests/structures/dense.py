@@ -1,0 +1,152 @@
+"""Convolutions beside full matrices: locality injection."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import Sum, conv_norm, seq
+from .table import FIXED, TOKENS, Structure
+
+
+class TokenMixer(nn.Module):
+    """The token-mixing linear layer of ResMLP beside a convolution that all channels share."""
+
+    def __init__(self, h: int, w: int) -> None:
+        super().__init__()
+        self.h, self.w, self.tokens = h, w, nn.Linear(h * w, h * w)
+        self.local = conv_norm(1, 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        across = x.transpose(1, 2)
+        maps = self.local(across.reshape(n * c, 1, self.h, self.w)).reshape(n, c, t)
+        return (self.tokens(across) + maps).transpose(1, 2)
+
+
+class Affine(nn.Module):
+    """alpha x + beta over channels, the norm of ResMLP."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.alpha, self.beta = nn.Parameter(torch.ones(1, 1, c)), nn.Parameter(torch.zeros(1, 1, c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.beta, self.alpha, x)
+
+
+class PartitionMixer(nn.Module):
+    """RepMLP: a map in partitions, plus what a perceptron makes of their averages; then a grouped fully connected layer
+    beside convolutions, each with its norm. The partitions are reshaped to (-1, numbers).
+    """
+
+    def __init__(self, c: int, h: int, w: int) -> None:
+        super().__init__()
+        self.c, self.h, self.w, inner = c, h, w, 4 * c
+        self.average = nn.AvgPool2d((h, w))
+        self.perceptron = seq(nn.BatchNorm1d(inner), nn.Linear(inner, inner), nn.ReLU(), nn.Linear(inner, inner))
+        self.fc = nn.Conv2d(c * h * w, c * h * w, 1, groups=4, bias=False)
+        self.fc_norm, self.local = nn.BatchNorm1d(c * h * w), Sum(conv_norm(c, c, k, g=4) for k in (1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        c, h, w = self.c, self.h, self.w
+        context = self.perceptron(self.average(x).reshape(x.size(0), -1)).view(-1, c, 2, 1, 2, 1)
+        parts = (x.view(-1, c, 2, h, 2, w) + context).permute(0, 2, 4, 1, 3, 5)
+        out = self.fc_norm(self.fc(parts.reshape(-1, c * h * w, 1, 1)).view(-1, c * h * w)).view(-1, 2, 2, c, h, w)
+        out += self.local(parts.reshape(-1, c, h, w)).view(-1, 2, 2, c, h, w)
+        return out.permute(0, 3, 1, 4, 2, 5).reshape(-1, c, 2 * h, 2 * w)
+
+
+class FlatMap(nn.Module):
+    """A fully connected layer over a flattened map beside a convolution: the plainest locality injection."""
+
+    def __init__(self, c: int, h: int, w: int) -> None:
+        super().__init__()
+        self.fc, self.local = nn.Linear(c * h * w, c * h * w), conv_norm(c, c, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1)).reshape(x.shape) + self.local(x)
+
+
+def repmlp_block(h: int, w: int, kernels: tuple[int, ...] = (1, 3)) -> nn.Module:
+    """The block of the RepMLPNet example: a grouped fully connected layer over partitions beside convolutions."""
+    name = "repmlpnet_model"
+    if name not in sys.modules:
+        path = Path(__file__).resolve().parents[2] / "examples" / "repmlpnet" / "model.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name].RepMLPBlock(8, h, w, share_sets=2, kernels=kernels)
+
+
+GATE = "mean conv relu conv sigmoid mul"
+
+
+GATED = f"conv {GATE}"
+
+
+DENSE = (
+    Structure(
+        "repmlp 1, 3",
+        lambda: repmlp_block(4, 4),
+        ((2, 8, 8, 8), (1, 8, 4, 12)),
+        GATED,
+        needs_inputs=True,
+        equation="F' = s F + T(sum_k s_k K_k), T(K): the matrix of a convolution",
+        source="RepMLPNet, Ding et al. 2022",
+        near="reflected padding",
+    ),
+    Structure(
+        "repmlp 1, 3, 5, 7",
+        lambda: repmlp_block(5, 4, (1, 3, 5, 7)),
+        ((2, 8, 5, 8), (1, 8, 10, 4)),
+        GATED,
+        needs_inputs=True,
+    ),
+    Structure(
+        "repmlp, one partition", lambda: repmlp_block(3, 7), ((2, 8, 3, 7), (1, 8, 3, 7)), GATED, needs_inputs=True
+    ),
+    Structure(
+        "repmlp, as first published",
+        lambda: PartitionMixer(8, 4, 4),
+        ((2, 8, 8, 8), (3, 8, 8, 8)),
+        "pool linear relu linear add conv",
+        needs_inputs=True,
+        equation="F' = s F + T(sum_k s_k K_k)",
+        source="RepMLP, Ding et al. 2021",
+        near="reflected padding",
+    ),
+    Structure(
+        "resmlp, behind an affine layer",
+        lambda: seq(Affine(5), TokenMixer(3, 4)),
+        ((2, 12, 5), (3, 12, 5)),
+        "scale linear add",
+        needs_inputs=True,
+        equation="A' = A + T(k), over alpha x + beta",
+        source="ResMLP, Touvron et al. 2021",
+    ),
+    Structure(
+        "resmlp token linear + shared conv",
+        lambda: TokenMixer(3, 4),
+        TOKENS,
+        "linear add",
+        needs_inputs=True,
+        equation="A' = A + T(k)",
+        source="ResMLP with locality injection, Ding et al. 2022",
+    ),
+    Structure(
+        "linear over a map + conv",
+        lambda: FlatMap(4, 4, 6),
+        FIXED,
+        "linear",
+        needs_inputs=True,
+        equation="W' = W + T(K)",
+        source="RepMLP, Ding et al. 2021",
+    ),
+)

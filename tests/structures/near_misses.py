@@ -1,0 +1,447 @@
+"""Networks that look mergeable and are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .blocks import Model, Sum, conv, conv_norm, depthwise, in_parts, nearest, norm, parameter, seq, slopes, with_border
+from .table import MAPS, NearMiss, Shape
+
+
+class OwnForward(nn.Conv2d):
+    """A convolution whose class says more than its weights: the output is clipped."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(-1, 1)
+
+
+class TwoReaders(nn.Module):
+    """A convolution whose output is read by a norm and by an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) * torch.sigmoid(y)
+
+
+class AlwaysTraining(nn.BatchNorm2d):
+    """A batch norm that ignores eval()."""
+
+    def train(self, mode: bool = True) -> AlwaysTraining:
+        return super().train(True)
+
+
+def hooked(model: nn.Module, path: str, *, before: bool = False) -> nn.Module:
+    """The model, with a hook on one module that doubles its output (or input)."""
+    module = model.get_submodule(path)
+    if before:
+        module.register_forward_pre_hook(_double_input)
+    else:
+        module.register_forward_hook(_double_output)
+    return model
+
+
+def _double_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return 2 * output
+
+
+def _double_input(module: nn.Module, args: Any) -> Any:
+    return (2 * args[0],)
+
+
+def tied(first: nn.Module, second: nn.Module) -> nn.Module:
+    """Two layers in a row, with a norm between them, that share one weight."""
+    second.weight = first.weight
+    return seq(first, norm(4), nn.ReLU(), second)
+
+
+def _overwrites_its_source(m: Any, x: Tensor) -> Tensor:
+    y = torch.relu(x)
+    a = m.a(y)
+    y.mul_(2)
+    return a + m.b(y)
+
+
+def _overwrites_a_view(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, :1] = 0
+    return m.norm(y)
+
+
+def _writes_into_its_input(m: Any, x: Tensor) -> Tensor:
+    x += m.a(x)
+    return m.norm(x)
+
+
+def _activates_in_place(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    z = F.relu(y, inplace=True)
+    return m.norm(y) + z
+
+
+def _autocast(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        x = m.b(x)
+    return m.norm(x.to(m.norm.weight.dtype))
+
+
+def _branches(body: Callable[[Any, Tensor], Tensor]) -> Callable[[], nn.Module]:
+    return lambda: Model(body, a=conv(4, 4), b=conv(4, 4), norm=norm(4))
+
+
+SQUARE: tuple[Shape, ...] = ((2, 5, 5), (1, 5, 5))
+
+
+NEAR_MISSES = (
+    NearMiss("relu between", lambda: seq(conv(4, 4), nn.ReLU(), norm(4)), MAPS, "conv relu norm", "ReLU|not affine"),
+    NearMiss("padded 3x3, padded 3x3", lambda: seq(conv(4, 8, bias=False), conv(8, 4)), MAPS, "conv conv", "padding"),
+    NearMiss("bias before padding", lambda: seq(conv(4, 8, 1), conv(8, 4)), MAPS, "conv conv", "padding"),
+    NearMiss("norm before padding", lambda: seq(norm(4), conv(4, 4)), MAPS, "norm conv", "padding"),
+    NearMiss(
+        "bias before padding that is sampled",
+        lambda: seq(conv(4, 16, 1), norm(16), conv(16, 4, s=2)),
+        MAPS,
+        "conv conv",
+        "padding.*free",
+    ),
+    NearMiss(
+        "scale and shift before padding",
+        lambda: Model(
+            lambda m, x: m.c(x * m.scale + m.shift),
+            c=conv(4, 4),
+            scale=parameter(1, 4, 1, 1),
+            shift=parameter(1, 4, 1, 1),
+        ),
+        MAPS,
+        "mul add conv",
+        "padding.*raise",
+    ),
+    NearMiss("average, then padded conv", lambda: seq(nn.AvgPool2d(2, 1), conv(4, 4)), MAPS, "pool conv", "padding"),
+    NearMiss("norm before a padded average", lambda: seq(norm(4), nn.AvgPool2d(3, 1, 1)), MAPS, "norm pool", "padding"),
+    NearMiss(
+        "expand then project",
+        lambda: seq(conv(8, 2, 1, bias=False), conv(2, 8, 1)),
+        ((2, 8, 6, 6), (1, 8, 5, 7)),
+        "conv conv",
+        "raise FLOPs",
+    ),
+    NearMiss(
+        "depthwise then pointwise",
+        lambda: seq(depthwise(8), conv(8, 8, 1)),
+        ((2, 8, 6, 6), (1, 8, 5, 7)),
+        "conv conv",
+        "raise FLOPs",
+    ),
+    NearMiss(
+        "strips of a large cross",
+        lambda: Sum([depthwise(4, (11, 1), p=(5, 0)), depthwise(4, (1, 11), p=(0, 5))]),
+        MAPS,
+        "conv conv add",
+        "raise FLOPs",
+    ),
+    NearMiss(
+        "norm before a transposed conv",
+        lambda: seq(norm(4), nn.ConvTranspose2d(4, 6, 3, 2)),
+        MAPS,
+        "norm conv",
+        "zero padding|nothing linear",
+    ),
+    NearMiss(
+        "a border that is no bias",
+        lambda: Model(
+            lambda m, x: m.b(with_border(m.a(x), m.v, 1)),
+            a=conv(4, 4, 1),
+            b=nn.Conv2d(4, 6, 3),
+            v=parameter(1, 4, 1, 1),
+        ),
+        MAPS,
+        "conv pad conv",
+        "other values than the bias",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "strides that differ",
+        lambda: Model(
+            lambda m, x: m.a(x) + F.interpolate(m.b(x), size=m.a(x).shape[2:]), a=conv(4, 4), b=conv(4, 4, s=2)
+        ),
+        MAPS[:1],
+        "conv conv conv upsample_nearest2d add",
+        "called at 2 places|not affine|interpolate",
+    ),
+    NearMiss(
+        "nearest, padded conv",
+        lambda: seq(nearest(2), conv(4, 4)),
+        MAPS,
+        "upsample_nearest2d conv",
+        "raise stored numbers|rank",
+    ),
+    NearMiss(
+        "1x1, then nearest",
+        lambda: seq(conv(4, 4, 1), nearest(2)),
+        MAPS,
+        "conv upsample_nearest2d",
+        "raise",
+        objective="flops",
+    ),
+    NearMiss(
+        "nearest by a factor that float32 does not hold",
+        lambda: seq(nearest(25), conv(4, 4)),
+        MAPS,
+        "upsample_nearest2d conv",
+        "full matrix|fixed sizes|rank",
+        objective="flops",
+    ),
+    NearMiss(
+        "nearest by a half",
+        lambda: seq(nearest(1.5), conv(4, 4)),
+        MAPS,
+        "upsample_nearest2d conv",
+        "full matrix|fixed sizes|rank",
+        objective="flops",
+    ),
+    NearMiss(
+        "nearest to a size that is no multiple for others",
+        lambda: Model(lambda m, x: m.a(F.interpolate(x, size=(16, 20))), a=conv(4, 4)),
+        MAPS,
+        "upsample_nearest2d conv",
+        "full matrix|fixed sizes|rank",
+        objective="flops",
+    ),
+    NearMiss(
+        "bilinear, padded conv",
+        lambda: seq(nn.UpsamplingBilinear2d(scale_factor=2), conv(4, 4)),
+        MAPS,
+        "upsample_bilinear2d conv",
+        "full matrix|fixed sizes|rank",
+        objective="flops",
+    ),
+    NearMiss(
+        "a sum that broadcasts channels",
+        lambda: Model(lambda m, x: x + m.a(x), a=conv(4, 1)),
+        MAPS,
+        "conv add",
+        "broadcast",
+    ),
+    NearMiss(
+        "a sum that broadcasts pixels",
+        lambda: Model(lambda m, x: x + m.a(F.adaptive_avg_pool2d(x, 1)), a=conv(4, 4, 1)),
+        MAPS,
+        "mean conv add",
+        "broadcast",
+    ),
+    NearMiss(
+        "norm in training mode", lambda: seq(conv(4, 4), AlwaysTraining(4)), MAPS, "conv add norm", "training mode"
+    ),
+    NearMiss(
+        "norm without running statistics",
+        lambda: seq(conv(4, 4), nn.BatchNorm2d(4, track_running_stats=False)),
+        MAPS,
+        "conv norm",
+        "statistics",
+    ),
+    NearMiss(
+        "functional norm in training mode",
+        lambda: Model(
+            lambda m, x: F.batch_norm(m.a(x), None, None, m.norm.weight, m.norm.bias, training=True),
+            a=conv(4, 4),
+            norm=norm(4),
+        ),
+        MAPS,
+        "conv norm",
+        "training=True",
+    ),
+    NearMiss(
+        "instance norm", lambda: seq(conv(4, 4), nn.InstanceNorm2d(4)), MAPS, "conv norm", "InstanceNorm|not affine"
+    ),
+    NearMiss(
+        "a convolution called twice",
+        lambda: Model(lambda m, x: m.norm(m.a(torch.relu(m.a(x)))), a=conv(4, 4), norm=norm(4)),
+        MAPS,
+        "conv relu conv norm",
+        "called at 2 places",
+    ),
+    NearMiss(
+        "a norm called twice",
+        lambda: Model(lambda m, x: m.norm(m.a(torch.relu(m.norm(x)))), a=conv(4, 4), norm=norm(4)),
+        MAPS,
+        "norm relu conv norm",
+        "called at 2 places",
+    ),
+    NearMiss("an output used elsewhere", TwoReaders, MAPS, "conv norm sigmoid mul", "elsewhere|add work"),
+    NearMiss("a hook on the convolution", lambda: hooked(conv_norm(4, 4), "0"), MAPS, "conv mul norm", "hooks"),
+    NearMiss("a hook on the norm", lambda: hooked(conv_norm(4, 4), "1", before=True), MAPS, "conv mul norm", "hooks"),
+    NearMiss(
+        "a hook around one of them",
+        lambda: hooked(seq(seq(conv(4, 4)), norm(4)), "0"),
+        MAPS,
+        "conv mul norm",
+        "hooks",
+    ),
+    NearMiss(
+        "averages that do not count padding",
+        lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, count_include_pad=False)]),
+        MAPS,
+        "conv pool add",
+        "count_include_pad|full matrix|fixed sizes",
+    ),
+    NearMiss(
+        "instance norm by statistics of the input",
+        lambda: Model(lambda m, x: F.instance_norm(m.a(x), eps=1e-3), a=conv(4, 4)),
+        MAPS,
+        "conv norm",
+        "use_input_stats",
+    ),
+    NearMiss(
+        "slopes of which one is not 1",
+        lambda: seq(conv(4, 4), slopes(1.0, 1.0, 1.0 - 1e-6, 1.0), norm(4)),
+        MAPS,
+        "conv _prelu_kernel norm",
+        "PReLU",
+    ),
+    NearMiss(
+        "a shrinkage of nearly nothing",
+        lambda: seq(conv(4, 4), nn.Softshrink(1e-6), norm(4)),
+        MAPS,
+        "conv softshrink norm",
+        "not affine",
+    ),
+    NearMiss(
+        "a division that rounds",
+        lambda: Model(lambda m, x: m.b(torch.div(m.a(x), 1e-6, rounding_mode="floor")), a=conv(4, 4), b=norm(4)),
+        MAPS,
+        "conv div norm",
+        "not understood|rounding",
+    ),
+    NearMiss(
+        "an adaptive average of windows that differ",
+        lambda: Model(lambda m, x: m.b(F.adaptive_avg_pool2d(x, 3)), b=conv(4, 4, 1)),
+        MAPS,
+        "_adaptive_avg_pool2d conv",
+        "depend on the input",
+    ),
+    NearMiss(
+        "averages with ceil_mode",
+        lambda: Sum([conv(4, 4, 2, s=2, p=0), nn.AvgPool2d(2, 2, ceil_mode=True)]),
+        ((2, 4, 8, 8), (1, 4, 6, 4)),
+        "conv pool add",
+        "ceil_mode|full matrix|fixed sizes",
+    ),
+    NearMiss(
+        "reflected padding",
+        lambda: seq(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), norm(4)),
+        MAPS,
+        "reflection_pad2d conv norm",
+        "padding_mode='reflect'|full matrix|fixed sizes",
+    ),
+    NearMiss(
+        "F.pad with a value",
+        lambda: Model(lambda m, x: m.a(F.pad(x, (1, 1, 1, 1), value=0.5)), a=conv(4, 4, p=0)),
+        MAPS,
+        "pad conv",
+        "value 0.5",
+    ),
+    NearMiss(
+        "convolutions on unequal parts",
+        in_parts([1, 3], lambda: conv(1, 4), lambda: conv(3, 6)),
+        MAPS,
+        "conv conv cat",
+        "raise FLOPs",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "depthwise on all channels but some",
+        in_parts([1, 3], nn.Identity, lambda: depthwise(3)),
+        MAPS,
+        "conv cat",
+        "raise FLOPs",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "a norm behind an activation and a convolution",
+        lambda: Model(lambda m, x: m.norm(torch.cat([x.relu(), m.a(x)], 1)), a=conv(4, 4), norm=norm(8)),
+        MAPS,
+        "relu conv cat norm",
+        "raise FLOPs|nothing linear",
+    ),
+    NearMiss(
+        "concatenated along the batch",
+        lambda: Model(lambda m, x: m.norm(torch.cat([m.a(x), m.b(x)], 0)), a=conv(4, 4), b=conv(4, 4), norm=norm(4)),
+        MAPS[:1],
+        "conv conv cat norm",
+        "raise|nothing linear|several dimensions",
+    ),
+    NearMiss("tied weights", lambda: tied(conv(4, 4), conv(4, 4)), MAPS, "conv norm relu conv", "tied"),
+    NearMiss(
+        "F.dropout by default",
+        lambda: Model(lambda m, x: m.norm(F.dropout(m.a(x), 1e-9)), a=conv(4, 4), norm=norm(4)),
+        MAPS,
+        "conv bernoulli_ div_ mul norm",
+        "dropout",
+    ),
+    NearMiss(
+        "a leaky slope near 1",
+        lambda: seq(conv(4, 4), nn.LeakyReLU(0.999), norm(4)),
+        MAPS,
+        "conv leaky_relu norm",
+        "LeakyReLU|not affine",
+    ),
+    NearMiss(
+        "a class with its own forward",
+        lambda: seq(OwnForward(4, 4, 3, padding=1), norm(4)),
+        MAPS,
+        "conv clamp norm",
+        "not affine|forward",
+    ),
+    NearMiss(
+        "an input overwritten in between",
+        _branches(_overwrites_its_source),
+        MAPS,
+        "relu conv mul_ conv add",
+        "in-place|in place",
+    ),
+    NearMiss(
+        "a slice that is overwritten", _branches(_overwrites_a_view), MAPS, "conv fill_ norm", "in-place|in place"
+    ),
+    NearMiss(
+        "the input of the model is overwritten",
+        _branches(_writes_into_its_input),
+        MAPS,
+        "conv add norm",
+        "in-place|in place",
+    ),
+    NearMiss(
+        "an activation in place, its input read again",
+        _branches(_activates_in_place),
+        MAPS,
+        "conv relu norm add",
+        "in-place|in place",
+    ),
+    NearMiss(
+        "autocast between", _branches(_autocast), MAPS, "conv _to_copy _to_copy _to_copy conv _to_copy norm", "autocast"
+    ),
+    NearMiss(
+        "norm over tokens, as many as channels",
+        lambda: seq(nn.Linear(5, 5), nn.BatchNorm1d(5)),
+        SQUARE,
+        "linear norm",
+        "dimension|axis|axes|fixed|raise",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "norm over channels, mix of tokens",
+        lambda: Model(lambda m, x: m.fc(m.norm(x)), norm=nn.BatchNorm1d(5), fc=nn.Linear(5, 5)),
+        SQUARE,
+        "norm linear",
+        "dimension|axis|axes|fixed|raise",
+        needs_inputs=True,
+    ),
+)

@@ -1,0 +1,92 @@
+"""Concatenation and split: layers on parts of an axis."""
+
+from __future__ import annotations
+
+import torch
+
+from .blocks import Model, conv, conv_norm, depthwise, in_parts, norm, parameter, seq
+from .table import MAPS, Structure
+
+PARTS = (
+    Structure(
+        "a norm behind a concatenation",
+        lambda: Model(
+            lambda m, x: m.norm(torch.cat([m.a(x.relu()), m.b(x.sigmoid())], 1)),
+            a=conv(4, 6),
+            b=conv(4, 3, 1),
+            norm=norm(9),
+        ),
+        MAPS,
+        "relu sigmoid conv conv cat",
+    ),
+    Structure(
+        "mixed depthwise kernels",
+        lambda: seq(in_parts([2, 2], lambda: depthwise(2, 3), lambda: depthwise(2, 5))(), norm(4)),
+        MAPS,
+        "conv conv cat",
+        needs_inputs=True,
+    ),
+    Structure(
+        "equal convolutions on equal parts",
+        in_parts([2, 2], lambda: conv_norm(2, 3), lambda: conv_norm(2, 3)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+    ),
+    Structure(
+        "grouped convolutions on chunks",
+        lambda: Model(
+            lambda m, x: torch.cat([m.a(x.chunk(2, 1)[0]), m.b(x.chunk(2, 1)[1])], dim=1),
+            a=conv(2, 4, g=2),
+            b=conv(2, 4, g=2),
+        ),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+    ),
+    Structure(
+        "convolutions of one value, side by side",
+        lambda: Model(lambda m, x: torch.cat([m.a(x), m.b(x)], 1), a=conv_norm(4, 5), b=conv_norm(4, 3)),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "side by side, then 1x1",
+        lambda: Model(
+            lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 1)), a=conv(4, 8, 1), b=conv(4, 8, 1), c=conv(16, 4, 1)
+        ),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "channels in reverse order, then a convolution",
+        lambda: Model(lambda m, x: m.b(m.a(x.flip(1))[:, [2, 0, 1]]), a=conv_norm(4, 3), b=conv(3, 3, 1)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+    ),
+    Structure(
+        "a stack of branches, weighted and summed",
+        lambda: Model(
+            lambda m, x: (torch.stack([m.a(x), m.b(x)]) * m.w.softmax(0)).sum(0),
+            a=conv_norm(4, 4),
+            b=conv_norm(4, 4, 1),
+            w=parameter(2, 1, 1, 1, 1),
+        ),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+    ),
+    Structure(
+        "a split that reads a layer, a norm on each part",
+        lambda: Model(
+            lambda m, x: (lambda a, b: torch.cat([m.a(a).relu(), m.b(b)], 1))(*m.conv(x).split([3, 3], 1)),
+            conv=conv(4, 6),
+            a=norm(3),
+            b=norm(3),
+        ),
+        MAPS,
+        "conv relu conv cat",
+        needs_inputs=True,
+    ),
+)

@@ -1,0 +1,169 @@
+"""One layer or sum in the ways that code writes it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .blocks import Model, Sum, conv, conv_norm, norm, parameter, repvgg, seq, slopes
+from .table import FIXED, MAPS, Structure
+
+
+def _spelled(body: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[], nn.Module]:
+    """3x3, 1x1 and identity branches, added up as `body` says."""
+    return lambda: Model(body, a=conv_norm(4, 4), b=conv_norm(4, 4, 1), c=norm(4))
+
+
+def _in_place(m: Any, x: Tensor) -> Tensor:
+    out = m.a(x)
+    out += m.b(x)
+    out += m.c(x)
+    return out
+
+
+def _in_place_method(m: Any, x: Tensor) -> Tensor:
+    return m.a(x).add_(m.b(x)).add_(m.c(x))
+
+
+def _accumulated(m: Any, x: Tensor) -> Tensor:
+    out: Any = 0
+    for branch in (m.a, m.b, m.c):
+        out += branch(x)
+    return out
+
+
+def _maybe(m: Any, x: Tensor) -> Tensor:
+    identity = 0 if m.c is None else m.c(x)
+    return m.a(x) + m.b(x) + identity
+
+
+BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a + b + c": lambda m, x: m.a(x) + m.b(x) + m.c(x),
+    "a + (b + c)": lambda m, x: m.a(x) + (m.b(x) + m.c(x)),
+    "+=": _in_place,
+    "add_": _in_place_method,
+    "0, then +=": _accumulated,
+    "a branch that may be missing": _maybe,
+    "torch.add": lambda m, x: torch.add(torch.add(m.a(x), m.b(x)), other=m.c(x)),
+    "alpha": lambda m, x: torch.add(m.a(x).add(m.b(x), alpha=0.5), m.c(x), alpha=-2),
+    "sum of a list": lambda m, x: sum([m.a(x), m.b(x), m.c(x)]),
+    "sum of a generator": lambda m, x: sum(branch(x) for branch in m.children()),
+    "reduce": lambda m, x: reduce(operator.add, (branch(x) for branch in m.children())),
+    "layers called one by one": lambda m, x: m.a[1](m.a[0](x)) + m.b[1](m.b[0](x)) + m.c(x),
+    "keyword": lambda m, x: m.a(input=x) + m.b(input=x) + m.c(input=x),
+    "numbers": lambda m, x: 1 * m.a(x) + m.b(x) / 1 + 0 - (-m.c(x)),
+}
+
+
+SPELLINGS = (
+    *(Structure(name, _spelled(body), MAPS, "conv") for name, body in BODIES.items()),
+    Structure("nested", lambda: seq(seq(seq(conv(4, 5)), seq(nn.Identity(), seq(norm(5))))), MAPS, "conv"),
+    Structure(
+        "a list of blocks",
+        lambda: Model(
+            lambda m, x: reduce(lambda y, block: F.relu(block(y)), m.blocks, x),
+            blocks=nn.ModuleList(repvgg(4) for _ in range(3)),
+        ),
+        MAPS,
+        "conv relu conv relu conv relu",
+    ),
+    Structure(
+        "a dict of branches",
+        lambda: Model(
+            lambda m, x: sum(m.branches[k](x) for k in ("three", "one")),
+            branches=nn.ModuleDict({"one": conv_norm(4, 4, 1), "three": conv_norm(4, 4)}),
+        ),
+        MAPS,
+        "conv",
+    ),
+)
+
+
+SPELLED = (
+    Structure(
+        "synchronised norm, no momentum",
+        lambda: seq(conv(4, 4), nn.SyncBatchNorm(4), nn.BatchNorm2d(4, momentum=None)),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "instance norm with statistics",
+        lambda: seq(conv(4, 4), nn.InstanceNorm2d(4, affine=True, track_running_stats=True)),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "instance norm as a function",
+        lambda: Model(
+            lambda m, x: F.instance_norm(m.a(x), m.n.running_mean, m.n.running_var, m.n.weight, use_input_stats=False),
+            a=conv(4, 4),
+            n=norm(4),
+        ),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "torch.batch_norm",
+        lambda: Model(
+            lambda m, x: torch.batch_norm(
+                m.a(x), m.n.weight, m.n.bias, m.n.running_mean, m.n.running_var, False, 0.1, 1e-3, False
+            ),
+            a=conv(4, 4),
+            n=norm(4),
+        ),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "batch norm by keywords",
+        lambda: Model(
+            lambda m, x: F.batch_norm(
+                running_var=m.n.running_var, running_mean=m.n.running_mean, bias=m.n.bias, input=m.a(x), eps=0.1
+            ),
+            a=conv(4, 4),
+            n=norm(4),
+        ),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "slopes of 1",
+        lambda: seq(conv(4, 4), slopes(1.0, 1.0, 1.0, 1.0), norm(4)),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "true_divide and negative",
+        lambda: Model(lambda m, x: torch.true_divide(torch.negative(m.a(x)), m.w), a=conv(4, 4), w=parameter(4, 1, 1)),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "averages with a divisor of their own",
+        lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, count_include_pad=False, divisor_override=5)]),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "averages with ceil_mode that cuts nothing",
+        lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, ceil_mode=True)]),
+        MAPS,
+        "conv",
+    ),
+    Structure(
+        "an adaptive average of equal windows",
+        lambda: Model(
+            lambda m, x: (lambda y: m.b(y) + F.adaptive_avg_pool2d(y, (2, None)))(x.reshape(-1, 4, 4, 6)),
+            b=conv(4, 4, (2, 1), s=(2, 1), p=0),
+        ),
+        FIXED,
+        "conv",
+        needs_inputs=True,
+    ),
+)
