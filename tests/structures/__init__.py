@@ -46,7 +46,11 @@ FAMILIES = (
     Family("Branches", "Layers side by side over one value become one layer: f(x) + g(x).", BRANCHES),
     Family("Concatenation and split", "Parts of an axis are layers of their own; equal parts become groups.", PARTS),
     Family("Views", "A view that does not mix numbers lets layers through.", RESAMPLING),
-    Family("Upsampling", "A convolution behind nearest upsampling is one transposed convolution.", UPSAMPLED),
+    Family(
+        "Upsampling",
+        "A convolution behind nearest upsampling is one transposed convolution, of fewer FLOPs and more numbers.",
+        UPSAMPLED,
+    ),
     Family("Borders", "What zero padding makes of a shift is a bias with borders of its own.", BORDERS),
     Family("Full matrices", "A convolution beside a full matrix becomes part of it: locality injection.", DENSE),
     Family("Parameter arithmetic", "What depends on parameters only is computed once.", (*FUNCTIONS, *PARAMETERS)),
