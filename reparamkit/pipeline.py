@@ -379,7 +379,7 @@ def _prover(reading: Reading) -> Prove:
 def _sources(reading: Reading, written: Written) -> dict[fx.Node, Operator]:
     """The values a merge reads, each with an operator that tells its sizes."""
     site = written.site
-    named = {node.name: node for node in reading.captured.graph.nodes}
+    named = reading.captured.named
     if site.replacement is not None:
         # The form of a single layer knows the sizes that its weights fix.
         form = reading.read.get(site.value)

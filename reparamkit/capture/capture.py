@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
-from .tracer import Frame, Named, Opaque, Tracer, as_fake, attribute
+from .guards import expect
+from .tracer import Frame, Method, Named, Opaque, Tracer, as_fake, attribute
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,14 @@ class Inputs:
     def tensors(self) -> list[Tensor]:
         """All tensors in them."""
         return [leaf for leaf in tree_flatten((self.args, dict(self.kwargs)))[0] if isinstance(leaf, Tensor)]
+
+    def copied(self) -> Inputs:
+        """The same inputs in other memory: a forward may write into its arguments."""
+        return Inputs(*copy.deepcopy((self.args, dict(self.kwargs))))
+
+
+POSITIONS = ("targets", "owners", "made_in", "deciding")
+"""What `Captured` knows of where nodes are."""
 
 
 @dataclass(eq=False)
@@ -92,17 +102,66 @@ class Captured:
         return {self.current(leaf) for leaf in given if isinstance(leaf, fx.Node)}
 
     @cached_property
-    def methods(self) -> dict[tuple[int, str], set[fx.Node]]:
-        """The nodes that each method made (a module, by identity, and a name)."""
-        found: dict[tuple[int, str], set[fx.Node]] = {}
+    def methods(self) -> dict[Method, set[fx.Node]]:
+        """The nodes that each method made, of those that ran."""
+        found: dict[Method, set[fx.Node]] = {}
         for node in self.graph.nodes:
             for method in node.meta.get("methods", ()):
                 found.setdefault(method, set()).add(node)
         return found
 
+    @cached_property
+    def named(self) -> dict[str, fx.Node]:
+        """The nodes by their names."""
+        return {node.name: node for node in self.graph.nodes}
+
+    @cached_property
+    def targets(self) -> dict[str, list[fx.Node]]:
+        """The nodes that call a module or read an attribute, by its path."""
+        found: dict[str, list[fx.Node]] = {}
+        for node in self.graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                found.setdefault(str(node.target), []).append(node)
+        return found
+
+    @cached_property
+    def owners(self) -> set[str]:
+        """Paths of the modules that have, at any depth, a tensor which the code reads itself."""
+        read = [name.split(".") for name, nodes in self.targets.items() if nodes[0].op == "get_attr"]
+        return {".".join(parts[:k]) for parts in read for k in range(1, len(parts))}
+
+    @cached_property
+    def made_in(self) -> dict[Frame, list[fx.Node]]:
+        """Per call the nodes that it made, itself or by a call inside it, in program order."""
+        found: dict[Frame, list[fx.Node]] = {frame: [] for frame in self.frames}
+        for node in self.graph.nodes:
+            for frame in self.frame(node).stack:
+                found[frame].append(node)
+        return found
+
+    @cached_property
+    def called_in(self) -> dict[Frame, list[Frame]]:
+        """Per call the calls inside it, at any depth."""
+        found: dict[Frame, list[Frame]] = {frame: [] for frame in self.frames}
+        for frame in self.frames:
+            for outer in frame.stack[:-1]:
+                found[outer].append(frame)
+        return found
+
+    @cached_property
+    def deciding(self) -> set[Frame]:
+        """The calls in whose own code a branch was taken."""
+        return {self.frame(node) for node in self.graph.nodes if node.target is expect}
+
     def forget(self) -> None:
         """The graph was changed: what was computed from it is computed again."""
-        for name in ("aliases", "module_calls", "parameter_uses", "methods"):
+        for name in ("named", "aliases", "module_calls", "parameter_uses", "methods", *POSITIONS):
+            vars(self).pop(name, None)
+
+    def moved(self, added: Iterable[fx.Node] = ()) -> None:
+        """Nodes were added or erased and no value changed: only where nodes are is found again."""
+        self.named.update((node.name, node) for node in added)
+        for name in POSITIONS:
             vars(self).pop(name, None)
 
     def module(self, node: fx.Node) -> nn.Module:
@@ -229,7 +288,9 @@ def _structure(model: nn.Module, inputs: Inputs | None) -> _Names:
     if inputs is None:
         required = [p.name for p in signature.parameters.values() if _required(p)]
         return _Names((), {name: Named(name) for name in required}, {})
-    bound = signature.bind(*inputs.args, **inputs.kwargs)
+    # What is no tensor (a cache, a list) stays itself while it is traced, and may be written into.
+    own = inputs.copied()
+    bound = signature.bind(*own.args, **own.kwargs)
     values: dict[str, Tensor] = {}
     kwargs = {name: _named(name, value, values) for name, value in bound.arguments.items()}
     args: tuple[Any, ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -111,19 +110,24 @@ def _recorded(model: nn.Module, inputs: Inputs, wanted: dict[str, nn.Module]) ->
     """Per path the inputs and outputs of each call in one real run."""
     calls: dict[str, list[tuple[Inputs, Any]]] = {path: [] for path in wanted}
     paths = {id(module): path for path, module in wanted.items()}
+    given: list[Inputs] = []
 
-    def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         if id(module) in paths:
-            calls[paths[id(module)]].append((Inputs(args, kwargs), output))
+            given.append(Inputs(args, kwargs).copied())
 
-    # The forward may write into its inputs and its buffers, which are the user's.
-    own = Inputs(*copy.deepcopy((inputs.args, dict(inputs.kwargs))))
-    handle = register_module_forward_hook(record, with_kwargs=True)
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if id(module) in paths:
+            calls[paths[id(module)]].append((given.pop(), output))
+
+    before = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in wanted.values()]
+    after = register_module_forward_hook(leave, with_kwargs=True)
     try:
         with other_buffers(model, Tensor.clone):
-            run(model, own)
+            run(model, inputs.copied())
     finally:
-        handle.remove()
+        for handle in (*before, after):
+            handle.remove()
         # torch forgets to: what is left there makes torch.compile warn of hooks.
-        _global_forward_hooks_with_kwargs.pop(handle.id, None)
+        _global_forward_hooks_with_kwargs.pop(after.id, None)
     return calls

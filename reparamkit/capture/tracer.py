@@ -7,10 +7,12 @@ and computed with, and a branch on a size is taken and recorded as a guard.
 
 from __future__ import annotations
 
+import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -53,7 +55,7 @@ class Frame:
     kwargs: Any = field(default_factory=dict)
     output: Any = None
 
-    @property
+    @cached_property
     def stack(self) -> tuple[Frame, ...]:
         """The calls this one is inside of, from the root's to this one."""
         return (*self.parent.stack, self) if self.parent else (self,)
@@ -173,15 +175,25 @@ def _constant(node: fx.Node, root: nn.Module) -> Tensor | None:
     return found if isinstance(found, Tensor) and found.numel() == 1 else None
 
 
-def _methods(frame: FrameType | None) -> frozenset[tuple[int, str]]:
-    """The methods that are running, forward aside: each its module (by identity) and its name."""
+Method = tuple[nn.Module, str]
+"""A method of one module, by its name."""
+
+
+def _methods(frame: FrameType | None) -> frozenset[Method]:
+    """The methods of the user's modules that are running, forward aside."""
     found = set()
     while frame is not None and frame.f_code is not Tracer.traced_call.__code__:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and frame.f_code.co_name != "forward":
-            found.add((id(owner), frame.f_code.co_name))
+        code = frame.f_code
+        if code.co_varnames[:1] == ("self",) and code.co_name != "forward":
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and _is_users(getattr(type(owner), code.co_name, None)):
+                found.add((owner, code.co_name))
         frame = frame.f_back
     return frozenset(found)
+
+
+def _is_users(method: object) -> bool:
+    return inspect.isfunction(method) and not method.__module__.startswith("torch.")
 
 
 def _needs_values(what: str) -> CaptureError:

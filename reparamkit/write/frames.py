@@ -13,7 +13,7 @@ import itertools
 import linecache
 import operator
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 from typing import Any
@@ -48,8 +48,8 @@ class _Fold:
 
     def run(self) -> fx.Graph:
         self._parameters()
-        for node in self.captured.graph.nodes:
-            if node.op not in ("placeholder", "output") and self.frame in self.captured.frame(node).stack:
+        for node in self.captured.made_in[self.frame]:
+            if node.op not in ("placeholder", "output"):
                 self._node(node)
         self.graph.output(self._mapped(self.frame.output))
         return self.graph
@@ -162,7 +162,7 @@ def fold(captured: Captured, frame: Frame, inlined: frozenset[int]) -> fx.Graph:
 
 
 def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
-    swallowed = [f for f in captured.frames if id(f) in inlined and frame in f.stack]
+    swallowed = [f for f in captured.called_in[frame] if id(f) in inlined]
     for each in (frame, *swallowed):
         where = each.path or "the model"
         if type(each.module).forward.__module__.startswith("torch.nn.modules.") and not list(each.module.children()):
@@ -171,7 +171,7 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
             raise NotFusable(f"{where} has hooks, and its forward would have to be written again")
         if id(each.module) in captured.stateful:
             raise NotFusable(f"the forward of {where} sets attributes of the module")
-    contexts = {n.meta["context"] for n in captured.graph.nodes if frame in captured.frame(n).stack}
+    contexts = {n.meta["context"] for n in captured.made_in[frame]}
     if len(contexts) > 1:
         raise NotFusable(f"the forward of {frame.path or 'the model'} changes autocast or grad mode")
 
@@ -239,25 +239,71 @@ def _imported(module: str, path: str) -> Any:
     return found
 
 
-def regenerated(base: type[nn.Module], written: Method) -> type[nn.Module]:
-    """A subclass of `base`, of its name, with the written forward."""
-    body = {
-        "forward": written.function(),
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        "merged_method": written,
-        "__reduce_ex__": lambda self, protocol: (_rebuilt, (base, written), self.__dict__),
-    }
-    return type(base.__name__, (base,), body)
+class Absent:
+    """Stands for a method that cannot work any more."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        raise AttributeError(self.reason)
 
 
-def _rebuilt(base: type[nn.Module], written: Method) -> nn.Module:
-    cls = regenerated(base, written)
+@dataclass(frozen=True)
+class Changes:
+    """How the class of a module differs from the one the user wrote.
+
+    forward: the written one, None for the user's own. hidden: methods that are not there any more, and why.
+    """
+
+    forward: Method | None = None
+    hidden: tuple[tuple[str, str], ...] = ()
+
+    def applied(self, base: type[nn.Module]) -> type[nn.Module]:
+        """A subclass of `base`, of its name."""
+        body: dict[str, Any] = {
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+            "__reduce_ex__": lambda module, protocol: (_rebuilt, (base, self), module.__dict__),
+            "merged_changes": self,
+        }
+        if self.forward is not None:
+            body["forward"] = self.forward.function()
+        if self.hidden:
+            # An error of a descriptor is lost, since nn.Module looks among its children next.
+            body |= {name: Absent(reason) for name, reason in self.hidden}
+            body["__getattr__"] = _looked_up(base, dict(self.hidden))
+        return type(base.__name__, (base,), body)
+
+
+def _looked_up(base: type[nn.Module], hidden: Mapping[str, str]) -> Callable[[nn.Module, str], Any]:
+    def look_up(self: nn.Module, name: str) -> Any:
+        if name in hidden:
+            raise AttributeError(hidden[name])
+        return base.__getattr__(self, name)
+
+    return look_up
+
+
+def _rebuilt(base: type[nn.Module], changes: Changes) -> nn.Module:
+    cls = changes.applied(base)
     return cls.__new__(cls)
 
 
+def changes_of(module: nn.Module) -> Changes:
+    """How its class was changed so far."""
+    found = vars(type(module)).get("merged_changes", Changes())
+    assert isinstance(found, Changes)
+    return found
+
+
+def change(module: nn.Module, changes: Changes) -> None:
+    """Change the class of a module, from the one the user wrote."""
+    module.__class__ = changes.applied(original_class(module))
+
+
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """The class a regenerated module had before, or its class."""
+    """The class that the user wrote."""
     cls = type(module)
-    return cls.__mro__[1] if "merged_method" in vars(cls) else cls
+    return cls.__mro__[1] if "merged_changes" in vars(cls) else cls
