@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import operator
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank, expect_size
 from ..capture.tracer import Frame
 from ..engine.choose import Site
-from ..engine.methods import unconditional_calls
+from ..engine.flow import branched_on, certain_calls
 from ..engine.placing import Placed, Placement
 from ..engine.scope import innermost, partial_methods
 from ..errors import NotFusable
@@ -224,14 +225,31 @@ def is_swap(captured: Captured, site: Site) -> bool:
 def _decided(captured: Captured, layers: list[fx.Node]) -> bool:
     """Whether some of the modules may run without the others, as a branch was taken in the code that calls them."""
     around = innermost([captured.frame(n) for n in layers])
-    branching = captured.deciding
-    if any(f in branching for n in layers for f in captured.frame(n).stack if around in f.stack and f is not around):
-        return True
-    prefix = f"{around.path}." if around.path else ""
-    always = unconditional_calls(original_class(around.module)) if around in branching else None
-    return always is not None and not all(
-        any(f"{place_of(n).removeprefix(prefix)}.".startswith(f"{path}.") for path in always) for n in layers
+    return not all(
+        _certain(captured, frame, layer, last=layer is layers[-1])
+        for layer in layers
+        for frame in captured.frame(layer).stack
+        if around in frame.stack
     )
+
+
+def _certain(captured: Captured, frame: Frame, layer: fx.Node, last: bool) -> bool:
+    """Whether a call runs the layer on every way through its code, and (but for the last one) only hands its result on
+    to the next.
+    """
+    if frame not in captured.deciding and not _has_flags(frame):
+        return True
+    calls = certain_calls(original_class(frame.module))["always" if last else "once"]
+    place = f"{place_of(layer).removeprefix(f'{frame.path}.' if frame.path else '')}."
+    return any(place.startswith(f"{path}.") for path in calls)
+
+
+def _has_flags(frame: Frame) -> bool:
+    """Whether a branch in its code depends on an argument that is no tensor."""
+    names = branched_on(original_class(frame.module)).get("forward", frozenset())
+    bound = inspect.signature(frame.module.forward).bind(*frame.args, **frame.kwargs)
+    bound.apply_defaults()
+    return any(name in names and not isinstance(value, fx.Node) for name, value in bound.arguments.items())
 
 
 def _read_directly(captured: Captured, layers: list[fx.Node]) -> bool:
