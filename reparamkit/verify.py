@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
 
 from .algebra.operator import Operator
 from .algebra.size import Size, Symbol, roots
 from .capture.buffers import other_buffers
 from .capture.capture import Captured, Inputs, run
+from .capture.trees import leaves
 from .errors import EquivalenceError, GuardError, NotFusable
 from .layers.wide import wide, wide_module
 
@@ -105,7 +105,7 @@ def tensors(output: Any) -> list[Tensor]:
     """All tensors in a nested structure."""
     if hasattr(output, "to_tuple"):
         output = output.to_tuple()
-    return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
 
 
 def undisturbed(model: nn.Module, inputs: Inputs) -> Any:

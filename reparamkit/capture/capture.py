@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
 from .guards import expect
 from .tracer import Frame, Method, Named, Opaque, Tracer, as_fake, attribute
+from .trees import leaves, map_leaves
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Inputs:
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors in them."""
-        return [leaf for leaf in tree_flatten((self.args, dict(self.kwargs)))[0] if isinstance(leaf, Tensor)]
+        return [leaf for leaf in leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
 
     def copied(self) -> Inputs:
         """The same inputs in other memory: a forward may write into its arguments."""
@@ -98,7 +99,7 @@ class Captured:
     @property
     def passed(self) -> set[fx.Node]:
         """Values that are arguments or results of a call that was traced through."""
-        given = tree_flatten([(frame.args, frame.kwargs, frame.output) for frame in self.frames])[0]
+        given = leaves([(frame.args, frame.kwargs, frame.output) for frame in self.frames])
         return {self.current(leaf) for leaf in given if isinstance(leaf, fx.Node)}
 
     @cached_property
@@ -209,7 +210,7 @@ def capture(
     mode = FakeTensorMode(allow_non_fake_inputs=True) if inputs is not None else None
     tracer = Tracer(is_leaf, mode, opaque.values())
     names = _structure(model.get_submodule(path), inputs)
-    values = {} if mode is None else tree_map(as_fake(mode), names.values)
+    values = {} if mode is None else map_leaves(as_fake(mode), names.values)
     try:
         with _state_kept(model) as changed:
             graph = tracer.traced_call(model, path, names.args, names.kwargs, values)
@@ -311,14 +312,16 @@ def _required(parameter: inspect.Parameter) -> bool:
 
 def _named(name: str, value: Any, values: dict[str, Tensor]) -> Any:
     """The argument with names in the place of tensors; `values` receives the tensors."""
-    leaves, spec = tree_flatten(value)
-    if len(leaves) == 1 and leaves[0] is value:
-        if not isinstance(value, Tensor):
-            return value
-        values[name] = value
-        return Named(name)
-    named = [_named(f"{name}_{k}", leaf, values) for k, leaf in enumerate(leaves)]
-    return tree_unflatten(named, spec)
+    numbers = itertools.count()
+
+    def change(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        own = name if leaf is value else f"{name}_{next(numbers)}"
+        values[own] = leaf
+        return Named(own)
+
+    return map_leaves(change, value)
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import Argument, Target
-from torch.utils._pytree import tree_map
 
 from ..errors import CaptureError
 from .buffers import other_buffers
 from .guards import expect, is_guard
+from .trees import map_leaves
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
@@ -34,11 +34,11 @@ UNKNOWN = object()
 """The value of a proxy when there are no example inputs."""
 
 
-@dataclass(frozen=True)
 class Named:
-    """Stands for a tensor among the inputs of the model."""
+    """Stands for a tensor among the inputs of the model. (No dataclass: those are containers.)"""
 
-    name: str
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 @dataclass(eq=False)
@@ -243,12 +243,12 @@ class Tracer(fx.Tracer):
     ) -> tuple[Callable[..., Any], list[Any]]:
         args, kwargs, values = self._call
         frame = self.frames[0]
-        given = tree_map(lambda leaf: self._input(leaf, values), (args, kwargs))
-        frame.args, frame.kwargs = tree_map(as_node, given)
+        given = map_leaves(lambda leaf: self._input(leaf, values), (args, kwargs))
+        frame.args, frame.kwargs = map_leaves(as_node, given)
 
         def forward(root: nn.Module) -> Any:
             output = type(frame.module).forward(frame.module, *given[0], **given[1])
-            frame.output = tree_map(as_node, output)
+            frame.output = map_leaves(as_node, output)
             return output
 
         return forward, [self.root]
@@ -276,7 +276,7 @@ class Tracer(fx.Tracer):
         if self._is_leaf(m):
             return super().call_module(m, forward, args, kwargs)
         outer = self.frame
-        given = tree_map(as_node, (args, kwargs))
+        given = map_leaves(as_node, (args, kwargs))
         frame = Frame(self.path_of_module(m), m, outer, *given)
         self.frames.append(frame)
         self.frame = frame
@@ -287,7 +287,7 @@ class Tracer(fx.Tracer):
             raise
         finally:
             self.frame = outer
-        frame.output = tree_map(as_node, output)
+        frame.output = map_leaves(as_node, output)
         return output
 
     def create_node(self, kind: str, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
@@ -321,7 +321,7 @@ class Tracer(fx.Tracer):
 
     def _value(self, node: fx.Node, mode: FakeTensorMode) -> Any:
         recorded = self.outputs.get(id(self.root.get_submodule(str(node.target)))) if node.op == "call_module" else None
-        return tree_map(as_fake(mode), recorded.pop(0)) if recorded else evaluate_node(node, self.root, mode)
+        return map_leaves(as_fake(mode), recorded.pop(0)) if recorded else evaluate_node(node, self.root, mode)
 
     def real(self, node: fx.Node) -> Tensor | None:
         """The real value of a node that depends on parameters and buffers only, if it is one number."""
@@ -363,7 +363,7 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
     # A norm in training mode counts its batches in a buffer, and may read the count.
     with torch.no_grad(), other_buffers(module, Tensor.clone), mode:
         if node.op == "get_attr":
-            return tree_map(as_fake(mode), attribute(root, str(node.target)))
+            return map_leaves(as_fake(mode), attribute(root, str(node.target)))
         if node.op == "call_module":
             return module(*args, **kwargs)
         if node.op == "call_method":

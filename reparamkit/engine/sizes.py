@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils._pytree import tree_flatten
 
 from ..algebra.size import Size
 from ..capture.capture import Captured
 from ..capture.tracer import Frame
+from ..capture.trees import leaves
 from .reading import Reading, Shape, reads_rank
 
 SHAPE_ARGUMENTS = frozenset({"reshape", "view", "expand", "unflatten"})
@@ -87,8 +87,8 @@ class _Sizes:
 
     def _visible(self, frame: Frame) -> list[fx.Node]:
         """Values that the code of a call can see, in program order."""
-        given = tree_flatten((frame.args, frame.kwargs))[0]
-        below = tree_flatten(self.below.get(frame, []))[0]
+        given = leaves((frame.args, frame.kwargs))
+        below = leaves(self.below.get(frame, []))
         nodes = [n for n in (*given, *below, *self.own.get(frame, [])) if isinstance(n, fx.Node)]
         # What nothing reads has left the graph, though a call still returns it.
         found = {self.captured.current(n) for n in nodes}.intersection(self.order, self.reading.shapes)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
 
 from ..capture.capture import Captured
 from ..capture.guards import expect_rank
 from ..capture.tracer import Frame
+from ..capture.trees import leaves
 from ..engine.scope import innermost, partial_methods
 from ..errors import NotFusable
 from .frames import change, changes_of, fold, method, original_class
@@ -80,8 +80,8 @@ class Finisher:
         written = self.inlined | self.frames.keys()
         left = {id(f) for f, nodes in self.captured.made_in.items() if nodes} - self.inlined
         calls = [f for f in self.captured.frames if id(f.parent) in written and id(f) in left]
-        leaves = tree_flatten([(f.args, f.kwargs) for f in calls])[0]
-        return {self.captured.current(leaf) for leaf in leaves if isinstance(leaf, fx.Node)}
+        given = leaves([(f.args, f.kwargs) for f in calls])
+        return {self.captured.current(leaf) for leaf in given if isinstance(leaf, fx.Node)}
 
     def rewrite(self, frame: Frame, members: Iterable[fx.Node]) -> None:
         """The method of this call will be written again, and what the members are in goes into it."""

@@ -18,17 +18,21 @@ from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 from typing import Any
 
+import torch
+import torch.fx.immutable_collections
 from torch import fx, nn
-from torch.utils._pytree import tree_map
 
 from ..capture.capture import Captured
 from ..capture.guards import expect
 from ..capture.tracer import Frame
+from ..capture.trees import fields_of, is_record
 from ..engine.scope import has_hooks
 from ..engine.sizes import size_of
 from ..errors import NotFusable
 
 PLAIN = (bool, int, float, str, type(None))
+WRITABLE = (*PLAIN, complex, torch.dtype, torch.device, torch.memory_format, torch.layout, type(...))
+"""What is no container and can be written as code."""
 _files = itertools.count()
 
 
@@ -120,7 +124,6 @@ class _Fold:
         self._result(call, child.output)
 
     def _result(self, call: fx.Node, output: Any) -> None:
-
         if isinstance(output, fx.Node):
             self.here.setdefault(self.captured.current(output), call)
         elif isinstance(output, (list, tuple, Mapping)):
@@ -129,8 +132,29 @@ class _Fold:
                 self._result(self.graph.call_function(operator.getitem, (call, key)), value)
 
     def _mapped(self, value: Any) -> Any:
+        """A value that the code hands on: nodes are found here, and containers are made anew."""
+        if isinstance(value, fx.Node):
+            return self._argument(value)
+        if isinstance(value, slice):
+            return slice(*(self._mapped(each) for each in (value.start, value.stop, value.step)))
+        if isinstance(value, (list, tuple)):
+            parts = [self._mapped(each) for each in value]
+            named = hasattr(value, "_fields")
+            return type(value)(*parts) if named else parts if isinstance(value, list) else tuple(parts)
+        if isinstance(value, Mapping) or is_record(value):
+            items = dict(value) if isinstance(value, Mapping) else fields_of(value)
+            return self._made(type(value), {name: self._mapped(each) for name, each in items.items()})
+        if isinstance(value, WRITABLE):
+            return value
+        raise NotFusable(f"the code of '{self.frame.path}' hands on a {type(value).__name__}, which cannot be written")
 
-        return tree_map(lambda leaf: self._argument(leaf) if isinstance(leaf, fx.Node) else leaf, value)
+    def _made(self, kind: type, items: dict[Any, Any]) -> Any:
+        """A dictionary, or an object that is made from its entries."""
+        if issubclass(dict, kind) or kind is fx.immutable_collections.immutable_dict:
+            return items
+        if not all(isinstance(name, str) for name in items):
+            raise NotFusable(f"a {kind.__name__} whose keys are not names cannot be written")
+        return self.graph.call_function(kind, (), items)
 
     def _argument(self, node: fx.Node) -> Any:
         node = self.captured.current(node)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_flatten
 
 from ..algebra.size import Symbol
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank, expect_size
 from ..capture.tracer import Frame
+from ..capture.trees import leaves
 from ..engine.choose import Site
 from ..engine.flow import branched_on, certain_calls
 from ..engine.placing import Placed, Placement
@@ -105,7 +105,7 @@ class Splicer:
     def _reaches(self, frame: Frame, node: fx.Node) -> bool:
         """Whether the code of a call can see a value: it made it, or got it as an argument."""
         given = {
-            self.current(leaf) for leaf in tree_flatten((frame.args, frame.kwargs))[0] if isinstance(leaf, fx.Node)
+            self.current(leaf) for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)
         }
         return node in given or frame in self.captured.frame(node).stack
 
