@@ -220,7 +220,7 @@ def _rule(rule: Rule | str) -> Rule:
 
 def _fused(model: nn.Module, request: Request) -> nn.Module:
     private = model if request.inplace else _sharing_copy(model)
-    parts = capture_parts(private, request.inputs, _is_leaf)
+    parts = capture_parts(private, request.inputs, _is_leaf, whole=request.as_graph)
     if request.as_graph and parts.opaque:
         path, reason = next(iter(parts.opaque.items()))
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
@@ -319,7 +319,7 @@ def _owning(model: nn.Module) -> nn.Module:
 
 def _is_leaf(module: nn.Module) -> bool:
     """Modules the graph calls instead of tracing through: torch's own layers, and those with a reader."""
-    if READERS.of_module(module) is not None:
+    if READERS.of_module(module) is not None or isinstance(module, torch.jit.ScriptModule):
         return True
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         return False

@@ -56,6 +56,7 @@ class Captured:
     replaced: merged values -> the nodes that have them now.
     constants: values that depend on parameters and buffers only.
     watched: values whose shape the model's own code reads, though the graph does not any more.
+    times: how often a run of the model runs this graph.
     """
 
     root: nn.Module
@@ -68,6 +69,7 @@ class Captured:
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     constants: set[fx.Node] = field(default_factory=set)
     watched: dict[fx.Node, object] = field(default_factory=dict)
+    times: int = 1
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""
@@ -201,13 +203,15 @@ def capture(
     inputs: Inputs | None,
     is_leaf: Callable[[nn.Module], bool],
     opaque: Mapping[str, Opaque],
+    sized: bool = True,
 ) -> Captured:
     """Trace the submodule at `path` of `model` (in place: it is a private copy).
 
-    opaque: modules to call and not to trace, by path.
+    opaque: modules to call and not to trace, by path. sized: use the sizes of the inputs, which are those of any call.
     Raises `CaptureError` if its forward cannot be traced, saying where and what to do.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if inputs is not None else None
+    sized = sized and inputs is not None
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if sized else None
     tracer = Tracer(is_leaf, mode, opaque.values())
     names = _structure(model.get_submodule(path), inputs)
     values = {} if mode is None else map_leaves(as_fake(mode), names.values)
@@ -217,7 +221,7 @@ def capture(
             named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     except Exception as error:
         raise _capture_error(tracer, path, inputs, error) from error
-    tier = "symbolic" if inputs is None else "values"
+    tier = "values" if sized else "symbolic"
     return Captured(
         model, graph, tracer.frames, tier, changed, held=_missing(model, named), attributes=frozenset(named)
     )
@@ -227,7 +231,8 @@ def capture(
 def _state_kept(model: nn.Module) -> Iterator[set[int]]:
     """Undo what a forward does to its modules while it is traced; yields the modules (ids) that were changed."""
     tables = ("_parameters", "_buffers", "_modules")
-    before = [(m, dict(vars(m)), {t: dict(vars(m)[t]) for t in tables}) for m in model.modules()]
+    modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    before = [(m, dict(vars(m)), {t: dict(vars(m)[t]) for t in tables}) for m in modules]
     changed: set[int] = set()
     try:
         yield changed

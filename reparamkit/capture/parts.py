@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
+from torch.utils._pytree import tree_flatten
 
 from ..errors import CaptureError
 from .buffers import other_buffers
@@ -26,9 +28,11 @@ class Parts:
     opaque: dict[str, str] = field(default_factory=dict)
 
 
-def capture_parts(model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn.Module], bool]) -> Parts:
+def capture_parts(
+    model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn.Module], bool], whole: bool = False
+) -> Parts:
     """Trace `model` (in place: it is a private copy); a module that cannot be traced stays a call, and the modules
-    inside it are traced by themselves.
+    inside it are traced by themselves. So is a module that is called several times, unless the `whole` is wanted.
 
     Raises `CaptureError` if nothing can be traced.
     """
@@ -41,7 +45,9 @@ def capture_parts(model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn
         seen.add(path)
         found = _Part(model, path, given, is_leaf, parts.opaque)
         try:
-            parts.captured.append(found.capture())
+            captured = found.capture()
+            shared = [] if whole or inputs is None else list(_shared(model, captured, inputs, is_leaf))
+            parts.captured += [found.around(shared) if shared else captured, *shared]
         except CaptureError as error:
             first = first or error
         queue += [inner for name in found.opaque for inner in _inside(model, name, found, inputs)]
@@ -76,11 +82,56 @@ class _Part:
                 if where == self.path:
                     raise
 
+    def around(self, shared: Sequence[Captured]) -> Captured:
+        """Trace once more, and only call what was captured by itself."""
+        for each in shared:
+            path = each.frames[0].path
+            self.opaque[path] = Opaque(self.model.get_submodule(path), self._outputs(path))
+        return self.capture()
+
     def _outputs(self, path: str) -> list[Any]:
         if self.inputs is None or path == self.path:
             return []
         entry, module = self.model.get_submodule(self.path), self.model.get_submodule(path)
         return [output for _, output in _recorded(entry, self.inputs, {path: module})[path]]
+
+
+def _shared(
+    model: nn.Module, captured: Captured, inputs: Inputs, is_leaf: Callable[[nn.Module], bool]
+) -> Iterator[Captured]:
+    """The modules that are called several times and always alike, the outermost ones, each captured for all its calls:
+    with free sizes.
+    """
+    counts = Counter(frame.module for frame in captured.frames)
+    repeated = {
+        frame.path: frame.module
+        for frame in captured.frames
+        if counts[frame.module] > 1
+        and any(True for _ in frame.module.parameters())
+        and all(counts[outer.module] == 1 for outer in frame.stack[:-1])
+    }
+    calls = _recorded(model, inputs, repeated) if repeated else {}
+    for path, found in calls.items():
+        given = [each for each, _ in found]
+        if all(_alike(given[0], each) for each in given[1:]):
+            with suppress(CaptureError):
+                part = capture(model, path, given[0], is_leaf, {}, sized=False)
+                part.times = len(found)
+                yield part
+
+
+def _alike(a: Inputs, b: Inputs) -> bool:
+    """Whether two calls differ in tensors only."""
+    plain = [tree_flatten((each.args, dict(each.kwargs))) for each in (a, b)]
+    (ours, shape), (theirs, other) = plain
+    pairs = zip(ours, theirs, strict=False)
+    return shape == other and all(
+        isinstance(x, Tensor) and isinstance(y, Tensor) if isinstance(x, Tensor) else _equal(x, y) for x, y in pairs
+    )
+
+
+def _equal(x: object, y: object) -> bool:
+    return isinstance(x, (bool, int, float, str, type(None))) and type(x) is type(y) and x == y
 
 
 def _inside(model: nn.Module, path: str, part: _Part, inputs: Inputs | None) -> Iterator[tuple[str, Inputs | None]]:

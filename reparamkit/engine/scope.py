@@ -67,9 +67,10 @@ class Scope:
         calls = max(self.captured.module_calls[id(m)] for m in modules if _has_state(m) or m is modules[0])
         if calls > 1:
             return f"its module is called at {calls} places: a merge would change all of them"
-        run = self.calls.get(str(node.target), calls) if _has_state(modules[-1]) else calls
-        if run != calls:
-            return f"its module is called {run} times in a run, and {calls} times in what could be captured"
+        traced = calls * self.captured.times
+        run = self.calls.get(str(node.target), traced) if _has_state(modules[-1]) else traced
+        if run != traced:
+            return f"its module is called {run} times in a run, and {traced} times in what could be captured"
         return None
 
     def _tied(self, node: fx.Node) -> str | None:
