@@ -56,7 +56,7 @@ class Captured:
     replaced: merged values -> the nodes that have them now.
     constants: values that depend on parameters and buffers only.
     watched: values whose shape the model's own code reads, though the graph does not any more.
-    times: how often a run of the model runs this graph.
+    times: how often a run of the model runs this graph. why: it is not part of the graph around it.
     """
 
     root: nn.Module
@@ -70,6 +70,7 @@ class Captured:
     constants: set[fx.Node] = field(default_factory=set)
     watched: dict[fx.Node, object] = field(default_factory=dict)
     times: int = 1
+    why: str = ""
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""

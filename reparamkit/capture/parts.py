@@ -36,10 +36,10 @@ def capture_parts(
 
     Raises `CaptureError` if nothing can be traced.
     """
-    parts, queue, first = Parts(), deque([("", inputs)]), None
+    parts, queue, first = Parts(), deque([("", inputs, "")]), None
     seen: set[str] = set()
     while queue:
-        path, given = queue.popleft()
+        path, given, why = queue.popleft()
         if path in seen:
             continue
         seen.add(path)
@@ -47,10 +47,14 @@ def capture_parts(
         try:
             captured = found.capture()
             shared = [] if whole or inputs is None else list(_shared(model, captured, inputs, is_leaf))
-            parts.captured += [found.around(shared) if shared else captured, *shared]
+            captured = found.around(shared) if shared else captured
+            captured.why = why
+            parts.captured += [captured, *shared]
         except CaptureError as error:
             first = first or error
-        queue += [inner for name in found.opaque for inner in _inside(model, name, found, inputs)]
+        for name in found.opaque.keys() & parts.opaque.keys():
+            reason = f"'{name or 'the model'}' around it cannot be traced"
+            queue += [(inner, given, reason) for inner, given in _inside(model, name, found, inputs)]
     if not parts.captured:
         assert first is not None
         raise first
@@ -116,7 +120,7 @@ def _shared(
         if all(_alike(given[0], each) for each in given[1:]):
             with suppress(CaptureError):
                 part = capture(model, path, given[0], is_leaf, {}, sized=False)
-                part.times = len(found)
+                part.times, part.why = len(found), f"it is called {len(found)} times in a run"
                 yield part
 
 
