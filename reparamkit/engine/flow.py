@@ -31,6 +31,13 @@ def _names(node: ast.AST) -> set[str]:
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 
+def _locals(tree: ast.AST) -> frozenset[str]:
+    """Arguments but for self, and variables."""
+    arguments = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return frozenset((arguments | stored) - {"self"})
+
+
 @per_class
 def certain_calls(cls: type) -> dict[str, frozenset[str]]:
     """Of a class's forward the paths of the modules it calls whatever its branches are ("always": none if it may
@@ -39,7 +46,7 @@ def certain_calls(cls: type) -> dict[str, frozenset[str]]:
     tree = source(cls.forward)  # type: ignore[attr-defined]
     if tree is None:
         return {"always": frozenset(), "once": frozenset()}
-    flow = _Flow()
+    flow = _Flow(_locals(tree))
     flow.visit(tree)
     always = frozenset() if flow.returns_early else frozenset(flow.always)
     return {"always": always, "once": always - flow.exposed}
@@ -47,12 +54,13 @@ def certain_calls(cls: type) -> dict[str, frozenset[str]]:
 
 @dataclass
 class _Flow(ast.NodeVisitor):
-    """Follows the statements in order.
+    """Follows the statements in order. A branch on attributes of the module alone is none: they were so in the trace.
 
-    depth: in how many branches. holding: per variable the layers whose result it may have. read: the layers whose
-    result was read from a variable. exposed: those whose result is read again, or in a branch.
+    own: the local names. depth: in how many branches. holding: per variable the layers whose result it may have.
+    read: the layers whose result was read from a variable. exposed: those whose result is read again, or in a branch.
     """
 
+    own: frozenset[str]
     depth: int = 0
     holding: dict[str, set[str]] = field(default_factory=dict)
     always: set[str] = field(default_factory=set)
@@ -62,8 +70,8 @@ class _Flow(ast.NodeVisitor):
 
     def visit(self, node: ast.AST) -> None:
         """Any node."""
-        if isinstance(node, BRANCHES):
-            test = getattr(node, "test", None)
+        test = getattr(node, "test", None)
+        if isinstance(node, BRANCHES) and not self.own.isdisjoint(_names(test or node)):
             if test is not None:
                 self.visit(test)
             self.depth += 1

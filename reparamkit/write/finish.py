@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
-from ..capture.guards import expect_rank
+from ..capture.guards import expect, expect_rank
 from ..capture.tracer import Frame
 from ..capture.trees import leaves
+from ..engine.choose import Site
 from ..engine.scope import innermost, partial_methods
 from ..errors import NotFusable
 from .frames import change, changes_of, fold, method, original_class
@@ -64,9 +65,16 @@ class Finisher:
             if frame in inner.stack and inner is not frame
         }
 
-    def check(self, frame: Frame, members: Iterable[fx.Node]) -> None:
-        """Raises `NotFusable` if the frame cannot be written again."""
-        method(fold(self.captured, frame, frozenset(self.inlined | self.below(frame, members))))
+    def check(self, frame: Frame, site: Site) -> None:
+        """Raises `NotFusable` if the frame cannot be written again, or would take fewer sizes than the merge needs."""
+        graph = fold(self.captured, frame, frozenset(self.inlined | self.below(frame, site.members)))
+        size = next(filter(None, map(_literal_size, graph.nodes)), None)
+        if size is not None and site.placed is not None and not site.placed.form.guards:
+            raise NotFusable(
+                f"the code of {frame.path or 'the model'} takes the size {size} as a plain number: written again,"
+                " it would refuse all others"
+            )
+        method(graph)
 
     def touches(self, members: Iterable[fx.Node]) -> bool:
         """Whether code that calls some of these members is written again."""
@@ -261,6 +269,13 @@ class Finisher:
             _delete(self.captured.root, path)
         elif not isinstance(module, nn.Sequential):
             _set(self.captured.root, path, _container(module))
+
+
+def _literal_size(node: fx.Node) -> int | None:
+    """The size that a check in generated code insists on, as the code computed with it as a plain number."""
+    known = node.args[1] if node.target is expect else None
+    size = isinstance(known, int) and not isinstance(known, bool) and node.all_input_nodes[0].op != "placeholder"
+    return known if size else None  # type: ignore[return-value]
 
 
 def _targets(written: Written) -> set[str]:

@@ -103,13 +103,13 @@ class Writer:
     def check(self, site: Site) -> None:
         """Raises `NotFusable` if a site cannot be written."""
         if not (self.as_graph or is_chain(self.captured, site)):
-            self.finisher.check(innermost([self.captured.frame(m) for m in site.members]), site.members)
+            self.finisher.check(innermost([self.captured.frame(m) for m in site.members]), site)
 
     def admit(self, site: Site) -> bool:
         """Mark the site's method to be written again, if it can be."""
         frame = innermost([self.captured.frame(m) for m in site.members])
         try:
-            self.finisher.check(frame, site.members)
+            self.finisher.check(frame, site)
         except NotFusable as no:
             self.refuse(site.value, no.reason)
             return False
