@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
 from torch.utils._pytree import tree_flatten
 
-from ..errors import CaptureError
+from ..errors import CaptureError, InvalidInputError
 from .buffers import other_buffers
 from .capture import Captured, Inputs, capture, run
 from .tracer import Opaque
@@ -180,6 +180,11 @@ def _recorded(model: nn.Module, inputs: Inputs, wanted: dict[str, nn.Module]) ->
     try:
         with other_buffers(model, Tensor.clone):
             run(model, inputs.copied())
+    except Exception as error:
+        raise InvalidInputError(
+            f"a copy of the model fails on the example inputs ({type(error).__name__}: {error}), as code outside of it"
+            " works on the original (a hook?): pass inplace=True"
+        ) from error
     finally:
         for handle in (*before, after):
             handle.remove()
