@@ -46,10 +46,9 @@ def capture_parts(
         found = _Part(model, path, given, is_leaf, parts.opaque)
         try:
             captured = found.capture()
-            shared = [] if whole or inputs is None else list(_shared(model, captured, inputs, is_leaf))
-            captured = found.around(shared) if shared else captured
-            captured.why = why
-            parts.captured += [captured, *shared]
+            split = [captured] if whole or inputs is None else _split(found, captured, inputs)
+            split[0].why = why
+            parts.captured += split
         except CaptureError as error:
             first = first or error
         for name in found.opaque.keys() & parts.opaque.keys():
@@ -100,6 +99,15 @@ class _Part:
         return [output for _, output in _recorded(entry, self.inputs, {path: module})[path]]
 
 
+def _split(part: _Part, captured: Captured, inputs: Inputs) -> list[Captured]:
+    """The graph of a part, and of the modules it calls several times."""
+    shared = list(_shared(part.model, captured, inputs, part.is_leaf))
+    try:
+        return [part.around(shared), *shared] if shared else [captured]
+    except CaptureError:
+        return [captured]
+
+
 def _shared(
     model: nn.Module, captured: Captured, inputs: Inputs, is_leaf: Callable[[nn.Module], bool]
 ) -> Iterator[Captured]:
@@ -117,7 +125,7 @@ def _shared(
     calls = _recorded(model, inputs, repeated) if repeated else {}
     for path, found in calls.items():
         given = [each for each, _ in found]
-        if all(_alike(given[0], each) for each in given[1:]):
+        if given and all(_alike(given[0], each) for each in given[1:]):
             with suppress(CaptureError):
                 part = capture(model, path, given[0], is_leaf, {}, sized=False)
                 part.times, part.why = len(found), f"it is called {len(found)} times in a run"
