@@ -1,7 +1,7 @@
 """How the time to fuse grows with a model: ``python benchmarks/growth.py`` writes benchmarks/results/growth.md.
 
 Chains of equal blocks, with random batch-norm statistics. Fusing a block must cost the same in a long chain as in a
-short one. ``capture`` is what torch.fx.symbolic_trace and copy.deepcopy of the same model take together.
+short one.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def chain(block: Callable[[], nn.Module], length: int) -> nn.Module:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """The time of one call."""
-    start = time.perf_counter()
+    """The processor time of one call, which other programs on the machine do not count in."""
+    start = time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def line(kind: str, length: int) -> str:
@@ -77,7 +77,8 @@ def line(kind: str, length: int) -> str:
 
 HEAD = """# Time to fuse a chain, per block
 
-`python benchmarks/growth.py`, one thread; milliseconds per block. `capture`: torch.fx.symbolic_trace and copy.deepcopy.
+`python benchmarks/growth.py`; milliseconds of processor time per block, one thread.
+`capture`: torch.fx.symbolic_trace and copy.deepcopy.
 
 | block | blocks | capture | fuse, verify=False | fuse | fuse / capture |
 |---|---|---|---|---|---|
@@ -92,11 +93,11 @@ def main() -> None:
     torch.set_num_threads(1)
     sys.setrecursionlimit(10_000)
     rows = []
-    for kind in BLOCKS:
-        for length in options.sizes:
+    for length in options.sizes:
+        for kind in BLOCKS:
             rows.append(line(kind, length))
             print(rows[-1], end="", flush=True)
-    options.results.write_text(HEAD + "".join(rows))
+            options.results.write_text(HEAD + "".join(rows))
 
 
 if __name__ == "__main__":
