@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,7 +18,7 @@ from ..engine.choose import Site
 from ..engine.scope import innermost, partial_methods
 from ..errors import NotFusable
 from .frames import change, changes_of, fold, method, original_class
-from .hidden import Hidden, because, hide_broken
+from .hidden import Hidden, because, hide_broken, upwards
 from .splice import Written, place_of
 
 
@@ -148,10 +148,10 @@ class Finisher:
 
     def _move_layers(self) -> None:
         """Give every merged layer the place of the layer it stands for, as high as that place is free."""
-        live = {outer for path in self._live() for outer in _upwards(path)}
+        live = {outer for path in self._live() for outer in upwards(path)}
         for name, (path, frame) in self.moves.items():
             target = self._place(path, frame, live)
-            live.update(_upwards(target))
+            live.update(upwards(target))
             _set(self.captured.root, target, self.captured.held.pop(name))
             self.dead.discard(target)
             self._retarget(name, target)
@@ -160,7 +160,7 @@ class Finisher:
         """Paths of modules, parameters and buffers that something still uses."""
         names = {name for name, _ in self.captured.root.named_modules() if name}
         swallowed = {f.path for f in self.captured.frames if id(f) in self.inlined}
-        kept = {n for n in names if n not in swallowed and self.dead.isdisjoint(_upwards(n))}
+        kept = {n for n in names if n not in swallowed and self.dead.isdisjoint(upwards(n))}
         return kept | self.captured.targets.keys()
 
     def _place(self, path: str, frame: Frame, live: set[str]) -> str:
@@ -286,13 +286,6 @@ def _container(module: nn.Module) -> nn.Sequential:
     made = nn.Sequential(OrderedDict(module._modules.items()))  # type: ignore[arg-type]
     made._parameters, made._buffers = module._parameters, module._buffers
     return made.train(module.training)
-
-
-def _upwards(path: str) -> Iterator[str]:
-    """A path and those of the modules around it."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
 
 
 def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:

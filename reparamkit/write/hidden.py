@@ -56,7 +56,7 @@ def _reasons(module: nn.Module, paths: frozenset[str], gone: set[str], hidden: H
     for path in sorted(paths):
         owner, _, name = path.removesuffix("()").rpartition(".")
         inside = [inner for inner in gone if name == "**" and f"{inner}.".startswith(f"{owner}." if owner else "")]
-        if any(outer in gone for outer in _outer(owner)) or inside:
+        if any(outer in gone for outer in upwards(owner)) or inside:
             yield f"'{min(inside, default=owner)}', which was merged"
         elif path.endswith("()") and path[:-2] in gone and _at(module, path[:-2]) is None:
             yield f"'{path[:-2]}', which was merged"
@@ -79,7 +79,8 @@ def _replaced(before: nn.Module, now: nn.Module | None) -> bool:
     return now is None or not (isinstance(now, type(before)) or isinstance(before, type(now)))
 
 
-def _outer(path: str) -> Iterator[str]:
+def upwards(path: str) -> Iterator[str]:
+    """A path and those of the modules around it."""
     while path:
         yield path
         path = path.rpartition(".")[0]
