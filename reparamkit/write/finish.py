@@ -237,7 +237,7 @@ class Finisher:
 
     def _is_old(self, path: str, merged: frozenset[str]) -> bool:
         """Whether a path still is that of the model's own module, and not of one inside a merged layer."""
-        return merged.isdisjoint(_upwards(path.rpartition(".")[0])) and _exists(self.captured.root, path)
+        return merged.isdisjoint(upwards(path.rpartition(".")[0])) and _exists(self.captured.root, path)
 
     def _used(self) -> dict[str, set[str]]:
         """Per module the names of the children and tensors that the graph uses."""
