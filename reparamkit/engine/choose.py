@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -321,7 +322,17 @@ class _Chooser:
             refused = {site.merge for site in plan.sites if not self._can_be_written(site)}
             if not refused:
                 return plan
-            self.banned |= refused
+            self._drop(refused)
+
+    def _drop(self, merges: set[_Merge]) -> None:
+        """Forget merges that cannot be written, and all prices, which may have counted on them."""
+        for node, _ in merges:
+            self.options[node] = [o for o in self.options[node] if (node, o.members) not in merges]
+        self.totals.clear()
+        for option in itertools.chain(self.computed.values(), *self.options.values()):
+            option.price = None
+        for node in self.captured.graph.nodes:
+            self.total(node)
 
     def _can_be_written(self, site: Site) -> bool:
         if site.merge not in self.tried:
