@@ -136,6 +136,8 @@ def _torchvision(kind: str, name: str) -> Entry:
 
         options: dict[str, Any] = {"weights_backbone": None} if kind in ("segmentation.", "detection.") else {}
         options |= {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        # Detectors scale every image up to 800 pixels otherwise.
+        options |= {"min_size": 160, "max_size": 320} if name.endswith("resnet50_fpn") else {}
         return models.get_model(name, weights=None, **options)  # type: ignore[no-any-return]
 
     usual = {"inception_v3": 299, "maxvit_t": 224, "vit_b_32": 224, "swin_t": 224, "swin_v2_t": 256}.get(name, 160)

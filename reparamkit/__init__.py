@@ -9,6 +9,7 @@ from .algebra.build import scale as scale
 from .algebra.form import Form as Form
 from .algebra.probe import probe as probe
 from .errors import CaptureError as CaptureError
+from .errors import CoverageError as CoverageError
 from .errors import EquivalenceError as EquivalenceError
 from .errors import GuardError as GuardError
 from .errors import InvalidInputError as InvalidInputError

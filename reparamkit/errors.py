@@ -4,6 +4,7 @@
     ├── InvalidInputError      the model or the example inputs cannot be used at all
     ├── CaptureError           the model's forward cannot be traced
     ├── RuleError              a rule or reader is malformed, or its name is taken
+    ├── CoverageError          less was merged than `min_coverage` asks for
     ├── EquivalenceError       a merged piece does not equal the piece it replaces
     ├── GuardError             a fused model is called with sizes it was not proved for
     └── NotFusable             the one way to say "no" below the engine; recorded as a refusal
@@ -30,6 +31,10 @@ class CaptureError(ReparamkitError):
 
 class RuleError(ReparamkitError, ValueError):
     """A rule or reader is refused when it is declared."""
+
+
+class CoverageError(ReparamkitError):
+    """Too many mergeable layers were left as they are; the message names them and the reasons."""
 
 
 class EquivalenceError(ReparamkitError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,11 +24,11 @@ from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Everything, Scope, matches
 from .engine.sizes import read_early
-from .errors import CaptureError, EquivalenceError, InvalidInputError
+from .errors import CaptureError, CoverageError, EquivalenceError, InvalidInputError
 from .inputs import Example, checked_inputs, checked_model
 from .layers.price import OBJECTIVES
 from .layers.registry import READERS
-from .record import Sketch, marked, pictures, sketch
+from .record import Sketch, described, marked, pictures, sketch
 from .report import Picture, Report
 from .rules.builtin import RULES
 from .rules.rule import Registry, Rule
@@ -36,6 +37,7 @@ from .verify import AMPLIFIED, Piece, Verification, check, compare, sensitivity,
 from .write.splice import Written
 from .write.write import Done, Prove, Writer
 
+LOG = logging.getLogger("reparamkit")
 REPORT = "_reparamkit_report"
 
 
@@ -51,6 +53,7 @@ class Request:
     verify: bool
     inplace: bool
     as_graph: bool
+    min_coverage: float
 
     @property
     def inputs(self) -> Inputs | None:
@@ -77,6 +80,7 @@ def fuse(
     verify: bool = True,
     inplace: bool = False,
     as_graph: bool = False,
+    min_coverage: float = 0.0,
 ) -> nn.Module:
     """The same model with fewer operations and the same outputs.
 
@@ -99,10 +103,14 @@ def fuse(
         verify: run the proofs. Without them a merge is only as good as the algebra.
         inplace: change `model` itself, which saves the memory of a copy.
         as_graph: return a flat torch.fx.GraphModule.
+        min_coverage: the share of the mergeable layers, from 0 to 1, that has to be merged (`Report.coverage`).
+
+    What was done is logged under "reparamkit": a line per call (INFO), a line per merge and refusal (DEBUG).
 
     Raises:
         InvalidInputError: the model or the inputs cannot be used.
         CaptureError: the model's forward cannot be traced; the message says what to do.
+        CoverageError: less was merged than `min_coverage`; names the layers. (With `inplace`, the model is fused.)
         EquivalenceError: a merge is not equal to what it replaces; names the site. Nothing is returned.
         RuleError: an unknown rule, or a rule that returns no module.
     """
@@ -119,6 +127,7 @@ def fuse(
         verify,
         inplace,
         as_graph,
+        min_coverage,
     )
     # What is made under inference mode could not be trained, exported or changed later.
     with torch.inference_mode(False), torch.no_grad():
@@ -173,7 +182,10 @@ def _request(
     verify: bool,
     inplace: bool,
     as_graph: bool,
+    min_coverage: float,
 ) -> Request:
+    if not 0 <= min_coverage <= 1:
+        raise InvalidInputError(f"min_coverage={min_coverage!r}: give a share from 0 to 1")
     if objective not in OBJECTIVES:
         raise InvalidInputError(f"objective={objective!r}: choose one of {', '.join(OBJECTIVES)}")
     chosen = _chosen(rules, extra_rules, without)
@@ -187,6 +199,7 @@ def _request(
         verify,
         inplace,
         as_graph,
+        min_coverage,
     )
 
 
@@ -220,7 +233,7 @@ def _rule(rule: Rule | str) -> Rule:
 
 def _fused(model: nn.Module, request: Request) -> nn.Module:
     private = model if request.inplace else _sharing_copy(model)
-    parts = capture_parts(private, request.inputs, _is_leaf)
+    parts = capture_parts(private, request.inputs, _is_leaf, whole=request.as_graph)
     if request.as_graph and parts.opaque:
         path, reason = next(iter(parts.opaque.items()))
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
@@ -239,11 +252,30 @@ def _fused(model: nn.Module, request: Request) -> nn.Module:
     made = summarize(works, parts, before, after, error, {rule.name: rule.equation for rule in request.rules})
     made = replace(
         made,
+        parts=tuple(described(part, drawn) for part, drawn in zip(parts.captured, original, strict=True)),
         graph_before=marked(original, _sites(works, lambda done: done.site.members)),
         graph_after=marked(_sketches(readings), _sites(works, lambda done: done.nodes)),
     )
     object.__setattr__(fused, REPORT, made)
+    _tell(made)
+    _check_coverage(made, request.min_coverage)
     return fused
+
+
+def _tell(made: Report) -> None:
+    LOG.info("%s: %s; merged %s", made.model, made.summary, made.coverage)
+    for merge in made.merges:
+        LOG.debug("merged %s into %s (%s)", ", ".join(merge.members), merge.path, ", ".join(merge.rules))
+    for refusal in made.refusals:
+        LOG.debug("left %s (%s): %s", refusal.path, refusal.layer, refusal.reason)
+
+
+def _check_coverage(made: Report, wanted: float) -> None:
+    if made.coverage.share < wanted:
+        left = "\n".join(f"  {refusal.path} ({refusal.layer}): {refusal.reason}" for refusal in made.refusals)
+        raise CoverageError(
+            f"merged {made.coverage}, and min_coverage={wanted} asks for more; left as they are:\n{left}"
+        )
 
 
 def _readings(parts: Parts, request: Request) -> list[Reading]:
@@ -319,7 +351,7 @@ def _owning(model: nn.Module) -> nn.Module:
 
 def _is_leaf(module: nn.Module) -> bool:
     """Modules the graph calls instead of tracing through: torch's own layers, and those with a reader."""
-    if READERS.of_module(module) is not None:
+    if READERS.of_module(module) is not None or isinstance(module, torch.jit.ScriptModule):
         return True
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         return False
@@ -380,7 +412,7 @@ def _prover(reading: Reading) -> Prove:
 def _sources(reading: Reading, written: Written) -> dict[fx.Node, Operator]:
     """The values a merge reads, each with an operator that tells its sizes."""
     site = written.site
-    named = {node.name: node for node in reading.captured.graph.nodes}
+    named = reading.captured.named
     if site.replacement is not None:
         # The form of a single layer knows the sizes that its weights fix.
         form = reading.read.get(site.value)
@@ -400,7 +432,14 @@ def _whole(fused: nn.Module, original: nn.Module, request: Request) -> float | N
     if request.example is None or not request.verify:
         return None
     inputs = request.example.inputs
-    found = compare(undisturbed(fused, inputs), request.example.output, _through(fused, request.example))
+    try:
+        output = undisturbed(fused, inputs)
+    except Exception as error:
+        raise EquivalenceError(
+            f"the fused model fails on the example inputs ({type(error).__name__}: {error}); if a copy.deepcopy of the"
+            " model does so too, pass inplace=True; otherwise please report it"
+        ) from error
+    found = compare(output, request.example.output, _through(fused, request.example))
     if not found.passed and found.error > AMPLIFIED * sensitivity(original, inputs):
         raise EquivalenceError(
             f"the fused model as a whole is {found}; every single merge was proved, please report it"

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from .algebra.size import Size
 from .capture.capture import Captured
 from .engine.reading import Reading, Shape
-from .report import Node, Picture
+from .report import Node, Part, Picture
 from .write.splice import Written, place_of
 
 Sketch = dict[fx.Node, Node]
@@ -31,6 +31,12 @@ def sketch(reading: Reading, part: int, computing: set[fx.Node]) -> Sketch:
     prefix = f"{part}:" if part else ""
     roles = {node: "compute" if node in computing else _role(reading, node) for node in reading.captured.graph.nodes}
     return {node: _node(reading, node, prefix, roles[node]) for node in reading.captured.graph.nodes}
+
+
+def described(captured: Captured, drawn: Sketch) -> Part:
+    """What the report says of a graph. drawn: the graph as it was captured."""
+    layers = sum(node.is_layer for node in drawn.values())
+    return Part(captured.frames[0].path, captured.tier, layers, captured.times, captured.why)
 
 
 def marked(sketches: Sequence[Sketch], sites: Mapping[fx.Node, Sequence[int]]) -> tuple[Node, ...]:

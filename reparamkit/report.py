@@ -142,13 +142,34 @@ class Coverage:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A module whose forward became a graph of its own.
+
+    path: where. tier: how it was traced ("symbolic": sizes unknown; "values": with those of the example inputs).
+    layers: how many calls of modules are in the graph. calls: how often a run of the model runs it.
+    reason: why it is not in the graph of the module around it ("" for the whole model).
+    """
+
+    path: str
+    tier: str
+    layers: int
+    calls: int = 1
+    reason: str = ""
+
+    def __str__(self) -> str:
+        often = f", {self.calls} times per run" if self.calls > 1 else ""
+        why = f"; by itself because {self.reason}" if self.reason else ""
+        return f"{self.path or '(root)'}: tier {self.tier}, {self.layers} layers{often}{why}"
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of `reparamkit.fuse`.
 
     tier: how the model was captured ("symbolic", or "values" with example inputs). error: the largest relative
     error of the whole model on the example inputs in its own dtype (None without them). model: name of its class.
     graph_before, graph_after: its operations, in program order; a model that could be traced in parts only has these
-    one after the other.
+    one after the other. parts: the graphs.
     """
 
     merges: tuple[Merge, ...]
@@ -160,6 +181,12 @@ class Report:
     model: str = ""
     graph_before: tuple[Node, ...] = field(default=(), repr=False)
     graph_after: tuple[Node, ...] = field(default=(), repr=False)
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """How much was done, in a line."""
+        return f"{len(self.merges)} merges, {len(self.refusals)} refusals"
 
     @property
     def largest_error(self) -> float:
@@ -227,7 +254,7 @@ class Report:
 
     def __rich__(self) -> Any:
         # Called by rich itself, so it is there.
-        return renderable(_summary(self), list(_totals(self)), _merged(self), _refused(self))
+        return renderable(self.summary, list(_totals(self)), _merged(self), _refused(self))
 
 
 def _kept(text: str, path: str | Path | None) -> str:
@@ -243,21 +270,19 @@ Table = list[tuple[str, ...]]
 
 
 def _lines(report: Report) -> Iterator[str]:
-    yield _summary(report)
+    yield report.summary
     for name, old, new, change in _totals(report):
         yield f"  {name:<10} {old:>14} -> {new:>14}  {change}".rstrip()
     if report.error is not None:
         yield f"  whole model: relative error {report.error:.1e}"
+    if len(report.parts) > 1 or any(part.path for part in report.parts):
+        yield from (f"  part {part}" for part in report.parts)
     if report.merges:
         yield ""
         yield from _table(_merged(report))
     if report.refusals:
         yield ""
         yield from _left(report)
-
-
-def _summary(report: Report) -> str:
-    return f"{len(report.merges)} merges, {len(report.refusals)} refusals"
 
 
 def _totals(report: Report) -> Iterator[tuple[str, str, str, str]]:

@@ -9,17 +9,18 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
 
 from .algebra.operator import Operator
 from .algebra.size import Size, Symbol, roots
 from .capture.buffers import other_buffers
 from .capture.capture import Captured, Inputs, run
+from .capture.trees import leaves
 from .errors import EquivalenceError, GuardError, NotFusable
 from .layers.wide import wide, wide_module
 
@@ -104,14 +105,13 @@ def tensors(output: Any) -> list[Tensor]:
     """All tensors in a nested structure."""
     if hasattr(output, "to_tuple"):
         output = output.to_tuple()
-    return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
 
 
 def undisturbed(model: nn.Module, inputs: Inputs) -> Any:
     """The output of a model on copies of the inputs, its buffers left as they are."""
-    args, kwargs = copy.deepcopy((inputs.args, dict(inputs.kwargs)))
     with other_buffers(model, Tensor.clone):
-        return run(model, Inputs(args, kwargs))
+        return run(model, inputs.copied())
 
 
 def sensitivity(model: nn.Module, inputs: Inputs) -> float:
@@ -147,6 +147,18 @@ class Piece:
     new: fx.Node
     members: frozenset[fx.Node] = frozenset()
 
+    @cached_property
+    def runner(self) -> _Wide:
+        """Runs nodes in float64."""
+        return _Wide(self.captured)
+
+    def value(self, result: fx.Node, given: Mapping[fx.Node, Any], as_traced: bool) -> Any:
+        """The value of a node in float64, given the values of some nodes it depends on."""
+        known: dict[fx.Node, Any] = {node: value.clone() for node, value in given.items()}
+        for node in _needed(self.captured, result, known, as_traced):
+            known[node] = self.runner.call(node, known)
+        return known[result]
+
 
 def check(piece: Piece, where: str) -> float:
     """The largest relative error of a merge in float64, over inputs of several sizes.
@@ -180,13 +192,13 @@ def _error(piece: Piece, size: int | None) -> list[float]:
             values = _values(piece, size, leading)
             if not all(value.numel() for value in values.values()):
                 continue
-            wanted = evaluate(piece.captured, piece.old, values, as_traced=size is None)
+            wanted = piece.value(piece.old, values, as_traced=size is None)
         except Exception:
             # The layers as they were do not take these sizes: nothing to compare.
             continue
         values |= {piece.captured.current(node): value for node, value in values.items()}
         try:
-            found = evaluate(piece.captured, piece.new, values, as_traced=size is None)
+            found = piece.value(piece.new, values, as_traced=size is None)
         except GuardError:
             # The merged layer says itself that it is not meant for this size.
             continue
@@ -201,7 +213,7 @@ def _values(piece: Piece, size: int | None, leading: int) -> dict[fx.Node, Tenso
     for node in sorted(piece.sources, key=aliases.order.__getitem__):
         if node in piece.members or not values.keys().isdisjoint(aliases.of(node)):
             with suppress(LookupError):
-                values[node] = evaluate(piece.captured, node, values, as_traced=size is None)
+                values[node] = piece.value(node, values, as_traced=size is None)
         if node not in values:
             values[node] = _drawn(piece.sources[node], size, len(values), leading)
     return values
@@ -223,15 +235,6 @@ def _number(size: Size, value: int | None) -> int:
     return size.substitute(pins).hint
 
 
-def evaluate(captured: Captured, result: fx.Node, values: Mapping[fx.Node, Any], as_traced: bool) -> Any:
-    """The value of a node in float64, given the values of some nodes it depends on."""
-    known: dict[fx.Node, Any] = {node: value.clone() for node, value in values.items()}
-    runner = _Wide(captured)
-    for node in _needed(captured, result, known, as_traced):
-        known[node] = runner.call(node, known)
-    return known[result]
-
-
 def _needed(captured: Captured, result: fx.Node, known: dict[fx.Node, Any], as_traced: bool) -> list[fx.Node]:
     """The nodes between the known values and `result`, in program order."""
     wanted: set[fx.Node] = set()
@@ -248,14 +251,15 @@ def _needed(captured: Captured, result: fx.Node, known: dict[fx.Node, Any], as_t
             raise LookupError(f"{node} is not given")
         wanted.add(node)
         stack.extend((*node.all_input_nodes, *captured.aliases.writes_before(node)))
-    return [node for node in result.graph.nodes if node in wanted]
+    return sorted(wanted)
 
 
+@dataclass(frozen=True, eq=False)
 class _Wide:
-    """Runs nodes in float64."""
+    """Runs nodes in float64. modules: what the nodes called that were run."""
 
-    def __init__(self, captured: Captured) -> None:
-        self.captured = captured
+    captured: Captured
+    modules: dict[fx.Node, Callable[..., Any]] = field(default_factory=dict)
 
     def call(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
         def value(n: fx.Node) -> Any:
@@ -271,7 +275,9 @@ class _Wide:
         if node.op == "get_attr":
             return lambda: self.captured.attribute(node)
         if node.op == "call_module":
-            return _pixelwise(wide_module(self.captured.module(node)))
+            if node not in self.modules:
+                self.modules[node] = _pixelwise(wide_module(self.captured.module(node)))
+            return self.modules[node]
         if node.op == "call_method":
             method = getattr(args[0], str(node.target))
             return lambda _self, *a, **k: method(*a, **k)

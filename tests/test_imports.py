@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 PUBLIC = [
     "CaptureError",
+    "CoverageError",
     "EquivalenceError",
     "Form",
     "GuardError",

@@ -12,6 +12,8 @@ pytest.importorskip("timm", reason="timm is not installed: pip install timm")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import zoo
 
+import reparamkit
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # other people's models warn
 DOZEN = {
     "test_resnet": "plain convolutions",
@@ -38,6 +40,19 @@ def test_model(name: str):
     assert zoo.verdict(line) == ""
     assert line["after"]["ops"] <= line["before"]["ops"]
     assert line["before"]["bn"] == 0 or line["after"]["bn"] < line["before"]["bn"]
+
+
+def test_other_tools_take_a_fused_model():
+    """timm looks for methods that re-parameterise a block; those that were merged have none any more."""
+    from timm.utils import reparameterize_model
+
+    model = zoo.randomize(zoo.entry("repvgg_a0").make())
+    images = torch.randn(1, 3, 64, 64)
+    fused = reparamkit.fuse(model, images, verify=False)
+    with torch.no_grad():
+        wanted = model(images)
+        assert zoo.error([reparameterize_model(fused)(images)], [wanted]) <= 1e-5
+    assert not any(hasattr(module, "reparameterize") for module in fused.modules())
 
 
 def test_the_zoo_names_every_timm_module():

@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,8 @@ class Link:
         """Size of the atom in the value."""
         if self.role is Role.DIAGONAL and self.segmented:
             return fixed(self.leg_size + sum(self.pad))
+        if self.shape_preserving:
+            return self.size
         return stencil_size(self.size * fixed(self.up), self.stride, self.c)
 
     @property
@@ -140,17 +143,17 @@ class Operator:
     guards: frozenset[tuple[Symbol, int]] = frozenset()
     via: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def source_sizes(self) -> tuple[Size, ...]:
         """Size of each dimension of the source."""
         return tuple(product(self.links[i].size for i in dim) for dim in self.source)
 
-    @property
+    @cached_property
     def value_sizes(self) -> tuple[Size, ...]:
         """Size of each dimension of the value."""
         return tuple(product(self.links[i].size_out for i in dim) for dim in self.value)
 
-    @property
+    @cached_property
     def legs(self) -> tuple[int, ...]:
         """The links that have a leg, in order."""
         return tuple(i for i, link in enumerate(self.links) if link.has_leg)

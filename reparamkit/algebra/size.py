@@ -116,9 +116,12 @@ def _stencil(symbol: Symbol) -> tuple[Size, int, int]:
 
 def product(sizes: Iterable[Size]) -> Size:
     """The product of sizes, 1 for none."""
+    factors = tuple(sizes)
+    if len(factors) == 1:
+        return factors[0]
     factor = 1
     symbols: list[Symbol] = []
-    for size in sizes:
+    for size in factors:
         factor *= size.factor
         symbols += size.symbols
     if len(symbols) > 1:

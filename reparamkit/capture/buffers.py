@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -15,7 +16,9 @@ def other_buffers(model: nn.Module, make: Callable[[Tensor], Tensor]) -> Iterato
     torch.func.functional_call does not restore the buffers of a module that is registered under two names.
     """
     made: dict[int, Tensor] = {}
-    before = [(module, dict(module._buffers)) for module in model.modules()]
+    # The buffers of a ScriptModule cannot be exchanged.
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    before = [(module, dict(module._buffers)) for module in modules]
     try:
         for module, buffers in before:
             for name, buffer in buffers.items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
-from .tracer import Frame, Named, Opaque, Tracer, WritesConstant, as_fake, attribute
+from .guards import expect
+from .tracer import Frame, Method, Named, Opaque, Tracer, WritesConstant, as_fake, attribute
+from .trees import leaves, map_leaves
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,15 @@ class Inputs:
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors in them."""
-        return [leaf for leaf in tree_flatten((self.args, dict(self.kwargs)))[0] if isinstance(leaf, Tensor)]
+        return [leaf for leaf in leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
+
+    def copied(self) -> Inputs:
+        """The same inputs in other memory: a forward may write into its arguments."""
+        return Inputs(*copy.deepcopy((self.args, dict(self.kwargs))))
+
+
+POSITIONS = ("targets", "owners", "made_in", "deciding")
+"""What `Captured` knows of where nodes are."""
 
 
 @dataclass(eq=False)
@@ -45,6 +56,7 @@ class Captured:
     replaced: merged values -> the nodes that have them now.
     constants: values that depend on parameters and buffers only.
     watched: values whose shape the model's own code reads, though the graph does not any more.
+    times: how often a run of the model runs this graph. why: it is not part of the graph around it.
     """
 
     root: nn.Module
@@ -57,6 +69,8 @@ class Captured:
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     constants: set[fx.Node] = field(default_factory=set)
     watched: dict[fx.Node, object] = field(default_factory=dict)
+    times: int = 1
+    why: str = ""
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""
@@ -88,21 +102,70 @@ class Captured:
     @property
     def passed(self) -> set[fx.Node]:
         """Values that are arguments or results of a call that was traced through."""
-        given = tree_flatten([(frame.args, frame.kwargs, frame.output) for frame in self.frames])[0]
+        given = leaves([(frame.args, frame.kwargs, frame.output) for frame in self.frames])
         return {self.current(leaf) for leaf in given if isinstance(leaf, fx.Node)}
 
     @cached_property
-    def methods(self) -> dict[tuple[int, str], set[fx.Node]]:
-        """The nodes that each method made (a module, by identity, and a name)."""
-        found: dict[tuple[int, str], set[fx.Node]] = {}
+    def methods(self) -> dict[Method, set[fx.Node]]:
+        """The nodes that each method made, of those that ran."""
+        found: dict[Method, set[fx.Node]] = {}
         for node in self.graph.nodes:
             for method in node.meta.get("methods", ()):
                 found.setdefault(method, set()).add(node)
         return found
 
+    @cached_property
+    def named(self) -> dict[str, fx.Node]:
+        """The nodes by their names."""
+        return {node.name: node for node in self.graph.nodes}
+
+    @cached_property
+    def targets(self) -> dict[str, list[fx.Node]]:
+        """The nodes that call a module or read an attribute, by its path."""
+        found: dict[str, list[fx.Node]] = {}
+        for node in self.graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                found.setdefault(str(node.target), []).append(node)
+        return found
+
+    @cached_property
+    def owners(self) -> set[str]:
+        """Paths of the modules that have, at any depth, a tensor which the code reads itself."""
+        read = [name.split(".") for name, nodes in self.targets.items() if nodes[0].op == "get_attr"]
+        return {".".join(parts[:k]) for parts in read for k in range(1, len(parts))}
+
+    @cached_property
+    def made_in(self) -> dict[Frame, list[fx.Node]]:
+        """Per call the nodes that it made, itself or by a call inside it, in program order."""
+        found: dict[Frame, list[fx.Node]] = {frame: [] for frame in self.frames}
+        for node in self.graph.nodes:
+            for frame in self.frame(node).stack:
+                found[frame].append(node)
+        return found
+
+    @cached_property
+    def called_in(self) -> dict[Frame, list[Frame]]:
+        """Per call the calls inside it, at any depth."""
+        found: dict[Frame, list[Frame]] = {frame: [] for frame in self.frames}
+        for frame in self.frames:
+            for outer in frame.stack[:-1]:
+                found[outer].append(frame)
+        return found
+
+    @cached_property
+    def deciding(self) -> set[Frame]:
+        """The calls in whose own code a branch was taken."""
+        return {self.frame(node) for node in self.graph.nodes if node.target is expect}
+
     def forget(self) -> None:
         """The graph was changed: what was computed from it is computed again."""
-        for name in ("aliases", "module_calls", "parameter_uses", "methods"):
+        for name in ("named", "aliases", "module_calls", "parameter_uses", "methods", *POSITIONS):
+            vars(self).pop(name, None)
+
+    def moved(self, added: Iterable[fx.Node] = ()) -> None:
+        """Nodes were added or erased and no value changed: only where nodes are is found again."""
+        self.named.update((node.name, node) for node in added)
+        for name in POSITIONS:
             vars(self).pop(name, None)
 
     def module(self, node: fx.Node) -> nn.Module:
@@ -141,16 +204,18 @@ def capture(
     inputs: Inputs | None,
     is_leaf: Callable[[nn.Module], bool],
     opaque: Mapping[str, Opaque],
+    sized: bool = True,
 ) -> Captured:
     """Trace the submodule at `path` of `model` (in place: it is a private copy).
 
-    opaque: modules to call and not to trace, by path.
+    opaque: modules to call and not to trace, by path. sized: use the sizes of the inputs, which are those of any call.
     Raises `CaptureError` if its forward cannot be traced, saying where and what to do.
     """
+    sized = sized and inputs is not None
     try:
-        return _captured(model, path, inputs, is_leaf, opaque, factories=False)
+        return _captured(model, path, inputs, is_leaf, opaque, sized, factories=False)
     except WritesConstant:
-        return _captured(model, path, inputs, is_leaf, opaque, factories=True)
+        return _captured(model, path, inputs, is_leaf, opaque, sized, factories=True)
 
 
 def _captured(
@@ -159,12 +224,13 @@ def _captured(
     inputs: Inputs | None,
     is_leaf: Callable[[nn.Module], bool],
     opaque: Mapping[str, Opaque],
+    sized: bool,
     factories: bool,
 ) -> Captured:
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if inputs is not None else None
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if sized else None
     tracer = Tracer(is_leaf, mode, opaque.values(), factories)
     names = _structure(model.get_submodule(path), inputs)
-    values = {} if mode is None else tree_map(as_fake(mode), names.values)
+    values = {} if mode is None else map_leaves(as_fake(mode), names.values)
     try:
         with _state_kept(model) as changed:
             graph = tracer.traced_call(model, path, names.args, names.kwargs, values)
@@ -173,7 +239,7 @@ def _captured(
         raise WritesConstant(str(error), path if tracer.failed is None else tracer.failed.path) from error
     except Exception as error:
         raise _capture_error(tracer, path, inputs, error) from error
-    tier = "symbolic" if inputs is None else "values"
+    tier = "values" if sized else "symbolic"
     return Captured(
         model, graph, tracer.frames, tier, changed, held=_missing(model, named), attributes=frozenset(named)
     )
@@ -183,7 +249,8 @@ def _captured(
 def _state_kept(model: nn.Module) -> Iterator[set[int]]:
     """Undo what a forward does to its modules while it is traced; yields the modules (ids) that were changed."""
     tables = ("_parameters", "_buffers", "_modules")
-    before = [(m, dict(vars(m)), {t: dict(vars(m)[t]) for t in tables}) for m in model.modules()]
+    modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    before = [(m, dict(vars(m)), {t: dict(vars(m)[t]) for t in tables}) for m in modules]
     changed: set[int] = set()
     try:
         yield changed
@@ -245,7 +312,9 @@ def _structure(model: nn.Module, inputs: Inputs | None) -> _Names:
     if inputs is None:
         required = [p.name for p in signature.parameters.values() if _required(p)]
         return _Names((), {name: Named(name) for name in required}, {})
-    bound = signature.bind(*inputs.args, **inputs.kwargs)
+    # What is no tensor (a cache, a list) stays itself while it is traced, and may be written into.
+    own = inputs.copied()
+    bound = signature.bind(*own.args, **own.kwargs)
     values: dict[str, Tensor] = {}
     kwargs = {name: _named(name, value, values) for name, value in bound.arguments.items()}
     args: tuple[Any, ...] = ()
@@ -266,14 +335,16 @@ def _required(parameter: inspect.Parameter) -> bool:
 
 def _named(name: str, value: Any, values: dict[str, Tensor]) -> Any:
     """The argument with names in the place of tensors; `values` receives the tensors."""
-    leaves, spec = tree_flatten(value)
-    if len(leaves) == 1 and leaves[0] is value:
-        if not isinstance(value, Tensor):
-            return value
-        values[name] = value
-        return Named(name)
-    named = [_named(f"{name}_{k}", leaf, values) for k, leaf in enumerate(leaves)]
-    return tree_unflatten(named, spec)
+    numbers = itertools.count()
+
+    def change(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        own = name if leaf is value else f"{name}_{next(numbers)}"
+        values[own] = leaf
+        return Named(own)
+
+    return map_leaves(change, value)
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
+from torch.utils._pytree import tree_flatten
 
-from ..errors import CaptureError
+from ..errors import CaptureError, InvalidInputError
 from .buffers import other_buffers
 from .capture import Captured, Inputs, capture, run
 from .tracer import Opaque
@@ -27,25 +28,32 @@ class Parts:
     opaque: dict[str, str] = field(default_factory=dict)
 
 
-def capture_parts(model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn.Module], bool]) -> Parts:
+def capture_parts(
+    model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn.Module], bool], whole: bool = False
+) -> Parts:
     """Trace `model` (in place: it is a private copy); a module that cannot be traced stays a call, and the modules
-    inside it are traced by themselves.
+    inside it are traced by themselves. So is a module that is called several times, unless the `whole` is wanted.
 
     Raises `CaptureError` if nothing can be traced.
     """
-    parts, queue, first = Parts(), deque([("", inputs)]), None
+    parts, queue, first = Parts(), deque([("", inputs, "")]), None
     seen: set[str] = set()
     while queue:
-        path, given = queue.popleft()
+        path, given, why = queue.popleft()
         if path in seen:
             continue
         seen.add(path)
         found = _Part(model, path, given, is_leaf, parts.opaque)
         try:
-            parts.captured.append(found.capture())
+            captured = found.capture()
+            split = [captured] if whole or inputs is None else _split(found, captured, inputs)
+            split[0].why = why
+            parts.captured += split
         except CaptureError as error:
             first = first or error
-        queue += [inner for name in found.opaque for inner in _inside(model, name, found, inputs)]
+        for name in found.opaque.keys() & parts.opaque.keys():
+            reason = f"'{name or 'the model'}' around it cannot be traced"
+            queue += [(inner, given, reason) for inner, given in _inside(model, name, found, inputs)]
     if not parts.captured:
         assert first is not None
         raise first
@@ -77,11 +85,65 @@ class _Part:
                 if where == self.path:
                     raise
 
+    def around(self, shared: Sequence[Captured]) -> Captured:
+        """Trace once more, and only call what was captured by itself."""
+        for each in shared:
+            path = each.frames[0].path
+            self.opaque[path] = Opaque(self.model.get_submodule(path), self._outputs(path))
+        return self.capture()
+
     def _outputs(self, path: str) -> list[Any]:
         if self.inputs is None or path == self.path:
             return []
         entry, module = self.model.get_submodule(self.path), self.model.get_submodule(path)
         return [output for _, output in _recorded(entry, self.inputs, {path: module})[path]]
+
+
+def _split(part: _Part, captured: Captured, inputs: Inputs) -> list[Captured]:
+    """The graph of a part, and of the modules it calls several times."""
+    shared = list(_shared(part.model, captured, inputs, part.is_leaf))
+    try:
+        return [part.around(shared), *shared] if shared else [captured]
+    except CaptureError:
+        return [captured]
+
+
+def _shared(
+    model: nn.Module, captured: Captured, inputs: Inputs, is_leaf: Callable[[nn.Module], bool]
+) -> Iterator[Captured]:
+    """The modules that are called several times and always alike, the outermost ones, each captured for all its calls:
+    with free sizes.
+    """
+    counts = Counter(frame.module for frame in captured.frames)
+    repeated = {
+        frame.path: frame.module
+        for frame in captured.frames
+        if counts[frame.module] > 1
+        and any(True for _ in frame.module.parameters())
+        and all(counts[outer.module] == 1 for outer in frame.stack[:-1])
+    }
+    calls = _recorded(model, inputs, repeated) if repeated else {}
+    for path, found in calls.items():
+        given = [each for each, _ in found]
+        if given and all(_alike(given[0], each) for each in given[1:]):
+            with suppress(CaptureError):
+                part = capture(model, path, given[0], is_leaf, {}, sized=False)
+                part.times, part.why = len(found), f"it is called {len(found)} times in a run"
+                yield part
+
+
+def _alike(a: Inputs, b: Inputs) -> bool:
+    """Whether two calls differ in tensors only."""
+    plain = [tree_flatten((each.args, dict(each.kwargs))) for each in (a, b)]
+    (ours, shape), (theirs, other) = plain
+    pairs = zip(ours, theirs, strict=False)
+    return shape == other and all(
+        isinstance(x, Tensor) and isinstance(y, Tensor) if isinstance(x, Tensor) else _equal(x, y) for x, y in pairs
+    )
+
+
+def _equal(x: object, y: object) -> bool:
+    return isinstance(x, (bool, int, float, str, type(None))) and type(x) is type(y) and x == y
 
 
 def _inside(model: nn.Module, path: str, part: _Part, inputs: Inputs | None) -> Iterator[tuple[str, Inputs | None]]:
@@ -111,19 +173,29 @@ def _recorded(model: nn.Module, inputs: Inputs, wanted: dict[str, nn.Module]) ->
     """Per path the inputs and outputs of each call in one real run."""
     calls: dict[str, list[tuple[Inputs, Any]]] = {path: [] for path in wanted}
     paths = {id(module): path for path, module in wanted.items()}
+    given: list[Inputs] = []
 
-    def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         if id(module) in paths:
-            calls[paths[id(module)]].append((Inputs(args, kwargs), output))
+            given.append(Inputs(args, kwargs).copied())
 
-    # The forward may write into its inputs and its buffers, which are the user's.
-    own = Inputs(*copy.deepcopy((inputs.args, dict(inputs.kwargs))))
-    handle = register_module_forward_hook(record, with_kwargs=True)
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if id(module) in paths:
+            calls[paths[id(module)]].append((given.pop(), output))
+
+    before = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in wanted.values()]
+    after = register_module_forward_hook(leave, with_kwargs=True)
     try:
         with other_buffers(model, Tensor.clone):
-            run(model, own)
+            run(model, inputs.copied())
+    except Exception as error:
+        raise InvalidInputError(
+            f"a copy of the model fails on the example inputs ({type(error).__name__}: {error}), as code outside of it"
+            " works on the original (a hook?): pass inplace=True"
+        ) from error
     finally:
-        handle.remove()
+        for handle in (*before, after):
+            handle.remove()
         # torch forgets to: what is left there makes torch.compile warn of hooks.
-        _global_forward_hooks_with_kwargs.pop(handle.id, None)
+        _global_forward_hooks_with_kwargs.pop(after.id, None)
     return calls

@@ -7,11 +7,13 @@ and computed with, and a branch on a size is taken and recorded as a guard.
 
 from __future__ import annotations
 
+import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -20,11 +22,11 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import Argument, Target
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from ..errors import CaptureError
 from .buffers import other_buffers
 from .guards import expect, is_guard
+from .trees import map_leaves
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
@@ -38,11 +40,11 @@ UNKNOWN = object()
 """The value of a proxy when there are no example inputs."""
 
 
-@dataclass(frozen=True)
 class Named:
-    """Stands for a tensor among the inputs of the model."""
+    """Stands for a tensor among the inputs of the model. (No dataclass: those are containers.)"""
 
-    name: str
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 @dataclass(eq=False)
@@ -59,7 +61,7 @@ class Frame:
     kwargs: Any = field(default_factory=dict)
     output: Any = None
 
-    @property
+    @cached_property
     def stack(self) -> tuple[Frame, ...]:
         """The calls this one is inside of, from the root's to this one."""
         return (*self.parent.stack, self) if self.parent else (self,)
@@ -179,15 +181,25 @@ def _constant(node: fx.Node, root: nn.Module) -> Tensor | None:
     return found if isinstance(found, Tensor) and found.numel() == 1 else None
 
 
-def _methods(frame: FrameType | None) -> frozenset[tuple[int, str]]:
-    """The methods that are running, forward aside: each its module (by identity) and its name."""
+Method = tuple[nn.Module, str]
+"""A method of one module, by its name."""
+
+
+def _methods(frame: FrameType | None) -> frozenset[Method]:
+    """The methods of the user's modules that are running, forward aside."""
     found = set()
     while frame is not None and frame.f_code is not Tracer.traced_call.__code__:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and frame.f_code.co_name != "forward":
-            found.add((id(owner), frame.f_code.co_name))
+        code = frame.f_code
+        if code.co_varnames[:1] == ("self",) and code.co_name != "forward":
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and _is_users(getattr(type(owner), code.co_name, None)):
+                found.add((owner, code.co_name))
         frame = frame.f_back
     return frozenset(found)
+
+
+def _is_users(method: object) -> bool:
+    return inspect.isfunction(method) and not method.__module__.startswith("torch.")
 
 
 def _needs_values(what: str) -> CaptureError:
@@ -268,12 +280,12 @@ class Tracer(fx.Tracer):
     ) -> tuple[Callable[..., Any], list[Any]]:
         args, kwargs, values = self._call
         frame = self.frames[0]
-        given = tree_map(lambda leaf: self._input(leaf, values), (args, kwargs))
-        frame.args, frame.kwargs = tree_map(as_node, given)
+        given = map_leaves(lambda leaf: self._input(leaf, values), (args, kwargs))
+        frame.args, frame.kwargs = map_leaves(as_node, given)
 
         def forward(root: nn.Module) -> Any:
             output = type(frame.module).forward(frame.module, *given[0], **given[1])
-            frame.output = tree_map(as_node, output)
+            frame.output = map_leaves(as_node, output)
             return output
 
         return forward, [self.root]
@@ -301,7 +313,7 @@ class Tracer(fx.Tracer):
         if self._is_leaf(m):
             return super().call_module(m, forward, args, kwargs)
         outer = self.frame
-        given = tree_map(as_node, (args, kwargs))
+        given = map_leaves(as_node, (args, kwargs))
         frame = Frame(self.path_of_module(m), m, outer, *given)
         self.frames.append(frame)
         self.frame = frame
@@ -312,7 +324,7 @@ class Tracer(fx.Tracer):
             raise
         finally:
             self.frame = outer
-        frame.output = tree_map(as_node, output)
+        frame.output = map_leaves(as_node, output)
         return output
 
     def create_node(self, kind: str, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
@@ -348,7 +360,7 @@ class Tracer(fx.Tracer):
 
     def _value(self, node: fx.Node, mode: FakeTensorMode) -> Any:
         recorded = self.outputs.get(id(self.root.get_submodule(str(node.target)))) if node.op == "call_module" else None
-        return tree_map(as_fake(mode), recorded.pop(0)) if recorded else evaluate_node(node, self.root, mode)
+        return map_leaves(as_fake(mode), recorded.pop(0)) if recorded else evaluate_node(node, self.root, mode)
 
     def real(self, node: fx.Node) -> Tensor | None:
         """The real value of a node that depends on parameters and buffers only, if it is one number."""
@@ -390,7 +402,7 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
     # A norm in training mode counts its batches in a buffer, and may read the count.
     with torch.no_grad(), other_buffers(module, Tensor.clone), mode:
         if node.op == "get_attr":
-            return tree_map(as_fake(mode), attribute(root, str(node.target)))
+            return map_leaves(as_fake(mode), attribute(root, str(node.target)))
         if node.op == "call_module":
             return module(*args, **kwargs)
         if node.op == "call_method":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -53,6 +54,11 @@ class Site:
     after: Cost
     placed: Placed | None = None
     replacement: Replacement | None = None
+
+    @property
+    def merge(self) -> _Merge:
+        """What tells it from other merges."""
+        return self.value, self.members
 
 
 @dataclass
@@ -109,7 +115,7 @@ class _Chooser:
     tries: int = 0
     banned: set[_Merge] = field(default_factory=set)
     pinned: set[fx.Node] = field(default_factory=set)
-    named: dict[str, fx.Node] = field(default_factory=dict)
+    tried: dict[_Merge, bool] = field(default_factory=dict)
     passes: set[fx.Node] = field(default_factory=set)
     affine: set[fx.Node] = field(default_factory=set)
     numbers: dict[fx.Node, int] = field(default_factory=dict)
@@ -118,7 +124,7 @@ class _Chooser:
         self.score: Callable[[Cost], float] = OBJECTIVES[self.objective]
         self.may_raise = MAY_RAISE.get(self.objective, frozenset())
         self.effort = WORTH * self.score(Cost(launches=1))
-        self.named = {node.name: node for node in self.captured.graph.nodes}
+        self.named = self.captured.named
 
     # --- prices ----------------------------------------------------------------------------------
 
@@ -313,15 +319,30 @@ class _Chooser:
         """The best choice of merges that can all be written."""
         while True:
             plan = self._selected()
-            known = len(self.banned)
-            for site in plan.sites:
-                try:
-                    self.writable(site)
-                except NotFusable as no:
-                    self.reading.no(site.value, no.reason)
-                    self.banned.add((site.value, site.members))
-            if len(self.banned) == known:
+            refused = {site.merge for site in plan.sites if not self._can_be_written(site)}
+            if not refused:
                 return plan
+            self._drop(refused)
+
+    def _drop(self, merges: set[_Merge]) -> None:
+        """Forget merges that cannot be written, and all prices, which may have counted on them."""
+        for node, _ in merges:
+            self.options[node] = [o for o in self.options[node] if (node, o.members) not in merges]
+        self.totals.clear()
+        for option in itertools.chain(self.computed.values(), *self.options.values()):
+            option.price = None
+        for node in self.captured.graph.nodes:
+            self.total(node)
+
+    def _can_be_written(self, site: Site) -> bool:
+        if site.merge not in self.tried:
+            self.tried[site.merge] = True
+            try:
+                self.writable(site)
+            except NotFusable as no:
+                self.reading.no(site.value, no.reason)
+                self.tried[site.merge] = False
+        return self.tried[site.merge]
 
     def _selected(self) -> _Selection:
         needed = {n for n in self.captured.graph.nodes if self._must_stay(n)}
@@ -357,7 +378,7 @@ class _Chooser:
     def _improved(self, plan: _Selection) -> _Selection | None:
         """A better plan without one of the merges that share their pieces, or without all merges through a piece."""
         for site, shared in _overlapping(plan):
-            moves: list[tuple[set[_Merge], set[fx.Node]]] = [({(site.value, site.members)}, set())]
+            moves: list[tuple[set[_Merge], set[fx.Node]]] = [({site.merge}, set())]
             for banned, pinned in [*moves, *((set(), {m}) for m in shared)]:
                 self.tries += 1
                 if self.tries > MAX_TRIES:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
 
 from ..capture.capture import Captured
 from ..capture.guards import is_guard
+from ..capture.trees import leaves
 from .arithmetic import is_random
 from .reading import Reading, checks
 
@@ -24,7 +24,7 @@ def drop_dead(captured: Captured, reading: Reading) -> None:
         # What a call gets as an argument is needed for the call, even if nothing is done with it there.
         frame = captured.frame(node)
         given = {
-            captured.current(leaf) for leaf in tree_leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)
+            captured.current(leaf) for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)
         }
         passing = node in passed or any(n in given and n.op != "placeholder" for n in node.all_input_nodes)
         if not node.users and node in pure and not passing and node not in captured.aliases.writers:

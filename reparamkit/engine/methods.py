@@ -3,81 +3,118 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from weakref import WeakKeyDictionary
 
-BRANCHES = (ast.If, ast.IfExp, ast.While, ast.BoolOp, ast.Try, ast.Match)
+ASKING = frozenset({"isinstance", "hasattr", "getattr", "id", "type", "print"})
+"""Functions that can be asked of any object."""
+
+Paths = dict[str, frozenset[str]]
+"""Per method of a user's class other than forward, inherited ones too, some paths below the module."""
 
 
-def unconditional_calls(cls: type) -> frozenset[str]:
-    """The paths of the modules that the forward of a class calls whatever its branches are; none if it may return
-    early.
+def per_class(find: Callable[[type], Paths]) -> Callable[[type], Paths]:
+    """Find only once for each class, and keep no class alive."""
+    known: WeakKeyDictionary[type, Paths] = WeakKeyDictionary()
+
+    @functools.wraps(find)
+    def look_up(cls: type) -> Paths:
+        if cls not in known:
+            known[cls] = find(cls)
+        return known[cls]
+
+    return look_up
+
+
+@per_class
+def called_by_methods(cls: type) -> Paths:
+    """The modules that the methods call."""
+    found = {name: frozenset(_called(tree)) for name, tree in _methods(cls)}
+    return {name: called for name, called in found.items() if called}
+
+
+@per_class
+def read_by_methods(cls: type) -> Paths:
+    """What the methods read and did not set themselves.
+
+    A call of ``self.a`` is ``a()``; ``self.a`` as an argument is ``a.*``, or ``a.**`` if it is given to a method of the
+    module, which may look deep into it; all children are ``**``.
     """
-    tree = _source(cls.forward)  # type: ignore[attr-defined]
-    branches = [n for n in ast.walk(tree) if isinstance(n, BRANCHES)] if tree is not None else []
-    if tree is None or any(isinstance(part, ast.Return) for branch in branches for part in ast.walk(branch)):
-        return frozenset()
-    inside = {id(part) for branch in branches for part in ast.walk(branch)}
-    return frozenset(_called(tree, inside))
+    return {name: frozenset(_read(tree)) for name, tree in _methods(cls)}
 
 
-_known: WeakKeyDictionary[type, dict[str, frozenset[str]]] = WeakKeyDictionary()
-
-
-def called_by_methods(cls: type) -> dict[str, frozenset[str]]:
-    """Per method of a user's class other than forward, inherited ones too, the paths of the modules it calls."""
-    if cls not in _known:
-        _known[cls] = _methods(cls)
-    return _known[cls]
-
-
-def _methods(cls: type) -> dict[str, frozenset[str]]:
-    found: dict[str, frozenset[str]] = {}
-    assert isinstance(cls, type)
+def _methods(cls: type) -> Iterator[tuple[str, ast.AST]]:
+    seen = {"forward"}
     for base in cls.__mro__:
         if base.__module__.startswith("torch.") or base is object:
             continue
         for name, function in vars(base).items():
-            if inspect.isfunction(function) and name not in found:
-                tree = _source(function)
-                found[name] = frozenset() if tree is None else frozenset(_called(tree))
-    found.pop("forward", None)
-    return {name: called for name, called in found.items() if called}
+            if inspect.isfunction(function) and name not in seen:
+                seen.add(name)
+                tree = source(function)
+                if tree is not None:
+                    yield name, tree
 
 
-def _source(function: object) -> ast.AST | None:
+def source(function: object) -> ast.AST | None:
+    """The code of a function, if there is any."""
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
     except (OSError, SyntaxError, TypeError):
         return None
 
 
-def _called(tree: ast.AST, without: Container[int] = ()) -> Iterator[str]:
-    """The paths of the modules that are called; `without`: not in these nodes (by identity)."""
+def _called(tree: ast.AST) -> Iterator[str]:
+    """The paths of the modules that are called."""
     variables = _variables(tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and id(node) not in without:
+        if isinstance(node, ast.Call):
             callee = node.func
-            names = variables.get(callee.id, ()) if isinstance(callee, ast.Name) else [_path(callee)]
+            names = variables.get(callee.id, ()) if isinstance(callee, ast.Name) else [path_of(callee)]
             yield from (name for name in names if name)
 
 
-def _variables(tree: ast.AST) -> dict[str, set[str]]:
-    """Per local variable the attributes of self that it may come from: by assignment or in a loop."""
+def _read(tree: ast.AST) -> Iterator[str]:
+    """The paths of what is read, marked as in `read_by_methods`."""
+    variables = _variables(tree, results=False)
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    own = {path_of(node) for node in attributes if isinstance(node.ctx, ast.Store)}
+
+    def paths(node: ast.AST) -> Iterable[str]:
+        found = variables.get(node.id, ()) if isinstance(node, ast.Name) else [path_of(node)]
+        return (path for path in found if path and path.partition(".")[0] not in own)
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield from (f"{path}()" for path in paths(node.func))
+            asks = isinstance(node.func, ast.Name) and node.func.id in ASKING
+            yield from (f"{path}.*" for argument in node.args if not asks for path in paths(argument))
+            yield from (f"{path}.**" for argument in node.args if path_of(node.func) and (path := path_of(argument)))
+    for node in attributes:
+        yield from ["**"] if path_of(node) == "_modules" else paths(node)
+        if isinstance(node.value, ast.Name):
+            yield from (f"{path}.{node.attr}" for path in paths(node.value))
+
+
+def _variables(tree: ast.AST, results: bool = True) -> dict[str, set[str]]:
+    """Per local variable the attributes of self that it may come from: by assignment or in a loop; `results`: also
+    what their calls return.
+    """
     found: dict[str, set[str]] = {}
     for node in ast.walk(tree):
         if isinstance(node, (ast.For, ast.comprehension)):
             _bound(found, [node.target], node.iter)
-        elif isinstance(node, ast.Assign):
+        elif isinstance(node, ast.Assign) and (results or not isinstance(node.value, ast.Call)):
             _bound(found, node.targets, node.value)
     return found
 
 
 def _bound(found: dict[str, set[str]], targets: Iterable[ast.AST], value: ast.AST) -> None:
     parts = list(ast.walk(value))
-    paths = {path for part in parts if (path := _path(part))}
+    paths = {path for part in parts if (path := path_of(part))}
     paths |= {path for part in parts if isinstance(part, ast.Name) for path in found.get(part.id, ())}
     for target in targets:
         for part in ast.walk(target):
@@ -85,13 +122,15 @@ def _bound(found: dict[str, set[str]], targets: Iterable[ast.AST], value: ast.AS
                 found.setdefault(part.id, set()).update(paths)
 
 
-def _path(node: ast.AST) -> str:
-    """``a.b`` for ``self.a.b`` and ``self.a.b[...]``, else nothing."""
-    while isinstance(node, ast.Subscript):
-        node = node.value
+def path_of(node: ast.AST) -> str:
+    """``a.b`` for ``self.a.b`` and ``self.a.b[...]``, ``a.0`` for ``self.a[0]``, else nothing."""
+    if isinstance(node, ast.Subscript):
+        outer = path_of(node.value)
+        number = node.slice.value if isinstance(node.slice, ast.Constant) else None
+        return f"{outer}.{number}" if outer and isinstance(number, int) else outer
     if not isinstance(node, ast.Attribute):
         return ""
     if isinstance(node.value, ast.Name):
         return node.attr if node.value.id == "self" else ""
-    outer = _path(node.value)
+    outer = path_of(node.value)
     return f"{outer}.{node.attr}" if outer else ""

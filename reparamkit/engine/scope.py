@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..algebra.form import Form
 from ..capture.capture import Captured, storage
-from ..capture.tracer import Frame
+from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
 from ..layers.wide import WEIGHT_HOOKS
 from .methods import called_by_methods
@@ -67,9 +67,10 @@ class Scope:
         calls = max(self.captured.module_calls[id(m)] for m in modules if _has_state(m) or m is modules[0])
         if calls > 1:
             return f"its module is called at {calls} places: a merge would change all of them"
-        run = self.calls.get(str(node.target), calls) if _has_state(modules[-1]) else calls
-        if run != calls:
-            return f"its module is called {run} times in a run, and {calls} times in what could be captured"
+        traced = calls * self.captured.times
+        run = self.calls.get(str(node.target), traced) if _has_state(modules[-1]) else traced
+        if run != traced:
+            return f"its module is called {run} times in a run, and {traced} times in what could be captured"
         return None
 
     def _tied(self, node: fx.Node) -> str | None:
@@ -132,10 +133,18 @@ def has_hooks(module: nn.Module) -> bool:
     return any(not isinstance(hook, WEIGHT_HOOKS) for name in HOOKS for hook in getattr(module, name).values())
 
 
+def partial_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
+    """The methods, forward aside, that made a part of these nodes and not all of them."""
+    nodes = set(members)
+    running = frozenset[Method]().union(*(node.meta.get("methods", ()) for node in nodes))
+    return {method for method in running if not nodes <= captured.methods[method]}
+
+
 def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
     """The calls that a merge cuts through must not be observed.
 
-    Raises `NotFusable`: one has hooks, or a method of the module around them uses a part of the merge.
+    Raises `NotFusable`: one has hooks, or a method that can be called by itself uses a part of the merge. (What a
+    module inside the model uses for its own forward is hidden when it is written again.)
     """
     frames = {node: captured.frame(node) for node in members}
     around = innermost(list(frames.values()))
@@ -143,23 +152,25 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
         for cut in frame.stack[len(around.stack) :]:
             if has_hooks(cut.module):
                 raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
-    called = {node for node in frames if node.op == "call_module"}
+    for module, name in partial_methods(captured, frames):
+        if module is captured.root:
+            raise NotFusable(f"method '{name}' of the model uses a part of what would be merged")
+    called = {str(node.target) for node in frames if node.op == "call_module"}
     for frame in around.stack:
-        name = _partial_user(captured, frame, called)
-        if name is not None:
-            raise NotFusable(f"method '{name}' of {frame.path or 'the model'} uses a part of what would be merged")
+        user = _partial_user(captured, frame, called)
+        if user is not None:
+            raise NotFusable(f"method '{user}' of {frame.path or 'the model'} uses a part of what would be merged")
 
 
-def _partial_user(captured: Captured, frame: Frame, members: set[fx.Node]) -> str | None:
-    """A method of the module, other than forward, that calls some of the members and not all."""
+def _partial_user(captured: Captured, frame: Frame, members: set[str]) -> str | None:
+    """A method of the module that did not run, and calls some of the members and not all."""
     prefix = f"{frame.path}." if frame.path else ""
     for name, called in called_by_methods(type(frame.module)).items():
-        made = captured.methods.get((id(frame.module), name))
-        if made is None:
-            paths = {member: str(member.target).removeprefix(prefix) for member in members}
-            made = {m for m, path in paths.items() if any(path == c or path.startswith(f"{c}.") for c in called)}
-        if not made.isdisjoint(members) and not members <= made:
-            return name
+        if (frame.module, name) not in captured.methods:
+            paths = [path.removeprefix(prefix) for path in members]
+            used = [any(path == c or path.startswith(f"{c}.") for c in called) for path in paths]
+            if any(used) and not all(used):
+                return name
     return None
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
-from torch.utils._pytree import tree_flatten
 
 from ..algebra.size import Size
 from ..capture.capture import Captured
 from ..capture.tracer import Frame
+from ..capture.trees import leaves
 from .reading import Reading, Shape, reads_rank
 
 SHAPE_ARGUMENTS = frozenset({"reshape", "view", "expand", "unflatten"})
@@ -41,6 +41,8 @@ class _Sizes:
     def __post_init__(self) -> None:
         self.order = {node: k for k, node in enumerate(self.captured.graph.nodes)}
         self.passed = self.captured.passed
+        self.own = _grouped((node, self.captured.frame(node)) for node in self.order)
+        self.below = _grouped((f.output, f.parent) for f in self.captured.frames)
 
     def run(self) -> None:
         for node in list(self.captured.graph.nodes):
@@ -85,10 +87,9 @@ class _Sizes:
 
     def _visible(self, frame: Frame) -> list[fx.Node]:
         """Values that the code of a call can see, in program order."""
-        given = tree_flatten((frame.args, frame.kwargs))[0]
-        below = [f.output for f in self.captured.frames if f.parent is frame]
-        own = [n for n in self.order if self.captured.frame(n) is frame]
-        nodes = [n for n in (*given, *tree_flatten(below)[0], *own) if isinstance(n, fx.Node)]
+        given = leaves((frame.args, frame.kwargs))
+        below = leaves(self.below.get(frame, []))
+        nodes = [n for n in (*given, *below, *self.own.get(frame, [])) if isinstance(n, fx.Node)]
         # What nothing reads has left the graph, though a call still returns it.
         found = {self.captured.current(n) for n in nodes}.intersection(self.order, self.reading.shapes)
         return sorted((n for n in found if n.op != "get_attr"), key=self.order.__getitem__)
@@ -127,6 +128,13 @@ class _Sizes:
             before = node.all_input_nodes[0]
             self.captured.graph.erase_node(node)
             node = before
+
+
+def _grouped(pairs: Iterable[tuple[Any, Frame | None]]) -> dict[Frame | None, list[Any]]:
+    found: dict[Frame | None, list[Any]] = {}
+    for what, frame in pairs:
+        found.setdefault(frame, []).append(what)
+    return found
 
 
 def size_of(graph: fx.Graph, tensor: fx.Node, dim: int | None) -> fx.Node:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
 
 from ..capture.capture import Captured
-from ..capture.guards import expect_rank
+from ..capture.guards import expect, expect_rank
 from ..capture.tracer import Frame
-from ..engine.scope import innermost
+from ..capture.trees import leaves
+from ..engine.choose import Site
+from ..engine.scope import innermost, partial_methods
 from ..errors import NotFusable
-from .frames import fold, method, original_class, regenerated
+from .frames import change, changes_of, fold, method, original_class
+from .hidden import Hidden, because, hide_broken, upwards
 from .splice import Written, place_of
 
 
@@ -40,6 +42,7 @@ class Finisher:
     swaps: per module path its replacement, for rows of module calls. frames: calls to write again, with the
     calls inlined into them. moves: temporary name of a merged layer -> the path whose place it takes.
     dead: paths of layers that were merged. paths: temporary name of a merged layer -> its final path.
+    hidden: methods that will be there no more.
     """
 
     captured: Captured
@@ -49,6 +52,7 @@ class Finisher:
     moves: dict[str, tuple[str, Frame]] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
     paths: dict[str, str] = field(default_factory=dict)
+    hidden: Hidden = field(default_factory=dict)
 
     # --- collecting ------------------------------------------------------------------------------
 
@@ -61,30 +65,38 @@ class Finisher:
             if frame in inner.stack and inner is not frame
         }
 
-    def check(self, frame: Frame, members: Iterable[fx.Node]) -> None:
-        """Raises `NotFusable` if the frame cannot be written again."""
-        method(fold(self.captured, frame, frozenset(self.inlined | self.below(frame, members))))
+    def check(self, frame: Frame, site: Site) -> None:
+        """Raises `NotFusable` if the frame cannot be written again, or would take fewer sizes than the merge needs."""
+        graph = fold(self.captured, frame, frozenset(self.inlined | self.below(frame, site.members)))
+        size = next(filter(None, map(_literal_size, graph.nodes)), None)
+        if size is not None and site.placed is not None and not site.placed.form.guards:
+            raise NotFusable(
+                f"the code of {frame.path or 'the model'} takes the size {size} as a plain number: written again,"
+                " it would refuse all others"
+            )
+        method(graph)
 
     def touches(self, members: Iterable[fx.Node]) -> bool:
         """Whether code that calls some of these members is written again."""
         frames = [self.captured.frame(node) for node in members]
         around = innermost(frames)
         calls = {id(f) for frame in frames for f in frame.stack if around in f.stack}
-        return bool(calls & (self.inlined | self.frames.keys()))
+        return not (calls.isdisjoint(self.inlined) and calls.isdisjoint(self.frames))
 
     def passed(self) -> set[fx.Node]:
         """Arguments of the calls that stay calls in code that is written again, whether they are read there or not."""
         written = self.inlined | self.frames.keys()
-        busy = {id(f) for node in self.captured.graph.nodes for f in self.captured.frame(node).stack}
-        left = busy - self.inlined
+        left = {id(f) for f, nodes in self.captured.made_in.items() if nodes} - self.inlined
         calls = [f for f in self.captured.frames if id(f.parent) in written and id(f) in left]
-        leaves = tree_flatten([(f.args, f.kwargs) for f in calls])[0]
-        return {self.captured.current(leaf) for leaf in leaves if isinstance(leaf, fx.Node)}
+        given = leaves([(f.args, f.kwargs) for f in calls])
+        return {self.captured.current(leaf) for leaf in given if isinstance(leaf, fx.Node)}
 
     def rewrite(self, frame: Frame, members: Iterable[fx.Node]) -> None:
         """The method of this call will be written again, and what the members are in goes into it."""
         self.frames[id(frame)] = frame
         self.inlined |= self.below(frame, members)
+        for module, name in partial_methods(self.captured, members):
+            self.hidden.setdefault(module, {})[name] = because(module, name, "a part of what was merged")
 
     def chain(self, written: Written) -> None:
         """A row of module calls: the layer takes one place, the others become identities."""
@@ -102,7 +114,7 @@ class Finisher:
         self.swaps |= {path: nn.Identity().eval() for path in others}
         if placed.form.guards and others:
             self.swaps[others[0]] = Expect(len(placed.form.sizes)).eval()
-        used = any(node.target == name for node in self.captured.graph.nodes)
+        used = name in self.captured.targets
         layer = self.captured.held.pop(name)
         # A layer that was merged further has its place in the swaps of that merge.
         self.swaps[anchor] = layer if used else nn.Identity().eval()
@@ -112,7 +124,7 @@ class Finisher:
     def region(self, written: Written) -> None:
         """Any other site."""
         for name, anchor in written.anchors.items():
-            if any(node.target == name for node in self.captured.graph.nodes):
+            if name in self.captured.targets:
                 self.moves[name] = place_of(anchor), written.frame
             else:
                 del self.captured.held[name]
@@ -122,6 +134,7 @@ class Finisher:
 
     def finish(self, rewrite: bool) -> None:
         """Change the modules of the root; `rewrite`: and the methods."""
+        before = dict(self.captured.root.named_modules())
         self._move_layers()
         for frame in sorted(self.frames.values(), key=lambda f: -f.path.count(".")):
             if rewrite and id(frame) not in self.inlined:
@@ -130,55 +143,67 @@ class Finisher:
         for path, module in self.swaps.items():
             _set(self.captured.root, path, module)
         self._remove_dead_modules()
+        if rewrite:
+            self._hide(before)
 
     def _move_layers(self) -> None:
         """Give every merged layer the place of the layer it stands for, as high as that place is free."""
-        live = self._live()
+        live = {outer for path in self._live() for outer in upwards(path)}
         for name, (path, frame) in self.moves.items():
             target = self._place(path, frame, live)
-            live.add(target)
+            live.update(upwards(target))
             _set(self.captured.root, target, self.captured.held.pop(name))
             self.dead.discard(target)
             self._retarget(name, target)
 
     def _live(self) -> set[str]:
         """Paths of modules, parameters and buffers that something still uses."""
-        nodes = self.captured.graph.nodes
-        used = {str(n.target) for n in nodes if n.op in ("call_module", "get_attr")}
         names = {name for name, _ in self.captured.root.named_modules() if name}
         swallowed = {f.path for f in self.captured.frames if id(f) in self.inlined}
-        gone = tuple(f"{path}." for path in self.dead)
-        return used | {n for n in names if n not in self.dead and n not in swallowed and not n.startswith(gone)}
+        kept = {n for n in names if n not in swallowed and self.dead.isdisjoint(upwards(n))}
+        return kept | self.captured.targets.keys()
 
     def _place(self, path: str, frame: Frame, live: set[str]) -> str:
+        """live: paths in use, and those of the modules around them."""
         prefix = f"{frame.path}." if frame.path else ""
         if not path.startswith(prefix) or not path:
             path = self._fresh(prefix, live)
         parts = path[len(prefix) :].split(".")
         for depth in range(1, len(parts) + 1):
             candidate = prefix + ".".join(parts[:depth])
-            if not any(p == candidate or p.startswith(f"{candidate}.") for p in live):
+            if candidate not in live:
                 return candidate
         return self._fresh(prefix, live)
 
     def _fresh(self, prefix: str, live: set[str]) -> str:
-        taken = {*live, *(n for n, _ in self.captured.root.named_modules())}
-        return next(f"{prefix}merged{k}" for k in range(10**6) if f"{prefix}merged{k}" not in taken)
+        names = (f"{prefix}merged{k}" for k in itertools.count())
+        return next(name for name in names if name not in live and not _exists(self.captured.root, name))
 
     def _retarget(self, old: str, new: str) -> None:
         self.paths[old] = new
-        for node in self.captured.graph.nodes:
-            if node.op == "call_module" and node.target == old:
-                node.target = new
+        nodes = self.captured.targets.pop(old, [])
+        for node in nodes:
+            node.target = new
+        if nodes:
+            self.captured.targets[new] = nodes
 
     def _regenerate(self, frame: Frame) -> None:
         graph = fold(self.captured, frame, frozenset(self.inlined))
         self._keep_constants(graph, frame.module)
-        frame.module.__class__ = regenerated(original_class(frame.module), method(graph))
+        change(frame.module, replace(changes_of(frame.module), forward=method(graph)))
+
+    def _hide(self, before: Mapping[str, nn.Module]) -> None:
+        """Hide the methods that cannot work any more."""
+        written = {f.module for f in self.frames.values() if id(f) not in self.inlined}
+        live = {(module, name) for module, name in self.captured.methods if module not in written}
+        hide_broken(self.captured.root, before, self.hidden, live, original_class)
+        for module, names in self.hidden.items():
+            known = changes_of(module)
+            change(module, replace(known, hidden=tuple((dict(known.hidden) | names).items())))
 
     def _remove_unread(self) -> None:
         """Parameters that only code read which is written again, and which reads them no more."""
-        used = {str(n.target) for n in self.captured.graph.nodes if n.op == "get_attr"}
+        used = {name for name, nodes in self.captured.targets.items() if nodes[0].op == "get_attr"}
         written = {f.path for f in self.captured.frames if id(f) in self.inlined or id(f) in self.frames}
         for path in self.captured.attributes - used:
             owner, _, name = path.rpartition(".")
@@ -202,22 +227,29 @@ class Finisher:
                 node.target = name
 
     def _remove_dead_modules(self) -> None:
-        used = {str(n.target) for n in self.captured.graph.nodes if n.op in ("call_module", "get_attr")}
+        used, merged = self._used(), frozenset(self.paths.values())
         for path in sorted(self.dead, key=lambda p: -p.count(".")):
-            if path not in used and self._is_old(path):
+            if path not in self.captured.targets and self._is_old(path, merged):
                 self._remove(path, used)
         for frame in sorted(self.captured.frames, key=lambda f: -f.path.count(".")):
-            if id(frame) in self.inlined and self._is_old(frame.path):
+            if id(frame) in self.inlined and self._is_old(frame.path, merged):
                 self._hollow(frame.path, used)
 
-    def _is_old(self, path: str) -> bool:
+    def _is_old(self, path: str, merged: frozenset[str]) -> bool:
         """Whether a path still is that of the model's own module, and not of one inside a merged layer."""
-        inside = any(path.startswith(f"{merged}.") for merged in self.paths.values())
-        return not inside and _exists(self.captured.root, path)
+        return merged.isdisjoint(upwards(path.rpartition(".")[0])) and _exists(self.captured.root, path)
 
-    def _remove(self, path: str, used: set[str]) -> None:
+    def _used(self) -> dict[str, set[str]]:
+        """Per module the names of the children and tensors that the graph uses."""
+        found: dict[str, set[str]] = {}
+        for path in self.captured.targets:
+            owner, _, name = path.rpartition(".")
+            found.setdefault(owner, set()).add(name)
+        return found
+
+    def _remove(self, path: str, used: Mapping[str, set[str]]) -> None:
         """A merged layer: gone, but for parameters that the code reads itself."""
-        read = {name.rpartition(".")[2] for name in used if name.rpartition(".")[0] == path}
+        read = used.get(path, set())
         if not read:
             _delete(self.captured.root, path)
             return
@@ -226,21 +258,24 @@ class Finisher:
             delattr(module, name)
         _set(self.captured.root, path, _container(module))
 
-    def _hollow(self, path: str, used: set[str]) -> None:
+    def _hollow(self, path: str, used: Mapping[str, set[str]]) -> None:
         """A module whose work is done in its caller now: gone, or a container of what is still used."""
         module = self.captured.root.get_submodule(path)
-        if any(name == path for name in used) or not any(True for _ in self._calls(path)):
+        if path in self.captured.targets:
             return
-        for name in list(module._parameters) + list(module._buffers):
-            if f"{path}.{name}" not in used:
-                delattr(module, name)
+        for name in {*module._parameters, *module._buffers} - used.get(path, set()):
+            delattr(module, name)
         if not (module._modules or module._parameters or module._buffers):
             _delete(self.captured.root, path)
         elif not isinstance(module, nn.Sequential):
             _set(self.captured.root, path, _container(module))
 
-    def _calls(self, path: str) -> Iterable[Frame]:
-        return (f for f in self.captured.frames if f.path == path and id(f) in self.inlined)
+
+def _literal_size(node: fx.Node) -> int | None:
+    """The size that a check in generated code insists on, as the code computed with it as a plain number."""
+    known = node.args[1] if node.target is expect else None
+    size = isinstance(known, int) and not isinstance(known, bool) and node.all_input_nodes[0].op != "placeholder"
+    return known if size else None  # type: ignore[return-value]
 
 
 def _targets(written: Written) -> set[str]:

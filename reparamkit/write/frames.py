@@ -13,22 +13,26 @@ import itertools
 import linecache
 import operator
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 from typing import Any
 
+import torch
+import torch.fx.immutable_collections
 from torch import fx, nn
-from torch.utils._pytree import tree_map
 
 from ..capture.capture import Captured
 from ..capture.guards import expect
 from ..capture.tracer import Frame
+from ..capture.trees import fields_of, is_record
 from ..engine.scope import has_hooks
 from ..engine.sizes import size_of
 from ..errors import NotFusable
 
 PLAIN = (bool, int, float, str, type(None))
+WRITABLE = (*PLAIN, complex, torch.dtype, torch.device, torch.memory_format, torch.layout, type(...))
+"""What is no container and can be written as code."""
 _files = itertools.count()
 
 
@@ -48,8 +52,8 @@ class _Fold:
 
     def run(self) -> fx.Graph:
         self._parameters()
-        for node in self.captured.graph.nodes:
-            if node.op not in ("placeholder", "output") and self.frame in self.captured.frame(node).stack:
+        for node in self.captured.made_in[self.frame]:
+            if node.op not in ("placeholder", "output"):
                 self._node(node)
         self.graph.output(self._mapped(self.frame.output))
         return self.graph
@@ -120,7 +124,6 @@ class _Fold:
         self._result(call, child.output)
 
     def _result(self, call: fx.Node, output: Any) -> None:
-
         if isinstance(output, fx.Node):
             self.here.setdefault(self.captured.current(output), call)
         elif isinstance(output, (list, tuple, Mapping)):
@@ -129,8 +132,29 @@ class _Fold:
                 self._result(self.graph.call_function(operator.getitem, (call, key)), value)
 
     def _mapped(self, value: Any) -> Any:
+        """A value that the code hands on: nodes are found here, and containers are made anew."""
+        if isinstance(value, fx.Node):
+            return self._argument(value)
+        if isinstance(value, slice):
+            return slice(*(self._mapped(each) for each in (value.start, value.stop, value.step)))
+        if isinstance(value, (list, tuple)):
+            parts = [self._mapped(each) for each in value]
+            named = hasattr(value, "_fields")
+            return type(value)(*parts) if named else parts if isinstance(value, list) else tuple(parts)
+        if isinstance(value, Mapping) or is_record(value):
+            items = dict(value) if isinstance(value, Mapping) else fields_of(value)
+            return self._made(type(value), {name: self._mapped(each) for name, each in items.items()})
+        if isinstance(value, WRITABLE):
+            return value
+        raise NotFusable(f"the code of '{self.frame.path}' hands on a {type(value).__name__}, which cannot be written")
 
-        return tree_map(lambda leaf: self._argument(leaf) if isinstance(leaf, fx.Node) else leaf, value)
+    def _made(self, kind: type, items: dict[Any, Any]) -> Any:
+        """A dictionary, or an object that is made from its entries."""
+        if issubclass(dict, kind) or kind is fx.immutable_collections.immutable_dict:
+            return items
+        if not all(isinstance(name, str) for name in items):
+            raise NotFusable(f"a {kind.__name__} whose keys are not names cannot be written")
+        return self.graph.call_function(kind, (), items)
 
     def _argument(self, node: fx.Node) -> Any:
         node = self.captured.current(node)
@@ -162,7 +186,7 @@ def fold(captured: Captured, frame: Frame, inlined: frozenset[int]) -> fx.Graph:
 
 
 def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
-    swallowed = [f for f in captured.frames if id(f) in inlined and frame in f.stack]
+    swallowed = [f for f in captured.called_in[frame] if id(f) in inlined]
     for each in (frame, *swallowed):
         where = each.path or "the model"
         if type(each.module).forward.__module__.startswith("torch.nn.modules.") and not list(each.module.children()):
@@ -171,7 +195,7 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
             raise NotFusable(f"{where} has hooks, and its forward would have to be written again")
         if id(each.module) in captured.stateful:
             raise NotFusable(f"the forward of {where} sets attributes of the module")
-    contexts = {n.meta["context"] for n in captured.graph.nodes if frame in captured.frame(n).stack}
+    contexts = {n.meta["context"] for n in captured.made_in[frame]}
     if len(contexts) > 1:
         raise NotFusable(f"the forward of {frame.path or 'the model'} changes autocast or grad mode")
 
@@ -239,25 +263,71 @@ def _imported(module: str, path: str) -> Any:
     return found
 
 
-def regenerated(base: type[nn.Module], written: Method) -> type[nn.Module]:
-    """A subclass of `base`, of its name, with the written forward."""
-    body = {
-        "forward": written.function(),
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        "merged_method": written,
-        "__reduce_ex__": lambda self, protocol: (_rebuilt, (base, written), self.__dict__),
-    }
-    return type(base.__name__, (base,), body)
+class Absent:
+    """Stands for a method that cannot work any more."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        raise AttributeError(self.reason)
 
 
-def _rebuilt(base: type[nn.Module], written: Method) -> nn.Module:
-    cls = regenerated(base, written)
+@dataclass(frozen=True)
+class Changes:
+    """How the class of a module differs from the one the user wrote.
+
+    forward: the written one, None for the user's own. hidden: methods that are not there any more, and why.
+    """
+
+    forward: Method | None = None
+    hidden: tuple[tuple[str, str], ...] = ()
+
+    def applied(self, base: type[nn.Module]) -> type[nn.Module]:
+        """A subclass of `base`, of its name."""
+        body: dict[str, Any] = {
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+            "__reduce_ex__": lambda module, protocol: (_rebuilt, (base, self), module.__dict__),
+            "merged_changes": self,
+        }
+        if self.forward is not None:
+            body["forward"] = self.forward.function()
+        if self.hidden:
+            # An error of a descriptor is lost, since nn.Module looks among its children next.
+            body |= {name: Absent(reason) for name, reason in self.hidden}
+            body["__getattr__"] = _looked_up(base, dict(self.hidden))
+        return type(base.__name__, (base,), body)
+
+
+def _looked_up(base: type[nn.Module], hidden: Mapping[str, str]) -> Callable[[nn.Module, str], Any]:
+    def look_up(self: nn.Module, name: str) -> Any:
+        if name in hidden:
+            raise AttributeError(hidden[name])
+        return base.__getattr__(self, name)
+
+    return look_up
+
+
+def _rebuilt(base: type[nn.Module], changes: Changes) -> nn.Module:
+    cls = changes.applied(base)
     return cls.__new__(cls)
 
 
+def changes_of(module: nn.Module) -> Changes:
+    """How its class was changed so far."""
+    found = vars(type(module)).get("merged_changes", Changes())
+    assert isinstance(found, Changes)
+    return found
+
+
+def change(module: nn.Module, changes: Changes) -> None:
+    """Change the class of a module, from the one the user wrote."""
+    module.__class__ = changes.applied(original_class(module))
+
+
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """The class a regenerated module had before, or its class."""
+    """The class that the user wrote."""
     cls = type(module)
-    return cls.__mro__[1] if "merged_method" in vars(cls) else cls
+    return cls.__mro__[1] if "merged_changes" in vars(cls) else cls

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_flatten
 
 from ..algebra.size import Symbol
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank, expect_size
 from ..capture.tracer import Frame
+from ..capture.trees import leaves
 from ..engine.choose import Site
-from ..engine.methods import unconditional_calls
+from ..engine.flow import branched_on, certain_calls
 from ..engine.placing import Placed, Placement
-from ..engine.scope import innermost
+from ..engine.scope import innermost, partial_methods
 from ..errors import NotFusable
 from .frames import original_class
 
@@ -49,33 +51,33 @@ class Splicer:
     count: int = 0
 
     def __post_init__(self) -> None:
-        self.named = {node.name: node for node in self.captured.graph.nodes}
         self.current = self.captured.current
 
     def begin(self, site: Site) -> Written:
         """A site to be spliced."""
-        self.named |= {node.name: node for node in self.captured.graph.nodes}
         return Written(site, innermost([self.captured.frame(m) for m in site.members]), site.value)
 
     def splice(self, written: Written) -> None:
         """Insert the merged layers after the site's value; nothing uses them yet."""
         site, graph = written.site, self.captured.graph
-        before = set(graph.nodes)
         with graph.inserting_after(site.value):
             mark = graph.call_function(operator.add, ())
         try:
             with graph.inserting_before(mark):
                 written.result = self._form(written, site.placed) if site.placed else self._replacement(written)
         finally:
+            written.nodes = list(_between(site.value, mark))
             graph.erase_node(mark)
-            written.nodes = [n for n in graph.nodes if n not in before]
+            self.captured.moved(written.nodes)
         self._describe(written)
         self.captured.replaced[site.value] = written.result
 
     def _describe(self, written: Written) -> None:
         value = written.site.value
+        running = frozenset.intersection(*(node.meta["methods"] for node in written.site.members))
         for node in written.nodes:
-            node.meta.update(frame=written.frame, context=value.meta["context"], rules=written.site.rules)
+            node.meta.update(frame=written.frame, context=value.meta["context"], methods=running)
+            node.meta["rules"] = written.site.rules
             node.meta["place"] = place_of(written.anchors.get(str(node.target), node))
         written.result.meta.setdefault("val", value.meta.get("val"))
 
@@ -95,14 +97,15 @@ class Splicer:
         """Check the rank of what is read, which is at hand; whether there is such a value."""
         for name, term in placed.form.terms.items():
             if not term.op.open_rank:
-                self.captured.graph.call_function(expect_rank, (self.current(self.named[name]), len(term.op.source)))
+                value = self.current(self.captured.named[name])
+                self.captured.graph.call_function(expect_rank, (value, len(term.op.source)))
                 return True
         return False
 
     def _reaches(self, frame: Frame, node: fx.Node) -> bool:
         """Whether the code of a call can see a value: it made it, or got it as an argument."""
         given = {
-            self.current(leaf) for leaf in tree_flatten((frame.args, frame.kwargs))[0] if isinstance(leaf, fx.Node)
+            self.current(leaf) for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)
         }
         return node in given or frame in self.captured.frame(node).stack
 
@@ -122,7 +125,7 @@ class Splicer:
 
     def _guard(self, frame: Frame, symbol: Symbol, value: int) -> None:
         name, dim = symbol.origin
-        node = self.current(self.named[str(name)])
+        node = self.current(self.captured.named[str(name)])
         assert isinstance(dim, int)
         if not self._reaches(frame, node):
             raise NotFusable(f"a size that a guard must check ({name}) does not reach '{frame.path}'")
@@ -134,11 +137,11 @@ class Splicer:
             self.captured.graph.call_function(expect_rank, (node, dim + value))
 
     def _term(self, written: Written, placement: Placement) -> fx.Node:
-        value = self.current(self.named[placement.source])
+        value = self.current(self.captured.named[placement.source])
         untouched = True
-        previous = self.named[placement.source]
+        previous = self.captured.named[placement.source]
         for number, step in enumerate(placement.trail):
-            node = self.named[step.node]
+            node = self.captured.named[step.node]
             if number == placement.position:
                 value, untouched = self._layer(written, placement, node, value), False
             elif step.views:
@@ -175,8 +178,15 @@ class Splicer:
         self.captured.replaced.pop(written.site.value, None)
         for node in reversed(written.nodes):
             self.captured.graph.erase_node(node)
+        self.captured.moved()
         for name in written.layers:
             del self.captured.held[name]
+
+
+def _between(first: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
+    """The nodes after one and before another."""
+    while (first := first.next) is not last:
+        yield first
 
 
 def place_of(node: fx.Node) -> str:
@@ -189,11 +199,10 @@ def is_chain(captured: Captured, site: Site) -> bool:
     """Whether the members are a row of module calls, each read by the next only, that needs no guard
     (but one on the rank): then modules can be swapped and nobody's code is rewritten.
     """
-    if site.placed is None or len(site.placed.terms) != 1:
+    if site.placed is None or len(site.placed.terms) != 1 or partial_methods(captured, site.members):
         return False
     placement = site.placed.terms[0]
-    nodes = {n.name: n for n in captured.graph.nodes}
-    row = [nodes[step.node] for step in placement.trail]
+    row = [captured.named[step.node] for step in placement.trail]
     if placement.position is None or set(row) < site.members:
         return False
     layers = [n for n, step in zip(row, placement.trail, strict=True) if step.is_layer]
@@ -209,27 +218,43 @@ def is_swap(captured: Captured, site: Site) -> bool:
     (first, *others) = site.members
     if others or first.op != "call_module" or site.replacement is None:
         return False
-    once = sum(node.target == first.target for node in captured.graph.nodes) == 1
+    once = captured.targets[str(first.target)] == [first]
     return once and first.args == site.replacement.inputs and not first.kwargs
 
 
 def _decided(captured: Captured, layers: list[fx.Node]) -> bool:
     """Whether some of the modules may run without the others, as a branch was taken in the code that calls them."""
     around = innermost([captured.frame(n) for n in layers])
-    branching = {captured.frame(n) for n in captured.graph.nodes if n.target is expect}
-    if any(f in branching for n in layers for f in captured.frame(n).stack if around in f.stack and f is not around):
-        return True
-    prefix = f"{around.path}." if around.path else ""
-    always = unconditional_calls(original_class(around.module)) if around in branching else None
-    return always is not None and not all(
-        any(f"{place_of(n).removeprefix(prefix)}.".startswith(f"{path}.") for path in always) for n in layers
+    return not all(
+        _certain(captured, frame, layer, last=layer is layers[-1])
+        for layer in layers
+        for frame in captured.frame(layer).stack
+        if around in frame.stack
     )
+
+
+def _certain(captured: Captured, frame: Frame, layer: fx.Node, last: bool) -> bool:
+    """Whether a call runs the layer on every way through its code, and (but for the last one) only hands its result on
+    to the next.
+    """
+    if frame not in captured.deciding and not _has_flags(frame):
+        return True
+    calls = certain_calls(original_class(frame.module))["always" if last else "once"]
+    place = f"{place_of(layer).removeprefix(f'{frame.path}.' if frame.path else '')}."
+    return any(place.startswith(f"{path}.") for path in calls)
+
+
+def _has_flags(frame: Frame) -> bool:
+    """Whether a branch in its code depends on an argument that is no tensor."""
+    names = branched_on(original_class(frame.module)).get("forward", frozenset())
+    bound = inspect.signature(frame.module.forward).bind(*frame.args, **frame.kwargs)
+    bound.apply_defaults()
+    return any(name in names and not isinstance(value, fx.Node) for name, value in bound.arguments.items())
 
 
 def _read_directly(captured: Captured, layers: list[fx.Node]) -> bool:
     """Whether the model's code reads a parameter of one of these modules itself."""
-    read = [str(n.target) for n in captured.graph.nodes if n.op == "get_attr"]
-    return any(path.startswith(f"{place_of(layer)}.") for layer in layers for path in read)
+    return any(place_of(layer) in captured.owners for layer in layers)
 
 
 def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) -> bool:

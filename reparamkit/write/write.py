@@ -92,25 +92,26 @@ class Writer:
         if self.as_graph:
             return list(sites)
         rows = [site for site in sites if is_chain(self.captured, site)]
-        written = [site for site in sites if site not in rows and self.admit(site)]
-        while (row := next((r for r in rows if self.finisher.touches(r.members)), None)) is not None:
-            # A neighbour in the same method is written again, so this row is as well.
-            rows.remove(row)
-            if self.admit(row):
-                written.append(row)
+        known = {id(row) for row in rows}
+        written = [site for site in sites if id(site) not in known and self.admit(site)]
+        while touched := {id(row) for row in rows if self.finisher.touches(row.members)}:
+            # A neighbour in the same method is written again, so these rows are as well.
+            written += [row for row in rows if id(row) in touched and self.admit(row)]
+            rows = [row for row in rows if id(row) not in touched]
         self.chains |= {id(site.value) for site in rows}
-        return [site for site in sites if site in rows or site in written]
+        chosen = {id(site) for site in (*rows, *written)}
+        return [site for site in sites if id(site) in chosen]
 
     def check(self, site: Site) -> None:
         """Raises `NotFusable` if a site cannot be written."""
         if not (self.as_graph or is_chain(self.captured, site)):
-            self.finisher.check(innermost([self.captured.frame(m) for m in site.members]), site.members)
+            self.finisher.check(innermost([self.captured.frame(m) for m in site.members]), site)
 
     def admit(self, site: Site) -> bool:
         """Mark the site's method to be written again, if it can be."""
         frame = innermost([self.captured.frame(m) for m in site.members])
         try:
-            self.finisher.check(frame, site.members)
+            self.finisher.check(frame, site)
         except NotFusable as no:
             self.refuse(site.value, no.reason)
             return False
@@ -164,6 +165,7 @@ class Writer:
             spare = node in gone or node in self.spare or node.op == "get_attr"
             if spare and not node.users and node not in passed and not self._is_read_later(node):
                 self.captured.graph.erase_node(node)
+        self.captured.moved()
 
     def _is_read_later(self, writer: fx.Node) -> bool:
         """Whether what an in-place operation writes is still read after it."""

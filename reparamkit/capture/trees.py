@@ -1,0 +1,52 @@
+"""Arguments and results with tensors somewhere inside: containers that torch knows, and dataclasses."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+def is_record(value: object) -> bool:
+    """Whether a value is an instance of a dataclass."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    """The fields of an instance of a dataclass, by name."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def map_leaves(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same structure with every leaf changed; a dataclass in which nothing changes stays the same object."""
+    return tree_map(lambda leaf: _mapped(change, leaf), value)
+
+
+def _mapped(change: Callable[[Any], Any], leaf: Any) -> Any:
+    if not is_record(leaf):
+        return change(leaf)
+    before = fields_of(leaf)
+    after = {name: map_leaves(change, value) for name, value in before.items()}
+    if all(a is b for a, b in zip(leaves(list(after.values())), leaves(list(before.values())), strict=False)):
+        return leaf
+    made = copy.copy(leaf)
+    for name, value in after.items():
+        # Also where the dataclass is frozen.
+        object.__setattr__(made, name, value)
+    return made
+
+
+def leaves(value: Any) -> list[Any]:
+    """Everything in a structure that is no container."""
+    return list(_leaves(value))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    for leaf in tree_leaves(value):
+        if is_record(leaf):
+            yield from _leaves(list(fields_of(leaf).values()))
+        else:
+            yield leaf

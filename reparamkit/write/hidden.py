@@ -1,0 +1,95 @@
+"""Methods that used layers which were merged: hidden, so that ``hasattr`` is False and the error says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from torch import nn
+
+from ..capture.tracer import Method
+from ..engine.methods import read_by_methods
+
+Hidden = dict[nn.Module, dict[str, str]]
+"""Per module the names of its hidden methods, and why."""
+ClassOf = Callable[[nn.Module], type[nn.Module]]
+"""The class as the user wrote it."""
+
+
+def hide_broken(
+    root: nn.Module, before: Mapping[str, nn.Module], hidden: Hidden, live: set[Method], class_of: ClassOf
+) -> None:
+    """Add to `hidden` the methods that read what is no longer there, or call a hidden method.
+
+    before: the modules as they were, by path. live: methods that forward goes on calling.
+    """
+    now = dict(root.named_modules())
+    gone = _relative(path for path, module in before.items() if _replaced(module, now.get(path)))
+    # A method may call one of a module inside.
+    for path in sorted(now, key=lambda p: -p.count(".")):
+        module = now[path]
+        if path in gone or any(child in hidden for child in module.modules()):
+            _hide(module, gone.get(path, set()), hidden, live, class_of)
+
+
+def _hide(module: nn.Module, gone: set[str], hidden: Hidden, live: set[Method], class_of: ClassOf) -> None:
+    reads = read_by_methods(class_of(module))
+    while True:
+        mine = hidden.get(module, {})
+        found = {
+            name: reason
+            for name, paths in reads.items()
+            if name not in mine and (module, name) not in live and not name.startswith("__")
+            for reason in _reasons(module, paths, gone, hidden)
+        }
+        if not found:
+            return
+        hidden.setdefault(module, {}).update({name: because(module, name, why) for name, why in found.items()})
+
+
+def because(module: nn.Module, name: str, what: str) -> str:
+    """What the error says. what: the method would use."""
+    kind = type(module).__name__
+    return f"{kind}.{name} uses {what}: call it before reparamkit.fuse, or keep the layers apart with skip=[...]"
+
+
+def _reasons(module: nn.Module, paths: frozenset[str], gone: set[str], hidden: Hidden) -> Iterator[str]:
+    for path in sorted(paths):
+        owner, _, name = path.removesuffix("()").rpartition(".")
+        inside = [inner for inner in gone if name == "**" and f"{inner}.".startswith(f"{owner}." if owner else "")]
+        if any(outer in gone for outer in upwards(owner)) or inside:
+            yield f"'{min(inside, default=owner)}', which was merged"
+        elif path.endswith("()") and path[:-2] in gone and _at(module, path[:-2]) is None:
+            yield f"'{path[:-2]}', which was merged"
+        elif (at := _at(module, owner)) is not None and name in hidden.get(at, {}):
+            yield f"'{path.removesuffix('()')}', which uses what was merged"
+
+
+def _relative(paths: Iterator[str]) -> dict[str, set[str]]:
+    """Per module around them, these paths as seen from there."""
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        parts = path.split(".")
+        for k in range(len(parts)):
+            found.setdefault(".".join(parts[:k]), set()).add(".".join(parts[k:]))
+    return found
+
+
+def _replaced(before: nn.Module, now: nn.Module | None) -> bool:
+    """Whether a place has no layer of its kind any more."""
+    return now is None or not (isinstance(now, type(before)) or isinstance(before, type(now)))
+
+
+def upwards(path: str) -> Iterator[str]:
+    """A path and those of the modules around it."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def _at(module: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split(".") if path else ():
+        found = module._modules.get(name)
+        if found is None:
+            return None
+        module = found
+    return module

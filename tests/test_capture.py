@@ -1,0 +1,425 @@
+"""Models as people write them: what their forward takes, returns and does must not keep it from being fused."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import pytest
+import torch
+from structures import Model, build, conv, conv_norm, error, norm, sample, seq
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+import reparamkit
+from reparamkit import CoverageError, GuardError, InvalidInputError
+
+X = sample((2, 4, 8, 8), torch.float32)
+Pair = namedtuple("Pair", "first second")
+
+
+@dataclass
+class Record:
+    """A batch, or a result, as a dataclass."""
+
+    x: Tensor
+    y: Tensor | None = None
+
+
+class Mapped(OrderedDict):
+    """A dictionary whose entries are attributes too, as results of transformers are."""
+
+    @property
+    def z(self) -> Tensor:
+        return self["z"]
+
+
+class Scaled:
+    """An argument that is no tensor and cannot be written as code."""
+
+    factor = 2
+
+
+# --- models: each has two pairs of a convolution and a norm, and no norm may be left ----------------------
+
+
+def two(body: Callable[..., Any], **parts: nn.Module) -> Callable[[], nn.Module]:
+    """A model of two convolutions with norms, `a` and `b`."""
+    return lambda: Model(body, a=conv_norm(4, 4), b=conv_norm(4, 4), **parts)
+
+
+class Keywords(nn.Module):
+    """Any number of arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(4, 4), conv_norm(4, 4)
+
+    def forward(self, *xs: Tensor, **more: Any) -> Tensor:
+        y = self.a(xs[0]) + xs[1]
+        return self.b(F.relu(y) if more["flag"] else y) + more["z"]
+
+
+class ScriptedChild(nn.Module):
+    """A ScriptModule among the children."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.act = conv_norm(4, 4), conv_norm(4, 4), torch.jit.script(nn.ReLU6())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.act(self.a(x)))
+
+
+class Head(nn.Module):
+    """A branch on data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(x)
+        return y if y.sum() > 0 else -y
+
+
+class Lazily(nn.Module):
+    """Makes a tensor in its first forward and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.kept = conv_norm(4, 4), conv_norm(4, 4), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None or self.kept.shape != x.shape:
+            self.kept = torch.ones_like(x)
+        return self.b(F.relu(self.a(x)) * self.kept)
+
+
+class Growing(nn.Module):
+    """Writes into an argument that is no tensor, as attention writes into a cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = conv_norm(4, 4)
+
+    def forward(self, x: Tensor, cache: list[Tensor]) -> Tensor:
+        cache.append(self.b(F.relu(x)))
+        return torch.cat(cache) if x.sum() > -1e9 else x
+
+
+class Cached(nn.Module):
+    """A cache for each run, and a part that cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.inner = conv_norm(4, 4), Growing()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.a(x), [])
+
+
+def nested(m: Any, x: Tensor) -> Tensor:
+    for block in m.blocks:
+        x = F.relu(block["c"](x))
+    return x
+
+
+def one_by_one(m: Any, x: Tensor) -> Tensor:
+    y = F.relu(m.a(x))
+    return torch.cat([m.b(y[i : i + 1]) for i in range(x.size(0))])
+
+
+def checked(m: Any, x: Tensor) -> Tensor:
+    channels, height = x.shape[1:3]
+    assert channels == 4, f"{channels} channels"
+    torch._assert(height % 4 == 0, "height")
+    return m.b(F.relu(m.a(x)))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], dict[str, Any]]] = {
+    "dictionary": (two(lambda m, d: {"out": F.relu(m.a(d["x"])) + m.b(d["y"]), "no": None}), ({"x": X, "y": X},), {}),
+    "dataclass in": (two(lambda m, d: F.relu(m.a(d.x)) + m.b(d.y)), (Record(X, X),), {}),
+    "dataclass out": (two(lambda m, x: Record(F.relu(m.a(x) + m.b(x)))), (X,), {}),
+    "named tuple": (two(lambda m, x: Pair(F.relu(m.a(x) + m.b(x)), x)), (X,), {}),
+    "mapping": (two(lambda m, x: Mapped(z=F.relu(m.a(x) + m.b(x)), no=None)), (X,), {}),
+    "list of tensors": (two(lambda m, xs: [m.a(xs[0][None]), m.b(xs[1][None])]), ([X[0], X[1]],), {}),
+    "None among the results": (two(lambda m, x: (m.b(F.relu(m.a(x))), None, [None, {"no": None}])), (X,), {}),
+    "any arguments": (Keywords, (X, X), {"flag": True, "z": X}),
+    "checkpoint": (two(lambda m, x: m.b(F.relu(checkpoint(m.a, x, use_reentrant=False)))), (X,), {}),
+    "nested containers": (
+        lambda: Model(nested, blocks=nn.ModuleList(nn.ModuleDict({"c": conv_norm(4, 4)}) for _ in range(2))),
+        (X,),
+        {},
+    ),
+    "called in a loop": (two(one_by_one), (X,), {}),
+    "two inputs, one encoder": (two(lambda m, x: m.b(F.relu(m.a(x))) - m.b(F.relu(m.a(x.flip(-1))))), (X,), {}),
+    "scripted child": (ScriptedChild, (X,), {}),
+    "branch on data": (lambda: Model(lambda m, x: m.h(F.relu(m.a(x))), a=conv_norm(4, 4), h=Head()), (X,), {}),
+    "kept tensor": (Lazily, (X,), {}),
+    "cache": (Cached, (X,), {}),
+    "assertions": (two(checked), (X,), {}),
+}
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """All tensors in a result."""
+    if is_dataclass(output):
+        output = [getattr(output, field.name) for field in fields(output)]
+    output = list(output.values()) if isinstance(output, dict) else output
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def results(model: nn.Module, args: Any, kwargs: Any) -> Any:
+    with torch.no_grad():
+        return model(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_every_norm_is_folded(name: str):
+    """Same results, of the same class, and no norm left."""
+    make, args, kwargs = MODELS[name]
+    model = build(make)
+    fused = reparamkit.fuse(model, args, example_kwargs=kwargs)
+    found, wanted = results(fused, args, kwargs), results(model, args, kwargs)
+    assert type(found) is type(wanted)
+    pairs = list(zip(tensors(found), tensors(wanted), strict=True))
+    assert pairs
+    assert all(error(a, b) <= 1e-5 for a, b in pairs)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
+def test_a_shared_module_holds_for_every_size():
+    """A head that is called on maps of two sizes is merged once, for both, and says so."""
+    model = build(lambda: Model(lambda m, x: (m.a(x), m.a(x[..., ::2, ::2])), a=seq(conv_norm(4, 4), nn.ReLU())))
+    fused = reparamkit.fuse(model, X)
+    for size in (8, 6):
+        x = sample((1, 4, size, size), torch.float32)
+        assert all(error(a, b) <= 1e-5 for a, b in zip(results(fused, (x,), {}), results(model, (x,), {}), strict=True))
+    whole, part = reparamkit.report(fused).parts
+    assert (whole.path, whole.tier, part.path, part.tier, part.calls) == ("", "values", "a", "symbolic", 2)
+    assert "2 times" in part.reason
+
+
+class Sometimes(nn.Module):
+    """Calls a shared part with different flags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Raw()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x) + self.part(x, raw=True)
+
+
+class Raw(nn.Module):
+    """A flag that ends the forward before the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4), norm(4)
+
+    def forward(self, x: Tensor, raw: bool = False) -> Tensor:
+        y = self.conv(x)
+        if raw:
+            return y
+        return self.norm(y)
+
+
+class Chosen(Raw):
+    """A flag that chooses the result at the end."""
+
+    def forward(self, x: Tensor, raw: bool = False) -> Tensor:
+        y = self.conv(x)
+        z = self.norm(y)
+        return y if raw else z
+
+
+@pytest.mark.parametrize("make", [Raw, Chosen])
+@pytest.mark.parametrize("example", [None, X])
+def test_a_flag_is_never_ignored(make: Callable[[], nn.Module], example: Tensor | None):
+    """The other value of a flag gives what it gave, or is refused with words."""
+    model = build(make)
+    fused = reparamkit.fuse(model, example)
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+    with pytest.raises(GuardError, match="False"):
+        fused(X, raw=True)
+
+
+def test_calls_with_different_flags_are_not_alike():
+    """A shared module whose calls take different ways is left."""
+    model = build(Sometimes)
+    fused = reparamkit.fuse(model, X)
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+    assert any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
+class TakesObject(nn.Module):
+    """Gets an argument that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = conv_norm(4, 4)
+
+    def forward(self, x: Tensor, scaled: Scaled) -> Tensor:
+        return F.relu(self.c(x)) * scaled.factor
+
+
+def test_an_argument_that_cannot_be_written_is_a_reason():
+    """A merge that needs code is refused where the code hands on an object."""
+    model = build(two(lambda m, x: m.kid(F.relu(m.a(x) + m.b(x)), Scaled()), kid=TakesObject()))
+    fused = reparamkit.fuse(model, X)
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+    assert any("Scaled" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+class Padded(Raw):
+    """Computes with a size as a plain number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = int(x.shape[-1])
+        left = 1 if width % 2 == 0 else 2
+        x = self.conv(F.pad(x, (left, 1, 1, 1)))
+        return self.norm(x)
+
+
+def test_a_size_taken_as_a_number():
+    """A merge that holds for every size does not make a model refuse other sizes."""
+    model = build(Padded)
+    fused = reparamkit.fuse(model, X)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    x = sample((1, 4, 7, 9), torch.float32)
+    assert error(results(fused, (x,), {}), results(model, (x,), {})) <= 1e-5
+
+
+class Watching(nn.Module):
+    """Needs a hook that puts a value into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.seen = conv_norm(4, 4), conv_norm(4, 4), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = None
+        y = self.b(F.relu(self.a(x)))
+        return y * self.seen
+
+
+def test_a_model_that_cannot_be_copied():
+    """A hook that writes into the original fails in the copy: said with words."""
+    model = build(Watching)
+    model.a.register_forward_hook(lambda module, args, output: setattr(model, "seen", output))
+    with pytest.raises(InvalidInputError, match="inplace=True"):
+        reparamkit.fuse(model, X)
+
+
+# --- methods ----------------------------------------------------------------------------------------
+
+
+class Dense(nn.Module):
+    """Half of a pair in a method that the forward calls, as in DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4), norm(4)
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def again(self, x: Tensor) -> Tensor:
+        return self.bottleneck(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.bottleneck(x))
+
+
+def test_a_method_of_a_block_that_the_forward_calls():
+    """Inside a model the pair is merged, and the method is hidden with a reason; on the model itself it is kept."""
+    model = build(lambda: seq(Dense(), nn.ReLU()))
+    fused = reparamkit.fuse(model, X)
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    for name in ("bottleneck", "again"):
+        assert not hasattr(fused[0], name)
+        with pytest.raises(AttributeError, match=rf"Dense\.{name} uses .* merged"):
+            getattr(fused[0], name)
+    assert not hasattr(copy.deepcopy(fused)[0], "bottleneck")
+    alone = build(Dense)
+    assert error(reparamkit.fuse(alone, X).bottleneck(X), alone.bottleneck(X)) <= 1e-6
+
+
+class Tail(nn.Module):
+    """Ends a public method with a scale that the head could take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.rand(4) + 0.5), nn.Linear(4, 3)
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.relu(x).mean((2, 3)) * self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def test_a_public_method_keeps_its_value():
+    """What a method of the model computes without layers stays there as well."""
+    model = build(Tail)
+    fused = reparamkit.fuse(model, X)
+    assert error(fused.features(X), model.features(X)) <= 1e-6
+
+
+class Folding(nn.Module):
+    """Has a method that folds it, as blocks of timm have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+    def extra(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) * 2
+
+    def fuse(self) -> nn.Module:
+        conv, norm = self.conv, self.norm
+        conv.weight.data *= (norm.weight / norm.running_var.sqrt())[:, None, None, None]
+        return conv
+
+
+def test_methods_that_read_a_merged_layer_are_hidden():
+    """A method that looks into a layer that is gone is hidden; one that calls the layers in order still works."""
+    model = build(lambda: seq(Folding(), nn.ReLU()))
+    fused = reparamkit.fuse(model, X)
+    assert isinstance(fused[0], Folding)
+    assert not hasattr(fused[0], "fuse")
+    assert error(fused[0].extra(X), model[0].extra(X)) <= 1e-5
+
+
+# --- coverage and log -------------------------------------------------------------------------------
+
+
+def test_min_coverage():
+    """Below the share the error names what was left and why; above it nothing is said."""
+    model = build(two(lambda m, x: m.b(F.relu(m.a(x)))))
+    assert reparamkit.report(reparamkit.fuse(model, X, min_coverage=1.0)).coverage.share == 1.0
+    with pytest.raises(CoverageError, match=r"b\.1 \(BatchNorm2d\): left out by skip="):
+        reparamkit.fuse(model, X, skip="b", min_coverage=0.9)
+
+
+def test_log(caplog: pytest.LogCaptureFixture):
+    """One line per call, one more per merge and refusal for those who want them."""
+    model = build(two(lambda m, x: m.b(F.relu(m.a(x)))))
+    with caplog.at_level(logging.DEBUG, logger="reparamkit"):
+        reparamkit.fuse(model, X)
+    levels = [record.levelno for record in caplog.records if record.name == "reparamkit"]
+    assert levels == [logging.INFO, logging.DEBUG, logging.DEBUG]
