@@ -12,7 +12,7 @@ from ..algebra.form import Form
 from ..capture.capture import Captured, storage
 from ..capture.tracer import Frame
 from ..errors import NotFusable
-from ..layers.wide import WEIGHT_HOOKS
+from ..layers.wide import CASTS, WEIGHT_HOOKS
 from .methods import called_by_methods
 
 HOOKS = (
@@ -92,6 +92,8 @@ class Scope:
         if node.meta["context"][:2] != root.meta["context"][:2]:
             return "inside an autocast region"
         value = node.meta.get("val")
+        if not isinstance(value, Tensor) and node.target in (*CASTS, "to", "type_as"):
+            return "its dtype is not known: pass example_inputs"
         # A constant beside a value takes the format of the value, or changes it.
         values = [n.meta.get("val") for n in node.all_input_nodes if n not in self.captured.constants]
         inputs = [v for v in values if isinstance(v, Tensor)]
@@ -127,6 +129,12 @@ def _hooked(captured: Captured, node: fx.Node) -> str | None:
     return None
 
 
+def place_of(node: fx.Node) -> str:
+    """The path of the module a node calls, or stands for; "" for a function."""
+    place = node.meta.get("place", node.target if node.op == "call_module" else "")
+    return str(place)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module runs more than its forward and the computation of its weight."""
     return any(not isinstance(hook, WEIGHT_HOOKS) for name in HOOKS for hook in getattr(module, name).values())
@@ -143,7 +151,7 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
         for cut in frame.stack[len(around.stack) :]:
             if has_hooks(cut.module):
                 raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
-    called = {node for node in frames if node.op == "call_module"}
+    called = {node for node in frames if place_of(node)}
     for frame in around.stack:
         name = _partial_user(captured, frame, called)
         if name is not None:
@@ -156,7 +164,7 @@ def _partial_user(captured: Captured, frame: Frame, members: set[fx.Node]) -> st
     for name, called in called_by_methods(type(frame.module)).items():
         made = captured.methods.get((id(frame.module), name))
         if made is None:
-            paths = {member: str(member.target).removeprefix(prefix) for member in members}
+            paths = {member: place_of(member).removeprefix(prefix) for member in members}
             made = {m for m, path in paths.items() if any(path == c or path.startswith(f"{c}.") for c in called)}
         if not made.isdisjoint(members) and not members <= made:
             return name

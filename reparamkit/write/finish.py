@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_flatten
 from ..capture.capture import Captured
 from ..capture.guards import expect_rank
 from ..capture.tracer import Frame
-from ..engine.scope import innermost
+from ..engine.norms import restore
+from ..engine.scope import innermost, place_of
 from ..errors import NotFusable
 from .frames import fold, method, original_class, regenerated
-from .splice import Written, place_of
+from .splice import Written
 
 
 class Expect(nn.Identity):
@@ -93,14 +94,14 @@ class Finisher:
         placed = written.site.placed
         assert placed is not None
         layers = {step.node for step in placed.terms[0].trail if step.is_layer}
-        members = [m for m in written.site.members if m.name in layers]
+        members = [m for m in written.site.core if m.name in layers]
         others = sorted({place_of(m) for m in members} - {anchor})
-        if placed.form.guards and others:
+        if placed.guards and others:
             # The check comes first, and the layer, which stands anywhere in the row as well, last.
             by_name = {m.name: place_of(m) for m in members}
             *others, anchor = [by_name[step.node] for step in placed.terms[0].trail if step.node in by_name]
         self.swaps |= {path: nn.Identity().eval() for path in others}
-        if placed.form.guards and others:
+        if placed.guards and others:
             self.swaps[others[0]] = Expect(len(placed.form.sizes)).eval()
         used = any(node.target == name for node in self.captured.graph.nodes)
         layer = self.captured.held.pop(name)
@@ -117,6 +118,17 @@ class Finisher:
             else:
                 del self.captured.held[name]
         self.dead |= _targets(written)
+
+    def leave(self, scale: fx.Node) -> None:
+        """A scale that what reads it absorbed: a module makes way for one that does not scale."""
+        if scale in self.captured.apart:
+            restore(scale, self.captured.apart.pop(scale))
+            if (path := place_of(scale)) in self.captured.held:
+                self.swaps[path] = self.captured.held.pop(path)
+        elif scale.op == "call_module" and self.touches([scale]):
+            self.dead.add(str(scale.target))
+        elif scale.op == "call_module":
+            self.swaps[str(scale.target)] = nn.Identity().eval()
 
     # --- changing --------------------------------------------------------------------------------
 
@@ -244,7 +256,7 @@ class Finisher:
 
 
 def _targets(written: Written) -> set[str]:
-    return {str(n.target) for n in written.site.members if n.op == "call_module"}
+    return {str(n.target) for n in written.site.core if n.op == "call_module"}
 
 
 def _container(module: nn.Module) -> nn.Sequential:

@@ -14,6 +14,7 @@ import linecache
 import operator
 import tokenize
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 from typing import Any
@@ -22,7 +23,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_map
 
 from ..capture.capture import Captured
-from ..capture.guards import expect
+from ..capture.guards import expect, expect_given
 from ..capture.tracer import Frame
 from ..engine.scope import has_hooks
 from ..engine.sizes import size_of
@@ -60,9 +61,12 @@ class _Fold:
         signature = inspect.signature(self.frame.module.forward)
         bound = signature.bind(*self.frame.args, **self.frame.kwargs)
         made = {p.name: (p, self._placeholder(p)) for p in signature.parameters.values()}
-        for name, (parameter, node) in made.items():
+        for position, (name, (parameter, node)) in enumerate(made.items()):
             given = name in bound.arguments
-            self._known(node, bound.arguments[name] if given else parameter.default, parameter, given)
+            value = bound.arguments[name] if given else parameter.default
+            if position and isinstance(value, fx.Node):
+                self.graph.call_function(expect_given, (node,))
+            self._known(node, value, parameter, given)
 
     def _placeholder(self, parameter: inspect.Parameter) -> fx.Node:
         stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
@@ -247,9 +251,17 @@ def regenerated(base: type[nn.Module], written: Method) -> type[nn.Module]:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "merged_method": written,
+        "extra_repr": _settings,
         "__reduce_ex__": lambda self, protocol: (_rebuilt, (base, written), self.__dict__),
     }
     return type(base.__name__, (base,), body)
+
+
+def _settings(self: nn.Module) -> str:
+    """What the class says of its modules, if all that it names is still there."""
+    with suppress(AttributeError, TypeError):
+        return original_class(self).extra_repr(self)
+    return ""
 
 
 def _rebuilt(base: type[nn.Module], written: Method) -> nn.Module:
