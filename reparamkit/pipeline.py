@@ -19,6 +19,7 @@ from .engine.borders import join_borders
 from .engine.choose import Plan, choose
 from .engine.dead import drop_dead
 from .engine.identities import drop_identities
+from .engine.norms import take_apart
 from .engine.parts import name_parts
 from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
@@ -26,6 +27,7 @@ from .engine.scope import Everything, Scope, matches
 from .engine.sizes import read_early
 from .errors import CaptureError, CoverageError, EquivalenceError, InvalidInputError
 from .inputs import Example, checked_inputs, checked_model
+from .layers.normalize import NORM_INTO_LINEAR
 from .layers.price import OBJECTIVES
 from .layers.registry import READERS
 from .record import Sketch, described, marked, pictures, sketch
@@ -308,6 +310,9 @@ def _fused_part(captured: Captured, request: Request) -> Work:
     read_early(captured, reading)
     writer = Writer(captured, request.as_graph, _unproved, _unheard)
     said = _apply_patterns(captured, request, writer)
+    scope = request.scope(captured)
+    if NORM_INTO_LINEAR in scope.permitted:
+        take_apart(captured, scope, _read(captured), lambda n, why: said.setdefault(n, []).append(why))
     plans: list[Plan] = []
     shown: dict[int, tuple[Picture, ...]] = {}
     written: Sequence[Written] = ()

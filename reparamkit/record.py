@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 from .algebra.size import Size
 from .capture.capture import Captured
 from .engine.reading import Reading, Shape
+from .engine.scope import place_of
 from .report import Node, Part, Picture
-from .write.splice import Written, place_of
+from .write.splice import Written
 
 Sketch = dict[fx.Node, Node]
 """The nodes of one graph, in program order, and what the report says of each."""

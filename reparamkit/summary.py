@@ -11,11 +11,13 @@ from .algebra.operator import Role
 from .capture.capture import Captured
 from .capture.parts import Parts
 from .engine.choose import Plan
+from .engine.norms import second_flops
 from .engine.placing import node_cost
 from .engine.reading import Reading
+from .engine.scope import place_of
+from .layers.normalize import NORM_INTO_LINEAR
 from .layers.price import Cost
 from .report import Merge, Picture, Refusal, Report, Totals
-from .write.splice import place_of
 from .write.write import Done
 
 
@@ -39,7 +41,8 @@ def totals(model: nn.Module, readings: Sequence[Reading]) -> Totals:
     parameters = sum(p.numel() for p in model.parameters())
     affine = sum((node_cost(reading, node) for reading in readings for node in reading.read), Cost())
     rest = sum(_opaque(reading) for reading in readings)
-    return Totals(parameters, numbers(model), affine.launches + rest, affine.flops)
+    flops = affine.flops + sum(map(second_flops, readings))
+    return Totals(parameters, numbers(model), affine.launches + rest, flops)
 
 
 def numbers(model: nn.Module) -> int:
@@ -144,18 +147,25 @@ def _refusals(
         if reasons:
             found.append(_refusal(captured, node, reasons))
     unread = [n for n in {**plan.refusals, **said} if n not in reading.read and n in left]
-    told = [n for n in unread if _is_layer(n) or n in said]
+    told = [n for n in unread if _is_layer(n) or n in said or _of_parameters(n, reading)]
     found += [_refusal(captured, node, _own_reasons(plan, said, node)) for node in told]
     return tuple(found)
 
 
 def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, reading: Reading) -> list[str]:
     own = _own_reasons(plan, said, node)
+    if NORM_INTO_LINEAR in reading.read[node].used:
+        return own
     return own or [reason for user in node.users for reason in plan.refusals.get(user, [])] or _alone(node, reading)
 
 
 def _own_reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node) -> list[str]:
     return [*said.get(node, []), *plan.refusals.get(node, [])]
+
+
+def _of_parameters(node: fx.Node, reading: Reading) -> bool:
+    """Arithmetic on parameters only."""
+    return bool(node.all_input_nodes) and all(n in reading.constants for n in node.all_input_nodes)
 
 
 def _is_layer(node: fx.Node) -> bool:

@@ -22,7 +22,7 @@ from .capture.buffers import other_buffers
 from .capture.capture import Captured, Inputs, run
 from .capture.trees import leaves
 from .errors import EquivalenceError, GuardError, NotFusable
-from .layers.wide import wide, wide_module
+from .layers.wide import wide, wide_call, wide_module
 
 SITE_TOLERANCE = 1e-10
 """Of one merge in float64: rounding is near 1e-15; room for cancellation between branches, none for mistakes."""
@@ -267,21 +267,18 @@ class _Wide:
 
         args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
         with torch.no_grad():
-            found = self._function(node, args)(*args, **kwargs)
-        # Parameter arithmetic may name the model's own dtype.
+            found = self._found(node, args, kwargs)
+        # Parameter arithmetic may begin with a tensor of the model's own dtype.
         return wide(found) if isinstance(found, Tensor) and node in self.captured.constants else found
 
-    def _function(self, node: fx.Node, args: Any) -> Callable[..., Any]:
+    def _found(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         if node.op == "get_attr":
-            return lambda: self.captured.attribute(node)
+            return self.captured.attribute(node)
         if node.op == "call_module":
             if node not in self.modules:
                 self.modules[node] = _pixelwise(wide_module(self.captured.module(node)))
-            return self.modules[node]
-        if node.op == "call_method":
-            method = getattr(args[0], str(node.target))
-            return lambda _self, *a, **k: method(*a, **k)
-        return node.target  # type: ignore[return-value]
+            return self.modules[node](*args, **kwargs)
+        return wide_call(node.target, args, kwargs)
 
 
 def _pixelwise(module: nn.Module) -> Callable[..., Any]:

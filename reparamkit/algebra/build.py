@@ -22,7 +22,7 @@ from .form import Form, added_bias, apply, as_bias, plus, repeated_bias, with_gu
 from .laws import CHAIN, DIRECT_SUM
 from .operator import WHOLE, Dims, Edges, Link, Operator, Role, closed, pin, with_rank
 from .size import Size, fixed, product
-from .views import Mean, Permute, Reshape, View
+from .views import Mean, Permute, Reshape, Same, View
 from .weight import Computed, One, Ones, Weight, leaf
 
 F, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
@@ -478,6 +478,11 @@ def _same_numel(x: Form, sizes: Sequence[Size]) -> Form:
 def permute(x: Form, order: Sequence[int]) -> Form:
     """The value with its dimensions permuted."""
     return _viewed(x, Permute(tuple(order)))
+
+
+def same(x: Form) -> Form:
+    """The value as it is, by a call that stays where it is."""
+    return _viewed(x, Same())
 
 
 def _viewed(x: Form, view: View) -> Form:

@@ -21,6 +21,10 @@ from .size import ONE, Size
 class View(ABC):
     """A step of a path that can stay as it is when the layers around it are merged."""
 
+    def origin(self, dim: int) -> int | None:
+        """The dimension that is dimension `dim` of the result, both from the right; None if no single one is."""
+        return None
+
     @abstractmethod
     def on_value(self, op: Operator) -> Operator:
         """`op`, then this view."""
@@ -54,10 +58,31 @@ class Reshape(View):
 
 @final
 @dataclass(frozen=True)
+class Same(View):
+    """The value as it is, whatever its rank."""
+
+    def origin(self, dim: int) -> int:
+        return dim
+
+    def on_value(self, op: Operator) -> Operator:
+        return op
+
+    def undone(self, op: Operator) -> Operator:
+        return op
+
+    def on_source(self, op: Operator) -> Operator:
+        return op
+
+
+@final
+@dataclass(frozen=True)
 class Permute(View):
     """Dimension ``order[d]`` becomes dimension ``d``."""
 
     order: tuple[int, ...]
+
+    def origin(self, dim: int) -> int:
+        return self.order[dim] - len(self.order)
 
     def on_value(self, op: Operator) -> Operator:
         return replace(op, value=tuple(op.value[d] for d in self.order))

@@ -44,6 +44,16 @@ POSITIONS = ("targets", "owners", "made_in", "deciding")
 """What `Captured` knows of where nodes are."""
 
 
+@dataclass(frozen=True, eq=False)
+class Apart:
+    """A call that the graph has as two, as it was."""
+
+    op: str
+    target: Any
+    args: Any
+    kwargs: Any
+
+
 @dataclass(eq=False)
 class Captured:
     """The flat graph of a model.
@@ -51,12 +61,14 @@ class Captured:
     root: the model that was traced; the graph's targets are its submodules and parameters.
     frames: every call of a module that was traced through, the root's first.
     tier: how it was captured, "symbolic" or "values". stateful: modules (by identity) whose forward sets attributes.
+    stored: values that it keeps there.
     attributes: paths of the parameters and buffers that the code read itself.
     held: what the graph names and the model has not: constant tensors, merged layers that have no place yet.
     replaced: merged values -> the nodes that have them now.
     constants: values that depend on parameters and buffers only.
     watched: values whose shape the model's own code reads, though the graph does not any more.
     times: how often a run of the model runs this graph. why: it is not part of the graph around it.
+    apart: per node that has the value of a call, what there was before the call was taken apart.
     """
 
     root: nn.Module
@@ -64,6 +76,7 @@ class Captured:
     frames: list[Frame]
     tier: str
     stateful: set[int] = field(default_factory=set)
+    stored: set[fx.Node] = field(default_factory=set)
     held: dict[str, Any] = field(default_factory=dict)
     attributes: frozenset[str] = frozenset()
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
@@ -71,6 +84,7 @@ class Captured:
     watched: dict[fx.Node, object] = field(default_factory=dict)
     times: int = 1
     why: str = ""
+    apart: dict[fx.Node, Apart] = field(default_factory=dict)
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""
@@ -232,7 +246,7 @@ def _captured(
     names = _structure(model.get_submodule(path), inputs)
     values = {} if mode is None else map_leaves(as_fake(mode), names.values)
     try:
-        with _state_kept(model) as changed:
+        with _state_kept(model) as (changed, stored):
             graph = tracer.traced_call(model, path, names.args, names.kwargs, values)
             named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     except WritesConstant as error:
@@ -241,22 +255,26 @@ def _captured(
         raise _capture_error(tracer, path, inputs, error) from error
     tier = "values" if sized else "symbolic"
     return Captured(
-        model, graph, tracer.frames, tier, changed, held=_missing(model, named), attributes=frozenset(named)
+        model, graph, tracer.frames, tier, changed, stored, held=_missing(model, named), attributes=frozenset(named)
     )
 
 
 @contextmanager
-def _state_kept(model: nn.Module) -> Iterator[set[int]]:
-    """Undo what a forward does to its modules while it is traced; yields the modules (ids) that were changed."""
+def _state_kept(model: nn.Module) -> Iterator[tuple[set[int], set[fx.Node]]]:
+    """Undo what a forward does to its modules while it is traced; yields the modules (ids) that were changed, and the
+    nodes of the values that were stored in them.
+    """
     tables = ("_parameters", "_buffers", "_modules")
     modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     before = [(m, dict(vars(m)), {t: dict(vars(m)[t]) for t in tables}) for m in modules]
     changed: set[int] = set()
+    stored: set[fx.Node] = set()
     try:
-        yield changed
+        yield changed, stored
     finally:
         for module, attributes, contents in before:
             now = vars(module)
+            stored |= {leaf.node for leaf in leaves(list(now.values())) if isinstance(leaf, fx.Proxy)}
             for name in [name for name in now if name.startswith(CONSTANT) and name not in attributes]:
                 del now[name]
             same = all(_same(now[t], contents[t]) for t in tables)

@@ -40,6 +40,16 @@ def expect(found: Any, traced: Any) -> None:
 
 
 @_recorded
+def expect_given(value: Any) -> None:
+    """An argument was a tensor; code that tests it for None would take another branch without."""
+    if value is None:
+        raise GuardError(
+            "this model was fused for calls with a tensor where there is None now:"
+            " fuse again with example_inputs of this kind"
+        )
+
+
+@_recorded
 def expect_size(tensor: Tensor, dim: int, size: int) -> None:
     """A merge was proved for one size of a dimension."""
     if tensor.shape[dim] != size:

@@ -159,11 +159,19 @@ class _Attribute(ValueProxy):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.name in LIKE and isinstance(args[0], fx.Proxy):
             return getattr(self.root, LIKE[self.name])(args[0].shape)
+        if self.name == "type_as" and _on_one_device(self.root, args[0]):
+            return self.root.to(args[0].value.dtype)
         made = self.tracer.create_proxy("call_method", self.name, (self.root, *args), kwargs)
         value = made.value
         if self.name in RANK_METHODS and value is not UNKNOWN:
             return value
         return made
+
+
+def _on_one_device(a: Any, b: Any) -> bool:
+    """Whether both are known to be tensors of one device."""
+    values = [proxy.value for proxy in (a, b) if isinstance(proxy, ValueProxy)]
+    return len(values) == 2 and all(isinstance(v, Tensor) for v in values) and values[0].device == values[1].device
 
 
 def _constant(node: fx.Node, root: nn.Module) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_map
 from ..algebra.size import Size
 from ..capture.capture import Captured
 from ..capture.tracer import FACTORIES
-from ..layers.wide import wide_module
+from ..layers.wide import CASTS, wide_call, wide_module
 
 RANDOM = frozenset(
     [
@@ -70,6 +71,33 @@ def _owns(captured: Captured, writer: fx.Node, constants: Known) -> bool:
     return made and all(aliases.order[user] <= aliases.order[writer] for n in others for user in n.users)
 
 
+def rounded_to(captured: Captured, node: fx.Node) -> torch.dtype | None:
+    """The dtype that a call of constants casts real numbers to, if that loses digits: they would not be the model's
+    own in float64, nor would what is computed from them.
+    """
+    after = _dtype(captured, node)
+    befores = [_dtype(captured, n) for n in node.all_input_nodes]
+    return after if any(_eps(after) > _eps(before) > 0 for before in befores) else None
+
+
+def _eps(dtype: torch.dtype | None) -> float:
+    """The precision of a floating dtype, 0 for any other."""
+    return 0.0 if dtype is None or not dtype.is_floating_point else torch.finfo(dtype).eps
+
+
+def _dtype(captured: Captured, node: fx.Node) -> torch.dtype | None:
+    """The dtype that a constant has in the model; None if it has none."""
+    value = captured.attribute(node) if node.op == "get_attr" else node.meta.get("val")
+    if isinstance(value, Tensor) or node.op == "get_attr":
+        return getattr(value, "dtype", None)
+    given = [a for a in (*node.args[1:], *node.kwargs.values()) if isinstance(a, torch.dtype)]
+    if node.target in CASTS or given:
+        return CASTS.get(str(node.target), given[0] if given else None)
+    sources = node.all_input_nodes[-1:] if node.target == "type_as" else node.all_input_nodes
+    dtypes = [dtype for n in sources if (dtype := _dtype(captured, n)) is not None]
+    return reduce(torch.promote_types, dtypes) if dtypes else None
+
+
 def evaluated(captured: Captured, node: fx.Node, constants: Known, sizes: Known) -> Any:
     """The value of a call of constants: a tensor, a tuple of tensors, a number; None for a guard."""
 
@@ -83,9 +111,7 @@ def evaluated(captured: Captured, node: fx.Node, constants: Known, sizes: Known)
     with torch.no_grad():
         if node.op == "call_module":
             return wide_module(captured.module(node))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return wide_call(node.target, args, kwargs)
 
 
 def widened(value: Any) -> Any:

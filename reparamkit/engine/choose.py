@@ -5,20 +5,22 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import fx, nn
 
 from ..algebra.form import Form, Trail
 from ..algebra.probe import PROBE
+from ..algebra.size import Size
 from ..capture.capture import Captured
 from ..errors import NotFusable
 from ..layers.price import OBJECTIVES, Cost, numel
 from ..layers.registry import Readers
+from .absorb import absorbed, is_scale, leading
 from .placing import Placed, node_cost, place
 from .reading import Candidate, Reading, read
-from .scope import Scope, check_calls
+from .scope import Scope, check_calls, place_of
 
 CHEAPEST, DEEPEST = 2, 2
 """How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
@@ -45,6 +47,7 @@ class Site:
 
     rules: that made it. before, after: the price of the members, and of what is written for them.
     placed: the form to write; replacement: the module to call instead, for a graph rule.
+    absorbed: scales among the members in whose place, for all that read them, is the value before; and views of them.
     """
 
     value: fx.Node
@@ -54,6 +57,19 @@ class Site:
     after: Cost
     placed: Placed | None = None
     replacement: Replacement | None = None
+    absorbed: frozenset[fx.Node] = frozenset()
+
+    @property
+    def core(self) -> frozenset[fx.Node]:
+        """The members whose code makes way for what is written."""
+        return self.members - self.absorbed
+
+    @property
+    def scales(self) -> frozenset[fx.Node]:
+        """The absorbed members that are no views."""
+        terms = self.placed.terms if self.placed else ()
+        layers = {step.node for term in terms for step in term.trail if step.is_layer}
+        return frozenset(node for node in self.absorbed if node.name in layers)
 
     @property
     def merge(self) -> _Merge:
@@ -113,9 +129,10 @@ class _Chooser:
     effort: float = 0.0
     computed: dict[fx.Node, _Option] = field(default_factory=dict)
     tries: int = 0
+    able: set[tuple[fx.Node, frozenset[fx.Node], frozenset[fx.Node]]] = field(default_factory=set)
+    staying: dict[fx.Node, str] = field(default_factory=dict)
     banned: set[_Merge] = field(default_factory=set)
     pinned: set[fx.Node] = field(default_factory=set)
-    tried: dict[_Merge, bool] = field(default_factory=dict)
     passes: set[fx.Node] = field(default_factory=set)
     affine: set[fx.Node] = field(default_factory=set)
     numbers: dict[fx.Node, int] = field(default_factory=dict)
@@ -159,8 +176,13 @@ class _Chooser:
         return sum(self._leaves(n) for n in self.reading.made_of(node))
 
     def weigh(self, name: str) -> int:
-        """Numbers stored at the node of this name."""
-        return self.stored(self.named[name])
+        """Numbers stored at the node of this name; the place of a call that was taken apart is not free."""
+        node = self.named[name]
+        return -1 if node in self.captured.apart else self.stored(node)
+
+    def sizes_of(self, name: str) -> tuple[Size, ...]:
+        """The sizes of the value of the node of this name."""
+        return self.reading.shapes[self.named[name]][0]
 
     def total(self, node: fx.Node) -> float:
         """The least price of having a value, with shared inputs divided among their readers.
@@ -249,8 +271,9 @@ class _Chooser:
 
     def _option(self, node: fx.Node, candidate: Candidate) -> _Option | None:
         try:
-            placed = place(candidate.form, self.weigh)
+            placed = place(candidate.form, self.weigh, self.sizes_of)
             check_calls(self.captured, candidate.members)
+            self._check_stored(node, candidate)
             self._check_writes(node, candidate)
         except NotFusable as no:
             if len(candidate.members) > 1:
@@ -290,6 +313,11 @@ class _Chooser:
             self.reading.no(node, f"{why}that costs more than the merge saves")
         return pays
 
+    def _check_stored(self, node: fx.Node, candidate: Candidate) -> None:
+        stored = {self.captured.current(kept) for kept in self.captured.stored}
+        if not stored.isdisjoint(candidate.members - {node}):
+            raise NotFusable("the forward of a module keeps a value inside the merge as an attribute")
+
     def _check_writes(self, node: fx.Node, candidate: Candidate) -> None:
         for name in candidate.form.terms:
             writers = self.captured.aliases.writes_between(self.named[name], node)
@@ -319,10 +347,13 @@ class _Chooser:
         """The best choice of merges that can all be written."""
         while True:
             plan = self._selected()
-            refused = {site.merge for site in plan.sites if not self._can_be_written(site)}
-            if not refused:
+            needless = {site.merge for site in plan.sites if not self._worth_absorbing(site, plan)}
+            refused = set() if needless else {site.merge for site in plan.sites if not self._can_be_written(site)}
+            self.banned = self.banned | needless
+            if refused:
+                self._drop(refused)
+            elif not needless:
                 return plan
-            self._drop(refused)
 
     def _drop(self, merges: set[_Merge]) -> None:
         """Forget merges that cannot be written, and all prices, which may have counted on them."""
@@ -335,27 +366,70 @@ class _Chooser:
             self.total(node)
 
     def _can_be_written(self, site: Site) -> bool:
-        if site.merge not in self.tried:
-            self.tried[site.merge] = True
+        key = site.value, site.members, site.absorbed
+        if key not in self.able:
             try:
                 self.writable(site)
             except NotFusable as no:
                 self.reading.no(site.value, no.reason)
-                self.tried[site.merge] = False
-        return self.tried[site.merge]
+                return False
+            self.able.add(key)
+        return True
+
+    def _worth_absorbing(self, site: Site, plan: _Selection) -> bool:
+        try:
+            self._check_absorbed(site, plan)
+        except NotFusable as no:
+            self.reading.no(site.value, no.reason)
+            return False
+        return True
+
+    def _check_absorbed(self, site: Site, plan: _Selection) -> None:
+        """A scale that some reader needs as it is: for the others there is nothing to win by absorbing it."""
+        for scale in self._leading(site):
+            if scale in plan.needed and is_scale(self.reading, scale):
+                raise NotFusable(self.staying.setdefault(scale, self._needed_by(scale, plan)))
+        if any(node in self.captured.apart for node in site.core):
+            raise NotFusable("a norm keeps its place, and its scale cannot be written elsewhere")
+
+    def _needed_by(self, scale: fx.Node, plan: _Selection) -> str:
+        readers = [n for n in scale.users if n in plan.needed and scale in self._best(n).sources]
+        names = ", ".join(dict.fromkeys(map(self._name, readers)))
+        return f"the scale of {self._name(scale)} is also read by what cannot absorb it: {names}"
+
+    def _leading(self, site: Site) -> list[fx.Node]:
+        return [] if site.placed is None else leading(self.reading, site.placed, self.named)
+
+    def _name(self, node: fx.Node) -> str:
+        if node.op == "output":
+            return "the output"
+        name = str(getattr(node.target, "__name__", node.target))
+        return place_of(node) or f"{name} in {self.captured.path(node)}"
 
     def _selected(self) -> _Selection:
+        """What is read for its shape only is not kept if the value before an absorbed scale has that shape."""
         needed = {n for n in self.captured.graph.nodes if self._must_stay(n)}
+        while True:
+            plan, measured = self._selection(set(needed))
+            gone = absorbed([(site.members, self._leading(site)) for site in plan.sites], plan.needed)
+            if measured <= plan.needed | gone:
+                return replace(plan, sites=[replace(site, absorbed=site.members & gone) for site in plan.sites])
+            needed |= measured - gone
+
+    def _selection(self, needed: set[fx.Node]) -> tuple[_Selection, set[fx.Node]]:
+        """The best way to have these values, and the values whose shape is read."""
         sites: list[Site] = []
+        measured: set[fx.Node] = set()
         price = Cost()
         for node in reversed(self.captured.graph.nodes):
             if node in needed:
                 option = self._best(node)
-                needed.update(option.sources, self._writes_into(option.sources, node))
+                needed.update(self._writes_into(option.sources, node))
+                (measured if node in self.reading.sizes else needed).update(option.sources)
                 price += option.cost
                 if option.placed is not None:
                     sites.append(self._site(node, option, option.placed))
-        return _Selection(sites[::-1], needed, price)
+        return _Selection(sites[::-1], needed, price), measured
 
     def _writes_into(self, sources: tuple[fx.Node, ...], reader: fx.Node) -> Iterator[fx.Node]:
         """In-place operations that make constants what they are when they are read."""
@@ -425,9 +499,9 @@ class _Selection:
 
 def _overlapping(plan: _Selection) -> Iterator[tuple[Site, list[fx.Node]]]:
     """Merges with pieces that another merge has too, or that stay; and these pieces."""
-    uses = Counter(member for site in plan.sites for member in site.members)
+    uses = Counter(member for site in plan.sites for member in site.core)
     for site in reversed(plan.sites):
-        inside = sorted(site.members - {site.value}, key=lambda n: n.name)
+        inside = sorted(site.core - {site.value}, key=lambda n: n.name)
         shared = [m for m in inside if uses[m] > 1 or m in plan.needed]
         if shared:
             yield site, shared

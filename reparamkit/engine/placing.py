@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from torch import fx
@@ -13,6 +13,7 @@ from ..algebra.build import parts_of
 from ..algebra.form import Form, Step, Trail, as_bias
 from ..algebra.operator import Operator, Role
 from ..algebra.probe import PROBE
+from ..algebra.size import Size, Symbol
 from ..algebra.views import View
 from ..errors import NotFusable
 from ..layers.price import Cost, numel
@@ -38,18 +39,28 @@ class Placement:
         """The node whose place the layer takes."""
         return None if self.position is None else self.trail[self.position].node
 
+    @property
+    def checked(self) -> int | None:
+        """The dimension of the source (from the right) whose size the layer insists on."""
+        dim = None if self.layer is None else self.layer.checks
+        for view in reversed(_views(self.trail[: self.position])):
+            dim = None if dim is None else view.origin(dim)
+        return dim
+
 
 @dataclass(frozen=True, eq=False)
 class Placed:
     """A form with a place for each of its terms. cost: of the layers and of what joins them.
 
     dim: the terms are parts of this dimension (from the right), in this order; None if they are added up.
+    guards: free sizes that must have the traced value, but for those that the layers themselves insist on.
     """
 
     form: Form
     terms: tuple[Placement, ...]
     cost: Cost
     dim: int | None = None
+    guards: frozenset[tuple[Symbol, int]] = frozenset()
 
 
 Views = tuple[View, ...]
@@ -57,13 +68,19 @@ Weigh = Callable[[str], int]
 """How many numbers the node of a name stores: the merged layer takes the place of the heaviest."""
 
 
-def place(form: Form, weigh: Weigh) -> Placed:
+SizesOf = Callable[[str], tuple[Size, ...]]
+"""The sizes of the value of a name."""
+
+
+def place(form: Form, weigh: Weigh, sizes_of: SizesOf) -> Placed:
     """The cheapest way to write every term.
 
     Raises `NotFusable` if some term cannot be written as one layer between views.
     """
     parts = parts_of(form)
-    return _added(form, weigh) if parts is None else _concatenated(form, *parts, weigh)
+    made = _added(form, weigh) if parts is None else _concatenated(form, *parts, weigh)
+    checked = {size for p in made.terms if p.checked is not None for size in sizes_of(p.source)[p.checked :][:1]}
+    return replace(made, guards=frozenset(guard for guard in form.guards if Size(1, (guard[0],)) not in checked))
 
 
 def _concatenated(form: Form, dim: int, parts: list[Form], weigh: Weigh) -> Placed:

@@ -24,7 +24,7 @@ from ..capture.tracer import FACTORIES
 from ..errors import NotFusable
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module, computes_weight
-from .arithmetic import evaluated, is_constant, widened
+from .arithmetic import evaluated, is_constant, rounded_to, widened
 from .scope import Scope
 
 MAX_COMBINATIONS = 16
@@ -200,6 +200,9 @@ class _Reader:
         """A value of parameters only, computed in float64."""
         constants, sizes = self.out.constants, self.out.sizes
         if not is_constant(self.captured, self.node, constants, sizes):
+            return False
+        if (dtype := rounded_to(self.captured, self.node)) is not None:
+            self.out.no(self.node, f"parameters that are rounded to {str(dtype).removeprefix('torch.')} on the way")
             return False
         writes = self.node in self.captured.aliases.writers
         written = self.captured.aliases.written(self.node) if writes else None

@@ -12,7 +12,7 @@ from ..algebra.form import Form
 from ..capture.capture import Captured, storage
 from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
-from ..layers.wide import WEIGHT_HOOKS
+from ..layers.wide import CASTS, WEIGHT_HOOKS
 from .methods import called_by_methods
 
 HOOKS = (
@@ -93,6 +93,8 @@ class Scope:
         if node.meta["context"][:2] != root.meta["context"][:2]:
             return "inside an autocast region"
         value = node.meta.get("val")
+        if not isinstance(value, Tensor) and node.target in (*CASTS, "to", "type_as"):
+            return "its dtype is not known: pass example_inputs"
         # A constant beside a value takes the format of the value, or changes it.
         values = [n.meta.get("val") for n in node.all_input_nodes if n not in self.captured.constants]
         inputs = [v for v in values if isinstance(v, Tensor)]
@@ -128,6 +130,12 @@ def _hooked(captured: Captured, node: fx.Node) -> str | None:
     return None
 
 
+def place_of(node: fx.Node) -> str:
+    """The path of the module a node calls, or stands for; "" for a function."""
+    place = node.meta.get("place", node.target if node.op == "call_module" else "")
+    return str(place)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module runs more than its forward and the computation of its weight."""
     return any(not isinstance(hook, WEIGHT_HOOKS) for name in HOOKS for hook in getattr(module, name).values())
@@ -155,7 +163,7 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
     for module, name in partial_methods(captured, frames):
         if module is captured.root:
             raise NotFusable(f"method '{name}' of the model uses a part of what would be merged")
-    called = {str(node.target) for node in frames if node.op == "call_module"}
+    called = {place_of(node) for node in frames} - {""}
     for frame in around.stack:
         user = _partial_user(captured, frame, called)
         if user is not None:

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra.align import Face, traced_pins
-from ..algebra.build import cropped, known_rank, padded, permute, reshape, selected
+from ..algebra.build import cropped, known_rank, padded, permute, reshape, same, selected
 from ..algebra.form import Form
 from ..algebra.operator import pin
 from ..algebra.size import ONE, Size, Symbol, fixed, product
 from ..errors import NotFusable
 from .pool import without_units
 from .registry import READERS
+from .wide import CASTS
 
 Extent = int | Size
 
@@ -210,7 +211,15 @@ def read_squeeze(input: Form, dim: int | Sequence[int] | None = None) -> Form:
 @READERS.reader(torch.clone, "contiguous", "clone")
 def read_copy(input: Form) -> Form:
     # A view that changes nothing: the call stays where it is, since a later view() or write may need it.
-    return permute(input, range(len(input.sizes)))
+    return same(input)
+
+
+@READERS.reader("to", "type_as", *CASTS)
+def read_cast(input: Form, *target: Any, **options: Any) -> Form:
+    """A cast to the dtype and device that the value has: the engine refuses others. It stays where it is."""
+    if any(isinstance(value, Form) for value in (*target, *options.values())):
+        raise NotFusable("a cast to the dtype of a value")
+    return same(input)
 
 
 def sliced_sizes(before: Sequence[Size], key: Any) -> list[Size | None]:

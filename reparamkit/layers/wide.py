@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_map
 
+CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32, "double": torch.float64}
+"""Methods that cast to a floating dtype."""
 WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
 """Pre-hooks that compute the weight of a layer from other parameters."""
 
@@ -18,6 +21,18 @@ WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in float64 on the CPU, if it holds real numbers; never on the fly if it is so already."""
     return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else tensor.dtype)
+
+
+def wide_call(target: Any, args: Any, kwargs: Any) -> Any:
+    """Call a function, or a method (by name) of its first argument, with float64 for every floating dtype."""
+    args, kwargs = tree_map(_wide_dtype, (args, kwargs))
+    if isinstance(target, str):
+        return getattr(args[0], "double" if target in CASTS else target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
+
+
+def _wide_dtype(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
 
 
 def computes_weight(module: nn.Module) -> bool:

@@ -58,6 +58,7 @@ class LayerPlan:
     kind: "scale", "linear" or "conv". cost: for the sizes of the example inputs.
     build: makes the module; its weights are float64 on the CPU. bias: numbers in the bias of a weight.
     beside: why the bias is added by a layer of its own; "" if it is not.
+    checks: the dimension (from the right) whose size the module itself insists on.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class LayerPlan:
     build: Callable[[], nn.Module]
     bias: int = 0
     beside: str = ""
+    checks: int | None = None
 
 
 def plan(op: Operator, bias: Operator | None) -> LayerPlan:
@@ -239,7 +241,7 @@ def _linear(op: Operator, bias: Operator | None) -> LayerPlan:
 
     stored = rows * columns + (rows if vector is not None else 0)
     return LayerPlan(
-        "linear", Cost(numel(mixed.value_sizes) * columns, 0, stored, 1), build, rows * (vector is not None)
+        "linear", Cost(numel(mixed.value_sizes) * columns, 0, stored, 1), build, rows * (vector is not None), checks=-1
     )
 
 
@@ -383,7 +385,7 @@ def _conv_plan(op: Operator, vector: Operator | None, channel: int, windows: lis
 
     stored = outs * (ins // groups) * taps + (outs if vector is not None else 0)
     work = numel(op.value_sizes) * (ins // groups) * taps
-    return LayerPlan("conv", Cost(work, 0, stored, 1), build, outs * (vector is not None))
+    return LayerPlan("conv", Cost(work, 0, stored, 1), build, outs * (vector is not None), checks=-1 - len(windows))
 
 
 def _transposed_plan(op: Operator, vector: Operator | None, channel: int, windows: list[Spread]) -> LayerPlan:
@@ -410,7 +412,7 @@ def _transposed_plan(op: Operator, vector: Operator | None, channel: int, window
 
     stored = ins * (outs // groups) * taps + (outs if vector is not None else 0)
     work = numel(op.source_sizes) * (outs // groups) * taps
-    return LayerPlan("conv", Cost(work, 0, stored, 1), build, outs * (vector is not None))
+    return LayerPlan("conv", Cost(work, 0, stored, 1), build, outs * (vector is not None), checks=-1 - len(windows))
 
 
 def _channels(op: Operator, channel: int) -> tuple[int, int, int]:

@@ -42,6 +42,12 @@ BUILTIN = (
         guard=is_evaluated,
     ),
     Rule(
+        "norm_into_linear",
+        "W (gamma * n(x) + beta) + b = (W diag(gamma)) n(x) + (W beta + b)",
+        "The scale and the shift of a layer, RMS or group norm go into the linear layers and convolutions that read "
+        "it: into all of them, or the norm stays whole. What is left of the norm has no parameters.",
+    ),
+    Rule(
         "constant_fold",
         "f(x; g(w)) = f(x; w'),  w' = g(w)",
         "Arithmetic on parameters only is done once, in float64: weight and spectral norm, weight standardisation, "

@@ -84,7 +84,7 @@ TABLE = (
         "dtype",
         "changes its number format",
         "fuse in float32 outside autocast, and convert the fused model",
-        r"inside an autocast|dtype|overflows|values of \w+ are not merged",
+        r"inside an autocast|dtype|overflows|rounded to|values of \w+ are not merged",
     ),
     Advice(
         "shapes",
@@ -109,6 +109,12 @@ TABLE = (
         "has no linear neighbour",
         "nothing: there is a nonlinearity on both sides",
         r"nothing linear beside it",
+    ),
+    Advice(
+        "scale",
+        "has a scale that others need",
+        "nothing: a scale leaves only if everything that reads it can absorb it",
+        r"cannot absorb|could not absorb|keeps its place",
     ),
     Advice(
         "nonlinear",

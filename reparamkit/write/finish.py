@@ -14,12 +14,12 @@ from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank
 from ..capture.tracer import Frame
 from ..capture.trees import leaves
-from ..engine.choose import Site
-from ..engine.scope import innermost, partial_methods
+from ..engine.norms import restore
+from ..engine.scope import innermost, partial_methods, place_of
 from ..errors import NotFusable
 from .frames import change, changes_of, fold, method, original_class
 from .hidden import Hidden, because, hide_broken, upwards
-from .splice import Written, place_of
+from .splice import Written
 
 
 class Expect(nn.Identity):
@@ -65,11 +65,14 @@ class Finisher:
             if frame in inner.stack and inner is not frame
         }
 
-    def check(self, frame: Frame, site: Site) -> None:
-        """Raises `NotFusable` if the frame cannot be written again, or would take fewer sizes than the merge needs."""
-        graph = fold(self.captured, frame, frozenset(self.inlined | self.below(frame, site.members)))
+    def check(self, frame: Frame, members: Iterable[fx.Node], guarded: bool) -> None:
+        """Raises `NotFusable` if the frame cannot be written again, or would take fewer sizes than the merge needs.
+
+        guarded: the merge takes the sizes of the example inputs only.
+        """
+        graph = fold(self.captured, frame, frozenset(self.inlined | self.below(frame, members)))
         size = next(filter(None, map(_literal_size, graph.nodes)), None)
-        if size is not None and site.placed is not None and not site.placed.form.guards:
+        if size is not None and not guarded:
             raise NotFusable(
                 f"the code of {frame.path or 'the model'} takes the size {size} as a plain number: written again,"
                 " it would refuse all others"
@@ -105,14 +108,14 @@ class Finisher:
         placed = written.site.placed
         assert placed is not None
         layers = {step.node for step in placed.terms[0].trail if step.is_layer}
-        members = [m for m in written.site.members if m.name in layers]
+        members = [m for m in written.site.core if m.name in layers]
         others = sorted({place_of(m) for m in members} - {anchor})
-        if placed.form.guards and others:
+        if placed.guards and others:
             # The check comes first, and the layer, which stands anywhere in the row as well, last.
             by_name = {m.name: place_of(m) for m in members}
             *others, anchor = [by_name[step.node] for step in placed.terms[0].trail if step.node in by_name]
         self.swaps |= {path: nn.Identity().eval() for path in others}
-        if placed.form.guards and others:
+        if placed.guards and others:
             self.swaps[others[0]] = Expect(len(placed.form.sizes)).eval()
         used = name in self.captured.targets
         layer = self.captured.held.pop(name)
@@ -129,6 +132,17 @@ class Finisher:
             else:
                 del self.captured.held[name]
         self.dead |= _targets(written)
+
+    def leave(self, scale: fx.Node) -> None:
+        """A scale that what reads it absorbed: a module makes way for one that does not scale."""
+        if scale in self.captured.apart:
+            restore(scale, self.captured.apart.pop(scale))
+            if (path := place_of(scale)) in self.captured.held:
+                self.swaps[path] = self.captured.held.pop(path)
+        elif scale.op == "call_module" and self.touches([scale]):
+            self.dead.add(str(scale.target))
+        elif scale.op == "call_module":
+            self.swaps[str(scale.target)] = nn.Identity().eval()
 
     # --- changing --------------------------------------------------------------------------------
 
@@ -279,7 +293,7 @@ def _literal_size(node: fx.Node) -> int | None:
 
 
 def _targets(written: Written) -> set[str]:
-    return {str(n.target) for n in written.site.members if n.op == "call_module"}
+    return {str(n.target) for n in written.site.core if n.op == "call_module"}
 
 
 def _container(module: nn.Module) -> nn.Sequential:

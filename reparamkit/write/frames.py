@@ -14,6 +14,7 @@ import linecache
 import operator
 import tokenize
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 from typing import Any
@@ -23,7 +24,7 @@ import torch.fx.immutable_collections
 from torch import fx, nn
 
 from ..capture.capture import Captured
-from ..capture.guards import expect
+from ..capture.guards import expect, expect_given
 from ..capture.tracer import Frame
 from ..capture.trees import fields_of, is_record
 from ..engine.scope import has_hooks
@@ -64,9 +65,12 @@ class _Fold:
         signature = inspect.signature(self.frame.module.forward)
         bound = signature.bind(*self.frame.args, **self.frame.kwargs)
         made = {p.name: (p, self._placeholder(p)) for p in signature.parameters.values()}
-        for name, (parameter, node) in made.items():
+        for position, (name, (parameter, node)) in enumerate(made.items()):
             given = name in bound.arguments
-            self._known(node, bound.arguments[name] if given else parameter.default, parameter, given)
+            value = bound.arguments[name] if given else parameter.default
+            if position and isinstance(value, fx.Node):
+                self.graph.call_function(expect_given, (node,))
+            self._known(node, value, parameter, given)
 
     def _placeholder(self, parameter: inspect.Parameter) -> fx.Node:
         stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
@@ -291,6 +295,7 @@ class Changes:
             "__doc__": base.__doc__,
             "__reduce_ex__": lambda module, protocol: (_rebuilt, (base, self), module.__dict__),
             "merged_changes": self,
+            "extra_repr": _settings,
         }
         if self.forward is not None:
             body["forward"] = self.forward.function()
@@ -299,6 +304,13 @@ class Changes:
             body |= {name: Absent(reason) for name, reason in self.hidden}
             body["__getattr__"] = _looked_up(base, dict(self.hidden))
         return type(base.__name__, (base,), body)
+
+
+def _settings(self: nn.Module) -> str:
+    """What the class says of its modules, if all that it names is still there."""
+    with suppress(AttributeError, TypeError):
+        return original_class(self).extra_repr(self)
+    return ""
 
 
 def _looked_up(base: type[nn.Module], hidden: Mapping[str, str]) -> Callable[[nn.Module, str], Any]:

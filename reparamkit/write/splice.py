@@ -19,7 +19,7 @@ from ..capture.trees import leaves
 from ..engine.choose import Site
 from ..engine.flow import branched_on, certain_calls
 from ..engine.placing import Placed, Placement
-from ..engine.scope import innermost, partial_methods
+from ..engine.scope import innermost, partial_methods, place_of
 from ..errors import NotFusable
 from .frames import original_class
 
@@ -55,7 +55,7 @@ class Splicer:
 
     def begin(self, site: Site) -> Written:
         """A site to be spliced."""
-        return Written(site, innermost([self.captured.frame(m) for m in site.members]), site.value)
+        return Written(site, innermost([self.captured.frame(m) for m in site.core]), site.value)
 
     def splice(self, written: Written) -> None:
         """Insert the merged layers after the site's value; nothing uses them yet."""
@@ -82,7 +82,7 @@ class Splicer:
         written.result.meta.setdefault("val", value.meta.get("val"))
 
     def _form(self, written: Written, placed: Placed) -> fx.Node:
-        for symbol, value in sorted(placed.form.guards, key=lambda g: str(g[0].origin)):
+        for symbol, value in sorted(placed.guards, key=lambda g: str(g[0].origin)):
             if not (symbol.stands_for_dims and self._rank_guard(placed)):
                 self._guard(written.frame, symbol, value)
         results = [self._term(written, placement) for placement in placed.terms]
@@ -142,7 +142,9 @@ class Splicer:
         previous = self.captured.named[placement.source]
         for number, step in enumerate(placement.trail):
             node = self.captured.named[step.node]
-            if number == placement.position:
+            if node in written.site.absorbed:
+                value = self.current(node)
+            elif number == placement.position:
                 value, untouched = self._layer(written, placement, node, value), False
             elif step.views:
                 value = node if untouched else self._replayed(node, previous, value)
@@ -176,6 +178,8 @@ class Splicer:
     def withdraw(self, written: Written) -> None:
         """Take the merged layers out of the graph again."""
         self.captured.replaced.pop(written.site.value, None)
+        if written.result is not written.site.value:
+            written.result.replace_all_uses_with(written.site.value, propagate_meta=False)
         for node in reversed(written.nodes):
             self.captured.graph.erase_node(node)
         self.captured.moved()
@@ -189,28 +193,24 @@ def _between(first: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
         yield first
 
 
-def place_of(node: fx.Node) -> str:
-    """The path of the module a node calls, or stands for; "" for a function."""
-    place = node.meta.get("place", node.target if node.op == "call_module" else "")
-    return str(place)
-
-
 def is_chain(captured: Captured, site: Site) -> bool:
-    """Whether the members are a row of module calls, each read by the next only, that needs no guard
-    (but one on the rank): then modules can be swapped and nobody's code is rewritten.
+    """Whether the members, those absorbed and views before a layer aside, are a row of module calls, each read by the
+    next only, that needs no guard (but one on the rank): then modules can be swapped and nobody's code is rewritten.
     """
     if site.placed is None or len(site.placed.terms) != 1 or partial_methods(captured, site.members):
         return False
     placement = site.placed.terms[0]
-    row = [captured.named[step.node] for step in placement.trail]
-    if placement.position is None or set(row) < site.members:
+    way = [captured.named[step.node] for step in placement.trail]
+    if placement.position is None or set(way) < site.members:
         return False
-    layers = [n for n, step in zip(row, placement.trail, strict=True) if step.is_layer]
+    first = next(k for k, step in enumerate(placement.trail) if step.is_layer and way[k] not in site.absorbed)
+    row = way[first:]
+    layers = [n for n, step in zip(row, placement.trail[first:], strict=True) if step.is_layer]
     linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row))
-    linked = linked and all(_shape_kept(captured, site.placed, k, node) for k, node in enumerate(row))
+    linked = linked and all(_shape_kept(captured, site.placed, k, node) for k, node in enumerate(row, first))
     modules = all(n.op == "call_module" for n in layers) and not _read_directly(captured, layers)
     modules = modules and not _decided(captured, layers)
-    return linked and modules and (_only_rank_guards(site.placed) if len(row) > 1 else not site.placed.form.guards)
+    return linked and modules and (_only_rank_guards(site.placed) if len(row) > 1 else not site.placed.guards)
 
 
 def is_swap(captured: Captured, site: Site) -> bool:
@@ -268,6 +268,6 @@ def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) 
 
 
 def _only_rank_guards(placed: Placed) -> bool:
-    guards = placed.form.guards
+    guards = placed.guards
     views = any(step.views for step in placed.terms[0].trail)
     return not guards or (not views and all(s.stands_for_dims for s, _ in guards))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
 from ..engine.choose import Site
-from ..engine.scope import innermost
+from ..engine.norms import join
+from ..engine.scope import innermost, place_of
 from ..errors import NotFusable
 from .finish import Finisher, settle
 from .splice import Splicer, Written, is_chain, is_swap
@@ -50,6 +51,8 @@ class Writer:
     writes: dict[fx.Node, fx.Node] = field(default_factory=dict)
     done: list[tuple[Written, float | None]] = field(default_factory=list)
     chains: set[int] = field(default_factory=set)
+    swaps: set[int] = field(default_factory=set)
+    absorbed: list[fx.Node] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.splicer = Splicer(self.captured)
@@ -57,17 +60,75 @@ class Writer:
 
     def write(self, sites: Sequence[Site]) -> list[Written]:
         """Splice and prove the sites, in program order; then let every reader read the new values."""
-        written = [one for site in self._writable(sites) if (one := self._write_one(site)) is not None]
+        writable = self._writable([self._settled(site) for site in sites])
+        scales = {scale for site in writable for scale in site.scales}
+        absorbed = {node for site in writable for node in site.absorbed}
+        copies = self._skip(scales, absorbed)
+        written = [one for site in writable if (one := self._write_one(site)) is not None]
+        written = self._whole(sites, written)
         for one in written:
             self.splicer.commit(one)
+        gone = {member for one in written for member in one.site.members}
+        self._absorb(absorbed, gone)
+        self._erase(copies)
+        self.absorbed += scales & gone
         return written
 
     def write_pattern(self, site: Site) -> None:
         """Write the site of a graph rule at once, if its method can be written again."""
-        if self.as_graph or is_swap(self.captured, site) or self.admit(site):
+        swap = is_swap(self.captured, site)
+        self.swaps |= {id(site.value)} if swap else set()
+        if self.as_graph or swap or self.admit(site):
             written = self._write_one(site)
             if written is not None:
                 self.splicer.commit(written)
+
+    # --- scales that are absorbed ------------------------------------------------------------------
+
+    def _skip(self, scales: set[fx.Node], absorbed: set[fx.Node]) -> list[fx.Node]:
+        """Let the value before stand for an absorbed scale, and a copy that reads it for a view of the scale; returns
+        the copies.
+        """
+        graph, current, copies = self.captured.graph, self.captured.current, []
+        for node in [n for n in graph.nodes if n in absorbed]:
+            if node in scales:
+                (before,) = (n for n in node.all_input_nodes if n not in self.captured.constants)
+                self.captured.replaced[node] = before
+            elif any(current(n) is not n for n in node.all_input_nodes):
+                with graph.inserting_after(node):
+                    copy = graph.node_copy(node, current)
+                copy.meta = dict(node.meta)
+                copies.append(copy)
+                self.captured.replaced[node] = copy
+        return copies
+
+    def _whole(self, sites: Sequence[Site], written: list[Written]) -> list[Written]:
+        """Withdraw the merges that share a scale with one that could not be written."""
+        done = {id(one.site.value) for one in written}
+        kept = {node for site in sites if id(site.value) not in done for node in site.absorbed}
+        for node in kept:
+            self.captured.replaced.pop(node, None)
+        broken = [one for one in written if not one.site.absorbed.isdisjoint(kept)]
+        if not broken:
+            return written
+        for one in broken:
+            self.splicer.withdraw(one)
+            self.refuse(one.site.value, "another reader of its scale could not absorb it")
+        self.done = [pair for pair in self.done if pair[0] not in broken]
+        return self._whole(sites, [one for one in written if one not in broken])
+
+    def _absorb(self, absorbed: Collection[fx.Node], gone: set[fx.Node]) -> None:
+        """Let what still reads an absorbed scale, or a view of it, for its shape read what stands for it."""
+        for node in gone.intersection(absorbed):
+            now = self.captured.current(node)
+            if now is not node:
+                node.replace_all_uses_with(now, delete_user_cb=lambda user: user not in gone, propagate_meta=False)
+
+    def _erase(self, copies: list[fx.Node]) -> None:
+        """The copies of views that no merge reads."""
+        for copy in reversed(copies):
+            if not copy.users:
+                self.captured.graph.erase_node(copy)
 
     def _write_one(self, site: Site) -> Written | None:
         """Splice, prove and settle one site; None if its numbers do not fit the model's dtype."""
@@ -91,10 +152,11 @@ class Writer:
         """Leave out sites whose method cannot be written again; mark rows of modules that need none written."""
         if self.as_graph:
             return list(sites)
-        rows = [site for site in sites if is_chain(self.captured, site)]
+        able = [site for site in sites if self._admit_scales(site)]
+        rows = [site for site in able if is_chain(self.captured, site)]
         known = {id(row) for row in rows}
-        written = [site for site in sites if id(site) not in known and self.admit(site)]
-        while touched := {id(row) for row in rows if self.finisher.touches(row.members)}:
+        written = [site for site in able if id(site) not in known and self.admit(site)]
+        while touched := {id(row) for row in rows if self.finisher.touches(row.core)}:
             # A neighbour in the same method is written again, so these rows are as well.
             written += [row for row in rows if id(row) in touched and self.admit(row)]
             rows = [row for row in rows if id(row) not in touched]
@@ -104,18 +166,36 @@ class Writer:
 
     def check(self, site: Site) -> None:
         """Raises `NotFusable` if a site cannot be written."""
-        if not (self.as_graph or is_chain(self.captured, site)):
-            self.finisher.check(innermost([self.captured.frame(m) for m in site.members]), site)
+        if self.as_graph:
+            return
+        site = self._settled(site)
+        for scale in _written_out(site):
+            self.finisher.check(self.captured.frame(scale), [scale], _guarded(site))
+        if not is_chain(self.captured, site):
+            self.finisher.check(innermost([self.captured.frame(m) for m in site.core]), site.core, _guarded(site))
+
+    def _settled(self, site: Site) -> Site:
+        """A row of modules is one whether it begins with a scale or not."""
+        whole = replace(site, absorbed=frozenset())
+        apart = not site.absorbed.isdisjoint(self.captured.apart)
+        return whole if not apart and is_chain(self.captured, whole) else site
 
     def admit(self, site: Site) -> bool:
         """Mark the site's method to be written again, if it can be."""
-        frame = innermost([self.captured.frame(m) for m in site.members])
+        return self._admit(site, site.core)
+
+    def _admit_scales(self, site: Site) -> bool:
+        """The same for the methods that its absorbed scales are in."""
+        return all(self._admit(site, [scale]) for scale in _written_out(site))
+
+    def _admit(self, site: Site, members: Collection[fx.Node]) -> bool:
+        frame = innermost([self.captured.frame(m) for m in members])
         try:
-            self.finisher.check(frame, site)
+            self.finisher.check(frame, members, _guarded(site))
         except NotFusable as no:
             self.refuse(site.value, no.reason)
             return False
-        self.finisher.rewrite(frame, site.members)
+        self.finisher.rewrite(frame, members)
         return True
 
     # --- numbers -----------------------------------------------------------------------------------
@@ -138,8 +218,12 @@ class Writer:
     def finish(self) -> tuple[nn.Module, list[Done]]:
         """The model with all merges in place."""
         self.erase_dead()
+        self._mark_again()
+        for scale in self.absorbed:
+            self.finisher.leave(scale)
+        join(self.captured)
         for written, _ in self.done:
-            if id(written.site.value) in self.chains and not self.finisher.touches(written.site.members):
+            if id(written.site.value) in self.chains and not self.finisher.touches(written.site.core):
                 self.finisher.chain(written)
             else:
                 self.finisher.region(written)
@@ -147,6 +231,16 @@ class Writer:
         root = self.captured.root
         model = self._graph_module() if self.as_graph else root
         return model, [self._done(written, error) for written, error in self.done]
+
+    def _mark_again(self) -> None:
+        """Only methods with a merge that was written in the end are written again."""
+        self.finisher.frames.clear()
+        self.finisher.inlined.clear()
+        for written, _ in self.done if not self.as_graph else ():
+            if id(written.site.value) not in self.chains | self.swaps:
+                self.finisher.rewrite(written.frame, written.site.core)
+            for scale in _written_out(written.site):
+                self.finisher.rewrite(self.captured.frame(scale), [scale])
 
     def _graph_module(self) -> fx.GraphModule:
         for name, value in self.captured.held.items():
@@ -172,6 +266,16 @@ class Writer:
         order = self.captured.aliases.order
         users = self.writes[writer].users if writer in self.writes else {}
         return any(order.get(user, len(order)) > order[writer] for user in users)
+
+
+def _written_out(site: Site) -> list[fx.Node]:
+    """Absorbed scales that are no module's: the code around them changes."""
+    return [scale for scale in site.scales if not place_of(scale)]
+
+
+def _guarded(site: Site) -> bool:
+    """Whether the code that is written takes the sizes of the example inputs only."""
+    return site.placed is None or bool(site.placed.guards)
 
 
 def _tensors(captured: Captured, nodes: Iterable[fx.Node]) -> Iterable[Tensor]:

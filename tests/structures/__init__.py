@@ -21,6 +21,7 @@ from .dense import repmlp_block as repmlp_block
 from .measure import build as build
 from .measure import error as error
 from .measure import operations as operations
+from .measure import randomize as randomize
 from .measure import run as run
 from .measure import sample as sample
 from .measure import wide as wide
@@ -28,6 +29,11 @@ from .near_misses import NEAR_MISSES as NEAR_MISSES
 from .networks import NETS
 from .networks import RepDepthwise as RepDepthwise
 from .networks import Residual as Residual
+from .norms import NORMS
+from .norms import Attention as Attention
+from .norms import GatedMLP as GatedMLP
+from .norms import HandRMSNorm as HandRMSNorm
+from .norms import PreNorm as PreNorm
 from .parameters import FUNCTIONS, PARAMETERS
 from .parameters import FrozenNorm as FrozenNorm
 from .parts import PARTS
@@ -51,6 +57,7 @@ FAMILIES = (
         "A convolution behind nearest upsampling is one transposed convolution, of fewer FLOPs and more numbers.",
         UPSAMPLED,
     ),
+    Family("Norms", "The scale and shift of a norm go into all layers that read it, or stay.", NORMS),
     Family("Borders", "What zero padding makes of a shift is a bias with borders of its own.", BORDERS),
     Family("Full matrices", "A convolution beside a full matrix becomes part of it: locality injection.", DENSE),
     Family("Parameter arithmetic", "What depends on parameters only is computed once.", (*FUNCTIONS, *PARAMETERS)),

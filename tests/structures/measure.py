@@ -107,6 +107,9 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     for module in model.modules():
         if isinstance(module, _NormBase):
             _randomize_norm(module, generator)
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
+            for name, parameter in module.named_parameters():
+                parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5 * (name == "weight"))
         elif not type(module).__module__.startswith("torch."):
             for parameter in module.parameters(recurse=False):
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)

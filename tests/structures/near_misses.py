@@ -9,8 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import Model, Sum, conv, conv_norm, depthwise, in_parts, nearest, norm, parameter, seq, slopes, with_border
-from .table import MAPS, NearMiss, Shape
+from .blocks import (
+    Model,
+    Scalar,
+    Sum,
+    conv,
+    conv_norm,
+    depthwise,
+    in_parts,
+    nearest,
+    norm,
+    parameter,
+    seq,
+    slopes,
+    with_border,
+)
+from .norms import PreNorm
+from .table import MAPS, TOKENS_8, NearMiss, Shape
 
 
 class OwnForward(nn.Conv2d):
@@ -57,10 +72,10 @@ def _double_input(module: nn.Module, args: Any) -> Any:
     return (2 * args[0],)
 
 
-def tied(first: nn.Module, second: nn.Module) -> nn.Module:
-    """Two layers in a row, with a norm between them, that share one weight."""
+def tied(first: nn.Module, second: nn.Module, *between: nn.Module) -> nn.Module:
+    """Two layers with others between them that share one weight."""
     second.weight = first.weight
-    return seq(first, norm(4), nn.ReLU(), second)
+    return seq(first, *between, second)
 
 
 def _overwrites_its_source(m: Any, x: Tensor) -> Tensor:
@@ -101,7 +116,121 @@ def _branches(body: Callable[[Any, Tensor], Tensor]) -> Callable[[], nn.Module]:
 SQUARE: tuple[Shape, ...] = ((2, 5, 5), (1, 5, 5))
 
 
+def _post_norm(m: Any, x: Tensor) -> Tensor:
+    y = m.norm(x)
+    return y + m.fc(y).relu()
+
+
+def _looked_at(m: Any, x: Tensor) -> Tensor:
+    y = m.norm(x)
+    return m.fc(y) * y.amax(-1, keepdim=True)
+
+
+class Storing(PreNorm):
+    """A model that keeps what its norm gave."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.norm(x)
+        return self.inner(self.last)
+
+
+class Probed(PreNorm):
+    """A model whose norm is also used by itself, by a method that is no part of forward."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+NORM_MISSES = (
+    NearMiss(
+        "layer norm, read by a residual too",
+        lambda: Model(_post_norm, norm=nn.LayerNorm(8), fc=nn.Linear(8, 8)),
+        TOKENS_8,
+        "native_layer_norm linear relu add",
+        "cannot absorb it: add",
+    ),
+    NearMiss(
+        "layer norm, looked at by a gate",
+        lambda: Model(_looked_at, norm=nn.LayerNorm(8), fc=nn.Linear(8, 8)),
+        TOKENS_8,
+        "native_layer_norm linear amax mul",
+        "cannot absorb it: amax",
+    ),
+    NearMiss(
+        "layer norm over channels, mix of tokens",
+        lambda: Model(lambda m, x: m.fc(m.norm(x).transpose(1, 2)), norm=nn.LayerNorm(5), fc=nn.Linear(5, 5)),
+        SQUARE,
+        "native_layer_norm linear add",
+        "raise|dimension|several",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "layer norm, head tied to an embedding",
+        lambda: tied(nn.Linear(8, 8), nn.Linear(8, 8), nn.ReLU(), nn.LayerNorm(8)),
+        TOKENS_8,
+        "linear relu native_layer_norm linear",
+        "tied",
+    ),
+    NearMiss(
+        "a hook on a layer norm",
+        lambda: hooked(seq(nn.LayerNorm(8), nn.Linear(8, 8)), "0"),
+        TOKENS_8,
+        "native_layer_norm mul linear",
+        "hooks",
+    ),
+    NearMiss(
+        "a layer norm called twice",
+        lambda: Model(lambda m, x: m.fc(m.norm(m.fc(m.norm(x)).relu())), norm=nn.LayerNorm(8), fc=nn.Linear(8, 8)),
+        TOKENS_8,
+        "native_layer_norm linear relu native_layer_norm linear",
+        "called at 2 places",
+    ),
+    NearMiss(
+        "a layer norm used by another method",
+        lambda: Probed(nn.LayerNorm(8), nn.Linear(8, 8)),
+        TOKENS_8,
+        "native_layer_norm linear add",
+        "method 'features'",
+    ),
+    NearMiss(
+        "a layer norm whose weight the code reads too",
+        lambda: Model(lambda m, x: m.fc(m.norm(x)).relu() * m.norm.weight, norm=nn.LayerNorm(8), fc=nn.Linear(8, 8)),
+        TOKENS_8,
+        "native_layer_norm linear relu mul",
+        "reads its parameters",
+    ),
+    NearMiss(
+        "a normalised value kept as an attribute",
+        lambda: Storing(nn.LayerNorm(8), nn.Linear(8, 8)),
+        TOKENS_8,
+        "native_layer_norm linear",
+        "as an attribute",
+    ),
+    NearMiss(
+        "the value between two layers kept as an attribute",
+        lambda: Storing(nn.Linear(8, 8), Scalar(8)),
+        TOKENS_8,
+        "linear mul",
+        "as an attribute",
+    ),
+    NearMiss(
+        "a weight rounded on the way",
+        lambda: Model(lambda m, x: m.a(x * m.w.half().float()), a=nn.Linear(8, 8), w=parameter(8)),
+        TOKENS_8,
+        "_to_copy _to_copy mul linear",
+        "rounded to float16",
+    ),
+    NearMiss(
+        "group norm before padding",
+        lambda: seq(nn.GroupNorm(2, 4), conv(4, 4)),
+        MAPS,
+        "native_group_norm conv",
+        "padding|unknown rank",
+    ),
+)
+
 NEAR_MISSES = (
+    *NORM_MISSES,
     NearMiss("relu between", lambda: seq(conv(4, 4), nn.ReLU(), norm(4)), MAPS, "conv relu norm", "ReLU|not affine"),
     NearMiss("padded 3x3, padded 3x3", lambda: seq(conv(4, 8, bias=False), conv(8, 4)), MAPS, "conv conv", "padding"),
     NearMiss("bias before padding", lambda: seq(conv(4, 8, 1), conv(8, 4)), MAPS, "conv conv", "padding"),
@@ -379,7 +508,9 @@ NEAR_MISSES = (
         "conv conv cat norm",
         "raise|nothing linear|several dimensions",
     ),
-    NearMiss("tied weights", lambda: tied(conv(4, 4), conv(4, 4)), MAPS, "conv norm relu conv", "tied"),
+    NearMiss(
+        "tied weights", lambda: tied(conv(4, 4), conv(4, 4), norm(4), nn.ReLU()), MAPS, "conv norm relu conv", "tied"
+    ),
     NearMiss(
         "F.dropout by default",
         lambda: Model(lambda m, x: m.norm(F.dropout(m.a(x), 1e-9)), a=conv(4, 4), norm=norm(4)),

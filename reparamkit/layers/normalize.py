@@ -1,0 +1,81 @@
+"""Layer, RMS and group norms: a normalisation by statistics of the input, then a scale and a shift.
+
+y = (x - mean(x)) / sqrt(var(x) + eps) * gamma + beta. The first part is not affine, the second is.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..algebra.build import multiply, offset, scale, shift
+from ..algebra.form import Form
+from ..errors import NotFusable
+from .registry import READERS
+
+NORM_INTO_LINEAR = "norm_into_linear"
+"""The permission to read the second part by itself."""
+FLAGS: dict[type[nn.Module], str] = {
+    nn.LayerNorm: "elementwise_affine",
+    nn.RMSNorm: "elementwise_affine",
+    nn.GroupNorm: "affine",
+}
+"""Norms, and the attribute that tells whether they have a second part."""
+FUNCTIONS = frozenset({F.layer_norm, F.rms_norm, F.group_norm})
+CHANNELS = (nn.GroupNorm, F.group_norm)
+"""Scale dimension 1; the others scale the last dimensions."""
+
+
+def affine(input: Tensor, weight: Tensor | None, bias: Tensor | None, channels: bool) -> Tensor:
+    """``input * weight + bias``: the second part of a norm, while a model is being fused.
+
+    weight, bias: shape (channels,) if `channels`, for dimension 1 of the input; else its last dimensions; or None.
+    """
+    shape = (-1, *[1] * (input.dim() - 2))
+    for parameter, function in ((weight, Tensor.mul), (bias, Tensor.add)):
+        if parameter is not None:
+            input = function(input, parameter.reshape(shape) if channels else parameter)
+    return input
+
+
+@READERS.reader(affine)
+def read_affine(input: Form, weight: Tensor | None, bias: Tensor | None, channels: bool) -> Form:
+    if not isinstance(input, Form) or isinstance(weight, Form) or isinstance(bias, Form):
+        raise NotFusable("a scale that is computed from the input")
+    if channels or all(p is None or p.dim() == 1 for p in (weight, bias)):
+        # The norm takes no other size, so unlike that of a product this form needs no guard.
+        dim = 1 if channels else -1
+        made = shift(input if weight is None else scale(input, weight, dim), bias, dim)
+    else:
+        scaled = input if weight is None else multiply(input, weight)
+        made = scaled if bias is None else offset(scaled, bias)
+    return made.made_by(NORM_INTO_LINEAR)
+
+
+def norm_class(module: nn.Module) -> type[nn.Module] | None:
+    """The norm of torch whose forward a module has, if all that it holds is a weight and a bias."""
+    found = next((cls for cls in FLAGS if type(module).forward is cls.forward), None)
+    bare = module._parameters.keys() <= {"weight", "bias"} and not module._buffers and not module._modules
+    return found if bare else None
+
+
+def without_affine(norm: nn.Module) -> nn.Module:
+    """The same norm (its class and settings) without its second part."""
+    cls = norm_class(norm)
+    assert cls is not None
+    made = copy.copy(norm)
+    made._parameters = dict.fromkeys(norm._parameters)
+    setattr(made, FLAGS[cls], False)
+    return made
+
+
+def arguments(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of one of `FUNCTIONS`, by name, defaults included."""
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)

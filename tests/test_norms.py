@@ -1,0 +1,282 @@
+"""Norms before linear layers: their scale and shift go into all that reads them, and into the user's own modules."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structures import Attention, GatedMLP, HandRMSNorm, Model, PreNorm, build, error, randomize, run, sample, wide
+from torch import Tensor, nn
+
+import reparamkit
+from reparamkit import GuardError
+
+X = sample((2, 5, 8), torch.float32)
+RULE = "norm_into_linear"
+
+
+def block() -> PreNorm:
+    """A pre-norm attention block, randomised."""
+    return build(lambda: PreNorm(nn.LayerNorm(8), Attention(8)))  # type: ignore[return-value]
+
+
+# --- what is written ----------------------------------------------------------------------------------
+
+
+def test_every_layer_keeps_its_class_and_its_place():
+    """The norm stays a norm of its class, without parameters; what reads it stays a linear layer of its shape."""
+    model = block()
+    fused = reparamkit.fuse(model, X)
+    assert [(name, type(module)) for name, module in fused.named_modules()] == [
+        (name, type(module)) for name, module in model.named_modules()
+    ]
+    assert list(fused.norm.parameters()) == []
+    assert fused.norm.elementwise_affine is False
+    assert fused.inner.q.weight.shape == model.inner.q.weight.shape
+    assert torch.allclose(fused.inner.q.weight, model.inner.q.weight * model.norm.weight)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_layer_gets_a_bias_only_for_a_shift(shift: bool):
+    """W beta is added to a layer without bias if there is a beta, zeros count as none."""
+    model = block()
+    if not shift:
+        nn.init.zeros_(model.norm.bias)
+    fused = reparamkit.fuse(model, X)
+    assert (fused.inner.k.bias is not None) is shift
+    assert error(run(fused, X), run(wide(model), X.double())) < 1e-6
+
+
+def test_the_report_names_rule_and_members():
+    """One merge per layer, and what the norm stored is gone once."""
+    model = block()
+    report = reparamkit.report(reparamkit.fuse(model, X))
+    assert {merge.path: set(merge.members) for merge in report.merges} == {
+        f"inner.{name}": {f"inner.{name}", "norm"} for name in "qkv"
+    }
+    assert all(RULE in merge.rules for merge in report.merges)
+    assert report.before.parameters - report.after.parameters == 2 * 8 - 8
+    assert report.after.ops == report.before.ops
+    assert report.after.flops < report.before.flops
+
+
+def test_the_rule_can_be_switched_off():
+    """Without its permission a norm is left whole."""
+    model = block()
+    fused = reparamkit.fuse(model, X, without=[RULE])
+    assert reparamkit.report(fused).merges == ()
+    assert torch.equal(run(fused, X), run(model, X))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.LayerNorm(8), lambda: HandRMSNorm(8)], ids=["module", "code"])
+@pytest.mark.parametrize("path", ["norm", "inner", "inner.v"])
+def test_left_out_paths_leave_the_whole_norm(make: Callable[[], nn.Module], path: str):
+    """If the norm or one of its readers is left out, nothing is merged."""
+    model = build(lambda: PreNorm(make(), Attention(8)))
+    fused = reparamkit.fuse(model, X, skip=path)
+    assert reparamkit.report(fused).merges == ()
+    assert torch.equal(run(fused, X), run(model, X))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.LayerNorm(8), lambda: HandRMSNorm(8)], ids=["module", "code"])
+def test_a_fused_norm_is_saved_copied_and_printed(make: Callable[[], nn.Module]):
+    """torch.save, deepcopy, repr and the weights of one fused model in another."""
+    model = build(lambda: PreNorm(make(), Attention(8)))
+    fused = reparamkit.fuse(model, X)
+    file = io.BytesIO()
+    torch.save(fused, file)
+    file.seek(0)
+    for twin in (torch.load(file, weights_only=False), copy.deepcopy(fused)):
+        assert torch.equal(run(twin, X), run(fused, X))
+    assert type(model.norm).__name__ in repr(fused)
+    again = reparamkit.fuse(build(lambda: PreNorm(make(), Attention(8))), X)
+    again.load_state_dict(fused.state_dict())
+
+
+@pytest.mark.parametrize("options", [{"as_graph": True}, {"inplace": True}], ids=str)
+def test_other_ways_to_write(options: dict[str, Any]):
+    """As a flat graph, and into the model itself."""
+    model = block()
+    wanted = run(wide(model), X.double())
+    fused = reparamkit.fuse(model, X, **options)
+    assert len(reparamkit.report(fused).merges) == 3
+    assert error(run(fused, X), wanted) < 1e-6
+
+
+def test_a_repr_that_names_a_merged_weight():
+    """What a class says of itself is left out where it can no longer be said."""
+
+    class Told(HandRMSNorm):
+        def extra_repr(self) -> str:
+            return f"{tuple(self.weight.shape)}"
+
+    fused = reparamkit.fuse(build(lambda: PreNorm(Told(8), GatedMLP(8))), X)
+    assert fused.norm.weight is None
+    assert "Told()" in repr(fused)
+
+
+# --- all or none --------------------------------------------------------------------------------------
+
+
+def test_all_or_none_if_one_merge_cannot_be_written():
+    """A weight that overflows float16 in one reader leaves the others as they are."""
+    model = block().half()
+    nn.init.constant_(model.inner.k.weight, 60_000.0)
+    nn.init.constant_(model.norm.weight, 2.0)
+    fused = reparamkit.fuse(model)
+    reasons = [refusal.reason for refusal in reparamkit.report(fused).refusals]
+    assert reparamkit.report(fused).merges == ()
+    assert any("overflows" in reason for reason in reasons)
+    assert any("another reader of its scale" in reason for reason in reasons)
+    assert fused.state_dict().keys() == model.state_dict().keys()
+
+
+READERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(6, 4),
+    "linear without bias": lambda: nn.Linear(6, 4, bias=False),
+    "dropout, linear": lambda: nn.Sequential(nn.Dropout(0.2), nn.Linear(6, 4)),
+    "transposed, conv": lambda: Model(lambda m, x: m.conv(x.transpose(1, 2)).transpose(1, 2), conv=nn.Conv1d(6, 4, 1)),
+    "relu": lambda: Model(lambda m, x: x.relu()[..., :4]),
+    "sum": lambda: Model(lambda m, x: x[..., :4] + 1),
+}
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "layer": lambda: nn.LayerNorm(6),
+    "layer without bias": lambda: nn.LayerNorm(6, bias=False),
+    "RMS": lambda: nn.RMSNorm(6),
+    "RMS by hand": lambda: HandRMSNorm(6),
+}
+
+
+class Fan(nn.Module):
+    """A norm and several readers."""
+
+    def __init__(self, norm: nn.Module, readers: list[nn.Module]) -> None:
+        super().__init__()
+        self.norm, self.readers = norm, nn.ModuleList(readers)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.norm(x)
+        return tuple(reader(y).tanh() for reader in self.readers)
+
+
+@given(
+    st.sampled_from(list(NORMS)), st.lists(st.sampled_from(list(READERS)), min_size=1, max_size=4), st.integers(0, 99)
+)
+@settings(deadline=None, max_examples=40)
+def test_all_readers_absorb_a_norm_or_none(norm: str, readers: list[str], seed: int):
+    """Outputs are equal in float64 whatever reads a norm; it loses its parameters exactly if all readers are linear."""
+    torch.manual_seed(seed)
+    model = randomize(Fan(NORMS[norm](), [READERS[name]() for name in readers]), seed).double()
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    fused = reparamkit.fuse(model, x)
+    with torch.no_grad():
+        for found, wanted in zip(fused(x), model(x), strict=True):
+            assert error(found, wanted) < 1e-12
+    absorbed = [p for p in fused.norm.parameters() if p is not None] == []
+    assert absorbed is {"relu", "sum"}.isdisjoint(readers)
+
+
+# --- parameters in other formats ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_casts_of_parameters_round_as_the_model_does(dtype: torch.dtype):
+    """``1 + weight.float()`` is folded to what the model computes, up to one rounding of its own dtype."""
+    model = build(lambda: PreNorm(HandRMSNorm(8, plus=True), GatedMLP(8)), dtype)
+    x = X.to(dtype)
+    fused = reparamkit.fuse(model, x)
+    assert error(run(fused, x), run(wide(model), x.double())) < 16 * torch.finfo(dtype).eps
+
+
+# --- code that is written again -------------------------------------------------------------------------
+
+
+class Masked(nn.Module):
+    """A method that takes another branch if an argument is None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.fc1(x)
+        y = y + self.fc2(x)
+        return torch.nn.functional.scaled_dot_product_attention(y, y, y, mask, is_causal=mask is None)
+
+
+def test_an_argument_that_was_a_tensor_must_be_one():
+    """The branch for None is not in the code that is written: the fused model says so, and gives no other numbers."""
+    model = build(Masked)
+    mask = torch.zeros(5, 5)
+    fused = reparamkit.fuse(model, (X, mask))
+    assert error(fused(X, mask), model(X, mask)) < 1e-6
+    with pytest.raises(GuardError, match="where there is None"):
+        fused(X)
+
+
+# --- language and vision models -------------------------------------------------------------------------
+
+SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+DECODER = {**SMALL, "vocab_size": 50, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 50}
+CONFIGS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("llama", "qwen2", "mistral", "gemma"), DECODER),
+    "t5": T5,
+    "bert": {**SMALL, "vocab_size": 50, "max_position_embeddings": 64},
+    "vit": {**SMALL, "image_size": 16, "patch_size": 4},
+}
+ABSORBED = {**dict.fromkeys(("llama", "qwen2", "mistral", "gemma"), 10), "t5": 18, "bert": 0, "vit": 8}
+"""Linear layers that absorb the scale of a norm; norms of bert are read by residuals too."""
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.filterwarnings("ignore")  # other people's models warn
+def test_transformers(name: str):
+    """A small random model of each family: equal to float64, and the layers that read a norm absorb it."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(name, **CONFIGS[name])
+    model = randomize(transformers.AutoModel.from_config(config))
+    kwargs = _inputs(name)
+    fused = reparamkit.fuse(model, example_kwargs=kwargs)
+    for found, wanted in ((fused, model), (copy.deepcopy(fused), model)):
+        assert error(found(**kwargs)[0], wanted(**kwargs)[0]) < 1e-5
+    merges = reparamkit.report(fused).merges
+    assert sum(merge.layer == "Linear" for merge in merges) == ABSORBED[name]
+    assert type(fused) is type(model)
+
+
+def _inputs(name: str) -> dict[str, Any]:
+    tokens = torch.randint(0, 50, (2, 7), generator=torch.Generator().manual_seed(0))
+    if name == "vit":
+        return {"pixel_values": sample((2, 3, 16, 16), torch.float32)}
+    more: dict[str, Any] = {"decoder_input_ids": tokens[:, :5]} if name == "t5" else {}
+    return {"input_ids": tokens, **more, **({} if name == "bert" else {"use_cache": False})}
+
+
+@pytest.mark.parametrize(("kind", "options"), [("Lora", {"r": 2}), ("Lora", {"r": 2, "use_rslora": True}), ("IA3", {})])
+@pytest.mark.filterwarnings("ignore")
+def test_adapters(kind: str, options: dict[str, Any]):
+    """LoRA, rsLoRA and IA3 of peft disappear: convolutions and linear layers as many as before they were added."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.Flatten(2), nn.Linear(9, 4)).eval()
+    targets = ["0", "2", "4"]
+    more = {"feedforward_modules": ["2"]} if kind == "IA3" else {}
+    config = getattr(peft, f"{kind}Config")(target_modules=targets, **options, **more)
+    model = peft.get_peft_model(copy.deepcopy(plain), config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora" in name or "ia3" in name:
+                parameter.copy_(torch.rand(parameter.shape) + 0.5)
+    x = sample((2, 3, 9, 9), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    report = reparamkit.report(fused)
+    assert report.before.ops > report.after.ops == reparamkit.explain(plain, x).before.ops
+    assert error(run(fused, x), run(wide(model), x.double())) < 1e-6
