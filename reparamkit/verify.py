@@ -227,12 +227,12 @@ def evaluate(captured: Captured, result: fx.Node, values: Mapping[fx.Node, Any],
     """The value of a node in float64, given the values of some nodes it depends on."""
     known: dict[fx.Node, Any] = {node: value.clone() for node, value in values.items()}
     runner = _Wide(captured)
-    for node in _needed(captured, result, known, as_traced):
+    for node in needed(captured, result, known, as_traced):
         known[node] = runner.call(node, known)
     return known[result]
 
 
-def _needed(captured: Captured, result: fx.Node, known: dict[fx.Node, Any], as_traced: bool) -> list[fx.Node]:
+def needed(captured: Captured, result: fx.Node, known: dict[fx.Node, Any], as_traced: bool) -> list[fx.Node]:
     """The nodes between the known values and `result`, in program order."""
     wanted: set[fx.Node] = set()
     stack = [result]

@@ -74,8 +74,10 @@ class Splicer:
 
     def _describe(self, written: Written) -> None:
         value = written.site.value
+        history = {*written.site.rules, *value.meta.get("history", ())}
         for node in written.nodes:
             node.meta.update(frame=written.frame, context=value.meta["context"], rules=written.site.rules)
+            node.meta["history"] = history
             node.meta["place"] = place_of(written.anchors.get(str(node.target), node))
         written.result.meta.setdefault("val", value.meta.get("val"))
 
