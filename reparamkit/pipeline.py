@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 from .algebra.operator import Operator, identity
 from .capture.capture import Captured, Inputs
 from .capture.parts import Parts, capture_parts
+from .capture.state import intact
 from .engine.borders import join_borders
 from .engine.choose import Plan, choose
 from .engine.dead import drop_dead
@@ -38,6 +40,8 @@ from .write.splice import Written
 from .write.write import Done, Prove, Writer
 
 REPORT = "_reparamkit_report"
+ONE_AT_A_TIME = threading.RLock()
+"""Held while a model is traced or tried: torch is patched for all threads then, and buffers are exchanged."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def fuse(
             stored numbers, "launches" FLOPs too. With "measured", which needs `example_inputs`, merges are chosen as
             for "latency", and each is timed against what it replaces, on the example's sizes, and kept if not slower.
         verify: run the proofs. Without them a merge is only as good as the algebra.
-        inplace: change `model` itself, which saves the memory of a copy.
+        inplace: change `model` itself, which saves the memory of a copy; if it fails, the model is put back.
         as_graph: return a flat torch.fx.GraphModule.
 
     Raises:
@@ -113,23 +117,24 @@ def fuse(
         EquivalenceError: a merge is not equal to what it replaces; names the site. Nothing is returned.
         RuleError: an unknown rule, or a rule that returns no module.
     """
-    request = _request(
-        model,
-        example_inputs,
-        example_kwargs,
-        rules,
-        extra_rules,
-        without,
-        only,
-        skip,
-        objective,
-        verify,
-        inplace,
-        as_graph,
-    )
-    # What is made under inference mode could not be trained, exported or changed later.
-    with torch.inference_mode(False), torch.no_grad():
-        return _fused(model, request)
+    with ONE_AT_A_TIME:
+        request = _request(
+            model,
+            example_inputs,
+            example_kwargs,
+            rules,
+            extra_rules,
+            without,
+            only,
+            skip,
+            objective,
+            verify,
+            inplace,
+            as_graph,
+        )
+        # What is made under inference mode could not be trained, exported or changed later.
+        with torch.inference_mode(False), torch.no_grad():
+            return _fused(model, request)
 
 
 def explain(model: nn.Module, example_inputs: Any = None, **options: Any) -> Report:
@@ -229,6 +234,11 @@ def _rule(rule: Rule | str) -> Rule:
 
 def _fused(model: nn.Module, request: Request) -> nn.Module:
     private = model if request.inplace else _sharing_copy(model)
+    with intact(private):
+        return _fused_privately(private, model, request)
+
+
+def _fused_privately(private: nn.Module, model: nn.Module, request: Request) -> nn.Module:
     parts = capture_parts(private, request.inputs, _is_leaf)
     if request.as_graph and parts.opaque:
         path, reason = next(iter(parts.opaque.items()))

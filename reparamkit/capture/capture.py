@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
+from .state import State
 from .tracer import Frame, Named, Opaque, Tracer, WritesConstant, as_fake, attribute
 
 
@@ -171,6 +172,9 @@ def _captured(
             named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     except WritesConstant as error:
         raise WritesConstant(str(error), path if tracer.failed is None else tracer.failed.path) from error
+    except MemoryError:
+        # Tracing the parts one by one would not be the remedy.
+        raise
     except Exception as error:
         raise _capture_error(tracer, path, inputs, error) from error
     tier = "symbolic" if inputs is None else "values"
@@ -182,24 +186,12 @@ def _captured(
 @contextmanager
 def _state_kept(model: nn.Module) -> Iterator[set[int]]:
     """Undo what a forward does to its modules while it is traced; yields the modules (ids) that were changed."""
-    tables = ("_parameters", "_buffers", "_modules")
-    before = [(m, dict(vars(m)), {t: dict(vars(m)[t]) for t in tables}) for m in model.modules()]
-    changed: set[int] = set()
+    before, changed = State(model), set[int]()
     try:
         yield changed
     finally:
-        for module, attributes, contents in before:
-            now = vars(module)
-            for name in [name for name in now if name.startswith(CONSTANT) and name not in attributes]:
-                del now[name]
-            same = all(_same(now[t], contents[t]) for t in tables)
-            if not same or not _same(now, attributes):
-                changed.add(id(module))
-                now.clear()
-                now.update(attributes)
-                for name, content in contents.items():
-                    now[name].clear()
-                    now[name].update(content)
+        before.drop_new(CONSTANT)
+        changed |= before.restore()
 
 
 CONSTANT = "_tensor_constant"
@@ -209,10 +201,6 @@ CONSTANT = "_tensor_constant"
 def _missing(model: nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:
     """Constant tensors that fx kept on the root, and only while it traced."""
     return {name: value for name, value in named.items() if not hasattr(model, name.partition(".")[0])}
-
-
-def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    return now.keys() == before.keys() and all(now[name] is before[name] for name in now)
 
 
 def _capture_error(tracer: Tracer, path: str, inputs: Inputs | None, error: Exception) -> CaptureError:
