@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 from .algebra.operator import Operator, identity
 from .capture.capture import Captured, Inputs
 from .capture.parts import Parts, capture_parts
+from .capture.state import intact
 from .engine.borders import join_borders
 from .engine.choose import Plan, choose
 from .engine.dead import drop_dead
@@ -30,17 +32,21 @@ from .inputs import Example, checked_inputs, checked_model
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.price import OBJECTIVES
 from .layers.registry import READERS
+from .localize import first_difference
 from .record import Sketch, described, marked, pictures, sketch
 from .report import Picture, Report
 from .rules.builtin import RULES
 from .rules.rule import Registry, Rule
-from .summary import Work, computing, summarize, totals
+from .summary import Work, computing, summarize, suspicious, totals
+from .trial import Trials
 from .verify import AMPLIFIED, Piece, Verification, check, compare, sensitivity, undisturbed
 from .write.splice import Written
 from .write.write import Done, Prove, Writer
 
 LOG = logging.getLogger("reparamkit")
 REPORT = "_reparamkit_report"
+ONE_AT_A_TIME = threading.RLock()
+"""Held while a model is traced or tried: torch is patched for all threads then, and buffers are exchanged."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,11 @@ class Request:
     def inputs(self) -> Inputs | None:
         """The example inputs, if there are any."""
         return None if self.example is None else self.example.inputs
+
+    @property
+    def measured(self) -> bool:
+        """Whether the device has the last word on a merge."""
+        return self.objective == "measured"
 
     def scope(self, captured: Captured) -> Scope:
         """What may be merged in this model."""
@@ -100,10 +111,11 @@ def fuse(
         without: rules not to use.
         only: module paths or patterns (as in fnmatch) to merge in; default: everywhere.
         skip: module paths or patterns to leave alone.
-        objective: what to minimise: "default", "latency", "flops", "params" or "launches"; "flops" may raise
-            stored numbers, "launches" FLOPs too.
+        objective: what to minimise: "default", "latency", "flops", "params", "launches" or "measured". "flops" may
+            raise stored numbers, "launches" FLOPs too. With "measured", which needs `example_inputs`, merges are chosen
+            as for "latency", each is timed against what it replaces, on the example's sizes, and kept if not slower.
         verify: run the proofs. Without them a merge is only as good as the algebra.
-        inplace: change `model` itself, which saves the memory of a copy.
+        inplace: change `model` itself, which saves the memory of a copy; if it fails, the model is put back.
         as_graph: return a flat torch.fx.GraphModule.
         min_coverage: the share of the mergeable layers, from 0 to 1, that has to be merged (`Report.coverage`).
 
@@ -116,24 +128,25 @@ def fuse(
         EquivalenceError: a merge is not equal to what it replaces; names the site. Nothing is returned.
         RuleError: an unknown rule, or a rule that returns no module.
     """
-    request = _request(
-        model,
-        example_inputs,
-        example_kwargs,
-        rules,
-        extra_rules,
-        without,
-        only,
-        skip,
-        objective,
-        verify,
-        inplace,
-        as_graph,
-        min_coverage,
-    )
-    # What is made under inference mode could not be trained, exported or changed later.
-    with torch.inference_mode(False), torch.no_grad():
-        return _fused(model, request)
+    with ONE_AT_A_TIME:
+        request = _request(
+            model,
+            example_inputs,
+            example_kwargs,
+            rules,
+            extra_rules,
+            without,
+            only,
+            skip,
+            objective,
+            verify,
+            inplace,
+            as_graph,
+            min_coverage,
+        )
+        # What is made under inference mode could not be trained, exported or changed later.
+        with torch.inference_mode(False), torch.no_grad():
+            return _fused(model, request)
 
 
 def explain(model: nn.Module, example_inputs: Any = None, **options: Any) -> Report:
@@ -159,13 +172,16 @@ def verify(
 ) -> Verification:
     """Compare two models on the same inputs, output tensor by output tensor.
 
+    If they differ, the result tells where in the output, and the first module that is to blame.
     a: the model in question. b: the reference. example_inputs: as for `fuse`.
     """
-    checked_model(a)
-    example = checked_inputs(checked_model(b), example_inputs, example_kwargs)
-    if example is None:
-        raise InvalidInputError("verify needs example_inputs")
-    return compare(undisturbed(a, example.inputs), example.output, _through(b, example))
+    with ONE_AT_A_TIME:
+        checked_model(a)
+        example = checked_inputs(checked_model(b), example_inputs, example_kwargs)
+        if example is None:
+            raise InvalidInputError("verify needs example_inputs")
+        found = compare(undisturbed(a, example.inputs), example.output, _through(b, example))
+        return found if found.passed else replace(found, first=first_difference(a, b, example.inputs))
 
 
 # --- options ------------------------------------------------------------------------------------------
@@ -192,6 +208,8 @@ def _request(
         raise InvalidInputError(f"objective={objective!r}: choose one of {', '.join(OBJECTIVES)}")
     chosen = _chosen(rules, extra_rules, without)
     example = checked_inputs(checked_model(model), example_inputs, example_kwargs)
+    if example is None and objective == "measured":
+        raise InvalidInputError('objective="measured" runs the merges: pass example_inputs of the size to be measured')
     return Request(
         example,
         chosen,
@@ -235,12 +253,17 @@ def _rule(rule: Rule | str) -> Rule:
 
 def _fused(model: nn.Module, request: Request) -> nn.Module:
     private = model if request.inplace else _sharing_copy(model)
+    with intact(private):
+        return _fused_privately(private, model, request)
+
+
+def _fused_privately(private: nn.Module, model: nn.Module, request: Request) -> nn.Module:
     parts = capture_parts(private, request.inputs, _is_leaf, whole=request.as_graph)
     if request.as_graph and parts.opaque:
         path, reason = next(iter(parts.opaque.items()))
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
     readings = _readings(parts, request)
-    before, original = totals(private, readings), _sketches(readings)
+    before, original, suspects = totals(private, readings), _sketches(readings), suspicious(private)
     works = [_fused_part(part, request) for part in parts.captured]
     fused = works[0].model
     fused = fused if request.inplace else _owning(fused)
@@ -255,6 +278,7 @@ def _fused(model: nn.Module, request: Request) -> nn.Module:
     made = replace(
         made,
         parts=tuple(described(part, drawn) for part, drawn in zip(parts.captured, original, strict=True)),
+        warnings=(*suspects, *made.warnings),
         graph_before=marked(original, _sites(works, lambda done: done.site.members)),
         graph_after=marked(_sketches(readings), _sites(works, lambda done: done.nodes)),
     )
@@ -308,7 +332,10 @@ def _fused_part(captured: Captured, request: Request) -> Work:
     drop_identities(captured, reading)
     drop_dead(captured, reading)
     read_early(captured, reading)
-    writer = Writer(captured, request.as_graph, _unproved, _unheard)
+    trials = Trials()
+    judge = trials.judge if request.measured else _unjudged
+    writer = Writer(captured, request.as_graph, _unproved, _unheard, judge)
+    writable = writer.attempt if request.measured else writer.check
     said = _apply_patterns(captured, request, writer)
     scope = request.scope(captured)
     if NORM_INTO_LINEAR in scope.permitted:
@@ -320,14 +347,14 @@ def _fused_part(captured: Captured, request: Request) -> Work:
         # A merged layer may merge again, now that there is less to choose from.
         writer.erase_dead()
         captured.forget()
-        plan, reading = choose(captured, READERS, request.scope(captured), writer.check, request.objective)
+        plan, reading = choose(captured, READERS, request.scope(captured), writable, request.objective)
         _prepare(writer, request, reading, plan.refusals)
         written = writer.write(plan.sites)
         shown.update((id(one), pictures(reading, one)) for one in written)
         plans.append(plan)
     seen = [shown.get(id(one), ()) for one, _ in writer.done]
     model, done = writer.finish()
-    return Work(model, captured, plans, said, reading, done, seen)
+    return Work(model, captured, plans, said, reading, done, seen, trials.found)
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
@@ -376,6 +403,10 @@ def _unproved(captured: Captured, written: Written) -> None:
     """No proof: `fuse` was called with verify=False."""
 
 
+def _unjudged(captured: Captured, written: Written) -> None:
+    """Every merge that was chosen is wanted."""
+
+
 def _unheard(node: fx.Node, reason: str) -> None:
     """Nobody to tell: nothing has been read yet."""
 
@@ -407,8 +438,9 @@ def _apply_patterns(captured: Captured, request: Request, writer: Writer) -> dic
 
 def _prover(reading: Reading) -> Prove:
     def prove(captured: Captured, written: Written) -> float:
-        where = f"'{captured.path(written.site.value)}' (rules {', '.join(written.site.rules)})"
         site = written.site
+        paths = sorted({captured.path(member) for member in site.members})
+        where = f"'{captured.path(site.value)}' (rules={list(site.rules)}, only={paths})"
         return check(Piece(captured, _sources(reading, written), site.value, written.result, site.members), where)
 
     return prove
@@ -446,6 +478,7 @@ def _whole(fused: nn.Module, original: nn.Module, request: Request) -> float | N
         ) from error
     found = compare(output, request.example.output, _through(fused, request.example))
     if not found.passed and found.error > AMPLIFIED * sensitivity(original, inputs):
+        found = found if original is fused else replace(found, first=first_difference(fused, original, inputs))
         raise EquivalenceError(
             f"the fused model as a whole is {found}; every single merge was proved, please report it"
         )

@@ -15,7 +15,7 @@ from .show.data import decoded, encoded, parsed
 from .show.page import page
 from .show.terminal import renderable
 
-SCHEMA, VERSION = "reparamkit.report", 1
+SCHEMA, VERSION = "reparamkit.report", 2
 """Name and version of the JSON form. The version rises when a field changes its meaning or goes."""
 
 
@@ -53,11 +53,23 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Price:
+    """Of a part of a model. flops: on the example inputs (free sizes nominal without them). stored: numbers in
+    parameters and buffers. launches: operations started. milliseconds: as measured (None: not measured).
+    """
+
+    flops: int
+    stored: int
+    launches: int
+    milliseconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Merge:
     """One merge. path: of the merged layer. layer: its description. rules: that made it. members: paths of what
-    it replaces. error: the largest relative error against them, in float64 (None: not checked). flops, stored:
-    multiply-adds and numbers of the members, and of what is written for them. equations: of the rules, in the same
-    order. pictures: of the weights.
+    it replaces. error: the largest relative error against them, in float64 (None: not checked). before, after: the
+    price of the members, and of what is written for them. equations: of the rules, in the same order.
+    pictures: of the weights.
     """
 
     path: str
@@ -65,21 +77,23 @@ class Merge:
     rules: tuple[str, ...]
     members: tuple[str, ...]
     error: float | None
-    flops_before: int
-    flops_after: int
-    stored_before: int
-    stored_after: int
+    before: Price
+    after: Price
     equations: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A layer that was left as it is. path: where. layer: what it is. reason: why, and what could be done."""
+    """A layer that was left as it is. path: where. layer: what it is. reason: why, and what could be done.
+    before, after: if a merge would have been exact, the price of what it would have replaced, and its own.
+    """
 
     path: str
     layer: str
     reason: str
+    before: Price | None = None
+    after: Price | None = None
 
     @property
     def advice(self) -> Advice:
@@ -93,6 +107,14 @@ class Group:
 
     advice: Advice
     refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True)
+class Caution:
+    """What is right and may still surprise. path: of the layer. text: what was found, and what could be done."""
+
+    path: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -168,6 +190,7 @@ class Report:
 
     tier: how the model was captured ("symbolic", or "values" with example inputs). error: the largest relative
     error of the whole model on the example inputs in its own dtype (None without them). model: name of its class.
+    warnings: numbers that do not fit the dtype well, and norms whose statistics look wrong.
     graph_before, graph_after: its operations, in program order; a model that could be traced in parts only has these
     one after the other. parts: the graphs.
     """
@@ -179,6 +202,7 @@ class Report:
     tier: str
     error: float | None = None
     model: str = ""
+    warnings: tuple[Caution, ...] = ()
     graph_before: tuple[Node, ...] = field(default=(), repr=False)
     graph_after: tuple[Node, ...] = field(default=(), repr=False)
     parts: tuple[Part, ...] = ()
@@ -254,7 +278,8 @@ class Report:
 
     def __rich__(self) -> Any:
         # Called by rich itself, so it is there.
-        return renderable(self.summary, list(_totals(self)), _merged(self), _refused(self))
+        cautions = [f"{each.path}: {each.text}" for each in self.warnings]
+        return renderable(self.summary, list(_totals(self)), cautions, _merged(self), _refused(self))
 
 
 def _kept(text: str, path: str | Path | None) -> str:
@@ -277,6 +302,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"  whole model: relative error {report.error:.1e}"
     if len(report.parts) > 1 or any(part.path for part in report.parts):
         yield from (f"  part {part}" for part in report.parts)
+    yield from (f"  warning: {each.path}: {each.text}" for each in report.warnings)
     if report.merges:
         yield ""
         yield from _table(_merged(report))
@@ -292,18 +318,21 @@ def _totals(report: Report) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _merged(report: Report) -> Table:
+    measured = any(merge.before.milliseconds for merge in report.merges)
     rows = [
         (
             merge.path,
             merge.layer,
             shorten(", ".join(merge.members), 44),
             ", ".join(merge.rules),
-            f"{brief(merge.flops_before)} -> {brief(merge.flops_after)}",
+            f"{brief(merge.before.flops)} -> {brief(merge.after.flops)}",
+            *([f"{merge.before.milliseconds or 0:.3g} -> {merge.after.milliseconds or 0:.3g}"] if measured else []),
             "not checked" if merge.error is None else f"{merge.error:.0e}",
         )
         for merge in report.merges
     ]
-    return [("merged into", "layer", "replaces", "rules", "flops", "error"), *rows] if rows else []
+    head = ("merged into", "layer", "replaces", "rules", "flops", *(["ms"] if measured else []), "error")
+    return [head, *rows] if rows else []
 
 
 def _refused(report: Report) -> list[tuple[str, str, list[str]]]:

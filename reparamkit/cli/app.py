@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +16,13 @@ import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from .. import __version__, explain, fuse, report, verify
+from .. import __version__, benchmark, explain, fuse, report, verify
 from ..report import Report
+from ..timing import FEWEST
 from .demo import example, network
 from .failures import Code, Failure, as_failure
 from .files import check_target, write_exported, write_onnx, write_text, write_weights
 from .spec import example_inputs, is_from_zoo, load_model, load_weights, redrawn
-from .timing import compare_speed
 
 app = typer.Typer(name="reparamkit", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -39,7 +39,7 @@ Rules = Annotated[list[str] | None, typer.Option("--rules", help="Use this rule 
 Without = Annotated[list[str] | None, typer.Option("--without", help="Do without this rule; repeatable.")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="Merge in these module paths only; repeatable.")]
 Skip = Annotated[list[str] | None, typer.Option("--skip", help="Leave these module paths alone; repeatable.")]
-Objective = Annotated[str, typer.Option(help="default, latency, flops, params or launches.")]
+Objective = Annotated[str, typer.Option(help="default, latency, flops, params, launches or measured.")]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the report, as .html or .json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -283,7 +283,7 @@ def bench_command(
     model: Model,
     weights: Weights = None,
     inputs: Input = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Measured calls of each model.")] = 20,
+    rounds: Annotated[int, typer.Option(min=FEWEST, help="Measured calls of each model.")] = 30,
     rules: Rules = None,
     without: Without = None,
     only: Only = None,
@@ -300,12 +300,12 @@ def bench_command(
     with tell.working("fusing"):
         fused = fuse(found.model, given, **options(rules, without, only, skip, objective))
     with tell.working("measuring"):
-        result = compare_speed(found.model, fused, given, rounds)
-    tell.say(f"model  {result.original}\nfused  {result.fused}")
-    tell.say(f"{result.speedup:.2f} x as fast; {rounds} rounds, {result.threads} threads, median and quartiles")
-    for name, timing in (("model", result.original), ("fused", result.fused)):
+        result = benchmark(found.model, fused, given, rounds=rounds)
+    tell.say(str(result))
+    for name, timing in (("model", result.model), ("fused", result.fused)):
         tell.said[name] = {"median_ms": timing.median, "low_ms": timing.low, "high_ms": timing.high}
-    tell.said |= {"speedup": result.speedup, "rounds": rounds, "threads": result.threads}
+    tell.said["speedup"] = asdict(result.speedup)
+    tell.said |= {name: getattr(result, name) for name in ("error", "rounds", "threads", "device")}
     tell.finish()
 
 

@@ -6,22 +6,24 @@ import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-MERGED_STYLES = ("bold", "green", "", "cyan", "magenta", "dim")
+STYLES = {"merged into": "bold", "layer": "green", "rules": "cyan", "flops": "magenta", "ms": "blue", "error": "dim"}
 
 
 def renderable(
     summary: str,
     totals: Iterable[tuple[str, str, str, str]],
+    cautions: Sequence[str],
     merged: Sequence[tuple[str, ...]],
     refused: Iterable[tuple[str, str, Sequence[str]]],
 ) -> Any:
     """The parts of a report as one object that rich can print.
 
-    summary: one line. totals: (name, before, after, change). merged: rows of a table, the first its head.
-    refused: (title, advice, lines). rich is imported here, since the package does without it.
+    summary: one line. totals: (name, before, after, change). cautions: lines. merged: rows of a table, the first its
+    head. refused: (title, advice, lines). rich is imported here, since the package does without it.
     """
     text, console = importlib.import_module("rich.text"), importlib.import_module("rich.console")
     parts = [text.Text(summary, style="bold"), _totals(totals)]
+    parts += [text.Text(f"warning: {line}", style="bold yellow") for line in cautions]
     if merged:
         parts.append(_merged(merged))
     for title, remedy, lines in refused:
@@ -43,8 +45,9 @@ def _totals(rows: Iterable[tuple[str, str, str, str]]) -> Any:
 def _merged(rows: Sequence[tuple[str, ...]]) -> Any:
     box = importlib.import_module("rich.box")
     table = importlib.import_module("rich.table").Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, style in zip(rows[0], MERGED_STYLES, strict=True):
-        table.add_column(name, style=style or None, overflow="fold", justify="right" if name == "error" else "left")
+    for name in rows[0]:
+        justify = "right" if name == "error" else "left"
+        table.add_column(name, style=STYLES.get(name), overflow="fold", justify=justify)
     escape = importlib.import_module("rich.markup").escape
     for row in rows[1:]:
         table.add_row(*(escape(cell) for cell in row))

@@ -33,6 +33,7 @@ class Written:
 
     result: the node that has the value now. layers: per temporary name the merged layer (float64) and the
     node whose place it takes. nodes: all new nodes. frame: the innermost call around all members.
+    warnings: about the numbers of the layers.
     """
 
     site: Site
@@ -41,6 +42,7 @@ class Written:
     nodes: list[fx.Node] = field(default_factory=list)
     layers: dict[str, nn.Module] = field(default_factory=dict)
     anchors: dict[str, fx.Node] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -75,9 +77,10 @@ class Splicer:
     def _describe(self, written: Written) -> None:
         value = written.site.value
         running = frozenset.intersection(*(node.meta["methods"] for node in written.site.members))
+        history = {*written.site.rules, *value.meta.get("history", ())}
         for node in written.nodes:
             node.meta.update(frame=written.frame, context=value.meta["context"], methods=running)
-            node.meta["rules"] = written.site.rules
+            node.meta.update(rules=written.site.rules, history=history)
             node.meta["place"] = place_of(written.anchors.get(str(node.target), node))
         written.result.meta.setdefault("val", value.meta.get("val"))
 

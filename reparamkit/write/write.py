@@ -19,12 +19,14 @@ from .splice import Splicer, Written, is_chain, is_swap
 Prove = Callable[[Captured, Written], float | None]
 """Checks one merge in float64; returns its error, raises if it is wrong."""
 Refuse = Callable[[fx.Node, str], None]
+Judge = Callable[[Captured, Written], None]
+"""Raises `NotFusable` if a merge is not wanted, as it would be written."""
 
 
 @dataclass(frozen=True)
 class Done:
     """A merge that is in the model. path: of each merged layer. error: as `Prove` found it.
-    nodes: of the graph that were written for it.
+    nodes: of the graph that were written for it. warnings: about the numbers of the layers.
     """
 
     site: Site
@@ -32,6 +34,7 @@ class Done:
     layers: tuple[nn.Module, ...]
     error: float | None
     nodes: tuple[fx.Node, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -39,14 +42,16 @@ class Writer:
     """Writes the sites of one model.
 
     as_graph: write into the flat graph only, and change no module's code. prove: checks a merge. refuse: is told why
-    a site could not be written. spare: nodes without side effects, erased when nothing reads them. writes: in-place
-    operations on parameter arithmetic, with the value that each writes into, erased when nothing reads that afterwards.
+    a site could not be written. judge: has the last word on each merge. spare: nodes without side effects, erased when
+    nothing reads them. writes: in-place operations on parameter arithmetic, with the value that each writes into,
+    erased when nothing reads that afterwards.
     """
 
     captured: Captured
     as_graph: bool
     prove: Prove
     refuse: Refuse
+    judge: Judge
     spare: set[fx.Node] = field(default_factory=set)
     writes: dict[fx.Node, fx.Node] = field(default_factory=dict)
     done: list[tuple[Written, float | None]] = field(default_factory=list)
@@ -131,12 +136,13 @@ class Writer:
                 self.captured.graph.erase_node(copy)
 
     def _write_one(self, site: Site) -> Written | None:
-        """Splice, prove and settle one site; None if its numbers do not fit the model's dtype."""
+        """Splice, prove and settle one site; None if its numbers do not fit the model's dtype, or it is not wanted."""
         written = self.splicer.begin(site)
         try:
             self.splicer.splice(written)
             error = self.prove(self.captured, written)
             self._settle(written)
+            self.judge(self.captured, written)
         except BaseException as error:
             self.splicer.withdraw(written)
             if not isinstance(error, NotFusable):
@@ -180,6 +186,17 @@ class Writer:
         apart = not site.absorbed.isdisjoint(self.captured.apart)
         return whole if not apart and is_chain(self.captured, whole) else site
 
+    def attempt(self, site: Site) -> None:
+        """As `check`, and the judge is asked about the site as it would be written."""
+        self.check(site)
+        written = self.splicer.begin(site)
+        try:
+            self.splicer.splice(written)
+            self._settle(written)
+            self.judge(self.captured, written)
+        finally:
+            self.splicer.withdraw(written)
+
     def admit(self, site: Site) -> bool:
         """Mark the site's method to be written again, if it can be."""
         return self._admit(site, site.core)
@@ -207,7 +224,7 @@ class Writer:
         for name, module in written.layers.items():
             like = next(iter(_tensors(self.captured, [written.anchors[name]])), None)
             like = like if like is not None and like.is_floating_point() else next(iter(floating), self._any())
-            settle(module, like, trainable)
+            written.warnings += settle(module, like, trainable)
 
     def _any(self) -> Tensor | None:
         """A parameter of the model, for the dtype of a merge that reads none."""
@@ -249,7 +266,8 @@ class Writer:
 
     def _done(self, written: Written, error: float | None) -> Done:
         paths = tuple(self.finisher.paths.get(name, "(merged further)") for name in written.layers)
-        return Done(written.site, paths, tuple(written.layers.values()), error, tuple(written.nodes))
+        layers, nodes = tuple(written.layers.values()), tuple(written.nodes)
+        return Done(written.site, paths, layers, error, nodes, tuple(written.warnings))
 
     def erase_dead(self) -> None:
         """Members that nothing reads any more, and the sizes only they needed."""
