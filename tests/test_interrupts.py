@@ -84,7 +84,7 @@ STAGES: list[tuple[Any, str]] = [
     (write, "settle"),
     (pipeline, "pictures"),
     (finish, "method"),
-    (finish, "regenerated"),
+    (finish, "change"),
     (finish, "_set"),
     (finish, "_delete"),
     (pipeline, "_owning"),

@@ -32,6 +32,13 @@ TABLE = (
         r"left out by |is switched off",
     ),
     Advice(
+        "border",
+        "differs at a zero-padded border",
+        "put the batch norm after the convolution, or pad once at the start and use padding=0; nothing is lost by"
+        " leaving it: this pair is not exactly one convolution",
+        r"zero padding|border|no symmetric padding|along part of a dimension|weighs border|same in every window",
+    ),
+    Advice(
         "cost",
         "exact, and would cost more",
         'nothing, for speed; objective="launches" takes merges that raise FLOPs or stored numbers',
@@ -53,13 +60,6 @@ TABLE = (
         r"|size that is free|channels that is not known"
         r"|size that is unknown|computed at run time|not known to be 1|depend on the input's size"
         r"|happens to be 1",
-    ),
-    Advice(
-        "border",
-        "differs at a zero-padded border",
-        "put the batch norm after the convolution, or pad once at the start and use padding=0; nothing is lost by"
-        " leaving it: this pair is not exactly one convolution",
-        r"zero padding|border|no symmetric padding|along part of a dimension|weighs border|same in every window",
     ),
     Advice(
         "shared",
@@ -129,7 +129,7 @@ TABLE = (
         "teach it: @reparamkit.reader(MyLayer), see the page 'Add a rule'",
         r"not understood|cannot read|not a form|is not a module here|full matrix over|fails in float64|of several"
         r" dimensions|index that is no slice|narrow from the end|einsum that is not|expected a tensor|not proved"
-        r"|cannot be run on|has no data",
+        r"|cannot be run on|has no data|a concatenation with something|a roll over all|a split of \S+ into",
     ),
 )
 """In order: the first whose pattern is found is meant. A reason may name several causes, the first tells most."""

@@ -98,6 +98,9 @@ class Finisher:
         """The method of this call will be written again, and what the members are in goes into it."""
         self.frames[id(frame)] = frame
         self.inlined |= self.below(frame, members)
+
+    def hide(self, members: Iterable[fx.Node]) -> None:
+        """The methods that call a part of the members cannot work any more."""
         for module, name in partial_methods(self.captured, members):
             self.hidden.setdefault(module, {})[name] = because(module, name, "a part of what was merged")
 
