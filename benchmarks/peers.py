@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import platform
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse as stock_fuse
 
 import reparamkit
+from reparamkit.timing import clock, in_turns, interval
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT / "examples" / "repmlpnet"), str(ROOT / "benchmarks")]
@@ -156,33 +156,10 @@ def measure(name: str, engines: list[str], batch: int, seconds: float) -> dict[s
                 runs[engine, form] = made
             except Exception as refused:
                 entry[f"{form}_refused"] = type(refused).__name__
-    for (engine, form), times in _interleaved(runs, x, seconds).items():
-        found["engines"][engine][form] = times
+    times = in_turns([partial(made, x) for made in runs.values()], 6, seconds, clock=clock(x.device))
+    for (engine, form), each in zip(runs, times, strict=True):
+        found["engines"][engine][form] = each
     return found
-
-
-def _interleaved(runs: dict[tuple[str, str], Run], x: Tensor, seconds: float) -> dict[tuple[str, str], list[float]]:
-    """Seconds of every run, in turns; the first two turns warm up."""
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    end = time.perf_counter() + seconds
-    turn = 0
-    while turn < 8 or time.perf_counter() < end:
-        # Every second turn goes backwards, so that nobody always runs behind the same neighbour.
-        for key in list(runs)[:: 1 if turn % 2 == 0 else -1]:
-            start = time.perf_counter()
-            runs[key](x)
-            if turn >= 2:
-                times[key].append(time.perf_counter() - start)
-        turn += 1
-    return times
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """The median, and the order statistics that enclose it with 95% confidence (binomial, normal approximation)."""
-    ordered, n = sorted(values), len(values)
-    reach = 0.98 * math.sqrt(n)
-    low, high = max(0, math.floor(n / 2 - reach)), min(n - 1, math.ceil(n / 2 + reach))
-    return statistics.median(ordered), ordered[low], ordered[high]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -198,12 +175,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _cells(entry: dict[str, Any]) -> str:
     forms = ("alone", "after")
-    times = [f"{statistics.median(entry[f]) * 1e3:.1f} ms" if f in entry else entry[f"{f}_refused"] for f in forms]
+    times = [f"{statistics.median(entry[f]):.1f} ms" if f in entry else entry[f"{f}_refused"] for f in forms]
     errors = [f"{entry[f'{f}_error']:.0e}" if f in entry else "" for f in forms]
     ratio = ""
     if all(form in entry for form in forms):
-        middle, low, high = interval([a / b for a, b in zip(entry["alone"], entry["after"], strict=True)])
-        ratio = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+        found = interval([a / b for a, b in zip(entry["alone"], entry["after"], strict=True)])
+        ratio = f"{found.median:.2f} [{found.low:.2f}, {found.high:.2f}]"
     return " | ".join([*times, ratio, *errors])
 
 

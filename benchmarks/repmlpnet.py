@@ -13,7 +13,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ import reparamkit
 from reparamkit.algebra.operator import Link, Operator, Role, densify
 from reparamkit.algebra.size import fixed
 from reparamkit.algebra.weight import leaf
+from reparamkit.timing import clock, in_turns
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples" / "repmlpnet"))
@@ -195,10 +196,10 @@ def _writing(model: nn.Module, repeats: int) -> Iterator[tuple[str, str]]:
         for stencil, buffer in zip(stencils, buffers, strict=True):
             stencil.weight.add_to(buffer)
 
-    slow, fast = interleaved((by_identity, on_diagonals), repeats)
+    slow, fast = medians((by_identity, on_diagonals), repeats)
     yield (
         "writing the convs of all blocks: identity batch, diagonals",
-        f"{slow * 1e3:.1f} ms / {fast * 1e3:.2f} ms = {slow / fast:.0f} x",
+        f"{slow:.1f} ms / {fast:.2f} ms = {slow / fast:.0f} x",
     )
 
 
@@ -234,22 +235,15 @@ def _latency(model: nn.Module, size: int, repeats: int) -> Iterator[tuple[str, s
         x = torch.randn(batch, 3, size, size)
         with torch.inference_mode():
             runs = tuple(partial(m, x) for m in (model, published, fused))
-            times = interleaved(runs, max(5, repeats // (1 if batch == 1 else 3)))
-        shown = " / ".join(f"{t * 1e3:.0f} ms" for t in times)
+            times = medians(runs, max(5, repeats // (1 if batch == 1 else 3)))
+        shown = " / ".join(f"{t:.0f} ms" for t in times)
         ratios = f"fused is {times[0] / times[2]:.2f} x as fast as trained, {times[1] / times[2]:.2f} x as published"
         yield f"latency, batch {batch}: trained, published merge, fused", f"{shown}; {ratios}"
 
 
-def interleaved(runs: tuple[Callable[[], object], ...], repeats: int) -> list[float]:
-    """Median seconds of each function, measured in turns after a warm-up."""
-    times: list[list[float]] = [[] for _ in runs]
-    for number in range(repeats + 2):
-        for run, found in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            if number >= 2:
-                found.append(time.perf_counter() - start)
-    return [statistics.median(t) for t in times]
+def medians(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Median milliseconds of each function, measured in turns after a warm-up."""
+    return [statistics.median(t) for t in in_turns(runs, repeats, clock=clock(torch.device("cpu")))]
 
 
 # --- output -----------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ from .rules.pattern import Match as Match
 from .rules.pattern import call as call
 from .rules.pattern import value as value
 from .rules.rule import Rule as Rule
+from .timing import Benchmark as Benchmark
+from .timing import benchmark as benchmark
 from .verify import Verification as Verification
 
 __version__ = "0.1.0"

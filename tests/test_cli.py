@@ -16,7 +16,6 @@ from torch import nn
 import reparamkit
 from reparamkit.cli import files, spec
 from reparamkit.cli.failures import Code, Failure
-from reparamkit.cli.timing import compare_speed
 from reparamkit.report import Report
 from reparamkit.testing import randomize
 
@@ -134,10 +133,11 @@ def test_verify_passes_on_the_fused_weights(folder: Path):
 
 
 def test_bench_compares_in_one_run(folder: Path):
-    done = run(folder, "bench", "tiny.py:build", *INPUT, "--rounds", "5", "--json")
+    done = run(folder, "bench", "tiny.py:build", *INPUT, "--rounds", "6", "--json")
     assert done.returncode == Code.DONE, done.stderr
     said = json.loads(done.stdout)
-    assert said["speedup"] == pytest.approx(said["model"]["median_ms"] / said["fused"]["median_ms"])
+    assert said["speedup"]["low"] <= said["speedup"]["median"] <= said["speedup"]["high"]
+    assert (said["rounds"], said["threads"], said["device"]) == (6, 1, "cpu")
     assert all(0 < said[name]["low_ms"] <= said[name]["high_ms"] for name in ("model", "fused"))
 
 
@@ -282,22 +282,6 @@ def test_targets_are_checked_before_the_work(tmp_path: Path, name: str, message:
         files.check_target("--pt2", tmp_path / name, (".pt2",))
     assert found.value.code == Code.USAGE
 
-
-def test_timing_is_in_turns():
-    calls: list[str] = []
-
-    class Named(nn.Module):
-        def __init__(self, name: str):
-            super().__init__()
-            self.name = name
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            calls.append(self.name)
-            return x
-
-    result = compare_speed(Named("a"), Named("b"), (torch.ones(1),), 4)
-    assert calls == ["a", "b"] * 7
-    assert result.original.low <= result.original.median <= result.original.high
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of the exporter

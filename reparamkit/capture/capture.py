@@ -367,6 +367,13 @@ def _named(name: str, value: Any, values: dict[str, Tensor]) -> Any:
 
 def run(model: nn.Module, inputs: Inputs) -> Any:
     """One real run without gradients; the random state of the process is left as it was."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with random_state_kept(), torch.no_grad():
         return model(*inputs.args, **inputs.kwargs)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Inside, random numbers may be drawn; afterwards the random state of every device is as before."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield

@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +16,13 @@ import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from .. import __version__, explain, fuse, report, verify
+from .. import __version__, benchmark, explain, fuse, report, verify
 from ..report import Report
+from ..timing import FEWEST
 from .demo import example, network
 from .failures import Code, Failure, as_failure
 from .files import check_target, write_exported, write_onnx, write_text, write_weights
 from .spec import example_inputs, is_from_zoo, load_model, load_weights, redrawn
-from .timing import compare_speed
 
 app = typer.Typer(name="reparamkit", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -283,7 +283,7 @@ def bench_command(
     model: Model,
     weights: Weights = None,
     inputs: Input = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Measured calls of each model.")] = 20,
+    rounds: Annotated[int, typer.Option(min=FEWEST, help="Measured calls of each model.")] = 30,
     rules: Rules = None,
     without: Without = None,
     only: Only = None,
@@ -300,12 +300,12 @@ def bench_command(
     with tell.working("fusing"):
         fused = fuse(found.model, given, **options(rules, without, only, skip, objective))
     with tell.working("measuring"):
-        result = compare_speed(found.model, fused, given, rounds)
-    tell.say(f"model  {result.original}\nfused  {result.fused}")
-    tell.say(f"{result.speedup:.2f} x as fast; {rounds} rounds, {result.threads} threads, median and quartiles")
-    for name, timing in (("model", result.original), ("fused", result.fused)):
+        result = benchmark(found.model, fused, given, rounds=rounds)
+    tell.say(str(result))
+    for name, timing in (("model", result.model), ("fused", result.fused)):
         tell.said[name] = {"median_ms": timing.median, "low_ms": timing.low, "high_ms": timing.high}
-    tell.said |= {"speedup": result.speedup, "rounds": rounds, "threads": result.threads}
+    tell.said["speedup"] = asdict(result.speedup)
+    tell.said |= {name: getattr(result, name) for name in ("error", "rounds", "threads", "device")}
     tell.finish()
 
 
