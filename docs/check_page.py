@@ -157,7 +157,7 @@ def check(name: str, report: Report, folder: Path) -> list[str]:
         "views can be shown": nodes <= found["withViews"] <= everything,
         "boxes do not overlap": found["overlaps"] == 0,
         "a click shows path, equation and cost": all(
-            text in found["detail"] for text in (merge.path, merge.equations[0], f"{merge.flops_before:,}")
+            text in found["detail"] for text in (merge.path, merge.equations[0], f"{merge.before.flops:,}")
         ),
         "and the weights": found["canvases"] == len(merge.pictures) > 0,
         "and marks the merge": found["chosen"] > 0,

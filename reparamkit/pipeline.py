@@ -35,6 +35,7 @@ from .report import Picture, Report
 from .rules.builtin import RULES
 from .rules.rule import Registry, Rule
 from .summary import Work, computing, summarize, totals
+from .trial import Trials
 from .verify import AMPLIFIED, Piece, Verification, check, compare, sensitivity, undisturbed
 from .write.splice import Written
 from .write.write import Done, Prove, Writer
@@ -61,6 +62,11 @@ class Request:
     def inputs(self) -> Inputs | None:
         """The example inputs, if there are any."""
         return None if self.example is None else self.example.inputs
+
+    @property
+    def measured(self) -> bool:
+        """Whether the device has the last word on a merge."""
+        return self.objective == "measured"
 
     def scope(self, captured: Captured) -> Scope:
         """What may be merged in this model."""
@@ -100,8 +106,9 @@ def fuse(
         without: rules not to use.
         only: module paths or patterns (as in fnmatch) to merge in; default: everywhere.
         skip: module paths or patterns to leave alone.
-        objective: what to minimise: "default", "latency", "flops", "params" or "launches"; "flops" may raise
-            stored numbers, "launches" FLOPs too.
+        objective: what to minimise: "default", "latency", "flops", "params", "launches" or "measured"; "flops" may raise
+            stored numbers, "launches" FLOPs too. With "measured", which needs `example_inputs`, merges are chosen as
+            for "latency", and each is timed against what it replaces, on the example's sizes, and kept if not slower.
         verify: run the proofs. Without them a merge is only as good as the algebra.
         inplace: change `model` itself, which saves the memory of a copy.
         as_graph: return a flat torch.fx.GraphModule.
@@ -192,6 +199,8 @@ def _request(
         raise InvalidInputError(f"objective={objective!r}: choose one of {', '.join(OBJECTIVES)}")
     chosen = _chosen(rules, extra_rules, without)
     example = checked_inputs(checked_model(model), example_inputs, example_kwargs)
+    if example is None and objective == "measured":
+        raise InvalidInputError('objective="measured" runs the merges: pass example_inputs of the size to be measured')
     return Request(
         example,
         chosen,
@@ -308,7 +317,10 @@ def _fused_part(captured: Captured, request: Request) -> Work:
     drop_identities(captured, reading)
     drop_dead(captured, reading)
     read_early(captured, reading)
-    writer = Writer(captured, request.as_graph, _unproved, _unheard)
+    trials = Trials()
+    judge = trials.judge if request.measured else _unjudged
+    writer = Writer(captured, request.as_graph, _unproved, _unheard, judge)
+    writable = writer.attempt if request.measured else writer.check
     said = _apply_patterns(captured, request, writer)
     scope = request.scope(captured)
     if NORM_INTO_LINEAR in scope.permitted:
@@ -320,14 +332,14 @@ def _fused_part(captured: Captured, request: Request) -> Work:
         # A merged layer may merge again, now that there is less to choose from.
         writer.erase_dead()
         captured.forget()
-        plan, reading = choose(captured, READERS, request.scope(captured), writer.check, request.objective)
+        plan, reading = choose(captured, READERS, request.scope(captured), writable, request.objective)
         _prepare(writer, request, reading, plan.refusals)
         written = writer.write(plan.sites)
         shown.update((id(one), pictures(reading, one)) for one in written)
         plans.append(plan)
     seen = [shown.get(id(one), ()) for one, _ in writer.done]
     model, done = writer.finish()
-    return Work(model, captured, plans, said, reading, done, seen)
+    return Work(model, captured, plans, said, reading, done, seen, trials.found)
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
@@ -374,6 +386,10 @@ def _read(captured: Captured) -> Reading:
 
 def _unproved(captured: Captured, written: Written) -> None:
     """No proof: `fuse` was called with verify=False."""
+
+
+def _unjudged(captured: Captured, written: Written) -> None:
+    """Every merge that was chosen is wanted."""
 
 
 def _unheard(node: fx.Node, reason: str) -> None:

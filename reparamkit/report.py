@@ -15,7 +15,7 @@ from .show.data import decoded, encoded, parsed
 from .show.page import page
 from .show.terminal import renderable
 
-SCHEMA, VERSION = "reparamkit.report", 1
+SCHEMA, VERSION = "reparamkit.report", 2
 """Name and version of the JSON form. The version rises when a field changes its meaning or goes."""
 
 
@@ -53,11 +53,23 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Price:
+    """Of a part of a model. flops: on the example inputs (free sizes nominal without them). stored: numbers in
+    parameters and buffers. launches: operations started. milliseconds: as measured (None: not measured).
+    """
+
+    flops: int
+    stored: int
+    launches: int
+    milliseconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Merge:
     """One merge. path: of the merged layer. layer: its description. rules: that made it. members: paths of what
-    it replaces. error: the largest relative error against them, in float64 (None: not checked). flops, stored:
-    multiply-adds and numbers of the members, and of what is written for them. equations: of the rules, in the same
-    order. pictures: of the weights.
+    it replaces. error: the largest relative error against them, in float64 (None: not checked). before, after: the
+    price of the members, and of what is written for them. equations: of the rules, in the same order.
+    pictures: of the weights.
     """
 
     path: str
@@ -65,21 +77,23 @@ class Merge:
     rules: tuple[str, ...]
     members: tuple[str, ...]
     error: float | None
-    flops_before: int
-    flops_after: int
-    stored_before: int
-    stored_after: int
+    before: Price
+    after: Price
     equations: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A layer that was left as it is. path: where. layer: what it is. reason: why, and what could be done."""
+    """A layer that was left as it is. path: where. layer: what it is. reason: why, and what could be done.
+    before, after: if a merge was possible and not worth it, the price of what it would replace, and its own.
+    """
 
     path: str
     layer: str
     reason: str
+    before: Price | None = None
+    after: Price | None = None
 
     @property
     def advice(self) -> Advice:
@@ -292,18 +306,21 @@ def _totals(report: Report) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _merged(report: Report) -> Table:
+    measured = any(merge.before.milliseconds for merge in report.merges)
     rows = [
         (
             merge.path,
             merge.layer,
             shorten(", ".join(merge.members), 44),
             ", ".join(merge.rules),
-            f"{brief(merge.flops_before)} -> {brief(merge.flops_after)}",
+            f"{brief(merge.before.flops)} -> {brief(merge.after.flops)}",
+            *([f"{merge.before.milliseconds or 0:.3g} -> {merge.after.milliseconds or 0:.3g}"] if measured else []),
             "not checked" if merge.error is None else f"{merge.error:.0e}",
         )
         for merge in report.merges
     ]
-    return [("merged into", "layer", "replaces", "rules", "flops", "error"), *rows] if rows else []
+    head = ("merged into", "layer", "replaces", "rules", "flops", *(["ms"] if measured else []), "error")
+    return [head, *rows] if rows else []
 
 
 def _refused(report: Report) -> list[tuple[str, str, list[str]]]:

@@ -10,21 +10,22 @@ from torch import Tensor, fx, nn
 from .algebra.operator import Role
 from .capture.capture import Captured
 from .capture.parts import Parts
-from .engine.choose import Plan
+from .engine.choose import Plan, Rejected, Site
 from .engine.norms import second_flops
 from .engine.placing import node_cost
 from .engine.reading import Reading
 from .engine.scope import place_of
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.price import Cost
-from .report import Merge, Picture, Refusal, Report, Totals
+from .report import Merge, Picture, Price, Refusal, Report, Totals
+from .trial import Pair, Trial
 from .write.write import Done
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
     """What was done with one captured part of a model. said: why graph rules did not apply.
-    pictures: of the weights, per merge.
+    pictures: of the weights, per merge. trials: how long merges took, if they were timed.
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class Work:
     reading: Reading
     done: Sequence[Done]
     pictures: Sequence[tuple[Picture, ...]]
+    trials: Mapping[Pair, Trial]
 
 
 def totals(model: nn.Module, readings: Sequence[Reading]) -> Totals:
@@ -95,13 +97,13 @@ def summarize(
 ) -> Report:
     """The report of one fusion. equations: of each rule, by its name."""
     merges = tuple(
-        replace(_merge(d, equations), pictures=pictures)
+        replace(_merge(d, equations, work.trials.get((d.site.value, d.site.members))), pictures=pictures)
         for work in works
         for d, pictures in zip(work.done, work.pictures, strict=True)
     )
     root = works[0].captured.root
     left = [Refusal(path or "(root)", _class_at(root, path), reason) for path, reason in parts.opaque.items()]
-    refusals = [refusal for w in works for refusal in _refusals(_of_layers(w.plans[-1]), w.said, w.captured, w.reading)]
+    refusals = [refusal for work in works for refusal in _refusals(work, _of_layers(work.plans[-1]))]
     return Report(merges, (*left, *refusals), before, after, works[0].captured.tier, error, type(root).__name__)
 
 
@@ -109,7 +111,7 @@ def _class_at(root: nn.Module, path: str) -> str:
     return type(root.get_submodule(path)).__name__
 
 
-def _merge(done: Done, equations: Mapping[str, str]) -> Merge:
+def _merge(done: Done, equations: Mapping[str, str], trial: Trial | None) -> Merge:
     site = done.site
     members = tuple(dict.fromkeys(_member(m) for m in sorted(site.members, key=lambda n: (not place_of(n), n.name))))
     return Merge(
@@ -118,12 +120,16 @@ def _merge(done: Done, equations: Mapping[str, str]) -> Merge:
         site.rules,
         members,
         done.error,
-        site.before.flops,
-        site.after.flops,
-        site.before.stored,
-        site.after.stored,
+        *_prices(site, trial),
         tuple(equations.get(name, "") for name in site.rules),
     )
+
+
+def _prices(merge: Site | Rejected, trial: Trial | None) -> tuple[Price, Price]:
+    """Of the members, and of what is or would be written for them."""
+    before, after = (None, None) if trial is None else (trial.before, trial.after)
+    old, new = merge.before, merge.after
+    return Price(old.flops, old.stored, old.launches, before), Price(new.flops, new.stored, new.launches, after)
 
 
 def _member(node: fx.Node) -> str:
@@ -136,19 +142,18 @@ def _of_layers(plan: Plan) -> Plan:
     return replace(plan, refusals=own)
 
 
-def _refusals(
-    plan: Plan, said: Mapping[fx.Node, list[str]], captured: Captured, reading: Reading
-) -> tuple[Refusal, ...]:
+def _refusals(work: Work, plan: Plan) -> tuple[Refusal, ...]:
     """Layers that were left though they look mergeable: with their own reason, or that of what reads them."""
     found: list[Refusal] = []
-    left = set(captured.graph.nodes)
+    said, reading = work.said, work.reading
+    left = set(work.captured.graph.nodes)
     for node in reading.read:
         reasons = _reasons(plan, said, node, reading) if node in left and _worth_telling(node, reading) else []
         if reasons:
-            found.append(_refusal(captured, node, reasons))
+            found.append(_refusal(work, plan, node, reasons))
     unread = [n for n in {**plan.refusals, **said} if n not in reading.read and n in left]
     told = [n for n in unread if _is_layer(n) or n in said or _of_parameters(n, reading)]
-    found += [_refusal(captured, node, _own_reasons(plan, said, node)) for node in told]
+    found += [_refusal(work, plan, node, _own_reasons(plan, said, node)) for node in told]
     return tuple(found)
 
 
@@ -199,6 +204,13 @@ def _worth_telling(node: fx.Node, reading: Reading) -> bool:
     return len(form.terms) == 1 and (legs or form.bias is not None)
 
 
-def _refusal(captured: Captured, node: fx.Node, reasons: Sequence[str]) -> Refusal:
+def _refusal(work: Work, plan: Plan, node: fx.Node, reasons: Sequence[str]) -> Refusal:
+    captured = work.captured
     layer = type(captured.module(node)).__name__ if node.op == "call_module" else _member(node)
-    return Refusal(place_of(node) or captured.path(node), layer, "; ".join(dict.fromkeys(reasons)))
+    refusal = Refusal(place_of(node) or captured.path(node), layer, "; ".join(dict.fromkeys(reasons)))
+    for value in (node, *node.users):
+        rejected = plan.rejected.get(value)
+        if rejected is not None and node in rejected.members:
+            before, after = _prices(rejected, work.trials.get((value, rejected.members)))
+            return replace(refusal, before=before, after=after)
+    return refusal

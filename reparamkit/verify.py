@@ -155,7 +155,7 @@ class Piece:
     def value(self, result: fx.Node, given: Mapping[fx.Node, Any], as_traced: bool) -> Any:
         """The value of a node in float64, given the values of some nodes it depends on."""
         known: dict[fx.Node, Any] = {node: value.clone() for node, value in given.items()}
-        for node in _needed(self.captured, result, known, as_traced):
+        for node in needed(self.captured, result, known, as_traced):
             known[node] = self.runner.call(node, known)
         return known[result]
 
@@ -235,7 +235,7 @@ def _number(size: Size, value: int | None) -> int:
     return size.substitute(pins).hint
 
 
-def _needed(captured: Captured, result: fx.Node, known: dict[fx.Node, Any], as_traced: bool) -> list[fx.Node]:
+def needed(captured: Captured, result: fx.Node, known: dict[fx.Node, Any], as_traced: bool) -> list[fx.Node]:
     """The nodes between the known values and `result`, in program order."""
     wanted: set[fx.Node] = set()
     stack = [result]

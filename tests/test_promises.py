@@ -34,6 +34,7 @@ from structures import (
     wide,
 )
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import reparamkit
@@ -485,6 +486,24 @@ def test_options(options: dict[str, Any], left: str):
     fused = reparamkit.fuse(model, X, **options)
     assert re.search(left, operations(fused, X))
     same(run(fused, X), run(model, X))
+
+
+class Reused(nn.Module):
+    """A convolution, and one whose kernel is made of a parameter that is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.kernel = conv(3, 3, p=0), nn.Parameter(torch.ones(3, 3, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.first(x), self.kernel + self.kernel.flip(0) * 0.5)
+
+
+def test_a_parameter_that_is_read_twice_is_stored_once():
+    """Stored numbers do not rise because a parameter was counted for each reading."""
+    made = reparamkit.explain(build(Reused), X)
+    assert made.after.stored <= made.before.stored
+    assert made.after.flops <= made.before.flops
 
 
 def test_as_graph():

@@ -285,7 +285,7 @@ def test_json_without_newer_fields_is_read(both: Report):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 2"),
+        ({"version": 1}, "version 1"),
         ({"schema": "something else"}, "schema 'something else'"),
         ({"merges": "none"}, "the report.merges should be an array"),
         ({"tier": 3}, "the report.tier should be a str"),

@@ -226,6 +226,19 @@ def test_a_rule_opens_the_way_for_the_built_in_ones():
     assert error(run(fused, X), run(model, X)) <= 1e-6
 
 
+def test_rules_that_undo_each_other_come_to_an_end():
+    """A rule is not applied to what it wrote, nor to what another rule made of that."""
+
+    def swap(name: str, old: type[nn.Module], new: Callable[[], nn.Module]) -> Rule:
+        return rule(name=name, equation="a = b", pattern=call(old, value("x")), register=False)(lambda match: new())
+
+    rules = [swap("to_leaky", nn.ReLU, lambda: nn.LeakyReLU(0.0)), swap("to_relu", nn.LeakyReLU, nn.ReLU)]
+    model = build(lambda: seq(conv(4, 8), nn.ReLU()))
+    fused = reparamkit.fuse(model, X, extra_rules=rules)
+    assert [merge.rules for merge in reparamkit.report(fused).merges] == [("to_leaky",), ("to_relu",)]
+    assert error(run(fused, X), run(model, X)) == 0.0
+
+
 def slope_one(match: Match) -> None:
     slope = match.module("act").negative_slope
     if slope != 1:

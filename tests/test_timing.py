@@ -65,7 +65,7 @@ def test_benchmark_prints_what_it_knows():
     assert 0 < found.model.low <= found.model.median <= found.model.high
     assert 0 <= found.error < 1e-5
     text = str(found)
-    for each in (found.model, found.fused, found.speedup, "cpu", "1 thread,", f"{found.error:.1e}"):
+    for each in (found.model, found.fused, found.speedup, "cpu", "1 thread;", f"{found.error:.1e}"):
         assert str(each) in text
     assert torch.get_num_threads() == threads
 

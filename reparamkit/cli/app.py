@@ -39,7 +39,7 @@ Rules = Annotated[list[str] | None, typer.Option("--rules", help="Use this rule 
 Without = Annotated[list[str] | None, typer.Option("--without", help="Do without this rule; repeatable.")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="Merge in these module paths only; repeatable.")]
 Skip = Annotated[list[str] | None, typer.Option("--skip", help="Leave these module paths alone; repeatable.")]
-Objective = Annotated[str, typer.Option(help="default, latency, flops, params or launches.")]
+Objective = Annotated[str, typer.Option(help="default, latency, flops, params, launches or measured.")]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the report, as .html or .json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -77,10 +77,22 @@ class Site:
         return self.value, self.members
 
 
+@dataclass(frozen=True, eq=False)
+class Rejected:
+    """A merge that was possible and not worth it. before, after: the price of the members, and of what would be written
+    for them.
+    """
+
+    members: frozenset[fx.Node]
+    before: Cost
+    after: Cost
+
+
 @dataclass
 class Plan:
     """What to write. sites: in program order. refusals: per node left as it is, why. kept: nodes that stay.
-    before, after: the price of everything affine.
+    before, after: the price of everything affine. rejected: per value the cheapest merge that its price, or the time
+    it takes, spoke against.
     """
 
     sites: list[Site]
@@ -88,6 +100,7 @@ class Plan:
     kept: set[fx.Node]
     before: Cost
     after: Cost
+    rejected: Mapping[fx.Node, Rejected]
 
 
 _Merge = tuple[fx.Node, frozenset[fx.Node]]
@@ -136,6 +149,7 @@ class _Chooser:
     passes: set[fx.Node] = field(default_factory=set)
     affine: set[fx.Node] = field(default_factory=set)
     numbers: dict[fx.Node, int] = field(default_factory=dict)
+    rejected: dict[fx.Node, Rejected] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.score: Callable[[Cost], float] = OBJECTIVES[self.objective]
@@ -167,13 +181,12 @@ class _Chooser:
             module = self.captured.module(node)
             tensors = [*module.parameters(), *module.buffers()]
             return sum(t.numel() for t in tensors if t.is_floating_point())
-        constants = [n for n in node.all_input_nodes if n in self.reading.constants]
-        return sum(self._leaves(n) for n in constants)
+        return sum(self.reading.constants[n].numel() for n in self._leaves(node))
 
-    def _leaves(self, node: fx.Node) -> int:
-        if node.op == "get_attr":
-            return int(self.reading.constants[node].numel())
-        return sum(self._leaves(n) for n in self.reading.made_of(node))
+    def _leaves(self, node: fx.Node) -> set[fx.Node]:
+        """The parameters a node reads, each once however often its value is computed from it."""
+        constants = [n for n in self.reading.made_of(node) if n in self.reading.constants]
+        return set().union(*({n} if n.op == "get_attr" else self._leaves(n) for n in constants))
 
     def weigh(self, name: str) -> int:
         """Numbers stored at the node of this name; the place of a call that was taken apart is not free."""
@@ -305,13 +318,20 @@ class _Chooser:
                 if len(option.members) > 1:
                     factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
                     self.reading.no(node, f"{_because(option)}the merge would raise {what} {factor}")
+                    self._reject(node, Rejected(option.members, before, after))
                 return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
         less = after.launches < before.launches or after.macs < before.macs
         pays = less and self.score(after) < self.score(before)
         if not pays and (why := _because(option)):
             self.reading.no(node, f"{why}that costs more than the merge saves")
+            self._reject(node, Rejected(option.members, before, after))
         return pays
+
+    def _reject(self, node: fx.Node, new: Rejected) -> None:
+        known = self.rejected.get(node)
+        if known is None or self.score(new.after) < self.score(known.after):
+            self.rejected[node] = new
 
     def _check_stored(self, node: fx.Node, candidate: Candidate) -> None:
         stored = {self.captured.current(kept) for kept in self.captured.stored}
@@ -336,7 +356,7 @@ class _Chooser:
         best = self._written()
         while (better := self._improved(best)) is not None:
             best = better
-        return Plan(best.sites, self._refusals(best), best.needed, self.original, best.price)
+        return Plan(best.sites, self._refusals(best), best.needed, self.original, best.price, self.rejected)
 
     @cached_property
     def original(self) -> Cost:
@@ -372,6 +392,7 @@ class _Chooser:
                 self.writable(site)
             except NotFusable as no:
                 self.reading.no(site.value, no.reason)
+                self._reject(site.value, Rejected(site.members, site.before, site.after))
                 return False
             self.able.add(key)
         return True

@@ -45,11 +45,14 @@ def next_site(
 ) -> Site | None:
     """The first place, rules in order and nodes in program order, where a rule applies.
 
+    A rule is not applied to a value it had a part in, or rules that undo each other would go on for ever.
     seen: (rule, node) pairs that were tried; receives the new ones. no: is told each refusal.
     """
     for rule in rules:
         for node in captured.graph.nodes:
-            if (rule.name, node.name) in seen or (found := rule.find(node, captured.module)) is None:
+            if (rule.name, node.name) in seen or rule.name in node.meta.get("history", ()):
+                continue
+            if (found := rule.find(node, captured.module)) is None:
                 continue
             seen.add((rule.name, node.name))
             try:

@@ -35,7 +35,7 @@ TABLE = (
         "cost",
         "exact, and would cost more",
         'nothing, for speed; objective="launches" takes merges that raise FLOPs or stored numbers',
-        r"would raise |would add work|is not cheaper than",
+        r"would raise |would add work|is not cheaper than|slower when merged|cannot be timed",
     ),
     Advice(
         "captured",

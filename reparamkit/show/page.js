@@ -383,7 +383,7 @@ function costs(merge) {
   const line = (name, old, now) => element("tr", {}, ...[name, exact(old), exact(now), change(old, now)].map((cell) => element("td", {}, cell)));
   return element("table", {},
     element("tr", {}, ...["", "before", "after", ""].map((cell) => element("th", {}, cell))),
-    line("FLOPs", merge.flops_before, merge.flops_after), line("stored numbers", merge.stored_before, merge.stored_after));
+    line("FLOPs", merge.before.flops, merge.after.flops), line("stored numbers", merge.before.stored, merge.after.stored));
 }
 
 function showNode(panel, node) {
@@ -418,7 +418,7 @@ function drawnPicture(picture) {
 
 // --- the list -----------------------------------------------------------------------------------------
 
-const saved = (merge) => merge.flops_before - merge.flops_after;
+const saved = (merge) => merge.before.flops - merge.after.flops;
 const ORDERS = {
   program: () => 0,
   flops: (a, b) => saved(report.merges[b]) - saved(report.merges[a]),
@@ -451,7 +451,7 @@ function showList() {
 
 function mergeRow(site) {
   const merge = report.merges[site];
-  const cost = `${change(merge.flops_before, merge.flops_after) || "±0"} FLOPs`;
+  const cost = `${change(merge.before.flops, merge.after.flops) || "±0"} FLOPs`;
   return element("button", { class: "row" + isOn(site), id: `site-${site}`, style: `--mark:${strong(site)}`, onclick: () => choose({ site }, true) },
     element("b", {}, merge.path), element("span", {}, `${merge.members.length} → ${merge.layer} · ${merge.rules.join(", ")}`),
     element("span", {}, `${cost} · error ${power(merge.error)}`));

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-MERGED_STYLES = ("bold", "green", "", "cyan", "magenta", "dim")
+STYLES = {"merged into": "bold", "layer": "green", "rules": "cyan", "flops": "magenta", "ms": "blue", "error": "dim"}
 
 
 def renderable(
@@ -43,8 +43,9 @@ def _totals(rows: Iterable[tuple[str, str, str, str]]) -> Any:
 def _merged(rows: Sequence[tuple[str, ...]]) -> Any:
     box = importlib.import_module("rich.box")
     table = importlib.import_module("rich.table").Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, style in zip(rows[0], MERGED_STYLES, strict=True):
-        table.add_column(name, style=style or None, overflow="fold", justify="right" if name == "error" else "left")
+    for name in rows[0]:
+        justify = "right" if name == "error" else "left"
+        table.add_column(name, style=STYLES.get(name), overflow="fold", justify=justify)
     escape = importlib.import_module("rich.markup").escape
     for row in rows[1:]:
         table.add_row(*(escape(cell) for cell in row))

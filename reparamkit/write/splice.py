@@ -74,10 +74,11 @@ class Splicer:
 
     def _describe(self, written: Written) -> None:
         value = written.site.value
+        history = {*written.site.rules, *value.meta.get("history", ())}
         running = frozenset.intersection(*(node.meta["methods"] for node in written.site.members))
         for node in written.nodes:
             node.meta.update(frame=written.frame, context=value.meta["context"], methods=running)
-            node.meta["rules"] = written.site.rules
+            node.meta.update(rules=written.site.rules, history=history)
             node.meta["place"] = place_of(written.anchors.get(str(node.target), node))
         written.result.meta.setdefault("val", value.meta.get("val"))
 

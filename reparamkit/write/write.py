@@ -19,6 +19,8 @@ from .splice import Splicer, Written, is_chain, is_swap
 Prove = Callable[[Captured, Written], float | None]
 """Checks one merge in float64; returns its error, raises if it is wrong."""
 Refuse = Callable[[fx.Node, str], None]
+Judge = Callable[[Captured, Written], None]
+"""Raises `NotFusable` if a merge is not wanted, as it would be written."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,16 @@ class Writer:
     """Writes the sites of one model.
 
     as_graph: write into the flat graph only, and change no module's code. prove: checks a merge. refuse: is told why
-    a site could not be written. spare: nodes without side effects, erased when nothing reads them. writes: in-place
-    operations on parameter arithmetic, with the value that each writes into, erased when nothing reads that afterwards.
+    a site could not be written. judge: has the last word on each merge. spare: nodes without side effects, erased when
+    nothing reads them. writes: in-place operations on parameter arithmetic, with the value that each writes into, erased
+    when nothing reads that afterwards.
     """
 
     captured: Captured
     as_graph: bool
     prove: Prove
     refuse: Refuse
+    judge: Judge
     spare: set[fx.Node] = field(default_factory=set)
     writes: dict[fx.Node, fx.Node] = field(default_factory=dict)
     done: list[tuple[Written, float | None]] = field(default_factory=list)
@@ -131,12 +135,13 @@ class Writer:
                 self.captured.graph.erase_node(copy)
 
     def _write_one(self, site: Site) -> Written | None:
-        """Splice, prove and settle one site; None if its numbers do not fit the model's dtype."""
+        """Splice, prove and settle one site; None if its numbers do not fit the model's dtype, or it is not wanted."""
         written = self.splicer.begin(site)
         try:
             self.splicer.splice(written)
             error = self.prove(self.captured, written)
             self._settle(written)
+            self.judge(self.captured, written)
         except BaseException as error:
             self.splicer.withdraw(written)
             if not isinstance(error, NotFusable):
@@ -179,6 +184,17 @@ class Writer:
         whole = replace(site, absorbed=frozenset())
         apart = not site.absorbed.isdisjoint(self.captured.apart)
         return whole if not apart and is_chain(self.captured, whole) else site
+
+    def attempt(self, site: Site) -> None:
+        """As `check`, and the judge is asked about the site as it would be written."""
+        self.check(site)
+        written = self.splicer.begin(site)
+        try:
+            self.splicer.splice(written)
+            self._settle(written)
+            self.judge(self.captured, written)
+        finally:
+            self.splicer.withdraw(written)
 
     def admit(self, site: Site) -> bool:
         """Mark the site's method to be written again, if it can be."""
