@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -84,7 +85,14 @@ def _counted(model: nn.Module) -> Iterator[Counter[str]]:
     """Counts the calls of each module, by its path."""
     paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
     calls: Counter[str] = Counter()
-    hook = register_module_forward_hook(lambda module, args, output: calls.update([paths.get(id(module), "")]))
+    thread = threading.get_ident()
+
+    def count(module: nn.Module, args: Any, output: Any) -> None:
+        # The hook is that of the process: another thread may run the model, too.
+        if threading.get_ident() == thread:
+            calls.update([paths.get(id(module), "")])
+
+    hook = register_module_forward_hook(count)
     try:
         yield calls
     finally:

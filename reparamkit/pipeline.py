@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 from .algebra.operator import Operator, identity
 from .capture.capture import Captured, Inputs
 from .capture.parts import Parts, capture_parts
+from .capture.state import intact
 from .engine.borders import join_borders
 from .engine.choose import Plan, choose
 from .engine.dead import drop_dead
@@ -42,6 +44,8 @@ from .write.write import Done, Prove, Writer
 
 LOG = logging.getLogger("reparamkit")
 REPORT = "_reparamkit_report"
+ONE_AT_A_TIME = threading.RLock()
+"""Held while a model is traced or tried: torch is patched for all threads then, and buffers are exchanged."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def fuse(
             stored numbers, "launches" FLOPs too. With "measured", which needs `example_inputs`, merges are chosen as
             for "latency", and each is timed against what it replaces, on the example's sizes, and kept if not slower.
         verify: run the proofs. Without them a merge is only as good as the algebra.
-        inplace: change `model` itself, which saves the memory of a copy.
+        inplace: change `model` itself, which saves the memory of a copy; if it fails, the model is put back.
         as_graph: return a flat torch.fx.GraphModule.
         min_coverage: the share of the mergeable layers, from 0 to 1, that has to be merged (`Report.coverage`).
 
@@ -123,24 +127,25 @@ def fuse(
         EquivalenceError: a merge is not equal to what it replaces; names the site. Nothing is returned.
         RuleError: an unknown rule, or a rule that returns no module.
     """
-    request = _request(
-        model,
-        example_inputs,
-        example_kwargs,
-        rules,
-        extra_rules,
-        without,
-        only,
-        skip,
-        objective,
-        verify,
-        inplace,
-        as_graph,
-        min_coverage,
-    )
-    # What is made under inference mode could not be trained, exported or changed later.
-    with torch.inference_mode(False), torch.no_grad():
-        return _fused(model, request)
+    with ONE_AT_A_TIME:
+        request = _request(
+            model,
+            example_inputs,
+            example_kwargs,
+            rules,
+            extra_rules,
+            without,
+            only,
+            skip,
+            objective,
+            verify,
+            inplace,
+            as_graph,
+            min_coverage,
+        )
+        # What is made under inference mode could not be trained, exported or changed later.
+        with torch.inference_mode(False), torch.no_grad():
+            return _fused(model, request)
 
 
 def explain(model: nn.Module, example_inputs: Any = None, **options: Any) -> Report:
@@ -244,6 +249,11 @@ def _rule(rule: Rule | str) -> Rule:
 
 def _fused(model: nn.Module, request: Request) -> nn.Module:
     private = model if request.inplace else _sharing_copy(model)
+    with intact(private):
+        return _fused_privately(private, model, request)
+
+
+def _fused_privately(private: nn.Module, model: nn.Module, request: Request) -> nn.Module:
     parts = capture_parts(private, request.inputs, _is_leaf, whole=request.as_graph)
     if request.as_graph and parts.opaque:
         path, reason = next(iter(parts.opaque.items()))

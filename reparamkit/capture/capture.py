@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
 from .guards import expect
+from .state import State
 from .tracer import Frame, Method, Named, Opaque, Tracer, WritesConstant, as_fake, attribute
 from .trees import leaves, map_leaves
 
@@ -251,6 +252,9 @@ def _captured(
             named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     except WritesConstant as error:
         raise WritesConstant(str(error), path if tracer.failed is None else tracer.failed.path) from error
+    except MemoryError:
+        # Tracing the parts one by one would not be the remedy.
+        raise
     except Exception as error:
         raise _capture_error(tracer, path, inputs, error) from error
     tier = "values" if sized else "symbolic"
@@ -264,27 +268,13 @@ def _state_kept(model: nn.Module) -> Iterator[tuple[set[int], set[fx.Node]]]:
     """Undo what a forward does to its modules while it is traced; yields the modules (ids) that were changed, and the
     nodes of the values that were stored in them.
     """
-    tables = ("_parameters", "_buffers", "_modules")
-    modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-    before = [(m, dict(vars(m)), {t: dict(vars(m)[t]) for t in tables}) for m in modules]
-    changed: set[int] = set()
-    stored: set[fx.Node] = set()
+    before, changed, stored = State(model), set[int](), set[fx.Node]()
     try:
         yield changed, stored
     finally:
-        for module, attributes, contents in before:
-            now = vars(module)
-            stored |= {leaf.node for leaf in leaves(list(now.values())) if isinstance(leaf, fx.Proxy)}
-            for name in [name for name in now if name.startswith(CONSTANT) and name not in attributes]:
-                del now[name]
-            same = all(_same(now[t], contents[t]) for t in tables)
-            if not same or not _same(now, attributes):
-                changed.add(id(module))
-                now.clear()
-                now.update(attributes)
-                for name, content in contents.items():
-                    now[name].clear()
-                    now[name].update(content)
+        stored |= {leaf.node for leaf in leaves(list(before.values())) if isinstance(leaf, fx.Proxy)}
+        before.drop_new(CONSTANT)
+        changed |= before.restore()
 
 
 CONSTANT = "_tensor_constant"
@@ -294,10 +284,6 @@ CONSTANT = "_tensor_constant"
 def _missing(model: nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:
     """Constant tensors that fx kept on the root, and only while it traced."""
     return {name: value for name, value in named.items() if not hasattr(model, name.partition(".")[0])}
-
-
-def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    return now.keys() == before.keys() and all(now[name] is before[name] for name in now)
 
 
 def _capture_error(tracer: Tracer, path: str, inputs: Inputs | None, error: Exception) -> CaptureError:

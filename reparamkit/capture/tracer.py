@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import operator
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -268,8 +269,14 @@ class Tracer(fx.Tracer):
         self.frame: Frame | None = None
         self.frames: list[Frame] = []
         self.busy = False
+        self._thread = threading.get_ident()
         self._tensor_names: dict[int, str] = {}
         self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
+
+    @property
+    def _idle(self) -> bool:
+        """Whether a call is none of the trace's: fx patches torch.nn for all threads, and others may run models."""
+        return self.busy or threading.get_ident() != self._thread
 
     def traced_call(
         self, root: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[str, Any]
@@ -315,7 +322,7 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self.busy:
+        if self._idle:
             # A leaf is run on fake values: what is inside it is not traced.
             return forward(*args, **kwargs)
         if self._is_leaf(m):
@@ -380,7 +387,7 @@ class Tracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers are nodes, everything else is what it is (fx would search them all, each time)."""
-        name = None if self.busy else self._tensor_names.get(id(attr_val))
+        name = None if self._idle else self._tensor_names.get(id(attr_val))
         if name is None:
             return attr_val
         if name not in parameter_proxy_cache:
