@@ -32,11 +32,12 @@ from .inputs import Example, checked_inputs, checked_model
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.price import OBJECTIVES
 from .layers.registry import READERS
+from .localize import first_difference
 from .record import Sketch, described, marked, pictures, sketch
 from .report import Picture, Report
 from .rules.builtin import RULES
 from .rules.rule import Registry, Rule
-from .summary import Work, computing, summarize, totals
+from .summary import Work, computing, summarize, suspicious, totals
 from .trial import Trials
 from .verify import AMPLIFIED, Piece, Verification, check, compare, sensitivity, undisturbed
 from .write.splice import Written
@@ -171,13 +172,16 @@ def verify(
 ) -> Verification:
     """Compare two models on the same inputs, output tensor by output tensor.
 
+    If they differ, the result tells where in the output, and the first module that is to blame.
     a: the model in question. b: the reference. example_inputs: as for `fuse`.
     """
-    checked_model(a)
-    example = checked_inputs(checked_model(b), example_inputs, example_kwargs)
-    if example is None:
-        raise InvalidInputError("verify needs example_inputs")
-    return compare(undisturbed(a, example.inputs), example.output, _through(b, example))
+    with ONE_AT_A_TIME:
+        checked_model(a)
+        example = checked_inputs(checked_model(b), example_inputs, example_kwargs)
+        if example is None:
+            raise InvalidInputError("verify needs example_inputs")
+        found = compare(undisturbed(a, example.inputs), example.output, _through(b, example))
+        return found if found.passed else replace(found, first=first_difference(a, b, example.inputs))
 
 
 # --- options ------------------------------------------------------------------------------------------
@@ -259,7 +263,7 @@ def _fused_privately(private: nn.Module, model: nn.Module, request: Request) -> 
         path, reason = next(iter(parts.opaque.items()))
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
     readings = _readings(parts, request)
-    before, original = totals(private, readings), _sketches(readings)
+    before, original, suspects = totals(private, readings), _sketches(readings), suspicious(private)
     works = [_fused_part(part, request) for part in parts.captured]
     fused = works[0].model
     fused = fused if request.inplace else _owning(fused)
@@ -274,6 +278,7 @@ def _fused_privately(private: nn.Module, model: nn.Module, request: Request) -> 
     made = replace(
         made,
         parts=tuple(described(part, drawn) for part, drawn in zip(parts.captured, original, strict=True)),
+        warnings=(*suspects, *made.warnings),
         graph_before=marked(original, _sites(works, lambda done: done.site.members)),
         graph_after=marked(_sketches(readings), _sites(works, lambda done: done.nodes)),
     )
@@ -433,8 +438,9 @@ def _apply_patterns(captured: Captured, request: Request, writer: Writer) -> dic
 
 def _prover(reading: Reading) -> Prove:
     def prove(captured: Captured, written: Written) -> float:
-        where = f"'{captured.path(written.site.value)}' (rules {', '.join(written.site.rules)})"
         site = written.site
+        paths = sorted({captured.path(member) for member in site.members})
+        where = f"'{captured.path(site.value)}' (rules={list(site.rules)}, only={paths})"
         return check(Piece(captured, _sources(reading, written), site.value, written.result, site.members), where)
 
     return prove
@@ -472,6 +478,7 @@ def _whole(fused: nn.Module, original: nn.Module, request: Request) -> float | N
         ) from error
     found = compare(output, request.example.output, _through(fused, request.example))
     if not found.passed and found.error > AMPLIFIED * sensitivity(original, inputs):
+        found = found if original is fused else replace(found, first=first_difference(fused, original, inputs))
         raise EquivalenceError(
             f"the fused model as a whole is {found}; every single merge was proved, please report it"
         )

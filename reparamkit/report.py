@@ -110,6 +110,14 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Caution:
+    """What is right and may still surprise. path: of the layer. text: what was found, and what could be done."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Node:
     """One operation of a graph.
 
@@ -182,6 +190,7 @@ class Report:
 
     tier: how the model was captured ("symbolic", or "values" with example inputs). error: the largest relative
     error of the whole model on the example inputs in its own dtype (None without them). model: name of its class.
+    warnings: numbers that do not fit the dtype well, and norms whose statistics look wrong.
     graph_before, graph_after: its operations, in program order; a model that could be traced in parts only has these
     one after the other. parts: the graphs.
     """
@@ -193,6 +202,7 @@ class Report:
     tier: str
     error: float | None = None
     model: str = ""
+    warnings: tuple[Caution, ...] = ()
     graph_before: tuple[Node, ...] = field(default=(), repr=False)
     graph_after: tuple[Node, ...] = field(default=(), repr=False)
     parts: tuple[Part, ...] = ()
@@ -268,7 +278,8 @@ class Report:
 
     def __rich__(self) -> Any:
         # Called by rich itself, so it is there.
-        return renderable(self.summary, list(_totals(self)), _merged(self), _refused(self))
+        cautions = [f"{each.path}: {each.text}" for each in self.warnings]
+        return renderable(self.summary, list(_totals(self)), cautions, _merged(self), _refused(self))
 
 
 def _kept(text: str, path: str | Path | None) -> str:
@@ -289,6 +300,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"  {name:<10} {old:>14} -> {new:>14}  {change}".rstrip()
     if report.error is not None:
         yield f"  whole model: relative error {report.error:.1e}"
+    yield from (f"  warning: {each.path}: {each.text}" for each in report.warnings)
     if len(report.parts) > 1 or any(part.path for part in report.parts):
         yield from (f"  part {part}" for part in report.parts)
     if report.merges:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .algebra.operator import Role
 from .capture.capture import Captured
@@ -17,7 +18,7 @@ from .engine.reading import Reading
 from .engine.scope import place_of
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.price import Cost
-from .report import Merge, Picture, Price, Refusal, Report, Totals
+from .report import Caution, Merge, Picture, Price, Refusal, Report, Totals
 from .trial import Pair, Trial
 from .write.write import Done
 
@@ -104,7 +105,34 @@ def summarize(
     root = works[0].captured.root
     left = [Refusal(path or "(root)", _class_at(root, path), reason) for path, reason in parts.opaque.items()]
     refusals = [refusal for work in works for refusal in _refusals(work, _of_layers(work.plans[-1]))]
-    return Report(merges, (*left, *refusals), before, after, works[0].captured.tier, error, type(root).__name__)
+    return Report(
+        merges, (*left, *refusals), before, after, works[0].captured.tier, error, type(root).__name__, _cautions(works)
+    )
+
+
+def _cautions(works: Sequence[Work]) -> tuple[Caution, ...]:
+    """Of merged layers that are still there."""
+    done = [each for work in works for each in work.done]
+    return tuple(Caution(", ".join(each.paths), text) for each in done for text in each.warnings)
+
+
+SPREAD = 1e4
+"""Between the scales of one norm: beyond it a variance is nearly 0, and what it amplifies is rounding."""
+
+
+def suspicious(model: nn.Module) -> tuple[Caution, ...]:
+    """Batch norms with channels whose variance is nearly 0, compared with their other channels."""
+    found = []
+    for path, module in model.named_modules():
+        variance = getattr(module, "running_var", None) if isinstance(module, _BatchNorm) else None
+        if isinstance(variance, Tensor) and variance.numel():
+            scale = (variance.double() + module.eps).rsqrt()
+            spread = float(scale.max() / scale.min())
+            if spread > SPREAD:
+                channel = int(scale.argmax())
+                text = f"scales differ by {spread:.0e}, the variance of channel {channel} is {variance[channel]:.0e}"
+                found.append(Caution(path, f"{text}: a merge moves this into a weight; is the channel dead?"))
+    return tuple(found)
 
 
 def _class_at(root: nn.Module, path: str) -> str:

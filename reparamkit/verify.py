@@ -71,11 +71,15 @@ def _error_beside_infinities(a: Tensor, b: Tensor) -> float:
 class Verification:
     """The comparison of two models on one input.
 
-    error: the largest relative error over the output tensors. tolerance: what rounding can explain.
+    error: the largest relative error over the output tensors. tolerance: what rounding can explain. where: in which
+    output, and where in it, if that is more. first: the path of the first module that makes something else of the same
+    inputs, if there is one of that path in both models.
     """
 
     error: float
     tolerance: float
+    where: str = ""
+    first: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -84,7 +88,9 @@ class Verification:
 
     def __str__(self) -> str:
         verdict = "equal" if self.passed else "NOT equal"
-        return f"{verdict}: largest relative error {self.error:.2e}, rounding allows {self.tolerance:.1e}"
+        place = f"; {self.where}" if self.where else ""
+        first = "" if self.first is None else f"; the first module that differs is '{self.first}'"
+        return f"{verdict}: largest relative error {self.error:.2e}, rounding allows {self.tolerance:.1e}{place}{first}"
 
 
 def compare(found: Any, wanted: Any, through: Iterable[Tensor] = ()) -> Verification:
@@ -94,11 +100,38 @@ def compare(found: Any, wanted: Any, through: Iterable[Tensor] = ()) -> Verifica
     """
     found, wanted = tensors(found), tensors(wanted)
     if len(found) != len(wanted):
-        return Verification(math.inf, 0.0)
-    pairs = list(zip(found, wanted, strict=True))
+        return Verification(math.inf, 0.0, f"{len(found)} output tensors, not {len(wanted)}")
     floating = {t.dtype for t in (*wanted, *through) if t.is_floating_point()}
     allowed = max((tolerance(d) for d in floating), default=0.0)
-    return Verification(max((relative_error(a, b) for a, b in pairs), default=0.0), allowed)
+    errors = [relative_error(a, b) for a, b in zip(found, wanted, strict=True)]
+    if not errors or max(errors) <= allowed:
+        return Verification(max(errors, default=0.0), allowed)
+    worst = errors.index(max(errors))
+    which = f"output {worst}: " if len(errors) > 1 else ""
+    return Verification(errors[worst], allowed, which + place_of_error(found[worst], wanted[worst], allowed))
+
+
+def place_of_error(found: Tensor, wanted: Tensor, allowed: float) -> str:
+    """Where two tensors differ by more than `allowed`, relative to the largest number: dimension 1 is of channels,
+    those behind it of pixels.
+    """
+    if found.shape != wanted.shape:
+        return f"its shape is {tuple(found.shape)}, not {tuple(wanted.shape)}"
+    a, b = found.detach().double(), wanted.detach().double()
+    finite = b[b.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    wrong = ~((a - b).abs() <= allowed * scale) & ~((a == b) | (a.isnan() & b.isnan()))
+    said = [f"{int(wrong.sum())} of {wrong.numel()} numbers differ"]
+    for dim, size in enumerate(wrong.shape):
+        places = wrong.movedim(dim, 0).reshape(size, -1).any(1).nonzero().flatten().tolist()
+        if size > 1 and len(places) == 1:
+            said.append(f"only in channel {places[0]}" if dim == 1 else f"only at {places[0]} of dimension {dim}")
+    inner = wrong
+    for dim in range(2, wrong.dim()):
+        inner = inner.narrow(dim, 1, max(0, wrong.shape[dim] - 2)) if wrong.shape[dim] > 1 else inner
+    if inner.numel() and not inner.any():
+        said.append("only at the border")
+    return ", ".join(said)
 
 
 def tensors(output: Any) -> list[Tensor]:
@@ -165,28 +198,47 @@ def check(piece: Piece, where: str) -> float:
 
     Raises `EquivalenceError` if it is more than rounding.
     """
-    errors: list[float] = []
+    tried: list[_Try] = []
     for elements, size in sorted((_elements(piece, size), k) for k, size in enumerate(SIZES)):
-        if not errors or elements <= ENOUGH:
-            errors += _error(piece, SIZES[size])
-    if not errors:
+        if not tried or elements <= ENOUGH:
+            tried += _tries(piece, SIZES[size])
+    if not tried:
         raise NotFusable("the layers could not be run on any input that was tried, so the merge is not proved")
-    worst = max(errors)
-    if not worst <= SITE_TOLERANCE:
-        raise EquivalenceError(
-            f"the merge at {where} differs from the layers it replaces (relative error {worst:.2e} in float64):"
-            " a reader of your own must compute in float64; otherwise please report it, and pass skip=[...] with this"
-            " path to fuse the rest"
-        )
-    return worst
+    for each in tried:
+        if not each.error <= SITE_TOLERANCE:
+            raise EquivalenceError(_difference(each, where))
+    return max(each.error for each in tried)
+
+
+@dataclass(frozen=True)
+class _Try:
+    """Old and new piece on the same inputs. shapes: of the inputs, which are drawn with the seeds 0, 1, ..."""
+
+    found: Tensor
+    wanted: Tensor
+    shapes: list[tuple[int, ...]]
+
+    @cached_property
+    def error(self) -> float:
+        return relative_error(self.found, self.wanted)
+
+
+def _difference(tried: _Try, where: str) -> str:
+    place = place_of_error(tried.found, tried.wanted, SITE_TOLERANCE)
+    drawn = "torch.randn(shape, generator=torch.Generator().manual_seed(k), dtype=torch.float64)"
+    return (
+        f"the merge at {where} differs from the layers it replaces (relative error {tried.error:.2e} in float64;"
+        f" {place}): a reader of your own must compute in float64; otherwise please report it, and pass skip=[...] with"
+        f" this path to fuse the rest. Its inputs, of shapes {tried.shapes}, were {drawn} for k = 0, 1, ..."
+    )
 
 
 def _elements(piece: Piece, size: int | None) -> int:
     return max(math.prod(_number(s, size) for s in op.source_sizes) for op in piece.sources.values())
 
 
-def _error(piece: Piece, size: int | None) -> list[float]:
-    """The error for free sizes as traced (None), or all set to `size`; nothing if the old piece rejects them."""
+def _tries(piece: Piece, size: int | None) -> list[_Try]:
+    """With free sizes as traced (None), or all set to `size`; nothing if the old piece rejects them."""
     for leading in (1, 0) if any(op.open_rank for op in piece.sources.values()) else (0,):
         try:
             values = _values(piece, size, leading)
@@ -196,13 +248,14 @@ def _error(piece: Piece, size: int | None) -> list[float]:
         except Exception:
             # The layers as they were do not take these sizes: nothing to compare.
             continue
+        shapes = [tuple(value.shape) for value in values.values()]
         values |= {piece.captured.current(node): value for node, value in values.items()}
         try:
             found = piece.value(piece.new, values, as_traced=size is None)
         except GuardError:
             # The merged layer says itself that it is not meant for this size.
             continue
-        return [relative_error(found, wanted)]
+        return [_Try(found, wanted, shapes)]
     return []
 
 

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"capture", "algebra", "layers", "report", "errors"},
     "verify": {"capture", "algebra", "layers", "report", "errors"},
     "write": {"capture", "algebra", "layers", "report", "errors", "engine"},
+    "localize": {"capture", "verify"},
     "timing": {"capture", "verify", "errors"},
     "trial": {"capture", "verify", "write", "timing", "errors"},
     "inputs": EVERYTHING,
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": EVERYTHING,
     "inject": {*EVERYTHING, "inputs"},
     "testing": {*EVERYTHING, "pipeline", "registry", "inputs", "summary"},
-    "pipeline": {*EVERYTHING, "registry", "inputs", "summary", "record", "timing", "trial"},
+    "pipeline": {*EVERYTHING, "registry", "inputs", "summary", "record", "timing", "trial", "localize"},
     "cli": {*EVERYTHING, "pipeline", "testing", "timing", "__init__"},
     "__init__": {*EVERYTHING, "pipeline", "registry", "testing", "inject", "timing"},
 }

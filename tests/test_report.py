@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from structures import build, conv_norm, seq
 from torch import nn
 
 import reparamkit
@@ -334,3 +335,35 @@ def test_page_cannot_be_broken_by_names(both: Report):
     page = replace(both, model=evil, merges=(replace(both.merges[0], path=evil),)).to_html()
     assert "alert(1)</script>" not in page
     assert embedded(page)["model"] == evil
+
+
+# --- warnings ---------------------------------------------------------------------------------------
+
+
+def test_a_norm_of_a_dead_channel_is_named():
+    """A variance of nearly 0 in one channel is a warning with the path, printed and in the JSON; the merge is right."""
+    model = build(lambda: seq(conv_norm(3, 4), nn.ReLU(), conv_norm(4, 4)))
+    with torch.no_grad():
+        model[2][1].running_var.copy_(torch.tensor([1.0, 1e-12, 2e3, 1.0]))
+    made = reparamkit.explain(model)
+    assert [each.path for each in made.warnings] == ["2.1"]
+    assert "variance of channel 1 is 1e-12" in made.warnings[0].text
+    assert f"warning: 2.1: {made.warnings[0].text}" in str(made)
+    assert Report.from_json(made.to_json()) == made
+    assert len(made.merges) == 2
+
+
+def test_half_precision_that_loses_digits_is_named():
+    """A channel that is subnormal in float16 after the merge is a warning; in float32 it is none."""
+    for dtype, expected in ((torch.float32, 0), (torch.float16, 1)):
+        model = build(lambda: seq(conv_norm(3, 4), nn.ReLU()))
+        with torch.no_grad():
+            model[0][1].weight[2] = 1e-5
+        made = reparamkit.explain(model.to(dtype))
+        assert len(made.warnings) == expected
+    assert made.warnings[0].path == made.merges[0].path
+    assert "channel 2 of the weight is too small for float16" in made.warnings[0].text
+
+
+def test_no_warnings_without_a_reason(both: Report):
+    assert both.warnings == ()

@@ -12,16 +12,18 @@ STYLES = {"merged into": "bold", "layer": "green", "rules": "cyan", "flops": "ma
 def renderable(
     summary: str,
     totals: Iterable[tuple[str, str, str, str]],
+    cautions: Sequence[str],
     merged: Sequence[tuple[str, ...]],
     refused: Iterable[tuple[str, str, Sequence[str]]],
 ) -> Any:
     """The parts of a report as one object that rich can print.
 
-    summary: one line. totals: (name, before, after, change). merged: rows of a table, the first its head.
-    refused: (title, advice, lines). rich is imported here, since the package does without it.
+    summary: one line. totals: (name, before, after, change). cautions: lines. merged: rows of a table, the first its
+    head. refused: (title, advice, lines). rich is imported here, since the package does without it.
     """
     text, console = importlib.import_module("rich.text"), importlib.import_module("rich.console")
     parts = [text.Text(summary, style="bold"), _totals(totals)]
+    parts += [text.Text(f"warning: {line}", style="bold yellow") for line in cautions]
     if merged:
         parts.append(_merged(merged))
     for title, remedy, lines in refused:

@@ -33,6 +33,7 @@ class Written:
 
     result: the node that has the value now. layers: per temporary name the merged layer (float64) and the
     node whose place it takes. nodes: all new nodes. frame: the innermost call around all members.
+    warnings: about the numbers of the layers.
     """
 
     site: Site
@@ -41,6 +42,7 @@ class Written:
     nodes: list[fx.Node] = field(default_factory=list)
     layers: dict[str, nn.Module] = field(default_factory=dict)
     anchors: dict[str, fx.Node] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(eq=False)

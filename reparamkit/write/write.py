@@ -26,7 +26,7 @@ Judge = Callable[[Captured, Written], None]
 @dataclass(frozen=True)
 class Done:
     """A merge that is in the model. path: of each merged layer. error: as `Prove` found it.
-    nodes: of the graph that were written for it.
+    nodes: of the graph that were written for it. warnings: about the numbers of the layers.
     """
 
     site: Site
@@ -34,6 +34,7 @@ class Done:
     layers: tuple[nn.Module, ...]
     error: float | None
     nodes: tuple[fx.Node, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -223,7 +224,7 @@ class Writer:
         for name, module in written.layers.items():
             like = next(iter(_tensors(self.captured, [written.anchors[name]])), None)
             like = like if like is not None and like.is_floating_point() else next(iter(floating), self._any())
-            settle(module, like, trainable)
+            written.warnings += settle(module, like, trainable)
 
     def _any(self) -> Tensor | None:
         """A parameter of the model, for the dtype of a merge that reads none."""
@@ -265,7 +266,8 @@ class Writer:
 
     def _done(self, written: Written, error: float | None) -> Done:
         paths = tuple(self.finisher.paths.get(name, "(merged further)") for name in written.layers)
-        return Done(written.site, paths, tuple(written.layers.values()), error, tuple(written.nodes))
+        layers, nodes = tuple(written.layers.values()), tuple(written.nodes)
+        return Done(written.site, paths, layers, error, nodes, tuple(written.warnings))
 
     def erase_dead(self) -> None:
         """Members that nothing reads any more, and the sizes only they needed."""
