@@ -250,10 +250,81 @@ def test_weights_that_do_not_fit(folder: Path):
     assert found.value.code == Code.MODEL
 
 
-def test_weights_are_never_code(folder: Path):
-    torch.save(built(folder), folder / "pickled.pt")
-    with pytest.raises(Failure, match="cannot be read"):
-        spec.read_state(folder / "pickled.pt")
+class Hostile:
+    """Runs code when it is unpickled as usual."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_weights_are_never_code(folder: Path, tmp_path: Path, name: str):
+    """No file can run code, whatever it is called."""
+    torch.save({"conv.weight": Hostile(tmp_path / "ran")}, tmp_path / name)
+    with pytest.raises(Failure, match="cannot be read") as found:
+        spec.load_weights(built(folder), tmp_path / name)
+    assert found.value.code == Code.MODEL
+    assert not (tmp_path / "ran").exists()
+
+
+def header(shape: list[int], offsets: list[int], dtype: str = "F32") -> bytes:
+    """A safetensors file that says so, with 16 bytes of data."""
+    said = json.dumps({"conv.weight": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}).encode()
+    return len(said).to_bytes(8, "little") + said + bytes(16)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        bytes(4),
+        (2**63).to_bytes(8, "little") + b"{}",
+        b"\xff" * 64,
+        header([2**40, 2**20], [0, 16]),
+        header([4], [0, 2**60]),
+        header([4], [16, 0]),
+        header([-4], [0, 16]),
+        header([4], [0, 16], dtype="EVIL"),
+        header([4], [0, 16])[:-9],
+    ],
+    ids=["empty", "short", "long header", "noise", "huge shape", "far end", "backwards", "negative", "dtype", "cut"],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_files_that_lie(folder: Path, tmp_path: Path, data: bytes, suffix: str):
+    """A damaged or hostile file ends in one of our errors, and the model is as before."""
+    path, model = tmp_path / f"bad{suffix}", built(folder)
+    path.write_bytes(data)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(Failure) as found:
+        spec.load_weights(model, path)
+    assert found.value.code == Code.MODEL
+    assert len(str(found.value)) < 700
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("conv.bias", lambda t: t * float("nan"), r"1 not a number \(conv.bias\)"),
+        ("conv.weight", lambda t: t.to(torch.complex64), r"1 of another kind \(conv.weight\)"),
+        ("conv.weight", lambda t: t.to(torch.int64), r"1 of another kind \(conv.weight\)"),
+        ("conv.weight", lambda t: t.to_sparse(), r"1 of another kind \(conv.weight\)"),
+        ("conv.weight", lambda t: torch.zeros(1).expand(10**12), r"1 of another shape \(conv.weight\)"),
+        (3, lambda t: torch.ones(1), "holds no state_dict"),
+    ],
+)
+def test_numbers_that_do_not_fit(folder: Path, tmp_path: Path, name: object, change: object, message: str):
+    """What torch would load with a warning, or without a word, is refused."""
+    model = built(folder)
+    state = model.state_dict()
+    torch.save({**state, name: change(state.get(name))}, tmp_path / "bad.pt")
+    with pytest.raises(Failure, match=message) as found:
+        spec.load_weights(model, tmp_path / "bad.pt")
+    assert found.value.code == Code.MODEL
 
 
 def test_files_are_complete_or_not_there(tmp_path: Path):

@@ -112,6 +112,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     path: a .safetensors file, or one of torch.save, which is read with weights_only=True. Raises `Failure`.
     """
     state = read_state(path)
+    _check_numbers(path, state, model)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -138,9 +139,30 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     for entry in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(entry), Mapping):
             found = found[entry]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, Mapping) or not all(_is_entry(*item) for item in found.items()):
         raise Failure(Code.MODEL, f"{path} holds no state_dict", "save model.state_dict()")
     return found
+
+
+def _check_numbers(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """What load_state_dict would take without a word: kinds of numbers that are not the model's, and no numbers."""
+    own = model.state_dict()
+    known = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    for what, names in (
+        ("of another kind", [n for n, t in known.items() if _kind(t) != _kind(own[n])]),
+        ("not a number", [n for n, t in known.items() if t.is_floating_point() and bool(t.isnan().any())]),
+    ):
+        if names:
+            shown = f"{len(names)} {what} ({', '.join(names[:2])}{', ...' * (len(names) > 2)})"
+            raise Failure(Code.MODEL, f"{path} does not fit the model: {shown}", "is the file damaged?")
+
+
+def _is_entry(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool, torch.layout]:
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.layout
 
 
 def _misfit(model: nn.Module, state: Mapping[str, Tensor]) -> str:
