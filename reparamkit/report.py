@@ -86,7 +86,7 @@ class Merge:
 @dataclass(frozen=True)
 class Refusal:
     """A layer that was left as it is. path: where. layer: what it is. reason: why, and what could be done.
-    before, after: if a merge was possible and not worth it, the price of what it would replace, and its own.
+    before, after: if a merge would have been exact, the price of what it would have replaced, and its own.
     """
 
     path: str

@@ -79,8 +79,8 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Rejected:
-    """A merge that was possible and not worth it. before, after: the price of the members, and of what would be written
-    for them.
+    """A merge that would be exact and is not made: for its price, its time, or the code around it. before, after: the
+    price of the members, and of what would be written for them.
     """
 
     members: frozenset[fx.Node]
@@ -91,8 +91,7 @@ class Rejected:
 @dataclass
 class Plan:
     """What to write. sites: in program order. refusals: per node left as it is, why. kept: nodes that stay.
-    before, after: the price of everything affine. rejected: per value the cheapest merge that its price, or the time
-    it takes, spoke against.
+    before, after: the price of everything affine. rejected: per value the cheapest merge that is not made.
     """
 
     sites: list[Site]
