@@ -354,8 +354,8 @@ def caught(mutation: Mutation | None, seconds: float) -> str:
 def first_failure(root: Path, tests: str, seconds: float) -> str:
     """The first test that fails among some, in a copy of the repository."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "benchmarks.unverified", tests]
-    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
-    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=seconds)
+    ours = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "mutations"}
+    run = subprocess.run(command, cwd=root, env={**os.environ, **ours}, capture_output=True, text=True, timeout=seconds)
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
     if failed is None and run.returncode != 0:
         raise RuntimeError(f"pytest ended with {run.returncode}:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")

@@ -1,9 +1,23 @@
-"""A pytest plugin: `fuse` without its built-in proofs, so that the tests have to find a mistake by themselves."""
+"""A pytest plugin: `fuse` without its built-in proofs, so that the tests have to find a mistake by themselves.
+
+With ``HYPOTHESIS_PROFILE=mutations`` a failure is not made smaller: that it fails is all we ask.
+"""
 
 from __future__ import annotations
 
+from hypothesis import HealthCheck, Phase, settings
+
 from reparamkit import pipeline
 from reparamkit.verify import Piece
+
+settings.register_profile(
+    "mutations",
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
 
 
 def _unchecked(piece: Piece, where: str) -> float:
