@@ -63,7 +63,8 @@ class Mutation:
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
-LAWS, BUILD, FORM, WEIGHT = "algebra/laws.py", "algebra/build.py", "algebra/form.py", "algebra/weight.py"
+LAWS, BORDER, BUILD = "algebra/laws.py", "algebra/border.py", "algebra/build.py"
+FORM, WEIGHT = "algebra/form.py", "algebra/weight.py"
 NORM, CONV, ELEMENTWISE, WRITERS = "layers/norm.py", "layers/conv.py", "layers/elementwise.py", "layers/writers.py"
 
 MUTATIONS = (
@@ -83,8 +84,8 @@ MUTATIONS = (
     Mutation(
         "taps of two kernels paired the wrong way",
         LAWS,
-        "for o1 in a.taps for o2 in b.taps])",
-        "for o2 in b.taps for o1 in a.taps])",
+        "return [g.up * a + f.stride * b for a in f.taps for b in g.taps]",
+        "return [g.up * a + f.stride * b for b in g.taps for a in f.taps]",
     ),
     Mutation(
         "low border refused one tap too early",
@@ -101,8 +102,8 @@ MUTATIONS = (
     Mutation(
         "high border accepted one pixel too far",
         LAWS,
-        "f.taps[0] + f.c + 1 >= 0",
-        "f.taps[0] + f.c + 2 >= 0",
+        "f.taps[0] + f.c + f.up >= 0",
+        "f.taps[0] + f.c + f.up + 1 >= 0",
     ),
     Mutation(
         "high border not asked at all",
@@ -117,16 +118,16 @@ MUTATIONS = (
         "return True",
     ),
     Mutation(
-        "bias before a padded window accepted at the low border",
-        FORM,
-        "link.taps[0] < 0 or",
-        "link.taps[0] < -1 or",
+        "low border of a bias one pixel short",
+        BORDER,
+        "low = max(0, -((first - f.low) // g.stride))",
+        "low = max(0, -((first - f.low) // g.stride) - 1)",
     ),
     Mutation(
-        "bias before a padded window accepted at the high border",
-        FORM,
-        "link.c + link.taps[-1] + 1 > 0",
-        "link.c + link.taps[-1] + 1 > 1",
+        "high border of a bias one pixel short",
+        BORDER,
+        "(beyond + last + f.high) // g.stride)",
+        "(beyond + last + f.high - 1) // g.stride)",
     ),
     Mutation(
         "bias not carried through the next layer",

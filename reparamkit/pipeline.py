@@ -111,9 +111,9 @@ def fuse(
         without: rules not to use.
         only: module paths or patterns (as in fnmatch) to merge in; default: everywhere.
         skip: module paths or patterns to leave alone.
-        objective: what to minimise: "default", "latency", "flops", "params", "launches" or "measured"; "flops" may raise
-            stored numbers, "launches" FLOPs too. With "measured", which needs `example_inputs`, merges are chosen as
-            for "latency", and each is timed against what it replaces, on the example's sizes, and kept if not slower.
+        objective: what to minimise: "default", "latency", "flops", "params", "launches" or "measured". "flops" may
+            raise stored numbers, "launches" FLOPs too. With "measured", which needs `example_inputs`, merges are chosen
+            as for "latency", and each is timed against what it replaces, on the example's sizes, and kept if not slower.
         verify: run the proofs. Without them a merge is only as good as the algebra.
         inplace: change `model` itself, which saves the memory of a copy; if it fails, the model is put back.
         as_graph: return a flat torch.fx.GraphModule.
