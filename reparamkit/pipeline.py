@@ -113,7 +113,7 @@ def fuse(
         skip: module paths or patterns to leave alone.
         objective: what to minimise: "default", "latency", "flops", "params", "launches" or "measured". "flops" may
             raise stored numbers, "launches" FLOPs too. With "measured", which needs `example_inputs`, merges are chosen
-            as for "latency", and each is timed against what it replaces, on the example's sizes, and kept if not slower.
+            as for "latency", each is timed against what it replaces, on the example's sizes, and kept if not slower.
         verify: run the proofs. Without them a merge is only as good as the algebra.
         inplace: change `model` itself, which saves the memory of a copy; if it fails, the model is put back.
         as_graph: return a flat torch.fx.GraphModule.
