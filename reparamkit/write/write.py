@@ -43,8 +43,8 @@ class Writer:
 
     as_graph: write into the flat graph only, and change no module's code. prove: checks a merge. refuse: is told why
     a site could not be written. judge: has the last word on each merge. spare: nodes without side effects, erased when
-    nothing reads them. writes: in-place operations on parameter arithmetic, with the value that each writes into, erased
-    when nothing reads that afterwards.
+    nothing reads them. writes: in-place operations on parameter arithmetic, with the value that each writes into,
+    erased when nothing reads that afterwards.
     """
 
     captured: Captured
