@@ -372,7 +372,7 @@ What would the tests say if a law were wrong? `python -m benchmarks.mutations` b
 and runs `{" ".join(SUITE)}` with the built-in proofs of `fuse` switched off.
 Of {len(found)} mistakes {noticed} are noticed.
 
-| mistake | file | first test that fails |
+| mistake | file | a test that fails |
 |---|---|---|
 """
     rows = [f"| {each.name} | `{each.file}` | `{test.removeprefix('tests/')}` |" for each, test in found.items()]
