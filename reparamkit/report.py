@@ -300,7 +300,6 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"  {name:<10} {old:>14} -> {new:>14}  {change}".rstrip()
     if report.error is not None:
         yield f"  whole model: relative error {report.error:.1e}"
-    yield from (f"  warning: {each.path}: {each.text}" for each in report.warnings)
     if len(report.parts) > 1 or any(part.path for part in report.parts):
         yield from (f"  part {part}" for part in report.parts)
     yield from (f"  warning: {each.path}: {each.text}" for each in report.warnings)

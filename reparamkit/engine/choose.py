@@ -327,11 +327,6 @@ class _Chooser:
             self._reject(node, Rejected(option.members, before, after))
         return pays
 
-    def _reject(self, node: fx.Node, new: Rejected) -> None:
-        known = self.rejected.get(node)
-        if known is None or self.score(new.after) < self.score(known.after):
-            self.rejected[node] = new
-
     def _check_stored(self, node: fx.Node, candidate: Candidate) -> None:
         stored = {self.captured.current(kept) for kept in self.captured.stored}
         if not stored.isdisjoint(candidate.members - {node}):

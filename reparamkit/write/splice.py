@@ -76,7 +76,6 @@ class Splicer:
 
     def _describe(self, written: Written) -> None:
         value = written.site.value
-        history = {*written.site.rules, *value.meta.get("history", ())}
         running = frozenset.intersection(*(node.meta["methods"] for node in written.site.members))
         history = {*written.site.rules, *value.meta.get("history", ())}
         for node in written.nodes:

@@ -254,7 +254,6 @@ class Writer:
         """Only methods with a merge that was written in the end are written again."""
         self.finisher.frames.clear()
         self.finisher.inlined.clear()
-        self.finisher.hidden.clear()
         for written, _ in self.done if not self.as_graph else ():
             if id(written.site.value) not in self.chains | self.swaps:
                 self.finisher.rewrite(written.frame, written.site.core)
