@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutations.jsonl"
 PAGE = ROOT / "docs" / "mutations.md"
-COPIED = ("reparamkit", "tests", "benchmarks", "pyproject.toml")
+COPIED = ("reparamkit", "tests", "examples", "benchmarks", "pyproject.toml")
 SUITE = ("tests/algebra", "tests/test_structures.py")
 LIMIT = 3600
 """Seconds for one part of the suite; it takes a minute or two."""
@@ -372,7 +372,7 @@ What would the tests say if a law were wrong? `python -m benchmarks.mutations` b
 and runs `{" ".join(SUITE)}` with the built-in proofs of `fuse` switched off.
 Of {len(found)} mistakes {noticed} are noticed.
 
-| mistake | file | first test that fails |
+| mistake | file | a test that fails |
 |---|---|---|
 """
     rows = [f"| {each.name} | `{each.file}` | `{test.removeprefix('tests/')}` |" for each, test in found.items()]
