@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutations.jsonl"
 PAGE = ROOT / "docs" / "mutations.md"
-COPIED = ("reparamkit", "tests", "benchmarks", "pyproject.toml")
+COPIED = ("reparamkit", "tests", "examples", "benchmarks", "pyproject.toml")
 SUITE = ("tests/algebra", "tests/test_structures.py")
 LIMIT = 3600
 """Seconds for one part of the suite; it takes a minute or two."""
