@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from torch import Tensor, fx, nn
 
 from ..algebra.form import Form
+from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured, storage
 from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
@@ -142,8 +143,8 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def partial_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
-    """The methods, forward aside, that made a part of these nodes and not all of them."""
-    nodes = set(members)
+    """The methods, forward aside, that made a part of these nodes and not all of them; a view computes nothing."""
+    nodes = {node for node in members if target_name(node, captured.module) not in MAY_ALIAS}
     running = frozenset[Method]().union(*(node.meta.get("methods", ()) for node in nodes))
     return {method for method in running if not nodes <= captured.methods[method]}
 
