@@ -88,6 +88,8 @@ class Permute(View):
         return replace(op, value=tuple(op.value[d] for d in self.order))
 
     def undone(self, op: Operator) -> Operator:
+        if len(op.value) != len(self.order):
+            raise NotFusable("a layer that changes the number of dimensions behind a view")
         return replace(op, value=tuple(op.value[self.order.index(d)] for d in range(len(self.order))))
 
     def on_source(self, op: Operator) -> Operator:

@@ -269,7 +269,7 @@ class _Chooser:
         deep = sorted(by_sources.values(), key=lambda e: self._depth(e[2].form))
         views = [e for e in deep if _only_views(e[2])]
         layers = [e for e in deep if e not in views]
-        cheap = sorted(layers, key=lambda e: e[0])
+        cheap = sorted(layers, key=lambda e: e[:2])
         kept = [e for e in layers if e in cheap[:CHEAPEST] or e in layers[:DEEPEST]]
         return [candidate for _, _, candidate in (*kept, *views[:1])]
 

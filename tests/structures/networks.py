@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Model, OwnNorm, RepMixer, conv, conv_norm, norm, seq
-from .dense import GATE
+from .dense import GATE, Affine
 from .table import MAPS, TOKENS, Structure
 
 
@@ -95,6 +95,13 @@ def _flattened(x: Tensor, layer: nn.Module) -> Tensor:
     return layer(x).reshape(x.shape[0], -1)
 
 
+class Turn(nn.Module):
+    """(n, c, t) to (n, t, c)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
 NETS = (
     Structure("depthwise-bn, depthwise-bn", lambda: seq(conv_norm(4, 4, g=4), conv_norm(4, 4, g=4)), MAPS, "conv conv"),
     Structure(
@@ -150,5 +157,18 @@ NETS = (
         ),
         MAPS,
         "relu mul",
+    ),
+    Structure(
+        "patches, an affine layer, a residual, the mean of the tokens",
+        lambda: Model(
+            lambda m, x: m.head(m.norm((lambda t: t + m.mix(t.transpose(1, 2)).transpose(1, 2))(m.patches(x))).mean(1)),
+            patches=seq(conv(4, 6, 2, s=2, p=0), nn.Flatten(2), Turn()),
+            mix=nn.Linear(20, 20),
+            norm=Affine(6),
+            head=nn.Linear(6, 3),
+        ),
+        ((2, 4, 8, 10), (1, 4, 8, 10)),
+        "conv linear mean linear",
+        needs_inputs=True,
     ),
 )
