@@ -267,7 +267,8 @@ class _Chooser:
             if key not in by_sources or entry[:2] < by_sources[key][:2]:
                 by_sources[key] = entry
         deep = sorted(by_sources.values(), key=lambda e: self._depth(e[2].form))
-        views = [e for e in deep if _only_views(e[2])]
+        # A view that is read deeper than a merge may reach is of no use.
+        views = sorted((e for e in deep if _only_views(e[2])), key=lambda e: e[0] == float("inf"))
         layers = [e for e in deep if e not in views]
         cheap = sorted(layers, key=lambda e: e[:2])
         kept = [e for e in layers if e in cheap[:CHEAPEST] or e in layers[:DEEPEST]]
