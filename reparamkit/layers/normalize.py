@@ -59,7 +59,11 @@ def read_affine(input: Form, weight: Tensor | None, bias: Tensor | None, channel
 
 def norm_class(module: nn.Module) -> type[nn.Module] | None:
     """The norm of torch whose forward a module has, if all that it holds is a weight and a bias."""
-    found = next((cls for cls in FLAGS if type(module).forward is cls.forward), None)
+    # The class of a ScriptModule has none.
+    forward = getattr(type(module), "forward", None)
+    found = next((cls for cls in FLAGS if forward is cls.forward), None)
+    if found is None:
+        return None
     bare = module._parameters.keys() <= {"weight", "bias"} and not module._buffers and not module._modules
     return found if bare else None
 

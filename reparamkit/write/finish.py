@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank
-from ..capture.tracer import Frame
+from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.norms import restore
-from ..engine.scope import innermost, partial_methods, place_of
+from ..engine.scope import innermost, place_of
 from ..errors import NotFusable
 from .frames import change, changes_of, fold, method, original_class
 from .hidden import Hidden, because, hide_broken, upwards
@@ -99,9 +99,9 @@ class Finisher:
         self.frames[id(frame)] = frame
         self.inlined |= self.below(frame, members)
 
-    def hide(self, members: Iterable[fx.Node]) -> None:
-        """The methods that call a part of the members cannot work any more."""
-        for module, name in partial_methods(self.captured, members):
+    def hide(self, methods: Iterable[Method]) -> None:
+        """Methods that call a part of a merge cannot work any more."""
+        for module, name in methods:
             self.hidden.setdefault(module, {})[name] = because(module, name, "a part of what was merged")
 
     def chain(self, written: Written) -> None:

@@ -14,7 +14,7 @@ from torch import fx, nn
 from ..algebra.size import Symbol
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank, expect_size
-from ..capture.tracer import Frame
+from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.choose import Site
 from ..engine.flow import branched_on, certain_calls
@@ -33,7 +33,7 @@ class Written:
 
     result: the node that has the value now. layers: per temporary name the merged layer (float64) and the
     node whose place it takes. nodes: all new nodes. frame: the innermost call around all members.
-    warnings: about the numbers of the layers.
+    warnings: about the numbers of the layers. partial: methods that made a part of what is replaced.
     """
 
     site: Site
@@ -43,6 +43,7 @@ class Written:
     layers: dict[str, nn.Module] = field(default_factory=dict)
     anchors: dict[str, fx.Node] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    partial: set[Method] = field(default_factory=set)
 
 
 @dataclass(eq=False)
@@ -57,7 +58,8 @@ class Splicer:
 
     def begin(self, site: Site) -> Written:
         """A site to be spliced."""
-        return Written(site, innermost([self.captured.frame(m) for m in site.core]), site.value)
+        frame = innermost([self.captured.frame(m) for m in site.core])
+        return Written(site, frame, site.value, partial=partial_methods(self.captured, site.members))
 
     def splice(self, written: Written) -> None:
         """Insert the merged layers after the site's value; nothing uses them yet."""

@@ -149,7 +149,6 @@ class Writer:
                 raise
             self.refuse(site.value, error.reason)
             return None
-        self.finisher.hide(() if self.as_graph else site.members)
         self.done.append((written, error))
         return written
 
@@ -255,6 +254,7 @@ class Writer:
         self.finisher.frames.clear()
         self.finisher.inlined.clear()
         for written, _ in self.done if not self.as_graph else ():
+            self.finisher.hide(written.partial)
             if id(written.site.value) not in self.chains | self.swaps:
                 self.finisher.rewrite(written.frame, written.site.core)
             for scale in _written_out(written.site):
