@@ -166,9 +166,11 @@ class Finisher:
     def _move_layers(self) -> None:
         """Give every merged layer the place of the layer it stands for, as high as that place is free."""
         live = {outer for path in self._live() for outer in upwards(path)}
+        taken: set[str] = set()
         for name, (path, frame) in self.moves.items():
-            target = self._place(path, frame, live)
+            target = self._place(path, frame, live, taken)
             live.update(upwards(target))
+            taken.add(target)
             _set(self.captured.root, target, self.captured.held.pop(name))
             self.dead.discard(target)
             self._retarget(name, target)
@@ -180,8 +182,8 @@ class Finisher:
         kept = {n for n in names if n not in swallowed and self.dead.isdisjoint(upwards(n))}
         return kept | self.captured.targets.keys()
 
-    def _place(self, path: str, frame: Frame, live: set[str]) -> str:
-        """live: paths in use, and those of the modules around them."""
+    def _place(self, path: str, frame: Frame, live: set[str], taken: set[str]) -> str:
+        """live: paths in use, and those of the modules around them. taken: of merged layers; nothing hangs below one."""
         prefix = f"{frame.path}." if frame.path else ""
         if not path.startswith(prefix) or not path:
             path = self._fresh(prefix, live)
@@ -190,6 +192,8 @@ class Finisher:
             candidate = prefix + ".".join(parts[:depth])
             if candidate not in live:
                 return candidate
+            if candidate in taken:
+                break
         return self._fresh(prefix, live)
 
     def _fresh(self, prefix: str, live: set[str]) -> str:
