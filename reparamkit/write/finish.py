@@ -183,7 +183,7 @@ class Finisher:
         return kept | self.captured.targets.keys()
 
     def _place(self, path: str, frame: Frame, live: set[str], taken: set[str]) -> str:
-        """live: paths in use, and those of the modules around them. taken: of merged layers; nothing hangs below one."""
+        """live: paths in use, and those of the modules around. taken: of merged layers; nothing hangs below one."""
         prefix = f"{frame.path}." if frame.path else ""
         if not path.startswith(prefix) or not path:
             path = self._fresh(prefix, live)
