@@ -272,7 +272,9 @@ class _Chooser:
         layers = [e for e in deep if e not in views]
         cheap = sorted(layers, key=lambda e: e[:2])
         kept = [e for e in layers if e in cheap[:CHEAPEST] or e in layers[:DEEPEST]]
-        return [candidate for _, _, candidate in (*kept, *views[:1])]
+        # The deepest may need a guard that cannot be written where it is read; then a nearer one does without.
+        free = [e for e in views[1:] if not e[2].form.guards] if views and views[0][2].form.guards else []
+        return [candidate for _, _, candidate in (*kept, *views[:1], *free[:1])]
 
     def _depth(self, form: Form) -> int:
         """How far back a form reaches: the position of its latest source, of a part the position of the whole."""
