@@ -14,13 +14,17 @@ from .errors import EquivalenceError as EquivalenceError
 from .errors import GuardError as GuardError
 from .errors import InvalidInputError as InvalidInputError
 from .errors import NotFusable as NotFusable
+from .errors import RecipeError as RecipeError
 from .errors import ReparamkitError as ReparamkitError
 from .errors import RuleError as RuleError
 from .inject import inject_locality as inject_locality
+from .pipeline import convert_state_dict as convert_state_dict
 from .pipeline import explain as explain
 from .pipeline import fuse as fuse
+from .pipeline import recipe as recipe
 from .pipeline import report as report
 from .pipeline import verify as verify
+from .recipes.recipe import Recipe as Recipe
 from .registry import reader as reader
 from .registry import register_rule as register_rule
 from .registry import rule as rule

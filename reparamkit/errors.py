@@ -7,6 +7,7 @@
     ├── CoverageError          less was merged than `min_coverage` asks for
     ├── EquivalenceError       a merged piece does not equal the piece it replaces
     ├── GuardError             a fused model is called with sizes it was not proved for
+    ├── RecipeError            a checkpoint cannot be converted, or is one of the model before it was fused
     └── NotFusable             the one way to say "no" below the engine; recorded as a refusal
 
 Each message says what happened, where (the module path), and what to do next.
@@ -43,6 +44,10 @@ class EquivalenceError(ReparamkitError):
 
 class GuardError(ReparamkitError, RuntimeError):
     """A fused model got an input of a size its merge was not proved for."""
+
+
+class RecipeError(ReparamkitError, ValueError):
+    """There is no recipe, it is malformed, or it does not hold for this checkpoint; nothing was written."""
 
 
 class NotFusable(ReparamkitError):

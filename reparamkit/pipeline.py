@@ -8,7 +8,9 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, overload
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,14 +29,17 @@ from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Everything, Scope, matches
 from .engine.sizes import read_early
-from .errors import CaptureError, CoverageError, EquivalenceError, InvalidInputError
+from .errors import CaptureError, CoverageError, EquivalenceError, InvalidInputError, RecipeError
 from .inputs import Example, checked_inputs, checked_model
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.price import OBJECTIVES
 from .layers.registry import READERS
 from .localize import first_difference
+from .recipes.convert import convert, refuse_original
+from .recipes.recipe import Recipe
+from .recipes.tape import Tape
 from .record import Sketch, described, marked, pictures, sketch
-from .report import Picture, Report
+from .report import Picture, Report, Totals
 from .rules.builtin import RULES
 from .rules.rule import Registry, Rule
 from .summary import Work, computing, summarize, suspicious, totals
@@ -44,7 +49,7 @@ from .write.splice import Written
 from .write.write import Done, Prove, Writer
 
 LOG = logging.getLogger("reparamkit")
-REPORT = "_reparamkit_report"
+REPORT, RECIPE = "_reparamkit_report", "_reparamkit_recipe"
 ONE_AT_A_TIME = threading.RLock()
 """Held while a model is traced or tried: torch is patched for all threads then, and buffers are exchanged."""
 
@@ -115,7 +120,8 @@ def fuse(
             raise stored numbers, "launches" FLOPs too. With "measured", which needs `example_inputs`, merges are chosen
             as for "latency", each is timed against what it replaces, on the example's sizes, and kept if not slower.
         verify: run the proofs. Without them a merge is only as good as the algebra.
-        inplace: change `model` itself, which saves the memory of a copy; if it fails, the model is put back.
+        inplace: change `model` itself, merge by merge, which saves the memory of a copy. If one fails, those before
+            it stay; the model computes what it did, and a note of the error lists them.
         as_graph: return a flat torch.fx.GraphModule.
         min_coverage: the share of the mergeable layers, from 0 to 1, that has to be merged (`Report.coverage`).
 
@@ -165,6 +171,55 @@ def report(fused: nn.Module) -> Report:
     if not isinstance(found, Report):
         raise InvalidInputError(f"{type(fused).__name__} has no report: pass what reparamkit.fuse returned")
     return found
+
+
+def recipe(fused: nn.Module) -> Recipe:
+    """How the tensors of a model that `fuse` returned are computed from those of the original; see
+    `convert_state_dict`.
+
+    Raises `InvalidInputError` if the model was not fused, `RecipeError` if there is no recipe, with the reason.
+    """
+    report(fused)
+    found = vars(fused)[RECIPE]
+    if isinstance(found, RecipeError):
+        raise RecipeError(str(found))
+    assert isinstance(found, Recipe)
+    return found
+
+
+@overload
+def convert_state_dict(
+    recipe_or_fused: Recipe | nn.Module, source: Mapping[str, Any] | str | Path, target: None = None
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def convert_state_dict(
+    recipe_or_fused: Recipe | nn.Module, source: Mapping[str, Any] | str | Path, target: str | Path
+) -> None: ...
+
+
+def convert_state_dict(
+    recipe_or_fused: Recipe | nn.Module,
+    source: Mapping[str, Any] | str | Path,
+    target: str | Path | None = None,
+) -> dict[str, Tensor] | None:
+    """The state dict of the fused model for other weights of the original; the model is neither run nor traced.
+
+    Args:
+        recipe_or_fused: what `recipe` gave, or a model that `fuse` returned.
+        source: a checkpoint of the original: a dict of tensors, a ``.safetensors`` file, or the ``.json`` index of
+            several. Nothing is unpickled.
+        target: a file to write to, tensor by tensor, in place of returning a dict: ``.safetensors``, or ``.json`` for
+            an index and as many files as the source has.
+
+    Raises:
+        RecipeError: there is no recipe, the checkpoint is of another model or damaged, or what was merged depends on
+            numbers that are others in this checkpoint.
+        InvalidInputError: the model was not fused.
+    """
+    found = recipe_or_fused if isinstance(recipe_or_fused, Recipe) else recipe(recipe_or_fused)
+    return convert(found, source, target)
 
 
 def verify(
@@ -252,24 +307,32 @@ def _rule(rule: Rule | str) -> Rule:
 
 
 def _fused(model: nn.Module, request: Request) -> nn.Module:
-    private = model if request.inplace else _sharing_copy(model)
+    swapped: list[str] = []
+    try:
+        return _fused_whole(model, request, swapped)
+    except BaseException as error:
+        if swapped:
+            error.add_note(f"merged in place before this: {', '.join(swapped)}; the model computes what it computed")
+        raise
+
+
+def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.Module:
+    """swapped: receives the paths of layers that are merged in `model` itself."""
+    at_once = request.inplace and not request.as_graph
+    private = model if at_once else _sharing_copy(model)
     with intact(private):
-        return _fused_privately(private, model, request)
-
-
-def _fused_privately(private: nn.Module, model: nn.Module, request: Request) -> nn.Module:
-    parts = capture_parts(private, request.inputs, _is_leaf, whole=request.as_graph)
+        parts = capture_parts(private, request.inputs, _is_leaf, whole=request.as_graph)
+        before, original = _measured(private, parts)
     if request.as_graph and parts.opaque:
         path, reason = next(iter(parts.opaque.items()))
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
-    readings = _readings(parts, request)
-    before, original, suspects = totals(private, readings), _sketches(readings), suspicious(private)
-    works = [_fused_part(part, request) for part in parts.captured]
+    suspects, tape = suspicious(private), Tape(private)
+    works = [_fused_part(part, request, tape, swapped if at_once else None) for part in parts.captured]
     fused = works[0].model
+    kept = _recipe(tape, fused)
     fused = fused if request.inplace else _owning(fused)
-    error = _whole(fused, fused if request.inplace else model, request)
-    readings = _readings(parts, request)
-    after = totals(fused, readings)
+    error = _whole(fused, fused if at_once else model, request)
+    after, result = _measured(fused, parts)
     if request.example is None:
         # Nominal sizes depend on how much of a rank is known, so only the prices of the merges compare.
         saved = sum(plan.before.flops - plan.after.flops for work in works for plan in work.plans)
@@ -280,12 +343,21 @@ def _fused_privately(private: nn.Module, model: nn.Module, request: Request) -> 
         parts=tuple(described(part, drawn) for part, drawn in zip(parts.captured, original, strict=True)),
         warnings=(*suspects, *made.warnings),
         graph_before=marked(original, _sites(works, lambda done: done.site.members)),
-        graph_after=marked(_sketches(readings), _sites(works, lambda done: done.nodes)),
+        graph_after=marked(result, _sites(works, lambda done: done.nodes)),
     )
-    object.__setattr__(fused, REPORT, made)
+    vars(fused).update({REPORT: made, RECIPE: kept})
+    refuse_original(fused, tape.inputs)
     _tell(made)
     _check_coverage(made, request.min_coverage)
     return fused
+
+
+def _recipe(tape: Tape, fused: nn.Module) -> Recipe | RecipeError:
+    """The recipe, or why there is none."""
+    try:
+        return tape.recipe(fused)
+    except RecipeError as error:
+        return error.with_traceback(None)
 
 
 def _tell(made: Report) -> None:
@@ -304,15 +376,13 @@ def _check_coverage(made: Report, wanted: float) -> None:
         )
 
 
-def _readings(parts: Parts, request: Request) -> list[Reading]:
-    """Of every part, as it is now."""
+def _measured(model: nn.Module, parts: Parts) -> tuple[Totals, list[Sketch]]:
+    """What the model costs, and a sketch of every part, as they are now."""
     for part in parts.captured:
         part.forget()
-    return [_read(part) for part in parts.captured]
-
-
-def _sketches(readings: Sequence[Reading]) -> list[Sketch]:
-    return [sketch(reading, number, computing(reading)) for number, reading in enumerate(readings)]
+    readings = [_read(part) for part in parts.captured]
+    sketches = [sketch(reading, number, computing(reading)) for number, reading in enumerate(readings)]
+    return totals(model, readings), sketches
 
 
 def _sites(works: Sequence[Work], nodes: Callable[[Done], Iterable[fx.Node]]) -> dict[fx.Node, list[int]]:
@@ -324,37 +394,61 @@ def _sites(works: Sequence[Work], nodes: Callable[[Done], Iterable[fx.Node]]) ->
     return found
 
 
-def _fused_part(captured: Captured, request: Request) -> Work:
+def _fused_part(captured: Captured, request: Request, tape: Tape, swapped: list[str] | None) -> Work:
     """Read, choose, write and prove one captured part."""
+    tape.know(value for value in captured.held.values() if isinstance(value, Tensor))
+    _simplify(captured)
+    trials = Trials()
+    judge = trials.judge if request.measured else _unjudged
+    writer = Writer(captured, request.as_graph, _unproved, _unheard, judge, tape, swapped)
+    said = _apply_patterns(captured, request, writer)
+    plans: list[Plan] = []
+    shown: dict[int, tuple[Picture, ...]] = {}
+    if swapped is not None:
+        # Norms are joined at the end only, so what needs none taken apart comes first.
+        _merged(captured, request, writer, plans, shown)
+    scope = request.scope(captured)
+    if NORM_INTO_LINEAR in scope.permitted:
+        with tape:
+            take_apart(captured, scope, _read(captured), lambda n, why: said.setdefault(n, []).append(why))
+    reading = _merged(captured, request, writer, plans, shown)
+    seen = [shown.get(id(one), ()) for one, _ in writer.done]
+    model, done = writer.finish()
+    return Work(model, captured, plans, said, reading, done, seen, trials.found)
+
+
+def _simplify(captured: Captured) -> None:
+    """Take out of the graph what stands between layers and computes nothing."""
     join_borders(captured)
     name_parts(captured)
     reading = _read(captured)
     drop_identities(captured, reading)
     drop_dead(captured, reading)
     read_early(captured, reading)
-    trials = Trials()
-    judge = trials.judge if request.measured else _unjudged
-    writer = Writer(captured, request.as_graph, _unproved, _unheard, judge)
+
+
+def _merged(
+    captured: Captured, request: Request, writer: Writer, plans: list[Plan], shown: dict[int, tuple[Picture, ...]]
+) -> Reading:
+    """Choose and write until there is nothing left; `plans` and `shown` receive the plans, and pictures by merge."""
     writable = writer.attempt if request.measured else writer.check
-    said = _apply_patterns(captured, request, writer)
-    scope = request.scope(captured)
-    if NORM_INTO_LINEAR in scope.permitted:
-        take_apart(captured, scope, _read(captured), lambda n, why: said.setdefault(n, []).append(why))
-    plans: list[Plan] = []
-    shown: dict[int, tuple[Picture, ...]] = {}
-    written: Sequence[Written] = ()
-    while not plans or written:
+    while True:
         # A merged layer may merge again, now that there is less to choose from.
         writer.erase_dead()
         captured.forget()
-        plan, reading = choose(captured, READERS, request.scope(captured), writable, request.objective)
+        scope = request.scope(captured)
+        plan, reading = choose(captured, READERS, scope, writable, request.objective, writer.tape)
         _prepare(writer, request, reading, plan.refusals)
-        written = writer.write(plan.sites)
-        shown.update((id(one), pictures(reading, one)) for one in written)
+        writer.see = partial(_see, reading, shown)
+        reading.spend()
         plans.append(plan)
-    seen = [shown.get(id(one), ()) for one, _ in writer.done]
-    model, done = writer.finish()
-    return Work(model, captured, plans, said, reading, done, seen, trials.found)
+        if not writer.write(plan.sites):
+            return reading
+
+
+def _see(reading: Reading, shown: dict[int, tuple[Picture, ...]], written: Written) -> None:
+    """Draw the weights of a merge."""
+    shown[id(written)] = pictures(reading, written)
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
@@ -426,7 +520,8 @@ def _apply_patterns(captured: Captured, request: Request, writer: Writer) -> dic
     seen: set[tuple[str, str]] = set()
     while rules:
         scope = request.scope(captured)
-        site = next_site(captured, scope, rules, seen, lambda n, why: said.setdefault(n, []).append(why))
+        with writer.tape:
+            site = next_site(captured, scope, rules, seen, lambda n, why: said.setdefault(n, []).append(why))
         if site is None:
             break
         _prepare(writer, request, _read(captured), said)
@@ -437,19 +532,23 @@ def _apply_patterns(captured: Captured, request: Request, writer: Writer) -> dic
 
 
 def _prover(reading: Reading) -> Prove:
+    # Of the graph as it was read: merges that are written first take nodes out of it.
+    named = {node.name: node for node in reading.captured.graph.nodes}
+
     def prove(captured: Captured, written: Written) -> float:
         site = written.site
         paths = sorted({captured.path(member) for member in site.members})
         where = f"'{captured.path(site.value)}' (rules={list(site.rules)}, only={paths})"
-        return check(Piece(captured, _sources(reading, written), site.value, written.result, site.members), where)
+        return check(
+            Piece(captured, _sources(reading, named, written), site.value, written.result, site.members), where
+        )
 
     return prove
 
 
-def _sources(reading: Reading, written: Written) -> dict[fx.Node, Operator]:
+def _sources(reading: Reading, named: Mapping[str, fx.Node], written: Written) -> dict[fx.Node, Operator]:
     """The values a merge reads, each with an operator that tells its sizes."""
     site = written.site
-    named = reading.captured.named
     if site.replacement is not None:
         # The form of a single layer knows the sizes that its weights fix.
         form = reading.read.get(site.value)

@@ -260,15 +260,20 @@ def _tries(piece: Piece, size: int | None) -> list[_Try]:
 
 
 def _values(piece: Piece, size: int | None, leading: int) -> dict[fx.Node, Tensor]:
-    """Inputs for the sources; one that depends on others gets the numbers that these give."""
+    """Inputs for the sources, and for the nodes that have their values now; one that depends on others gets the
+    numbers that these give.
+    """
     aliases = piece.captured.aliases
     values: dict[fx.Node, Tensor] = {}
-    for node in sorted(piece.sources, key=aliases.order.__getitem__):
+    for drawn, node in enumerate(sorted(piece.sources, key=aliases.order.__getitem__)):
         if node in piece.members or not values.keys().isdisjoint(aliases.of(node)):
             with suppress(LookupError):
                 values[node] = piece.value(node, values, as_traced=size is None)
         if node not in values:
-            values[node] = _drawn(piece.sources[node], size, len(values), leading)
+            values[node] = _drawn(piece.sources[node], size, drawn, leading)
+        if piece.members.isdisjoint(node.users):
+            # A merge in place before this one: the members read what has the value now.
+            values[piece.captured.current(node)] = values[node]
     return values
 
 

@@ -73,6 +73,30 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 # --- as processes ---------------------------------------------------------------------------------------
 
 
+def test_convert_fuses_other_weights_without_the_model(folder: Path):
+    """A recipe of one set of weights makes of another what fuse makes of it."""
+    assert run(folder, "fuse", "tiny.py:build", *INPUT, "--recipe", "recipe.json", "-q").returncode == Code.DONE
+    done = run(folder, "convert", "recipe.json", "weights.safetensors", "-o", "converted.safetensors", "--json")
+    assert done.returncode == Code.DONE, done.stderr
+    assert json.loads(done.stdout)["written"] == {"weights": "converted.safetensors"}
+    model = built(folder)
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    wanted = reparamkit.fuse(model, torch.randn(1, 3, 9, 9)).state_dict()
+    found = load_file(folder / "converted.safetensors")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    again = run(folder, "convert", "recipe.json", "converted.safetensors", "-o", "twice.safetensors")
+    assert (again.returncode, again.stdout) == (Code.MODEL, "recipe for Net: 14 tensors -> 9, 2 of them computed\n")
+    assert "one of the fused model already" in again.stderr
+    assert not (folder / "twice.safetensors").exists()
+
+
+def test_convert_without_a_recipe(folder: Path):
+    (folder / "no.json").write_text("{}")
+    for name, code in (("none.json", Code.USAGE), ("no.json", Code.MODEL)):
+        assert run(folder, "convert", name, "weights.safetensors", "-o", "x.safetensors").returncode == code
+
+
 def test_fuse_writes_what_is_asked_for(folder: Path):
     targets = ("-o", "fused.safetensors", "--pt2", "fused.pt2", "--report", "report.html")
     done = run(folder, "fuse", "tiny.py:build", "--weights", "weights.safetensors", *INPUT, *targets)
@@ -352,7 +376,6 @@ def test_targets_are_checked_before_the_work(tmp_path: Path, name: str, message:
     with pytest.raises(Failure, match=message) as found:
         files.check_target("--pt2", tmp_path / name, (".pt2",))
     assert found.value.code == Code.USAGE
-
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of the exporter

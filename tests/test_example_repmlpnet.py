@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+import reparamkit
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "repmlpnet"
 
@@ -612,3 +614,17 @@ def test_the_command_explains_a_mistake_in_one_line(tmp_path):
     assert result.returncode == 1
     assert result.stderr.startswith("error: no Fashion-MNIST in")
     assert "Traceback" not in result.stderr
+
+
+# Other weights
+
+
+def test_a_recipe_fuses_the_weights_of_another_run():
+    """Weights of another training run become those of the merged net without the net."""
+    x = torch.randn(2, 3, 32, 32)
+    model, other = random_net(0), random_net(1)
+    fused = reparamkit.fuse(model, x)
+    fused.load_state_dict(reparamkit.convert_state_dict(fused, other.state_dict()), strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), other(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fused(x), reparamkit.fuse(other, x)(x), rtol=1e-5, atol=1e-6)

@@ -14,7 +14,7 @@ import reparamkit
 
 ROOT = Path(reparamkit.__file__).parent
 MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in ROOT.rglob("*.py")}
-EVERYTHING = {"errors", "algebra", "layers", "rules", "capture", "report", "engine", "write", "verify"}
+EVERYTHING = {"errors", "algebra", "layers", "rules", "capture", "report", "engine", "write", "verify", "recipes"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "algebra": {"errors"},
@@ -22,11 +22,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rules": {"algebra", "errors"},
     "capture": {"errors"},
     "show": {"errors"},
+    "recipes": {"errors"},
     "report": {"errors", "show"},
     "record": {*EVERYTHING},
     "engine": {"capture", "algebra", "layers", "report", "errors"},
     "verify": {"capture", "algebra", "layers", "report", "errors"},
-    "write": {"capture", "algebra", "layers", "report", "errors", "engine"},
+    "write": {"capture", "algebra", "layers", "report", "errors", "engine", "recipes"},
     "localize": {"capture", "verify"},
     "timing": {"capture", "verify", "errors"},
     "trial": {"capture", "verify", "write", "timing", "errors"},
@@ -49,6 +50,8 @@ PUBLIC = [
     "InvalidInputError",
     "Match",
     "NotFusable",
+    "Recipe",
+    "RecipeError",
     "ReparamkitError",
     "Report",
     "Rule",
@@ -58,6 +61,7 @@ PUBLIC = [
     "benchmark",
     "call",
     "conv",
+    "convert_state_dict",
     "explain",
     "fuse",
     "inject_locality",
@@ -67,6 +71,7 @@ PUBLIC = [
     "pool",
     "probe",
     "reader",
+    "recipe",
     "register_rule",
     "report",
     "rule",

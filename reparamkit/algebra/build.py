@@ -440,9 +440,7 @@ def _is_bare(x: Form) -> bool:
     return x.bias is None and all(term.op.is_identity for term in x.terms.values())
 
 
-def _field(
-    below: Operator, constant: Tensor, shape: Sequence[int], borders: Mapping[int, tuple[int, int]]
-) -> Operator:
+def _field(below: Operator, constant: Tensor, shape: Sequence[int], borders: Mapping[int, tuple[int, int]]) -> Operator:
     """The constant as a diagonal operator on a tensor of ones with the dimensions of below's value."""
     made = _Builder(below)
     for d in range(-len(shape), 0):

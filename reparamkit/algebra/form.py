@@ -14,7 +14,7 @@ from .laws import add, compose
 from .operator import Link, Operator, Role, closed, densify, dropped, extended, identity, pin, with_rank
 from .size import Size, Symbol, fixed
 from .views import View
-from .weight import Computed, Weight
+from .weight import Computed, One, Spent, Weight
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,10 @@ class Form:
     def made_by(self, law: str) -> Form:
         """The same form, that needs the permission to use `law`."""
         return self.mapped(lambda op: replace(op, via=op.via | {law}))
+
+    def spent(self) -> Form:
+        """The same form without its numbers: roles, sizes and trails."""
+        return self.mapped(lambda op: op if isinstance(op.weight, One) else replace(op, weight=Spent()))
 
     def stepped(self, node: str) -> Form:
         """The same form, one node further along every trail."""
@@ -274,6 +278,4 @@ def repeated_bias(bias: Operator, dim: int, count: int) -> Operator:
         return made
     leg = bias.legs.index(number)
     times = [1 if link.role is Role.BORDER and k == link.low else count for k in range(link.leg_size)]
-    return replace(
-        made, weight=Computed(lambda: bias.weight.tensor().repeat_interleave(torch.tensor(times), dim=leg))
-    )
+    return replace(made, weight=Computed(lambda: bias.weight.tensor().repeat_interleave(torch.tensor(times), dim=leg)))

@@ -50,6 +50,15 @@ def leaf(tensor: Tensor, shape: Sequence[int] | None = None) -> Weight:
 
 @final
 @dataclass(frozen=True)
+class Spent(Weight):
+    """Stands for a weight that was written and is not needed any more, so that its numbers can be freed."""
+
+    def tensor(self) -> Tensor:
+        raise AssertionError("the weight was let go")
+
+
+@final
+@dataclass(frozen=True)
 class One(Weight):
     """The weight without legs, 1: that of an identity. Another weight without legs is a factor."""
 
@@ -120,7 +129,7 @@ class Diagonals(Weight):
         picked = {rename[leg]: n for leg, n in target.picked.items()}
         if self.leg is not None and not self.along:
             picked[self.leg] = number
-        view = _diagonal(target.buffer, row, column, others, tap, self.stride)
+        view = _diagonal(target.buffer, row, column, tap, self.stride)
         return _Target(view, (*legs, self.leg if self.along else None), picked)
 
     def _kept_legs(self) -> list[int | None]:
@@ -153,18 +162,14 @@ class _Target:
         self.buffer.add_(values)
 
 
-def _diagonal(buffer: Tensor, row: int, column: int, others: list[int], tap: int, stride: int) -> Tensor:
+def _diagonal(buffer: Tensor, row: int, column: int, tap: int, stride: int) -> Tensor:
     """The entries (stride * j + tap, j) of two dimensions, as a view whose last dimension is j."""
     n_in, n_out = buffer.shape[row], buffer.shape[column]
     first = max(0, -(tap // stride))
     length = max(0, min(n_out - 1, (n_in - 1 - tap) // stride) - first + 1)
-    step_row, step_column = buffer.stride(row), buffer.stride(column)
-    start = (stride * first + tap) * step_row + first * step_column if length else 0
-    return buffer.as_strided(
-        [*(buffer.shape[d] for d in others), length],
-        [*(buffer.stride(d) for d in others), stride * step_row + step_column],
-        buffer.storage_offset() + start,
-    )
+    start = stride * first + tap if length else 0
+    square = buffer.movedim((row, column), (-2, -1))[..., start : start + stride * length : stride, :]
+    return square[..., :length, first : first + length].diagonal(dim1=-2, dim2=-1)
 
 
 @final

@@ -156,4 +156,3 @@ class Aliases:
         if any(n.op in ("placeholder", "get_attr") for n in older):
             return False
         return all(self.order[user] <= self.order[writer] for n in older for user in n.users)
-

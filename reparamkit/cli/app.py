@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from .. import __version__, benchmark, explain, fuse, report, verify
+from .. import Recipe, __version__, benchmark, convert_state_dict, explain, fuse, recipe, report, verify
 from ..report import Report
 from ..timing import FEWEST
 from .demo import example, network
@@ -148,6 +148,13 @@ def keep_report(voice: Voice, path: Path | None, found: Report) -> None:
         wrote(voice, "report", path)
 
 
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a file."""
+    if not path.is_file():
+        raise Failure(Code.USAGE, f"there is no file '{path}'", "reparamkit fuse MODEL --recipe writes it")
+    return Recipe.from_json(path.read_text(encoding="utf-8"))
+
+
 def wrote(voice: Voice, what: str, path: Path, detail: str = "") -> None:
     """Tell that a file is there."""
     voice.said.setdefault("written", {})[what] = str(path)
@@ -167,6 +174,9 @@ def fuse_command(
     onnx: Annotated[
         Path | None, typer.Option("--onnx", help="Fused model as .onnx, checked with ONNX Runtime.")
     ] = None,
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="How to fuse other weights of the model, .json, for convert.")
+    ] = None,
     report_file: ReportFile = None,
     rules: Rules = None,
     without: Without = None,
@@ -180,7 +190,8 @@ def fuse_command(
     """Fuse a model, and write what comes out."""
     tell = voice("fuse", as_json, quiet, debug)
     targets = (("-o", output, (".safetensors",)), ("--pt2", pt2, (".pt2",)), ("--onnx", onnx, (".onnx",)))
-    for option, path, suffixes in (*targets, ("--report", report_file, (".html", ".json"))):
+    texts = (("--recipe", recipe_file, (".json",)), ("--report", report_file, (".html", ".json")))
+    for option, path, suffixes in (*targets, *texts):
         check_target(option, path, suffixes)
     found = loaded(tell, model, weights, inputs)
     exporting = found.given if pt2 or onnx else ()
@@ -201,7 +212,34 @@ def fuse_command(
             check = write_onnx(onnx, fused, exporting)
         tell.said["onnx"] = {"error": check.error, "tolerance": check.tolerance, "onnxruntime": check.runtime}
         wrote(tell, "onnx", onnx, f": ONNX Runtime {check.runtime} agrees with torch, relative error {check.error:.1e}")
+    if recipe_file is not None:
+        write_text(recipe_file, recipe(fused).to_json())
+        wrote(tell, "recipe", recipe_file)
     keep_report(tell, report_file, made)
+    tell.finish()
+
+
+@app.command("convert")
+def convert_command(
+    recipe_file: Annotated[Path, typer.Argument(help="What fuse --recipe wrote.", metavar="RECIPE")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Weights of the model as it was: .safetensors, or a .json index.", metavar="WEIGHTS")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Weights of the fused model: .safetensors, or a .json index.")
+    ],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fuse other weights of a model, without the model."""
+    tell = voice("convert", as_json, quiet, debug)
+    check_target("-o", output, (".safetensors", ".json"))
+    found = read_recipe(recipe_file)
+    tell.say(found)
+    with tell.working("converting"):
+        convert_state_dict(found, checkpoint, output)
+    wrote(tell, "weights", output)
     tell.finish()
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,24 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..recipes.files import atomic
 from ..verify import relative_error, tolerance
 from .failures import Code, Failure
 from .spec import optional, redrawn
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A path to write to, beside `path`; it becomes `path` if all goes well, and goes away if not."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    part.touch()
-    mode = part.stat().st_mode
-    try:
-        yield part
-        # safetensors makes files that only their owner can read.
-        part.chmod(mode)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_target(option: str, path: Path | None, suffixes: Sequence[str]) -> None:

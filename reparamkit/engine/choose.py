@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,6 +22,7 @@ from .absorb import absorbed, is_scale, leading
 from .placing import Placed, node_cost, place
 from .reading import Candidate, Reading, read
 from .scope import Scope, check_calls, place_of
+from .sharing import uneven
 
 CHEAPEST, DEEPEST = 2, 2
 """How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
@@ -109,12 +111,18 @@ Writable = Callable[[Site], None]
 
 
 def choose(
-    captured: Captured, readers: Readers, scope: Scope, writable: Writable, objective: str = "default"
+    captured: Captured,
+    readers: Readers,
+    scope: Scope,
+    writable: Writable,
+    objective: str,
+    recording: AbstractContextManager[object],
 ) -> tuple[Plan, Reading]:
-    """Read the graph and choose the merges."""
+    """Read the graph and choose the merges. recording: the context in which readers are called."""
     reading = Reading(captured)
     chooser = _Chooser(captured, scope, objective, reading, writable)
-    read(captured, readers, scope, chooser.prune, reading)
+    with recording:
+        read(captured, readers, scope, chooser.prune, reading)
     return chooser.plan(), reading
 
 
@@ -371,6 +379,7 @@ class _Chooser:
             plan = self._selected()
             needless = {site.merge for site in plan.sites if not self._worth_absorbing(site, plan)}
             refused = set() if needless else {site.merge for site in plan.sites if not self._can_be_written(site)}
+            refused |= set() if needless else self._check_even(plan)
             self.banned = self.banned | needless
             if refused:
                 self._drop(refused)
@@ -428,6 +437,14 @@ class _Chooser:
             return "the output"
         name = str(getattr(node.target, "__name__", node.target))
         return place_of(node) or f"{name} in {self.captured.path(node)}"
+
+    def _check_even(self, plan: _Selection) -> set[_Merge]:
+        """Merges of a module that is called at several places, which not all of them merge alike."""
+        found = uneven(self.captured, plan.sites)
+        for site in found:
+            calls = max(self.captured.module_calls[id(self.captured.module(m))] for m in _module_calls(site))
+            self.reading.no(site.value, f"its module is called at {calls} places: not all of them merge it alike")
+        return {site.merge for site in found}
 
     def _selected(self) -> _Selection:
         """What is read for its shape only is not kept if the value before an absorbed scale has that shape."""
@@ -518,6 +535,10 @@ class _Selection:
     sites: list[Site]
     needed: set[fx.Node]
     price: Cost
+
+
+def _module_calls(site: Site) -> list[fx.Node]:
+    return [member for member in site.members if member.op == "call_module"]
 
 
 def _overlapping(plan: _Selection) -> Iterator[tuple[Site, list[fx.Node]]]:

@@ -23,9 +23,7 @@ def drop_dead(captured: Captured, reading: Reading) -> None:
     for node in reversed(captured.graph.nodes):
         # What a call gets as an argument is needed for the call, even if nothing is done with it there.
         frame = captured.frame(node)
-        given = {
-            captured.current(leaf) for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)
-        }
+        given = {captured.current(leaf) for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)}
         passing = node in passed or any(n in given and n.op != "placeholder" for n in node.all_input_nodes)
         if not node.users and node in pure and not passing and node not in captured.aliases.writers:
             captured.watched.update(dict.fromkeys(n for n in node.all_input_nodes if n not in reading.sizes))

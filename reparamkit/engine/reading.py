@@ -126,6 +126,11 @@ class Reading:
         weight = node.op == "call_module" and computes_weight(self.captured.module(node))
         return weight + sum(n.op.startswith("call") and n not in self.sizes for n in before)
 
+    def spend(self) -> None:
+        """Let go of the numbers of all forms; what was chosen has its own."""
+        self.forms.clear()
+        self.read = {node: form.spent() for node, form in self.read.items()}
+
     def made_of(self, node: fx.Node) -> list[fx.Node]:
         """What a node reads, and what is written into its value."""
         written = (n for w, value in self.writes.items() if value is node for n in w.all_input_nodes if n is not node)

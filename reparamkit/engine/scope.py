@@ -15,6 +15,7 @@ from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
 from ..layers.wide import CASTS, WEIGHT_HOOKS
 from .methods import called_by_methods
+from .sharing import evenly_partnered
 
 HOOKS = (
     "_forward_hooks",
@@ -66,7 +67,7 @@ class Scope:
         if node.op == "call_module":
             modules.append(self.captured.module(node))
         calls = max(self.captured.module_calls[id(m)] for m in modules if _has_state(m) or m is modules[0])
-        if calls > 1:
+        if calls > 1 and not evenly_partnered(self.captured, node):
             return f"its module is called at {calls} places: a merge would change all of them"
         traced = calls * self.captured.times
         run = self.calls.get(str(node.target), traced) if _has_state(modules[-1]) else traced

@@ -86,9 +86,7 @@ def read_instance_norm_layer(layer: nn.InstanceNorm2d, input: Form) -> Form:
         raise NotFusable("InstanceNorm without running statistics uses those of each input, which is not affine")
     axes = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
     axis = next(n for cls, n in axes.items() if isinstance(layer, cls))
-    return _normalized(
-        input, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps, dim=-1 - axis
-    )
+    return _normalized(input, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps, dim=-1 - axis)
 
 
 @READERS.reader(F.instance_norm)

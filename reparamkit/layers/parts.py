@@ -136,4 +136,3 @@ def _seen(x: Form, dim: int) -> tuple[Form, int]:
     if x.open_rank:
         raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
     return x, dim - len(x.sizes)
-

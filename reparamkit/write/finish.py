@@ -12,11 +12,13 @@ from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank
+from ..capture.state import intact
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.norms import restore
 from ..engine.scope import innermost, place_of
 from ..errors import NotFusable
+from ..recipes.tape import Tape
 from .frames import change, changes_of, fold, method, original_class
 from .hidden import Hidden, because, hide_broken, upwards
 from .splice import Written
@@ -41,8 +43,8 @@ class Finisher:
 
     swaps: per module path its replacement, for rows of module calls. frames: calls to write again, with the
     calls inlined into them. moves: temporary name of a merged layer -> the path whose place it takes.
-    dead: paths of layers that were merged. paths: temporary name of a merged layer -> its final path.
-    hidden: methods that will be there no more.
+    rows: paths that a row of module calls left empty, with the call they are in. dead: paths of merged layers.
+    paths: temporary name of a merged layer -> its final path. hidden: methods that will be there no more.
     """
 
     captured: Captured
@@ -50,6 +52,7 @@ class Finisher:
     frames: dict[int, Frame] = field(default_factory=dict)
     inlined: set[int] = field(default_factory=set)
     moves: dict[str, tuple[str, Frame]] = field(default_factory=dict)
+    rows: dict[str, Frame] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
     paths: dict[str, str] = field(default_factory=dict)
     hidden: Hidden = field(default_factory=dict)
@@ -81,10 +84,13 @@ class Finisher:
 
     def touches(self, members: Iterable[fx.Node]) -> bool:
         """Whether code that calls some of these members is written again."""
+        return bool(self.calls(members) & (self.inlined | self.frames.keys()))
+
+    def calls(self, members: Iterable[fx.Node]) -> set[int]:
+        """The calls that hold the code of a row, from the innermost that has all of it on."""
         frames = [self.captured.frame(node) for node in members]
         around = innermost(frames)
-        calls = {id(f) for frame in frames for f in frame.stack if around in f.stack}
-        return not (calls.isdisjoint(self.inlined) and calls.isdisjoint(self.frames))
+        return {id(f) for frame in frames for f in frame.stack if around in f.stack}
 
     def passed(self) -> set[fx.Node]:
         """Arguments of the calls that stay calls in code that is written again, whether they are read there or not."""
@@ -124,6 +130,7 @@ class Finisher:
         layer = self.captured.held.pop(name)
         # A layer that was merged further has its place in the swaps of that merge.
         self.swaps[anchor] = layer if used else nn.Identity().eval()
+        self.rows |= dict.fromkeys(others, written.frame)
         self.dead -= {anchor, *others}
         self._retarget(name, anchor)
 
@@ -133,7 +140,7 @@ class Finisher:
             if name in self.captured.targets:
                 self.moves[name] = place_of(anchor), written.frame
             else:
-                del self.captured.held[name]
+                self.captured.held.pop(name, None)
         self.dead |= _targets(written)
 
     def leave(self, scale: fx.Node) -> None:
@@ -149,19 +156,29 @@ class Finisher:
 
     # --- changing --------------------------------------------------------------------------------
 
-    def finish(self, rewrite: bool) -> None:
-        """Change the modules of the root; `rewrite`: and the methods."""
+    def finish(self, frames: Iterable[Frame] | None) -> None:
+        """Change the modules of the root as it was collected, and the methods of these calls (None: of no module, and
+        hide none); all of it or nothing.
+        """
         before = dict(self.captured.root.named_modules())
-        self._move_layers()
-        for frame in sorted(self.frames.values(), key=lambda f: -f.path.count(".")):
-            if rewrite and id(frame) not in self.inlined:
+        with intact(self.captured.root):
+            self._move_layers()
+            for frame in sorted(set(map(self._writer, frames or ())), key=lambda f: -f.path.count(".")):
                 self._regenerate(frame)
-        self._remove_unread()
-        for path, module in self.swaps.items():
-            _set(self.captured.root, path, module)
-        self._remove_dead_modules()
-        if rewrite:
-            self._hide(before)
+            self._remove_unread()
+            for path, module in self.swaps.items():
+                _set(self.captured.root, path, module)
+            self._remove_dead_modules()
+            if frames is not None:
+                self._hide(before)
+        self.moves.clear()
+        self.swaps.clear()
+
+    def _writer(self, frame: Frame) -> Frame:
+        """The call whose method has the code of `frame` in it."""
+        while id(frame) in self.inlined and frame.parent is not None:
+            frame = frame.parent
+        return frame
 
     def _move_layers(self) -> None:
         """Give every merged layer the place of the layer it stands for, as high as that place is free."""
@@ -232,7 +249,7 @@ class Finisher:
                 continue
             module = self.captured.root.get_submodule(owner)
             if isinstance(module, nn.ParameterDict):
-                if owner.rpartition(".")[0] in written:
+                if owner.rpartition(".")[0] in written and name in module:
                     module.pop(name)
             elif owner in written:
                 # Not deleted: a subclass of a torch layer shows them in its repr.
@@ -249,6 +266,8 @@ class Finisher:
 
     def _remove_dead_modules(self) -> None:
         used, merged = self._used(), frozenset(self.paths.values())
+        written = self.inlined | self.frames.keys()
+        self.dead |= {path for path, frame in self.rows.items() if id(frame) in written}
         for path in sorted(self.dead, key=lambda p: -p.count(".")):
             if path not in self.captured.targets and self._is_old(path, merged):
                 self._remove(path, used)
@@ -341,22 +360,24 @@ def _exists(root: nn.Module, path: str) -> bool:
 # --- numbers ----------------------------------------------------------------------------------------
 
 
-def settle(module: nn.Module, like: Tensor | None, requires_grad: bool) -> list[str]:
-    """Cast a merged layer once, to the dtype and device of the layers it replaces; returns warnings.
+def settle(module: nn.Module, like: Tensor | None, requires_grad: bool, tape: Tape) -> list[str]:
+    """Cast a merged layer once, to the dtype and device of the layers it replaces; returns warnings. The tape records
+    the cast.
 
     Raises `NotFusable` if a number is finite in float64 and not in that dtype.
     """
     warnings: list[str] = []
     for name, parameter in module.named_parameters():
         data = parameter.data
-        cast = data if like is None else data.to(like.device, like.dtype)
+        with tape:
+            cast = (data if like is None else data.to(like.device, like.dtype)).contiguous()
         if cast.dtype != data.dtype and _overflows(cast) and not _overflows(data):
             raise NotFusable(f"a merged {name} overflows {_short(cast.dtype)}")
         if lossy := _lossy(data, cast.dtype):
             shown = ", ".join(map(str, lossy[:4])) + ", ..." * (len(lossy) > 4)
             warnings.append(f"channel {shown} of the {name} is too small for {_short(cast.dtype)} and loses digits")
         owner, _, own_name = name.rpartition(".")
-        made = nn.Parameter(cast.contiguous(), requires_grad=requires_grad)
+        made = nn.Parameter(cast, requires_grad=requires_grad)
         module.get_submodule(owner).register_parameter(own_name, made)
     return warnings
 

@@ -56,7 +56,8 @@ def _reasons(module: nn.Module, paths: frozenset[str], gone: set[str], hidden: H
     for path in sorted(paths):
         owner, _, name = path.removesuffix("()").rpartition(".")
         inside = [inner for inner in gone if name == "**" and f"{inner}.".startswith(f"{owner}." if owner else "")]
-        if any(outer in gone for outer in upwards(owner)) or inside:
+        replaced = any(outer in gone for outer in upwards(owner)) and not hasattr(_at(module, owner), name)
+        if replaced or inside:
             yield f"'{min(inside, default=owner)}', which was merged"
         elif path.endswith("()") and path[:-2] in gone and _at(module, path[:-2]) is None:
             yield f"'{path[:-2]}', which was merged"

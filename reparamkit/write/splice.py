@@ -109,9 +109,7 @@ class Splicer:
 
     def _reaches(self, frame: Frame, node: fx.Node) -> bool:
         """Whether the code of a call can see a value: it made it, or got it as an argument."""
-        given = {
-            self.current(leaf) for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)
-        }
+        given = {self.current(leaf) for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)}
         return node in given or frame in self.captured.frame(node).stack
 
     def _replacement(self, written: Written) -> fx.Node:
@@ -179,6 +177,14 @@ class Splicer:
         own = set(written.nodes)
         value = written.site.value
         value.replace_all_uses_with(written.result, delete_user_cb=lambda user: user not in own, propagate_meta=False)
+
+    def share(self, first: Written, other: Written) -> None:
+        """Let `other` call the layers of `first`, which are equal to its own."""
+        for mine, theirs in zip(other.layers, first.layers, strict=True):
+            for node in other.nodes:
+                node.target = theirs if node.target == mine else node.target
+            del self.captured.held[mine]
+        other.layers, other.anchors = first.layers, first.anchors
 
     def withdraw(self, written: Written) -> None:
         """Take the merged layers out of the graph again."""

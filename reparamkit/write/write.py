@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 
@@ -12,7 +13,9 @@ from ..capture.capture import Captured
 from ..engine.choose import Site
 from ..engine.norms import join
 from ..engine.scope import innermost, place_of
+from ..engine.sharing import alike, is_shared
 from ..errors import NotFusable
+from ..recipes.tape import Tape
 from .finish import Finisher, settle
 from .splice import Splicer, Written, is_chain, is_swap
 
@@ -42,9 +45,12 @@ class Writer:
     """Writes the sites of one model.
 
     as_graph: write into the flat graph only, and change no module's code. prove: checks a merge. refuse: is told why
-    a site could not be written. judge: has the last word on each merge. spare: nodes without side effects, erased when
-    nothing reads them. writes: in-place operations on parameter arithmetic, with the value that each writes into,
-    erased when nothing reads that afterwards.
+    a site could not be written. judge: has the last word on each merge. tape:
+    records how the numbers are made. swapped: None if the model is private, and
+    changed at the end; else each merge is in the model before the next one is computed, and its paths are added here.
+    see: is shown each merge while both the old layers and the new ones are there. spare: nodes without side effects,
+    erased when nothing reads them. writes: in-place operations on parameter arithmetic, with the value that each writes
+    into, erased when nothing reads that afterwards.
     """
 
     captured: Captured
@@ -52,10 +58,15 @@ class Writer:
     prove: Prove
     refuse: Refuse
     judge: Judge
+    tape: Tape
+    swapped: list[str] | None = None
+    see: Callable[[Written], None] = field(default=lambda written: None)
     spare: set[fx.Node] = field(default_factory=set)
     writes: dict[fx.Node, fx.Node] = field(default_factory=dict)
     done: list[tuple[Written, float | None]] = field(default_factory=list)
     chains: set[int] = field(default_factory=set)
+    shared: set[int] = field(default_factory=set)
+    in_place: set[int] = field(default_factory=set)
     swaps: set[int] = field(default_factory=set)
     absorbed: list[fx.Node] = field(default_factory=list)
 
@@ -63,13 +74,33 @@ class Writer:
         self.splicer = Splicer(self.captured)
         self.finisher = Finisher(self.captured)
 
-    def write(self, sites: Sequence[Site]) -> list[Written]:
-        """Splice and prove the sites, in program order; then let every reader read the new values."""
+    def write(self, sites: list[Site]) -> list[Written]:
+        """Splice and prove the sites, in program order; then let every reader read the new values.
+
+        sites: in place it is used up, so that nobody holds the numbers of what is written.
+        """
+        if not self._at_once:
+            return self._write(sites)
+        written: list[Written] = []
+        units = _units(self.captured, sites)
+        sites.clear()
+        while units:
+            done = self._write(units.pop(0))
+            self._swap(done)
+            written += done
+        return written
+
+    @property
+    def _at_once(self) -> bool:
+        """Whether each merge goes into the model before the next; norms that are apart are joined at the end only."""
+        return self.swapped is not None and not self.captured.apart
+
+    def _write(self, sites: Sequence[Site]) -> list[Written]:
         writable = self._writable([self._settled(site) for site in sites])
         scales = {scale for site in writable for scale in site.scales}
         absorbed = {node for site in writable for node in site.absorbed}
         copies = self._skip(scales, absorbed)
-        written = [one for site in writable if (one := self._write_one(site)) is not None]
+        written = [one for group in alike(self.captured, writable) for one in self._write_alike(group)]
         written = self._whole(sites, written)
         for one in written:
             self.splicer.commit(one)
@@ -79,6 +110,33 @@ class Writer:
         self.absorbed += scales & gone
         return written
 
+    def _write_alike(self, group: list[Site]) -> list[Written]:
+        """Write sites that merge the same modules, all or none: one layer serves them all."""
+        written = [one for site in group if (one := self._write_one(site)) is not None]
+        if len(written) == len(group) and all(_equal(written[0], other) for other in written[1:]):
+            for other in written[1:]:
+                self.splicer.share(written[0], other)
+            return written
+        for one in reversed(written):
+            self.splicer.withdraw(one)
+            self.refuse(one.site.value, "its module is called at several places, which would need different layers")
+        self.done = [(one, error) for one, error in self.done if one not in written]
+        return []
+
+    def _swap(self, unit: list[Written]) -> None:
+        """Change the model, with merges that are committed."""
+        assert self.swapped is not None
+        self.erase_dead()
+        self._mark_again()
+        self._leave_absorbed()
+        self._collect(unit)
+        frames = [one.frame for one in unit if self.finisher.touches(one.site.core)]
+        self.finisher.finish([*frames, *(self.captured.frame(s) for one in unit for s in _written_out(one.site))])
+        self.in_place |= set(map(id, unit))
+        for written in unit:
+            written.site = replace(written.site, placed=None)
+            self.swapped += [self.finisher.paths[name] for name in written.layers if name in self.finisher.paths]
+
     def write_pattern(self, site: Site) -> None:
         """Write the site of a graph rule at once, if its method can be written again."""
         swap = is_swap(self.captured, site)
@@ -87,6 +145,8 @@ class Writer:
             written = self._write_one(site)
             if written is not None:
                 self.splicer.commit(written)
+            if written is not None and self._at_once:
+                self._swap([written])
 
     # --- scales that are absorbed ------------------------------------------------------------------
 
@@ -139,10 +199,12 @@ class Writer:
         """Splice, prove and settle one site; None if its numbers do not fit the model's dtype, or it is not wanted."""
         written = self.splicer.begin(site)
         try:
-            self.splicer.splice(written)
+            with self.tape:
+                self.splicer.splice(written)
             error = self.prove(self.captured, written)
             self._settle(written)
             self.judge(self.captured, written)
+            self.see(written)
         except BaseException as error:
             self.splicer.withdraw(written)
             if not isinstance(error, NotFusable):
@@ -162,10 +224,11 @@ class Writer:
         rows = [site for site in able if is_chain(self.captured, site)]
         known = {id(row) for row in rows}
         written = [site for site in able if id(site) not in known and self.admit(site)]
-        while touched := {id(row) for row in rows if self.finisher.touches(row.core)}:
+        while touched := self._touched(rows):
             # A neighbour in the same method is written again, so these rows are as well.
             written += [row for row in rows if id(row) in touched and self.admit(row)]
             rows = [row for row in rows if id(row) not in touched]
+        self.shared |= {call for site in rows if is_shared(self.captured, site) for call in self._calls(site)}
         self.chains |= {id(site.value) for site in rows}
         chosen = {id(site) for site in (*rows, *written)}
         return [site for site in sites if id(site) in chosen]
@@ -178,7 +241,24 @@ class Writer:
         for scale in _written_out(site):
             self.finisher.check(self.captured.frame(scale), [scale], _guarded(site))
         if not is_chain(self.captured, site):
-            self.finisher.check(innermost([self.captured.frame(m) for m in site.core]), site.core, _guarded(site))
+            self._check(site, site.core)
+
+    def _check(self, site: Site, members: Collection[fx.Node]) -> None:
+        """Raises `NotFusable` if the method around some members of a site cannot be written again."""
+        if is_shared(self.captured, site):
+            raise NotFusable("its module is called at several places, and a method would have to be written again")
+        if self.finisher.calls(members) & self.shared:
+            raise NotFusable("the method around it has a layer that is called at several places, and merged for all")
+        frame = innermost([self.captured.frame(m) for m in members])
+        self.finisher.check(frame, members, _guarded(site))
+
+    def _calls(self, site: Site) -> set[int]:
+        return self.finisher.calls(site.core)
+
+    def _touched(self, rows: Sequence[Site]) -> set[int]:
+        """Rows (by identity) in methods that are written again, and what is merged alike."""
+        groups = alike(self.captured, rows)
+        return {id(r) for group in groups if any(self.finisher.touches(r.core) for r in group) for r in group}
 
     def _settled(self, site: Site) -> Site:
         """A row of modules is one whether it begins with a scale or not."""
@@ -208,7 +288,7 @@ class Writer:
     def _admit(self, site: Site, members: Collection[fx.Node]) -> bool:
         frame = innermost([self.captured.frame(m) for m in members])
         try:
-            self.finisher.check(frame, members, _guarded(site))
+            self._check(site, members)
         except NotFusable as no:
             self.refuse(site.value, no.reason)
             return False
@@ -224,7 +304,7 @@ class Writer:
         for name, module in written.layers.items():
             like = next(iter(_tensors(self.captured, [written.anchors[name]])), None)
             like = like if like is not None and like.is_floating_point() else next(iter(floating), self._any())
-            written.warnings += settle(module, like, trainable)
+            written.warnings += settle(module, like, trainable, self.tape)
 
     def _any(self) -> Tensor | None:
         """A parameter of the model, for the dtype of a merge that reads none."""
@@ -236,18 +316,32 @@ class Writer:
         """The model with all merges in place."""
         self.erase_dead()
         self._mark_again()
-        for scale in self.absorbed:
-            self.finisher.leave(scale)
+        self._leave_absorbed()
         join(self.captured)
-        for written, _ in self.done:
+        pending = [written for written, _ in self.done if id(written) not in self.in_place]
+        if pending or self.swapped is None:
+            self._collect(pending)
+            self.finisher.finish(None if self.as_graph else list(self.finisher.frames.values()))
+        root = self.captured.root
+        model = self._graph_module() if self.as_graph else root
+        placed = {id(module) for module in root.modules()}
+        return model, [self._done(written, error, placed) for written, error in self.done]
+
+    def _collect(self, unit: list[Written]) -> None:
+        """Tell the finisher what has to change, once for merges that share a layer."""
+        first: dict[int, Written] = {}
+        for written in unit:
+            first.setdefault(id(written.layers), written)
+        for written in first.values():
             if id(written.site.value) in self.chains and not self.finisher.touches(written.site.core):
                 self.finisher.chain(written)
             else:
                 self.finisher.region(written)
-        self.finisher.finish(rewrite=not self.as_graph)
-        root = self.captured.root
-        model = self._graph_module() if self.as_graph else root
-        return model, [self._done(written, error) for written, error in self.done]
+
+    def _leave_absorbed(self) -> None:
+        for scale in self.absorbed:
+            self.finisher.leave(scale)
+        self.absorbed.clear()
 
     def _mark_again(self) -> None:
         """Only methods with a merge that was written in the end are written again."""
@@ -265,8 +359,12 @@ class Writer:
             self.captured.root.register_buffer(name, value, persistent=False)
         return fx.GraphModule(self.captured.root, self.captured.graph, type(self.captured.root).__name__)
 
-    def _done(self, written: Written, error: float | None) -> Done:
-        paths = tuple(self.finisher.paths.get(name, "(merged further)") for name in written.layers)
+    def _done(self, written: Written, error: float | None, placed: set[int]) -> Done:
+        """placed: the modules of the model, by identity."""
+        paths = tuple(
+            self.finisher.paths[name] if id(layer) in placed else "(merged further)"
+            for name, layer in written.layers.items()
+        )
         layers, nodes = tuple(written.layers.values()), tuple(written.nodes)
         return Done(written.site, paths, layers, error, nodes, tuple(written.warnings))
 
@@ -295,6 +393,24 @@ def _written_out(site: Site) -> list[fx.Node]:
 def _guarded(site: Site) -> bool:
     """Whether the code that is written takes the sizes of the example inputs only."""
     return site.placed is None or bool(site.placed.guards)
+
+
+def _units(captured: Captured, sites: Sequence[Site]) -> list[list[Site]]:
+    """Sites that share members or modules together, in program order: they are proved against the same layers."""
+    shared = nx.Graph([(number, member) for number, site in enumerate(sites) for member in site.members])
+    numbers = {site.value: number for number, site in enumerate(sites)}
+    for group in alike(captured, sites):
+        nx.add_path(shared, [numbers[site.value] for site in group])
+    parts = [sorted(n for n in part if isinstance(n, int)) for part in nx.connected_components(shared)]
+    return [[sites[n] for n in part] for part in sorted(parts)]
+
+
+def _equal(a: Written, b: Written) -> bool:
+    """Whether two merges have the same layers with the same numbers."""
+    pairs = list(zip(a.layers.values(), b.layers.values(), strict=False))
+    states = [(x.state_dict(), y.state_dict()) for x, y in pairs]
+    same = all(x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x) for x, y in states)
+    return len(a.layers) == len(b.layers) and same and all(repr(x) == repr(y) for x, y in pairs)
 
 
 def _tensors(captured: Captured, nodes: Iterable[fx.Node]) -> Iterable[Tensor]:

@@ -58,9 +58,7 @@ def apply_operator(op: Operator, x: Tensor) -> Tensor:
         if op.links[i].role is Role.BORDER:
             weight = weight.index_select(place, torch.tensor(border_entries(op.links[i])))
     number = {letter: n for n, letter in enumerate(dict.fromkeys([*letters, *legs]))}
-    y = torch.einsum(
-        x, [number[k] for k in letters], weight, [number[k] for k in legs], [number[k] for k in value]
-    )
+    y = torch.einsum(x, [number[k] for k in letters], weight, [number[k] for k in legs], [number[k] for k in value])
     for place, (i, _) in enumerate(value):
         y = torch.nn.functional.pad(y.movedim(place, -1), op.links[i].pad).movedim(-1, place)
     return y.reshape([size.factor for size in op.value_sizes])

@@ -143,5 +143,3 @@ def test_a_shift_is_a_part(shift: int, c: int) -> None:
     op = Operator((Link(Role.STENCIL, fixed(5), taps=(shift,), c=c),), ((0,),), ((0,),), leaf(some(1)))
     x = some(5)
     assert_equal(apply_operator(as_part(op, 0), x), apply_operator(op, x))
-
-

@@ -1,0 +1,78 @@
+"""Layers that are called at several places: they may be merged if every place merges them alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
+
+from torch import fx
+
+from ..capture.capture import Captured
+
+
+class Merge(Protocol):
+    """What is asked here of a merge."""
+
+    @property
+    def members(self) -> frozenset[fx.Node]: ...
+
+
+M = TypeVar("M", bound=Merge)
+Row = tuple[int, ...]
+"""The modules (by identity) that a merge calls, in program order."""
+
+
+def evenly_partnered(captured: Captured, node: fx.Node) -> bool:
+    """Whether every call of a node's module is followed by a call of one other, or every one comes after such a call,
+    and nothing else reads what is between them.
+    """
+    if node.op != "call_module":
+        return False
+    module = captured.module(node)
+    calls = [n for n in captured.graph.nodes if n.op == "call_module" and captured.module(n) is module]
+    partners = ({found(captured, call) for call in calls} for found in (_next, _previous))
+    return any(len(found) == 1 and None not in found for found in partners)
+
+
+def _next(captured: Captured, node: fx.Node) -> int | None:
+    """The module (by identity) whose call alone reads a value, and reads nothing else."""
+    users = list(node.users)
+    alone = len(users) == 1 and users[0].op == "call_module" and users[0].all_input_nodes == [node]
+    return id(captured.module(users[0])) if alone else None
+
+
+def _previous(captured: Captured, node: fx.Node) -> int | None:
+    sources = node.all_input_nodes
+    alone = len(sources) == 1 and sources[0].op == "call_module" and _next(captured, sources[0]) is not None
+    return id(captured.module(sources[0])) if alone else None
+
+
+def is_shared(captured: Captured, merge: Merge) -> bool:
+    """Whether it takes in a module that is called elsewhere too."""
+    return any(captured.module_calls[module] > 1 for module in _row(captured, merge))
+
+
+def uneven(captured: Captured, merges: Sequence[M]) -> list[M]:
+    """The largest of those `merges` that take in a module which another place merges otherwise, or not at all."""
+    found = [
+        merge
+        for group in alike(captured, merges)
+        for merge in group
+        if any(captured.module_calls[module] not in (1, len(group)) for module in _row(captured, merge))
+    ]
+    largest = max((len(merge.members) for merge in found), default=0)
+    return [merge for merge in found if len(merge.members) == largest]
+
+
+def alike(captured: Captured, merges: Iterable[M]) -> list[list[M]]:
+    """The merges of shared modules in groups of the same modules in the same positions, all others alone."""
+    groups: dict[object, list[M]] = {}
+    for merge in merges:
+        shared = is_shared(captured, merge)
+        groups.setdefault(_row(captured, merge) if shared else merge.members, []).append(merge)
+    return list(groups.values())
+
+
+def _row(captured: Captured, merge: Merge) -> Row:
+    calls = sorted((m for m in merge.members if m.op == "call_module"), key=captured.aliases.order.__getitem__)
+    return tuple(id(captured.module(call)) for call in calls)

@@ -1,0 +1,158 @@
+"""In place each merge is proved and swapped before the next; a failure leaves a model that computes the same."""
+
+from __future__ import annotations
+
+import weakref
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+from structures import (
+    NEAR_MISSES,
+    STRUCTURES,
+    NearMiss,
+    Net,
+    Structure,
+    build,
+    conv_norm,
+    error,
+    operations,
+    run,
+    sample,
+    seq,
+)
+from torch import nn
+
+import reparamkit
+from reparamkit import pipeline
+from reparamkit.write import finish, write
+
+X = sample((2, 3, 12, 10), torch.float32)
+
+
+CASES = [pytest.param(case, id=case.name) for case in (*STRUCTURES, *NEAR_MISSES)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_place_is_what_a_copy_is(case: Structure | NearMiss):
+    """The model has the weights of the fused copy, by the same names, and runs the same operations. Scales that linear
+    layers absorb come last in place, so that some numbers are rounded once more.
+    """
+    x = sample(case.shapes[0], torch.float32)
+    wanted = reparamkit.fuse(build(case.make), x)
+    model = build(case.make)
+    assert reparamkit.fuse(model, x, inplace=True) is model
+    assert model.state_dict().keys() == wanted.state_dict().keys()
+    torch.testing.assert_close(model.state_dict(), wanted.state_dict(), rtol=1e-5, atol=1e-6)
+    assert operations(model, x) == operations(wanted, x)
+    mine, theirs = reparamkit.report(model), reparamkit.report(wanted)
+    assert (mine.before, mine.after) == (theirs.before, theirs.after)
+
+
+# --- failures ---------------------------------------------------------------------------------------
+
+PLACES: dict[str, tuple[Any, str]] = {
+    "proof": (pipeline, "check"),
+    "numbers": (write, "settle"),
+    "place": (finish.Finisher, "_move_layers"),
+    "code": (finish.Finisher, "_remove_unread"),
+    "removal": (finish.Finisher, "_remove_dead_modules"),
+    "swap": (finish, "_set"),
+    "splice": (write.Splicer, "commit"),
+    "report": (pipeline, "summarize"),
+}
+ERRORS = (MemoryError, KeyboardInterrupt, ZeroDivisionError)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, place: str, number: int, kind: type[BaseException]) -> None:
+    """Let the call of this number raise."""
+    owner, name = PLACES[place]
+    calls, whole = count(), getattr(owner, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == number:
+            raise kind("injected")
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+def listed(notes: list[str]) -> list[str]:
+    """The paths in the note of an error."""
+    return [path for note in notes for path in note.partition(": ")[2].partition(";")[0].split(", ")]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_failure_at_any_site_leaves_the_function(place: str, monkeypatch: pytest.MonkeyPatch):
+    """Whichever call fails, and how: the outputs are those of before, and a note lists what is merged."""
+    wanted, before = run(build(Net), X), operations(build(Net), X)
+    merged = []
+    for number in count():
+        model, kind = build(Net), ERRORS[number % len(ERRORS)]
+        with monkeypatch.context() as patch:
+            failing(patch, place, number, kind)
+            found = raised(model)
+        if found is None:
+            break
+        assert (type(found), str(found)) == (kind, "injected")
+        merged.append(listed(getattr(found, "__notes__", [])))
+        assert bool(merged[-1]) == (operations(model, X) != before)
+        assert all(type(model.get_submodule(path)) in (nn.Conv2d, nn.Linear) for path in merged[-1])
+        assert error(run(model, X), wanted) <= 1e-6
+    assert merged[-1]
+    assert len(merged[0]) <= len(merged[-1])
+
+
+def raised(model: nn.Module) -> BaseException | None:
+    """What fusing in place raises."""
+    try:
+        reparamkit.fuse(model, X, inplace=True)
+    except ERRORS as error:
+        return error
+    return None
+
+
+def test_a_failure_can_be_taken_up_again(monkeypatch: pytest.MonkeyPatch):
+    """What a failed run left is a model like any other: fused once more it is as if nothing had happened."""
+    model = build(Net)
+    with monkeypatch.context() as patch:
+        failing(patch, "proof", 2, MemoryError)
+        with pytest.raises(MemoryError):
+            reparamkit.fuse(model, X, inplace=True)
+    fused = reparamkit.fuse(model, X, inplace=True)
+    assert operations(fused, X) == operations(reparamkit.fuse(build(Net), X), X)
+    assert error(run(fused, X), run(build(Net), X)) <= 1e-6
+
+
+# --- memory -----------------------------------------------------------------------------------------
+
+
+def test_old_layers_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    """When a merge is proved, the weights of all merges before it are gone: what is needed besides the model is one
+    merged layer.
+    """
+    model = build(lambda: seq(*(layer for _ in range(6) for layer in (conv_norm(3, 3), nn.ReLU()))))
+    old = [weakref.ref(model[2 * k][0].weight) for k in range(6)]
+    proved = count(1)
+    whole = pipeline.check
+
+    def check(*args: Any) -> float:
+        alive = sum(weight() is not None for weight in old)
+        assert alive == 7 - next(proved)
+        return whole(*args)
+
+    monkeypatch.setattr(pipeline, "check", check)
+    reparamkit.fuse(model, X, inplace=True)
+    assert next(proved) == 7
+    assert [weight() for weight in old] == [None] * 6
+
+
+def test_a_graph_leaves_the_model():
+    """`as_graph=True` makes another model; with inplace it shares the tensors that it did not merge."""
+    model = build(lambda: seq(conv_norm(3, 4), nn.PReLU()))
+    graph = reparamkit.fuse(model, X, as_graph=True, inplace=True)
+    assert graph is not model
+    assert operations(model, X) == "conv norm _prelu_kernel"
+    assert error(run(graph, X), run(model, X)) <= 1e-6
+    assert graph.state_dict()["1.weight"].data_ptr() == model.state_dict()["1.weight"].data_ptr()

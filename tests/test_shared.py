@@ -1,0 +1,200 @@
+"""Layers that are called at several places are merged once for all of them, or left with a reason."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from structures import Model, build, conv, conv_norm, error, norm, operations, repvgg, run, sample, seq
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import reparamkit
+
+X = sample((2, 4, 12, 8), torch.float32)
+
+
+class Head(nn.Module):
+    """The head of RetinaNet: towers of convolution, norm and ReLU, called on every level of a pyramid."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.tower = seq(*(layer for _ in range(2) for layer in (*conv_norm(c, c), nn.ReLU())))
+        self.score = conv(c, 3)
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        return [self.score(self.tower(level)) for level in levels]
+
+
+class Detector(nn.Module):
+    """A stem, a pyramid of three levels, and one head for all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down, self.head = conv_norm(4, 4), conv(4, 4, s=2), Head(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        large = torch.relu(self.stem(x))
+        middle = self.down(large)
+        small = self.down(middle)
+        return torch.cat([level.flatten(1) for level in self.head([large, middle, small])], 1)
+
+
+def model(body: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: Model(body, **{"a": conv(4, 4), "n": norm(4), "m": norm(4), "b": conv(4, 4), **copy.deepcopy(parts)})
+
+
+def upsampled(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[2:])
+
+
+MERGED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "a pair on three levels": (Detector, "conv relu conv conv " + " ".join(["conv relu conv relu conv"] * 3) + " cat"),
+    "a pair applied twice": (model(lambda m, x: m.n(m.a(torch.relu(m.n(m.a(x)))))), "conv relu conv"),
+    "a block called twice": (
+        lambda: Model(lambda m, x: m.block(torch.relu(m.block(x))), block=conv_norm(4, 4)),
+        "conv relu conv",
+    ),
+    "a row of three": (
+        lambda: Model(lambda m, x: m.row(torch.relu(m.row(x))), row=seq(norm(4), conv(4, 4, 1), norm(4))),
+        "conv relu conv",
+    ),
+    "a pair on two sizes": (
+        model(lambda m, x: m.n(m.a(x)) * upsampled(m.n(m.a(F.max_pool2d(x, 2))), x)),
+        "conv max_pool2d_with_indices conv upsample_nearest2d mul",
+    ),
+}
+
+LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "each place its own norm": (
+        model(lambda m, x: m.n(m.a(x)) * torch.relu(m.m(m.a(torch.relu(x))))),
+        "conv norm relu conv norm relu mul",
+    ),
+    "once with the norm, once without": (
+        model(lambda m, x: m.n(m.a(x)) * torch.relu(m.a(torch.relu(x)))),
+        "conv norm relu conv relu mul",
+    ),
+    "one norm, two convolutions": (
+        model(lambda m, x: m.n(m.a(x)) * torch.relu(m.n(m.b(torch.relu(x))))),
+        "conv norm relu conv norm relu mul",
+    ),
+    "the value between them is read at one place": (
+        model(lambda m, x: m.n(m.a(x)) * (lambda y: m.n(y) * torch.sigmoid(y))(m.a(torch.relu(x)))),
+        "conv norm relu conv norm sigmoid mul mul",
+    ),
+    "the other way round at one place": (
+        model(lambda m, x: m.n(m.a(torch.relu(m.a(m.n(x)))))),
+        "norm conv relu conv norm",
+    ),
+}
+
+
+def both(table: dict[str, Any]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("make", "left"), table.values(), ids=table)
+
+
+@both(MERGED)
+@pytest.mark.parametrize("options", [{}, {"inplace": True}, {"as_graph": True}], ids=["copy", "in place", "graph"])
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_what_is_alike_everywhere_is_merged(make: Callable[[], nn.Module], left: str, options: Any, with_inputs: bool):
+    """One merged layer serves all places: outputs are equal, and no number is stored twice."""
+    net, wanted = build(make), run(build(make), X)
+    before = sum(p.numel() for p in net.parameters())
+    fused = reparamkit.fuse(net, X if with_inputs else None, **options)
+    assert operations(fused, X) == left
+    assert error(run(fused, X), wanted) <= 1e-6
+    assert sum(p.numel() for p in fused.parameters()) < before
+    other = sample((1, 4, 16, 12), torch.float32)
+    assert error(run(fused, other), run(build(make), other)) <= 1e-6
+
+
+@both(LEFT)
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+def test_what_differs_somewhere_is_left(make: Callable[[], nn.Module], left: str, inplace: bool):
+    """It runs as before, and the report says at how many places it is called."""
+    net, wanted = build(make), run(build(make), X)
+    fused = reparamkit.fuse(net, X, inplace=inplace)
+    assert operations(fused, X) == left
+    assert torch.equal(run(fused, X), wanted)
+    assert any("called at 2 places" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+def test_a_shared_block_with_a_sum(inplace: bool):
+    """A block that is called as a whole is merged as a whole, for all calls."""
+    make = lambda: Model(lambda m, x: m.block(torch.relu(m.block(x))), block=repvgg(4))  # noqa: E731
+    fused = reparamkit.fuse(build(make), X, inplace=inplace)
+    assert operations(fused, X) == "conv relu conv"
+    assert error(run(fused, X), run(build(make), X)) <= 1e-6
+
+
+def test_a_place_that_merges_more_than_another():
+    """Where only one place could take a further layer in, the pair is merged alike at both, and the rest is left."""
+    make = lambda: Model(  # noqa: E731
+        lambda m, x: m.c(m.n(m.a(torch.relu(m.n(m.a(x)))))), a=conv(4, 4, 1), n=norm(4), c=conv(4, 4, 1)
+    )
+    fused = reparamkit.fuse(build(make), X)
+    assert operations(fused, X) == "conv relu conv conv"
+    assert error(run(fused, X), run(build(make), X)) <= 1e-6
+
+
+class Untraceable(nn.Module):
+    """Looks at numbers, and calls a module of its parent."""
+
+    def __init__(self, pair: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = pair[0], pair[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) if float(x.sum()) > -1e9 else self.conv(x)
+
+
+def test_calls_that_were_not_traced():
+    """If a run calls a pair more often than the trace, it is left."""
+
+    def make() -> nn.Module:
+        pair = conv_norm(4, 4)
+        return Model(lambda m, x: m.odd(m.pair(torch.relu(m.pair(x)))), pair=pair, odd=Untraceable(pair))
+
+    fused = reparamkit.fuse(build(make), X)
+    assert torch.equal(run(fused, X), run(build(make), X))
+    assert operations(fused, X).split().count("norm") == 3
+    assert any("times in a run" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+def test_a_method_written_again_leaves_shared_pairs():
+    """A pair that is called in a method whose code changes stays as it is, or is merged; the outputs are equal."""
+    make = lambda: Model(  # noqa: E731
+        lambda m, x: m.n(m.a(torch.relu(m.n(m.a(x))))) + (m.b(x) + m.c(x)),
+        a=conv(4, 4),
+        n=norm(4),
+        b=conv(4, 4),
+        c=conv(4, 4, 1),
+    )
+    for options in ({}, {"inplace": True}):
+        fused = reparamkit.fuse(build(make), X, **options)
+        assert error(run(fused, X), run(build(make), X)) <= 1e-6
+
+
+def test_other_weights_of_a_shared_pair():
+    """The recipe has the shared layer once; a pickled or copied model still shares it."""
+    net = build(Detector)
+    fused, other = reparamkit.fuse(net, X), build(Detector)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    fused.load_state_dict(reparamkit.convert_state_dict(fused, other.state_dict()))
+    assert error(run(fused, X), run(other, X)) <= 1e-5
+    assert error(run(copy.deepcopy(fused), X), run(other, X)) <= 1e-5
+
+
+def test_a_shared_pair_with_a_hook_is_left():
+    net = build(MERGED["a pair applied twice"][0])
+    net.n.register_forward_hook(lambda module, args, output: 2 * output)
+    wanted = run(net, X)
+    fused = reparamkit.fuse(net, X)
+    assert operations(fused, X) == "conv norm mul relu conv norm mul"
+    assert torch.equal(run(fused, X), wanted)
