@@ -56,13 +56,20 @@ def _reasons(module: nn.Module, paths: frozenset[str], gone: set[str], hidden: H
     for path in sorted(paths):
         owner, _, name = path.removesuffix("()").rpartition(".")
         inside = [inner for inner in gone if name == "**" and f"{inner}.".startswith(f"{owner}." if owner else "")]
-        replaced = any(outer in gone for outer in upwards(owner)) and not hasattr(_at(module, owner), name)
-        if replaced or inside:
+        if inside or (any(outer in gone for outer in upwards(owner)) and not _is_there(module, owner, name)):
             yield f"'{min(inside, default=owner)}', which was merged"
         elif path.endswith("()") and path[:-2] in gone and _at(module, path[:-2]) is None:
             yield f"'{path[:-2]}', which was merged"
         elif (at := _at(module, owner)) is not None and name in hidden.get(at, {}):
             yield f"'{path.removesuffix('()')}', which uses what was merged"
+
+
+def _is_there(module: nn.Module, owner: str, name: str) -> bool:
+    """Whether what takes the place of a layer has what the method reads of it; "*" is anything."""
+    found: object = module
+    for part in owner.split("."):
+        found = getattr(found, part, None)
+    return found is not None and (name.startswith("*") or hasattr(found, name))
 
 
 def _relative(paths: Iterator[str]) -> dict[str, set[str]]:
