@@ -32,6 +32,8 @@ SIZES = (None, 3, 7, 12, 40)
 """What free sizes are set to in the checks; None: as in the example inputs."""
 ENOUGH = 2**16
 """Elements: an input larger than this is drawn only if no smaller one could be run."""
+LARGEST = 64 * ENOUGH
+"""Elements: no larger input is drawn, but of the sizes of the example inputs."""
 
 
 def tolerance(dtype: torch.dtype, fan_in: int = 4096, depth: int = 64) -> float:
@@ -200,7 +202,8 @@ def check(piece: Piece, where: str) -> float:
     """
     tried: list[_Try] = []
     for elements, size in sorted((_elements(piece, size), k) for k, size in enumerate(SIZES)):
-        if not tried or elements <= ENOUGH:
+        limit = ENOUGH if tried else math.inf if SIZES[size] is None else LARGEST
+        if elements <= limit:
             tried += _tries(piece, SIZES[size])
     if not tried:
         raise NotFusable("the layers could not be run on any input that was tried, so the merge is not proved")
