@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import random
 import traceback
@@ -339,8 +338,9 @@ def _twice(program: Program, fused: nn.Module, trial: Trial) -> Failure | None:
 
 
 def _order(original: nn.Module, fused: nn.Module, example: tuple[Tensor, ...] | None) -> Failure | None:
-    """The order of the built-in rules does not matter."""
-    for order in itertools.islice(itertools.permutations(reparamkit.rules), 1, None, 37):
+    """The order of the built-in rules does not matter: backwards, each rule first once."""
+    rules = tuple(reparamkit.rules)[::-1]
+    for order in ((*rules[k:], *rules[:k]) for k in range(len(rules))):
         other = reparamkit.fuse(original, example, rules=order).state_dict()
         mine = fused.state_dict()
         if other.keys() != mine.keys() or not all(torch.equal(t, other[n]) for n, t in mine.items()):
