@@ -322,6 +322,8 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     private = model if at_once else _sharing_copy(model)
     with intact(private):
         parts = capture_parts(private, request.inputs, _is_leaf, whole=request.as_graph)
+        for part in parts.captured:
+            name_parts(part)
         before, original = _measured(private, parts)
     if request.as_graph and parts.opaque:
         path, reason = next(iter(parts.opaque.items()))
@@ -420,7 +422,6 @@ def _fused_part(captured: Captured, request: Request, tape: Tape, swapped: list[
 def _simplify(captured: Captured) -> None:
     """Take out of the graph what stands between layers and computes nothing."""
     join_borders(captured)
-    name_parts(captured)
     reading = _read(captured)
     drop_identities(captured, reading)
     drop_dead(captured, reading)
