@@ -135,10 +135,11 @@ class Aliases:
         return [w for w in self.writers if first < self.order[w] < last and w in self.of(node)]
 
     def writes_before(self, reader: fx.Node) -> list[fx.Node]:
-        """Writes into what a node reads, before it reads that."""
-        end = self.order.get(reader, 0)
+        """Writes into what a node reads, after that was made and before it is read."""
         read = [n for n in reader.all_input_nodes if n in self.order]
-        return [w for w in self.writers if self.order[w] < end and any(w in self.of(n) for n in read)]
+        if reader not in self.order:
+            return []
+        return list(dict.fromkeys(w for n in read for w in self.writes_between(n, reader)))
 
     def _barriers(self) -> set[fx.Node]:
         """Values whose memory is written while something else can still see it: left as they are."""
