@@ -34,8 +34,8 @@ def windowed(f: Link, g: Link) -> Link | None:
     least = max(f.low + f.high, (low - 1) * g.stride + last + f.high + 1 if low else 0)
     if high and beyond is not None:
         least = max(least, f.low - first + g.stride * high - beyond)
-    if not f.size.known:
-        while low + high and g.stride * (low + high - 1) - g.c < least:
+    if low and high and not f.size.known:
+        while g.stride * (low + high - 1) - g.c < least:
             low += 1
     size = g.resized(f.size).size_out
     if f.size.known and (f.size.factor < least or size.factor < low + high):

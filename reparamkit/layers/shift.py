@@ -21,7 +21,7 @@ def with_borders(x: Tensor, bias: Tensor, borders: Borders) -> Tensor:
 
     x: any shape. bias: broadcasts to x, but for the axes of `borders`; along one of (low, high) it has
         ``low + 1 + high`` entries.
-    Raises `GuardError`: x is smaller than its borders.
+    Raises `GuardError`: x has no room for the borders at both of its ends.
     """
     for dim, (low, high) in zip(range(-len(borders), 0), borders, strict=True):
         if low + high:
@@ -33,7 +33,9 @@ fx.wrap("with_borders")
 
 
 def _stretched(bias: Tensor, dim: int, middle: int, low: int, high: int) -> Tensor:
-    """The bias with its middle entry `middle` times."""
+    """The bias with its middle entry `middle` times; a border at one end alone is cut where x is smaller."""
+    if middle < 0 and not (low and high):
+        return bias.narrow(dim, 0 if low else 1 - middle, low + high + middle)
     if middle < 0:
         raise GuardError(
             f"this model was fused for maps of at least {low + high} positions in dimension {dim}, found"
