@@ -242,10 +242,10 @@ def _captured(
     sized: bool,
     factories: bool,
 ) -> Captured:
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if sized else None
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     tracer = Tracer(is_leaf, mode, opaque.values(), factories)
     names = _structure(model.get_submodule(path), inputs)
-    values = {} if mode is None else map_leaves(as_fake(mode), names.values)
+    values = map_leaves(as_fake(mode), names.values) if sized else {}
     try:
         with _state_kept(model) as (changed, stored):
             graph = tracer.traced_call(model, path, names.args, names.kwargs, values)

@@ -1,12 +1,13 @@
 """Trace a model's forward into one flat torch.fx graph, remembering which call of which module made each node.
 
-Without example inputs this is plain symbolic tracing. With them every proxy carries a fake tensor, so ranks,
-sizes, dtypes and devices are known while sizes stay symbolic in the graph: a size can be iterated, unpacked
-and computed with, and a branch on a size is taken and recorded as a guard.
+Every proxy whose value follows from parameters and from the example inputs, if there are any, carries a fake tensor, so
+ranks, sizes, dtypes and devices are known while sizes stay symbolic in the graph: a size can be iterated, unpacked
+and computed with, and a branch on a size is taken and recorded as a guard. The rest is plain symbolic tracing.
 """
 
 from __future__ import annotations
 
+import dis
 import inspect
 import operator
 import sys
@@ -37,8 +38,10 @@ FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.e
 """Functions that make a tensor of nothing, for the forward to fill."""
 WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "setitem"})
 """Operators that write into their first operand."""
+SPLITS = (torch.split, Tensor.split, "split", "split_with_sizes")
+"""Functions and methods that split a tensor into parts."""
 UNKNOWN = object()
-"""The value of a proxy when there are no example inputs."""
+"""The value of a proxy that follows from inputs of which there is no example."""
 
 
 class Named:
@@ -77,7 +80,7 @@ class Opaque:
 
 
 class ValueProxy(fx.Proxy):
-    """A proxy that knows the (fake) value of its node, if there are example inputs."""
+    """A proxy that knows the (fake) value of its node, if that follows from what is known."""
 
     tracer: Any
 
@@ -92,14 +95,16 @@ class ValueProxy(fx.Proxy):
         return _Attribute(self, name)
 
     def __iter__(self) -> Iterator[Any]:
-        if self.value is UNKNOWN:
-            return super().__iter__()
-        return iter([operator.getitem(self, i) for i in range(len(self.value))])
+        wanted = _parts(self.node) or _unpacked(sys._getframe(1)) if self.value is UNKNOWN else len(self.value)
+        if wanted is None:
+            raise _needs_values(f"the number of parts of the value {self.node}")
+        return iter([operator.getitem(self, i) for i in range(wanted)])
 
     def __len__(self) -> int:
-        if self.value is UNKNOWN:
+        known = _parts(self.node) if self.value is UNKNOWN else len(self.value)
+        if known is None:
             raise _needs_values(f"len() of the value {self.node}")
-        return len(self.value)
+        return known
 
     def __bool__(self) -> bool:
         return bool(self._decided("a branch"))
@@ -167,6 +172,18 @@ class _Attribute(ValueProxy):
         if self.name in RANK_METHODS and value is not UNKNOWN:
             return value
         return made
+
+
+def _parts(node: fx.Node) -> int | None:
+    """How many parts a split into parts of given sizes has."""
+    sizes = node.args[1] if len(node.args) > 1 and node.target in SPLITS else None
+    return len(sizes) if isinstance(sizes, (list, tuple)) else None
+
+
+def _unpacked(frame: FrameType) -> int | None:
+    """How many values ``a, b = ...`` takes, if that is what is being run."""
+    code, at = frame.f_code.co_code, frame.f_lasti
+    return code[at + 1] if dis.opname[code[at]] == "UNPACK_SEQUENCE" else None
 
 
 def _on_one_device(a: Any, b: Any) -> bool:
@@ -249,14 +266,14 @@ class Tracer(fx.Tracer):
 
     is_leaf: whether a module is one node of the graph rather than traced through.
     opaque: further such modules, which may not even run on fake values. failed: the call in which tracing stopped.
-    mode: the fake mode of the example values, None to trace without values. factories: whether tensors that are made
+    mode: the fake mode of the values that are known. factories: whether tensors that are made
     of nothing are traced, which is needed only if the forward writes into them.
     """
 
     def __init__(
         self,
         is_leaf: Callable[[nn.Module], bool],
-        mode: FakeTensorMode | None,
+        mode: FakeTensorMode,
         opaque: Iterable[Opaque] = (),
         factories: bool = False,
     ) -> None:
@@ -365,17 +382,18 @@ class Tracer(fx.Tracer):
         if _writes_constant(target, args, kwargs):
             raise WritesConstant(f"the forward writes a traced value into a tensor that is not traced{_where(self)}")
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        if self.mode is not None and kind not in ("placeholder", "output") and not is_guard(target):
+        if kind not in ("placeholder", "output") and not is_guard(target) and _is_known(proxy.node):
             self.busy = True
             try:
-                proxy.node.meta["val"] = self._value(proxy.node, self.mode)
+                proxy.node.meta["val"] = self._value(proxy.node)
             finally:
                 self.busy = False
         return proxy
 
-    def _value(self, node: fx.Node, mode: FakeTensorMode) -> Any:
+    def _value(self, node: fx.Node) -> Any:
         recorded = self.outputs.get(id(self.root.get_submodule(str(node.target)))) if node.op == "call_module" else None
-        return map_leaves(as_fake(mode), recorded.pop(0)) if recorded else evaluate_node(node, self.root, mode)
+        fake = as_fake(self.mode)
+        return map_leaves(fake, recorded.pop(0)) if recorded else evaluate_node(node, self.root, self.mode)
 
     def real(self, node: fx.Node) -> Tensor | None:
         """The real value of a node that depends on parameters and buffers only, if it is one number."""
@@ -393,6 +411,11 @@ class Tracer(fx.Tracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
+
+
+def _is_known(node: fx.Node) -> bool:
+    """Whether the value of a node follows from the inputs that are known, and from the model's own tensors."""
+    return all("val" in each.meta or each.op == "get_attr" for each in node.all_input_nodes)
 
 
 def as_node(leaf: Any) -> Any:

@@ -110,7 +110,6 @@ NORMS = (
         lambda: PreNorm(FunctionNorm(8), Attention(8)),
         TOKENS_8,
         f"native_layer_norm {ATTENTION}",
-        needs_inputs=True,
     ),
     Structure(
         "RMS norm by hand, then queries, keys and values",
@@ -151,7 +150,6 @@ NORMS = (
         lambda: seq(FunctionNorm(4, permuted=True), conv(4, 6, 1)),
         MAPS,
         "native_layer_norm conv",
-        needs_inputs=True,
     ),
     Structure(
         "layer norm, mean over tokens, head",

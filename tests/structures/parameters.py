@@ -146,7 +146,7 @@ class LowRank(nn.Module):
 
 
 FUNCTIONS = (
-    Structure("functional conv, bn, linear", lambda: Functional(4), MAPS, "conv relu mean linear", needs_inputs=True),
+    Structure("functional conv, bn, linear", lambda: Functional(4), MAPS, "conv relu mean linear"),
     Structure(
         "functional norm after a layer",
         lambda: seq(conv(4, 5), OwnNorm(5)),
@@ -270,7 +270,6 @@ PARAMETERS = (
         lambda: seq(Edges(4), nn.PReLU()),
         MAPS,
         "conv _prelu_kernel",
-        needs_inputs=True,
         equation="K' = K3 + (a M) K1, M a Sobel mask",
         source="ECBSR, Zhang et al. 2021",
     ),
@@ -279,7 +278,6 @@ PARAMETERS = (
         lambda: seq(Standardised(4, 5, 3, padding=1), norm(5)),
         MAPS,
         "conv",
-        needs_inputs=True,
         equation="W = (V - mean(V)) / std(V), computed once",
         source="BiT, Kolesnikov et al. 2020",
     ),
@@ -288,7 +286,6 @@ PARAMETERS = (
         lambda: Rotated(8, 2),
         TOKENS_8,
         "linear",
-        needs_inputs=True,
         equation="W' = W R, R = (I - S) inverse(I + S)",
         source="OFT, Qiu et al. 2023",
     ),
@@ -297,7 +294,6 @@ PARAMETERS = (
         lambda: Spectrum(8),
         TOKENS_8,
         "linear",
-        needs_inputs=True,
         equation="W' = W + real(ifft(E)), E sparse",
         source="FourierFT, Gao et al. 2024",
     ),
@@ -316,7 +312,6 @@ PARAMETERS = (
         ),
         MAPS,
         "conv",
-        needs_inputs=True,
         equation="`if self.alpha:` is decided by the parameter",
         source="PP-YOLOE, Xu et al. 2022",
     ),

@@ -75,7 +75,6 @@ PARTS = (
         ),
         MAPS,
         "conv",
-        needs_inputs=True,
     ),
     Structure(
         "a split that reads a layer, a norm on each part",
@@ -87,6 +86,5 @@ PARTS = (
         ),
         MAPS,
         "conv relu conv cat",
-        needs_inputs=True,
     ),
 )

@@ -56,7 +56,6 @@ UPSAMPLED = (
         lambda: seq(nearest((1, 2, 2)), nn.Conv3d(4, 5, 3, padding=1)),
         MAPS_3D,
         "conv",
-        needs_inputs=True,
         objective="flops",
     ),
     Structure(
