@@ -22,6 +22,7 @@ from .capture.buffers import other_buffers
 from .capture.capture import Captured, Inputs, run
 from .capture.trees import leaves
 from .errors import EquivalenceError, GuardError, NotFusable
+from .layers.hooks import has_hooks
 from .layers.wide import wide, wide_call, wide_module
 
 SITE_TOLERANCE = 1e-10
@@ -337,7 +338,9 @@ class _Wide:
             return self.captured.attribute(node)
         if node.op == "call_module":
             if node not in self.modules:
-                self.modules[node] = _pixelwise(wide_module(self.captured.module(node)))
+                module = wide_module(self.captured.module(node))
+                # What a hook does comes before or after all that is merged.
+                self.modules[node] = module.forward if has_hooks(module) else _pixelwise(module)
             return self.modules[node](*args, **kwargs)
         return wide_call(node.target, args, kwargs)
 

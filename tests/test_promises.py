@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import random
 import re
 import subprocess
@@ -148,6 +149,54 @@ def test_hooks_elsewhere(nets: tuple[Net, Net]):
     assert len(seen) == 4
     for theirs, mine in zip(seen[:2], seen[2:], strict=True):
         same(mine, theirs)
+
+
+class Row(nn.Module):
+    """Convolutions without anything between them, and a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.conv, self.norm, self.b = conv(3, 4, 1), conv(4, 4), norm(4), conv(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.conv(self.a(x)))) + x
+
+
+@pytest.mark.parametrize("options", [{}, {"inplace": True}], ids=["a copy", "in place"])
+@pytest.mark.parametrize("changes", [False, True], ids=["looking", "changing"])
+def test_hooks_around_a_merge_are_carried_along(changes: bool, options: dict[str, bool]):
+    """What a hook before the first layer and one behind the last saw, and made of it, is as it was."""
+    net = build(Row)
+    seen: list[Tensor] = []
+
+    def look(value: Tensor) -> Tensor | None:
+        seen.append(value.detach().clone())
+        return 2 * value if changes else None
+
+    before = net.conv.register_forward_pre_hook(lambda module, args: look(args[0]))
+    net.norm.register_forward_hook(lambda module, args, output: look(output))
+    wanted, theirs = run(net, X), [seen.pop() for _ in range(2)]
+    fused = reparamkit.fuse(net, X, **options)
+    assert operations(fused, X).count("norm") == 0
+    assert operations(fused, X).count("conv") == 3
+    seen.clear()
+    same(run(fused, X), wanted)
+    for one, other in zip([seen.pop() for _ in range(2)], theirs, strict=True):
+        same(one, other)
+    if options:
+        before.remove()
+        run(fused, X)
+        assert len(seen) == 1
+
+
+@pytest.mark.parametrize("where", ["conv.register_forward_hook", "norm.register_full_backward_hook"])
+def test_hooks_inside_a_merge_refuse_it(where: str):
+    """A value that a hook sees is computed, and so is a gradient."""
+    net = build(Row)
+    operator.attrgetter(where)(net)(lambda *args: None)
+    fused = reparamkit.fuse(net, X, without=["parallel_sum"])
+    assert isinstance(fused.norm, nn.BatchNorm2d)
+    assert any("hooks" in refusal.reason for refusal in reparamkit.report(fused).refusals)
 
 
 def test_output_hook_on_the_model():

@@ -191,10 +191,19 @@ def test_other_weights_of_a_shared_pair():
     assert error(run(copy.deepcopy(fused), X), run(other, X)) <= 1e-5
 
 
-def test_a_shared_pair_with_a_hook_is_left():
+def test_a_hook_behind_a_shared_pair_goes_on_to_the_merged_layer():
     net = build(MERGED["a pair applied twice"][0])
     net.n.register_forward_hook(lambda module, args, output: 2 * output)
     wanted = run(net, X)
     fused = reparamkit.fuse(net, X)
-    assert operations(fused, X) == "conv norm mul relu conv norm mul"
+    assert operations(fused, X) == "conv mul relu conv mul"
+    assert error(run(fused, X), wanted) <= 1e-5
+
+
+def test_a_shared_pair_with_a_hook_between_is_left():
+    net = build(MERGED["a pair applied twice"][0])
+    net.n.register_forward_pre_hook(lambda module, args: 2 * args[0])
+    wanted = run(net, X)
+    fused = reparamkit.fuse(net, X)
+    assert operations(fused, X) == "conv mul norm relu conv mul norm"
     assert torch.equal(run(fused, X), wanted)

@@ -7,8 +7,8 @@ from torch import fx
 from ..algebra.form import Form
 from ..capture.aliases import target_name
 from ..capture.capture import Captured
+from ..layers.hooks import has_hooks
 from .reading import Reading
-from .scope import has_hooks
 
 RETURN_THEIR_INPUT = ("identity", "dropout", "alpha_dropout", "feature_alpha_dropout")
 """Beginnings of the names of calls that return the tensor they get, not a copy of it."""

@@ -14,7 +14,7 @@ from ..errors import NotFusable
 from ..layers.normalize import CHANNELS, FUNCTIONS, affine, arguments, norm_class, read_affine, without_affine
 from .placing import layer_cost
 from .reading import Reading
-from .scope import Scope
+from .scope import WATCHED, Scope, watched
 
 Refused = Callable[[fx.Node, str], None]
 PARAMETERS: tuple[str, ...] = ("weight", "bias")
@@ -37,12 +37,16 @@ def take_apart(captured: Captured, scope: Scope, reading: Reading, no: Refused) 
     """
     for node in list(captured.graph.nodes):
         second = _second(reading, node)
-        reason = None if second is None else scope.refusal(node) or _read_by_code(captured, node)
+        reason = None if second is None else _stays_whole(captured, scope, node)
         if reason is not None and any(user in reading.read for user in node.users):
             no(node, reason)
         elif second is not None and reason is None:
             _take_apart(captured, node, second)
     captured.forget()
+
+
+def _stays_whole(captured: Captured, scope: Scope, node: fx.Node) -> str | None:
+    return WATCHED if watched(captured, node) else scope.refusal(node) or _read_by_code(captured, node)
 
 
 def _read_by_code(captured: Captured, node: fx.Node) -> str | None:

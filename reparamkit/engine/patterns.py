@@ -11,7 +11,7 @@ from ..capture.capture import Captured
 from ..errors import NotFusable, RuleError
 from ..layers.price import Cost
 from .choose import Replacement, Site
-from .scope import Scope, check_calls
+from .scope import WATCHED, Scope, check_calls, watched
 
 
 class Found(Protocol):
@@ -78,7 +78,7 @@ def _site(captured: Captured, scope: Scope, rule: GraphRule, node: fx.Node, foun
 def _check_members(captured: Captured, scope: Scope, value: fx.Node, members: frozenset[fx.Node]) -> None:
     check_calls(captured, members)
     for node in members:
-        reason = scope.refusal(node)
+        reason = WATCHED if watched(captured, node) else scope.refusal(node)
         if reason is not None:
             raise NotFusable(reason)
         if node is not value and not set(node.users) <= members:

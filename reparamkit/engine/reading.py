@@ -22,10 +22,11 @@ from ..capture.capture import Captured
 from ..capture.guards import is_guard
 from ..capture.tracer import FACTORIES
 from ..errors import NotFusable
+from ..layers.hooks import AFTER, BEFORE
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module, computes_weight
 from .arithmetic import evaluated, is_constant, rounded_to, widened
-from .scope import Scope
+from .scope import Scope, watched
 
 MAX_COMBINATIONS = 16
 MAX_SORTED = 256
@@ -173,8 +174,12 @@ class _Reader:
         elif self.node.op.startswith("call"):
             found = self._call()
         kept = self.prune(self.node, found)
-        if kept:
+        if kept and not self._seen(AFTER):
             self.out.forms[self.node] = [*kept, *self.out.forms[self.node]]
+
+    def _seen(self, table: str) -> bool:
+        """Whether hooks see (and may change) what goes into the node, or comes out of it: forms begin and end there."""
+        return watched(self.captured, self.node, table)
 
     # --- values that are not forms ---------------------------------------------------------------
 
@@ -197,8 +202,8 @@ class _Reader:
         inputs = self.node.all_input_nodes
         reader = self._reader()
         found = self._read(reader) if reader is not None and any(n in self.out.forms for n in inputs) else []
-        shape = self._read_shape() or self._same_shape() or self._given_shape(reader) or _own_shape(self.node)
-        self._as_source(shape)
+        known = None if self._seen(AFTER) else self._read_shape() or self._same_shape() or self._given_shape(reader)
+        self._as_source(known or _own_shape(self.node))
         return found
 
     def _evaluate_constant(self) -> bool:
@@ -328,7 +333,7 @@ class _Reader:
         that share their sources.
         """
         inputs = [n for n in self.node.all_input_nodes if n in self.out.forms]
-        forms = [self.out.forms[n][::-1] for n in inputs]
+        forms = [self.out.forms[n][: -2 if self._seen(BEFORE) else None : -1] for n in inputs]
         first, *level = (tuple(f[min(k, len(f) - 1)] for f in forms) for k in range(max(map(len, forms))))
         rest: list[tuple[Candidate, ...]] = []
         if prod(map(len, forms)) <= MAX_SORTED:

@@ -13,16 +13,10 @@ from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured, storage
 from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
-from ..layers.wide import CASTS, WEIGHT_HOOKS
+from ..layers.hooks import GRADIENTS, has_hooks
+from ..layers.wide import CASTS, computes_weight
 from .methods import called_by_methods
 from .sharing import evenly_partnered
-
-HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class Scope:
         return (
             self._not_chosen(node)
             or self._shared(node)
-            or _hooked(self.captured, node)
+            or _watched(self.captured, node)
             or self._tied(node)
             or self._aliased(node)
             or self._converts(node)
@@ -126,21 +120,27 @@ def _has_state(module: nn.Module) -> bool:
     return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
 
 
-def _hooked(captured: Captured, node: fx.Node) -> str | None:
-    if node.op == "call_module" and has_hooks(captured.module(node)):
-        return "it has hooks, which would see other values after a merge"
-    return None
+WATCHED = "it has hooks, which would see other values after a merge"
+
+
+def _watched(captured: Captured, node: fx.Node) -> str | None:
+    """Hooks on gradients stay with the layer they are on, and those beside a hook that makes the weight; others of a
+    forward can be carried along.
+    """
+    module = captured.module(node) if node.op == "call_module" else nn.Identity()
+    stays = has_hooks(module, *GRADIENTS) or (has_hooks(module) and computes_weight(module))
+    return WATCHED if stays else None
+
+
+def watched(captured: Captured, node: fx.Node, *tables: str) -> bool:
+    """Whether a node calls a module with hooks, in any of these tables (default: all)."""
+    return node.op == "call_module" and has_hooks(captured.module(node), *tables)
 
 
 def place_of(node: fx.Node) -> str:
     """The path of the module a node calls, or stands for; "" for a function."""
     place = node.meta.get("place", node.target if node.op == "call_module" else "")
     return str(place)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module runs more than its forward and the computation of its weight."""
-    return any(not isinstance(hook, WEIGHT_HOOKS) for name in HOOKS for hook in getattr(module, name).values())
 
 
 def partial_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:

@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map
+
+from .hooks import WEIGHT_HOOKS
 
 CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32, "double": torch.float64}
 """Methods that cast to a floating dtype."""
-WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
-"""Pre-hooks that compute the weight of a layer from other parameters."""
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ from ..capture.capture import Captured
 from ..capture.guards import expect, expect_given
 from ..capture.tracer import Frame
 from ..capture.trees import fields_of, is_record
-from ..engine.scope import has_hooks
 from ..engine.sizes import size_of
 from ..errors import NotFusable
+from ..layers.hooks import has_hooks
 
 PLAIN = (bool, int, float, str, type(None))
 WRITABLE = (*PLAIN, complex, torch.dtype, torch.device, torch.memory_format, torch.layout, type(...))

@@ -12,9 +12,10 @@ from torch import Tensor, fx, nn
 from ..capture.capture import Captured
 from ..engine.choose import Site
 from ..engine.norms import join
-from ..engine.scope import innermost, place_of
+from ..engine.scope import WATCHED, innermost, place_of, watched
 from ..engine.sharing import alike, is_shared
 from ..errors import NotFusable
+from ..layers.hooks import carry_hooks
 from ..recipes.tape import Tape
 from .finish import Finisher, settle
 from .splice import Splicer, Written, is_chain, is_swap
@@ -201,6 +202,7 @@ class Writer:
         try:
             with self.tape:
                 self.splicer.splice(written)
+            self._carry_hooks(written)
             error = self.prove(self.captured, written)
             self._settle(written)
             self.judge(self.captured, written)
@@ -213,6 +215,13 @@ class Writer:
             return None
         self.done.append((written, error))
         return written
+
+    def _carry_hooks(self, written: Written) -> None:
+        """Hooks before the first module of a row, and after the last one, are those of the merged layer."""
+        for member in written.site.core:
+            if watched(self.captured, member):
+                (layer,) = written.layers.values()
+                carry_hooks(self.captured.module(member), layer)
 
     # --- which sites can be written ----------------------------------------------------------------
 
@@ -236,6 +245,7 @@ class Writer:
     def check(self, site: Site) -> None:
         """Raises `NotFusable` if a site cannot be written."""
         if self.as_graph:
+            self._check_hooks(site.members)
             return
         site = self._settled(site)
         for scale in _written_out(site):
@@ -245,12 +255,17 @@ class Writer:
 
     def _check(self, site: Site, members: Collection[fx.Node]) -> None:
         """Raises `NotFusable` if the method around some members of a site cannot be written again."""
+        self._check_hooks(members)
         if is_shared(self.captured, site):
             raise NotFusable("its module is called at several places, and a method would have to be written again")
         if self.finisher.calls(members) & self.shared:
             raise NotFusable("the method around it has a layer that is called at several places, and merged for all")
         frame = innermost([self.captured.frame(m) for m in members])
         self.finisher.check(frame, members, _guarded(site))
+
+    def _check_hooks(self, members: Collection[fx.Node]) -> None:
+        if any(watched(self.captured, member) for member in members):
+            raise NotFusable(f"{WATCHED}: only a row of modules carries them along")
 
     def _calls(self, site: Site) -> set[int]:
         return self.finisher.calls(site.core)
