@@ -26,7 +26,7 @@ from ..layers.hooks import AFTER, BEFORE
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module, computes_weight
 from .arithmetic import evaluated, is_constant, rounded_to, widened
-from .scope import Scope, watched
+from .scope import WATCHED, Scope, watched
 
 MAX_COMBINATIONS = 16
 MAX_SORTED = 256
@@ -314,6 +314,8 @@ class _Reader:
         if refusal is not None:
             self.out.no(self.node, refusal)
             return []
+        if self._seen(AFTER) or self._seen(BEFORE):
+            self.out.no(self.node, WATCHED)
         found = []
         for choice in self._choices():
             try:

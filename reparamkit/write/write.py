@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ..capture.capture import Captured
 from ..engine.choose import Site
 from ..engine.norms import join
-from ..engine.scope import WATCHED, innermost, place_of, watched
+from ..engine.scope import innermost, place_of, watched
 from ..engine.sharing import alike, is_shared
 from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
@@ -265,7 +265,7 @@ class Writer:
 
     def _check_hooks(self, members: Collection[fx.Node]) -> None:
         if any(watched(self.captured, member) for member in members):
-            raise NotFusable(f"{WATCHED}: only a row of modules carries them along")
+            raise NotFusable("it has hooks, and only a row of modules carries them along")
 
     def _calls(self, site: Site) -> set[int]:
         return self.finisher.calls(site.core)
