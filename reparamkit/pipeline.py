@@ -29,9 +29,11 @@ from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Everything, Scope, matches
 from .engine.sizes import read_early
+from .engine.stacking import stack, unstack
 from .errors import CaptureError, CoverageError, EquivalenceError, InvalidInputError, RecipeError
 from .inputs import Example, checked_inputs, checked_model
 from .layers.normalize import NORM_INTO_LINEAR
+from .layers.parts import STACK_LAYERS
 from .layers.price import OBJECTIVES
 from .layers.registry import READERS
 from .localize import first_difference
@@ -414,6 +416,10 @@ def _fused_part(captured: Captured, request: Request, tape: Tape, swapped: list[
         with tape:
             take_apart(captured, scope, _read(captured), lambda n, why: said.setdefault(n, []).append(why))
     reading = _merged(captured, request, writer, plans, shown)
+    if request.objective == "launches" and STACK_LAYERS in scope.permitted:
+        stacks = stack(captured, request.scope(captured), _read(captured))
+        reading = _merged(captured, request, writer, [], shown)
+        unstack(captured, stacks)
     seen = [shown.get(id(one), ()) for one, _ in writer.done]
     model, done = writer.finish()
     return Work(model, captured, plans, said, reading, done, seen, trials.found)

@@ -18,6 +18,7 @@ from ..errors import NotFusable
 from .registry import READERS
 from .views import flat, read_unsqueeze
 
+STACK_LAYERS = "stack_layers"
 Lengths = int | Sequence[int]
 
 
@@ -25,6 +26,16 @@ Lengths = int | Sequence[int]
 def read_cat(tensors: Sequence[Form], dim: int = 0) -> Form:
     seen = [_seen(x, dim) for x in _values(tensors)]
     return concatenated([x for x, _ in seen], seen[0][1])
+
+
+def stacked(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """The results of layers that read one value, one after the other: of one layer that has them all."""
+    return torch.cat(list(tensors), dim)
+
+
+@READERS.reader(stacked, moves=0)
+def read_stacked(tensors: Sequence[Form], dim: int) -> Form:
+    return read_cat(tensors, dim).made_by(STACK_LAYERS)
 
 
 @READERS.reader(torch.stack, moves=1)

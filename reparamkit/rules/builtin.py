@@ -33,6 +33,12 @@ BUILTIN = (
         "groups.",
     ),
     Rule(
+        "stack_layers",
+        "[A x + a, B x + b] = [A; B] x + [a; b]",
+        "Layers of one kind that read one value (queries, keys and values) become one, whose result is split. Only "
+        'with objective="launches": neither FLOPs nor stored numbers change.',
+    ),
+    Rule(
         "locality_injection",
         "FC(x) + conv(x) = (W + T(K)) x + b",
         "A convolution beside a full matrix over the same axes is written onto the matrix's diagonals "

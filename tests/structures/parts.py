@@ -3,11 +3,50 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from .blocks import Model, conv, conv_norm, depthwise, in_parts, norm, parameter, seq
-from .table import MAPS, Structure
+from .table import MAPS, TOKENS_8, Structure
+
+
+class Attention(nn.Module):
+    """Queries, keys and values of different widths, used at once and by a module of their own; a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(8, 4), nn.Linear(8, 4, bias=False)
+        self.v, self.out = nn.Linear(8, 6), nn.Linear(6, 8)
+        self.mix = Mix()
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x) * 0.5
+        k = self.k(x).transpose(1, 2)
+        return x + self.out(self.mix(q, k, self.v(x)))
+
+
+class Mix(nn.Module):
+    """The product of attention and values."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.softmax(q @ k, -1) @ v
+
 
 PARTS = (
+    Structure(
+        "queries, keys and values",
+        Attention,
+        TOKENS_8,
+        "linear bmm _softmax bmm linear add",
+        objective="launches",
+        equation="[W_q x, W_k x, W_v x] = [W_q; W_k; W_v] x",
+    ),
+    Structure(
+        "two 1x1 of one map",
+        lambda: Model(lambda m, x: m.a(x).sigmoid() * m.b(x).tanh(), a=conv_norm(4, 6, 1), b=conv_norm(4, 6, 1)),
+        MAPS,
+        "conv sigmoid tanh mul",
+        objective="launches",
+    ),
     Structure(
         "a norm behind a concatenation",
         lambda: Model(

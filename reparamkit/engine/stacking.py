@@ -1,0 +1,112 @@
+"""Stack layers that read one value: their results are concatenated and split again, and the concatenation merges.
+
+Only for ``objective="launches"``: one large layer in place of several has the same FLOPs and fewer launches.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..algebra.operator import Operator, Role
+from ..capture.capture import Captured
+from ..capture.trees import map_leaves
+from ..layers.hooks import has_hooks
+from ..layers.parts import stacked
+from .reading import Reading
+from .scope import Scope
+
+
+def stack(captured: Captured, scope: Scope, reading: Reading) -> list[fx.Node]:
+    """Put a concatenation and a split behind layers of one kind that read one value; returns the concatenations."""
+    found: dict[object, list[fx.Node]] = {}
+    for node in captured.graph.nodes:
+        for key in _kind(captured, scope, reading, node):
+            found.setdefault(key, []).append(node)
+    made = [_stacked(captured, reading, layers) for layers in found.values() if len(layers) > 1]
+    captured.forget()
+    return made
+
+
+def unstack(captured: Captured, made: list[fx.Node]) -> None:
+    """Take the concatenations out again that nothing was merged into."""
+    left = set(made) & set(captured.graph.nodes)
+    for node in left:
+        layers = node.all_input_nodes
+        (split,) = node.users
+        for part in list(split.users):
+            layer = layers[operator.index(part.args[1])]  # type: ignore[arg-type]
+            part.replace_all_uses_with(layer)
+            _hand_on(captured, {part: layer})
+            captured.graph.erase_node(part)
+        captured.graph.erase_node(split)
+        captured.graph.erase_node(node)
+        for layer in layers:
+            # Back into the call that it is from.
+            min(layer.users).prepend(layer)
+    captured.forget()
+
+
+def _kind(captured: Captured, scope: Scope, reading: Reading, node: fx.Node) -> Iterator[object]:
+    """What the layers that a node may be stacked with have in common; nothing if there is no such layer."""
+    form = reading.read.get(node)
+    if form is None or len(form.terms) != 1 or form.guards or not _is_plain(captured, node) or scope.refusal(node):
+        return
+    op = form.sample
+    dims = _mixed(op)
+    if len(dims) == 1:
+        others = [tuple(op.links[i] for i in dim) for d, dim in enumerate(op.value) if d != dims[0]]
+        yield next(iter(form.terms)), dims[0] - len(op.value), tuple(others)
+
+
+def _is_plain(captured: Captured, node: fx.Node) -> bool:
+    """Whether a node calls a module whose result is only read, as it is."""
+    aliases = captured.aliases
+    calls = node.op == "call_module" and len(node.all_input_nodes) == 1 and not has_hooks(captured.module(node))
+    written = any(aliases.written(writer) in aliases.of(node) for writer in aliases.writers) if calls else True
+    return not written and node.all_input_nodes[0] not in aliases.barriers
+
+
+def _mixed(op: Operator) -> list[int]:
+    """The dimensions that are full matrices."""
+    roles = [{op.links[i].role for i in (*a, *b)} for a, b in zip(op.source, op.value, strict=True)]
+    return [d for d, found in enumerate(roles) if found == {Role.IN, Role.OUT}]
+
+
+def _stacked(captured: Captured, reading: Reading, layers: list[fx.Node]) -> fx.Node:
+    """layers: in program order."""
+    graph, first = captured.graph, layers[0]
+    form = reading.read[first]
+    dim = _mixed(form.sample)[0] - len(form.sizes)
+    lengths = [reading.read[layer].sizes[dim].factor for layer in layers]
+    for before, layer in itertools.pairwise(layers):
+        before.append(layer)
+    with graph.inserting_after(layers[-1]):
+        joined = graph.call_function(stacked, (layers, dim))
+    with graph.inserting_after(joined):
+        split = graph.call_function(torch.split, (joined, lengths, dim))
+    joined.meta = split.meta = {name: value for name, value in first.meta.items() if name != "val"}
+    after = split
+    for number, layer in enumerate(layers):
+        with graph.inserting_after(after):
+            after = graph.call_function(operator.getitem, (split, number))
+        after.meta = dict(layer.meta)
+        layer.replace_all_uses_with(after, delete_user_cb=lambda user: user is not joined)
+        _hand_on(captured, {layer: after})
+    return joined
+
+
+def _hand_on(captured: Captured, renamed: Mapping[fx.Node, fx.Node]) -> None:
+    """Let calls that were traced through take and return other nodes."""
+
+    def given_now(leaf: Any) -> Any:
+        return renamed.get(captured.current(leaf), leaf) if isinstance(leaf, fx.Node) else leaf
+
+    for frame in captured.frames:
+        given = frame.args, frame.kwargs, frame.output
+        frame.args, frame.kwargs, frame.output = map_leaves(given_now, given)
