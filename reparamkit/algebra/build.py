@@ -265,7 +265,7 @@ def repeated(x: Form, counts: Sequence[int]) -> Form:
 def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
     """``x[start:stop:step]`` along dimension `dim` (from the right); negative bounds count from the end.
 
-    Raises `NotFusable`: a bound that counts from the other side than the free size grows.
+    Raises `NotFusable`: a bound that counts from the other side than the free size grows, or nothing is left.
     """
     x = _ranked(x, -dim)
     size = x.sizes[dim]
@@ -275,6 +275,8 @@ def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
     first = max(n + start, 0) if start < 0 else start
     last = 0 if stop is None else (stop if stop < 0 else min(stop - n, 0))
 
+    if size.known and first >= n + last:
+        raise NotFusable("a slice that takes nothing")
     if (first, last, step) == (0, 0, 1):
         return permute(x, range(len(x.sizes)))
 

@@ -34,7 +34,7 @@ def is_scale(reading: Reading, node: fx.Node) -> bool:
     if form is None or len(form.terms) != 1 or node in reading.captured.aliases.writers:
         return False
     (term,) = form.terms.values()
-    through = all(link.role in (Role.FREE, Role.DIAGONAL) for link in term.op.links)
+    through = all(link.role in (Role.FREE, Role.DIAGONAL) and not link.segmented for link in term.op.links)
     return through and term.op.source == term.op.value and not any(step.views for t in term.trails for step in t)
 
 

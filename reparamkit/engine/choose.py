@@ -280,9 +280,15 @@ class _Chooser:
         layers = [e for e in deep if e not in views]
         cheap = sorted(layers, key=lambda e: e[:2])
         kept = [e for e in layers if e in cheap[:CHEAPEST] or e in layers[:DEEPEST]]
+        # A scale with several readers may have to stay; then a merge begins behind it.
+        behind = [e for e in layers if e not in kept and any(map(self._is_shared_scale, e[2].form.terms))]
         # The deepest may need a guard that cannot be written where it is read; then a nearer one does without.
         free = [e for e in views[1:] if not e[2].form.guards] if views and views[0][2].form.guards else []
-        return [candidate for _, _, candidate in (*kept, *views[:1], *free[:1])]
+        return [candidate for _, _, candidate in (*kept, *behind[:1], *views[:1], *free[:1])]
+
+    def _is_shared_scale(self, name: str) -> bool:
+        node = self.named[name]
+        return len(node.users) > 1 and is_scale(self.reading, node)
 
     def _depth(self, form: Form) -> int:
         """How far back a form reaches: the position of its latest source, of a part the position of the whole."""
@@ -373,16 +379,18 @@ class _Chooser:
         """The price of the model as it is, as far as it is affine."""
         return sum((self.cost(n) for n in self.captured.graph.nodes), Cost())
 
-    def _written(self) -> _Selection:
-        """The best choice of merges that can all be written."""
+    def _written(self, trial: bool = False) -> _Selection:
+        """The best choice of merges that can all be written. trial: merges that this choice makes needless are good for
+        another.
+        """
         while True:
             plan = self._selected()
             needless = {site.merge for site in plan.sites if not self._worth_absorbing(site, plan)}
             refused = set() if needless else {site.merge for site in plan.sites if not self._can_be_written(site)}
             refused |= set() if needless else self._check_even(plan)
             self.banned = self.banned | needless
-            if refused:
-                self._drop(refused)
+            if gone := refused if trial else refused | needless:
+                self._drop(gone)
             elif not needless:
                 return plan
 
@@ -499,7 +507,7 @@ class _Chooser:
                     return None
                 before = self.banned, self.pinned
                 self.banned, self.pinned = self.banned | banned, self.pinned | pinned
-                other = self._written()
+                other = self._written(trial=True)
                 if self._rank(other) < self._rank(plan):
                     self.reading.no(site.value, "its pieces are needed elsewhere too: merging would add work")
                     return other

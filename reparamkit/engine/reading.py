@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from ..algebra.form import CONSTANT_FOLD, Form, source_form
 from ..algebra.operator import open_sizes
 from ..algebra.size import Size, fixed, free_size
+from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured
 from ..capture.guards import is_guard
 from ..capture.tracer import FACTORIES
@@ -125,7 +126,10 @@ class Reading:
             before.update(new)
             stack += new
         weight = node.op == "call_module" and computes_weight(self.captured.module(node))
-        return weight + sum(n.op.startswith("call") and n not in self.sizes for n in before)
+        return weight + sum(n.op.startswith("call") and n not in self.sizes and not self._is_view(n) for n in before)
+
+    def _is_view(self, node: fx.Node) -> bool:
+        return target_name(node, self.captured.module) in MAY_ALIAS
 
     def spend(self) -> None:
         """Let go of the numbers of all forms; what was chosen has its own."""

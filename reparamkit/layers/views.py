@@ -249,15 +249,22 @@ def read_getitem(input: Form, key: Any) -> Form:
         return _taken_in_order(input, keys)
     if not all(k is Ellipsis or isinstance(k, (slice, int)) for k in keys) or any(isinstance(k, bool) for k in keys):
         raise NotFusable("an index that is no slice")
-    if Ellipsis not in keys:
-        keys = (*keys, *[slice(None)] * (len(_closed(input).sizes) - len(keys)))
-    trailing = keys[keys.index(Ellipsis) + 1 :] if Ellipsis in keys else keys
+    trailing = _trailing(input, keys)
     x = input
     for dim, part in zip(range(-len(trailing), 0), trailing, strict=True):
         if part != slice(None):
             x = _sliced(x, dim, part if isinstance(part, slice) else slice(part, part + 1 or None))
     taken = [dim for dim, part in zip(range(-len(trailing), 0), trailing, strict=True) if isinstance(part, int)]
     return without_units(_closed(x), taken) if taken else x
+
+
+def _trailing(x: Form, keys: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The keys of the last dimensions, as many as there is something to be done to."""
+    place = keys.index(Ellipsis) if Ellipsis in keys else len(keys)
+    before, after = keys[:place], keys[place + 1 :]
+    if Ellipsis in keys and all(key == slice(None) for key in before):
+        return after
+    return (*before, *[slice(None)] * (len(_closed(x).sizes) - len(before) - len(after)), *after)
 
 
 def _is_list(key: Any) -> bool:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ..algebra.operator import Link, Operator, Role, as_diagonal, densify, identity, whole
@@ -41,9 +42,9 @@ class Scale(nn.Module):
         """x: any shape that weight and bias broadcast to; so is the result."""
         if self.weight is None:
             return x if self.bias is None else x + self.bias
+        scaled = x * self.weight if self.bias is None else torch.addcmul(self.bias, x, self.weight)
         # The layers this replaces take no other size, so neither may broadcasting.
-        scaled = (x * self.weight).view_as(x)
-        return scaled if self.bias is None else scaled.add_(self.bias)
+        return scaled.view_as(x)
 
     def extra_repr(self) -> str:
         """Shapes, for print(model)."""
@@ -153,7 +154,7 @@ def _scale(op: Operator, bias: Operator | None) -> LayerPlan:
         weight = None if op.is_identity else _broadcast(op)
         return Scale(weight, None if shift is None else _broadcast(shift))
 
-    return LayerPlan("scale", Cost(elements, elements, stored, 1 if op.is_identity or shift is None else 2), build)
+    return LayerPlan("scale", Cost(elements if op.legs else 0, elements, stored, 1), build)
 
 
 def _uniform(op: Operator) -> Operator:

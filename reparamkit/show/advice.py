@@ -94,6 +94,7 @@ TABLE = (
         r"broadcast|do not agree|sizes 1 and|mixes several dimensions|mixes the samples|mean over the batch"
         r"|differs from place to place|number of dimensions|of rank|needs \d+ dimensions|need.*dimensions"
         r"|come from another dimension|averaged axes|splits or joins an axis|not a scale|nothing is mixed|takes a slice"
+        r"|slice that takes nothing"
         r"|through the graph|sampled again|no single layer computes|would differ from place|is not the same",
     ),
     Advice(

@@ -12,11 +12,12 @@ from reparamkit.algebra.form import source_form
 from reparamkit.algebra.size import fixed, free_size
 from reparamkit.algebra.views import Mean, Permute, Reshape, View
 from reparamkit.errors import NotFusable
+from reparamkit.layers.views import read_getitem
 
 from . import pairs
-from .oracle import apply_operator, evaluate, source
+from .oracle import apply_operator, evaluate, guards_hold, source
 from .pairs import Layer, assert_equal
-from .strategies import Shape, divisors, layers, shapes, some, tensors
+from .strategies import BROAD, Shape, divisors, layers, shapes, some, tensors
 
 
 @st.composite
@@ -119,3 +120,33 @@ def test_a_reshape_tells_the_one_size_that_is_free() -> None:
     assert_equal(evaluate(form, x=x), seen.run(x))
     with pytest.raises(NotFusable, match="regroups free sizes"):
         seen.read(source_form("x", (free_size("x", -2), free_size("x", -1))))
+
+
+@st.composite
+def keys(draw: st.DrawFn, shape: Shape) -> tuple[object, ...]:
+    """An index of some dimensions: slices, numbers, at most one ellipsis anywhere."""
+    found: list[object] = []
+    for size in shape[: draw(st.integers(0, len(shape)))]:
+        start, stop = sorted(draw(st.lists(st.integers(-size, size), min_size=2, max_size=2)))
+        part = st.sampled_from((slice(None), slice(start, stop), slice(start, None), slice(None, stop, 2)))
+        found.append(draw(part | st.integers(-size, size - 1)))
+    if draw(st.booleans()):
+        place = draw(st.integers(0, len(found)))
+        # What follows an ellipsis counts from the end, where the sizes may be others.
+        behind = [key if isinstance(key, slice) else slice(None) for key in found[place:]]
+        found = [*found[:place], Ellipsis, *behind]
+    return tuple(found)
+
+
+@BROAD
+@given(data=st.data(), shape=shapes(largest=5), free=st.booleans())
+def test_an_index_takes_what_torch_takes(data: DataObject, shape: Shape, free: bool) -> None:
+    """Before, at and behind an ellipsis, of sizes that are known or free; or it is refused."""
+    x, key = data.draw(tensors(*shape)), data.draw(keys(shape))
+    sizes = tuple(free_size("x", d, n) if free else fixed(n) for d, n in enumerate(shape, -len(shape)))
+    try:
+        form = read_getitem(source_form("x", sizes), key)
+    except NotFusable:
+        return
+    if guards_hold(form, x=x) and x[key].numel():
+        assert_equal(evaluate(form, x=x), x[key])

@@ -251,7 +251,7 @@ NEAR_MISSES = (
             shift=parameter(1, 4, 1, 1),
         ),
         MAPS,
-        "mul add conv",
+        "scale conv",
         "padding.*raise",
     ),
     NearMiss("average, then padded conv", lambda: seq(nn.AvgPool2d(2, 1), conv(4, 4)), MAPS, "pool conv", "padding"),
@@ -495,10 +495,10 @@ NEAR_MISSES = (
         needs_inputs=True,
     ),
     NearMiss(
-        "a norm behind an activation and a convolution",
-        lambda: Model(lambda m, x: m.norm(torch.cat([x.relu(), m.a(x)], 1)), a=conv(4, 4), norm=norm(8)),
+        "a norm behind two activations",
+        lambda: Model(lambda m, x: m.norm(torch.cat([x.relu(), m.a(x).relu()], 1)), a=conv(4, 4), norm=norm(8)),
         MAPS,
-        "relu conv cat norm",
+        "relu conv relu cat norm",
         "raise FLOPs|nothing linear",
     ),
     NearMiss(

@@ -48,6 +48,18 @@ PARTS = (
         objective="launches",
     ),
     Structure(
+        "a scale that stays for a concatenation, a norm behind another reader",
+        lambda: Model(
+            lambda m, x: (lambda y: torch.cat([m.a(y).relu(), y], 1))(x.relu() * m.scale + m.shift),
+            a=conv_norm(4, 4, 1),
+            scale=parameter(1),
+            shift=parameter(1),
+        ),
+        MAPS,
+        "relu scale conv relu cat",
+        source="HGNetV2",
+    ),
+    Structure(
         "a norm behind a concatenation",
         lambda: Model(
             lambda m, x: m.norm(torch.cat([m.a(x.relu()), m.b(x.sigmoid())], 1)),
@@ -57,6 +69,14 @@ PARTS = (
         ),
         MAPS,
         "relu sigmoid conv conv cat",
+    ),
+    Structure(
+        "a norm behind an activation and a convolution",
+        lambda: Model(lambda m, x: m.norm(torch.cat([x.relu(), m.a(x)], 1)), a=conv(4, 4), norm=norm(8)),
+        MAPS,
+        "relu scale conv cat",
+        needs_inputs=True,
+        near="a norm behind two activations",
     ),
     Structure(
         "mixed depthwise kernels",
