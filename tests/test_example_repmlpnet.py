@@ -170,6 +170,19 @@ def normed(bn: nn.BatchNorm2d, s: int, x: torch.Tensor) -> torch.Tensor:
     return (x - bn.running_mean[s]) / (bn.running_var[s] + bn.eps).sqrt() * bn.weight[s] + bn.bias[s]
 
 
+@torch.no_grad()
+def test_a_block_without_a_perceptron_has_the_rest_of_the_block():
+    whole, x = random_block(8, 4, 4, share_sets=2), torch.randn(2, 8, 8, 8)
+    ungated, fc_only = (
+        model_py.RepMLPBlock(8, 4, 4, share_sets=2, gate_ratio=None, kernels=k).eval() for k in ((1, 3), ())
+    )
+    for block in (ungated, fc_only):
+        block.load_state_dict({name: t for name, t in whole.state_dict().items() if name in block.state_dict()})
+    torch.testing.assert_close(ungated(x) * whole.gp(x), whole(x))
+    assert not torch.allclose(fc_only(x), ungated(x))
+    assert not any("repconv" in name or "gp" in name for name in fc_only.state_dict())
+
+
 def identity_block(channels: int, side: int, share_sets: int) -> nn.Module:
     """A block whose FC3 is the identity and whose convolutions are zero: only its gate is left."""
     block = model_py.RepMLPBlock(channels, side, side, share_sets=share_sets).eval()
