@@ -39,7 +39,7 @@ from training import Trainer  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 CLASSES, IMAGE_SIZE = 10, 32
-RECIPE = ("--data", "fashion-mnist", "--lr", "2e-3", "--weight-decay", "0.05", "--label-smoothing", "0.1")
+RECIPE = ("--data", "fashion-mnist", "--weight-decay", "0.05", "--label-smoothing", "0.1")
 RESMLP = {"image_size": IMAGE_SIZE, "patch_size": 4, "in_channels": 1, "dim": 32, "depth": 3}
 REPMLPNET = {"channels": (16, 32, 64), "partitions": (8, 4, 2), "share_sets": (1, 4, 16), "units": (1, 2, 1)}
 
@@ -51,17 +51,19 @@ class Budget:
     images: int
     epochs: int
     batch_size: int
+    lr: float
     warmup_epochs: float
 
     def options(self) -> Options:
         """The recipe, as the RepMLPNet example takes it."""
-        spent = {"--epochs": self.epochs, "--batch-size": self.batch_size, "--warmup-epochs": self.warmup_epochs}
-        return parse([*RECIPE, "--device", "cpu", *(str(word) for pair in spent.items() for word in pair)])
+        spent = {"--epochs": self.epochs, "--batch-size": self.batch_size}
+        rates = {"--lr": self.lr, "--warmup-epochs": self.warmup_epochs}
+        return parse([*RECIPE, "--device", "cpu", *(str(word) for pair in (spent | rates).items() for word in pair)])
 
 
 BUDGETS = {
-    "full": Budget(images=60_000, epochs=3, batch_size=64, warmup_epochs=0.3),
-    "small": Budget(images=1_000, epochs=40, batch_size=32, warmup_epochs=4),
+    "full": Budget(images=60_000, epochs=3, batch_size=64, lr=1e-2, warmup_epochs=0.3),
+    "small": Budget(images=1_000, epochs=40, batch_size=32, lr=5e-3, warmup_epochs=4),
 }
 
 
@@ -138,6 +140,13 @@ def fuse(model: nn.Module, data: Data) -> tuple[nn.Module, Comparison]:
 
 def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def fashion_mnist() -> Data:
+    """Without the random shifts of the example: in so few epochs they cost more than they give."""
+    data = load_data("fashion-mnist", IMAGE_SIZE)
+    data.train.shift = 0  # type: ignore[attr-defined]
+    return data
 
 
 # --- all runs --------------------------------------------------------------------------------------------
@@ -222,7 +231,7 @@ def main() -> None:
         return
     torch.set_num_threads(options.threads)
     record_settings(options.results.with_suffix(".json"), options.seeds)
-    train_missing(options.results, options.seeds, load_data("fashion-mnist", IMAGE_SIZE))
+    train_missing(options.results, options.seeds, fashion_mnist())
 
 
 if __name__ == "__main__":
