@@ -13,7 +13,7 @@ from typing import Any
 from scipy.stats import ttest_1samp  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE, IMAGES = ROOT / "docs" / "evidence.md", ROOT / "docs" / "img"
+PAGE = ROOT / "docs" / "evidence.md"
 
 ARMS = {
     "resmlp": "ResMLP",
@@ -84,13 +84,9 @@ def read(path: Path) -> Results:
 
 
 def write(path: Path) -> None:
-    """Write the page and draw its pictures."""
-    import evidence_pictures
-
-    results = read(path)
-    PAGE.write_text(page(results))
+    """Write the page."""
+    PAGE.write_text(page(read(path)))
     print(PAGE.relative_to(ROOT))
-    evidence_pictures.draw(results, IMAGES)
 
 
 # --- the page --------------------------------------------------------------------------------------------

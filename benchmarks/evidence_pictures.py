@@ -9,17 +9,18 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from evidence_page import ARMS, BUDGETS, COMPARISONS, Estimate, Results
+from evidence_page import ARMS, BUDGETS, COMPARISONS, ROOT, Estimate, Results
 from matplotlib.axes import Axes
 
 STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "reparamkit", "svg.fonttype": "path"}
+IMAGES = ROOT / "docs" / "img"
 INK, DOT = "#1f2933", "#1d8a7d"
 
 
-def draw(results: Results, folder: Path) -> None:
+def draw(results: Results) -> None:
     with plt.rc_context(STYLE):
-        accuracy(results, folder / "evidence-accuracy.svg")
-        differences(results, folder / "evidence-differences.svg")
+        accuracy(results, IMAGES / "evidence-accuracy.svg")
+        differences(results, IMAGES / "evidence-differences.svg")
 
 
 def accuracy(results: Results, path: Path) -> None:

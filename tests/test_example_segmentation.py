@@ -17,7 +17,7 @@ import reparamkit
 from reparamkit.testing import randomize
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-FOLDERS = [EXAMPLES / name for name in ("segmentation", "repmlpnet", "common")]
+FOLDERS = [EXAMPLES / name for name in ("segmentation", "repmlpnet")]
 TINY = ["--head-width", "4", "--epochs", "2", "--limit-train", "32", "--limit-test", "8", "--batch-size", "8"]
 TINY += ["--device", "cpu", "--threads", "1"]
 
@@ -41,7 +41,7 @@ def import_example(*names: str) -> SimpleNamespace:
 
 
 example = import_example(
-    "arguments", "data", "errors", "folders", "model", "quality", "recorded", "scenes", "segmenter", "train"
+    "arguments", "data", "errors", "folders", "model", "quality", "scenes", "segmenter", "train", "training"
 )
 
 
@@ -256,7 +256,7 @@ def test_a_run_killed_in_its_second_epoch_resumes_to_the_same_weights(tmp_path, 
     chosen = options(tmp_path / "whole")
     data = example.train.load(chosen)
     whole = example.train.train(chosen, data).state_dict()
-    step, done = example.recorded.Trainer.step, []
+    step, done = example.training.Trainer.step, []
 
     def interrupted(self, images, labels):
         if len(done) == 5:
@@ -265,7 +265,7 @@ def test_a_run_killed_in_its_second_epoch_resumes_to_the_same_weights(tmp_path, 
         return step(self, images, labels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(example.recorded.Trainer, "step", interrupted)
+        patch.setattr(example.training.Trainer, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             example.train.train(options(tmp_path / "killed"), data)
     resumed = example.train.train(options(tmp_path / "killed", "--resume", "always"), data).state_dict()

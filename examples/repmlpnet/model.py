@@ -177,6 +177,11 @@ class RepMLPNet(nn.Module):
         self.head_norm = nn.BatchNorm2d(channels[-1])
         self.head = nn.Linear(channels[-1], num_classes)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The units of all stages, in order."""
+        return [unit for stage in self.stages for unit in stage]  # type: ignore[union-attr]
+
     def _stage(self, i: int) -> nn.Sequential:
         return nn.Sequential(*(RepMLPUnit(self._block(i), self.config.ffn_ratio) for _ in range(self.config.units[i])))
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parent.parent
-sys.path += [str(EXAMPLES / "repmlpnet"), str(EXAMPLES / "common")]
+sys.path.append(str(EXAMPLES / "repmlpnet"))
 
 import matplotlib  # noqa: E402
 
@@ -22,9 +22,9 @@ import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 from arguments import ARMS  # noqa: E402
 from files import read_tensors  # noqa: E402
+from history import read_history  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
-from recorded import read_history  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 COLOURS = {"plain": "#888888", "injected": "#00796b"}

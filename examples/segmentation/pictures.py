@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parent.parent
-sys.path += [str(EXAMPLES / "repmlpnet"), str(EXAMPLES / "common")]
+sys.path.append(str(EXAMPLES / "repmlpnet"))
 
 import matplotlib  # noqa: E402
 
@@ -21,9 +21,9 @@ import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 from arguments import parse  # noqa: E402
 from files import read_tensors  # noqa: E402
+from history import read_history  # noqa: E402
 from matplotlib.colors import ListedColormap  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
-from recorded import read_history  # noqa: E402
 from scenes import CLASSES, load_scenes  # noqa: E402
 from segmenter import new_segmenter  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
