@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from example_modules import ROOT, import_example
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = [ROOT / "benchmarks", *(ROOT / "examples" / name for name in ("repmlpnet", "resmlp"))]
 RESULTS = ROOT / "benchmarks" / "results" / "evidence.csv"
 
 
 @pytest.fixture(scope="module")
 def modules():
-    """`evidence` and `evidence_page`; the plain names they import leave no trace in `sys.modules`."""
-    path, before = list(sys.path), dict(sys.modules)
-    ours = {file.stem for folder in FOLDERS for file in folder.glob("*.py")}
-    for name in ours & set(sys.modules):
-        del sys.modules[name]
-    sys.path[:0] = map(str, FOLDERS)
-    import evidence
-    import evidence_page
-
-    sys.path[:] = path
-    for name in ours & set(sys.modules):
-        del sys.modules[name]
-    sys.modules.update({name: module for name, module in before.items() if name in ours})
-    return evidence, evidence_page
+    """`evidence` and `evidence_page`."""
+    found = import_example(("../benchmarks", "repmlpnet", "resmlp"), "evidence", "evidence_page")
+    return found.evidence, found.evidence_page
 
 
 @pytest.fixture

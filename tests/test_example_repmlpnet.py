@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import gzip
-import importlib
-import os
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
+from example_modules import import_example, run_example
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 import reparamkit
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "examples" / "repmlpnet"
-
-
-def import_example(*names: str) -> SimpleNamespace:
-    """The modules called `names` in the example's folder, which leave no trace in `sys.modules`.
-
-    The example is a script with plain names such as `model`; another example may use the same ones.
-    """
-    sys.path.insert(0, str(FOLDER))
-    ours = {path.stem for path in FOLDER.glob("*.py")}
-    others = {name: sys.modules.pop(name) for name in ours & set(sys.modules)}
-    try:
-        return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in ours & set(sys.modules):
-            del sys.modules[name]
-        sys.modules.update(others)
-
-
-example = import_example("checkpoint", "data", "errors", "evaluate", "idx", "model", "options", "training", "weights")
+example = import_example(
+    ("repmlpnet",),
+    *("checkpoint", "convert", "data", "errors", "evaluate", "flags", "idx", "model", "options", "training", "weights"),
+)
 model_py: ModuleType = example.model
 
 PARAMETERS = {
@@ -593,13 +572,6 @@ def test_a_fused_model_that_differs_is_refused(after):
 # The command
 
 
-def run_example(*arguments: str) -> subprocess.CompletedProcess[str]:
-    paths = [path for path in (os.environ.get("PYTHONPATH"), str(ROOT)) if path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, str(FOLDER / "train.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
 def test_the_command_trains_fuses_compares_and_saves(tmp_path):
     small = [
         "--epochs",
@@ -613,7 +585,7 @@ def test_the_command_trains_fuses_compares_and_saves(tmp_path):
         "--device",
         "cpu",
     ]
-    result = run_example(*small, "--output", str(tmp_path))
+    result = run_example("repmlpnet/train.py", *small, "--output", str(tmp_path))
     assert result.returncode == 0, result.stderr
     for words in ("computing on cpu", "test accuracy", "flipped predictions", "FLOPs", "latency"):
         assert words in result.stdout
@@ -623,7 +595,9 @@ def test_the_command_trains_fuses_compares_and_saves(tmp_path):
 
 
 def test_the_command_explains_a_mistake_in_one_line(tmp_path):
-    result = run_example("--data", "fashion-mnist", "--data-root", str(tmp_path), "--output", str(tmp_path))
+    result = run_example(
+        "repmlpnet/train.py", "--data", "fashion-mnist", "--data-root", str(tmp_path), "--output", str(tmp_path)
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("error: no Fashion-MNIST in")
     assert "Traceback" not in result.stderr
@@ -641,3 +615,26 @@ def test_a_recipe_fuses_the_weights_of_another_run():
     with torch.no_grad():
         torch.testing.assert_close(fused(x), other(x), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(fused(x), reparamkit.fuse(other, x)(x), rtol=1e-5, atol=1e-6)
+
+
+# The converter
+
+
+def test_published_weights_become_those_of_the_fused_net(tmp_path, capsys):
+    model = random_net(4, in_channels=3)
+    torch.save({"model": prefixed(model.state_dict())}, tmp_path / "published.pth")
+    paths = [str(tmp_path / name) for name in ("published.pth", "fused.safetensors")]
+    assert example.convert.main(["repmlpnet_tiny32", *paths, "--classes", "10"]) == 0
+    assert "largest logit error" in capsys.readouterr().out
+    x = torch.randn(2, 3, 32, 32)
+    fused = reparamkit.fuse(random_net(5, in_channels=3), x)
+    fused.load_state_dict(load_file(paths[1]), strict=True)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_converter_explains_a_mistake_in_one_line(tmp_path, capsys):
+    save_file(random_net().state_dict(), tmp_path / "published.safetensors")
+    paths = [str(tmp_path / name) for name in ("published.safetensors", "fused.safetensors")]
+    assert example.convert.main(["repmlpnet_tiny32", *paths, "--classes", "7"]) == 1
+    assert "head.weight is (10, 128), the model has (7, 128)" in capsys.readouterr().err
+    assert not Path(paths[1]).exists()

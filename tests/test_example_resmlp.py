@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from example_modules import import_example, run_example
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,31 +15,13 @@ import reparamkit
 from reparamkit.rules.injected import InjectedLinear
 from reparamkit.testing import randomize
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-FOLDERS = [EXAMPLES / name for name in ("resmlp", "repmlpnet")]
 TINY = ["--dim", "8", "--depth", "2", "--patch-size", "8", "--batch-size", "16", "--device", "cpu", "--threads", "1"]
 TINY += ["--epochs", "2", "--limit-train", "48", "--limit-test", "16"]
 
 
-def import_example(*names: str) -> SimpleNamespace:
-    """The modules called `names` of the example, which leave no trace in `sys.modules`.
-
-    The example is a script with plain names such as `train`; another example may use the same ones.
-    """
-    path = list(sys.path)
-    ours = {file.stem for folder in FOLDERS for file in folder.glob("*.py")}
-    others = {name: sys.modules.pop(name) for name in ours & set(sys.modules)}
-    sys.path[:0] = map(str, FOLDERS)
-    try:
-        return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    finally:
-        sys.path[:] = path
-        for name in ours & set(sys.modules):
-            del sys.modules[name]
-        sys.modules.update(others)
-
-
-example = import_example("arguments", "data", "errors", "history", "resmlp", "train", "training")
+example = import_example(
+    ("resmlp", "repmlpnet"), "arguments", "data", "errors", "history", "resmlp", "train", "training"
+)
 
 
 def options(output: Path, *more: str):
@@ -202,15 +180,8 @@ def test_options_that_make_no_sense_are_refused(arguments, capsys):
     assert arguments[0] in capsys.readouterr().err
 
 
-def run_example(*arguments: str) -> subprocess.CompletedProcess[str]:
-    paths = [path for path in (os.environ.get("PYTHONPATH"), str(EXAMPLES.parent)) if path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, str(EXAMPLES / "resmlp" / "train.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
 def test_the_command_trains_both_fuses_compares_and_saves(tmp_path):
-    result = run_example(*TINY, "--output", str(tmp_path))
+    result = run_example("resmlp/train.py", *TINY, "--output", str(tmp_path))
     assert result.returncode == 0, result.stderr
     for words in ("plain: computing", "injected: computing", "flipped predictions", "without injection"):
         assert words in result.stdout

@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from example_modules import import_example
 from safetensors.torch import load_file
 from torch import nn
 
 import reparamkit
 from reparamkit.testing import randomize
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-FOLDERS = [EXAMPLES / name for name in ("segmentation", "repmlpnet")]
 TINY = ["--head-width", "4", "--epochs", "2", "--limit-train", "32", "--limit-test", "8", "--batch-size", "8"]
 TINY += ["--device", "cpu", "--threads", "1"]
 
 
-def import_example(*names: str) -> SimpleNamespace:
-    """The modules called `names` of the example, which leave no trace in `sys.modules`.
-
-    The example is a script with plain names such as `train`; another example may use the same ones.
-    """
-    path = list(sys.path)
-    ours = {file.stem for folder in FOLDERS for file in folder.glob("*.py")}
-    others = {name: sys.modules.pop(name) for name in ours & set(sys.modules)}
-    sys.path[:0] = map(str, FOLDERS)
-    try:
-        return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    finally:
-        sys.path[:] = path
-        for name in ours & set(sys.modules):
-            del sys.modules[name]
-        sys.modules.update(others)
-
-
 example = import_example(
-    "arguments", "data", "errors", "folders", "model", "quality", "scenes", "segmenter", "train", "training"
+    ("segmentation", "repmlpnet"),
+    "arguments",
+    "data",
+    "errors",
+    "folders",
+    "model",
+    "quality",
+    "scenes",
+    "segmenter",
+    "train",
+    "training",
 )
 
 

@@ -7,6 +7,7 @@ norms: their statistics are those of a part.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -37,7 +38,7 @@ def group(device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else None):
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
             yield
     finally:
         distributed.destroy_process_group()

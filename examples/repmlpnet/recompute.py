@@ -29,11 +29,13 @@ def _first_and_second(block: nn.Module) -> tuple[AbstractContextManager[None], A
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """The second pass sees the same batch: batch norms must not count it again."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        # Without a momentum and a counter, the statistics move by 0.
+        norm.momentum = norm.num_batches_tracked = None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

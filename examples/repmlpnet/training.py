@@ -99,10 +99,13 @@ class Trainer:
         with mixed_precision(self.options.device, self.options.amp):
             loss = F.cross_entropy(self.network(images), targets, label_smoothing=self.options.label_smoothing)
         self.optimizer.zero_grad()
+        scale = self.scaler.get_scale()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.scheduler.step()
+        # The scale falls after a step that was left out, because a gradient was too large for float16.
+        if self.scaler.get_scale() >= scale:
+            self.scheduler.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
         return loss.detach()
