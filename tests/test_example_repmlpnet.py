@@ -592,6 +592,9 @@ def test_the_command_trains_fuses_compares_and_saves(tmp_path):
     model = model_py.create_model("repmlpnet_tiny32", 10, in_channels=1)
     example.weights.load_published(model, tmp_path / "model.safetensors")
     assert load_file(tmp_path / "fused.safetensors")
+    pytest.importorskip("matplotlib", reason="the pictures of the run need matplotlib")
+    import_example(("repmlpnet",), "pictures").pictures.main(["--output", str(tmp_path), "--images", str(tmp_path)])
+    assert {path.name for path in tmp_path.glob("*.png")} == {"repmlpnet-curve.png", "repmlpnet-kernel.png"}
 
 
 def test_the_command_explains_a_mistake_in_one_line(tmp_path):

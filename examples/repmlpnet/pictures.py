@@ -1,14 +1,14 @@
 """Draw the pictures of the README from a run: ``python examples/repmlpnet/pictures.py --output runs/repmlpnet``.
 
-repmlpnet-curve.png: test accuracy per epoch. repmlpnet-kernel.png: what output pixels read of a partition in the first block, before and
-after its batch norm and convolutions moved into FC3. Needs matplotlib.
+repmlpnet-curve.png: test accuracy per epoch. repmlpnet-kernel.png: what output pixels read of a partition in the first
+block, before and after its batch norm and convolutions moved into FC3. Needs matplotlib.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from drawing import curves, kernels
@@ -21,11 +21,11 @@ IMAGES = Path(__file__).resolve().parents[2] / "docs" / "img"
 BLOCK = "stages.0.0.repmlp_block"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/repmlpnet"), help="the folder of the run")
     parser.add_argument("--images", type=Path, default=IMAGES, help="where to draw to")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     curves({"": read_history(options.output)}, "test accuracy", options.images / "repmlpnet-curve.png")
     kernel(options.output, options.images / "repmlpnet-kernel.png")
 
