@@ -23,9 +23,9 @@ ARMS = {
     "repmlpnet_no_global": "RepMLPNet, no Global Perceptron",
 }
 COMPARISONS = (
-    ("Locality Injection in ResMLP", "resmlp_injected", "resmlp"),
-    ("the Local Perceptron of RepMLPNet", "repmlpnet", "repmlpnet_no_local"),
-    ("the Global Perceptron of RepMLPNet", "repmlpnet", "repmlpnet_no_global"),
+    ("Locality Injection, ResMLP", "resmlp_injected", "resmlp"),
+    ("Local Perceptron, RepMLPNet", "repmlpnet", "repmlpnet_no_local"),
+    ("Global Perceptron, RepMLPNet", "repmlpnet", "repmlpnet_no_global"),
 )
 """What is compared, the arm with it, the arm without it."""
 BUDGETS = {"full": "All training images", "small": "1,000 training images"}
@@ -111,9 +111,13 @@ the whole RepMLPNet on held-out training images. The accuracy is that after the 
 
     {s["command"]}
 
-torch {s["torch"]}, Python {s["python"]}, {s["machine"]}, CPU threads: {s["threads"]}, float32; {hours(results):.1f}
-hours of CPU time for all {len(results.rows)} runs. A stopped command goes on with the first run that is missing, and
-`--page` writes this page from `benchmarks/results/evidence.csv`.
+{len(results.rows)} runs, {hours(results):.1f} hours of training on one CPU thread; torch {s["torch"]}, Python
+{s["python"]}, {s["machine"]}, float32. A stopped command goes on with the first run that is missing, and `--page`
+writes this page from `benchmarks/results/evidence.csv`.
+
+## What each part brings
+
+Points of test accuracy with the part minus without it, seed by seed: the mean and its 95% t-interval.
 
 {verdicts(results)}
 
@@ -130,12 +134,11 @@ def hours(results: Results) -> float:
 
 
 def verdicts(results: Results) -> str:
-    """One line per question, in words."""
-    lines = [
-        f"- {BUDGETS[budget]}, {what}: {verdict(results.difference(budget, arm, other))}"
-        for budget in BUDGETS
-        for what, arm, other in COMPARISONS
-    ]
+    """A table of the questions, with an answer per budget."""
+    lines = [f"| | {' | '.join(BUDGETS.values())} |", "|---|---|---|"]
+    for what, arm, other in COMPARISONS:
+        cells = (verdict(results.difference(budget, arm, other)) for budget in BUDGETS)
+        lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -145,10 +148,10 @@ def verdict(difference: Estimate) -> str:
     As several differences are asked for, each has to pass LEVEL divided by their number (Bonferroni).
     """
     low, high = difference.interval
-    numbers = f"{difference.mean:+.2f} points (95% interval {low:+.2f} to {high:+.2f}, p = {difference.p:.2g})"
+    numbers = f"{difference.mean:+.2f} ({low:+.2f} to {high:+.2f}), p = {difference.p:.2g}"
     if difference.p > LEVEL / (len(COMPARISONS) * len(BUDGETS)):
-        return f"{numbers}, **a difference is not established**."
-    return f"{numbers}, **{'better' if difference.mean > 0 else 'worse'} with it**."
+        return f"{numbers}: a difference is **not established**"
+    return f"{numbers}: **{'better' if difference.mean > 0 else 'worse'}** with it"
 
 
 def section(results: Results, budget: str) -> str:
@@ -193,11 +196,12 @@ def limits(results: Results) -> str:
     return f"""\
 ## What this does not show
 
-- The intervals are over seeds: first weights, order, shifts. One test set, one subset of 1,000 images, one recipe and
-  one size of net stand behind all of them.
+- The intervals are over seeds: first weights and the order of images. One test set, one subset of 1,000 images, one
+  recipe and one size of net stand behind all of them.
 - {count} differences were asked for; one counts as established if p < {LEVEL}/{count} (Bonferroni). With
   {seeds(results)} seeds, a small one can be missed.
-- Equal budgets are equal epochs. An arm with branches takes longer per step while it trains; see the last column.
+- Equal budgets are equal epochs. An arm with branches takes longer per step while it trains: the last column says how
+  much, in CPU seconds on a machine that did other work at the same time.
 - ResMLP and RepMLPNet differ in size and time: the page compares each with itself only.
 - There was no GPU: speed on one, and ImageNet, were not measured.
 """

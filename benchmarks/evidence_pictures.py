@@ -40,7 +40,7 @@ def differences(results: Results, path: Path) -> None:
         lines = [(what, results.difference(budget, arm, other)) for what, arm, other in COMPARISONS]
         _strips(axes, lines)
         axes.axvline(0, color=INK, lw=0.8)
-        axes.set(title=title, xlabel="points of test accuracy, with minus without")
+        axes.set(title=title, xlabel="points, with minus without")
     _save(figure, path)
 
 

@@ -167,11 +167,11 @@ def test_an_interval_is_students(modules):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ((1.0, 1.1, 0.9, 1.0, 1.05), "better with it"),
-        ((-1.0, -1.1, -0.9, -1.0, -1.05), "worse with it"),
-        ((1.0, -1.1, 0.9, -1.0, 1.05), "not established"),
+        ((1.0, 1.1, 0.9, 1.0, 1.05), "**better** with it"),
+        ((-1.0, -1.1, -0.9, -1.0, -1.05), "**worse** with it"),
+        ((1.0, -1.1, 0.9, -1.0, 1.05), "**not established**"),
         # p is 0.02: enough for one question, not for six.
-        ((1.0, 0.2, 1.5, 0.6, 0.4), "not established"),
+        ((1.0, 0.2, 1.5, 0.6, 0.4), "**not established**"),
     ],
 )
 def test_a_difference_is_called_established_only_if_it_is(modules, values, words):
