@@ -53,7 +53,7 @@ def _map(axes: Axes, weights: Tensor, place: tuple[int, int], limit: float) -> A
     i, j = place
     axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fc="none", ec="black", lw=1.2, clip_on=False, zorder=3))
     axes.set(xticks=[], yticks=[])
-    return axes.imshow(weights, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    return axes.imshow(weights.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
 
 
 def save(figure: plt.Figure, path: Path) -> None:
