@@ -117,7 +117,8 @@ writes this page from `benchmarks/results/evidence.csv`.
 
 ## What each part brings
 
-Points of test accuracy with the part minus without it, seed by seed: the mean and its 95% t-interval.
+Points of test accuracy with the part minus without it, seed by seed: the mean and its 95% t-interval. Of these
+{len(COMPARISONS) * len(BUDGETS)} differences, {established(results)} are established.
 
 {verdicts(results)}
 
@@ -152,6 +153,12 @@ def verdict(difference: Estimate) -> str:
     if difference.p > LEVEL / (len(COMPARISONS) * len(BUDGETS)):
         return f"{numbers}: a difference is **not established**"
     return f"{numbers}: **{'better' if difference.mean > 0 else 'worse'}** with it"
+
+
+def established(results: Results) -> int:
+    """How many differences are not called "not established"."""
+    answers = [verdict(results.difference(b, arm, other)) for b in BUDGETS for _, arm, other in COMPARISONS]
+    return sum("not established" not in answer for answer in answers)
 
 
 def section(results: Results, budget: str) -> str:
@@ -201,7 +208,7 @@ def limits(results: Results) -> str:
 - {count} differences were asked for; one counts as established if p < {LEVEL}/{count} (Bonferroni). With
   {seeds(results)} seeds, a small one can be missed.
 - Equal budgets are equal epochs. An arm with branches takes longer per step while it trains: the last column says how
-  much, in CPU seconds on a machine that did other work at the same time.
+  much, in CPU seconds on a machine that did other work at the same time, other runs among it.
 - ResMLP and RepMLPNet differ in size and time: the page compares each with itself only.
 - There was no GPU: speed on one, and ImageNet, were not measured.
 """
