@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import gzip
-import importlib
-import os
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
+from example_modules import import_example, run_example
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 import reparamkit
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "examples" / "repmlpnet"
-
-
-def import_example(*names: str) -> SimpleNamespace:
-    """The modules called `names` in the example's folder, which leave no trace in `sys.modules`.
-
-    The example is a script with plain names such as `model`; another example may use the same ones.
-    """
-    sys.path.insert(0, str(FOLDER))
-    ours = {path.stem for path in FOLDER.glob("*.py")}
-    others = {name: sys.modules.pop(name) for name in ours & set(sys.modules)}
-    try:
-        return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in ours & set(sys.modules):
-            del sys.modules[name]
-        sys.modules.update(others)
-
-
-example = import_example("checkpoint", "data", "errors", "evaluate", "idx", "model", "options", "training", "weights")
+example = import_example(
+    ("repmlpnet",),
+    *(
+        "checkpoint",
+        "convert",
+        "data",
+        "errors",
+        "evaluate",
+        "flags",
+        "idx",
+        "model",
+        "options",
+        "train",
+        "training",
+        "weights",
+    ),
+)
 model_py: ModuleType = example.model
 
 PARAMETERS = {
@@ -50,6 +43,9 @@ PARAMETERS = {
     "repmlpnet_d256": 86_887_648,
     "repmlpnet_l256": 117_641_560,
 }
+
+
+SMALL = {"channels": (8, 16, 32), "units": (1, 1, 1)}
 
 
 def random_net(seed: int = 0, **overrides) -> nn.Module:
@@ -168,6 +164,19 @@ def dense_forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def normed(bn: nn.BatchNorm2d, s: int, x: torch.Tensor) -> torch.Tensor:
     return (x - bn.running_mean[s]) / (bn.running_var[s] + bn.eps).sqrt() * bn.weight[s] + bn.bias[s]
+
+
+@torch.no_grad()
+def test_a_block_without_a_perceptron_has_the_rest_of_the_block():
+    whole, x = random_block(8, 4, 4, share_sets=2), torch.randn(2, 8, 8, 8)
+    ungated, fc_only = (
+        model_py.RepMLPBlock(8, 4, 4, share_sets=2, gate_ratio=None, kernels=k).eval() for k in ((1, 3), ())
+    )
+    for block in (ungated, fc_only):
+        block.load_state_dict({name: t for name, t in whole.state_dict().items() if name in block.state_dict()})
+    torch.testing.assert_close(ungated(x) * whole.gp(x), whole(x))
+    assert not torch.allclose(fc_only(x), ungated(x))
+    assert not any("repconv" in name or "gp" in name for name in fc_only.state_dict())
 
 
 def identity_block(channels: int, side: int, share_sets: int) -> nn.Module:
@@ -580,13 +589,6 @@ def test_a_fused_model_that_differs_is_refused(after):
 # The command
 
 
-def run_example(*arguments: str) -> subprocess.CompletedProcess[str]:
-    paths = [path for path in (os.environ.get("PYTHONPATH"), str(ROOT)) if path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, str(FOLDER / "train.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
 def test_the_command_trains_fuses_compares_and_saves(tmp_path):
     small = [
         "--epochs",
@@ -600,20 +602,22 @@ def test_the_command_trains_fuses_compares_and_saves(tmp_path):
         "--device",
         "cpu",
     ]
-    result = run_example(*small, "--output", str(tmp_path))
+    result = run_example("repmlpnet/train.py", *small, "--output", str(tmp_path))
     assert result.returncode == 0, result.stderr
     for words in ("computing on cpu", "test accuracy", "flipped predictions", "FLOPs", "latency"):
         assert words in result.stdout
     model = model_py.create_model("repmlpnet_tiny32", 10, in_channels=1)
     example.weights.load_published(model, tmp_path / "model.safetensors")
     assert load_file(tmp_path / "fused.safetensors")
+    pytest.importorskip("matplotlib", reason="the pictures of the run need matplotlib")
+    import_example(("repmlpnet",), "pictures").pictures.main(["--output", str(tmp_path), "--images", str(tmp_path)])
+    assert {path.name for path in tmp_path.glob("*.png")} == {"repmlpnet-curve.png", "repmlpnet-kernel.png"}
 
 
-def test_the_command_explains_a_mistake_in_one_line(tmp_path):
-    result = run_example("--data", "fashion-mnist", "--data-root", str(tmp_path), "--output", str(tmp_path))
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: no Fashion-MNIST in")
-    assert "Traceback" not in result.stderr
+def test_the_command_explains_a_mistake_in_one_line(tmp_path, capsys):
+    mistake = ["--data", "fashion-mnist", "--data-root", str(tmp_path), "--output", str(tmp_path)]
+    assert example.train.main(mistake) == 1
+    assert capsys.readouterr().err.startswith("error: no Fashion-MNIST in")
 
 
 # Other weights
@@ -622,9 +626,34 @@ def test_the_command_explains_a_mistake_in_one_line(tmp_path):
 def test_a_recipe_fuses_the_weights_of_another_run():
     """Weights of another training run become those of the merged net without the net."""
     x = torch.randn(2, 3, 32, 32)
-    model, other = random_net(0), random_net(1)
+    model, other = random_net(0, **SMALL), random_net(1, **SMALL)
     fused = reparamkit.fuse(model, x)
     fused.load_state_dict(reparamkit.convert_state_dict(fused, other.state_dict()), strict=True)
     with torch.no_grad():
         torch.testing.assert_close(fused(x), other(x), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(fused(x), reparamkit.fuse(other, x)(x), rtol=1e-5, atol=1e-6)
+
+
+# The converter
+
+
+def test_published_weights_become_those_of_the_fused_net(tmp_path, capsys, monkeypatch):
+    small = replace(model_py.CONFIGS["repmlpnet_tiny32"], **SMALL)
+    monkeypatch.setitem(model_py.CONFIGS, "repmlpnet_tiny32", small)
+    model = random_net(4, in_channels=3)
+    torch.save({"model": prefixed(model.state_dict())}, tmp_path / "published.pth")
+    paths = [str(tmp_path / name) for name in ("published.pth", "fused.safetensors")]
+    assert example.convert.main(["repmlpnet_tiny32", *paths, "--classes", "10"]) == 0
+    assert "largest logit error" in capsys.readouterr().out
+    x = torch.randn(2, 3, 32, 32)
+    fused = reparamkit.fuse(random_net(5, in_channels=3), x)
+    fused.load_state_dict(load_file(paths[1]), strict=True)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_converter_explains_a_mistake_in_one_line(tmp_path, capsys):
+    save_file(random_net().state_dict(), tmp_path / "published.safetensors")
+    paths = [str(tmp_path / name) for name in ("published.safetensors", "fused.safetensors")]
+    assert example.convert.main(["repmlpnet_tiny32", *paths, "--classes", "7"]) == 1
+    assert "head.weight is (10, 128), the model has (7, 128)" in capsys.readouterr().err
+    assert not Path(paths[1]).exists()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from example_modules import import_example, run_example
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,31 +15,13 @@ import reparamkit
 from reparamkit.rules.injected import InjectedLinear
 from reparamkit.testing import randomize
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-FOLDERS = [EXAMPLES / name for name in ("resmlp", "repmlpnet", "common")]
 TINY = ["--dim", "8", "--depth", "2", "--patch-size", "8", "--batch-size", "16", "--device", "cpu", "--threads", "1"]
 TINY += ["--epochs", "2", "--limit-train", "48", "--limit-test", "16"]
 
 
-def import_example(*names: str) -> SimpleNamespace:
-    """The modules called `names` of the example, which leave no trace in `sys.modules`.
-
-    The example is a script with plain names such as `train`; another example may use the same ones.
-    """
-    path = list(sys.path)
-    ours = {file.stem for folder in FOLDERS for file in folder.glob("*.py")}
-    others = {name: sys.modules.pop(name) for name in ours & set(sys.modules)}
-    sys.path[:0] = map(str, FOLDERS)
-    try:
-        return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    finally:
-        sys.path[:] = path
-        for name in ours & set(sys.modules):
-            del sys.modules[name]
-        sys.modules.update(others)
-
-
-example = import_example("arguments", "data", "errors", "recorded", "resmlp", "train")
+example = import_example(
+    ("resmlp", "repmlpnet"), "arguments", "data", "errors", "history", "resmlp", "train", "training"
+)
 
 
 def options(output: Path, *more: str):
@@ -114,7 +92,7 @@ def test_with_scales_of_zero_both_arms_start_from_the_same_function(tmp_path):
 def test_a_run_killed_in_its_second_epoch_resumes_to_the_same_weights(tmp_path, monkeypatch):
     whole = trained(options(tmp_path / "whole").of_arm("injected")).state_dict()
     killed = options(tmp_path / "killed").of_arm("injected")
-    step, done = example.recorded.Trainer.step, []
+    step, done = example.training.Trainer.step, []
 
     def interrupted(self, images, labels):
         if len(done) == 4:
@@ -123,14 +101,14 @@ def test_a_run_killed_in_its_second_epoch_resumes_to_the_same_weights(tmp_path, 
         return step(self, images, labels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(example.recorded.Trainer, "step", interrupted)
+        patch.setattr(example.training.Trainer, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             trained(killed)
-    assert [line["epoch"] for line in example.recorded.read_history(killed.output)] == [1]
+    assert [line["epoch"] for line in example.history.read_history(killed.output)] == [1]
     resumed = trained(options(tmp_path / "killed", "--resume", "always").of_arm("injected")).state_dict()
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
-    histories = [example.recorded.read_history(tmp_path / run / "injected") for run in ("whole", "killed")]
+    histories = [example.history.read_history(tmp_path / run / "injected") for run in ("whole", "killed")]
     assert histories[0] == histories[1]
     assert [line["epoch"] for line in histories[0]] == [1, 2]
 
@@ -138,17 +116,17 @@ def test_a_run_killed_in_its_second_epoch_resumes_to_the_same_weights(tmp_path, 
 def test_a_history_longer_than_the_checkpoint_is_cut(tmp_path):
     chosen = options(tmp_path).of_arm("plain")
     trained(chosen)
-    history = example.recorded.read_history(chosen.output)
-    example.recorded.write_history([*history, {"epoch": 3}], chosen.output)
+    history = example.history.read_history(chosen.output)
+    example.history.write_history([*history, {"epoch": 3}], chosen.output)
     model = example.train.new_model(chosen, digits(chosen))
-    run = example.recorded.Recorded(model, digits(chosen), chosen, "test accuracy", lambda _: 0.0)
+    run = example.training.Trainer(model, digits(chosen), chosen, lambda _: 0.0)
     run.train()
     assert run.history == history
 
 
 def test_a_damaged_history_is_no_history(tmp_path):
     (tmp_path / "history.json").write_text("[{")
-    assert example.recorded.read_history(tmp_path) == []
+    assert example.history.read_history(tmp_path) == []
 
 
 @pytest.mark.parametrize("compute", ["conv", "matmul"])
@@ -202,15 +180,8 @@ def test_options_that_make_no_sense_are_refused(arguments, capsys):
     assert arguments[0] in capsys.readouterr().err
 
 
-def run_example(*arguments: str) -> subprocess.CompletedProcess[str]:
-    paths = [path for path in (os.environ.get("PYTHONPATH"), str(EXAMPLES.parent)) if path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, str(EXAMPLES / "resmlp" / "train.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
 def test_the_command_trains_both_fuses_compares_and_saves(tmp_path):
-    result = run_example(*TINY, "--output", str(tmp_path))
+    result = run_example("resmlp/train.py", *TINY, "--output", str(tmp_path))
     assert result.returncode == 0, result.stderr
     for words in ("plain: computing", "injected: computing", "flipped predictions", "without injection"):
         assert words in result.stdout

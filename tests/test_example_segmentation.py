@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from example_modules import import_example
 from safetensors.torch import load_file
 from torch import nn
 
 import reparamkit
 from reparamkit.testing import randomize
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-FOLDERS = [EXAMPLES / name for name in ("segmentation", "repmlpnet", "common")]
 TINY = ["--head-width", "4", "--epochs", "2", "--limit-train", "32", "--limit-test", "8", "--batch-size", "8"]
 TINY += ["--device", "cpu", "--threads", "1"]
 
 
-def import_example(*names: str) -> SimpleNamespace:
-    """The modules called `names` of the example, which leave no trace in `sys.modules`.
-
-    The example is a script with plain names such as `train`; another example may use the same ones.
-    """
-    path = list(sys.path)
-    ours = {file.stem for folder in FOLDERS for file in folder.glob("*.py")}
-    others = {name: sys.modules.pop(name) for name in ours & set(sys.modules)}
-    sys.path[:0] = map(str, FOLDERS)
-    try:
-        return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    finally:
-        sys.path[:] = path
-        for name in ours & set(sys.modules):
-            del sys.modules[name]
-        sys.modules.update(others)
-
-
 example = import_example(
-    "arguments", "data", "errors", "folders", "model", "quality", "recorded", "scenes", "segmenter", "train"
+    ("segmentation", "repmlpnet"),
+    "arguments",
+    "data",
+    "errors",
+    "folders",
+    "model",
+    "quality",
+    "scenes",
+    "segmenter",
+    "train",
+    "training",
 )
 
 
@@ -256,7 +244,7 @@ def test_a_run_killed_in_its_second_epoch_resumes_to_the_same_weights(tmp_path, 
     chosen = options(tmp_path / "whole")
     data = example.train.load(chosen)
     whole = example.train.train(chosen, data).state_dict()
-    step, done = example.recorded.Trainer.step, []
+    step, done = example.training.Trainer.step, []
 
     def interrupted(self, images, labels):
         if len(done) == 5:
@@ -265,7 +253,7 @@ def test_a_run_killed_in_its_second_epoch_resumes_to_the_same_weights(tmp_path, 
         return step(self, images, labels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(example.recorded.Trainer, "step", interrupted)
+        patch.setattr(example.training.Trainer, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             example.train.train(options(tmp_path / "killed"), data)
     resumed = example.train.train(options(tmp_path / "killed", "--resume", "always"), data).state_dict()

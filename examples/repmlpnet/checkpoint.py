@@ -22,8 +22,10 @@ class Checkpoint:
     settings: dict[str, Any]
     epoch: int
     model: dict[str, Any]
+    average: dict[str, Any] | None
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
+    scaler: dict[str, Any]
     random: dict[str, torch.Tensor]
 
 

@@ -12,10 +12,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, as the released weights expect."""
 
 
-def load(root: Path, image_size: int) -> tuple[Dataset[Any], Dataset[Any], int]:
-    """`root`/train with random crops and flips, `root`/val with centre crops, and the number of classes."""
-    transforms = _torchvision().transforms
+def load(root: Path, image_size: int, randaugment: int = 0) -> tuple[Dataset[Any], Dataset[Any], int]:
+    """`root`/train with random crops, flips and RandAugment, `root`/val with centre crops, the number of classes."""
+    transforms = torchvision().transforms
     random = [transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip()]
+    random += [rand_augment(randaugment)] if randaugment else []
     centred = [transforms.Resize(image_size * 8 // 7), transforms.CenterCrop(image_size)]
     train, test = _part(root / "train", random), _part(root / "val", centred)
     if train.classes != test.classes:
@@ -27,26 +28,31 @@ def load(root: Path, image_size: int) -> tuple[Dataset[Any], Dataset[Any], int]:
 
 
 def _part(folder: Path, crops: list[Any]) -> Any:
-    torchvision = _torchvision()
-    to_tensor = [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(MEAN, STD)]
+    transforms = torchvision().transforms
+    steps = [*crops, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     try:
-        return torchvision.datasets.ImageFolder(
-            folder, transform=torchvision.transforms.Compose(crops + to_tensor), loader=_open_image
-        )
+        return torchvision().datasets.ImageFolder(folder, transform=transforms.Compose(steps), loader=_open_image)
     except FileNotFoundError as error:
         raise DataError(f"cannot use {folder}: {error}") from None
 
 
 def _open_image(path: str) -> Any:
     try:
-        return _torchvision().datasets.folder.pil_loader(path)
+        return torchvision().datasets.folder.pil_loader(path)
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"cannot read the image {path}: {error}") from error
 
 
-def _torchvision() -> Any:
+def rand_augment(magnitude: int) -> Any:
+    """Random changes of colour and shape, two per image; the magnitude is one of 0 to 30."""
+    return torchvision().transforms.v2.RandAugment(magnitude=magnitude)
+
+
+def torchvision() -> Any:
+    """The package, with what is used of it."""
     try:
-        import torchvision  # type: ignore[import-untyped]
+        import torchvision
+        import torchvision.transforms.v2  # type: ignore[import-untyped]
     except ImportError:
-        raise DataError("folders of images are read by torchvision: pip install torchvision") from None
+        raise DataError("images are read and changed by torchvision: pip install torchvision") from None
     return torchvision

@@ -59,11 +59,11 @@ class RepMLPBlock(nn.Module):
         *,
         share_sets: int = 1,
         kernels: tuple[int, ...] = (1, 3),
-        gate_ratio: int = 4,
+        gate_ratio: int | None = 4,
     ) -> None:
         super().__init__()
         self.channels, self.h, self.w, self.share_sets, self.kernels = channels, h, w, share_sets, kernels
-        self.gp = GlobalPerceptron(channels, channels // gate_ratio)
+        self.gp = None if gate_ratio is None else GlobalPerceptron(channels, channels // gate_ratio)
         width = share_sets * h * w
         self.fc3 = nn.Conv2d(width, width, 1, bias=False, groups=share_sets)
         self.fc3_bn = nn.BatchNorm2d(share_sets)
@@ -80,8 +80,8 @@ class RepMLPBlock(nn.Module):
         out = self.mix(parts.permute(0, 2, 4, 1, 3, 5))
         # c, not s as in the published code, whose last reshape puts partitions in the place of channels.
         out = out.reshape(-1, h_parts, w_parts, self.channels, self.h, self.w)
-        gated: Tensor = out.permute(0, 3, 1, 4, 2, 5).reshape(*origin_shape) * self.gp(x)
-        return gated
+        out = out.permute(0, 3, 1, 4, 2, 5).reshape(*origin_shape)
+        return out if self.gp is None else out * self.gp(x)
 
     def mix(self, parts: Tensor) -> Tensor:
         """Channel and local perceptron: (n, H/h, W/w, c, h, w) -> (n * H/h * W/w * c/s, s, h, w)."""
@@ -138,7 +138,9 @@ class RepMLPNetConfig:
     patch_size: int = 4
     in_channels: int = 3
     kernels: tuple[int, ...] = (1, 3)
-    gate_ratio: int = 4
+    """Sizes of the local perceptron's convolutions; none: no local perceptron."""
+    gate_ratio: int | None = 4
+    """Channels per hidden channel of the global perceptron; None: no global perceptron."""
     ffn_ratio: int = 4
 
     def __post_init__(self) -> None:
@@ -174,6 +176,11 @@ class RepMLPNet(nn.Module):
         self.embeds = nn.ModuleList(patch_embedding(c_in, c_out, 2) for c_in, c_out in pairwise(channels))
         self.head_norm = nn.BatchNorm2d(channels[-1])
         self.head = nn.Linear(channels[-1], num_classes)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The units of all stages, in order."""
+        return [unit for stage in self.stages for unit in stage]  # type: ignore[union-attr]
 
     def _stage(self, i: int) -> nn.Sequential:
         return nn.Sequential(*(RepMLPUnit(self._block(i), self.config.ffn_ratio) for _ in range(self.config.units[i])))

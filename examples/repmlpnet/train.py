@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import parallel
 import torch
-from data import Data, load_data
+from data import Data, load_images
 from errors import ExampleError
 from evaluate import compare
 from latency import compare_latency
-from model import CONFIGS, RepMLPNet, create_model
+from model import RepMLPNet, create_model
 from options import Options, parse
 from torch import nn
 from training import Trainer
@@ -22,10 +23,10 @@ import reparamkit
 def run(options: Options) -> None:
     """Train, save, fuse, compare."""
     prepare_torch(options)
-    data = load_data(options.data, CONFIGS[options.model].image_size, options.data_root, options.workers)
-    data = data.limited(options.limit_train, options.limit_test)
-    model = new_model(options, data)
-    Trainer(model, data, options).train()
+    data = load_images(options)
+    model = Trainer(new_model(options, data), data, options).train()
+    if parallel.rank() > 0:
+        return
     save_weights(model.eval(), options.output / "model.safetensors")
     if options.fuse:
         fused = fuse(model, data, options)
@@ -97,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = parse(arguments)
     try:
-        run(options)
+        with parallel.group(options.device):
+            run(options)
     except ExampleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

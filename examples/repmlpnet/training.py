@@ -3,67 +3,127 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import checkpoint
+import parallel
 import torch
 from checkpoint import Checkpoint
 from data import Data
 from errors import TrainingError
 from evaluate import accuracy
-from options import Options
+from flags import Shared
+from history import read_history, write_board, write_history
+from mixing import mixing
+from recompute import recomputed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm  # type: ignore[import-untyped]
+
+Measure = Callable[[nn.Module], float]
+"""The quality of a model on the test images; larger is better."""
 
 
 class Trainer:
-    """A model in training, with all that changes from step to step."""
+    """A model in training, with all that changes from step to step.
 
-    def __init__(self, model: nn.Module, data: Data, options: Options) -> None:
-        self.model, self.data, self.options = model, data, options
+    measure: the quality after each epoch, by default accuracy; name: its name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        options: Shared,
+        measure: Measure | None = None,
+        name: str = "test accuracy",
+    ) -> None:
+        self.data, self.options, self.measure, self.name = data, options, measure or self.accuracy, name
+        self.model = model.to(memory_format=torch.channels_last) if options.channels_last else model
+        self.network = parallel.shared(self.model, options.device)
+        if options.compile:
+            self.network = torch.compile(self.network, backend=options.compile)  # type: ignore[assignment]
         self.batches = data.train_batches(options.batch_size)
         self.steps = len(self.batches)
+        self.mix = mixing(options.mixup, options.cutmix, data.num_classes)
         self.optimizer = torch.optim.AdamW(_decay_groups(model, options.weight_decay), lr=options.lr)
         warmup, total = options.warmup_epochs * self.steps, options.epochs * self.steps
         self.scheduler = LambdaLR(self.optimizer, lambda step: warmup_cosine(step, warmup, total))
-        self.epoch = 0
+        self.scaler = torch.amp.GradScaler(options.device.type, enabled=options.amp == "fp16")
+        self.average = _average(model, options.ema) if options.ema else None
+        self.epoch, self.history = 0, list[dict[str, float]]()
 
-    def train(self) -> None:
-        """Train until the last epoch, from where the run in the output folder stopped."""
+    @property
+    def trained(self) -> nn.Module:
+        """The model that answers: the average of the weights, if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def train(self) -> nn.Module:
+        """Train until the last epoch, from where the run in the output folder stopped; returns `trained`."""
         self.resume()
         left = self.options.epochs - self.epoch
-        with tqdm(total=left * self.steps, unit="step", disable=None if left else True) as bar:
+        silent = parallel.rank() > 0 or not left
+        with tqdm(total=left * self.steps, unit="step", disable=True if silent else None) as bar:
             while self.epoch < self.options.epochs:
                 loss = self.train_epoch(bar)
-                correct = accuracy(self.model, self.data.test_batches(self.options.batch_size), self.options.device)
-                self.save()
-                bar.write(f"epoch {self.epoch}/{self.options.epochs}: loss {loss:.3f}, test accuracy {correct:.2%}")
+                if parallel.rank() == 0:
+                    bar.write(self.record(loss))
+        return self.trained
 
     def train_epoch(self, bar: tqdm[None]) -> float:
         """One pass over the training images; returns the mean loss."""
         self.model.train()
         total = torch.zeros((), device=self.options.device)
-        for images, labels in self.batches:
-            total += self.step(images.to(self.options.device), labels.to(self.options.device))
-            bar.update()
+        with recomputed(self.model.blocks if self.options.recompute else ()):  # type: ignore[arg-type]
+            for images, labels in self.batches:
+                total += self.step(self.placed(images), labels.to(self.options.device))
+                bar.update()
         self.epoch += 1
-        loss = total.item() / self.steps
+        loss = parallel.mean(total).item() / self.steps
         if not math.isfinite(loss):
             raise TrainingError(f"the loss of epoch {self.epoch} is {loss}; try a smaller --lr than {self.options.lr}")
         return loss
 
+    def placed(self, images: Tensor) -> Tensor:
+        """Images (b, c, h, w) where and in the order of memory in which the model reads them."""
+        images = images.to(self.options.device)
+        return images.to(memory_format=torch.channels_last) if self.options.channels_last else images
+
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step on images (b, c, h, w) and labels (b,); returns the loss, a scalar."""
-        with mixed_precision(self.options.device):
-            loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.options.label_smoothing)
+        images, targets = self.mix(images, labels)
+        with mixed_precision(self.options.device, self.options.amp):
+            loss = F.cross_entropy(self.network(images), targets, label_smoothing=self.options.label_smoothing)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.scheduler.step()
+        scale = self.scaler.get_scale()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        # The scale falls after a step that was left out, because a gradient was too large for float16.
+        if self.scaler.get_scale() >= scale:
+            self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return loss.detach()
+
+    def accuracy(self, model: nn.Module) -> float:
+        """The share of right answers on the test images."""
+        return accuracy(model, self.data.test_batches(self.options.batch_size), self.options.device)
+
+    def record(self, loss: float) -> str:
+        """Measure and save what this epoch brought; returns it in words."""
+        line = {"epoch": self.epoch, "loss": loss, self.name: self.measure(self.trained)}
+        self.history.append(line)
+        # First, so that it is never shorter than the checkpoint says; what is too long is cut off by `resume`.
+        write_history(self.history, self.options.output)
+        if self.options.tensorboard:
+            write_board(line, self.options.output)
+        self.save()
+        return f"epoch {self.epoch}/{self.options.epochs}: loss {loss:.3f}, {self.name} {line[self.name]:.2%}"
 
     def save(self) -> None:
         """Write the state after this epoch to the output folder."""
@@ -71,22 +131,30 @@ class Trainer:
             settings=self.options.settings(),
             epoch=self.epoch,
             model=self.model.state_dict(),
+            average=None if self.average is None else self.average.state_dict(),
             optimizer=self.optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
+            scaler=self.scaler.state_dict(),
             random=checkpoint.random_state(),
         )
         checkpoint.save(state, self.options.output)
 
     def resume(self) -> None:
         """Continue the run in the output folder, if the options allow it."""
-        state = checkpoint.find(self.options.output, self.options.settings(), self.options.resume)
+        settings = self.options.settings()
+        found = checkpoint.find(self.options.output, settings, self.options.resume) if parallel.rank() == 0 else None
+        state = parallel.from_first(found)
         if state is None:
             return
         self.model.load_state_dict(state.model)
+        if self.average is not None:
+            self.average.load_state_dict(state.average or {})
         self.optimizer.load_state_dict(state.optimizer)
         self.scheduler.load_state_dict(state.scheduler)
+        self.scaler.load_state_dict(state.scaler)
         checkpoint.restore_random_state(state.random)
         self.epoch = state.epoch
+        self.history = read_history(self.options.output)[: self.epoch]
         print(_resumed(state.epoch, self.options.epochs, self.options.output))
 
 
@@ -97,11 +165,16 @@ def warmup_cosine(step: int, warmup: float, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
 
 
-def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast to bfloat16 on a GPU that computes in it; elsewhere everything stays float32."""
+def mixed_precision(device: torch.device, amp: str) -> AbstractContextManager[object]:
+    """Autocast to the format `amp`; "auto" is bfloat16 on a GPU that computes in it, and float32 elsewhere."""
     # bfloat16 has the range of float32, so there is no loss to scale.
     able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=able)
+    enabled = amp in ("bf16", "fp16") or (amp == "auto" and able)
+    return torch.autocast(device.type, torch.float16 if amp == "fp16" else torch.bfloat16, enabled=enabled)
+
+
+def _average(model: nn.Module, decay: float) -> AveragedModel:
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

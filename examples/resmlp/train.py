@@ -8,17 +8,18 @@ from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parent.parent
 # Data, checkpoints, comparison and timing are those of the RepMLPNet example.
-sys.path += [str(EXAMPLES / "repmlpnet"), str(EXAMPLES / "common")]
+sys.path.append(str(EXAMPLES / "repmlpnet"))
 
+import parallel  # noqa: E402
 import torch  # noqa: E402
 from arguments import ARMS, Options, parse  # noqa: E402
-from data import Data, load_data  # noqa: E402
+from data import Data, load_images  # noqa: E402
 from errors import ExampleError, FusionError  # noqa: E402
 from evaluate import accuracy, compare  # noqa: E402
 from latency import compare_latency  # noqa: E402
-from recorded import Recorded  # noqa: E402
 from resmlp import ResMLP  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from training import Trainer  # noqa: E402
 from weights import save_weights  # noqa: E402
 
 import reparamkit  # noqa: E402
@@ -28,9 +29,10 @@ def run(options: Options) -> None:
     """Train both, fuse the injected one, compare."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    data = load_data(options.data, options.image_size, options.data_root, options.workers)
-    data = data.limited(options.limit_train, options.limit_test)
+    data = load_images(options)
     models = {arm: train(options.of_arm(arm), data) for arm in ARMS}
+    if parallel.rank() > 0:
+        return
     fused = fuse(models["injected"], models["plain"], data, options)
     save_weights(fused, options.output / "fused.safetensors")
     correct = {
@@ -65,13 +67,10 @@ def train(options: Options, data: Data) -> nn.Module:
     model = new_model(options, data)
     # The same batches and shifts for both arms: injection draws random numbers as well.
     torch.manual_seed(options.seed)
-
-    def measure(trained: nn.Module) -> float:
-        return accuracy(trained, data.test_batches(options.batch_size), options.device)
-
-    Recorded(model, data, options, "test accuracy", measure).train()
-    save_weights(model.eval(), options.output / "model.safetensors")
-    return model
+    trained = Trainer(model, data, options).train().eval()
+    if parallel.rank() == 0:
+        save_weights(trained, options.output / "model.safetensors")
+    return trained
 
 
 def fuse(injected: nn.Module, plain: nn.Module, data: Data, options: Options) -> nn.Module:
@@ -115,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = parse(arguments)
     try:
-        run(options)
+        with parallel.group(options.device):
+            run(options)
     except ExampleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

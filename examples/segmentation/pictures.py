@@ -11,19 +11,16 @@ import sys
 from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parent.parent
-sys.path += [str(EXAMPLES / "repmlpnet"), str(EXAMPLES / "common")]
-
-import matplotlib  # noqa: E402
-
-matplotlib.use("Agg")
+sys.path.append(str(EXAMPLES / "repmlpnet"))
 
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 from arguments import parse  # noqa: E402
+from drawing import curves, save  # noqa: E402
 from files import read_tensors  # noqa: E402
+from history import read_history  # noqa: E402
 from matplotlib.colors import ListedColormap  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
-from recorded import read_history  # noqa: E402
 from scenes import CLASSES, load_scenes  # noqa: E402
 from segmenter import new_segmenter  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
@@ -39,20 +36,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/segmentation"), help="the folder of the run")
     parser.add_argument("--images", type=Path, default=Path(__file__).parent / "img", help="where to draw to")
     options = parser.parse_args()
-    options.images.mkdir(parents=True, exist_ok=True)
-    curve(options.output, options.images / "curve.png")
+    curves({"": read_history(options.output)}, "test mIoU", options.images / "curve.png")
     masks(options.output, options.images / "masks.png")
-
-
-def curve(run: Path, path: Path) -> None:
-    """Test mIoU per epoch."""
-    history = read_history(run)
-    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-    axes.plot([h["epoch"] for h in history], [h["test mIoU"] for h in history], color="#00796b")
-    axes.set(xlabel="epoch", ylabel="test mIoU", ylim=(0, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
 
 
 @torch.no_grad()
@@ -74,7 +59,7 @@ def masks(run: Path, path: Path) -> None:
                 axes.imshow(picture, cmap=COLOURS, vmin=0, vmax=len(CLASSES) - 1, interpolation="nearest")
     handles = [Patch(color=COLOURS(i), label=name) for i, name in enumerate(CLASSES)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(CLASSES), frameon=False, fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
 def trained(run: Path) -> nn.Module:
@@ -83,12 +68,6 @@ def trained(run: Path) -> nn.Module:
     model = new_segmenter(options.model, 1, len(CLASSES), options.head_width)
     model.load_state_dict(read_tensors(run / "model.safetensors"))
     return model.eval()
-
-
-def _save(figure: plt.Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": None})
-    plt.close(figure)
-    print(path)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,11 @@ class Segmenter(nn.Module):
         self.backbone = backbone
         self.head = UPerHead(backbone.config.channels, classes, c)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The units of the backbone, in order."""
+        return self.backbone.blocks
+
     def forward(self, x: Tensor) -> Tensor:
         """One logit per class and pixel."""
         return resized(self.head(self.backbone.forward_features(x)), x)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parent.parent
 # The backbone, checkpoints and timing are those of the RepMLPNet example.
-sys.path += [str(EXAMPLES / "repmlpnet"), str(EXAMPLES / "common")]
+sys.path.append(str(EXAMPLES / "repmlpnet"))
 
+import parallel  # noqa: E402
 import torch  # noqa: E402
 from arguments import Options, parse  # noqa: E402
 from data import Data  # noqa: E402
@@ -17,10 +18,10 @@ from errors import ExampleError  # noqa: E402
 from folders import load_folders  # noqa: E402
 from latency import compare_latency  # noqa: E402
 from quality import compare, mean_iou  # noqa: E402
-from recorded import Recorded  # noqa: E402
 from scenes import CLASSES, load_scenes  # noqa: E402
 from segmenter import Segmenter, new_segmenter  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from training import Trainer  # noqa: E402
 from weights import save_weights  # noqa: E402
 
 import reparamkit  # noqa: E402
@@ -36,6 +37,8 @@ def run(options: Options) -> None:
     print(f"computing on {options.device}, {torch.get_num_threads()} CPU threads")
     data = load(options)
     model = train(options, data)
+    if parallel.rank() > 0:
+        return
     fused = fuse(model, data, options)
     save_weights(fused, options.output / "fused.safetensors")
     print(f"\nwritten to {options.output}")
@@ -66,9 +69,10 @@ def train(options: Options, data: Data) -> nn.Module:
     def measure(trained: nn.Module) -> float:
         return mean_iou(trained, data.test_batches(options.batch_size), data.num_classes, options.device)
 
-    Recorded(model, data, options, "test mIoU", measure).train()
-    save_weights(model.eval(), options.output / "model.safetensors")
-    return model
+    trained = Trainer(model, data, options, measure, "test mIoU").train().eval()
+    if parallel.rank() == 0:
+        save_weights(trained, options.output / "model.safetensors")
+    return trained
 
 
 def fuse(model: nn.Module, data: Data, options: Options) -> nn.Module:
@@ -107,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = parse(arguments)
     try:
-        run(options)
+        with parallel.group(options.device):
+            run(options)
     except ExampleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
