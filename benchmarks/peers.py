@@ -1,4 +1,4 @@
-"""Latency of engines alone and after reparamkit: ``python benchmarks/peers.py``, about 35 minutes on two idle cores.
+"""Latency of engines alone and after reparamkit: ``python benchmarks/peers.py``, about 30 minutes on two idle cores.
 
 Within a row everything is measured in turns, so that all see the same machine. A row has each engine on the model as it
 is trained (*alone*), on the fused model (*after*), and for some rows on a network written by hand for inference
@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -39,6 +40,8 @@ from peers_table import RESULTS, page, results, summary  # noqa: E402
 from zoo import randomize  # noqa: E402
 
 ROUNDS = 6
+PATIENCE = 90
+"""Seconds that an engine may take to convert a model."""
 Run = Callable[[], Any]
 Engine = Callable[[nn.Module, Tensor], Run]
 
@@ -183,11 +186,13 @@ ENGINES: dict[str, Engine] = {
     "eager, channels last": channels_last,
     "stock fx fuse": stock_fx,
     "timm reparameterize": timm_reparameterized,
-    "torch.compile": compiled,
     "torch.compile, freezing": compiled_frozen,
     "ONNX Runtime": onnx_runtime,
     "OpenVINO, f32": openvino,
+    "torch.compile": compiled,
 }
+DEFAULT = [name for name in ENGINES if name != "torch.compile"]
+"""Freezing is the same engine with more to work on; compiling takes most of the time, so one of the two by default."""
 
 
 def engines(row: Row, names: list[str]) -> dict[str, Engine]:
@@ -230,8 +235,9 @@ def started(entry: dict[str, Any], form: str, build: Callable[[], Run], exact: T
     """A run of an engine that has run once; None if the engine refused the model. entry: what the row keeps of it."""
     start = time.perf_counter()
     try:
-        run = build()
-        out = run()
+        with patience():
+            run = build()
+            out = run()
     except Exception as refused:
         entry[f"{form}_refused"] = type(refused).__name__
         return None
@@ -239,6 +245,21 @@ def started(entry: dict[str, Any], form: str, build: Callable[[], Run], exact: T
     if form != "limit":  # it has weights of its own
         entry[f"{form}_error"] = float((out.double() - exact).abs().max() / exact.abs().max())
     return run
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Raises `TimeoutError` in what takes too long."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(PATIENCE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 def surroundings() -> dict[str, Any]:
@@ -255,10 +276,10 @@ def surroundings() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--engines", nargs="*", default=list(ENGINES), choices=list(ENGINES))
+    parser.add_argument("--engines", nargs="*", default=DEFAULT, choices=list(ENGINES))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=45, help="of measuring, for each row")
+    parser.add_argument("--seconds", type=float, default=30, help="of measuring, for each row")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the page of the docs, measure nothing")
     options = parser.parse_args()
