@@ -16,11 +16,12 @@ from torch import nn
 import reparamkit
 from reparamkit.testing import randomize
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "docs"))
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import graphs
 import peers_table
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_tests_beside_the_laws_are_there():
