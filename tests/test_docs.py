@@ -33,6 +33,14 @@ def test_the_tests_beside_the_laws_are_there():
     assert named - there == set()
 
 
+def test_the_hooks_run_what_ci_runs():
+    """Each command of the pre-commit hooks is a step of .ci/run."""
+    entries = re.findall(r"entry: ([^,}\n]+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    steps = (ROOT / ".ci" / "run").read_text()
+    assert len(entries) == 5
+    assert [entry for entry in entries if f"step {entry}" not in steps] == []
+
+
 def drawn(model: nn.Module, x: torch.Tensor) -> list[xml.Element]:
     """The two graphs of the gallery, parsed."""
     return list(xml.fromstring(f"<p>{graphs.before_and_after(reparamkit.explain(randomize(model), x))}</p>"))
