@@ -90,7 +90,7 @@ KINDS = {
     **dict.fromkeys(("convolution", "conv", "fusedconv", "convtranspose", "deconvolution"), "conv"),
     **dict.fromkeys(("native_batch_norm", "cudnn_batch_norm", "batchnormalization"), "norm"),
     **dict.fromkeys(("addmm", "mm", "gemm", "fusedgemm", "matmul", "fullyconnected", "bmm"), "linear"),
-    **dict.fromkeys(("add", "mul", "sum", "sub", "eltwise", "subgraph"), "elementwise"),
+    **dict.fromkeys(("add", "mul", "sum", "sub", "eltwise", "subgraph"), "sum"),
 }
 """Operators of all tools in common words."""
 
@@ -165,13 +165,13 @@ def open_vino(model: nn.Module, x: Tensor) -> Found:
 
 TOOLS: dict[str, Callable[[nn.Module, Tensor], Found]] = {
     "as it is": eager,
+    "reparamkit": lambda model, x: eager(reparamkit.fuse(model, x), x),
     "torch.fx fuse": lambda model, x: eager(stock_fuse(model), x),
     "timm": lambda model, x: eager(reparameterize_model(model), x),
     "torch.compile, freezing": compiled,
     "ONNX Runtime": onnx_runtime,
     "onnxscript": onnx_script,
     "OpenVINO": open_vino,
-    "reparamkit": lambda model, x: eager(reparamkit.fuse(model, x), x),
 }
 
 

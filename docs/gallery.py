@@ -64,7 +64,8 @@ def structure_row(tests: ModuleType, case: Any) -> tuple[str, ...]:
     near = f"[{case.near}](#{anchor(case.near)})" if case.near else ""
     equation = code(case.equation) if "=" in case.equation else case.equation
     counts = f"{len(before.split())} -> {len(after.split())}"
-    drawn = f"<details><summary>{counts}</summary>{before_and_after(reparamkit.report(single[1]))}</details>"
+    graphs = f"<span>{before_and_after(reparamkit.report(single[1]))}</span>"
+    drawn = f'<details style="white-space:nowrap"><summary>{counts}</summary>{graphs}</details>'
     return name, equation, drawn, code(after), errors, near
 
 
