@@ -18,8 +18,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor, fx, nn
 
 from .. import Recipe, __version__, benchmark, convert_state_dict, explain, fuse, recipe, report, verify
+from .. import rules as registered
 from ..layers.price import OBJECTIVES
-from ..registry import rules as registered
 from ..report import Report
 from ..timing import FEWEST
 from .demo import example, network
