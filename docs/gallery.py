@@ -65,7 +65,7 @@ def structure_row(tests: ModuleType, case: Any) -> tuple[str, ...]:
     equation = code(case.equation) if "=" in case.equation else case.equation
     counts = f"{len(before.split())} -> {len(after.split())}"
     graphs = f"<span>{before_and_after(reparamkit.report(single[1]))}</span>"
-    drawn = f'<details style="white-space:nowrap"><summary>{counts}</summary>{graphs}</details>'
+    drawn = f'<details style="white-space:nowrap;width:max-content"><summary>{counts}</summary>{graphs}</details>'
     return name, equation, drawn, code(after), errors, near
 
 

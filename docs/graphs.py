@@ -38,7 +38,7 @@ def svg(nodes: Sequence[Node]) -> str:
     parts = [edge(place[a], place[b], widths[a] > 0, widths[b] > 0) for a, b in graph.edges]
     parts += [box(by_name[name], *place[name], widths[name]) for name in graph if name in by_name]
     size = f'width="{wide:.0f}" height="{STEP * len(rows):.0f}"'
-    style = 'font-size="9" fill="currentColor" style="vertical-align:top"'
+    style = 'font-size="9" fill="currentColor" style="vertical-align:top;max-width:none"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(parts)}</svg>'
 
 
