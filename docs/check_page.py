@@ -37,6 +37,7 @@ PROBE = """
 {
   const found = { start: performance.now(), boxes: () => document.querySelectorAll("#drawing rect.box").length };
   found.first = found.boxes();
+  found.scrolled = $("graphs").scrollTop;
   const bottom = $("graphs").clientHeight / zoom + BUCKET + 40;
   const drawn = [...document.querySelectorAll("#drawing rect.box")];
   found.outside = drawn.filter((box) => box.y.baseVal.value > bottom).length;
@@ -52,6 +53,14 @@ PROBE = """
   found.none = document.querySelectorAll(".row").length;
   type("");
   found.rows = document.querySelectorAll(".row").length;
+  found.filtered = {};
+  for (const option of $("rule").options) {
+    $("rule").value = option.value;
+    $("rule").dispatchEvent(new Event("change"));
+    found.filtered[option.value] = document.querySelectorAll(".row").length;
+  }
+  $("rule").value = "";
+  $("rule").dispatchEvent(new Event("change"));
   const before = performance.now();
   $("minor").click();
   found.rebuilt = performance.now() - before;
@@ -151,6 +160,7 @@ def check(name: str, report: Report, folder: Path) -> list[str]:
     merge = report.merges[0]
     wanted = {
         "the console is silent": not found["console"],
+        "it opens at the start": found["scrolled"] == 0,
         "boxes at the top and at the end": found["first"] > 0 and found["last"] > 0,
         "only what is in view is drawn": found["outside"] == 0,
         "all operations are laid out": found["all"] == nodes,
@@ -163,6 +173,7 @@ def check(name: str, report: Report, folder: Path) -> list[str]:
         "and marks the merge": found["chosen"] > 0,
         "search finds": found["hits"] >= norms > 0,
         "search lists nothing for nothing": found["none"] == 0,
+        "each rule filters": found["filtered"] == listed(report),
         "all merges and refusals are listed": found["rows"] == len(report.merges) + len(report.refusals),
         "hovering tells": bool(found["tip"]),
         "light and dark differ": found["papers"][0] != found["papers"][1],
@@ -172,13 +183,19 @@ def check(name: str, report: Report, folder: Path) -> list[str]:
     return [f"{name}: not so: {what}" for what, good in wanted.items() if not good]
 
 
+def listed(report: Report) -> dict[str, int]:
+    """How many lines of the list each choice of the filter leaves."""
+    rules = {rule: sum(rule in merge.rules for merge in report.merges) for m in report.merges for rule in m.rules}
+    return {"": len(report.merges) + len(report.refusals), "left": len(report.refusals), **rules}
+
+
 def screenshots(report: Report, folder: Path) -> None:
-    """The pictures of the docs."""
+    """The pictures of the docs: a merge in light and dark, and the page as it opens."""
     page = folder / "shown.html"
     report.to_html(page)
-    for theme in ("light", "dark"):
-        target = ROOT / "docs" / "img" / f"report-{theme}.png"
-        browse(page, f"--screenshot={target}", f"{page.as_uri()}#site=2&theme={theme}")
+    for name, view in (("light", "site=2&theme=light"), ("dark", "site=2&theme=dark"), ("start", "theme=light")):
+        target = ROOT / "docs" / "img" / f"report-{name}.png"
+        browse(page, f"--screenshot={target}", f"{page.as_uri()}#{view}")
         print(f"wrote {target.relative_to(ROOT)}")
 
 

@@ -4,7 +4,8 @@
     python docs/check_snippets.py --write    writes what is printed into the pages
 
 The blocks of a page run from top to bottom in one namespace. A ``text`` block right after a ``python`` block is its
-output; a block that prints must have one. Figures below 1e-4 are rounding: one stands for any other.
+output; a block that prints must have one. Figures below 1e-4 are rounding: one stands for any other. A block after
+``<!-- needs: package -->`` is left out where the package is not installed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import importlib.util
 import io
 import re
 import sys
@@ -26,18 +28,27 @@ from typing import Any
 import reparamkit
 
 ROOT = Path(__file__).resolve().parent.parent
-SNIPPET = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n*^```text\n(?P<output>.*?)^```$)?", re.M | re.S)
+NEEDS = r"(?:^<!-- needs: (?P<needs>\w+) -->\n+)?"
+SNIPPET = re.compile(rf"{NEEDS}^```python\n(?P<code>.*?)^```\n(?:\n*^```text\n(?P<output>.*?)^```$)?", re.M | re.S)
 ROUNDING = re.compile(r"\d(\.\d+)?e-(0[5-9]|[1-9]\d)")
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """One block. line: where its code begins. shown: the output on the page. at: where that is in the text."""
+    """One block. line: where its code begins. shown: the output on the page. at: where that is in the text. needs: a
+    package without which it is left out.
+    """
 
     code: str
     line: int
     shown: str | None
     at: tuple[int, int]
+    needs: str | None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can run here."""
+        return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
 
 def pages() -> list[Path]:
@@ -49,7 +60,7 @@ def snippets(text: str) -> Iterator[Snippet]:
     """The Python blocks of a page, in order."""
     for found in SNIPPET.finditer(text):
         line = text.count("\n", 0, found.start("code")) + 1
-        yield Snippet(found["code"], line, found["output"], found.span("output"))
+        yield Snippet(found["code"], line, found["output"], found.span("output"), found["needs"])
 
 
 def run(snippet: Snippet, page: Path, names: dict[str, Any]) -> str:
@@ -84,7 +95,7 @@ def check(page: Path, write: bool) -> bool:
     text = page.read_text()
     good, new = True, text
     with namespace(page) as names:
-        for snippet in snippets(text):
+        for snippet in filter(lambda each: each.runs, snippets(text)):
             where = f"{page.relative_to(ROOT)}:{snippet.line}"
             try:
                 printed = run(snippet, page, names)

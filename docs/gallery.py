@@ -18,13 +18,17 @@ from torch import nn
 
 import reparamkit
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from graphs import before_and_after
+
 INTRODUCTION = """\
 # Gallery
 
 Each row is a network of the test suite. It was fused while this page was made, with random statistics in every norm:
-the operations are those that a run executes, views aside, and the errors are the largest difference from the float64
-original relative to its largest number. The tests hold every row to this, with and without example inputs, at several
-sizes. No row has code of its own: all follow from the [two laws](algebra.md).
+the operations are those that a run executes, views aside (click: the graph before and after, one colour per merge), and
+the errors are the largest difference from the float64 original relative to its largest number. The tests hold every row
+to this, with and without example inputs, at several sizes. No row has code of its own: all follow from the [two
+laws](algebra.md).
 """
 HEAD = ("structure", "equation", "operations", "what is left", "error in float32, float64", "must be left")
 NEAR_MISSES = """\
@@ -40,10 +44,9 @@ def gallery_page(tests: ModuleType) -> Iterator[str]:
     yield INTRODUCTION
     for family in tests.FAMILIES:
         yield f"## {family.title}\n\n{family.text}\n"
-        shown = [each for each in family.structures if each.equation]
-        others = [each for each in family.structures if not each.equation]
-        if shown:
-            yield from table(HEAD, (structure_row(tests, each) for each in shown))
+        published = [each for each in family.structures if each.source] or family.structures
+        others = [each for each in family.structures if each not in published]
+        yield from table(HEAD, (structure_row(tests, each) for each in published))
         if others:
             yield f'\n??? note "{len(others)} more, checked in the same way"\n'
             yield from (f"    {line}" for line in table(HEAD, (structure_row(tests, each) for each in others)))
@@ -60,7 +63,10 @@ def structure_row(tests: ModuleType, case: Any) -> tuple[str, ...]:
     name = f"{case.name}<br><small>{case.source}</small>" if case.source else case.name
     near = f"[{case.near}](#{anchor(case.near)})" if case.near else ""
     equation = code(case.equation) if "=" in case.equation else case.equation
-    return name, equation, f"{len(before.split())} -> {len(after.split())}", code(after), errors, near
+    counts = f"{len(before.split())} -> {len(after.split())}"
+    graphs = f"<span>{before_and_after(reparamkit.report(single[1]))}</span>"
+    drawn = f'<details style="white-space:nowrap;width:max-content"><summary>{counts}</summary>{graphs}</details>'
+    return name, equation, drawn, code(after), errors, near
 
 
 def miss_row(tests: ModuleType, case: Any) -> tuple[str, ...]:

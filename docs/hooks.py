@@ -2,7 +2,7 @@
 
 The README, CONTRIBUTING, the changelog and the README of the example become pages as they are, with their links turned
 to the site. The page Rules is made from the registry and the table of readers, the page Gallery from the structures of
-the tests.
+the tests, the page Engines from the results of its benchmark.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "rules.md", content="\n".join(rules_page())))
     gallery = loaded(ROOT / "docs" / "gallery.py")
     files.append(File.generated(config, "gallery.md", content="\n".join(gallery.gallery_page(gallery.structures()))))
+    engines = loaded(ROOT / "benchmarks" / "peers_table.py")
+    files.append(File.generated(config, "engines.md", content="\n".join(engines.page(engines.results()))))
     return files
 
 

@@ -1,10 +1,11 @@
 """Draw the pictures of the README and the docs, from real graphs and real weights.
 
-    pip install -e '.[docs,examples]' matplotlib && python docs/pictures.py
+    pip install -e '.[docs,examples]' matplotlib && python docs/pictures.py    all of them, or those named
 
 ``fusion.svg``: the README's block and a RepMLP block, before and after `reparamkit.fuse`. What is drawn comes from
 the two graphs, what is coloured from the report. ``injection.png``: rows of FC3 in a RepMLPNet, before and after
-Locality Injection; the net is trained here, on scikit-learn's digits.
+Locality Injection; the net is trained here, on scikit-learn's digits. ``join.svg`` and ``border.svg`` are in
+`algebra_pictures`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import networkx as nx
 import torch
+from algebra_pictures import border, join
 from check_snippets import ROOT, namespace, run, snippets
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
@@ -300,13 +302,20 @@ def draw_map(axes: Axes, weights: Tensor, pixel: tuple[int, int], limit: float) 
     return axes.imshow(weights, cmap="RdBu_r", vmin=-limit, vmax=limit)
 
 
-if __name__ == "__main__":
-    plt.rcParams.update(STYLE)
-    IMAGES.mkdir(exist_ok=True)
+def blocks() -> None:
+    """The picture of the README."""
     fusion(
         {
             "RepVGG block": (readme_block(), torch.randn(1, 64, 16, 16)),
             "RepMLP block": (repmlp_block(), torch.randn(2, 64, 16, 16)),
         }
     )
-    injection(trained())
+
+
+PICTURES = {"fusion": blocks, "injection": lambda: injection(trained()), "join": join, "border": border}
+
+if __name__ == "__main__":
+    plt.rcParams.update(STYLE)
+    IMAGES.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or PICTURES:
+        PICTURES[name]()

@@ -63,9 +63,10 @@ def built(folder: Path) -> nn.Module:
     return spec.load_model(f"{folder / 'tiny.py'}:build")
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``reparamkit`` in that folder."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(reparamkit.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``reparamkit`` in that folder, with these variables in its environment."""
+    package = str(Path(reparamkit.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-m", "reparamkit.cli", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -195,6 +196,24 @@ def test_wrong_arguments_are_one_line(folder: Path):
     assert done.stderr.count("\n") == 1
 
 
+def test_the_shell_completes_commands_and_rules(folder: Path):
+    """As bash asks for it."""
+    asked = {"_REPARAMKIT_COMPLETE": "complete_bash", "COMP_WORDS": "reparamkit fuse --without loc", "COMP_CWORD": "3"}
+    assert run(folder, **asked).stdout.split() == ["locality_injection"]
+
+
+def test_an_exported_program_is_fused(folder: Path):
+    """From file to file; the size of its inputs is in it."""
+    model, x = randomize(built(folder), seed=7), torch.randn(1, 3, 9, 9)
+    torch.export.save(torch.export.export(model, (x,)), folder / "model.pt2")
+    done = run(folder, "fuse", "model.pt2", "--pt2", "smaller.pt2", "--json")
+    assert done.returncode == Code.DONE, done.stderr
+    assert len(json.loads(done.stdout)["merges"]) == 1
+    fused = torch.export.load(folder / "smaller.pt2")
+    assert [str(node.target) for node in fused.graph.nodes].count("aten.batch_norm.default") == 1
+    torch.testing.assert_close(fused.module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 def test_the_core_needs_neither_typer_nor_rich(folder: Path):
     """And the console script says what to install."""
     code = """
@@ -239,6 +258,59 @@ def test_names_of_a_zoo(zoo: str):
     with pytest.raises(Failure, match=r"did you mean .*resnet1\d"):
         spec.load_model(f"{zoo}:resnet19")
     assert type(spec.load_model(f"{zoo}:resnet18")).__name__ == "ResNet"
+
+
+class Written(nn.Module):
+    """Writes in place, through a view, and has two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.point = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        self.act = nn.SiLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.act(self.norm(self.conv(x)))
+        z = y.view(y.shape[0], -1)
+        kept = y[:, 1:3] * 2
+        z.add_(1)
+        return self.point(y), kept
+
+
+def test_exported_programs_compute_the_same(tmp_path: Path):
+    """As the model does, before and after they are fused; what is written in place is seen to be."""
+    model, x = randomize(Written(), seed=3), torch.randn(2, 3, 7, 7)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
+    program = spec.load_model(str(tmp_path / "model.pt2"))
+    assert [tuple(each.shape) for each in spec.example_inputs([], "model.pt2", program)] == [(2, 3, 7, 7)]
+    fused = reparamkit.fuse(program, x, as_graph=True)
+    reasons = [[each.reason for each in r.refusals] for r in (reparamkit.report(fused), reparamkit.explain(model, x))]
+    assert reasons[0] == reasons[1] != []
+    for found in (program(x), fused(x)):
+        torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_program_that_is_none(tmp_path: Path):
+    (tmp_path / "bad.pt2").write_bytes(b"PK no program")
+    for name, code in (("none.pt2", Code.USAGE), ("bad.pt2", Code.MODEL)):
+        with pytest.raises(Failure) as found:
+            spec.load_model(str(tmp_path / name))
+        assert found.value.code == code
+
+
+def test_configurations_of_transformers(tmp_path: Path):
+    """By kind, by file, by folder, with the class that the file names."""
+    transformers = pytest.importorskip("transformers")
+    small = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "num_labels": 3}
+    config = transformers.ResNetConfig(**small, architectures=["ResNetForImageClassification"])
+    config.save_pretrained(tmp_path)
+    for name in (tmp_path, tmp_path / "config.json"):
+        assert type(spec.load_model(f"hf:{name}")).__name__ == "ResNetForImageClassification"
+    assert type(spec.load_model("hf:resnet")).__name__ == "ResNetModel"
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(Failure, match="hf:resnet") as found:
+        spec.load_model(f"hf:{tmp_path}")
+    assert found.value.code == Code.USAGE
 
 
 def test_specs_that_name_a_model(folder: Path):

@@ -14,32 +14,50 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from torch import Tensor, nn
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from torch import Tensor, fx, nn
 
 from .. import Recipe, __version__, benchmark, convert_state_dict, explain, fuse, recipe, report, verify
+from .. import rules as registered
+from ..layers.price import OBJECTIVES
 from ..report import Report
 from ..timing import FEWEST
 from .demo import example, network
 from .failures import Code, Failure, as_failure
 from .files import check_target, write_exported, write_onnx, write_text, write_weights
-from .spec import example_inputs, is_from_zoo, load_model, load_weights, redrawn
+from .spec import FORMS, example_inputs, is_from_zoo, load_model, load_weights, redrawn
 
 app = typer.Typer(name="reparamkit", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Model = Annotated[
     str,
-    typer.Argument(help="package.module:callable, file.py:callable, timm:name or torchvision:name", metavar="MODEL"),
+    typer.Argument(help=FORMS, metavar="MODEL"),
 ]
 Weights = Annotated[Path | None, typer.Option("--weights", help="State dict to load: .safetensors, or of torch.save.")]
 Input = Annotated[
     list[str] | None,
     typer.Option("--input", help="Sizes of an input, as 1,3,224,224 or 1,16:int64; once per input."),
 ]
-Rules = Annotated[list[str] | None, typer.Option("--rules", help="Use this rule and no others; repeatable.")]
-Without = Annotated[list[str] | None, typer.Option("--without", help="Do without this rule; repeatable.")]
+
+
+def _objectives() -> list[str]:
+    return [*OBJECTIVES]
+
+
+def _rule_names() -> list[str]:
+    return [rule.name for rule in registered]
+
+
+Rules = Annotated[
+    list[str] | None,
+    typer.Option("--rules", help="Use this rule and no others; repeatable.", autocompletion=_rule_names),
+]
+Without = Annotated[
+    list[str] | None, typer.Option("--without", help="Do without this rule; repeatable.", autocompletion=_rule_names)
+]
 Only = Annotated[list[str] | None, typer.Option("--only", help="Merge in these module paths only; repeatable.")]
 Skip = Annotated[list[str] | None, typer.Option("--skip", help="Leave these module paths alone; repeatable.")]
-Objective = Annotated[str, typer.Option(help="default, latency, flops, params, launches or measured.")]
+Objective = Annotated[str, typer.Option(help=f"One of {', '.join(OBJECTIVES)}.", autocompletion=_objectives)]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the report, as .html or .json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -80,7 +98,9 @@ class Voice:
         if self.as_json or self.quiet or not self.progress.is_terminal:
             yield
         else:
-            with self.progress.status(what):
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            with Progress(*columns, console=self.progress, transient=True) as shown:
+                shown.add_task(what)
                 yield
 
     def finish(self) -> None:
@@ -125,10 +145,16 @@ def loaded(voice: Voice, spec: str, weights: Path | None, inputs: Sequence[str] 
 
 
 def options(
-    rules: list[str] | None, without: list[str] | None, only: list[str] | None, skip: list[str] | None, objective: str
+    model: nn.Module,
+    rules: list[str] | None,
+    without: list[str] | None,
+    only: list[str] | None,
+    skip: list[str] | None,
+    objective: str,
 ) -> dict[str, Any]:
-    """The options of `reparamkit.fuse`."""
-    return {"rules": rules or None, "without": without or (), "only": only, "skip": skip, "objective": objective}
+    """The options of `reparamkit.fuse`. A flat graph, such as an exported program, stays one."""
+    chosen = {"rules": rules or None, "without": without or (), "only": only, "skip": skip, "objective": objective}
+    return {**chosen, "as_graph": isinstance(model, fx.GraphModule)}
 
 
 def brief(found: Report) -> dict[str, Any]:
@@ -196,7 +222,7 @@ def fuse_command(
     found = loaded(tell, model, weights, inputs)
     exporting = found.given if pt2 or onnx else ()
     with tell.working("fusing"):
-        fused = fuse(found.model, found.inputs, **options(rules, without, only, skip, objective))
+        fused = fuse(found.model, found.inputs, **options(found.model, rules, without, only, skip, objective))
     made = report(fused)
     tell.said.update(brief(made))
     tell.say(made)
@@ -267,7 +293,7 @@ def explain_command(
     check_target("--report", report_file, (".html", ".json"))
     found = loaded(tell, model, weights, inputs)
     with tell.working("fusing"):
-        made = explain(found.model, found.inputs, **options(rules, without, only, skip, objective))
+        made = explain(found.model, found.inputs, **options(found.model, rules, without, only, skip, objective))
     tell.said.update(brief(made))
     tell.say(made)
     tell.say(f"merged: {made.coverage}")
@@ -303,7 +329,7 @@ def verify_command(
     found = loaded(tell, model, weights, inputs)
     given = found.given
     with tell.working("fusing"):
-        fused = fuse(found.model, given, **options(rules, without, only, skip, objective))
+        fused = fuse(found.model, given, **options(found.model, rules, without, only, skip, objective))
     if fused_weights is not None:
         load_weights(fused, fused_weights)
     results = [verify(fused, found.model, redrawn(given, seed)) for seed in range(trials)]
@@ -336,7 +362,7 @@ def bench_command(
     found = loaded(tell, model, weights, inputs)
     given = found.given
     with tell.working("fusing"):
-        fused = fuse(found.model, given, **options(rules, without, only, skip, objective))
+        fused = fuse(found.model, given, **options(found.model, rules, without, only, skip, objective))
     with tell.working("measuring"):
         result = benchmark(found.model, fused, given, rounds=rounds)
     tell.say(str(result))

@@ -6,18 +6,18 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from .exported import INPUTS, load_exported
 from .failures import Code, Failure, missing
 
-FORMS = "write package.module:callable, file.py:callable, timm:name or torchvision:name"
-ZOOS = ("timm", "torchvision")
+FORMS = "write package.module:callable, file.py:callable, timm:name, torchvision:name, hf:config, or the path of a .pt2"
 
 
 # --- models -------------------------------------------------------------------------------------------
@@ -26,13 +26,15 @@ ZOOS = ("timm", "torchvision")
 def load_model(spec: str) -> nn.Module:
     """The model that a spec names, in eval mode.
 
-    spec: ``package.module:callable``, ``file.py:callable``, ``timm:name`` or ``torchvision:name``; the callable is a
-    model, or is called without arguments and returns one. Raises `Failure`.
+    spec: ``package.module:callable``, ``file.py:callable``, ``timm:name``, ``torchvision:name``, ``hf:config`` or
+    ``file.pt2``; the callable is a model, or is called without arguments and returns one. Raises `Failure`.
     """
-    home, _, name = spec.rpartition(":")
+    if spec.endswith(".pt2"):
+        return load_exported(Path(spec))
+    home, _, name = spec.partition(":") if spec.startswith("hf:") else spec.rpartition(":")
     if not home or not name:
         raise Failure(Code.USAGE, f"'{spec}' names no model", FORMS)
-    model = _from_zoo(home, name) if home in ZOOS else _called(_module(home), name, spec)
+    model = ZOOS[home](name) if home in ZOOS else _called(_module(home), name, spec)
     if not isinstance(model, nn.Module):
         raise Failure(Code.MODEL, f"{spec} gives a {type(model).__name__}", "it must return a torch.nn.Module")
     return model.eval()
@@ -40,7 +42,7 @@ def load_model(spec: str) -> nn.Module:
 
 def is_from_zoo(spec: str) -> bool:
     """Whether a model comes without trained weights."""
-    return spec.rpartition(":")[0] in ZOOS
+    return spec.partition(":")[0] in ZOOS
 
 
 def optional(package: str, extra: str) -> ModuleType:
@@ -51,13 +53,44 @@ def optional(package: str, extra: str) -> ModuleType:
         raise missing(error.name or package, extra) from error
 
 
-def _from_zoo(zoo: str, name: str) -> Any:
-    home = optional(zoo, "zoo") if zoo == "timm" else optional("torchvision.models", "zoo")
-    known: Sequence[str] = home.list_models()
+def _timm(name: str) -> Any:
+    home = optional("timm", "zoo")
+    _check_known("timm", name, home.list_models())
+    return home.create_model(name)
+
+
+def _torchvision(name: str) -> Any:
+    home = optional("torchvision.models", "zoo")
+    _check_known("torchvision", name, home.list_models())
+    return home.get_model(name, weights=None)
+
+
+def _check_known(zoo: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, 3))
         raise Failure(Code.USAGE, f"{zoo} has no model '{name}'", f"did you mean {near}?" if near else "check the name")
-    return home.create_model(name) if zoo == "timm" else home.get_model(name, weights=None)
+
+
+def _transformers(name: str) -> Any:
+    """The model of a configuration: a file or folder, a kind of model with its defaults, or a name on the hub."""
+    home = optional("transformers", "hf")
+    try:
+        config = _config(home, name)
+        kinds = [getattr(home, kind) for kind in config.architectures or () if hasattr(home, kind)]
+        return kinds[0](config) if kinds else home.AutoModel.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        next_step = "give a config.json, its folder, or a kind of model such as hf:resnet"
+        raise Failure(Code.USAGE, f"hf:{name}: {type(error).__name__}: {error}", next_step) from error
+
+
+def _config(home: Any, name: str) -> Any:
+    if name in home.CONFIG_MAPPING and not Path(name).exists():
+        return home.AutoConfig.for_model(name)
+    return home.AutoConfig.from_pretrained(name)
+
+
+ZOOS: dict[str, Callable[[str], Any]] = {"timm": _timm, "torchvision": _torchvision, "hf": _transformers}
+"""Libraries of models, which come with random weights."""
 
 
 def _module(home: str) -> ModuleType:
@@ -182,13 +215,15 @@ def _misfit(model: nn.Module, state: Mapping[str, Tensor]) -> str:
 
 
 def example_inputs(texts: Sequence[str], spec: str, model: nn.Module) -> tuple[Tensor, ...] | None:
-    """Random inputs as --input describes them; for a timm model without any, of the size it was made for.
+    """Random inputs as --input describes them; without any, of the size a timm model was made for, or a .pt2 exported.
 
     texts: such as "1,3,224,224" or "1,16:int64". Returns None if nothing is known.
     """
     config = getattr(model, "pretrained_cfg", None)
     if not texts and spec.startswith("timm:") and isinstance(config, Mapping) and "input_size" in config:
         texts = [",".join(map(str, (1, *config["input_size"])))]
+    if not texts and isinstance(model, fx.GraphModule) and INPUTS in model.meta:
+        return redrawn(model.meta[INPUTS], 0)
     return drawn(texts, 0) if texts else None
 
 

@@ -488,12 +488,12 @@ function startTheme() {
   document.documentElement.dataset.theme = asked || kept || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
 }
 
-/** Keep what is in the middle of the view there. */
+/** Keep what is in the middle of the view there; the start stays the start. */
 function setZoom(value) {
-  const view = $("graphs"), middle = (view.scrollTop + view.clientHeight / 2) / zoom;
+  const view = $("graphs"), scrolled = view.scrollTop > 0, middle = (view.scrollTop + view.clientHeight / 2) / zoom;
   zoom = Math.max(0.15, Math.min(3, value));
   draw();
-  view.scrollTop = middle * zoom - view.clientHeight / 2;
+  if (scrolled) view.scrollTop = middle * zoom - view.clientHeight / 2;
   draw();
 }
 

@@ -108,9 +108,19 @@ DENSE = (
         ((2, 8, 5, 8), (1, 8, 10, 4)),
         GATED,
         needs_inputs=True,
+        equation="F' = s F + T(sum_k s_k K_k), k in 1, 3, 5, 7",
+        source="RepMLPNet, Ding et al. 2022",
+        near="reflected padding",
     ),
     Structure(
-        "repmlp, one partition", lambda: repmlp_block(3, 7), ((2, 8, 3, 7), (1, 8, 3, 7)), GATED, needs_inputs=True
+        "repmlp, one partition",
+        lambda: repmlp_block(3, 7),
+        ((2, 8, 3, 7), (1, 8, 3, 7)),
+        GATED,
+        needs_inputs=True,
+        equation="F' = s F + T(sum_k s_k K_k), of a map that is its own partition",
+        source="RepMLPNet, Ding et al. 2022",
+        near="reflected padding",
     ),
     Structure(
         "repmlp, as first published",

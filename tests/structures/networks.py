@@ -103,33 +103,59 @@ class Turn(nn.Module):
 
 
 NETS = (
-    Structure("depthwise-bn, depthwise-bn", lambda: seq(conv_norm(4, 4, g=4), conv_norm(4, 4, g=4)), MAPS, "conv conv"),
+    Structure(
+        "depthwise-bn, depthwise-bn",
+        lambda: seq(conv_norm(4, 4, g=4), conv_norm(4, 4, g=4)),
+        MAPS,
+        "conv conv",
+        equation="each norm into its own convolution; two padded windows stay two",
+        near="padded 3x3, padded 3x3",
+    ),
     Structure(
         "inverted residuals",
         lambda: seq(conv_norm(4, 4, 1), InvertedResidual(4), InvertedResidual(4)),
         MAPS,
         "conv conv relu conv relu conv add conv relu conv relu conv add",
+        equation="each norm into its own convolution",
+        near="expand then project",
     ),
-    Structure("squeeze and excite", lambda: seq(conv_norm(4, 4), nn.ReLU(), Gate(4)), MAPS, f"conv relu {GATE}"),
+    Structure(
+        "squeeze and excite",
+        lambda: seq(conv_norm(4, 4), nn.ReLU(), Gate(4)),
+        MAPS,
+        f"conv relu {GATE}",
+        equation="K' = s K; the gate is computed from the input and stays",
+    ),
     Structure(
         "own norm, squeeze and excite",
         lambda: seq(conv(4, 4), OwnNorm(4), nn.ReLU(), Gate(4), conv_norm(4, 4, 1)),
         MAPS,
         f"conv relu {GATE} conv",
+        equation="K' = s K; the gate is computed from the input and stays",
     ),
     Structure(
         "repvit",
         lambda: seq(nn.GELU(), RepDepthwise(4), Residual(seq(conv_norm(4, 8, 1), nn.GELU(), conv_norm(8, 4, 1)))),
         MAPS,
         "gelu conv conv gelu conv add",
+        equation="K' = s (s3 K3 + pad(K1) + delta), b' = s (t3 + b1) + t",
+        source="RepViT, Wang et al. 2023",
     ),
     Structure(
         "fastvit",
         lambda: seq(nn.GELU(), RepMixer(4), Residual(mlp(4)), RepMixer(4), Residual(mlp(4))),
         MAPS,
         "gelu conv conv conv gelu conv add conv conv conv gelu conv add",
+        equation="K' = delta + gamma (K_mixer - K_norm), and each norm into its own convolution",
+        source="FastViT, Vasu et al. 2023",
     ),
-    Structure("a list that grows", lambda: DenseBlock(4), MAPS, "relu conv relu add conv add relu cat"),
+    Structure(
+        "a list that grows",
+        lambda: DenseBlock(4),
+        MAPS,
+        "relu conv relu add conv add relu cat",
+        equation="K' = s K; the sums of maps stay",
+    ),
     Structure(
         "linear, norm of flattened tokens, reshape_as",
         lambda: Model(
@@ -140,6 +166,9 @@ NETS = (
         TOKENS[:2],
         "linear",
         needs_inputs=True,
+        equation="W' = diag(s) W, b' = t",
+        source="LeViT, Graham et al. 2021",
+        near="norm over tokens, as many as channels",
     ),
     Structure(
         "a size read between conv and norm",
@@ -147,6 +176,7 @@ NETS = (
         MAPS,
         "conv",
         needs_inputs=True,
+        equation="K' = s K; the size is read from the merged layer",
     ),
     Structure(
         "scales that are views",
@@ -157,6 +187,7 @@ NETS = (
         ),
         MAPS,
         "relu mul",
+        equation="a (b x) = (a b) x",
     ),
     Structure(
         "patches, an affine layer, a residual, the mean of the tokens",
@@ -170,5 +201,7 @@ NETS = (
         ((2, 4, 8, 10), (1, 4, 8, 10)),
         "conv linear mean linear",
         needs_inputs=True,
+        equation="W' = W + I; H' = H diag(alpha), b' = b + H beta",
+        source="ResMLP, Touvron et al. 2021",
     ),
 )

@@ -146,7 +146,14 @@ class LowRank(nn.Module):
 
 
 FUNCTIONS = (
-    Structure("functional conv, bn, linear", lambda: Functional(4), MAPS, "conv relu mean linear"),
+    Structure(
+        "functional conv, bn, linear",
+        lambda: Functional(4),
+        MAPS,
+        "conv relu mean linear",
+        equation="K' = s K; W' = W diag(s)",
+        near="functional norm in training mode",
+    ),
     Structure(
         "functional norm after a layer",
         lambda: seq(conv(4, 5), OwnNorm(5)),
@@ -205,6 +212,7 @@ FUNCTIONS = (
         ),
         ROWS,
         "linear",
+        equation="(x A) B = x (A B)",
     ),
 )
 
@@ -241,9 +249,17 @@ PARAMETERS = (
         ),
         MAPS,
         "conv",
+        equation="W = V - mean(V), computed once",
+        near="a class with its own forward",
     ),
     Structure(
-        "weight norm alone", lambda: seq(torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3))), MAPS, "conv"
+        "weight norm alone",
+        lambda: seq(torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3))),
+        MAPS,
+        "conv",
+        equation="W = g V / |V|, computed once",
+        source="Salimans and Kingma 2016",
+        near="tied weights",
     ),
     Structure(
         "lora",
@@ -264,7 +280,13 @@ PARAMETERS = (
         equation="K' = m K, b' = m (b + K a)",
         source="YOLOR, Wang et al. 2021",
     ),
-    Structure("gated by lerp", lambda: Model(lambda m, x: torch.lerp(x, m.c(x), 0.3), c=conv_norm(4, 4)), MAPS, "conv"),
+    Structure(
+        "gated by lerp",
+        lambda: Model(lambda m, x: torch.lerp(x, m.c(x), 0.3), c=conv_norm(4, 4)),
+        MAPS,
+        "conv",
+        equation="x + a (s K x - x): K' = a s K + (1 - a) delta",
+    ),
     Structure(
         "a kernel that is written in place",
         lambda: seq(Edges(4), nn.PReLU()),
@@ -304,6 +326,8 @@ PARAMETERS = (
         ),
         MAPS,
         "conv",
+        equation="K' = (a // 2) K",
+        near="a division that rounds",
     ),
     Structure(
         "a number decides",
@@ -320,6 +344,7 @@ PARAMETERS = (
         lambda: Model(lambda m, x: m.b @ (m.a @ x) + x, a=parameter(9, 5), b=parameter(5, 9)),
         ((2, 5, 8), (1, 5, 7)),
         "conv",
+        equation="B (A x) + x = (B A + I) x",
     ),
     Structure(
         "einsum after linear",
@@ -327,5 +352,6 @@ PARAMETERS = (
         TOKENS_8,
         "linear",
         needs_inputs=True,
+        equation="V (W x + b) = (V W) x + V b",
     ),
 )

@@ -69,6 +69,8 @@ PARTS = (
         ),
         MAPS,
         "relu sigmoid conv conv cat",
+        equation="norm(cat(f, g)) = cat(s1 f + t1, s2 g + t2)",
+        near="a norm behind two activations",
     ),
     Structure(
         "a norm behind an activation and a convolution",
@@ -84,6 +86,8 @@ PARTS = (
         MAPS,
         "conv conv cat",
         needs_inputs=True,
+        equation="part k of the norm goes into kernel k: K_k' = s_k K_k",
+        near="convolutions on unequal parts",
     ),
     Structure(
         "equal convolutions on equal parts",
@@ -91,6 +95,8 @@ PARTS = (
         MAPS,
         "conv",
         needs_inputs=True,
+        equation="cat(K1 x1, K2 x2) = one convolution with 2 groups",
+        near="convolutions on unequal parts",
     ),
     Structure(
         "grouped convolutions on chunks",
@@ -102,12 +108,16 @@ PARTS = (
         MAPS,
         "conv",
         needs_inputs=True,
+        equation="cat(K1 x1, K2 x2), of 2 groups each = one convolution with 4 groups",
+        near="convolutions on unequal parts",
     ),
     Structure(
         "convolutions of one value, side by side",
         lambda: Model(lambda m, x: torch.cat([m.a(x), m.b(x)], 1), a=conv_norm(4, 5), b=conv_norm(4, 3)),
         MAPS,
         "conv",
+        equation="cat(K1 x, K2 x) = [K1; K2] x",
+        near="concatenated along the batch",
     ),
     Structure(
         "side by side, then 1x1",
@@ -116,6 +126,7 @@ PARTS = (
         ),
         MAPS,
         "conv",
+        equation="W cat(K1 x, K2 x) = (W1 K1 + W2 K2) x",
     ),
     Structure(
         "channels in reverse order, then a convolution",
@@ -123,6 +134,7 @@ PARTS = (
         MAPS,
         "conv",
         needs_inputs=True,
+        equation="K'[o,i] = sum_m K2[o,m] K1[p(m), r(i)], p and r permutations",
     ),
     Structure(
         "a stack of branches, weighted and summed",
@@ -134,6 +146,7 @@ PARTS = (
         ),
         MAPS,
         "conv",
+        equation="K' = sum_k softmax(w)_k s_k K_k",
     ),
     Structure(
         "a split that reads a layer, a norm on each part",
@@ -145,5 +158,6 @@ PARTS = (
         ),
         MAPS,
         "conv relu conv cat",
+        equation="rows of part k: K_k' = s_k K_k",
     ),
 )

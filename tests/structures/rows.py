@@ -9,7 +9,15 @@ from .blocks import Model, Scalar, conv, conv_norm, depthwise, norm, seq
 from .table import MAPS, MAPS_1D, MAPS_3D, ROWS, TOKENS, Structure
 
 CHAINS = (
-    Structure("conv1d-bn", lambda: seq(nn.Conv1d(4, 5, 3, padding=1), nn.BatchNorm1d(5)), MAPS_1D, "conv"),
+    Structure(
+        "conv1d-bn",
+        lambda: seq(nn.Conv1d(4, 5, 3, padding=1), nn.BatchNorm1d(5)),
+        MAPS_1D,
+        "conv",
+        equation="K' = s K, b' = s (b - mu) + beta",
+        source="Ioffe and Szegedy 2015",
+        near="relu between",
+    ),
     Structure(
         "conv2d-bn",
         lambda: conv_norm(4, 5),
@@ -19,13 +27,58 @@ CHAINS = (
         source="Ioffe and Szegedy 2015",
         near="relu between",
     ),
-    Structure("conv3d-bn", lambda: seq(nn.Conv3d(4, 5, 3, padding=1), nn.BatchNorm3d(5)), MAPS_3D, "conv"),
-    Structure("grouped conv-bn", lambda: conv_norm(4, 6, g=2), MAPS, "conv"),
-    Structure("depthwise conv-bn", lambda: seq(depthwise(4), norm(4)), MAPS, "conv"),
-    Structure("depth multiplier conv-bn", lambda: conv_norm(4, 8, g=4), MAPS, "conv"),
-    Structure("strided dilated conv-bn", lambda: conv_norm(4, 5, s=2, d=2), MAPS, "conv"),
-    Structure("conv 'same'-bn", lambda: seq(nn.Conv2d(4, 5, 3, padding="same"), norm(5)), MAPS, "conv"),
-    Structure("conv-bn-relu-conv-bn", lambda: seq(conv_norm(4, 8), nn.ReLU(), conv_norm(8, 5)), MAPS, "conv relu conv"),
+    Structure(
+        "conv3d-bn",
+        lambda: seq(nn.Conv3d(4, 5, 3, padding=1), nn.BatchNorm3d(5)),
+        MAPS_3D,
+        "conv",
+        equation="K' = s K, b' = s (b - mu) + beta",
+        source="Ioffe and Szegedy 2015",
+        near="relu between",
+    ),
+    Structure(
+        "grouped conv-bn",
+        lambda: conv_norm(4, 6, g=2),
+        MAPS,
+        "conv",
+        equation="K' = s K, b' = s (b - mu) + beta, s along the output channels",
+    ),
+    Structure(
+        "depthwise conv-bn",
+        lambda: seq(depthwise(4), norm(4)),
+        MAPS,
+        "conv",
+        equation="K'[c] = s[c] K[c]",
+    ),
+    Structure(
+        "depth multiplier conv-bn",
+        lambda: conv_norm(4, 8, g=4),
+        MAPS,
+        "conv",
+        equation="K'[o] = s[o] K[o], two outputs per group",
+    ),
+    Structure(
+        "strided dilated conv-bn",
+        lambda: conv_norm(4, 5, s=2, d=2),
+        MAPS,
+        "conv",
+        equation="K' = s K, b' = s (b - mu) + beta, at any stride and dilation",
+    ),
+    Structure(
+        "conv 'same'-bn",
+        lambda: seq(nn.Conv2d(4, 5, 3, padding="same"), norm(5)),
+        MAPS,
+        "conv",
+        equation="K' = s K, b' = s (b - mu) + beta",
+    ),
+    Structure(
+        "conv-bn-relu-conv-bn",
+        lambda: seq(conv_norm(4, 8), nn.ReLU(), conv_norm(8, 5)),
+        MAPS,
+        "conv relu conv",
+        equation="K' = s K, b' = s (b - mu) + beta, twice",
+        near="relu between",
+    ),
     Structure(
         "bn-conv unpadded",
         lambda: seq(norm(4), conv(4, 5, 3, p=0)),
@@ -66,6 +119,8 @@ CHAINS = (
         lambda: seq(nn.Linear(6, 20), nn.BatchNorm1d(20), nn.Dropout(0.5), nn.Linear(20, 3)),
         ROWS,
         "linear",
+        equation="W' = W2 diag(s) W1, b' = W2 (s b1 + t) + b2",
+        near="F.dropout by default",
     ),
     Structure(
         "1x1 then 3x3 unpadded",
@@ -117,12 +172,20 @@ CHAINS = (
         equation="the padding moves into the layer",
         near="F.pad with a value",
     ),
-    Structure("zero pad layer then conv", lambda: seq(nn.ZeroPad2d(1), conv_norm(4, 5, p=0)), MAPS, "conv"),
+    Structure(
+        "zero pad layer then conv",
+        lambda: seq(nn.ZeroPad2d(1), conv_norm(4, 5, p=0)),
+        MAPS,
+        "conv",
+        equation="the padding moves into the layer",
+        near="F.pad with a value",
+    ),
     Structure(
         "asymmetric pad, then conv-bn",
         lambda: seq(nn.ZeroPad2d((0, 1, 0, 1)), conv_norm(4, 5, p=0, s=2)),
         MAPS,
         "pad conv",
+        equation="K' = s K; a padding that differs at the two ends stays",
     ),
     Structure(
         "bn-gap-linear",
@@ -169,7 +232,13 @@ CHAINS = (
         equation="W' = diag(gamma) W",
         source="CaiT, Touvron et al. 2021",
     ),
-    Structure("conv-bn, an outer bn", lambda: seq(conv_norm(4, 5), norm(5)), MAPS, "conv"),
+    Structure(
+        "conv-bn, an outer bn",
+        lambda: seq(conv_norm(4, 5), norm(5)),
+        MAPS,
+        "conv",
+        equation="K' = s2 s1 K, b' = s2 t1 + t2",
+    ),
     Structure(
         "linear on tokens, bn on flattened tokens",
         lambda: Model(
@@ -180,5 +249,8 @@ CHAINS = (
         ((2, 12, 5), (1, 7, 5)),
         "linear",
         needs_inputs=True,
+        equation="W' = diag(s) W",
+        source="LeViT, Graham et al. 2021",
+        near="norm over tokens, as many as channels",
     ),
 )

@@ -62,8 +62,23 @@ BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 
 SPELLINGS = (
-    *(Structure(name, _spelled(body), MAPS, "conv") for name, body in BODIES.items()),
-    Structure("nested", lambda: seq(seq(seq(conv(4, 5)), seq(nn.Identity(), seq(norm(5))))), MAPS, "conv"),
+    *(
+        Structure(
+            name,
+            _spelled(body),
+            MAPS,
+            "conv",
+            equation="K' = K3 + pad(K1) + delta, with the factors of the sum",
+        )
+        for name, body in BODIES.items()
+    ),
+    Structure(
+        "nested",
+        lambda: seq(seq(seq(conv(4, 5)), seq(nn.Identity(), seq(norm(5))))),
+        MAPS,
+        "conv",
+        equation="K' = s K, b' = s (b - mu) + beta",
+    ),
     Structure(
         "a list of blocks",
         lambda: Model(
@@ -72,6 +87,7 @@ SPELLINGS = (
         ),
         MAPS,
         "conv relu conv relu conv relu",
+        equation="K' = s3 K3 + pad(s1 K1) + s0 delta, in each block",
     ),
     Structure(
         "a dict of branches",
@@ -81,6 +97,7 @@ SPELLINGS = (
         ),
         MAPS,
         "conv",
+        equation="K' = s3 K3 + pad(s1 K1)",
     ),
 )
 
@@ -91,12 +108,15 @@ SPELLED = (
         lambda: seq(conv(4, 4), nn.SyncBatchNorm(4), nn.BatchNorm2d(4, momentum=None)),
         MAPS,
         "conv",
+        equation="K' = s2 s1 K, b' = s2 (s1 b + t1) + t2",
     ),
     Structure(
         "instance norm with statistics",
         lambda: seq(conv(4, 4), nn.InstanceNorm2d(4, affine=True, track_running_stats=True)),
         MAPS,
         "conv",
+        equation="with running statistics it is a batch norm",
+        near="instance norm",
     ),
     Structure(
         "instance norm as a function",
@@ -107,6 +127,8 @@ SPELLED = (
         ),
         MAPS,
         "conv",
+        equation="with running statistics it is a batch norm",
+        near="instance norm by statistics of the input",
     ),
     Structure(
         "torch.batch_norm",
@@ -119,6 +141,8 @@ SPELLED = (
         ),
         MAPS,
         "conv",
+        equation="K' = s K, b' = s (b - mu) + beta",
+        near="functional norm in training mode",
     ),
     Structure(
         "batch norm by keywords",
@@ -131,30 +155,39 @@ SPELLED = (
         ),
         MAPS,
         "conv",
+        equation="K' = s K, b' = s (b - mu) + beta",
+        near="functional norm in training mode",
     ),
     Structure(
         "slopes of 1",
         lambda: seq(conv(4, 4), slopes(1.0, 1.0, 1.0, 1.0), norm(4)),
         MAPS,
         "conv",
+        equation="PReLU of slope 1 is the identity",
+        near="slopes of which one is not 1",
     ),
     Structure(
         "true_divide and negative",
         lambda: Model(lambda m, x: torch.true_divide(torch.negative(m.a(x)), m.w), a=conv(4, 4), w=parameter(4, 1, 1)),
         MAPS,
         "conv",
+        equation="K' = -K / w, b' = -b / w",
     ),
     Structure(
         "averages with a divisor of their own",
         lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, count_include_pad=False, divisor_override=5)]),
         MAPS,
         "conv",
+        equation="K' = K + 1 / divisor on the diagonal",
+        near="averages that do not count padding",
     ),
     Structure(
         "averages with ceil_mode that cuts nothing",
         lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, ceil_mode=True)]),
         MAPS,
         "conv",
+        equation="K' = K + 1 / k^2 on the diagonal",
+        near="averages with ceil_mode",
     ),
     Structure(
         "an adaptive average of equal windows",
@@ -165,5 +198,7 @@ SPELLED = (
         FIXED,
         "conv",
         needs_inputs=True,
+        equation="K' = K + 1 / 2 on the diagonal, windows of 2 rows at stride 2",
+        near="an adaptive average of windows that differ",
     ),
 )

@@ -34,6 +34,8 @@ UPSAMPLED = (
         "conv",
         needs_inputs=True,
         objective="flops",
+        equation="taps that read one pixel are summed; stride 3",
+        near="nearest by a factor that float32 does not hold",
     ),
     Structure(
         "nearest-exact x7, depthwise conv",
@@ -42,6 +44,8 @@ UPSAMPLED = (
         "conv",
         needs_inputs=True,
         objective="flops",
+        equation="taps that read one pixel are summed; stride 7",
+        near="nearest by a half",
     ),
     Structure(
         "nearest, conv1d",
@@ -50,6 +54,8 @@ UPSAMPLED = (
         "conv",
         needs_inputs=True,
         objective="flops",
+        equation="taps that read one pixel are summed; stride 2",
+        near="bilinear, padded conv",
     ),
     Structure(
         "nearest, conv3d",
@@ -57,6 +63,7 @@ UPSAMPLED = (
         MAPS_3D,
         "conv",
         objective="flops",
+        equation="taps that read one pixel are summed; stride (1, 2, 2)",
     ),
     Structure(
         "nearest to twice the size, branches, skip",
@@ -65,12 +72,23 @@ UPSAMPLED = (
         "conv",
         needs_inputs=True,
         objective="flops",
+        equation="taps that read one pixel are summed, of s3 K3 + pad(K1) + delta",
+        near="nearest to a size that is no multiple for others",
     ),
     Structure(
         "nearest, branches",
         lambda: seq(nn.UpsamplingNearest2d(scale_factor=2), repvgg(4)),
         MAPS,
         "upsample_nearest2d conv",
+        equation="K' = s3 K3 + pad(s1 K1) + s0 delta; the upsampling would cost more numbers and stays",
+        near="nearest, padded conv",
     ),
-    Structure("nearest, strided conv", lambda: seq(nearest(2), conv(4, 5, s=2)), MAPS, "conv", needs_inputs=True),
+    Structure(
+        "nearest, strided conv",
+        lambda: seq(nearest(2), conv(4, 5, s=2)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="K'[-1] = K[-1], K'[0] = K[0] + K[1]; the strides cancel",
+    ),
 )

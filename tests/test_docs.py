@@ -1,0 +1,86 @@
+"""What the pages say about the code is there; what is drawn and tabled for them is well formed."""
+
+from __future__ import annotations
+
+import re
+import sys
+import xml.etree.ElementTree as xml
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from structures import DENSE, Sum, conv_norm, norm, seq
+from torch import nn
+
+import reparamkit
+from reparamkit.testing import randomize
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import graphs
+import peers_table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_tests_beside_the_laws_are_there():
+    """The page The algebra names properties; each is a test of the algebra."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "algebra.md").read_text()))
+    texts = [path.read_text() for path in (ROOT / "tests" / "algebra").glob("test_*.py")]
+    there = {name for text in texts for name in re.findall(r"^def (test_\w+)", text, re.M)}
+    assert len(named) > 30
+    assert named - there == set()
+
+
+def test_the_hooks_run_what_ci_runs():
+    """Each command of the pre-commit hooks is a step of .ci/run."""
+    entries = re.findall(r"entry: ([^,}\n]+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    steps = (ROOT / ".ci" / "run").read_text()
+    assert len(entries) == 5
+    assert [entry for entry in entries if f"step {entry}" not in steps] == []
+
+
+def drawn(model: nn.Module, x: torch.Tensor) -> list[xml.Element]:
+    """The two graphs of the gallery, parsed."""
+    return list(xml.fromstring(f"<p>{graphs.before_and_after(reparamkit.explain(randomize(model), x))}</p>"))
+
+
+def test_a_graph_of_the_gallery_has_a_box_per_operation():
+    before, after = drawn(seq(Sum([conv_norm(4, 4), norm(4)]), nn.ReLU()), torch.randn(1, 4, 5, 5))
+    words = [[text.text for text in each.iter("{http://www.w3.org/2000/svg}text")] for each in (before, after)]
+    assert sorted(words[0]) == ["add", "conv", "norm", "norm", "relu", "x", "y"]
+    assert sorted(words[1]) == ["conv", "relu", "x", "y"]
+
+
+@pytest.mark.parametrize("case", DENSE[-1:], ids=lambda case: case.name)
+def test_boxes_of_a_row_do_not_overlap(case: object):
+    for each in drawn(case.make(), torch.randn(case.shapes[0])):
+        boxes = [rect.attrib for rect in each.iter("{http://www.w3.org/2000/svg}rect")]
+        spans = sorted((float(b["y"]), float(b["x"]), float(b["x"]) + float(b["width"])) for b in boxes)
+        assert all(a[2] < b[1] for a, b in pairwise(spans) if a[0] == b[0])
+
+
+ROW = {
+    "row": "net",
+    "batch": 1,
+    "threads": 2,
+    "machine": "x86_64",
+    "merges": True,
+    "fuse_s": 2.0,
+    "versions": {"torch": "2.14.1"},
+    "engines": {
+        "eager": {"alone": [8.0] * 8, "after": [4.0] * 8, "alone_error": 1e-7, "after_error": 2e-7},
+        "slow": {"alone": [6.0] * 8, "after": [9.0] * 8, "alone_error": 1e-7, "after_error": 2e-7},
+        "none": {"alone_refused": "ModuleNotFoundError", "after_refused": "ModuleNotFoundError"},
+    },
+}
+
+
+def test_the_page_of_engines_says_who_is_fastest_and_who_is_slower():
+    for entry in ROW["engines"].values():
+        entry |= {"alone_s": 0.1, "after_s": 0.1}
+    text = "\n".join(peers_table.page([ROW]))
+    assert "| net, batch 1 | slow, 6.0 ms | eager, 4.0 ms | 1.50 [1.50, 1.50] | slow | 2 s |" in text
+    assert "| none | ModuleNotFoundError | ModuleNotFoundError |" in text
+    assert "Nothing has been measured" in "\n".join(peers_table.page([]))
