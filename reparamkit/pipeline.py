@@ -14,6 +14,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from .algebra.operator import Operator, identity
 from .capture.capture import Captured, Inputs
@@ -31,6 +32,7 @@ from .engine.scope import Everything, Scope, matches
 from .engine.sizes import read_early
 from .engine.stacking import stack, unstack
 from .errors import CaptureError, CoverageError, EquivalenceError, InvalidInputError, RecipeError
+from .exported import graph_of, tensors_in
 from .inputs import Example, checked_inputs, checked_model
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.parts import STACK_LAYERS
@@ -87,7 +89,7 @@ class Request:
 
 
 def fuse(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: Any = None,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
@@ -109,7 +111,8 @@ def fuse(
     and the new piece in float64. The result is an instance of the model's own class; `report` tells what was done.
 
     Args:
-        model: in eval mode. It is left as it is, and shares no memory with the result.
+        model: in eval mode. It is left as it is, and shares no memory with the result. A GraphModule stays one. A
+            program of torch.export becomes one that takes its tensors one after the other, and brings its inputs along.
         example_inputs: when sizes are needed: a tensor of any shape the model takes, or the tuple of positional
             arguments. The batch size, and every size no literal or weight fixes, stays free.
         example_kwargs: keyword arguments that go with `example_inputs`.
@@ -136,6 +139,10 @@ def fuse(
         EquivalenceError: a merge is not equal to what it replaces; names the site. Nothing is returned.
         RuleError: an unknown rule, or a rule that returns no module.
     """
+    if isinstance(model, ExportedProgram):
+        example_inputs = tensors_in((example_inputs, example_kwargs)) or tensors_in(model.example_inputs)
+        model, example_kwargs = graph_of(model), None
+    as_graph = as_graph or (isinstance(model, fx.GraphModule) and not inplace)
     with ONE_AT_A_TIME:
         request = _request(
             model,
@@ -157,7 +164,7 @@ def fuse(
             return _fused(model, request)
 
 
-def explain(model: nn.Module, example_inputs: Any = None, **options: Any) -> Report:
+def explain(model: nn.Module | ExportedProgram, example_inputs: Any = None, **options: Any) -> Report:
     """What `fuse` with the same arguments would do, as its report; the model is left as it is."""
     options["inplace"] = False
     fused = fuse(model, example_inputs, **options)

@@ -35,9 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "summary": {*EVERYTHING, "trial"},
     "registry": EVERYTHING,
     "inject": {*EVERYTHING, "inputs"},
+    "exported": {"errors", "layers"},
     "testing": {*EVERYTHING, "pipeline", "registry", "inputs", "summary"},
-    "pipeline": {*EVERYTHING, "registry", "inputs", "summary", "record", "timing", "trial", "localize"},
-    "cli": {*EVERYTHING, "pipeline", "testing", "timing", "__init__"},
+    "pipeline": {*EVERYTHING, "registry", "inputs", "summary", "record", "timing", "trial", "localize", "exported"},
+    "cli": {*EVERYTHING, "pipeline", "testing", "timing", "exported", "__init__"},
     "__init__": {*EVERYTHING, "pipeline", "registry", "testing", "inject", "timing"},
 }
 PUBLIC = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import pickle
 import random
 import re
 import subprocess
@@ -546,6 +547,37 @@ def test_a_parameter_that_is_read_twice_is_stored_once():
     made = reparamkit.explain(build(Reused), X)
     assert made.after.stored <= made.before.stored
     assert made.after.flops <= made.before.flops
+
+
+@pytest.mark.parametrize("example", [X, None], ids=["with inputs", "without inputs"])
+def test_a_graph_module_stays_one(example: Tensor | None):
+    """It is merged in its graph, and can be copied, saved and compiled again as any other."""
+    net = build(lambda: seq(conv(3, 4), norm(4), nn.ReLU(), repvgg(4)))
+    graph = reparamkit.fuse(fx.symbolic_trace(net), example)
+    assert type(graph).__mro__[1] is fx.GraphModule
+    assert operations(graph, X) == operations(reparamkit.fuse(net, example), X)
+    for twin in (copy.deepcopy(graph), pickle.loads(pickle.dumps(graph)), graph):
+        twin.recompile()
+        same(run(twin, X), run(net, X))
+
+
+def test_a_graph_module_inside_a_model_keeps_its_code():
+    """Rows of layers in it merge; what would need other code is left, with the reason."""
+    net = build(lambda: seq(fx.symbolic_trace(seq(conv(3, 4), norm(4), nn.ReLU(), repvgg(4)).eval()), nn.ReLU()))
+    fused = reparamkit.fuse(net, X)
+    assert operations(fused, X) == "conv relu conv conv norm add add relu"
+    same(run(copy.deepcopy(fused), X), run(net, X))
+    assert any("is a GraphModule" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+def test_an_exported_program():
+    """A program of torch.export merges as the model does, with the inputs that it was exported with."""
+    net = build(Net)
+    program = torch.export.export(net, (X,))
+    fused = reparamkit.fuse(program)
+    assert operations(fused, X) == operations(reparamkit.fuse(net, X), X)
+    same(run(fused, X), run(net, X))
+    assert reparamkit.explain(program).after.ops == reparamkit.report(fused).after.ops
 
 
 def test_as_graph():

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from .. import Recipe, __version__, benchmark, convert_state_dict, explain, fuse, recipe, report, verify
 from .. import rules as registered
@@ -145,16 +145,14 @@ def loaded(voice: Voice, spec: str, weights: Path | None, inputs: Sequence[str] 
 
 
 def options(
-    model: nn.Module,
     rules: list[str] | None,
     without: list[str] | None,
     only: list[str] | None,
     skip: list[str] | None,
     objective: str,
 ) -> dict[str, Any]:
-    """The options of `reparamkit.fuse`. A flat graph, such as an exported program, stays one."""
-    chosen = {"rules": rules or None, "without": without or (), "only": only, "skip": skip, "objective": objective}
-    return {**chosen, "as_graph": isinstance(model, fx.GraphModule)}
+    """The options of `reparamkit.fuse`."""
+    return {"rules": rules or None, "without": without or (), "only": only, "skip": skip, "objective": objective}
 
 
 def brief(found: Report) -> dict[str, Any]:
@@ -222,7 +220,7 @@ def fuse_command(
     found = loaded(tell, model, weights, inputs)
     exporting = found.given if pt2 or onnx else ()
     with tell.working("fusing"):
-        fused = fuse(found.model, found.inputs, **options(found.model, rules, without, only, skip, objective))
+        fused = fuse(found.model, found.inputs, **options(rules, without, only, skip, objective))
     made = report(fused)
     tell.said.update(brief(made))
     tell.say(made)
@@ -293,7 +291,7 @@ def explain_command(
     check_target("--report", report_file, (".html", ".json"))
     found = loaded(tell, model, weights, inputs)
     with tell.working("fusing"):
-        made = explain(found.model, found.inputs, **options(found.model, rules, without, only, skip, objective))
+        made = explain(found.model, found.inputs, **options(rules, without, only, skip, objective))
     tell.said.update(brief(made))
     tell.say(made)
     tell.say(f"merged: {made.coverage}")
@@ -329,7 +327,7 @@ def verify_command(
     found = loaded(tell, model, weights, inputs)
     given = found.given
     with tell.working("fusing"):
-        fused = fuse(found.model, given, **options(found.model, rules, without, only, skip, objective))
+        fused = fuse(found.model, given, **options(rules, without, only, skip, objective))
     if fused_weights is not None:
         load_weights(fused, fused_weights)
     results = [verify(fused, found.model, redrawn(given, seed)) for seed in range(trials)]
@@ -362,7 +360,7 @@ def bench_command(
     found = loaded(tell, model, weights, inputs)
     given = found.given
     with tell.working("fusing"):
-        fused = fuse(found.model, given, **options(found.model, rules, without, only, skip, objective))
+        fused = fuse(found.model, given, **options(rules, without, only, skip, objective))
     with tell.working("measuring"):
         result = benchmark(found.model, fused, given, rounds=rounds)
     tell.say(str(result))

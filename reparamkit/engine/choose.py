@@ -337,12 +337,18 @@ class _Chooser:
                     self._reject(node, Rejected(option.members, before, after))
                 return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
-        less = after.launches < before.launches or after.macs < before.macs
+        less = after.launches < before.launches or (after.macs < before.macs and self._moves_work(node, option))
         pays = less and self.score(after) < self.score(before)
         if not pays and (why := _because(option)):
             self.reading.no(node, f"{why}that costs more than the merge saves")
             self._reject(node, Rejected(option.members, before, after))
         return pays
+
+    def _moves_work(self, node: fx.Node, option: _Option) -> bool:
+        """Whether a layer before the value is among the members: one layer behind views stays as large as it is, even
+        where sizes of which there is no example are taken to be others.
+        """
+        return any(self.cost(member).launches for member in option.members - {node})
 
     def _check_stored(self, node: fx.Node, candidate: Candidate) -> None:
         stored = {self.captured.current(kept) for kept in self.captured.stored}

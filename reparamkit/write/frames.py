@@ -193,8 +193,12 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
     swallowed = [f for f in captured.called_in[frame] if id(f) in inlined]
     for each in (frame, *swallowed):
         where = each.path or "the model"
-        if type(each.module).forward.__module__.startswith("torch.nn.modules.") and not list(each.module.children()):
+        if str(type(each.module).forward.__module__).startswith("torch.nn.modules.") and not list(
+            each.module.children()
+        ):
             raise NotFusable(f"{where} is a single layer of torch, whose forward is not written again")
+        if isinstance(each.module, fx.GraphModule):
+            raise NotFusable(f"{where} is a GraphModule, whose code is that of its graph: fuse it by itself")
         if has_hooks(each.module):
             raise NotFusable(f"{where} has hooks, and its forward would have to be written again")
         if id(each.module) in captured.stateful:

@@ -372,7 +372,10 @@ class Writer:
     def _graph_module(self) -> fx.GraphModule:
         for name, value in self.captured.held.items():
             self.captured.root.register_buffer(name, value, persistent=False)
-        return fx.GraphModule(self.captured.root, self.captured.graph, type(self.captured.root).__name__)
+        graph = self.captured.graph
+        # What is unpickled is traced again, as plain graphs are.
+        graph._tracer_cls = None
+        return fx.GraphModule(self.captured.root, graph, type(self.captured.root).__name__)
 
     def _done(self, written: Written, error: float | None, placed: set[int]) -> Done:
         """placed: the modules of the model, by identity."""
