@@ -36,6 +36,7 @@ from structures import (
     wide,
 )
 from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -568,6 +569,22 @@ def test_a_graph_module_inside_a_model_keeps_its_code():
     assert operations(fused, X) == "conv relu conv conv norm add add relu"
     same(run(copy.deepcopy(fused), X), run(net, X))
     assert any("is a GraphModule" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+def test_a_graph_of_aten_operators_that_write():
+    """What overwrites a value, or is a view of one, is seen in a graph that names operators."""
+
+    def forward(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        y = F.conv2d(x, weight)
+        rest = y[:, 1:]
+        y.relu_()
+        return F.conv2d(rest, weight[:1, :2]) * scale
+
+    graph = make_fx(forward)(X, torch.randn(3, 3, 1, 1), torch.rand(1))
+    assert any("relu_" in str(node.target) for node in graph.graph.nodes)
+    fused = reparamkit.fuse(graph.eval(), (X, torch.randn(3, 3, 1, 1), torch.rand(1)))
+    inputs = X, torch.randn(3, 3, 1, 1), torch.rand(1)
+    same(fused(*inputs), graph(*inputs))
 
 
 def test_an_exported_program():

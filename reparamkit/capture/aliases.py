@@ -87,7 +87,9 @@ def target_name(node: fx.Node, module_of: ModuleOf) -> str:
         return type(module_of(node)).__name__.lower()
     if node.op == "call_method":
         return str(node.target)
-    return str(getattr(node.target, "__name__", node.target))
+    # Overloads of an ATen operator write or alias as the operator does.
+    target = getattr(node.target, "overloadpacket", node.target)
+    return str(getattr(target, "__name__", target))
 
 
 def writes(node: fx.Node, module_of: ModuleOf) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 from torch import fx
 
@@ -218,9 +217,11 @@ def layer_cost(form: Form, stored: int) -> Cost:
         # Its own cost is unknown; too low a price can only keep it as it is.
         return Cost(0, elements, stored, 1)
     if op.has(Role.IN, Role.OUT, Role.STENCIL):
-        summed = (op.links[i] for i in op.legs if op.links[i].role in (Role.IN, Role.STENCIL))
-        work = math.prod(Fraction(link.leg_size, link.up) for link in summed)
-        return Cost(int(elements * work), 0, stored, 1)
+        # A transposed window spreads each number of its source, others gather each number of the value.
+        spreads = any(op.links[i].up > 1 for i in op.legs)
+        summed = (Role.STENCIL, Role.OUT if spreads else Role.IN)
+        work = math.prod(op.links[i].leg_size for i in op.legs if op.links[i].role in summed)
+        return Cost((numel(op.source_sizes) if spreads else elements) * work, 0, stored, 1)
     if op.is_identity and form.bias is None:
         return Cost(0, 0, stored, 0)
     return Cost(elements if op.legs else 0, elements, stored, 1)

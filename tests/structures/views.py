@@ -31,6 +31,13 @@ RESAMPLING = (
         near="norm before a transposed conv",
     ),
     Structure(
+        "transposed conv-bn, cropped",
+        lambda: seq(nn.ConvTranspose2d(4, 6, 3, 2, 1), norm(6)),
+        MAPS,
+        "conv",
+        equation="the scale is on axis 1 of the weight",
+    ),
+    Structure(
         "grouped transposed conv-bn",
         lambda: seq(nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1, groups=2), norm(6)),
         MAPS,
