@@ -405,6 +405,34 @@ def test_methods_that_read_a_merged_layer_are_hidden():
     assert error(fused[0].extra(X), model[0].extra(X)) <= 1e-5
 
 
+class Deploying(Folding):
+    """Has a second forward for when it is folded, as blocks of YOLO have."""
+
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def test_a_second_forward_that_leaves_a_layer_out_is_hidden():
+    """It would now include the norm. A method of the model itself is public: there the merge is refused."""
+    fused = reparamkit.fuse(build(lambda: seq(Deploying(), nn.ReLU())), X)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    with pytest.raises(AttributeError, match="forward_fuse uses a part of what was merged"):
+        fused[0].forward_fuse(X)
+    report = reparamkit.explain(build(Deploying), X)
+    assert any("method 'forward_fuse' of the model" in refusal.reason for refusal in report.refusals)
+
+
+def test_dimensions_that_are_not_known_are_no_error():
+    """A transpose by numbers from the left, of a tensor of unknown rank."""
+    tokens = Model(
+        lambda m, x: m.norm(m.conv(x).flatten(2).transpose(1, 2).transpose(1, 2)),
+        conv=conv(4, 4),
+        norm=nn.BatchNorm1d(4),
+    )
+    model = build(lambda: tokens)
+    assert error(results(reparamkit.fuse(model), (X,), {}), results(model, (X,), {})) <= 1e-5
+
+
 # --- coverage and log -------------------------------------------------------------------------------
 
 

@@ -356,7 +356,10 @@ class _Reader:
 
     def _read_one(self, reader: Reader, choice: dict[fx.Node, Candidate]) -> Candidate:
         args, kwargs = self._arguments(reader, choice)
-        form = reader(*args, **kwargs)
+        try:
+            form = reader(*args, **kwargs)
+        except (IndexError, ValueError, AssertionError) as error:
+            raise NotFusable(f"its reader does not know this call ({type(error).__name__}: {error})") from error
         if not isinstance(form, Form):
             raise NotFusable(f"the reader of {reader.name} returned {type(form).__name__}, not a form")
         members = frozenset({self.node}).union(*(c.members for c in choice.values()))

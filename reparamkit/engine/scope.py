@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
@@ -153,8 +153,8 @@ def partial_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Metho
 def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
     """The calls that a merge cuts through must not be observed.
 
-    Raises `NotFusable`: one has hooks, or a method that can be called by itself uses a part of the merge. (What a
-    module inside the model uses for its own forward is hidden when it is written again.)
+    Raises `NotFusable`: one has hooks, or a method of the model uses a part of the merge. (Those of modules inside it are
+    hidden then.)
     """
     frames = {node: captured.frame(node) for node in members}
     around = innermost(list(frames.values()))
@@ -162,26 +162,27 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
         for cut in frame.stack[len(around.stack) :]:
             if has_hooks(cut.module):
                 raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
-    for module, name in partial_methods(captured, frames):
+    for module, name in broken_methods(captured, frames):
         if module is captured.root:
             raise NotFusable(f"method '{name}' of the model uses a part of what would be merged")
-    called = {place_of(node) for node in frames} - {""}
-    for frame in around.stack:
-        user = _partial_user(captured, frame, called)
-        if user is not None:
-            raise NotFusable(f"method '{user}' of {frame.path or 'the model'} uses a part of what would be merged")
 
 
-def _partial_user(captured: Captured, frame: Frame, members: set[str]) -> str | None:
-    """A method of the module that did not run, and calls some of the members and not all."""
-    prefix = f"{frame.path}." if frame.path else ""
+def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
+    """The methods, forward aside, that use a part of what would be merged, whether they ran or not."""
+    members = list(members)
+    around = innermost([captured.frame(node) for node in members])
+    places = {place_of(node) for node in members} - {""}
+    idle = {(frame.module, name) for frame in around.stack for name in _partial_users(frame, places)}
+    return partial_methods(captured, members) | (idle - captured.methods.keys())
+
+
+def _partial_users(frame: Frame, members: set[str]) -> Iterator[str]:
+    """The methods of a module whose code calls some of the members and not all."""
+    paths = [path.removeprefix(f"{frame.path}." if frame.path else "") for path in members]
     for name, called in called_by_methods(type(frame.module)).items():
-        if (frame.module, name) not in captured.methods:
-            paths = [path.removeprefix(prefix) for path in members]
-            used = [any(path == c or path.startswith(f"{c}.") for c in called) for path in paths]
-            if any(used) and not all(used):
-                return name
-    return None
+        used = [any(path == c or path.startswith(f"{c}.") for c in called) for path in paths]
+        if any(used) and not all(used):
+            yield name
 
 
 def matches(path: str, pattern: str) -> bool:

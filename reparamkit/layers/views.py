@@ -116,6 +116,8 @@ def read_permute(input: Form, *dims: Any) -> Form:
 def read_transpose(input: Form, dim0: int, dim1: int) -> Form:
     x = _closed(input)
     order = list(range(len(x.sizes)))
+    if not all(-len(order) <= dim < len(order) for dim in (dim0, dim1)):
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
     order[dim0], order[dim1] = order[dim1], order[dim0]
     return permute(x, order)
 

@@ -19,7 +19,7 @@ from ..capture.trees import leaves
 from ..engine.choose import Site
 from ..engine.flow import branched_on, certain_calls
 from ..engine.placing import Placed, Placement
-from ..engine.scope import innermost, partial_methods, place_of
+from ..engine.scope import broken_methods, innermost, partial_methods, place_of
 from ..errors import NotFusable
 from .frames import original_class
 
@@ -59,7 +59,7 @@ class Splicer:
     def begin(self, site: Site) -> Written:
         """A site to be spliced."""
         frame = innermost([self.captured.frame(m) for m in site.core])
-        return Written(site, frame, site.value, partial=partial_methods(self.captured, site.members))
+        return Written(site, frame, site.value, partial=broken_methods(self.captured, site.members))
 
     def splice(self, written: Written) -> None:
         """Insert the merged layers after the site's value; nothing uses them yet."""
