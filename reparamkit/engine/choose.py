@@ -20,7 +20,7 @@ from ..layers.price import OBJECTIVES, Cost, numel
 from ..layers.registry import Readers
 from .absorb import absorbed, is_scale, leading
 from .placing import Placed, node_cost, place
-from .reading import Candidate, Reading, read
+from .reading import Candidate, Reading, read, reads_rank, reads_shape
 from .scope import Scope, check_calls, place_of
 from .sharing import uneven
 
@@ -233,12 +233,13 @@ class _Chooser:
     def _parts(self, option: _Option) -> dict[fx.Node, float]:
         """How much of the use of each source is by the option; a value with two readers is half for each."""
         if option.placed is None:
-            return {s: 1 / max(1, len(s.users)) for s in option.sources}
+            return {s: 1 / max(1, len(_readers(s))) for s in option.sources}
         order = self.captured.aliases.order
         members = sorted(option.members, key=order.__getitem__, reverse=True)
         parts = {members[0]: 1.0}
         for node in (*members[1:], *option.sources):
-            parts[node] = sum(parts.get(user, 0.0) for user in node.users) / max(1, len(node.users))
+            readers = _readers(node)
+            parts[node] = sum(parts.get(user, 0.0) for user in readers) / max(1, len(readers))
         return {s: parts[s] for s in option.sources}
 
     def _as_computed(self, node: fx.Node) -> _Option:
@@ -549,6 +550,11 @@ class _Selection:
     sites: list[Site]
     needed: set[fx.Node]
     price: Cost
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """What reads the numbers of a value; its shape is that of another value as well."""
+    return [user for user in node.users if not (reads_shape(user) or reads_rank(user))]
 
 
 def _module_calls(site: Site) -> list[fx.Node]:

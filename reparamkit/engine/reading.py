@@ -428,14 +428,20 @@ def _shape_read(node: fx.Node, shape: Shape) -> Any:
     sizes, open_rank = shape
     if reads_rank(node):
         return UNKNOWN if open_rank else fixed(len(sizes))
-    is_shape = node.target is getattr and node.args[1] == "shape"
-    if not (is_shape or (node.op == "call_method" and node.target == "size")):
+    if not reads_shape(node):
         return None
+    is_shape = node.target is getattr
     if open_rank:
         return _opaque(node)
     if len(node.args) == 2 and not is_shape and isinstance(node.args[1], int):
         return sizes[node.args[1]]
     return tuple(sizes)
+
+
+def reads_shape(node: fx.Node) -> bool:
+    """Whether a node is the shape of a tensor, or a size of it."""
+    is_attribute = node.target is getattr and node.args[1] == "shape"
+    return bool(is_attribute or (node.op == "call_method" and node.target == "size"))
 
 
 def reads_rank(node: fx.Node) -> bool:

@@ -153,8 +153,8 @@ def partial_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Metho
 def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
     """The calls that a merge cuts through must not be observed.
 
-    Raises `NotFusable`: one has hooks, or a method of the model uses a part of the merge. (Those of modules inside it are
-    hidden then.)
+    Raises `NotFusable`: one has hooks, or a method of the model uses a part of it. (Those of modules inside are hidden
+    then.)
     """
     frames = {node: captured.frame(node) for node in members}
     around = innermost(list(frames.values()))

@@ -62,14 +62,24 @@ class _Sizes:
             return None if None in parts or not _takes_tuple(node) else tuple(parts)
         if isinstance(value, Size) and value.known:
             return value.factor
-        place = next(self._places(value, node), None)
+        tensor = _tensor(node, self.reading)
+        place = self._place(value, node, tensor)
         if place is None:
             return None
         read = self._read(*place, node)
-        tensor = _tensor(node, self.reading)
         dim = None if isinstance(value, _Rank) else self.reading.shapes[tensor][0].index(value)
         read.meta["also"].append((tensor, dim))
         return read
+
+    def _place(self, value: Any, node: fx.Node, tensor: fx.Node) -> tuple[fx.Node, int | None] | None:
+        """Where to read a size: of a value that stays, rather than of one that may merge into the next."""
+        affine = self.reading.read
+        first = None
+        for place in self._places(value, node):
+            if place[0] not in affine:
+                return place
+            first = first or place
+        return first if tensor in affine else None
 
     def _places(self, value: Any, node: fx.Node) -> Iterator[tuple[fx.Node, int | None]]:
         """Earlier values with this size, and the dimension (None: the rank is meant), innermost call first."""
