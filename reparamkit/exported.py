@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from operator import getitem
 from typing import Any
@@ -23,8 +24,9 @@ def graph_of(program: ExportedProgram) -> fx.GraphModule:
     Its inputs are the tensors that the program takes, one after the other; so are its outputs, or there is one.
     Raises `InvalidInputError`: the program calls what writes into a tensor and has no name in torch.
     """
-    # Guards of the program are code that cannot be traced; reparamkit has its own.
-    return _flat(program.module(check_guards=False), program.call_spec.out_spec.is_leaf())
+    # Guards of the program are code that cannot be traced; reparamkit has its own. Older versions of torch put none in.
+    guards = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
+    return _flat(program.module(**guards), program.call_spec.out_spec.is_leaf())
 
 
 def tensors_in(inputs: Any) -> tuple[Tensor, ...]:

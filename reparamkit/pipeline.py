@@ -54,6 +54,8 @@ from .write.write import Done, Prove, Writer
 
 LOG = logging.getLogger("reparamkit")
 REPORT, RECIPE = "_reparamkit_report", "_reparamkit_recipe"
+Measured = tuple[Totals, list[Sketch]]
+"""What a model costs, and a sketch of each of its parts."""
 ONE_AT_A_TIME = threading.RLock()
 """Held while a model is traced or tried: torch is patched for all threads then, and buffers are exchanged."""
 
@@ -330,37 +332,50 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     at_once = request.inplace and not request.as_graph
     private = model if at_once else _sharing_copy(model)
     with intact(private):
-        parts = capture_parts(private, request.inputs, _is_leaf, whole=request.as_graph)
-        for part in parts.captured:
-            name_parts(part)
-        before, original = _measured(private, parts)
-    if request.as_graph and parts.opaque:
-        path, reason = next(iter(parts.opaque.items()))
-        raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
+        parts = _captured(private, request)
+        before = _measured(private, parts)
     suspects, tape = suspicious(private), Tape(private)
     works = [_fused_part(part, request, tape, swapped if at_once else None) for part in parts.captured]
     fused = works[0].model
     kept = _recipe(tape, fused)
     fused = fused if request.inplace else _owning(fused)
     error = _whole(fused, fused if at_once else model, request)
-    after, result = _measured(fused, parts)
-    if request.example is None:
-        # Nominal sizes depend on how much of a rank is known, so only the prices of the merges compare.
-        saved = sum(plan.before.flops - plan.after.flops for work in works for plan in work.plans)
-        after = replace(after, flops=before.flops - saved)
-    made = summarize(works, parts, before, after, error, {rule.name: rule.equation for rule in request.rules})
-    made = replace(
-        made,
-        parts=tuple(described(part, drawn) for part, drawn in zip(parts.captured, original, strict=True)),
-        warnings=(*suspects, *made.warnings),
-        graph_before=marked(original, _sites(works, lambda done: done.site.members)),
-        graph_after=marked(result, _sites(works, lambda done: done.nodes)),
-    )
+    made = _reported(request, works, parts, before, _measured(fused, parts), error)
+    made = replace(made, warnings=(*suspects, *made.warnings))
     vars(fused).update({REPORT: made, RECIPE: kept})
     refuse_original(fused, tape.inputs)
     _tell(made)
     _check_coverage(made, request.min_coverage)
     return fused
+
+
+def _captured(model: nn.Module, request: Request) -> Parts:
+    """What could be traced of a model, with the parts of its tensors named."""
+    parts = capture_parts(model, request.inputs, _is_leaf, whole=request.as_graph)
+    if request.as_graph and parts.opaque:
+        path, reason = next(iter(parts.opaque.items()))
+        raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
+    for part in parts.captured:
+        name_parts(part)
+    return parts
+
+
+def _reported(
+    request: Request, works: list[Work], parts: Parts, before: Measured, after: Measured, error: float | None
+) -> Report:
+    """The report, with both graphs. before, after: what was measured of the model."""
+    (price, original), (final, result) = before, after
+    if request.example is None:
+        # Nominal sizes depend on how much of a rank is known, so only the prices of the merges compare.
+        saved = sum(plan.before.flops - plan.after.flops for work in works for plan in work.plans)
+        final = replace(final, flops=price.flops - saved)
+    made = summarize(works, parts, price, final, error, {rule.name: rule.equation for rule in request.rules})
+    return replace(
+        made,
+        parts=tuple(described(part, drawn) for part, drawn in zip(parts.captured, original, strict=True)),
+        graph_before=marked(original, _sites(works, lambda done: done.site.members)),
+        graph_after=marked(result, _sites(works, lambda done: done.nodes)),
+    )
 
 
 def _recipe(tape: Tape, fused: nn.Module) -> Recipe | RecipeError:
@@ -387,7 +402,7 @@ def _check_coverage(made: Report, wanted: float) -> None:
         )
 
 
-def _measured(model: nn.Module, parts: Parts) -> tuple[Totals, list[Sketch]]:
+def _measured(model: nn.Module, parts: Parts) -> Measured:
     """What the model costs, and a sketch of every part, as they are now."""
     for part in parts.captured:
         part.forget()
