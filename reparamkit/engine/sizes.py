@@ -72,28 +72,28 @@ class _Sizes:
         return read
 
     def _place(self, value: Any, node: fx.Node, tensor: fx.Node) -> tuple[fx.Node, int | None] | None:
-        """Where to read a size: of a value that stays, rather than of one that may merge into the next."""
+        """Where to read a size, and the dimension (None: the rank is meant): in the innermost call that sees a place,
+        of a value that stays, rather than of one that may merge into the next.
+        """
         affine = self.reading.read
-        first = None
-        for place in self._places(value, node):
-            if place[0] not in affine:
-                return place
-            first = first or place
-        return first if tensor in affine else None
-
-    def _places(self, value: Any, node: fx.Node) -> Iterator[tuple[fx.Node, int | None]]:
-        """Earlier values with this size, and the dimension (None: the rank is meant), innermost call first."""
-        tensor = _tensor(node, self.reading)
         for frame in reversed(self.captured.frame(node).stack):
-            for other in self._visible(frame):
-                if self.order[other] >= self.order[tensor]:
-                    break
-                shape = self.reading.shapes[other]
-                if isinstance(value, _Rank):
-                    if _rank(shape) == value:
-                        yield other, None
-                elif value in shape[0] and not shape[1]:
-                    yield other, shape[0].index(value)
+            places = list(self._places(value, frame, self.order[tensor]))
+            if places:
+                best = next((place for place in places if place[0] not in affine), places[0])
+                return best if tensor in affine or best[0] not in affine else None
+        return None
+
+    def _places(self, value: Any, frame: Frame, end: int) -> Iterator[tuple[fx.Node, int | None]]:
+        """Values with this size that a call sees before position `end`."""
+        for other in self._visible(frame):
+            if self.order[other] >= end:
+                break
+            shape = self.reading.shapes[other]
+            if isinstance(value, _Rank):
+                if _rank(shape) == value:
+                    yield other, None
+            elif value in shape[0] and not shape[1]:
+                yield other, shape[0].index(value)
 
     def _visible(self, frame: Frame) -> list[fx.Node]:
         """Values that the code of a call can see, in program order."""
