@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ example = import_example(
     *("recompute", "training"),
 )
 TINY = ["--epochs", "2", "--limit-train", "48", "--limit-test", "16", "--batch-size", "16", "--device", "cpu"]
+needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="needs torchvision")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
@@ -79,6 +81,7 @@ def test_options_that_do_not_fit_each_other_are_refused(monkeypatch, capsys):
 # Augmentation
 
 
+@needs_torchvision
 def test_mixed_labels_are_shares_and_images_are_mixed_alike():
     torch.manual_seed(0)
     labels = torch.arange(4)
@@ -92,12 +95,14 @@ def test_mixed_labels_are_shares_and_images_are_mixed_alike():
     assert example.mixing.mixing(0.0, 0.0, 4)(images, labels)[1] is labels
 
 
+@needs_torchvision
 def test_mixed_labels_are_trained_on(tmp_path):
     """A step with the shares of a mixed batch is not that of its labels."""
     plain, mixed = (trainer(tmp_path / a, "--mixup", a, "--epochs", "1").train() for a in ("0", "0.4"))
     assert not same(weights(plain), weights(mixed))
 
 
+@needs_torchvision
 def test_augmentation_changes_training_images_only():
     load = example.data.load_data
     plain, shifted, strong = (
@@ -227,6 +232,7 @@ def test_a_compiled_run_is_the_run(tmp_path, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@needs_torchvision
 def test_a_killed_run_with_everything_resumes_to_the_same_weights(tmp_path):
     everything = ["--ema", "0.9", "--amp", "fp16", "--mixup", "0.4", "--cutmix", "1", "--randaugment", "9"]
     whole = weights(trainer(tmp_path / "whole", *everything).train())

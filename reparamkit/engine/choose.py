@@ -365,8 +365,14 @@ class _Chooser:
         for name in candidate.form.terms:
             writers = self.captured.aliases.writes_between(self.named[name], node)
             # A write inside the merge goes with it, unless something else reads what was written.
-            if any(w not in candidate.members or not w.users.keys() <= candidate.members for w in writers):
+            if any(w not in candidate.members or self._is_seen(w, node, candidate) for w in writers):
                 raise NotFusable("its input is overwritten in place before the merged layer could read it")
+
+    def _is_seen(self, writer: fx.Node, node: fx.Node, candidate: Candidate) -> bool:
+        """Whether anything but a merge reads what is written in it, under whatever name."""
+        aliases = self.captured.aliases
+        names = {n for n in aliases.of(writer) if aliases.order[n] >= aliases.order[writer]} - {node}
+        return any(not name.users.keys() <= candidate.members for name in names)
 
     # --- the plan --------------------------------------------------------------------------------
 

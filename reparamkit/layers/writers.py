@@ -83,7 +83,8 @@ def plan(op: Operator, bias: Operator | None) -> LayerPlan:
         return beside
     if not plans:
         raise NotFusable(_why_not(op, bias))
-    return min(plans, key=lambda p: (p.cost.flops, p.cost.stored, p.cost.launches))
+    # Of equals, a convolution: its result is contiguous, which code behind it may count on.
+    return min(plans, key=lambda p: (p.cost.flops, p.cost.stored, p.cost.launches, p.kind == "scale"))
 
 
 Attempt = Callable[[Operator, Operator | None], LayerPlan]
@@ -154,7 +155,7 @@ def _scale(op: Operator, bias: Operator | None) -> LayerPlan:
         weight = None if op.is_identity else _broadcast(op)
         return Scale(weight, None if shift is None else _broadcast(shift))
 
-    return LayerPlan("scale", Cost(elements if op.legs else 0, elements, stored, 1), build)
+    return LayerPlan("scale", Cost(elements, elements, stored, 1), build)
 
 
 def _uniform(op: Operator) -> Operator:

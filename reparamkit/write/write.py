@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
+from ..capture.trees import leaves
 from ..engine.choose import Site
 from ..engine.norms import join
 from ..engine.scope import innermost, place_of, watched
@@ -261,6 +262,9 @@ class Writer:
         if self.finisher.calls(members) & self.shared:
             raise NotFusable("the method around it has a layer that is called at several places, and merged for all")
         frame = innermost([self.captured.frame(m) for m in members])
+        returned = {self.captured.current(leaf) for leaf in leaves(frame.output) if isinstance(leaf, fx.Node)}
+        if any(node.users.keys() <= site.members for node in returned & site.core - {site.value}):
+            raise NotFusable(f"'{frame.path}' returns a value from inside the merge, which nothing reads")
         self.finisher.check(frame, members, _guarded(site))
 
     def _check_hooks(self, members: Collection[fx.Node]) -> None:
@@ -373,8 +377,9 @@ class Writer:
         for name, value in self.captured.held.items():
             self.captured.root.register_buffer(name, value, persistent=False)
         graph = self.captured.graph
-        # What is unpickled is traced again, as plain graphs are.
+        # What is unpickled is traced again, as plain graphs are; the type of the result is that of our own function.
         graph._tracer_cls = None
+        graph.output_node().type = None
         return fx.GraphModule(self.captured.root, graph, type(self.captured.root).__name__)
 
     def _done(self, written: Written, error: float | None, placed: set[int]) -> Done:
@@ -393,6 +398,9 @@ class Writer:
         for node in reversed(self.captured.graph.nodes):
             spare = node in gone or node in self.spare or node.op == "get_attr"
             if spare and not node.users and node not in passed and not self._is_read_later(node):
+                if node not in gone and isinstance(node.meta.get("val"), Tensor):
+                    # Dead code: it still runs, on what it reads, where nothing is written again.
+                    self.captured.watched.update(dict.fromkeys(set(node.all_input_nodes) - self.captured.constants))
                 self.captured.graph.erase_node(node)
         self.captured.moved()
 

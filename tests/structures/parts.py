@@ -52,8 +52,8 @@ PARTS = (
         lambda: Model(
             lambda m, x: (lambda y: torch.cat([m.a(y).relu(), y], 1))(x.relu() * m.scale + m.shift),
             a=conv_norm(4, 4, 1),
-            scale=parameter(1),
-            shift=parameter(1),
+            scale=parameter(4, 1, 1),
+            shift=parameter(4, 1, 1),
         ),
         MAPS,
         "relu scale conv relu cat",
