@@ -551,8 +551,9 @@ are the errors at another batch size and, where the model takes it, another imag
 `torch.fx.experimental.optimization.fuse`, `timm` is `timm.utils.reparameterize_model`: operations
 left, and in brackets the batch norms left, or the exception.
 
-Rows are of several versions: a model is run again when something that concerns it changes. A detector with random weights
-gives many boxes the same score, and their order is then a matter of rounding: that is the difference of ssdlite320.
+Rows are of several versions: a model is run again when something that concerns it changes. A detector with random
+weights gives many boxes the same score, and their order is then a matter of rounding: that is the difference of
+ssdlite320.
 
 """
 

@@ -42,6 +42,15 @@ def test_model(name: str):
     assert line["before"]["bn"] == 0 or line["after"]["bn"] < line["before"]["bn"]
 
 
+def test_a_transformer_takes_images_of_another_size():
+    """Its table of positions is resampled then: what holds for the size of the example is no size of its layers."""
+    pytest.importorskip("transformers")
+    (entry,) = (each for each in zoo.entries() if each.name == "transformers/dinov2")
+    line = zoo.examine(entry, peers=False)
+    assert zoo.verdict(line) == ""
+    assert isinstance(line["size_error"], float)
+
+
 def test_other_tools_take_a_fused_model():
     """timm looks for methods that re-parameterise a block; those that were merged have none any more."""
     from timm.utils import reparameterize_model

@@ -256,14 +256,11 @@ class _Reader:
         return form.sizes, form.open_rank
 
     def _has_read_shape(self, form: Form) -> bool:
-        """Whether a value has the sizes of its form even where the guards of the form fail: beside a constant that it
-        may be broadcast to, and where only the rank was guarded that a real run had.
+        """Whether a value has the sizes of its form even where the guards of the form fail: where only the rank was
+        guarded, which a real run had. (Beside a constant of another size, the code may take another way.)
         """
-        values = [n for n in self.node.all_input_nodes if n in self.out.forms]
         traced = isinstance(self.node.meta.get("val"), Tensor)
-        return (self._name() in MAY_BROADCAST and len(values) == 1) or (
-            traced and all(symbol.stands_for_dims for symbol, _ in form.guards)
-        )
+        return traced and all(symbol.stands_for_dims for symbol, _ in form.guards)
 
     def _same_shape(self) -> Shape | None:
         """The shape of the first input, for calls known to keep it; never one that traced values contradict."""
