@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from ..algebra.operator import Operator, Role
+from ..algebra.operator import Link, Operator, Role
 from ..capture.capture import Captured
 from ..capture.trees import map_leaves
 from ..layers.hooks import has_hooks
@@ -22,13 +23,25 @@ from .reading import Reading
 from .scope import Scope
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What layers that are stacked have in common: the value that they read, the dimension (from the right) that is a
+    full matrix, and what they do along the others.
+    """
+
+    source: str
+    dim: int
+    others: tuple[tuple[Link, ...], ...]
+
+
 def stack(captured: Captured, scope: Scope, reading: Reading) -> list[fx.Node]:
     """Put a concatenation and a split behind layers of one kind that read one value; returns the concatenations."""
-    found: dict[object, list[fx.Node]] = {}
+    found: dict[_Kind, list[fx.Node]] = {}
     for node in captured.graph.nodes:
-        for key in _kind(captured, scope, reading, node):
-            found.setdefault(key, []).append(node)
-    made = [_stacked(captured, reading, layers) for layers in found.values() if len(layers) > 1]
+        kind = _kind(captured, scope, reading, node)
+        if kind is not None:
+            found.setdefault(kind, []).append(node)
+    made = [_stacked(captured, reading, kind.dim, layers) for kind, layers in found.items() if len(layers) > 1]
     captured.forget()
     return made
 
@@ -52,16 +65,17 @@ def unstack(captured: Captured, made: list[fx.Node]) -> None:
     captured.forget()
 
 
-def _kind(captured: Captured, scope: Scope, reading: Reading, node: fx.Node) -> Iterator[object]:
-    """What the layers that a node may be stacked with have in common; nothing if there is no such layer."""
+def _kind(captured: Captured, scope: Scope, reading: Reading, node: fx.Node) -> _Kind | None:
+    """Of a node that may be stacked with its like."""
     form = reading.read.get(node)
     if form is None or len(form.terms) != 1 or form.guards or not _is_plain(captured, node) or scope.refusal(node):
-        return
+        return None
     op = form.sample
     dims = _mixed(op)
-    if len(dims) == 1:
-        others = [tuple(op.links[i] for i in dim) for d, dim in enumerate(op.value) if d != dims[0]]
-        yield next(iter(form.terms)), dims[0] - len(op.value), tuple(others)
+    if len(dims) != 1:
+        return None
+    others = tuple(tuple(op.links[i] for i in dim) for d, dim in enumerate(op.value) if d != dims[0])
+    return _Kind(next(iter(form.terms)), dims[0] - len(op.value), others)
 
 
 def _is_plain(captured: Captured, node: fx.Node) -> bool:
@@ -78,11 +92,9 @@ def _mixed(op: Operator) -> list[int]:
     return [d for d, found in enumerate(roles) if found == {Role.IN, Role.OUT}]
 
 
-def _stacked(captured: Captured, reading: Reading, layers: list[fx.Node]) -> fx.Node:
-    """layers: in program order."""
+def _stacked(captured: Captured, reading: Reading, dim: int, layers: list[fx.Node]) -> fx.Node:
+    """layers: in program order. dim: along which their results are put together."""
     graph, first = captured.graph, layers[0]
-    form = reading.read[first]
-    dim = _mixed(form.sample)[0] - len(form.sizes)
     lengths = [reading.read[layer].sizes[dim].factor for layer in layers]
     for before, layer in itertools.pairwise(layers):
         before.append(layer)
