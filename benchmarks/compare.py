@@ -29,13 +29,13 @@ import torch._inductor.config as inductor
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse as stock_fuse
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import reparamkit
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 from structures import FlatMap, conv, conv_norm, norm, repvgg, seq  # noqa: E402
+from structures.measure import Operations  # noqa: E402
 from zoo import randomize  # noqa: E402
 
 WRONG = 1e-3
@@ -88,8 +88,8 @@ STRUCTURES: dict[str, Callable[[], nn.Module]] = {
 
 KINDS = {
     **dict.fromkeys(("convolution", "conv", "fusedconv", "convtranspose", "deconvolution"), "conv"),
-    **dict.fromkeys(("native_batch_norm", "cudnn_batch_norm", "batchnormalization"), "norm"),
-    **dict.fromkeys(("addmm", "mm", "gemm", "fusedgemm", "matmul", "fullyconnected", "bmm"), "linear"),
+    **dict.fromkeys(("norm", "batchnormalization"), "norm"),
+    **dict.fromkeys(("linear", "gemm", "fusedgemm", "matmul", "fullyconnected", "bmm"), "linear"),
     **dict.fromkeys(("add", "mul", "sum", "sub", "eltwise", "subgraph"), "sum"),
 }
 """Operators of all tools in common words."""
@@ -101,22 +101,10 @@ def layers(names: Iterable[str]) -> str:
     return ", ".join(f"{counted[kind]} {kind}" for kind in dict.fromkeys(KINDS.values()) if counted[kind])
 
 
-class Names(TorchDispatchMode):
-    """The names of the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found.append(func.overloadpacket.__name__.rstrip("_"))
-        return func(*args, **(kwargs or {}))
-
-
 def eager(model: nn.Module, x: Tensor) -> Found:
-    with Names() as seen:
+    with Operations() as seen:
         out = model(x)
-    return layers(seen.found), out
+    return layers(seen.names), out
 
 
 def compiled(model: nn.Module, x: Tensor) -> Found:
