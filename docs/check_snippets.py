@@ -79,6 +79,7 @@ def namespace(page: Path) -> Iterator[dict[str, Any]]:
     sys.modules[module.__name__] = module
     with reparamkit.rules.restored(), reparamkit.reader.__self__.restored(), warnings.catch_warnings():  # type: ignore[attr-defined]
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", module=r"torch\.")  # what torch's own files deprecate in torch
         yield vars(module)
     del sys.modules[module.__name__]
 
