@@ -144,9 +144,7 @@ def onnx_script(model: nn.Module, x: Tensor) -> Found:
 
 def open_vino(model: nn.Module, x: Tensor) -> Found:
     with tempfile.TemporaryDirectory() as name:
-        made = openvino.Core().compile_model(
-            exported(model, x, Path(name)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
+        made = openvino.Core().compile_model(exported(model, x, Path(name)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     kinds = [op.get_rt_info()["layerType"].astype(str) for op in made.get_runtime_model().get_ops()]
     return layers(kinds), torch.from_numpy(made(x.numpy())[0].copy())
 

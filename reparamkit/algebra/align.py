@@ -7,13 +7,13 @@ Two descriptions of one dimension, say 12 = (4, 3) and 12 = (2, 6), are split to
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import NotFusable
 from .operator import Link, Operator, Role, as_part, densify, dropped, is_shift, link_halves, merge, pin, split
-from .size import ONE, Size, Symbol, product, roots
+from .size import ONE, Pin, Size, Symbol, equal_multiples, product, roots
 from .weight import Computed, Weight
 
 Side = Literal["source", "value"]
@@ -93,7 +93,7 @@ class Face:
                 return dim[sizes.index(ONE)]
         return None
 
-    def pinned(self, pins: dict[Symbol, int], guard: bool) -> Face:
+    def pinned(self, pins: Mapping[Symbol, Pin], guard: bool) -> Face:
         return replace(self, op=pin(self.op, pins, guard))
 
 
@@ -200,7 +200,7 @@ def _pin(a: Face, b: Face, dim: int, at: int, trusted: bool) -> tuple[Face, Face
         return _pinned_whole(a, dim, product(rest_b).factor, trusted), b
     if len(rest_b) == 1 and product(rest_a).known:
         return a, _pinned_whole(b, dim, product(rest_a).factor, trusted)
-    pins = traced_pins(rest_a + rest_b)
+    pins = equal_multiples(rest_a[0], rest_b[0]) or traced_pins(rest_a + rest_b)
     return a.pinned(pins, guard=True), b.pinned(pins, guard=True)
 
 
@@ -221,7 +221,7 @@ def _pinned_whole(face: Face, dim: int, number: int, trusted: bool) -> Face:
     return face.pinned(pins, guard=True)
 
 
-def traced_pins(sizes: Sequence[Size]) -> dict[Symbol, int]:
+def traced_pins(sizes: Sequence[Size]) -> dict[Symbol, Pin]:
     """What the free symbols of these sizes were for the example inputs.
 
     Raises `NotFusable` if there were none.

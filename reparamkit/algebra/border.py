@@ -7,7 +7,7 @@ window g reads zeros outside. Its output i reads f at ``s*i + o`` for each tap o
     s*i + last >= n - f.high       the last   (s*n_out - n + last + f.high) // s   outputs
 
 ``s*n_out - n``, how far the outputs reach beyond the end, is ``c + 1`` for stride 1. For another stride it depends on
-the size, and is known only where the size is.
+the size, and is known where the size is, or where it is known to be a multiple of the stride.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def _beyond(f: Link, g: Link) -> int | None:
     """How far the outputs of `g` reach beyond the end; None if that depends on the size."""
     if f.size.known:
         return g.stride * g.resized(f.size).size_out.factor - f.size.factor
-    return g.c + 1 if g.stride == 1 else None
+    reach = g.resized(f.size).reach
+    return None if reach is None else reach + 1
 
 
 def hits(f: Link, g: Link, made: Link) -> Tensor:

@@ -21,8 +21,8 @@ from .align import Face, align, traced_pins
 from .form import Form, added_bias, apply, as_bias, plus, repeated_bias, with_guarded_rank
 from .laws import CHAIN, DIRECT_SUM
 from .operator import WHOLE, Dims, Edges, Link, Operator, Role, closed, pin, with_rank
-from .size import Size, fixed, product
-from .views import Mean, Permute, Reshape, Same, View
+from .size import Size, fixed, joined_pins, parts, product, whole_multiples
+from .views import Crop, Mean, Permute, Reshape, Same, View
 from .weight import Computed, One, Ones, Weight, leaf
 
 F, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
@@ -292,7 +292,8 @@ def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
         made.through(dim, atom)
         return made.done(Ones((1,) * len(atom)))
 
-    return apply(x, build)
+    view = Crop(dim, first, -last, size) if step == 1 and len(x.sample.value[dim]) == 1 else None
+    return replace(apply(x, build), recent=(*x.recent, view))
 
 
 def selected(x: Form, dim: int, positions: Sequence[int]) -> Form:
@@ -307,8 +308,8 @@ def concatenated(parts: Sequence[Form], dim: int) -> Form:
 
     Sizes along that dimension that are free are pinned to those of the example inputs, and guarded.
     """
-    pins = {pair for x in parts for term in x.terms.values() for pair in term.op.pins}
-    known = [_ranked(x, -dim).mapped(lambda op: pin(op, dict(pins))) for x in parts]
+    pins = joined_pins(pair for x in parts for term in x.terms.values() for pair in term.op.pins)
+    known = [_ranked(x, -dim).mapped(lambda op: pin(op, pins)) for x in parts]
     parts = [fixed_dim(x, dim) for x in known]
     sizes = [x.sizes[dim] for x in parts]
     ends = list(itertools.accumulate(size.factor for size in sizes))
@@ -331,6 +332,19 @@ def fixed_dim(x: Form, dim: int, size: int | None = None) -> Form:
         return x.mapped(lambda op: pin(op, {found.symbols[0]: size}))
     pins = traced_pins([found])
     return x.mapped(lambda op: pin(op, pins, guard=True))
+
+
+def in_multiples(x: Form, dim: int, count: int) -> Form:
+    """A form whose dimension `dim` is a multiple of `count`, behind a guard if its size is free.
+
+    Raises `NotFusable` if it is not known to be one.
+    """
+    size = x.sizes[dim]
+    pins = whole_multiples(size, count) if size.divide(fixed(count)) is None else {}
+    x = x.mapped(lambda op: pin(op, pins, guard=True))
+    if x.sizes[dim].divide(fixed(count)) is None:
+        raise NotFusable(f"a size that is not known to be a multiple of {count}")
+    return x
 
 
 def _surrounded(x: Form, dim: int, before: int, after: int) -> Form:
@@ -464,7 +478,10 @@ def reshape(x: Form, sizes: Sequence[Size]) -> Form:
 
 
 def _same_numel(x: Form, sizes: Sequence[Size]) -> Form:
-    """A reshape accepts only as many elements as there are: if that fixes one free size, it is fixed."""
+    """A reshape accepts only as many elements as there are: if that fixes one free size, it is fixed; if parts of a
+    free size are asked for, it is a multiple.
+    """
+    x = _in_parts(x, sizes)
     pins = dict(x.sample.pins)
     before, after = product(x.sizes), product(size.substitute(pins) for size in sizes)
     shared = [symbol for symbol in after.symbols if symbol in before.symbols]
@@ -473,6 +490,13 @@ def _same_numel(x: Form, sizes: Sequence[Size]) -> Form:
         return x
     found = {rest.symbols[0]: after.factor // rest.factor}
     return x.mapped(lambda op: pin(op, found))
+
+
+def _in_parts(x: Form, sizes: Sequence[Size]) -> Form:
+    pins = {symbol: pin for size in sizes for symbol, pin in parts(size).items()}
+    before, after = product(x.sizes), product(sizes)
+    same_number = before.substitute(pins) == after.substitute(pins) and before != after
+    return x.mapped(lambda op: pin(op, pins, guard=True)) if same_number else x
 
 
 def permute(x: Form, order: Sequence[int]) -> Form:

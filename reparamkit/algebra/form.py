@@ -12,7 +12,7 @@ from ..errors import NotFusable
 from .border import hits, windowed
 from .laws import add, compose
 from .operator import Link, Operator, Role, closed, densify, dropped, extended, identity, pin, with_rank
-from .size import Size, Symbol, fixed
+from .size import Pin, Size, Symbol, fixed, joined_pins
 from .views import View
 from .weight import Computed, One, Spent, Weight
 
@@ -83,8 +83,8 @@ class Form:
         return self.sample.open_rank
 
     @property
-    def guards(self) -> frozenset[tuple[Symbol, int]]:
-        """Free sizes that must have the traced value."""
+    def guards(self) -> frozenset[tuple[Symbol, Pin]]:
+        """Free sizes that must have the traced value, or be a multiple."""
         return frozenset().union(*(term.op.guards for term in self.terms.values()))
 
     def mapped(self, change: Callable[[Operator], Operator]) -> Form:
@@ -167,10 +167,9 @@ def _agreed(form: Form) -> Form:
     """All terms and the bias must have one shape, and share what is known about free sizes."""
     if form.bias is not None:
         form = replace(form, bias=_in_frame(form.bias, form.sample))
-    pins = {pair for term in form.terms.values() for pair in term.op.pins}
-    if form.bias is not None:
-        pins |= form.bias.pins
-    form = form.mapped(lambda op: op if op.pins == pins else pin(op, dict(pins)))
+    operators = [*(term.op for term in form.terms.values()), *filter(None, [form.bias])]
+    pins = joined_pins(pair for op in operators for pair in op.pins)
+    form = form.mapped(lambda op: op if op.pins == pins.items() else pin(op, pins))
     sizes = form.sizes
     for term in form.terms.values():
         if term.op.value_sizes != sizes or term.op.open_rank != form.open_rank:

@@ -136,7 +136,8 @@ def _borders_agree(f: Link, g: Link) -> bool:
     if f.stride > 1 and g.up > 1:
         return False
     before = g.taps[0] > -g.up or f.taps[-1] + 1 <= f.stride
-    after = g.c + g.taps[-1] + 1 <= 0 or f.taps[0] + f.c + f.up >= 0
+    end = f.c if f.reach is None else f.reach
+    after = g.c + g.taps[-1] + 1 <= 0 or f.taps[0] + end + f.up >= 0
     return before and after and _accepts_no_more(f, g)
 
 
@@ -403,7 +404,7 @@ def _joinable(a: Link, b: Link) -> bool:
     """The join table for an atom that passes through both."""
     roles = {a.role, b.role}
     if roles == {S}:
-        return (a.stride, a.c, a.up) == (b.stride, b.c, b.up)
+        return (a.stride, a.up) == (b.stride, b.up) and (a.c == b.c or None is not a.reach == b.reach)
     if roles == {S, F}:
         return (a if a.role is S else b).shape_preserving
     return roles <= {F, D, BORDER} and _shift(a) == _shift(b)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import NotFusable
-from .size import Size, Symbol, fixed, free_size, product, stencil_size
+from .size import Pin, Size, Symbol, fixed, free_size, joined_pins, product, stencil_size
 from .weight import Computed, Diagonals, One, Ones, Weight
 
 Dims = tuple[tuple[int, ...], ...]
@@ -93,6 +93,15 @@ class Link:
         return stencil_size(self.size * fixed(self.up), self.stride, self.c)
 
     @property
+    def reach(self) -> int | None:
+        """The greatest c that gives as many outputs for every size, the last window then ends where the last stride
+        does; None if that depends on the size.
+        """
+        if self.stride > 1 and (self.up > 1 or not (self.size.known or self.size.factor % self.stride == 0)):
+            return None
+        return self.c + self.stride - 1 - (self.size.factor + self.c) % self.stride
+
+    @property
     def segmented(self) -> bool:
         """Whether the link reads or fills only a part of its atom."""
         return (self.cut, self.pad) != (WHOLE, WHOLE)
@@ -128,7 +137,7 @@ class Operator:
     links: one per atom.
     source, value: per dimension of the tensor, the links that are its atoms, outermost first.
     open_rank: the first dimension stands for any number of leading dimensions.
-    pins: sizes that were free and are now fixed; each is checked by a weight, or by a guard.
+    pins: what is known of sizes that were free; each is checked by a weight, or by a guard.
     guards: what needs a check at run time: pins, and the number of dimensions that an open first dimension
         (its symbol) stood for.
     via: names of the laws it was made by.
@@ -139,8 +148,8 @@ class Operator:
     value: Dims
     weight: Weight
     open_rank: bool = False
-    pins: frozenset[tuple[Symbol, int]] = frozenset()
-    guards: frozenset[tuple[Symbol, int]] = frozenset()
+    pins: frozenset[tuple[Symbol, Pin]] = frozenset()
+    guards: frozenset[tuple[Symbol, Pin]] = frozenset()
     via: frozenset[str] = frozenset()
 
     @cached_property
@@ -243,11 +252,12 @@ def _without_leg(weight: Weight, leg: int) -> Weight:
 # --- structural changes: the same map, described with other links -------------------------------------
 
 
-def pin(op: Operator, pins: Mapping[Symbol, int], guard: bool = False) -> Operator:
-    """`op` for inputs in which the given free sizes have the given values."""
-    links = tuple(link.resized(link.size.substitute(pins)) for link in op.links)
-    new = frozenset(pins.items())
-    return replace(op, links=links, pins=op.pins | new, guards=op.guards | new if guard else op.guards)
+def pin(op: Operator, pins: Mapping[Symbol, Pin], guard: bool = False) -> Operator:
+    """`op` for inputs in which the given free sizes have the given values, or are the given multiples."""
+    known = joined_pins([*op.pins, *pins.items()])
+    links = tuple(link.resized(link.size.substitute(known)) for link in op.links)
+    guards = op.guards | frozenset(pins.items()) if guard else op.guards
+    return replace(op, links=links, pins=frozenset(known.items()), guards=guards)
 
 
 def split(op: Operator, number: int, outer: Size, inner: Size) -> Operator:
@@ -544,6 +554,33 @@ def merge(op: Operator, numbers: tuple[int, ...]) -> Operator:
         value=_kept(op.value, keep),
         weight=_join_legs(op.weight, moved),
     )
+
+
+def strided(op: Operator) -> Operator:
+    """`op` with one window along an axis that it reads in pieces: by a window along the outer atom and a matrix from
+    the inner ones, as a convolution behind a pixel unshuffle does.
+    """
+    for source, value in zip(op.source, op.value, strict=True):
+        outer, inner = source[:1], source[1:]
+        roles = {op.links[i].role for i in inner}
+        if value == outer and roles == {Role.IN} and _gathers(op.links[outer[0]]):
+            return strided(_one_window(op, outer[0], inner))
+    return op
+
+
+def _gathers(link: Link) -> bool:
+    return link.role is Role.FREE or (link.role is Role.STENCIL and link.up == 1)
+
+
+def _one_window(op: Operator, outer: int, inner: tuple[int, ...]) -> Operator:
+    link, count = op.links[outer], math.prod(op.links[i].leg_size for i in inner)
+    op = with_taps(op, outer, replace(link, role=Role.STENCIL))
+    taps = tuple(count * tap + k for tap in link.taps for k in range(count))
+    window = Link(Role.STENCIL, link.size * fixed(count), taps, count * link.stride, count * link.c)
+    keep = [i for i in range(len(op.links)) if i not in inner]
+    links = tuple(window if i == outer else op.links[i] for i in keep)
+    weight = _join_legs(op.weight, [op.legs.index(i) for i in (outer, *inner)])
+    return replace(op, links=links, source=_kept(op.source, keep), value=_kept(op.value, keep), weight=weight)
 
 
 def _kept(dims: Dims, keep: list[int]) -> Dims:

@@ -8,7 +8,7 @@ by comparing sizes holds for all inputs, not only for the traced ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -86,8 +86,8 @@ class Size:
             return None
         return Size(self.factor // other.factor, tuple(rest))
 
-    def substitute(self, pins: Mapping[Symbol, int]) -> Size:
-        """The size once the pinned symbols have their values."""
+    def substitute(self, pins: Mapping[Symbol, Pin]) -> Size:
+        """The size once it is known what the pinned symbols are."""
         return product([_pinned(symbol, pins) for symbol in self.symbols]) * Size(self.factor)
 
     def __str__(self) -> str:
@@ -95,11 +95,34 @@ class Size:
 
 
 ONE = Size(1)
+Pin = int | Size
+"""What is known of a free size: its number, or that it is a multiple, see `multiple`."""
 
 
-def _pinned(symbol: Symbol, pins: Mapping[Symbol, int]) -> Size:
+def multiple(symbol: Symbol, count: int) -> Size:
+    """A free size that is a multiple of `count`: so many times the free number of its parts."""
+    return Size(count) * stencil_size(Size(1, (symbol,)), count, -1)
+
+
+def finer(symbol: Symbol, old: Pin, new: Pin) -> Pin:
+    """What two pins of a symbol say together."""
+    if isinstance(old, Size) and isinstance(new, Size):
+        return multiple(symbol, math.lcm(old.factor, new.factor))
+    return new if isinstance(old, Size) else old
+
+
+def joined_pins(pins: Iterable[tuple[Symbol, Pin]]) -> dict[Symbol, Pin]:
+    """What pins say together, per symbol."""
+    found: dict[Symbol, Pin] = {}
+    for symbol, pin in pins:
+        found[symbol] = finer(symbol, found[symbol], pin) if symbol in found else pin
+    return found
+
+
+def _pinned(symbol: Symbol, pins: Mapping[Symbol, Pin]) -> Size:
     if symbol in pins:
-        return Size(pins[symbol])
+        pin = pins[symbol]
+        return pin if isinstance(pin, Size) else Size(pin)
     if not symbol.derived:
         return Size(1, (symbol,))
     size, stride, c = _stencil(symbol)
@@ -157,6 +180,50 @@ def stencil_size(size: Size, stride: int, c: int) -> Size:
             return stencil_size(inner, first * stride, c_first + first * (1 + c))
     hint = max(0, (size.hint + c) // stride + 1)
     return Size(1, (Symbol((size, stride, c), hint, size.traced),))
+
+
+def strides(size: Size) -> int:
+    """The product of the strides of the windows whose output sizes are in a size."""
+    return math.prod(strides(inner) * stride for inner, stride, _ in map(_stencil, filter(_is_derived, size.symbols)))
+
+
+def _is_derived(symbol: Symbol) -> bool:
+    return symbol.derived
+
+
+def equal_multiples(a: Size, b: Size) -> dict[Symbol, Pin]:
+    """That a free size is a multiple of a number, if that makes two sizes derived from it equal; else nothing."""
+    count = math.lcm(strides(a), strides(b))
+    return _multiples(roots(a) | roots(b), count, lambda pins: a.substitute(pins) == b.substitute(pins))
+
+
+def whole_multiples(size: Size, count: int) -> dict[Symbol, Pin]:
+    """That a free size is a multiple of a number, if that makes `size`, derived from it, one of `count`."""
+    number = fixed(count)
+    return _multiples(roots(size), count * strides(size), lambda pins: size.substitute(pins).divide(number) is not None)
+
+
+def parts(size: Size) -> dict[Symbol, Pin]:
+    """That a free size whose parts are counted (``n // 4``) is a multiple of their length; nothing if it was not."""
+    symbols, length = roots(size), strides(size)
+    pins: dict[Symbol, Pin] = {symbol: multiple(symbol, length) for symbol in symbols}
+    known = len(symbols) == 1 and length > 1 and not any(s.traced and s.hint % length for s in symbols)
+    return pins if known else {}
+
+
+def _multiples(symbols: set[Symbol], count: int, holds: Callable[[Mapping[Symbol, Pin]], bool]) -> dict[Symbol, Pin]:
+    """That a symbol is a multiple of `count`, if it holds then; nothing if the example is none, or, where there is
+    none, if it holds for other numbers too.
+    """
+    if len(symbols) != 1 or count == 1:
+        return {}
+    (symbol,) = symbols
+    pins: dict[Symbol, Pin] = {symbol: multiple(symbol, count)}
+    if symbol.traced:
+        told = symbol.hint % count == 0
+    else:
+        told = not any(holds({symbol: count * NOMINAL + rest}) for rest in range(1, count))
+    return pins if told and holds(pins) else {}
 
 
 def roots(size: Size) -> set[Symbol]:

@@ -14,7 +14,7 @@ from typing import final
 
 from ..errors import NotFusable
 from .align import Face, Side
-from .operator import Operator, Role
+from .operator import Link, Operator, Role
 from .size import ONE, Size
 
 
@@ -124,6 +124,44 @@ class Mean(View):
         )
         value = tuple(tuple(keep.index(i) for i in dim) for dim in op.value)
         return replace(op, links=tuple(op.links[i] for i in keep), source=source, value=value)
+
+
+@final
+@dataclass(frozen=True)
+class Crop(View):
+    """The value without its first `first` and last `last` positions along dimension `dim` (from the right).
+
+    size: of the dimension before.
+    """
+
+    dim: int
+    first: int
+    last: int
+    size: Size
+
+    def origin(self, dim: int) -> int | None:
+        return None if dim == self.dim else dim
+
+    def on_value(self, op: Operator) -> Operator:
+        raise NotImplementedError("a crop is composed as an operator, see build.cropped")
+
+    def undone(self, op: Operator) -> Operator:
+        atoms = op.value[self.dim]
+        if len(atoms) != 1 or op.links[atoms[0]].role not in (Role.STENCIL, Role.FREE):
+            raise NotFusable("a layer that goes differently about the positions that are cropped")
+        links = list(op.links)
+        links[atoms[0]] = self._longer(links[atoms[0]])
+        return replace(op, links=tuple(links))
+
+    def _longer(self, link: Link) -> Link:
+        """With more positions at both ends: position i behind the crop is position ``i + first`` before it."""
+        if link.role is Role.FREE:
+            return link.resized(self.size)
+        moved = tuple(tap - link.stride * self.first for tap in link.taps)
+        return replace(link, taps=moved, c=link.c + link.stride * (self.first + self.last))
+
+    def on_source(self, op: Operator) -> Operator:
+        raise NotFusable("a layer behind a crop reads what is left")
 
 
 def _regrouped(op: Operator, side: Side, sizes: tuple[Size, ...]) -> Operator:

@@ -60,6 +60,16 @@ def expect_size(tensor: Tensor, dim: int, size: int) -> None:
 
 
 @_recorded
+def expect_multiple(tensor: Tensor, dim: int, count: int) -> None:
+    """A merge was proved for the multiples of a number."""
+    if tensor.shape[dim] % count:
+        raise GuardError(
+            f"this model was fused for tensors whose size in dimension {dim} is a multiple of {count}, found"
+            f" {tensor.shape[dim]}: fuse again with example_inputs of this size"
+        )
+
+
+@_recorded
 def expect_rank(tensor: Tensor, rank: int) -> None:
     """A merge was proved for one rank."""
     if tensor.dim() != rank:

@@ -12,8 +12,8 @@ from ..algebra.build import parts_of
 from ..algebra.form import Form, Step, Trail, as_bias
 from ..algebra.operator import Operator, Role
 from ..algebra.probe import PROBE
-from ..algebra.size import Size, Symbol
-from ..algebra.views import View
+from ..algebra.size import Pin, Size, Symbol
+from ..algebra.views import Crop, View
 from ..errors import NotFusable
 from ..layers.price import Cost, numel
 from ..layers.writers import LayerPlan, plan
@@ -52,14 +52,15 @@ class Placed:
     """A form with a place for each of its terms. cost: of the layers and of what joins them.
 
     dim: the terms are parts of this dimension (from the right), in this order; None if they are added up.
-    guards: free sizes that must have the traced value, but for those that the layers themselves insist on.
+    guards: free sizes that must have the traced value or be a multiple, but for those that the layers themselves
+        insist on.
     """
 
     form: Form
     terms: tuple[Placement, ...]
     cost: Cost
     dim: int | None = None
-    guards: frozenset[tuple[Symbol, int]] = frozenset()
+    guards: frozenset[tuple[Symbol, Pin]] = frozenset()
 
 
 Views = tuple[View, ...]
@@ -131,7 +132,17 @@ def _cost(found: Placement | str) -> Cost:
 def _total(form: Form, placements: list[Placement]) -> Cost:
     sums = len(placements) - 1
     elements = numel(form.sizes) * sums
-    return sum((p.layer.cost for p in placements if p.layer), Cost(0, elements, 0, sums))
+    costs = [_cost(p) + _moved(p, form) for p in placements]
+    return sum(costs, Cost(0, elements, 0, sums))
+
+
+def _moved(placement: Placement, form: Form) -> Cost:
+    """What the steps cost that stay on the way and move numbers."""
+    op = form.terms[placement.source].op
+    at = len(placement.trail) if placement.position is None else placement.position
+    before, after = (sum(map(_copies, steps)) for steps in (placement.trail[:at], placement.trail[at + 1 :]))
+    passes = before * numel(op.source_sizes) + after * numel(op.value_sizes)
+    return Cost(0, passes, 0, before + after)
 
 
 def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Placement:
@@ -149,7 +160,7 @@ def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Place
             layer = plans[around]
             if isinstance(layer, LayerPlan):
                 found.append(Placement(source, trail, position, layer))
-            if any(map(_copies, trail)) and isinstance(bare := _planned(op, bias, (), ()), LayerPlan):
+            if any(map(_spare, trail)) and isinstance(bare := _planned(op, bias, (), ()), LayerPlan):
                 found.append(Placement(source, (trail[position],), 0, bare))
     if not found:
         reasons = [reason for reason in plans.values() if isinstance(reason, str)]
@@ -175,7 +186,12 @@ def _rank(placement: Placement, weigh: Weigh) -> tuple[int, int, int, int, int]:
 
 def _copies(step: Step) -> bool:
     """Whether a step moves numbers in memory, as a shuffle does; a plain view does not."""
-    return len(step.views) > 1
+    return sum(not isinstance(view, Crop) for view in step.views) > 1
+
+
+def _spare(step: Step) -> bool:
+    """Whether a layer may do better without a step, that it can do as well: a shuffle, or a crop."""
+    return _copies(step) or any(isinstance(view, Crop) for view in step.views)
 
 
 def _positions(trail: Trail) -> Iterator[int]:
@@ -211,8 +227,9 @@ def layer_cost(form: Form, stored: int) -> Cost:
     elements = numel(form.sizes)
     if len(form.terms) > 1:
         return Cost(0, elements * (len(form.terms) - 1), stored, 1)
-    if all(view is not None for view in _views_of(form)) and _views_of(form):
-        return Cost(0, 0, stored, 0)
+    if _views_of(form):
+        moved = any(_copies(step) for term in form.terms.values() for trail in term.trails for step in trail)
+        return Cost(0, elements * moved, stored, int(moved))
     if PROBE in form.used:
         # Its own cost is unknown; too low a price can only keep it as it is.
         return Cost(0, elements, stored, 1)

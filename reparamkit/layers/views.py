@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra.align import Face, traced_pins
-from ..algebra.build import cropped, known_rank, padded, permute, reshape, same, selected
+from ..algebra.build import cropped, in_multiples, known_rank, padded, permute, reshape, same, selected
 from ..algebra.form import Form
 from ..algebra.operator import pin
-from ..algebra.size import ONE, Size, Symbol, fixed, product
+from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product
 from ..errors import NotFusable
 from .pool import without_units
 from .registry import READERS
@@ -62,13 +62,14 @@ def read_reshape(input: Form, *shape: Any) -> Form:
     return reshape(x, sizes)
 
 
-def _fixed_by(before: list[Size], wanted: list[Size]) -> dict[Symbol, int]:
+def _fixed_by(before: list[Size], wanted: list[Size]) -> dict[Symbol, Pin]:
     """Free sizes that the numbers in a reshape fix, guarded: h and w in ``(n, 8, h, w) -> (-1, 128)``, or c in
     ``(n, 6, t) -> (n c, 1, t)`` where the 6 is that of a weight. before: sizes of the atoms.
     """
     seen = {symbol for size in before for symbol in size.symbols}
     others = {symbol for size in wanted for symbol in size.symbols} - seen
-    pins = {symbol: symbol.hint for symbol in others if symbol.traced and fixed(symbol.hint) in before}
+    met = (symbol for symbol in others if symbol.traced and fixed(symbol.hint) in before)
+    pins: dict[Symbol, Pin] = {symbol: symbol.hint for symbol in met}
     rest = product(wanted[1:])
     if wanted[:1] == [fixed(-1)] and rest.known and product(before).divide(rest) is None:
         tails = (before[d:] for d in range(1, len(before)))
@@ -155,12 +156,13 @@ def read_pixel_shuffle(input: Form, upscale_factor: int) -> Form:
 def read_pixel_unshuffle(input: Form, downscale_factor: int) -> Form:
     """(..., c, h r, w r) -> (..., c r r, h, w)."""
     r = fixed(downscale_factor)
-    *batch, c, high, wide = _image(input).sizes
+    x = in_multiples(in_multiples(_image(input), -1, downscale_factor), -2, downscale_factor)
+    *batch, c, high, wide = x.sizes
     h, w = high.divide(r), wide.divide(r)
-    if h is None or w is None:
-        raise NotFusable("a pixel unshuffle of a size that is free")
+    assert h is not None
+    assert w is not None
     n = len(batch)
-    split = reshape(_image(input), [*batch, c, h, r, w, r])
+    split = reshape(x, [*batch, c, h, r, w, r])
     return reshape(permute(split, [*range(n), n, n + 2, n + 4, n + 1, n + 3]), [*batch, c * r * r, h, w])
 
 
@@ -251,8 +253,11 @@ def read_getitem(input: Form, key: Any) -> Form:
         return _taken_in_order(input, keys)
     if not all(k is Ellipsis or isinstance(k, (slice, int)) for k in keys) or any(isinstance(k, bool) for k in keys):
         raise NotFusable("an index that is no slice")
-    trailing = _trailing(input, keys)
     x = input
+    if x.open_rank and len(keys) == len(x.sizes) >= 3 and Ellipsis not in keys:
+        # As many as a batch of what the layer before it makes has dimensions, which a guard checks.
+        x = known_rank(x, [len(keys)], certain=False)
+    trailing = _trailing(x, keys)
     for dim, part in zip(range(-len(trailing), 0), trailing, strict=True):
         if part != slice(None):
             x = _sliced(x, dim, part if isinstance(part, slice) else slice(part, part + 1 or None))

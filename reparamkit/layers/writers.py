@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..algebra.operator import Link, Operator, Role, as_diagonal, densify, identity, whole
+from ..algebra.operator import Link, Operator, Role, as_diagonal, densify, identity, strided, whole
 from ..errors import NotFusable
 from .price import Cost, numel
 from .shift import Shift
@@ -77,7 +77,7 @@ def plan(op: Operator, bias: Operator | None) -> LayerPlan:
     """
     if len(op.source) != len(op.value):
         raise NotFusable("a layer that changes the number of dimensions")
-    op = whole(op)
+    op = strided(whole(op))
     plans = [made for attempt in ATTEMPTS if (made := _tried(attempt, op, bias)) is not None]
     if not plans and bias is not None and (beside := _tried(_beside, op, bias)) is not None:
         return beside
@@ -312,15 +312,23 @@ def window(link: Link | None) -> Window:
         return Window(1, 1, 0, 1, (0,))
     steps = {b - a for a, b in zip(link.taps, link.taps[1:], strict=False)}
     for dilation in (math.gcd(*steps) if steps else 1, 1):
-        found = _window(link, dilation)
-        if found is not None:
-            return found
+        found = [made for c in _ends(link) if (made := _window(link, c, dilation)) is not None]
+        if found:
+            return min(found, key=lambda window: window.k)
     raise NotFusable("a window that no symmetric padding gives")
 
 
-def _window(link: Link, dilation: int) -> Window | None:
+def _ends(link: Link) -> Sequence[int]:
+    """The values of c that give the same outputs, its own first; of a size that is known since a later layer insists
+    on it only its own, as a method may run this layer without that one.
+    """
+    reach = None if link.size.known else link.reach
+    return [link.c] if reach is None else [link.c, *range(reach - link.stride + 1, reach + 1)]
+
+
+def _window(link: Link, c: int, dilation: int) -> Window | None:
     first, last = link.taps[0], link.taps[-1]
-    low, high = -first, link.c + last + 1
+    low, high = -first, c + last + 1
     # Widen with zero taps: to padding that is not negative, then to the same padding on both sides.
     target = max(low, high, 0)
     if (target - low) % dilation or (target - high) % dilation:

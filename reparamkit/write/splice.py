@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
-from ..algebra.size import Symbol
+from ..algebra.size import Pin, Size, Symbol
 from ..capture.capture import Captured
-from ..capture.guards import expect, expect_rank, expect_size
+from ..capture.guards import expect, expect_multiple, expect_rank, expect_size
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.choose import Site
@@ -87,9 +87,9 @@ class Splicer:
         written.result.meta.setdefault("val", value.meta.get("val"))
 
     def _form(self, written: Written, placed: Placed) -> fx.Node:
-        for symbol, value in sorted(placed.guards, key=lambda g: str(g[0].origin)):
+        for symbol, pin in sorted(placed.guards, key=lambda g: str(g[0].origin)):
             if not (symbol.stands_for_dims and self._rank_guard(placed)):
-                self._guard(written.frame, symbol, value)
+                self._guard(written.frame, symbol, pin)
         results = [self._term(written, placement) for placement in placed.terms]
         if placed.dim is not None:
             return self.captured.graph.call_function(torch.cat, (results, placed.dim))
@@ -126,18 +126,22 @@ class Splicer:
         self.captured.held[name] = module
         return name
 
-    def _guard(self, frame: Frame, symbol: Symbol, value: int) -> None:
+    def _guard(self, frame: Frame, symbol: Symbol, pin: Pin) -> None:
         name, dim = symbol.origin
         node = self.current(self.captured.named[str(name)])
         assert isinstance(dim, int)
         if not self._reaches(frame, node):
             raise NotFusable(f"a size that a guard must check ({name}) does not reach '{frame.path}'")
-        if isinstance(node.meta.get("val"), int):
-            self.captured.graph.call_function(expect, (node, value))
+        if isinstance(pin, Size):
+            if isinstance(node.meta.get("val"), int):
+                raise NotFusable("a size that is computed by the model must be a multiple of a number")
+            self.captured.graph.call_function(expect_multiple, (node, dim, pin.factor))
+        elif isinstance(node.meta.get("val"), int):
+            self.captured.graph.call_function(expect, (node, pin))
         elif dim < 0:
-            self.captured.graph.call_function(expect_size, (node, dim, value))
+            self.captured.graph.call_function(expect_size, (node, dim, pin))
         else:
-            self.captured.graph.call_function(expect_rank, (node, dim + value))
+            self.captured.graph.call_function(expect_rank, (node, dim + pin))
 
     def _term(self, written: Written, placement: Placement) -> fx.Node:
         value = self.current(self.captured.named[placement.source])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reparamkit.algebra.form import Form, source_form
 from reparamkit.algebra.operator import Link, Operator, Role, closed, pin
-from reparamkit.algebra.size import Symbol, fixed, roots
+from reparamkit.algebra.size import Pin, Size, Symbol, fixed, roots
 from reparamkit.layers.writers import plan
 
 
@@ -112,7 +112,11 @@ def size_of(symbol: Symbol, sources: dict[str, Tensor]) -> int:
 
 def guards_hold(form: Form, **sources: Tensor) -> bool:
     """Whether the form is meant for tensors of these sizes."""
-    return all(size_of(symbol, sources) == value for symbol, value in form.guards)
+    return all(_is_as_pinned(size_of(symbol, sources), pin) for symbol, pin in form.guards)
+
+
+def _is_as_pinned(size: int, pin: Pin) -> bool:
+    return size % pin.factor == 0 if isinstance(pin, Size) else size == pin
 
 
 def has_room(form: Form, **sources: Tensor) -> bool:

@@ -8,7 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from reparamkit.algebra.size import Size, Symbol, fixed, free_size, product, roots, stencil_size
+from reparamkit.algebra.size import (
+    Size,
+    Symbol,
+    equal_multiples,
+    finer,
+    fixed,
+    free_size,
+    multiple,
+    parts,
+    product,
+    roots,
+    stencil_size,
+    whole_multiples,
+)
 
 NAMES = [("x", -1), ("x", -2), ("x", -3), ("y", -1)]
 windows = st.tuples(st.integers(1, 3), st.integers(-4, 3))
@@ -95,3 +108,54 @@ def test_a_hint_is_the_size_of_the_example_inputs() -> None:
     assert (height * fixed(4)).hint == 24
     assert (height * free_size("x", -1)).traced is False
     assert math.prod([height.traced, stencil_size(height, 2, -1).traced])
+
+
+N = Symbol(NAMES[0])
+chains = st.lists(windows, min_size=1, max_size=2)
+
+
+def after(chain: list[tuple[int, int]], size: Size | None = None) -> Size:
+    """The size of the value of windows in a row."""
+    found = Size(1, (N,)) if size is None else size
+    for stride, c in chain:
+        found = stencil_size(found, stride, c)
+    return found
+
+
+@given(size=sizes(), count=st.integers(1, 4), times=st.integers(1, 5))
+def test_a_size_that_is_a_multiple_is_what_it_is_for_each_multiple(size: Size, count: int, times: int) -> None:
+    """To know that a size is a multiple, and then which, is to know its number."""
+    others = dict.fromkeys(roots(size) - {N}, 2)
+    known = size.substitute({N: multiple(N, count)}).substitute(others | {N: count * times})
+    assert known == size.substitute(others | {N: count * times})
+
+
+@given(a=chains, b=chains, n=st.integers(1, 60))
+def test_sizes_that_are_equal_for_multiples_are_equal_for_no_other(
+    a: list[tuple[int, int]], b: list[tuple[int, int]], n: int
+) -> None:
+    """Without an example, a size is taken for a multiple only if two sizes tell that it is one."""
+    pins = equal_multiples(after(a), after(b))
+    if pins:
+        (count,) = (pin.factor for pin in pins.values() if isinstance(pin, Size))
+        assert n < 20 or (number(after(a), {N: n}) == number(after(b), {N: n})) == (n % count == 0)
+
+
+@given(chain=chains, count=st.integers(2, 4), n=st.integers(1, 30))
+def test_a_size_is_whole_for_multiples(chain: list[tuple[int, int]], count: int, n: int) -> None:
+    """What a division by a number tells of a free size, with an example of it: the example is such a multiple."""
+    seen = Size(1, (Symbol(NAMES[0], n, traced=True),))
+    size = after(chain, seen)
+    for pin in whole_multiples(size, count).values():
+        assert isinstance(pin, Size)
+        assert n % pin.factor == 0
+        assert number(size, {N: n}) % count == 0
+
+
+@given(length=st.integers(2, 4), a=st.integers(2, 4), b=st.integers(2, 4))
+def test_parts_are_counted(length: int, a: int, b: int) -> None:
+    """``n // 4`` says that n is a multiple of 4; two multiples say one of both."""
+    (pin,) = parts(stencil_size(Size(1, (N,)), length, -length)).values()
+    assert pin == multiple(N, length)
+    assert finer(N, multiple(N, a), multiple(N, b)) == multiple(N, math.lcm(a, b))
+    assert finer(N, multiple(N, a), 12) == finer(N, 12, multiple(N, a)) == 12

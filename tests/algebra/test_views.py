@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 
 from reparamkit.algebra.form import source_form
+from reparamkit.algebra.operator import Role
 from reparamkit.algebra.size import fixed, free_size
-from reparamkit.algebra.views import Mean, Permute, Reshape, View
+from reparamkit.algebra.views import Crop, Mean, Permute, Reshape, View
 from reparamkit.errors import NotFusable
 from reparamkit.layers.views import read_getitem
 
 from . import pairs
 from .oracle import apply_operator, evaluate, guards_hold, source
 from .pairs import Layer, assert_equal
-from .strategies import BROAD, Shape, divisors, layers, shapes, some, tensors
+from .strategies import BROAD, Shape, divisors, layers, shape_after, shapes, some, tensors
 
 
 @st.composite
@@ -53,6 +54,26 @@ def test_a_view_of_the_value_can_be_undone(data: DataObject, shape: Shape) -> No
     else:
         assert_equal(apply_operator(after, x), seen.run(value))
         assert_equal(apply_operator(back, x), value)
+
+
+@given(data=st.data(), shape=shapes(1, largest=6))
+def test_a_crop_of_the_value_can_be_undone(data: DataObject, shape: Shape) -> None:
+    """What is behind a crop is the crop of a layer that makes more of the same."""
+    layer, x = data.draw(layers(shape)), data.draw(tensors(*shape))
+    n = shape_after(layer, shape)[-1]
+    first = data.draw(st.integers(0, n - 1))
+    last = data.draw(st.integers(0, n - 1 - first))
+    view = Crop(-1, first, last, fixed(n))
+    op = (layer >> pairs.cropped(-1, first, n - last, 1)).read(source(x)).sample
+    try:
+        back = view.undone(op)
+    except NotFusable:
+        # A matrix or a vector along the axis, or positions of it that are left out.
+        assert any(op.links[i].role is not Role.FREE for i in op.value[-1])
+    else:
+        longer = apply_operator(back, x)
+        assert longer.shape[-1] == n
+        assert_equal(longer.narrow(-1, first, n - first - last), apply_operator(op, x))
 
 
 @given(data=st.data(), shape=shapes(largest=4))

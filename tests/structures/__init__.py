@@ -37,6 +37,7 @@ from .norms import PreNorm as PreNorm
 from .parameters import FUNCTIONS, PARAMETERS
 from .parameters import FrozenNorm as FrozenNorm
 from .parts import PARTS
+from .pieces import PIECES
 from .rows import CHAINS
 from .spellings import SPELLED, SPELLINGS
 from .table import MAPS as MAPS
@@ -52,6 +53,7 @@ FAMILIES = (
     Family("Branches", "Layers side by side over one value become one layer: f(x) + g(x).", BRANCHES),
     Family("Concatenation and split", "Parts of an axis are layers of their own; equal parts become groups.", PARTS),
     Family("Views", "A view that does not mix numbers lets layers through.", RESAMPLING),
+    Family("Pieces of an axis", "An axis is cut into parts, cropped, or turned into channels.", PIECES),
     Family(
         "Upsampling",
         "A convolution behind nearest upsampling is one transposed convolution, of fewer FLOPs and more numbers.",

@@ -255,6 +255,13 @@ NEAR_MISSES = (
         "padding.*raise",
     ),
     NearMiss("average, then padded conv", lambda: seq(nn.AvgPool2d(2, 1), conv(4, 4)), MAPS, "pool conv", "padding"),
+    NearMiss(
+        "a norm behind zero padding",
+        lambda: Model(lambda m, x: m.norm(F.pad(m.conv(x), (2, 0, 0, 0))), conv=conv(4, 4), norm=norm(4)),
+        MAPS,
+        "conv pad norm",
+        "pad|zero",
+    ),
     NearMiss("norm before a padded average", lambda: seq(norm(4), nn.AvgPool2d(3, 1, 1)), MAPS, "norm pool", "padding"),
     NearMiss(
         "expand then project",

@@ -1,0 +1,107 @@
+"""Axes that are cut into pieces, cropped or shuffled around a layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .blocks import Model, Sum, conv, conv_norm, norm, seq
+from .table import MAPS_1D, Shape, Structure
+
+EVEN: tuple[Shape, ...] = ((2, 4, 8, 12), (1, 4, 6, 10), (3, 4, 12, 8))
+WINDOWS: tuple[Shape, ...] = ((2, 8, 6, 5), (1, 4, 10, 5))
+
+
+def focused(x: Tensor) -> Tensor:
+    """Every other pixel, four times, as channels."""
+    return torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
+
+
+def in_windows(x: Tensor) -> Tensor:
+    """(b, h, w, c) as windows of 2 x 2 tokens."""
+    b, h, w, c = x.shape
+    return x.view(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)
+
+
+class Causal(nn.Module):
+    """A dilated convolution that is padded on both sides and cropped behind, with its norm."""
+
+    def __init__(self, k: int, d: int) -> None:
+        super().__init__()
+        self.pad = (k - 1) * d
+        self.conv, self.norm = nn.Conv1d(4, 4, k, padding=self.pad, dilation=d), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)[:, :, : -self.pad].contiguous()).relu()
+
+
+PIECES = (
+    Structure(
+        "causal, by a crop",
+        lambda: seq(Causal(3, 1), Causal(3, 2)),
+        MAPS_1D,
+        "conv relu conv relu",
+        equation="norm(crop(f)) = crop(s f + t)",
+        source="TCN, Bai et al. 2018",
+        near="a norm behind zero padding",
+    ),
+    Structure(
+        "a crop that makes it unpadded",
+        lambda: Model(lambda m, x: m.norm(m.conv(x)[:, :, 1:-1, 1:-1]), conv=conv(4, 6), norm=norm(6)),
+        EVEN,
+        "conv",
+        equation="the taps that are left read no padding",
+    ),
+    Structure(
+        "pixel unshuffle, 3x3, norm",
+        lambda: seq(nn.PixelUnshuffle(2), conv_norm(16, 6)),
+        EVEN,
+        "conv",
+        needs_inputs=True,
+        equation="tap 2t + q of the map is tap t of part q; at sizes that are multiples of 2",
+    ),
+    Structure(
+        "pixel unshuffle, twice, 1x1",
+        lambda: seq(nn.PixelUnshuffle(2), nn.PixelUnshuffle(2), conv(64, 6, 1)),
+        ((2, 4, 8, 12), (1, 4, 4, 8)),
+        "conv",
+        needs_inputs=True,
+    ),
+    Structure(
+        "focus",
+        lambda: Model(lambda m, x: m.layer(focused(x)), layer=conv_norm(16, 6)),
+        EVEN,
+        "conv",
+        needs_inputs=True,
+        equation="four strided windows of one tap, side by side, then a convolution",
+        source="YOLOv5",
+    ),
+    Structure(
+        "3x3 beside an average of 2x2, both of stride 2",
+        lambda: Sum([conv_norm(4, 6, s=2), seq(nn.AvgPool2d(2), conv(4, 6, 1))]),
+        EVEN,
+        "conv",
+        equation="both have n/2 outputs if n is even",
+        near="strides that differ",
+    ),
+    Structure(
+        "layer norm, windows, linear",
+        lambda: Model(
+            lambda m, x: m.linear(in_windows(m.norm(x))).softmax(-1), norm=nn.LayerNorm(5), linear=nn.Linear(5, 7)
+        ),
+        WINDOWS,
+        "native_layer_norm linear _softmax",
+        needs_inputs=True,
+        equation="W LN(x) = W diag(g) n(x) + W b, in windows of any number",
+        source="Swin, Liu et al. 2021",
+    ),
+    Structure(
+        "norm behind zero padding, cropped again",
+        lambda: Model(
+            lambda m, x: m.norm(m.conv(F.pad(x, (2, 2, 2, 2)))[..., 1:-1, 1:-1]), conv=conv(4, 6, p=0), norm=norm(6)
+        ),
+        EVEN,
+        "conv",
+    ),
+)
