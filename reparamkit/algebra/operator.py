@@ -254,9 +254,11 @@ def _without_leg(weight: Weight, leg: int) -> Weight:
 
 def pin(op: Operator, pins: Mapping[Symbol, Pin], guard: bool = False) -> Operator:
     """`op` for inputs in which the given free sizes have the given values, or are the given multiples."""
+    guards = op.guards.union(pins.items()) if guard else op.guards
+    if op.pins.issuperset(pins.items()):
+        return op if guards == op.guards else replace(op, guards=guards)
     known = joined_pins([*op.pins, *pins.items()])
     links = tuple(link.resized(link.size.substitute(known)) for link in op.links)
-    guards = op.guards | frozenset(pins.items()) if guard else op.guards
     return replace(op, links=links, pins=frozenset(known.items()), guards=guards)
 
 

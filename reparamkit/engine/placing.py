@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -153,15 +154,16 @@ def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Place
     plans: dict[tuple[Views, Views], LayerPlan | str] = {}
     found: list[Placement] = []
     for trail in trails:
-        for position in _positions(trail):
-            around = _views(trail[:position]), _views(trail[position + 1 :])
+        ways = [(trail, position) for position in _positions(trail, weigh)]
+        if any(map(_spare, trail)):
+            ways += [((trail[position],), 0) for _, position in ways]
+        for way, position in ways:
+            around = _views(way[:position]), _views(way[position + 1 :])
             if around not in plans:
                 plans[around] = _planned(op, bias, *around)
             layer = plans[around]
             if isinstance(layer, LayerPlan):
-                found.append(Placement(source, trail, position, layer))
-            if any(map(_spare, trail)) and isinstance(bare := _planned(op, bias, (), ()), LayerPlan):
-                found.append(Placement(source, (trail[position],), 0, bare))
+                found.append(Placement(source, way, position, layer))
     if not found:
         reasons = [reason for reason in plans.values() if isinstance(reason, str)]
         raise NotFusable(reasons[-1] if reasons else "no way through the graph to write it on")
@@ -194,8 +196,11 @@ def _spare(step: Step) -> bool:
     return _copies(step) or any(isinstance(view, Crop) for view in step.views)
 
 
-def _positions(trail: Trail) -> Iterator[int]:
-    return (k for k, step in enumerate(trail) if step.is_layer)
+def _positions(trail: Trail, weigh: Weigh) -> Iterator[int]:
+    """The heaviest layer of each stretch between views."""
+    for is_layer, stretch in itertools.groupby(enumerate(trail), key=lambda entry: entry[1].is_layer):
+        if is_layer:
+            yield max(stretch, key=lambda entry: weigh(entry[1].node))[0]
 
 
 def _local(op: Operator, bias: Operator | None, before: Views, after: Views) -> tuple[Operator, Operator | None]:

@@ -59,7 +59,7 @@ TABLE = (
         r"|sizes cannot be followed|whose size cannot be followed|cannot be followed|partly free"
         r"|size that is free|channels that is not known"
         r"|size that is unknown|computed at run time|not known to be 1|depend on the input's size"
-        r"|happens to be 1",
+        r"|happens to be 1|a multiple of",
     ),
     Advice(
         "shared",
@@ -94,7 +94,7 @@ TABLE = (
         r"broadcast|do not agree|sizes 1 and|mixes several dimensions|mixes the samples|mean over the batch"
         r"|differs from place to place|number of dimensions|of rank|needs \d+ dimensions|need.*dimensions"
         r"|come from another dimension|averaged axes|splits or joins an axis|not a scale|nothing is mixed|takes a slice"
-        r"|slice that takes nothing"
+        r"|slice that takes nothing|that are cropped|behind a crop"
         r"|through the graph|sampled again|no single layer computes|would differ from place|is not the same",
     ),
     Advice(
