@@ -1,9 +1,9 @@
 """Ratios that must not get worse: ``python benchmarks/guard.py`` compares with benchmarks/results/guard.json.
 
-Per network: operations and stored numbers after fusing / before; time of the fused network / time of the network; time of
-`fuse` without its proofs, and with them, / time to trace the network into operators and copy it. All are ratios within
-one run, so any machine can compare them. The exit code is 1 if one is worse than kept by more than its margin, and
-a time that is too long counts only if it still is at a second try. ``--write`` keeps what is measured.
+Per network: operations and stored numbers after fusing / before; time of the fused network / time of the network; time
+of `fuse` without its proofs, and with them, / time to trace the network into operators and copy it. All are ratios
+within one run, so any machine can compare them. The exit code is 1 if one is worse than kept by more than its margin;
+what is worse is measured a second time, and the better value counts. ``--write`` keeps what is measured.
 """
 
 from __future__ import annotations
