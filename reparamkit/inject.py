@@ -80,6 +80,7 @@ def inject_locality(
 
 @READERS.reader(InjectedLinear)
 def read_injected(layer: InjectedLinear, input: Form) -> Form:
+    """The linear layer it merges into, by the law `locality_injection`; refuses batch norms in training mode."""
     check_eval(layer)
     merged = layer.merged()
     form = linear(input, merged.weight, merged.bias)

@@ -18,6 +18,7 @@ PerAxis = int | Sequence[int]
 
 @READERS.reader(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def read_conv_layer(layer: nn.Conv2d, input: Form) -> Form:
+    """A convolution with zero padding; other padding modes are read by probing, on fixed sizes."""
     if layer.padding_mode != "zeros":
         return probe_module(layer, input)
     return read_conv(input, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -33,12 +34,14 @@ def read_conv(
     dilation: PerAxis = 1,
     groups: int = 1,
 ) -> Form:
+    """Zero padding: numbers, 'same' or 'valid'. weight: (out, in / groups, k1, ..., kr). bias: (out,)."""
     pads = _named_padding(padding, weight, dilation) if isinstance(padding, str) else padding
     return conv(input, weight, bias, stride, pads, dilation, groups)
 
 
 @READERS.reader(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def read_conv_transpose_layer(layer: nn.ConvTranspose2d, input: Form) -> Form:
+    """A stencil over samples with zeros between them; refuses a call with an output_size."""
     return conv_transposed(
         input,
         layer.weight,
@@ -62,6 +65,7 @@ def read_conv_transpose(
     groups: int = 1,
     dilation: PerAxis = 1,
 ) -> Form:
+    """A stencil over samples with zeros between them. weight: (in, out / groups, k1, ..., kr). bias: (out,)."""
     return conv_transposed(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 

@@ -20,21 +20,25 @@ Operand = Form | Tensor | float
 
 @READERS.reader(operator.add, operator.iadd, torch.add, "add")
 def read_add(input: Operand, other: Operand, *, alpha: float = 1) -> Form:
+    """``input + alpha other``: of two values of one shape, or of a value and a constant that broadcasts to it."""
     return total(input, _times(other, alpha))
 
 
 @READERS.reader(operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "subtract")
 def read_sub(input: Operand, other: Operand, *, alpha: float = 1) -> Form:
+    """``input - alpha other``: of two values of one shape, or of a value and a constant, either way round."""
     return total(input, _times(other, -alpha))
 
 
 @READERS.reader(torch.rsub)
 def read_rsub(input: Operand, other: Operand, *, alpha: float = 1) -> Form:
+    """``other - alpha input``, as for ``1 - x``."""
     return total(other, _times(input, -alpha))
 
 
 @READERS.reader(operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "multiply")
 def read_mul(input: Operand, other: Operand) -> Form:
+    """A value times a constant that broadcasts to it; refuses a product of two values."""
     if isinstance(input, Form) and isinstance(other, Form):
         raise NotFusable("a product of two values is not affine")
     value, factor = (input, other) if isinstance(input, Form) else (other, input)
@@ -44,6 +48,7 @@ def read_mul(input: Operand, other: Operand) -> Form:
 @READERS.reader(operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide)
 @READERS.reader("div", "divide", "true_divide")
 def read_div(input: Operand, other: Operand) -> Form:
+    """A value times one over a constant; refuses to divide by a value."""
     if not isinstance(input, Form) or isinstance(other, Form):
         raise NotFusable("a division by a value is not affine")
     return scaled(input, 1 / constant(other).double())
@@ -63,6 +68,7 @@ def read_addcmul(input: Operand, tensor1: Operand, tensor2: Operand, *, value: f
 
 @READERS.reader(operator.neg, torch.neg, torch.negative, "neg", "negative")
 def read_neg(input: Form) -> Form:
+    """A value times -1."""
     return scaled(input, -1.0)
 
 
@@ -103,22 +109,26 @@ def constant(value: Any) -> Tensor:
 
 @READERS.reader(Scale)
 def read_scale(layer: Scale, input: Form) -> Form:
+    """``weight * input + bias``, where either may be missing; both broadcast to the input."""
     scaled_input = input if layer.weight is None else multiply(input, layer.weight)
     return scaled_input if layer.bias is None else offset(scaled_input, layer.bias)
 
 
 @READERS.reader(nn.Identity)
 def read_identity(layer: nn.Identity, input: Form) -> Form:
+    """The same form; the call itself is merged away."""
     return input
 
 
 @READERS.reader(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 def read_dropout_layer(layer: nn.Dropout, input: Form) -> Form:
+    """The same form in eval mode, or with p = 0."""
     return read_dropout(input, layer.p, layer.training)
 
 
 @READERS.reader(F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 def read_dropout(input: Form, p: float = 0.5, training: bool = True, inplace: bool = False) -> Form:
+    """The same form; refuses `training`, which is the default, unless p is 0."""
     if training and p != 0:
         raise NotFusable("dropout in training mode is random: call model.eval() (F.dropout defaults to training)")
     return input
@@ -126,11 +136,13 @@ def read_dropout(input: Form, p: float = 0.5, training: bool = True, inplace: bo
 
 @READERS.reader(nn.LeakyReLU)
 def read_leaky_relu_layer(layer: nn.LeakyReLU, input: Form) -> Form:
+    """The same form where the slope of the module is exactly 1; refused elsewhere."""
     return read_leaky_relu(input, layer.negative_slope)
 
 
 @READERS.reader(F.leaky_relu)
 def read_leaky_relu(input: Form, negative_slope: float = 0.01, inplace: bool = False) -> Form:
+    """The same form; refuses any slope but 1."""
     # VanillaNet moves the slope to 1 during training: only exactly there it is the identity.
     if negative_slope != 1:
         raise NotFusable(f"LeakyReLU of slope {negative_slope} is not affine")
@@ -139,11 +151,13 @@ def read_leaky_relu(input: Form, negative_slope: float = 0.01, inplace: bool = F
 
 @READERS.reader(nn.PReLU)
 def read_prelu_layer(layer: nn.PReLU, input: Form) -> Form:
+    """The same form where every slope of the module is exactly 1; refused elsewhere."""
     return read_prelu(input, layer.weight)
 
 
 @READERS.reader(F.prelu, torch.prelu)
 def read_prelu(input: Form, weight: Tensor) -> Form:
+    """The same form; refuses if a slope is not 1. weight: (channels,) or (1,)."""
     if not bool((weight == 1).all()):
         raise NotFusable("PReLU of slopes other than 1 is not affine")
     return input

@@ -16,11 +16,13 @@ from .registry import READERS
 
 @READERS.reader(nn.Linear)
 def read_linear_layer(layer: nn.Linear, input: Form) -> Form:
+    """A full matrix along the last dimension, and a bias."""
     return linear(input, layer.weight, layer.bias)
 
 
 @READERS.reader(F.linear)
 def read_linear(input: Form, weight: Tensor, bias: Tensor | None = None) -> Form:
+    """A full matrix along the last dimension; refuses a vector for a weight. weight: (out, in). bias: (out,)."""
     return linear(input, weight, bias)
 
 
@@ -50,6 +52,7 @@ def read_einsum(equation: str, first: Form | Tensor, second: Form | Tensor) -> F
 
 @READERS.reader(operator.matmul, torch.matmul, "matmul", "__matmul__")
 def read_matmul(input: Form | Tensor, other: Form | Tensor) -> Form:
+    """A matrix along the last dimension, (in, out) behind the value; or along the last but one, (out, in) before it."""
     if isinstance(input, Form) and isinstance(other, Tensor) and other.dim() == 2:
         return linear(input, other.t())
     if isinstance(other, Form) and isinstance(input, Tensor) and input.dim() == 2:

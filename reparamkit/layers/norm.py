@@ -24,6 +24,7 @@ RANKS: dict[type, tuple[int, ...]] = {
 
 @READERS.reader(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def read_batch_norm_layer(layer: nn.BatchNorm2d, input: Form) -> Form:
+    """A scale and a shift of each channel, along dimension 1; refuses statistics of the batch."""
     if layer.training:
         raise NotFusable("batch norm in training mode uses the statistics of the batch: call model.eval()")
     if layer.running_mean is None or layer.running_var is None:
@@ -45,6 +46,7 @@ def read_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Form:
+    """A scale and a shift along dimension 1; refuses `training`. Each tensor: (channels,)."""
     if training or running_mean is None or running_var is None:
         raise NotFusable("batch norm with training=True uses the statistics of the batch")
     return _normalized(_batched(input), running_mean, running_var, weight, bias, eps)
@@ -62,6 +64,7 @@ def read_torch_batch_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> Form:
+    """What `F.batch_norm` itself calls, with its arguments in another order."""
     return read_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
@@ -82,6 +85,7 @@ def _normalized(
 
 @READERS.reader(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def read_instance_norm_layer(layer: nn.InstanceNorm2d, input: Form) -> Form:
+    """A scale and a shift of each channel, with a batch or without; refuses statistics of the input itself."""
     if layer.training or not layer.track_running_stats or layer.running_mean is None or layer.running_var is None:
         raise NotFusable("InstanceNorm without running statistics uses those of each input, which is not affine")
     axes = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
@@ -100,6 +104,7 @@ def read_instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Form:
+    """A scale and a shift along dimension 1; refuses use_input_stats, the default. Each tensor: (channels,)."""
     if use_input_stats or running_mean is None or running_var is None:
         raise NotFusable("instance_norm with use_input_stats=True uses those of each input, which is not affine")
     return _normalized(_batched(input), running_mean, running_var, weight, bias, eps)

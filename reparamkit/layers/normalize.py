@@ -45,6 +45,7 @@ def affine(input: Tensor, weight: Tensor | None, bias: Tensor | None, channels: 
 
 @READERS.reader(affine)
 def read_affine(input: Form, weight: Tensor | None, bias: Tensor | None, channels: bool) -> Form:
+    """The second part of a norm, by the permission `NORM_INTO_LINEAR`. weight, bias: as `affine` takes them."""
     if not isinstance(input, Form) or isinstance(weight, Form) or isinstance(bias, Form):
         raise NotFusable("a scale that is computed from the input")
     if channels or all(p is None or p.dim() == 1 for p in (weight, bias)):

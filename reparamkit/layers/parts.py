@@ -24,6 +24,7 @@ Lengths = int | Sequence[int]
 
 @READERS.reader(torch.cat, torch.concat, torch.concatenate, moves=1)
 def read_cat(tensors: Sequence[Form], dim: int = 0) -> Form:
+    """The sum of the values with zeros around each, their sizes along `dim` fixed by guards; refuses the batch."""
     seen = [_seen(x, dim) for x in _values(tensors)]
     return concatenated([x for x, _ in seen], seen[0][1])
 
@@ -35,11 +36,13 @@ def stacked(tensors: Sequence[Tensor], dim: int) -> Tensor:
 
 @READERS.reader(stacked, moves=0)
 def read_stacked(tensors: Sequence[Form], dim: int) -> Form:
+    """A concatenation, by a permission of its own: `STACK_LAYERS`."""
     return read_cat(tensors, dim).made_by(STACK_LAYERS)
 
 
 @READERS.reader(torch.stack, moves=1)
 def read_stack(tensors: Sequence[Form], dim: int = 0) -> Form:
+    """A concatenation along a new dimension of the values, whose rank must be known."""
     return read_cat([_layer(read_unsqueeze(x, dim)) for x in _values(tensors)], dim)
 
 
@@ -58,6 +61,7 @@ def _values(tensors: object) -> list[Form]:
 
 @READERS.reader(torch.index_select, "index_select", moves=1)
 def read_index_select(input: Form, dim: int, index: Tensor) -> Form:
+    """Rows of an identity matrix along `dim`; refuses the batch. index: (positions,)."""
     x, dim = _seen(input, dim)
     if not isinstance(index, Tensor):
         raise NotFusable("positions that are computed at run time")
@@ -66,6 +70,7 @@ def read_index_select(input: Form, dim: int, index: Tensor) -> Form:
 
 @READERS.reader(torch.flip, "flip", moves=1)
 def read_flip(input: Form, *dims: Any) -> Form:
+    """Rows of an identity matrix, last to first, along each of `dims`; refuses the batch."""
     for dim in flat(dims):
         input = _moved(input, dim, lambda size: range(size)[::-1])
     return input
@@ -73,6 +78,7 @@ def read_flip(input: Form, *dims: Any) -> Form:
 
 @READERS.reader(torch.roll, "roll", moves=1)
 def read_roll(input: Form, shifts: int | Sequence[int], dims: int | Sequence[int] = ()) -> Form:
+    """Rows of an identity matrix, rotated, along each of `dims`; refuses the batch, and a roll without `dims`."""
     shifts, dims = flat((shifts,)), flat((dims,))
     if not dims or len(shifts) != len(dims):
         raise NotFusable("a roll over all dimensions at once")
@@ -116,6 +122,9 @@ def part_sizes(before: Sequence[Size], lengths: Any, dim: int, number: int) -> l
 
 @READERS.reader(part, moves=0, shape=part_sizes)
 def read_part(input: Form, lengths: Lengths, dim: int, number: int) -> Form:
+    """One part of a dimension. lengths: of each part, whose sum is the size of the dimension; or one for all parts,
+    where a free size is guarded.
+    """
     x, dim = _seen(input, dim)
     # A list of lengths makes up the whole size, or the call fails.
     x = fixed_dim(x, dim, None if isinstance(lengths, int) else sum(lengths))
@@ -131,6 +140,7 @@ def read_part(input: Form, lengths: Lengths, dim: int, number: int) -> Form:
 
 @READERS.reader(chunk, moves=0, shape=part_sizes)
 def read_chunk(input: Form, chunks: int, dim: int, number: int) -> Form:
+    """One part of ``ceil(size / chunks)`` positions, or of what is left at the end; a free size is guarded."""
     x, dim = _seen(input, dim)
     x = fixed_dim(x, dim)
     return read_part(x, -(-x.sizes[dim].factor // chunks), dim, number)

@@ -23,6 +23,7 @@ ADAPTIVE = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool
 
 @READERS.reader(*AXES)
 def read_avg_pool_layer(layer: nn.AvgPool2d, input: Form) -> Form:
+    """A window of equal weights; windows that differ at the border are read by probing, on fixed sizes."""
     axes = next(n for cls, n in AXES.items() if isinstance(layer, cls))
     divisor = getattr(layer, "divisor_override", None)
     window = _Window(input, axes, layer.kernel_size, layer.stride, layer.padding)
@@ -88,6 +89,7 @@ def _each(value: PerAxis, axes: int) -> list[int]:
 
 @READERS.reader(*ADAPTIVE)
 def read_adaptive_pool_layer(layer: nn.AdaptiveAvgPool2d, input: Form) -> Form:
+    """An average over whole axes or equal windows; unequal ones are read by probing, on fixed sizes."""
     axes = next(n for cls, n in ADAPTIVE.items() if isinstance(layer, cls))
     windows = _adaptive_windows(input, layer.output_size, axes)
     return probe_module(layer, input) if windows is None else _adapted(input, windows)
@@ -132,6 +134,7 @@ def _adapted(x: Form, windows: list[int]) -> Form:
 
 @READERS.reader(torch.mean, "mean")
 def read_mean(input: Form, dim: PerAxis | None = None, keepdim: bool = False) -> Form:
+    """An average over dimensions of any size; refuses one over all of them, the batch too (no `dim`)."""
     if dim is None:
         raise NotFusable("a mean over the batch")
     dims = [dim] if isinstance(dim, int) else list(dim)

@@ -42,6 +42,7 @@ def probe_module(layer: nn.Module, x: Form) -> Form:
 
 @READERS.reader(*MODULES)
 def read_affine_layer(layer: nn.Module, input: Form) -> Form:
+    """A full matrix over all dimensions but the first, on fixed sizes."""
     return probe_module(layer, input)
 
 

@@ -23,6 +23,7 @@ Factors = float | Sequence[float]
 
 @READERS.reader(nn.Upsample)
 def read_upsample_layer(layer: nn.Upsample, input: Form) -> Form:
+    """As for `F.interpolate`; where the rank is open, nn.UpsamplingNearest2d reads a batch of maps, behind a guard."""
     x = known_rank(input, [4], certain=False) if isinstance(layer, nn.UpsamplingNearest2d) else input
     return read_interpolate(
         x, layer.size, layer.scale_factor, layer.mode, layer.align_corners, layer.recompute_scale_factor
@@ -39,6 +40,7 @@ def read_interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Form:
+    """To the nearest by whole factors: a number of repeats, where that is exact; else a full matrix, on fixed sizes."""
     x = _closed(input, size if scale_factor is None else scale_factor)
     axes = len(x.sizes) - 2
     if mode in ("nearest", "nearest-exact") and align_corners is None and not antialias:

@@ -69,9 +69,11 @@ class Shift(nn.Module):
 
 @READERS.reader(Shift)
 def read_shift_layer(layer: Shift, input: Form) -> Form:
+    """A bias that differs at the borders: BORDER links along the last dimensions."""
     return bordered(input, layer.bias, layer.borders)
 
 
 @READERS.reader(with_borders)
 def read_with_borders(x: Form, bias: Tensor, borders: Borders) -> Form:
+    """A bias that differs at the borders. bias, borders: as `with_borders` takes them."""
     return bordered(x, bias, borders)

@@ -51,6 +51,7 @@ def reshaped(before: Sequence[Size], *shape: Any) -> list[Size | None]:
 
 @READERS.reader(torch.reshape, "reshape", "view", sizes=True, shape=reshaped)
 def read_reshape(input: Form, *shape: Any) -> Form:
+    """The same numbers in other dimensions, row-major; a free size that a number in `shape` fixes is pinned."""
     x = _closed(input)
     if any(isinstance(n, torch.dtype) for n in shape):
         raise NotFusable("a view as another dtype")
@@ -79,6 +80,7 @@ def _fixed_by(before: list[Size], wanted: list[Size]) -> dict[Symbol, Pin]:
 
 @READERS.reader(torch.flatten, "flatten")
 def read_flatten(input: Form, start_dim: int = 0, end_dim: int = -1) -> Form:
+    """Dimensions start_dim to end_dim as one; where the rank is open, only all but the first, behind a guard."""
     x = input
     if x.open_rank and start_dim == 1 and end_dim == -1 and len(x.sizes) >= 3:
         # (..., C, H, W): the pooling or convolution before it takes a batch, or (guarded) a single sample.
@@ -91,16 +93,19 @@ def read_flatten(input: Form, start_dim: int = 0, end_dim: int = -1) -> Form:
 
 @READERS.reader(nn.Flatten)
 def read_flatten_layer(layer: nn.Flatten, input: Form) -> Form:
+    """Some dimensions as one; by default all but the first."""
     return read_flatten(input, layer.start_dim, layer.end_dim)
 
 
 @READERS.reader(nn.Unflatten)
 def read_unflatten_layer(layer: nn.Unflatten, input: Form) -> Form:
+    """One dimension as several."""
     return read_unflatten(input, layer.dim, layer.unflattened_size)
 
 
 @READERS.reader(torch.unflatten, "unflatten", sizes=True)
 def read_unflatten(input: Form, dim: int, sizes: Sequence[Extent]) -> Form:
+    """One dimension as several, of which one may be -1; the rank must be known."""
     x = _closed(input)
     at = dim % len(x.sizes)
     return read_reshape(x, [*x.sizes[:at], *sizes, *x.sizes[at + 1 :]])
@@ -108,6 +113,7 @@ def read_unflatten(input: Form, dim: int, sizes: Sequence[Extent]) -> Form:
 
 @READERS.reader(torch.permute, "permute")
 def read_permute(input: Form, *dims: Any) -> Form:
+    """The dimensions in another order, which names all of them: that tells the rank."""
     order = flat(dims)
     x = known_rank(input, [len(order)])
     return permute(x, [int(d) % len(order) for d in order])
@@ -115,6 +121,7 @@ def read_permute(input: Form, *dims: Any) -> Form:
 
 @READERS.reader(torch.transpose, torch.swapaxes, torch.swapdims, "transpose", "swapaxes", "swapdims")
 def read_transpose(input: Form, dim0: int, dim1: int) -> Form:
+    """Two dimensions exchanged; the rank must be known."""
     x = _closed(input)
     order = list(range(len(x.sizes)))
     if not all(-len(order) <= dim < len(order) for dim in (dim0, dim1)):
@@ -125,11 +132,13 @@ def read_transpose(input: Form, dim0: int, dim1: int) -> Form:
 
 @READERS.reader("t")
 def read_t(input: Form) -> Form:
+    """(n, m) -> (m, n)."""
     return read_transpose(known_rank(input, [2]), 0, 1)
 
 
 @READERS.reader(torch.movedim, "movedim")
 def read_movedim(input: Form, source: int, destination: int) -> Form:
+    """One dimension at another place, the others in order; the rank must be known."""
     x = _closed(input)
     if not isinstance(source, int) or not isinstance(destination, int):
         raise NotFusable("movedim of several dimensions")
@@ -185,21 +194,25 @@ def _image(x: Form) -> Form:
 
 @READERS.reader(nn.PixelShuffle)
 def read_pixel_shuffle_layer(layer: nn.PixelShuffle, input: Form) -> Form:
+    """Channels become squares of r x r pixels: (..., c r r, h, w) -> (..., c, h r, w r)."""
     return read_pixel_shuffle(input, layer.upscale_factor)
 
 
 @READERS.reader(nn.PixelUnshuffle)
 def read_pixel_unshuffle_layer(layer: nn.PixelUnshuffle, input: Form) -> Form:
+    """Squares of r x r pixels become channels: (..., c, h r, w r) -> (..., c r r, h, w)."""
     return read_pixel_unshuffle(input, layer.downscale_factor)
 
 
 @READERS.reader(nn.ChannelShuffle)
 def read_channel_shuffle_layer(layer: nn.ChannelShuffle, input: Form) -> Form:
+    """The channels of all groups in turn: (n, g c, ...) -> (n, c g, ...)."""
     return read_channel_shuffle(input, layer.groups)
 
 
 @READERS.reader(torch.unsqueeze, "unsqueeze")
 def read_unsqueeze(input: Form, dim: int) -> Form:
+    """A new dimension of size 1; the rank must be known."""
     x = _closed(input)
     at = dim % (len(x.sizes) + 1)
     return reshape(x, [*x.sizes[:at], ONE, *x.sizes[at:]])
@@ -207,6 +220,7 @@ def read_unsqueeze(input: Form, dim: int) -> Form:
 
 @READERS.reader(torch.squeeze, "squeeze")
 def read_squeeze(input: Form, dim: int | Sequence[int] | None = None) -> Form:
+    """Without the dimensions `dim`; refuses one that is not known to be 1, and a call without `dim`."""
     if dim is None:
         raise NotFusable("squeeze() of every dimension that happens to be 1")
     return without_units(_closed(input), [dim] if isinstance(dim, int) else dim)
@@ -214,6 +228,7 @@ def read_squeeze(input: Form, dim: int | Sequence[int] | None = None) -> Form:
 
 @READERS.reader(torch.clone, "contiguous", "clone")
 def read_copy(input: Form) -> Form:
+    """The same form: where the numbers lie in memory is no part of it."""
     # A view that changes nothing: the call stays where it is, since a later view() or write may need it.
     return same(input)
 
@@ -295,6 +310,7 @@ def _sliced(x: Form, dim: int, part: slice) -> Form:
 
 @READERS.reader(torch.narrow, "narrow", moves=0)
 def read_narrow(input: Form, dim: int, start: int, length: int) -> Form:
+    """A part of a dimension of known size; refuses to count from its end."""
     if start < 0:
         raise NotFusable("narrow from the end")
     return cropped(input, dim if dim < 0 else dim - len(_closed(input).sizes), start, start + length, 1)
@@ -302,6 +318,9 @@ def read_narrow(input: Form, dim: int, start: int, length: int) -> Form:
 
 @READERS.reader(F.pad, moves=1)
 def read_pad(input: Form, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Form:
+    """Zeros around the last dimensions; other modes are refused. pad: (low, high) of the last dimension, of the one
+    before it, and so on; negative to crop.
+    """
     if mode != "constant" or value not in (None, 0):
         raise NotFusable(f"padding in mode '{mode}' with value {value} is not zero padding")
     if not all(isinstance(n, int) for n in pad):
@@ -312,4 +331,5 @@ def read_pad(input: Form, pad: Sequence[int], mode: str = "constant", value: flo
 
 @READERS.reader(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, moves=1)
 def read_zero_pad_layer(layer: nn.ZeroPad2d, input: Form) -> Form:
+    """Zeros around the last one, two or three dimensions; a negative number crops."""
     return read_pad(input, list(layer.padding))
