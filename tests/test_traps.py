@@ -382,6 +382,22 @@ TRAPS = (
         "conv",
     ),
     Trap(15, "periodic every two pixels", Wavelet, None, EVEN),
+    *(
+        Trap(16, name, lambda body=body: Model(body, a=nn.Linear(4, 4), b=nn.Linear(4, 4)), left, ((4, 4), (2, 4)))
+        for name, body, left in (
+            ("a mean of everything, by an empty list", lambda m, x: m.b(m.a(x) + m.b(x).mean([])), None),
+            ("a bias per row", lambda m, x: F.linear(m.a(x), m.b.weight, m.b.bias[:1, None]), None),
+            (
+                "a sum that changes the dtype",
+                lambda m, x: m.b(torch.cumsum(m.a(x), 1, dtype=torch.float64).to(x)),
+                None,
+            ),
+            ("flip by a keyword", lambda m, x: m.b(torch.flip(m.a(x), dims=[1])), "linear"),
+            ("permute by a keyword", lambda m, x: m.b(torch.permute(m.a(x), dims=(0, 1))), "linear"),
+            ("reshape by a keyword", lambda m, x: m.b(torch.reshape(m.a(x), shape=(-1, 1, 4))), "linear"),
+            ("one index without a dimension", lambda m, x: torch.index_select(m.a(x), 1, torch.tensor(2)), None),
+        )
+    ),
     Trap(15, "scale zero", lambda: seq(conv(4, 4), Zero(), norm(4))),
     Trap(15, "fifty norms", lambda: seq(conv(4, 4), *(FrozenNorm(4) for _ in range(50)), Scalar(4, 1, 1)), "conv"),
 )
@@ -493,3 +509,22 @@ def test_a_value_that_nobody_reads_keeps_no_layer():
     fused = reparamkit.fuse(model, x)
     assert operations(fused, x) == "conv"
     assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+@pytest.mark.parametrize("example", [(6, 6), None])
+def test_the_transpose_of_a_vector_is_not_that_of_a_matrix(example: Shape | None):
+    """``x.t()`` takes both, and a sum behind it tells them apart."""
+    model = build(lambda: Model(lambda m, x: m.a(x).t() + m.c, a=nn.Linear(6, 6), c=nn.Parameter(torch.randn(6, 1))))
+    fused = reparamkit.fuse(model, None if example is None else sample(example, torch.float32))
+    x, vector = sample((6, 6), torch.float32), sample((6,), torch.float32)
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+    with suppress(reparamkit.GuardError):
+        assert error(run(fused, vector), run(model, vector)) <= 1e-6
+
+
+def test_layers_that_change_the_rank_are_not_stacked():
+    """Only layers that are a matrix along one dimension are."""
+    model = build(lambda: seq(conv(4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5)))
+    x = sample((2, 4, 4, 6), torch.float32)
+    fused = reparamkit.fuse(model, x, objective="launches")
+    assert operations(fused, x) == "conv relu linear"

@@ -51,9 +51,12 @@ def probe(x: Form, function: Function) -> Form:
 def _tried(function: Function, ins: Sequence[int]) -> Tensor:
     try:
         with torch.no_grad():
-            return function(torch.zeros(1, *ins, dtype=torch.float64))
+            zero = function(torch.zeros(1, *ins, dtype=torch.float64))
     except Exception as error:
         raise NotFusable(f"cannot be run on a map of {tuple(ins)} in float64 ({error})") from None
+    if zero.dtype != torch.float64:
+        raise NotFusable(f"a change of dtype, to {zero.dtype}")
+    return zero
 
 
 def _fixed(x: Form) -> Form:

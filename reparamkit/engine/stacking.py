@@ -88,6 +88,8 @@ def _is_plain(captured: Captured, node: fx.Node) -> bool:
 
 def _mixed(op: Operator) -> list[int]:
     """The dimensions that are full matrices."""
+    if len(op.source) != len(op.value):
+        return []
     roles = [{op.links[i].role for i in (*a, *b)} for a, b in zip(op.source, op.value, strict=True)]
     return [d for d, found in enumerate(roles) if found == {Role.IN, Role.OUT}]
 

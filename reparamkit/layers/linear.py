@@ -23,6 +23,8 @@ def read_linear_layer(layer: nn.Linear, input: Form) -> Form:
 @READERS.reader(F.linear)
 def read_linear(input: Form, weight: Tensor, bias: Tensor | None = None) -> Form:
     """A full matrix along the last dimension; refuses a vector for a weight. weight: (out, in). bias: (out,)."""
+    if bias is not None and bias.dim() > 1:
+        raise NotFusable("a bias that is added as a matrix: broadcasting is not merged")
     return linear(input, weight, bias)
 
 

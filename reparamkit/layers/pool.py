@@ -121,7 +121,7 @@ def _adaptive_window(wanted: int | None, size: Size | None) -> int | None:
     """None keeps an axis as it is."""
     if wanted in (None, 1):
         return 0 if wanted else 1
-    ratio = None if size is None else size.divide(fixed(int(wanted or 1)))
+    ratio = None if size is None else size.divide(fixed(1 if wanted is None else wanted))
     return ratio.factor if ratio is not None and ratio.known else None
 
 
@@ -135,9 +135,9 @@ def _adapted(x: Form, windows: list[int]) -> Form:
 @READERS.reader(torch.mean, "mean")
 def read_mean(input: Form, dim: PerAxis | None = None, keepdim: bool = False) -> Form:
     """An average over dimensions of any size; refuses one over all of them, the batch too (no `dim`)."""
-    if dim is None:
+    dims = [dim] if isinstance(dim, int) else list(dim or ())
+    if not dims:
         raise NotFusable("a mean over the batch")
-    dims = [dim] if isinstance(dim, int) else list(dim)
     if input.open_rank and any(d >= 0 for d in dims):
         input = _spatial_rank(input, dims)
     rank = len(input.sizes)

@@ -67,6 +67,9 @@ class Reader:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         signature = inspect.signature(self.read)
+        named = [n for n, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL and n in kwargs]
+        # ``permute(x, dims=(0, 2, 1))`` for a reader of ``*dims``.
+        args += tuple(kwargs.pop(name) for name in named)
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:

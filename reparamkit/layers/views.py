@@ -132,8 +132,8 @@ def read_transpose(input: Form, dim0: int, dim1: int) -> Form:
 
 @READERS.reader("t")
 def read_t(input: Form) -> Form:
-    """(n, m) -> (m, n)."""
-    return read_transpose(known_rank(input, [2]), 0, 1)
+    """(n, m) -> (m, n); a vector, which stays as it is, is not meant, and guarded against."""
+    return read_transpose(known_rank(input, [2], certain=False), 0, 1)
 
 
 @READERS.reader(torch.movedim, "movedim")
