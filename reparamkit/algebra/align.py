@@ -38,7 +38,7 @@ class Face:
         return [self.op.links[i] for i in self.dims[dim]]
 
     def sizes(self, dim: int) -> list[Size]:
-        return [link.size if self.side == "source" else link.size_out for link in self.links(dim)]
+        return [link.size_in if self.side == "source" else link.size_out for link in self.links(dim)]
 
     @property
     def atoms(self) -> list[list[Size]]:
@@ -211,7 +211,7 @@ def _pinned_whole(face: Face, dim: int, number: int, trusted: bool) -> Face:
         if not trusted and size.traced and size.hint != number:
             raise NotFusable(f"sizes {size.hint} and {number} meet: broadcasting is not merged")
         return face.pinned({size.symbols[0]: number}, guard=not trusted)
-    if trusted and link.role is Role.FREE:
+    if trusted and link.role is Role.FREE and not link.resamples:
         links = list(face.op.links)
         links[face.dims[dim][-1]] = link.resized(Size(number))
         return replace(face, op=replace(face.op, links=tuple(links)))

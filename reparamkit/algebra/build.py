@@ -20,9 +20,9 @@ from ..errors import NotFusable
 from .align import Face, align, traced_pins
 from .form import Form, added_bias, apply, as_bias, plus, repeated_bias, with_guarded_rank
 from .laws import CHAIN, DIRECT_SUM
-from .operator import WHOLE, Dims, Edges, Link, Operator, Role, closed, pin, with_rank
+from .operator import WHOLE, Dims, Edges, Link, Operator, Resampling, Role, closed, pin, with_rank
 from .size import Size, fixed, joined_pins, parts, product, whole_multiples
-from .views import Crop, Mean, Permute, Reshape, Same, View
+from .views import Crop, Mean, Permute, Resampled, Reshape, Same, View
 from .weight import Computed, One, Ones, Weight, leaf
 
 F, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
@@ -115,7 +115,7 @@ def scale(x: Form, factor: Tensor, dim: int = 1, bias: Tensor | None = None) -> 
 
 def multiply(x: Form, factor: Tensor) -> Form:
     """``x * factor`` with the usual broadcasting of `factor` (not of x)."""
-    x = _ranked(x, factor.dim())
+    x = in_sight(x, factor.dim())
 
     def build(below: Operator) -> Operator:
         made = _Builder(below)
@@ -230,6 +230,18 @@ def pool(
     return apply(_batched(x, rank), build)
 
 
+def resampled(x: Form, maps: Mapping[int, Resampling]) -> Form:
+    """Dimensions (from the right) resampled, by one call."""
+
+    def build(below: Operator) -> Operator:
+        made = _Builder(below)
+        for dim, each in maps.items():
+            made.through(dim, made.atom(F, each.after, maps=(each,)))
+        return made.done(One())
+
+    return replace(apply(x, build), recent=(*x.recent, Resampled(tuple(maps.items()))))
+
+
 def padded(x: Form, pads: Sequence[tuple[int, int]]) -> Form:
     """Zeros around the last dimensions; ``pads[d]`` is (low, high), negative to crop."""
 
@@ -240,7 +252,7 @@ def padded(x: Form, pads: Sequence[tuple[int, int]]) -> Form:
             shape += _window(made, axis - len(pads), 1, 1, (low, high), 1)
         return made.done(Ones(tuple(shape)) if shape else One())
 
-    return apply(_ranked(x, len(pads)), build)
+    return apply(in_sight(x, len(pads)), build)
 
 
 def repeated(x: Form, counts: Sequence[int]) -> Form:
@@ -254,7 +266,7 @@ def repeated(x: Form, counts: Sequence[int]) -> Form:
         shape = [r for _, r in axes]
         return made.done(Ones(tuple(shape)) if shape else One())
 
-    x = _ranked(x, len(counts))
+    x = in_sight(x, len(counts))
     made, bias = apply(replace(x, bias=None), build), x.bias
     for dim, r in zip(range(-len(counts), 0), counts, strict=True):
         if bias is not None and r > 1:
@@ -267,7 +279,7 @@ def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
 
     Raises `NotFusable`: a bound that counts from the other side than the free size grows, or nothing is left.
     """
-    x = _ranked(x, -dim)
+    x = in_sight(x, -dim)
     size = x.sizes[dim]
     if not size.known and (start < 0 or (stop is not None and stop >= 0)):
         raise NotFusable("a slice up to a fixed position of a free size")
@@ -298,7 +310,7 @@ def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
 
 def selected(x: Form, dim: int, positions: Sequence[int]) -> Form:
     """These positions of dimension `dim` (from the right), in this order: rows of an identity matrix."""
-    x = fixed_dim(_ranked(x, -dim), dim)
+    x = fixed_dim(in_sight(x, -dim), dim)
     rows = torch.eye(x.sizes[dim].factor, dtype=torch.float64)[list(positions)]
     return matrix(x, rows, dim)
 
@@ -309,7 +321,7 @@ def concatenated(parts: Sequence[Form], dim: int) -> Form:
     Sizes along that dimension that are free are pinned to those of the example inputs, and guarded.
     """
     pins = joined_pins(pair for x in parts for term in x.terms.values() for pair in term.op.pins)
-    known = [_ranked(x, -dim).mapped(lambda op: pin(op, pins)) for x in parts]
+    known = [in_sight(x, -dim).mapped(lambda op: pin(op, pins)) for x in parts]
     parts = [fixed_dim(x, dim) for x in known]
     sizes = [x.sizes[dim] for x in parts]
     ends = list(itertools.accumulate(size.factor for size in sizes))
@@ -385,7 +397,7 @@ def _filled(op: Operator) -> tuple[int, int, int] | None:
 
 def mean(x: Form, dims: Sequence[int], keepdim: bool = False) -> Form:
     """The average over whole dimensions, given from the right (negative)."""
-    x = _ranked(x, max((-d for d in dims), default=0))
+    x = in_sight(x, max((-d for d in dims), default=0))
 
     def build(below: Operator) -> Operator:
         made = _Builder(below)
@@ -441,7 +453,7 @@ def _offset(
     x: Form, constant: Tensor, shape: Sequence[int], borders: Mapping[int, tuple[int, int]] = MappingProxyType({})
 ) -> Form:
     """``x + constant``, the constant viewed in `shape`; borders: (low, high) of some dimensions, from the right."""
-    x = _ranked(x, len(shape))
+    x = in_sight(x, len(shape))
     if len(shape) > len(x.sizes):
         raise NotFusable("a sum that broadcasts")
     field = _field(x.sample, constant, shape, borders)
@@ -536,13 +548,14 @@ def known_rank(x: Form, ranks: Sequence[int], certain: bool = True) -> Form:
 def _with_dim(x: Form, dim: int) -> Form:
     """The form with dimension `dim` in sight."""
     if dim < 0:
-        return _ranked(x, -dim)
+        return in_sight(x, -dim)
     if len(x.sizes) <= dim:
         raise NotFusable(f"dimension {dim} of a tensor of unknown rank: pass example_inputs")
     return x
 
 
-def _ranked(x: Form, trailing: int) -> Form:
+def in_sight(x: Form, trailing: int) -> Form:
+    """A form with at least `trailing` dimensions."""
     x = x.mapped(lambda op: with_rank(op, trailing))
     if len(x.sizes) < trailing:
         raise NotFusable(f"needs {trailing} dimensions, found {len(x.sizes)}")
@@ -551,7 +564,7 @@ def _ranked(x: Form, trailing: int) -> Form:
 
 def _batched(x: Form, rank: int) -> Form:
     """A form that a window over the last `rank` dimensions reads; an assumed rank has room for a batch."""
-    x = _ranked(x, rank + 1)
+    x = in_sight(x, rank + 1)
     if len(x.sizes) == rank + 1 and not x.open_rank and any(symbol.stands_for_dims for symbol, _ in x.guards):
         raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
     return x

@@ -138,8 +138,15 @@ def apply(form: Form, layer: Callable[[Operator], Operator], trusted: bool = Tru
     read = {s: t for s, t in terms.items() if not t.op.is_zero} or terms
     bias = form.bias
     if bias is not None:
-        bias = reduced(compose(layer(bias), bias, trusted))
+        bias = reduced(_resampled(compose(layer(bias), bias, trusted)))
     return _agreed(replace(form, terms=read, bias=bias, recent=(*form.recent, None)))
+
+
+def _resampled(bias: Operator) -> Operator:
+    """A constant stays one, see `Resampling`."""
+    if any(link.after for link in bias.links):
+        raise NotFusable("a bias that varies along an axis that is resampled")
+    return replace(bias, links=tuple(replace(link, maps=()) for link in bias.links))
 
 
 def plus(f: Form, g: Form) -> Form:

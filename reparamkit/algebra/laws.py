@@ -111,6 +111,8 @@ def _pairs(f: Operator, g: Operator) -> list[tuple[int, int]]:
 def _first_to_lower(f: Operator, g: Operator) -> _Which | None:
     for i, j in _pairs(f, g):
         a, b = f.links[i], g.links[j]
+        if (b.maps and F not in (a.role, b.role)) or (a.after and b.role is not F):
+            raise NotFusable("an axis is resampled between two layers that run or vary along it")
         if a.role is BORDER and (b.role in (D, IN, MEAN) or (b.role is S and windowed(a, b) is None)):
             return "f", _densifiable(a, i)
         if a.role is S and (b.role in (D, IN, MEAN) or (b.role is S and not _borders_agree(a, b))):
@@ -232,7 +234,9 @@ def _as_view(op: Operator) -> Operator:
     """Parts of a tensor that came together again are the tensor."""
     if not isinstance(op.weight, Ones) or any(link.role not in (F, D) or link.segmented for link in op.links):
         return op
-    return replace(op, links=tuple(Link(F, link.size) for link in op.links), weight=One())
+    return replace(
+        op, links=tuple(Link(F, link.size_out, maps=link.maps + link.after) for link in op.links), weight=One()
+    )
 
 
 def _put_rest(join: _Join, link: Link, index: int | None) -> int:
@@ -262,6 +266,15 @@ def _meet(join: _Join, i: int, j: int) -> None:
 
 
 def _met(a: Link, b: Link) -> Link:
+    if b.resamples and a.role is F:
+        return replace(b, maps=a.maps + b.maps)
+    if b.resamples:
+        # Then b is FREE, see `_first_to_lower`.
+        return replace(a, after=a.after + b.maps)
+    return replace(_met_roles(a, b), maps=a.maps, after=a.after)
+
+
+def _met_roles(a: Link, b: Link) -> Link:
     if b.role is F:
         return a
     if a.role is OUT:
@@ -391,6 +404,8 @@ def _first_apart(f: Operator, g: Operator) -> _Which | None:
     through = _through_pairs(f, g)
     for i, j in zip(_flat(f.source), _flat(g.source), strict=True):
         a, b = f.links[i], g.links[j]
+        if (a.maps, a.after) != (b.maps, b.after):
+            raise NotFusable("a sum of branches that resample an axis differently")
         if (i, j) in through and _joinable(a, b):
             continue
         if a.through or (a.role is MEAN and b.role is not MEAN):

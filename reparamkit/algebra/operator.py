@@ -17,7 +17,7 @@ The weight has one leg per link that is not FREE or MEAN, in the order of the li
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
@@ -50,6 +50,28 @@ Edges = tuple[int, int]
 """Numbers of positions at the begin and at the end of an axis."""
 WHOLE: Edges = (0, 0)
 
+NO_MAPS = "an axis that is resampled cannot be split, joined or left out"
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """A map along an axis that only a call of its own can compute: each position of the result is a weighted mean of
+    positions of the axis, its weights sum to 1. So constants stay, and it commutes with all that is FREE there.
+
+    name: what it does, options included; equal names and sizes do the same. before, after: the sizes.
+    taps: multiply-adds per position; 0 for a copy.
+    """
+
+    name: tuple[Hashable, ...]
+    before: Size
+    after: Size
+    taps: int = 0
+
+    def pinned(self, pins: Mapping[Symbol, Pin]) -> Resampling:
+        """With what is known of its sizes."""
+        return replace(self, before=self.before.substitute(pins), after=self.after.substitute(pins))
+
+
 THROUGH = frozenset({Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.BORDER})
 """Roles whose atom is in the source and in the value."""
 
@@ -58,7 +80,9 @@ THROUGH = frozenset({Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.BORDER})
 class Link:
     """One atom and its role.
 
-    size: of the atom in the source (OUT: in the value).
+    size: of the atom in the source (OUT: in the value), behind `maps`.
+    maps: resamplings of the atom of the source, in order, before anything else. after: of the atom of the value, after
+        everything else; a FREE link has none, as they are the same.
     taps: offsets of a STENCIL, ascending; an output has ``(up * size + c) // stride + 1`` positions.
     up: of a transposed convolution: ``up - 1`` zeros stand after each sample, and then comes the stencil.
     cut: how many positions at its begin and end a DIAGONAL or IN atom of fixed size does not read, as of a tensor
@@ -77,6 +101,18 @@ class Link:
     pad: Edges = WHOLE
     low: int = 0
     high: int = 0
+    maps: tuple[Resampling, ...] = ()
+    after: tuple[Resampling, ...] = ()
+
+    @property
+    def resamples(self) -> bool:
+        """Whether the atom is resampled."""
+        return bool(self.maps or self.after)
+
+    @property
+    def size_in(self) -> Size:
+        """Size of the atom in the source."""
+        return self.maps[0].before if self.maps else self.size
 
     @property
     def through(self) -> bool:
@@ -86,6 +122,8 @@ class Link:
     @property
     def size_out(self) -> Size:
         """Size of the atom in the value."""
+        if self.after:
+            return self.after[-1].after
         if self.role is Role.DIAGONAL and self.segmented:
             return fixed(self.leg_size + sum(self.pad))
         if self.shape_preserving:
@@ -129,6 +167,11 @@ class Link:
         """The same link on an atom of another size."""
         return replace(self, size=size)
 
+    def pinned(self, pins: Mapping[Symbol, Pin]) -> Link:
+        """The same link, with what is known of its sizes."""
+        maps, after = (tuple(each.pinned(pins) for each in some) for some in (self.maps, self.after))
+        return replace(self, size=self.size.substitute(pins), maps=maps, after=after)
+
 
 @dataclass(frozen=True, eq=False)
 class Operator:
@@ -155,7 +198,7 @@ class Operator:
     @cached_property
     def source_sizes(self) -> tuple[Size, ...]:
         """Size of each dimension of the source."""
-        return tuple(product(self.links[i].size for i in dim) for dim in self.source)
+        return tuple(product(self.links[i].size_in for i in dim) for dim in self.source)
 
     @cached_property
     def value_sizes(self) -> tuple[Size, ...]:
@@ -175,7 +218,12 @@ class Operator:
     @property
     def is_identity(self) -> bool:
         """Whether the operator is a view: no link has a leg, none averages, and there is no factor."""
-        return isinstance(self.weight, One) and all(link.role is Role.FREE for link in self.links)
+        return isinstance(self.weight, One) and all(link.role is Role.FREE and not link.maps for link in self.links)
+
+    @property
+    def resamples(self) -> bool:
+        """Whether an axis is resampled."""
+        return any(link.resamples for link in self.links)
 
     @property
     def is_zero(self) -> bool:
@@ -237,6 +285,8 @@ def closed(op: Operator, hidden: int, certain: bool = True) -> Operator:
 
 def dropped(op: Operator, number: int) -> Operator:
     """`op` without link `number`, an atom of size 1."""
+    if op.links[number].resamples:
+        raise NotFusable(NO_MAPS)
     keep = [i for i in range(len(op.links)) if i != number]
     links = tuple(op.links[i] for i in keep)
     weight = op.weight
@@ -258,13 +308,15 @@ def pin(op: Operator, pins: Mapping[Symbol, Pin], guard: bool = False) -> Operat
     if op.pins.issuperset(pins.items()):
         return op if guards == op.guards else replace(op, guards=guards)
     known = joined_pins([*op.pins, *pins.items()])
-    links = tuple(link.resized(link.size.substitute(known)) for link in op.links)
+    links = tuple(link.pinned(known) for link in op.links)
     return replace(op, links=links, pins=frozenset(known.items()), guards=guards)
 
 
 def split(op: Operator, number: int, outer: Size, inner: Size) -> Operator:
     """Split the atom of link `number` in two."""
     link = op.links[number]
+    if link.resamples:
+        raise NotFusable(NO_MAPS)
     if link.role is Role.BORDER:
         return split(as_diagonal(op, number), number, outer, inner)
     halves = link_halves(link, outer, inner)
@@ -335,11 +387,15 @@ def densify(op: Operator, number: int) -> Operator:
     if link.role is Role.BORDER:
         return densify(as_diagonal(op, number), number)
     links = list(op.links)
-    links[number : number + 1] = [Link(Role.IN, link.size, cut=link.cut), Link(Role.OUT, link.size_out, pad=link.pad)]
+    size_out = replace(link, after=()).size_out
+    links[number : number + 1] = [
+        Link(Role.IN, link.size, cut=link.cut, maps=link.maps),
+        Link(Role.OUT, size_out, pad=link.pad, after=link.after),
+    ]
     dense = replace(_renumbered(op, number), links=tuple(links))
     row = dense.legs.index(number)
     if link.up > 1:
-        weight = _spread_matrix(op.weight, op.legs.index(number), link, link.size_out.factor)
+        weight = _spread_matrix(op.weight, op.legs.index(number), link, size_out.factor)
         return replace(
             dense, weight=weight, source=_without(dense.source, number + 1), value=_without(dense.value, number)
         )
@@ -382,7 +438,7 @@ def _without(dims: Dims, number: int) -> Dims:
 def _mean_as_sum(op: Operator, number: int) -> Operator:
     size = op.links[number].size
     links = list(op.links)
-    links[number] = Link(Role.IN, size)
+    links[number] = replace(op.links[number], role=Role.IN)
     made = replace(op, links=tuple(links))
     return replace(made, weight=_spread(op.weight, made.legs.index(number), size.factor, 1 / size.factor))
 
@@ -404,7 +460,7 @@ def as_diagonal(op: Operator, number: int) -> Operator:
         raise NotFusable(f"needs a fixed size, larger than the border, where the size is {link.size}")
     inner = op if link.role is Role.BORDER else with_border(op, number, 0, 0)
     links = list(op.links)
-    links[number] = Link(Role.DIAGONAL, link.size)
+    links[number] = Link(Role.DIAGONAL, link.size, maps=link.maps, after=link.after)
     middle = link.size.factor - link.low - link.high
     places = [*range(link.low), *[link.low] * middle, *range(link.low + 1, link.low + 1 + link.high)]
     return replace(op, links=tuple(links), weight=_gathered(inner.weight, inner.legs.index(number), places))
@@ -435,7 +491,7 @@ def with_taps(op: Operator, number: int, like: Link) -> Operator:
     if link.role is Role.STENCIL and link.taps == like.taps:
         return op
     links = list(op.links)
-    links[number] = replace(like, size=link.size)
+    links[number] = replace(like, size=link.size, maps=link.maps, after=link.after)
     made = replace(op, links=tuple(links))
     leg = made.legs.index(number)
     positions = [like.taps.index(tap) for tap in link.taps]
@@ -454,7 +510,7 @@ def as_part(op: Operator, number: int) -> Operator:
     length = max(0, min(size, shift + size_out) - first)
     before = min(max(0, -shift), size_out)
     cut, pad = (first, size - first - length), (before, size_out - before - length)
-    part = Link(Role.DIAGONAL, link.size, cut=cut, pad=pad)
+    part = Link(Role.DIAGONAL, link.size, cut=cut, pad=pad, maps=link.maps, after=link.after)
     links = (*op.links[:number], part, *op.links[number + 1 :])
     return replace(op, links=links, weight=_repeated(op.weight, op.legs.index(number), part.leg_size))
 
@@ -514,7 +570,7 @@ def paired(op: Operator, number_in: int, number_out: int) -> Operator:
     """An IN and an OUT atom of which one position each is used -> one DIAGONAL atom of which one position is used."""
     link_in, link_out = op.links[number_in], op.links[number_out]
     links = list(op.links)
-    links[number_in] = Link(Role.DIAGONAL, link_in.size, cut=link_in.cut, pad=link_out.pad)
+    links[number_in] = replace(link_in, role=Role.DIAGONAL, pad=link_out.pad, after=link_out.after)
     value = tuple(tuple(number_in if i == number_out else i for i in dim) for dim in op.value)
     return dropped(replace(op, links=tuple(links), value=value), number_out)
 
@@ -542,6 +598,8 @@ def _placed(weight: Weight, leg: int, positions: list[int], length: int) -> Weig
 
 def merge(op: Operator, numbers: tuple[int, ...]) -> Operator:
     """Join adjacent atoms of one role (all IN or all OUT, of one dimension) to one atom."""
+    if any(op.links[i].resamples for i in numbers):
+        raise NotFusable(NO_MAPS)
     for number in numbers:
         op = widened(op, number)
     first = numbers[0]
@@ -571,7 +629,7 @@ def strided(op: Operator) -> Operator:
 
 
 def _gathers(link: Link) -> bool:
-    return link.role is Role.FREE or (link.role is Role.STENCIL and link.up == 1)
+    return not link.resamples and (link.role is Role.FREE or (link.role is Role.STENCIL and link.up == 1))
 
 
 def _one_window(op: Operator, outer: int, inner: tuple[int, ...]) -> Operator:

@@ -14,7 +14,7 @@ from typing import final
 
 from ..errors import NotFusable
 from .align import Face, Side
-from .operator import Link, Operator, Role
+from .operator import NO_MAPS, Link, Operator, Resampling, Role
 from .size import ONE, Size
 
 
@@ -114,7 +114,7 @@ class Mean(View):
         rank = len(op.source)
         gone = {d % rank for d in self.dims}
         averaged = [i for d in gone for i in op.source[d]]
-        if any(op.links[i].role is not Role.MEAN for i in averaged):
+        if any(op.links[i].role is not Role.MEAN or op.links[i].maps for i in averaged):
             raise NotFusable("the layers around an average see the averaged axes")
         keep = [i for i in range(len(op.links)) if i not in averaged]
         source = tuple(
@@ -162,6 +162,58 @@ class Crop(View):
 
     def on_source(self, op: Operator) -> Operator:
         raise NotFusable("a layer behind a crop reads what is left")
+
+
+@final
+@dataclass(frozen=True)
+class Resampled(View):
+    """Some dimensions (from the right), each resampled."""
+
+    maps: tuple[tuple[int, Resampling], ...]
+
+    @property
+    def taps(self) -> int:
+        """Multiply-adds per number of the result; 0 for a copy."""
+        return math.prod(each.taps for _, each in self.maps)
+
+    def origin(self, dim: int) -> int | None:
+        return None if dim in dict(self.maps) else dim
+
+    def on_value(self, op: Operator) -> Operator:
+        raise NotImplementedError("a resampling is composed as an operator, see build.resampled")
+
+    def undone(self, op: Operator) -> Operator:
+        """Of a bias, a constant along these dimensions, too."""
+        links = list(op.links)
+        for dim, each in self.maps:
+            number = _only(op.value[dim])
+            links[number] = _before(links[number], each.pinned(dict(op.pins)))
+        return replace(op, links=tuple(links))
+
+    def on_source(self, op: Operator) -> Operator:
+        links = list(op.links)
+        for dim, each in self.maps:
+            number = _only(op.source[dim])
+            if links[number].maps[:1] != (each.pinned(dict(op.pins)),):
+                raise NotFusable("a layer before a resampling that does not commute with it")
+            links[number] = replace(links[number], maps=links[number].maps[1:])
+        return replace(op, links=tuple(links))
+
+
+def _before(link: Link, last: Resampling) -> Link:
+    """A link without its last resampling; a constant, which has none left, was one before it too."""
+    maps = link.maps if link.role is Role.FREE else link.after
+    if maps[-1:] != (last,) and (maps or link.role is not Role.FREE):
+        raise NotFusable("a layer behind a resampling runs or varies along the axis")
+    if link.role is Role.FREE:
+        return replace(link, size=last.before, maps=maps[:-1])
+    return replace(link, after=maps[:-1])
+
+
+def _only(atoms: tuple[int, ...]) -> int:
+    if len(atoms) != 1:
+        raise NotFusable(NO_MAPS)
+    return atoms[0]
 
 
 def _regrouped(op: Operator, side: Side, sizes: tuple[Size, ...]) -> Operator:

@@ -270,9 +270,9 @@ class _Chooser:
         return self._kept(ranked)
 
     def _kept(self, ranked: list[tuple[float, int, Candidate]]) -> list[Candidate]:
-        by_sources: dict[frozenset[str], tuple[float, int, Candidate]] = {}
+        by_sources: dict[frozenset[tuple[str, bool]], tuple[float, int, Candidate]] = {}
         for entry in ranked:
-            key = frozenset(entry[2].form.terms)
+            key = frozenset((name, term.op.resamples) for name, term in entry[2].form.terms.items())
             if key not in by_sources or entry[:2] < by_sources[key][:2]:
                 by_sources[key] = entry
         deep = sorted(by_sources.values(), key=lambda e: self._depth(e[2].form))

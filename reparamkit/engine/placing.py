@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -14,10 +14,10 @@ from ..algebra.form import Form, Step, Trail, as_bias
 from ..algebra.operator import Operator, Role
 from ..algebra.probe import PROBE
 from ..algebra.size import Pin, Size, Symbol
-from ..algebra.views import Crop, View
+from ..algebra.views import Crop, Resampled, View
 from ..errors import NotFusable
 from ..layers.price import Cost, numel
-from ..layers.writers import LayerPlan, plan
+from ..layers.writers import LayerPlan, padding_cost, plan
 from .reading import Reading
 
 
@@ -26,13 +26,14 @@ class Placement:
     """One term of a form, as it will be written.
 
     source: name of the value that is read. trail: the way whose views are kept.
-    position: the step whose place the layer takes; None if only views are left.
+    position: the step whose place the layer takes; None if only views are left. cost: of the layer and of these views.
     """
 
     source: str
     trail: Trail
     position: int | None
     layer: LayerPlan | None
+    cost: Cost
 
     @property
     def anchor(self) -> str | None:
@@ -88,7 +89,7 @@ def _concatenated(form: Form, dim: int, parts: list[Form], weigh: Weigh) -> Plac
     """Each term fills a part of one dimension."""
     terms = tuple(_term(one, source, one.bias, weigh) for one in parts for source in one.terms)
     joined = Cost(0, numel(form.sizes), 0, 1)
-    return Placed(form, terms, sum((p.layer.cost for p in terms if p.layer), joined), dim)
+    return Placed(form, terms, sum((p.cost for p in terms), joined), dim)
 
 
 def _added(form: Form, weigh: Weigh) -> Placed:
@@ -127,30 +128,20 @@ def _growth(bare: Placement | str, carried: Placement | str) -> tuple[int, int]:
 
 
 def _cost(found: Placement | str) -> Cost:
-    return Cost() if isinstance(found, str) or found.layer is None else found.layer.cost
+    return Cost() if isinstance(found, str) else found.cost
 
 
 def _total(form: Form, placements: list[Placement]) -> Cost:
     sums = len(placements) - 1
     elements = numel(form.sizes) * sums
-    costs = [_cost(p) + _moved(p, form) for p in placements]
-    return sum(costs, Cost(0, elements, 0, sums))
-
-
-def _moved(placement: Placement, form: Form) -> Cost:
-    """What the steps cost that stay on the way and move numbers."""
-    op = form.terms[placement.source].op
-    at = len(placement.trail) if placement.position is None else placement.position
-    before, after = (sum(map(_copies, steps)) for steps in (placement.trail[:at], placement.trail[at + 1 :]))
-    passes = before * numel(op.source_sizes) + after * numel(op.value_sizes)
-    return Cost(0, passes, 0, before + after)
+    return sum((p.cost for p in placements), Cost(0, elements, 0, sums))
 
 
 def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Placement:
     op = form.terms[source].op
     trails = form.terms[source].trails
-    if op.is_identity and bias is None and trails:
-        return Placement(source, min(trails, key=len), None, None)
+    if bias is None and (way := _viewed(op, trails)) is not None:
+        return Placement(source, way, None, None, _kept(op, way, len(way)))
     plans: dict[tuple[Views, Views], LayerPlan | str] = {}
     found: list[Placement] = []
     for trail in trails:
@@ -163,11 +154,48 @@ def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Place
                 plans[around] = _planned(op, bias, *around)
             layer = plans[around]
             if isinstance(layer, LayerPlan):
-                found.append(Placement(source, way, position, layer))
+                found.append(Placement(source, way, position, layer, layer.cost + _kept(op, way, position)))
     if not found:
         reasons = [reason for reason in plans.values() if isinstance(reason, str)]
         raise NotFusable(reasons[-1] if reasons else "no way through the graph to write it on")
     return min(found, key=lambda p: _rank(p, weigh))
+
+
+def _viewed(op: Operator, trails: Sequence[Trail]) -> Trail | None:
+    """The shortest way whose views alone are the operator."""
+    if not (op.is_identity or op.resamples):
+        return None
+    return next((trail for trail in sorted(trails, key=len) if _is_viewed(op, trail)), None)
+
+
+def _is_viewed(op: Operator, trail: Trail) -> bool:
+    try:
+        return op.is_identity or _local(op, None, _views(trail), ())[0].is_identity
+    except NotFusable:
+        return False
+
+
+def _kept(op: Operator, trail: Trail, at: int) -> Cost:
+    """What the steps cost that stay on the way, before and behind a layer at step `at`."""
+    cost = Cost()
+    if all(_step_cost(step, 1) == cost for step in trail):
+        return cost
+    for step in reversed(trail[at + 1 :]):
+        cost += _step_cost(step, numel(op.value_sizes))
+        op, _ = _local(op, None, (), step.views)
+    for step in trail[:at]:
+        op, _ = _local(op, None, step.views, ())
+        cost += _step_cost(step, numel(op.source_sizes))
+    return cost
+
+
+def _step_cost(step: Step, elements: int) -> Cost:
+    """What a step costs that stays, for a result of so many elements; plain views are free."""
+    taps = [view.taps for view in step.views if isinstance(view, Resampled)]
+    if taps or _copies(step):
+        work = math.prod(taps) if taps else 0
+        return Cost(work * elements, 0 if work else elements, 0, 1)
+    return Cost()
 
 
 def _planned(op: Operator, bias: Operator | None, before: Views, after: Views) -> LayerPlan | str:
@@ -181,9 +209,8 @@ def _planned(op: Operator, bias: Operator | None, before: Views, after: Views) -
 def _rank(placement: Placement, weigh: Weigh) -> tuple[int, int, int, int, int]:
     if placement.layer is None or placement.anchor is None:
         return 0, 0, 0, 0, len(placement.trail)
-    cost = placement.layer.cost
-    copies = sum(map(_copies, placement.trail))
-    return cost.flops, cost.stored, copies, -weigh(placement.anchor), len(placement.trail)
+    cost = placement.cost
+    return cost.flops, cost.stored, cost.launches, -weigh(placement.anchor), len(placement.trail)
 
 
 def _copies(step: Step) -> bool:
@@ -232,9 +259,9 @@ def layer_cost(form: Form, stored: int) -> Cost:
     elements = numel(form.sizes)
     if len(form.terms) > 1:
         return Cost(0, elements * (len(form.terms) - 1), stored, 1)
-    if _views_of(form):
-        moved = any(_copies(step) for term in form.terms.values() for trail in term.trails for step in trail)
-        return Cost(0, elements * moved, stored, int(moved))
+    steps = {step for term in form.terms.values() for trail in term.trails for step in trail if step.views}
+    if steps:
+        return sum((_step_cost(step, elements) for step in steps), Cost(0, 0, stored, 0))
     if PROBE in form.used:
         # Its own cost is unknown; too low a price can only keep it as it is.
         return Cost(0, elements, stored, 1)
@@ -243,11 +270,7 @@ def layer_cost(form: Form, stored: int) -> Cost:
         spreads = any(op.links[i].up > 1 for i in op.legs)
         summed = (Role.STENCIL, Role.OUT if spreads else Role.IN)
         work = math.prod(op.links[i].leg_size for i in op.legs if op.links[i].role in summed)
-        return Cost((numel(op.source_sizes) if spreads else elements) * work, 0, stored, 1)
+        return Cost((numel(op.source_sizes) if spreads else elements) * work, 0, stored, 1) + padding_cost(op)
     if op.is_identity and form.bias is None:
         return Cost(0, 0, stored, 0)
     return Cost(elements if op.legs else 0, elements, stored, 1)
-
-
-def _views_of(form: Form) -> Views:
-    return _views(tuple(step for term in form.terms.values() for trail in term.trails for step in trail))

@@ -320,12 +320,13 @@ class _Reader:
         found = []
         for choice in self._choices():
             try:
-                found.append(self._read_one(reader, choice))
+                read = self._read_all(reader, choice)
             except NotFusable as no:
                 self.out.no(self.node, no.reason)
             else:
+                found += read
                 if not any(c.members for c in choice.values()):
-                    self.out.read[self.node] = found[-1].form
+                    self.out.read[self.node] = read[0].form
                 if reader.moves is not None:
                     rest = self.node.args[1:]
                     self.out.moves[self.node] = reader.moves(*rest) if callable(reader.moves) else reader.moves
@@ -351,12 +352,16 @@ class _Reader:
         parts = [n for n, launches in self.out.moves.items() if launches == 0 and n.name in names]
         return any(n.all_input_nodes[0].name in names for n in parts)
 
-    def _read_one(self, reader: Reader, choice: dict[fx.Node, Candidate]) -> Candidate:
+    def _read_all(self, reader: Reader, choice: dict[fx.Node, Candidate]) -> list[Candidate]:
+        """A call may have several forms, which say the same of it in ways that merge differently."""
         args, kwargs = self._arguments(reader, choice)
         try:
-            form = reader(*args, **kwargs)
+            forms = reader(*args, **kwargs)
         except (IndexError, ValueError, AssertionError) as error:
             raise NotFusable(f"its reader does not know this call ({type(error).__name__}: {error})") from error
+        return [self._candidate(reader, choice, form) for form in (forms if isinstance(forms, tuple) else (forms,))]
+
+    def _candidate(self, reader: Reader, choice: dict[fx.Node, Candidate], form: Any) -> Candidate:
         if not isinstance(form, Form):
             raise NotFusable(f"the reader of {reader.name} returned {type(form).__name__}, not a form")
         members = frozenset({self.node}).union(*(c.members for c in choice.values()))

@@ -6,6 +6,7 @@ from . import elementwise as elementwise
 from . import linear as linear
 from . import norm as norm
 from . import normalize as normalize
+from . import padding as padding
 from . import parts as parts
 from . import pool as pool
 from . import probed as probed

@@ -65,7 +65,7 @@ def read_index_select(input: Form, dim: int, index: Tensor) -> Form:
     x, dim = _seen(input, dim)
     if not isinstance(index, Tensor):
         raise NotFusable("positions that are computed at run time")
-    return selected(x, dim, torch.atleast_1d(index).tolist())
+    return selected(x, dim, index.reshape(-1).tolist())
 
 
 @READERS.reader(torch.flip, "flip", moves=1)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..algebra.build import known_rank, mean, multiply, pool, reshape
+from ..algebra.build import in_sight, known_rank, mean, multiply, pool, resampled, reshape
 from ..algebra.form import Form
-from ..algebra.size import ONE, Size, fixed, product
+from ..algebra.operator import Resampling
+from ..algebra.size import ONE, Size, fixed, product, stencil_size
 from ..errors import NotFusable
 from .probed import probe_module
-from .registry import READERS
+from .registry import READERS, either
 
 PerAxis = int | Sequence[int]
 AXES = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
@@ -22,17 +24,18 @@ ADAPTIVE = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool
 
 
 @READERS.reader(*AXES)
-def read_avg_pool_layer(layer: nn.AvgPool2d, input: Form) -> Form:
-    """A window of equal weights; windows that differ at the border are read by probing, on fixed sizes."""
+def read_avg_pool_layer(layer: nn.AvgPool2d, input: Form) -> tuple[Form, ...]:
+    """A window of equal weights, or means of positions; a full matrix where windows differ at the border."""
     axes = next(n for cls, n in AXES.items() if isinstance(layer, cls))
     divisor = getattr(layer, "divisor_override", None)
     window = _Window(input, axes, layer.kernel_size, layer.stride, layer.padding)
-    if window.uneven(layer.ceil_mode, layer.count_include_pad, divisor):
-        return probe_module(layer, input)
-    return window.average(divisor)
+    how = layer.ceil_mode, layer.count_include_pad, divisor
+    if window.uneven(*how):
+        return either(lambda: window.means(*how), lambda: probe_module(layer, input))
+    return either(lambda: window.average(divisor), lambda: window.means(*how))
 
 
-def _reader_of(axes: int) -> Callable[..., Form]:
+def _reader_of(axes: int) -> Callable[..., tuple[Form, ...]]:
     def read_avg_pool(
         input: Form,
         kernel_size: PerAxis,
@@ -41,11 +44,10 @@ def _reader_of(axes: int) -> Callable[..., Form]:
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: int | None = None,
-    ) -> Form:
+    ) -> tuple[Form, ...]:
         window = _Window(input, axes, kernel_size, stride, padding)
-        if reason := window.uneven(ceil_mode, count_include_pad, divisor_override):
-            raise NotFusable(reason)
-        return window.average(divisor_override)
+        how = ceil_mode, count_include_pad, divisor_override
+        return either(lambda: window.even(*how), lambda: window.means(*how))
 
     return read_avg_pool
 
@@ -81,6 +83,22 @@ class _Window:
     def average(self, divisor: int | None) -> Form:
         return pool(self.x, self.kernel, self.stride, self.padding, divisor)
 
+    def even(self, ceil_mode: bool, count_include_pad: bool, divisor: int | None) -> Form:
+        if reason := self.uneven(ceil_mode, count_include_pad, divisor):
+            raise NotFusable(reason)
+        return self.average(divisor)
+
+    def means(self, ceil_mode: bool, count_include_pad: bool, divisor: int | None) -> Form:
+        """The windows as means of positions, which constants pass; not if zeros of the padding count."""
+        if divisor is not None or (count_include_pad and any(self.padding)) or (ceil_mode and not self._fit()):
+            raise NotFusable("averages of windows with zeros in them, or with a divisor of their own")
+        axes = len(self.kernel)
+        x, maps = in_sight(self.x, axes), {}
+        for dim, k, s, p in zip(range(-axes, 0), self.kernel, self.stride, self.padding, strict=True):
+            size = x.sizes[dim]
+            maps[dim] = Resampling(("average", k, s, p), size, stencil_size(size, s, 2 * p - k), k)
+        return resampled(x, maps)
+
 
 def _each(value: PerAxis, axes: int) -> list[int]:
     values = [value] * axes if isinstance(value, int) else list(value)
@@ -88,21 +106,36 @@ def _each(value: PerAxis, axes: int) -> list[int]:
 
 
 @READERS.reader(*ADAPTIVE)
-def read_adaptive_pool_layer(layer: nn.AdaptiveAvgPool2d, input: Form) -> Form:
+def read_adaptive_pool_layer(layer: nn.AdaptiveAvgPool2d, input: Form) -> tuple[Form, ...]:
     """An average over whole axes or equal windows; unequal ones are read by probing, on fixed sizes."""
     axes = next(n for cls, n in ADAPTIVE.items() if isinstance(layer, cls))
-    windows = _adaptive_windows(input, layer.output_size, axes)
-    return probe_module(layer, input) if windows is None else _adapted(input, windows)
+    size = layer.output_size
+    windows = _adaptive_windows(input, size, axes)
+    if windows is not None:
+        return either(lambda: _adapted(input, windows), lambda: _adaptive_means(input, size, axes))
+    return either(lambda: _adaptive_means(input, size, axes), lambda: probe_module(layer, input))
 
 
-def _adaptive_reader_of(axes: int) -> Callable[..., Form]:
-    def read_adaptive_pool(input: Form, output_size: Any) -> Form:
+def _adaptive_reader_of(axes: int) -> Callable[..., tuple[Form, ...]]:
+    def read_adaptive_pool(input: Form, output_size: Any) -> tuple[Form, ...]:
         windows = _adaptive_windows(input, output_size, axes)
-        if windows is None:
-            raise NotFusable(f"adaptive pooling to {output_size} has windows that depend on the input's size")
-        return _adapted(input, windows)
+        means = partial(_adaptive_means, input, output_size, axes)
+        return either(means) if windows is None else either(lambda: _adapted(input, windows), means)
 
     return read_adaptive_pool
+
+
+def _adaptive_means(x: Form, output_size: Any, axes: int) -> Form:
+    """Windows of any sizes, as means of positions."""
+    wanted = [output_size] * axes if isinstance(output_size, int) else list(output_size)
+    if all(n in (None, 1) for n in wanted):
+        raise NotFusable("averages over whole axes, which are read as such")
+    x, maps = in_sight(x, axes), {}
+    for dim, n in zip(range(-axes, 0), wanted, strict=True):
+        if n is not None:
+            size = x.sizes[dim]
+            maps[dim] = Resampling(("adaptive", n), size, fixed(n), size.hint // max(n, 1) + 1)
+    return resampled(x, maps)
 
 
 for _axes, _adaptive in enumerate((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), 1):

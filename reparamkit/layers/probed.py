@@ -15,19 +15,8 @@ from ..errors import NotFusable
 from .registry import READERS
 from .wide import wide, wide_module
 
-MODULES = (
-    nn.ReflectionPad1d,
-    nn.ReflectionPad2d,
-    nn.ReflectionPad3d,
-    nn.ReplicationPad1d,
-    nn.ReplicationPad2d,
-    nn.ReplicationPad3d,
-    nn.CircularPad1d,
-    nn.CircularPad2d,
-    nn.CircularPad3d,
-    nn.Unfold,
-    nn.Fold,
-)
+RANKS: dict[object, int] = {nn.Unfold: 4, nn.Fold: 3, F.unfold: 4, F.fold: 3}
+"""Of a batch: without one, the first dimension is none of samples."""
 FUNCTIONS = (
     F.unfold,
     F.fold,
@@ -40,10 +29,16 @@ def probe_module(layer: nn.Module, x: Form) -> Form:
     return probe(x, lambda tensor: wide_module(layer)(tensor))
 
 
-@READERS.reader(*MODULES)
+@READERS.reader(nn.Unfold, nn.Fold)
 def read_affine_layer(layer: nn.Module, input: Form) -> Form:
-    """A full matrix over all dimensions but the first, on fixed sizes."""
+    """A full matrix over all dimensions but the first, on fixed sizes; refuses a tensor without a batch."""
+    _check_rank(input, RANKS[nn.Unfold if isinstance(layer, nn.Unfold) else nn.Fold])
     return probe_module(layer, input)
+
+
+def _check_rank(x: Form, rank: int) -> None:
+    if len(x.sizes) != rank:
+        raise NotFusable(f"expected a tensor of rank {rank}, a batch, found {len(x.sizes)}")
 
 
 def _reader_of(function: Callable[..., Tensor]) -> Callable[..., Form]:
@@ -52,6 +47,8 @@ def _reader_of(function: Callable[..., Tensor]) -> Callable[..., Form]:
             raise NotFusable("more than one value goes in")
         if function is torch.cumsum:
             _check_dims(input, args, kwargs)
+        else:
+            _check_rank(input, RANKS[function])
         constants = [wide(a) if isinstance(a, Tensor) else a for a in args]
         named = {k: wide(a) if isinstance(a, Tensor) else a for k, a in kwargs.items()}
         return probe(input, lambda tensor: function(tensor, *constants, **named))

@@ -148,6 +148,22 @@ class Readers:
             self._table = before
 
 
+def either(*readings: Callable[[], Form]) -> tuple[Form, ...]:
+    """The forms of a call that can be read in several ways.
+
+    Raises `NotFusable`, with the reason of the last, if none can.
+    """
+    forms: list[Form] = []
+    for reading in readings:
+        try:
+            forms.append(reading())
+        except NotFusable as no:
+            reason = no
+    if not forms:
+        raise reason
+    return tuple(forms)
+
+
 def _unchanged(found: type, cls: type) -> bool:
     """Whether `found` overrides nothing of `cls` that its forward may call."""
     functions = [n for n, value in vars(cls).items() if inspect.isfunction(value) and n not in HARMLESS]

@@ -1,28 +1,36 @@
-"""Resampling: to the nearest position by a whole factor it is a transposed window of ones; else a full matrix."""
+"""Resampling: along its axes by a call that stays, as a full matrix, or, to the nearest position by a whole factor, as
+a transposed window of ones.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..algebra.build import known_rank, repeated
+from ..algebra.build import known_rank, repeated, resampled
 from ..algebra.form import Form
+from ..algebra.operator import Resampling
 from ..algebra.probe import probe
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
-from .registry import READERS
+from .registry import READERS, either
 
 Extent = int | Size
 Extents = Extent | Sequence[Extent]
 Factors = float | Sequence[float]
+NEAREST = ("nearest", "nearest-exact")
+TAPS = {"nearest": 0, "nearest-exact": 0, "bicubic": 4}
+"""Multiply-adds per position and axis; 2 for other modes."""
 
 
 @READERS.reader(nn.Upsample)
-def read_upsample_layer(layer: nn.Upsample, input: Form) -> Form:
+def read_upsample_layer(layer: nn.Upsample, input: Form) -> tuple[Form, ...]:
     """As for `F.interpolate`; where the rank is open, nn.UpsamplingNearest2d reads a batch of maps, behind a guard."""
     x = known_rank(input, [4], certain=False) if isinstance(layer, nn.UpsamplingNearest2d) else input
     return read_interpolate(
@@ -39,19 +47,65 @@ def read_interpolate(
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
-) -> Form:
-    """To the nearest by whole factors: a number of repeats, where that is exact; else a full matrix, on fixed sizes."""
+) -> tuple[Form, ...]:
+    """A resampling of the axes, or a full matrix on fixed sizes; to the nearest by whole factors so many repeats."""
     x = _closed(input, size if scale_factor is None else scale_factor)
-    axes = len(x.sizes) - 2
-    if mode in ("nearest", "nearest-exact") and align_corners is None and not antialias:
-        counts = _counts(x, _each(size, axes)) if scale_factor is None else _whole(_each(scale_factor, axes))
-        if counts is not None and (mode == "nearest-exact" or all(map(_rounds_down, counts))):
-            return repeated(x, counts)
-    if any(isinstance(n, Size) and not n.known for n in (*_each(size, axes), *_each(scale_factor, axes))):
-        raise NotFusable("interpolate to a size that is computed at run time, and is no multiple of the one before")
-    numbers = [n.factor if isinstance(n, Size) else n for n in _each(size, axes)]
-    options = (None if size is None else numbers, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
-    return probe(x, lambda tensor: F.interpolate(tensor, *options))
+    how = _Call(size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+    return either(lambda: how.repeated(x), lambda: how.resampled(x), lambda: how.probed(x))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of `F.interpolate`."""
+
+    size: Extents | None
+    scale_factor: Factors | None
+    mode: str
+    align_corners: bool | None
+    recompute_scale_factor: bool | None
+    antialias: bool
+
+    def repeated(self, x: Form) -> Form:
+        """Each position so many times."""
+        axes = len(x.sizes) - 2
+        if self.mode not in NEAREST or self.align_corners is not None or self.antialias:
+            raise NotFusable("more than one position is read")
+        wanted = self.size if self.scale_factor is None else self.scale_factor
+        counts = _counts(x, _each(wanted, axes)) if self.scale_factor is None else _whole(_each(wanted, axes))
+        if counts is None or not (self.mode == "nearest-exact" or all(map(_rounds_down, counts))):
+            raise NotFusable("nearest positions by a factor that is not whole, or is rounded")
+        return repeated(x, counts)
+
+    def resampled(self, x: Form) -> Form:
+        """Weighted means of positions, the same for every sample and channel; their weights sum to 1."""
+        axes = len(x.sizes) - 2
+        sizes, factors = _each(self.size, axes), _each(self.scale_factor, axes)
+        maps: dict[int, Resampling] = {}
+        for dim, size, factor in zip(range(-axes, 0), sizes, factors, strict=True):
+            name = ("interpolate", factor, self.mode, self.align_corners, self.recompute_scale_factor, self.antialias)
+            before = x.sizes[dim]
+            maps[dim] = Resampling(name, before, _grown(before, size, factor), TAPS.get(self.mode, 2))
+        return resampled(x, maps)
+
+    def probed(self, x: Form) -> Form:
+        """A full matrix."""
+        axes = len(x.sizes) - 2
+        if any(isinstance(n, Size) and not n.known for n in (*_each(self.size, axes), *_each(self.scale_factor, axes))):
+            raise NotFusable("interpolate to a size that is computed at run time, and is no multiple of the one before")
+        numbers = [n.factor if isinstance(n, Size) else n for n in _each(self.size, axes)]
+        rest = (self.scale_factor, self.mode, self.align_corners, self.recompute_scale_factor, self.antialias)
+        return probe(x, lambda tensor: F.interpolate(tensor, None if self.size is None else numbers, *rest))
+
+
+def _grown(before: Size, size: Extent | None, factor: float | None) -> Size:
+    """The size after resampling by a factor, or to a size."""
+    if size is not None:
+        return size if isinstance(size, Size) else fixed(size)
+    if factor is not None and factor >= 1 and factor == int(factor):
+        return before * fixed(int(factor))
+    if factor is None or not before.known:
+        raise NotFusable("resampled by a factor that is not whole, of a size that is free")
+    return fixed(math.floor(before.factor * factor))
 
 
 def _closed(x: Form, per_axis: object) -> Form:

@@ -1,4 +1,4 @@
-"""Views: reshape, permute and their spellings, and zero padding."""
+"""Views: reshape, permute and their spellings, and slices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra.align import Face, traced_pins
-from ..algebra.build import cropped, in_multiples, known_rank, padded, permute, reshape, same, selected
+from ..algebra.build import cropped, in_multiples, known_rank, permute, reshape, same, selected
 from ..algebra.form import Form
 from ..algebra.operator import pin
 from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product
@@ -314,22 +314,3 @@ def read_narrow(input: Form, dim: int, start: int, length: int) -> Form:
     if start < 0:
         raise NotFusable("narrow from the end")
     return cropped(input, dim if dim < 0 else dim - len(_closed(input).sizes), start, start + length, 1)
-
-
-@READERS.reader(F.pad, moves=1)
-def read_pad(input: Form, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Form:
-    """Zeros around the last dimensions; other modes are refused. pad: (low, high) of the last dimension, of the one
-    before it, and so on; negative to crop.
-    """
-    if mode != "constant" or value not in (None, 0):
-        raise NotFusable(f"padding in mode '{mode}' with value {value} is not zero padding")
-    if not all(isinstance(n, int) for n in pad):
-        raise NotFusable("padding whose width is computed at run time")
-    pairs = list(zip(pad[0::2], pad[1::2], strict=True))
-    return padded(input, pairs[::-1])
-
-
-@READERS.reader(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, moves=1)
-def read_zero_pad_layer(layer: nn.ZeroPad2d, input: Form) -> Form:
-    """Zeros around the last one, two or three dimensions; a negative number crops."""
-    return read_pad(input, list(layer.padding))

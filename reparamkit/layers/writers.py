@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,8 @@ def plan(op: Operator, bias: Operator | None) -> LayerPlan:
     """
     if len(op.source) != len(op.value):
         raise NotFusable("a layer that changes the number of dimensions")
+    if op.resamples:
+        return _padded(op, bias)
     op = strided(whole(op))
     plans = [made for attempt in ATTEMPTS if (made := _tried(attempt, op, bias)) is not None]
     if not plans and bias is not None and (beside := _tried(_beside, op, bias)) is not None:
@@ -423,6 +425,58 @@ def _transposed_plan(op: Operator, vector: Operator | None, channel: int, window
     stored = ins * (outs // groups) * taps + (outs if vector is not None else 0)
     work = numel(op.source_sizes) * (outs // groups) * taps
     return LayerPlan("conv", Cost(work, 0, stored, 1), build, outs * (vector is not None), checks=-1 - len(windows))
+
+
+def _padded(op: Operator, bias: Operator | None) -> LayerPlan:
+    """An unpadded convolution whose axes are all padded first, in one mode."""
+    pads = [_pad(op, dim) for dim in op.value]
+    modes = {mode for mode, _ in filter(None, pads)}
+    bare = replace(op, links=tuple(replace(link, maps=()) for link in op.links))
+    made = next((m for rank in CONVS if (m := _tried(_conv_of(rank), bare, bias)) is not None), None)
+    if made is None or len(modes) != 1:
+        raise NotFusable("a resampling, that only its own call computes, would be merged")
+    (mode,) = modes
+
+    def build() -> nn.Module:
+        conv = made.build()
+        assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        amounts = [pad[1] if pad else 0 for pad in pads[-len(conv.kernel_size) :]]
+        return _with_padding(conv, mode, amounts)
+
+    return replace(made, cost=made.cost + padding_cost(op), build=build)
+
+
+def padding_cost(op: Operator) -> Cost:
+    """Of a convolution that pads its input by a pass of its own."""
+    padded = tuple(link.size for link in op.links if link.role is not OUT)
+    return Cost(0, numel(padded), 0, 1) if op.resamples else Cost()
+
+
+def _pad(op: Operator, dim: tuple[int, ...]) -> tuple[str, int] | None:
+    """How a dimension is padded: the mode, and by how much on both sides."""
+    links = [op.links[i] for i in dim]
+    maps = [each for link in links for each in link.maps]
+    unpadded = all(not link.after and (link.role is not S or window(link).padding == 0) for link in links)
+    if not unpadded or len(maps) > 1 or any(each.name[0] != "pad" or each.name[2] != each.name[3] for each in maps):
+        raise NotFusable("a resampling, that only its own call computes, would be merged")
+    return (str(maps[0].name[1]), int(str(maps[0].name[2]))) if maps else None
+
+
+def _with_padding(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, mode: str, pads: list[int]) -> nn.Module:
+    made = type(conv)(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        tuple(pads),  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
+        conv.groups,
+        conv.bias is not None,
+        mode,  # type: ignore[arg-type]
+        device="meta",
+    )
+    made.weight, made.bias = conv.weight, conv.bias
+    return made
 
 
 def _channels(op: Operator, channel: int) -> tuple[int, int, int]:
