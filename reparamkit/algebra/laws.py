@@ -339,6 +339,7 @@ def add(f: Operator, g: Operator) -> Operator:
     """
     f, g = _same_rank(f, g)
     f, g = _direct_sum(*_same_atoms(f, g))
+    f, g = _resampled_like(f, g), _resampled_like(g, f)
     via = f.via | g.via
     while (which := _first_apart(f, g)) is not None:
         via |= {_dense_law(f, g, which)} if _lower(f, g, which) is densify else set()
@@ -349,6 +350,16 @@ def add(f: Operator, g: Operator) -> Operator:
     return replace(
         _summed_operator(f, g), via=via | ({PARALLEL_SUM} - {*via} if LOCALITY_INJECTION not in via else set())
     )
+
+
+def _resampled_like(op: Operator, like: Operator) -> Operator:
+    """A FREE link is resampled as well after it as before it, so as the link of `like` that it meets."""
+    links = list(op.links)
+    for i, j in zip(_flat(op.source), _flat(like.source), strict=True):
+        a, b = op.links[i], like.links[j]
+        if a.role is F and b.after and a.maps == b.maps + b.after:
+            links[i] = replace(a, size=b.after[0].before, maps=b.maps, after=b.after)
+    return replace(op, links=tuple(links))
 
 
 def _dense_law(f: Operator, g: Operator, which: _Which) -> str:

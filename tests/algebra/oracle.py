@@ -6,11 +6,13 @@ roles of its atoms, on tensors whose sizes take the place of the free ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from reparamkit.algebra.form import Form, source_form
-from reparamkit.algebra.operator import Link, Operator, Role, closed, pin
+from reparamkit.algebra.operator import Link, Operator, Resampling, Role, closed, pin
 from reparamkit.algebra.size import Pin, Size, Symbol, fixed, roots
 from reparamkit.layers.writers import plan
 
@@ -40,7 +42,9 @@ def apply_operator(op: Operator, x: Tensor) -> Tensor:
     Index letters are pairs: (i, "at") is a position on atom i, (i, "tap") an offset from it.
     """
     axes = [i for dim in op.source for i in dim]
-    x = x.reshape([op.links[i].size.factor for i in axes])
+    x = x.reshape([op.links[i].size_in.factor for i in axes])
+    for place, i in enumerate(axes):
+        x = gathered(x, place, op.links[i].maps)
     letters: list[tuple[int, str]] = [(i, "at") for i in axes]
     for i in axes:
         place = letters.index((i, "at"))
@@ -61,7 +65,18 @@ def apply_operator(op: Operator, x: Tensor) -> Tensor:
     y = torch.einsum(x, [number[k] for k in letters], weight, [number[k] for k in legs], [number[k] for k in value])
     for place, (i, _) in enumerate(value):
         y = torch.nn.functional.pad(y.movedim(place, -1), op.links[i].pad).movedim(-1, place)
+        y = gathered(y, place, op.links[i].after)
     return y.reshape([size.factor for size in op.value_sizes])
+
+
+def gathered(x: Tensor, dim: int, maps: Sequence[Resampling]) -> Tensor:
+    """The only resamplings of these tests take positions of an axis, as padding by reflection does."""
+    for each in maps:
+        kind, positions = each.name
+        assert kind == "positions"
+        assert isinstance(positions, tuple)
+        x = x.index_select(dim, torch.tensor(positions))
+    return x
 
 
 def border_entries(link: Link) -> list[int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from reparamkit.algebra import build
 from reparamkit.algebra.form import Form
 from reparamkit.algebra.form import plus as plus_forms
+from reparamkit.algebra.operator import Resampling
 from reparamkit.algebra.size import fixed, product
 
 from .oracle import evaluate, source
@@ -125,6 +126,16 @@ def repeated(counts: Sequence[int]) -> Layer:
         return x
 
     return Layer(f"repeated{tuple(counts)}", lambda f: build.repeated(f, counts), run)
+
+
+def gathered(dim: int, positions: Sequence[int]) -> Layer:
+    """Positions of a dimension (from the right), in any order and number: a resampling."""
+    name = ("positions", tuple(positions))
+
+    def read(f: Form) -> Form:
+        return build.resampled(f, {dim: Resampling(name, f.sizes[dim], fixed(len(positions)))})
+
+    return Layer(f"{list(positions)} of {dim}", read, lambda x: x.index_select(dim, torch.tensor(positions)))
 
 
 def cropped(dim: int, start: int, stop: int | None, step: int) -> Layer:

@@ -38,6 +38,7 @@ from .parameters import FUNCTIONS, PARAMETERS
 from .parameters import FrozenNorm as FrozenNorm
 from .parts import PARTS
 from .pieces import PIECES
+from .resampling import RESAMPLED
 from .rows import CHAINS
 from .spellings import SPELLED, SPELLINGS
 from .table import MAPS as MAPS
@@ -58,6 +59,11 @@ FAMILIES = (
         "Upsampling",
         "A convolution behind nearest upsampling is one transposed convolution, of fewer FLOPs and more numbers.",
         UPSAMPLED,
+    ),
+    Family(
+        "Resampling",
+        "A map along an axis whose weights sum to 1 stays; what is free along the axis passes it.",
+        RESAMPLED,
     ),
     Family("Norms", "The scale and shift of a norm go into all layers that read it, or stay.", NORMS),
     Family("Borders", "What zero padding makes of a shift is a bias with borders of its own.", BORDERS),

@@ -256,6 +256,13 @@ NEAR_MISSES = (
     ),
     NearMiss("average, then padded conv", lambda: seq(nn.AvgPool2d(2, 1), conv(4, 4)), MAPS, "pool conv", "padding"),
     NearMiss(
+        "3x3, bilinear, 3x3",
+        lambda: seq(conv(4, 4), nn.Upsample(scale_factor=2, mode="bilinear"), conv(4, 4)),
+        MAPS,
+        "conv upsample_bilinear2d conv",
+        "resampled between two layers|full matrix|nothing linear",
+    ),
+    NearMiss(
         "a norm behind zero padding",
         lambda: Model(lambda m, x: m.norm(F.pad(m.conv(x), (2, 0, 0, 0))), conv=conv(4, 4), norm=norm(4)),
         MAPS,
