@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import NotFusable
-from .size import Pin, Size, Symbol, fixed, free_size, joined_pins, product, stencil_size
+from .size import Pin, Size, Symbol, fixed, hidden_size, joined_pins, open_size, product, stencil_size
 from .weight import Computed, Diagonals, One, Ones, Weight
 
 Dims = tuple[tuple[int, ...], ...]
@@ -235,9 +235,12 @@ class Operator:
         return any(link.role in roles for link in self.links)
 
 
-def open_sizes(tensor: str) -> tuple[Size, ...]:
-    """The sizes of a tensor of unknown rank: one entry that stands for all dimensions."""
-    return (free_size(tensor, 0),)
+def open_sizes(tensor: str, probably: tuple[int, ...] = (), least: int = 1) -> tuple[Size, ...]:
+    """The sizes of a tensor of unknown rank, at least `least`: the first entry stands for all dimensions but the last
+    ``least - 1``. probably: the sizes, for prices.
+    """
+    first = open_size(tensor, least - 1, probably)
+    return first, *(hidden_size(first.symbols[0], -d) for d in range(least - 1, 0, -1))
 
 
 def identity(sizes: Iterable[Size], open_rank: bool = False) -> Operator:
@@ -253,12 +256,13 @@ def with_rank(op: Operator, trailing: int) -> Operator:
     if not op.open_rank or missing <= 0:
         return op
     rest = op.source[0][0]
-    tensor, taken = op.links[rest].size.symbols[0].origin
+    symbol = op.links[rest].size.symbols[0]
+    tensor, taken = symbol.origin
     assert isinstance(tensor, str)
     assert isinstance(taken, int)
     links = list(op.links)
-    links[rest] = Link(Role.FREE, free_size(tensor, taken + missing))
-    links += [Link(Role.FREE, free_size(tensor, -d)) for d in range(taken + missing, taken, -1)]
+    links[rest] = Link(Role.FREE, open_size(tensor, taken + missing, symbol.inside))
+    links += [Link(Role.FREE, hidden_size(symbol, -d)) for d in range(taken + missing, taken, -1)]
     extra = tuple((len(op.links) + k,) for k in range(missing))
     wider = replace(
         op,

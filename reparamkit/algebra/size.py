@@ -25,11 +25,13 @@ class Symbol:
         ``dim`` ones), ``(size, stride, c)`` for the output size of a stencil.
     hint: its value for the example inputs, or `NOMINAL`.
     traced: whether `hint` was seen in a real run, so that it may be pinned behind a guard.
+    inside: of a symbol that stands for all dimensions, what the last of them probably are; for prices.
     """
 
     origin: tuple[Hashable, ...]
     hint: int = field(default=NOMINAL, compare=False)
     traced: bool = field(default=False, compare=False)
+    inside: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def derived(self) -> bool:
@@ -157,6 +159,19 @@ def free_size(tensor: str, dim: int, hint: int | None = None) -> Size:
     if hint is None:
         return Size(1, (Symbol((tensor, dim), _nominal(dim)),))
     return Size(1, (Symbol((tensor, dim), hint, traced=True),))
+
+
+def open_size(tensor: str, taken: int = 0, inside: tuple[int, ...] = ()) -> Size:
+    """All dimensions of `tensor` left of the last `taken` ones; inside: what the last of all probably are."""
+    hint = math.prod(inside[: len(inside) - taken]) if len(inside) > taken else _nominal(taken)
+    return Size(1, (Symbol((tensor, taken), hint, inside=inside),))
+
+
+def hidden_size(symbol: Symbol, dim: int) -> Size:
+    """The size of a dimension (from the right) that an open first dimension stood for."""
+    tensor, _ = symbol.origin
+    hint = symbol.inside[dim] if len(symbol.inside) >= -dim else _nominal(dim)
+    return Size(1, (Symbol((tensor, dim), hint),))
 
 
 def _nominal(dim: int) -> int:

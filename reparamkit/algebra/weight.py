@@ -14,6 +14,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ..errors import NotFusable
+
 
 class Weight(ABC):
     """A float64 tensor to be; one dimension per leg of its operator."""
@@ -39,7 +41,12 @@ class Computed(Weight):
 
 
 def leaf(tensor: Tensor, shape: Sequence[int] | None = None) -> Weight:
-    """A layer's own weight, viewed in `shape`; read when needed, copied to float64 on the CPU."""
+    """A layer's own weight, viewed in `shape`; read when needed, copied to float64 on the CPU.
+
+    Raises `NotFusable`: its numbers are complex.
+    """
+    if tensor.is_complex():
+        raise NotFusable("numbers that are complex")
 
     def compute() -> Tensor:
         copy = tensor.detach().to("cpu", torch.float64, copy=True)

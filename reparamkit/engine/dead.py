@@ -8,7 +8,7 @@ from ..capture.capture import Captured
 from ..capture.guards import is_guard
 from ..capture.trees import leaves
 from .arithmetic import is_random
-from .reading import Reading, checks
+from .reading import Reading, checks, reads_rank
 
 
 def drop_dead(captured: Captured, reading: Reading) -> None:
@@ -18,13 +18,14 @@ def drop_dead(captured: Captured, reading: Reading) -> None:
     known = {*reading.read, *reading.sizes, *reading.constants}
     # A guard on parameters holds: what is merged does not follow them either.
     guards = {n for n in captured.graph.nodes if is_guard(n.target) and n not in reading.constants}
-    pure = {n for n in captured.graph.nodes if n in known or _only_computes(n)} - guards
+    pure = {n for n in captured.graph.nodes if n in known or reads_rank(n) or _only_computes(n)} - guards
     passed = captured.passed
     for node in reversed(captured.graph.nodes):
         # What a call gets as an argument is needed for the call, even if nothing is done with it there.
         frame = captured.frame(node)
         given = {captured.current(leaf) for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)}
         passing = node in passed or any(n in given and n.op != "placeholder" for n in node.all_input_nodes)
+        passing &= not reads_rank(node)
         if not node.users and node in pure and not passing and node not in captured.aliases.writers:
             captured.watched.update(dict.fromkeys(n for n in node.all_input_nodes if n not in reading.sizes))
             captured.graph.erase_node(node)

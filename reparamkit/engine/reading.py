@@ -207,7 +207,7 @@ class _Reader:
         reader = self._reader()
         found = self._read(reader) if reader is not None and any(n in self.out.forms for n in inputs) else []
         known = None if self._seen(AFTER) else self._read_shape() or self._same_shape() or self._given_shape(reader)
-        self._as_source(known or _own_shape(self.node))
+        self._as_source(known or self._guessed_shape())
         return found
 
     def _evaluate_constant(self) -> bool:
@@ -254,6 +254,15 @@ class _Reader:
         if form is None or (form.guards and not self._has_read_shape(form)):
             return None
         return form.sizes, form.open_rank
+
+    def _guessed_shape(self) -> Shape:
+        """What the value itself tells; nothing, but the sizes of a form whose guards may fail serve for prices."""
+        form = self.out.read.get(self.node)
+        sizes, open_rank = _own_shape(self.node)
+        if not open_rank:
+            return sizes, open_rank
+        probably = () if form is None else tuple(size.hint for size in form.sizes)
+        return open_sizes(self.node.name, probably, least_rank(self.node)), True
 
     def _has_read_shape(self, form: Form) -> bool:
         """Whether a value has the sizes of its form even where the guards of the form fail: where only the rank was
@@ -438,6 +447,16 @@ def _shape_read(node: fx.Node, shape: Shape) -> Any:
     if len(node.args) == 2 and not is_shape and isinstance(node.args[1], int):
         return sizes[node.args[1]]
     return tuple(sizes)
+
+
+def least_rank(node: fx.Node) -> int:
+    """How many dimensions a value has at least, since two of them are swapped by their number."""
+    swapped = [d for d in node.args[1:3] if isinstance(d, int)] if _is_swap(node) else []
+    return max(swapped, default=0) + 1
+
+
+def _is_swap(node: fx.Node) -> bool:
+    return str(getattr(node.target, "__name__", node.target)) in ("transpose", "swapaxes", "swapdims")
 
 
 def reads_shape(node: fx.Node) -> bool:

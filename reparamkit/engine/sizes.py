@@ -36,7 +36,7 @@ def read_early(captured: Captured, reading: Reading) -> None:
 class _Sizes:
     captured: Captured
     reading: Reading
-    made: dict[tuple[fx.Node, Any], fx.Node] = field(default_factory=dict)
+    made: dict[tuple[fx.Node, int | None, Frame], fx.Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.order = {node: k for k, node in enumerate(self.captured.graph.nodes)}
@@ -105,12 +105,14 @@ class _Sizes:
         return sorted((n for n in found if n.op != "get_attr"), key=self.order.__getitem__)
 
     def _read(self, other: fx.Node, dim: int | None, like: fx.Node) -> fx.Node:
-        key = other, dim
+        # One call cannot read what another call has read.
+        home = self._home(other, like)
+        key = other, dim, home
         if key not in self.made:
             graph = self.captured.graph
             with graph.inserting_after(other):
                 read = size_of(graph, other, dim)
-            read.meta = {**like.meta, "frame": self._home(other, like), "also": []}
+            read.meta = {**like.meta, "frame": home, "also": []}
             read.meta.pop("val", None)
             value = other.meta.get("val")
             if isinstance(value, torch.Tensor):

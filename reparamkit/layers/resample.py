@@ -51,7 +51,7 @@ def read_interpolate(
     """A resampling of the axes, or a full matrix on fixed sizes; to the nearest by whole factors so many repeats."""
     x = _closed(input, size if scale_factor is None else scale_factor)
     how = _Call(size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
-    return either(lambda: how.repeated(x), lambda: how.resampled(x), lambda: how.probed(x))
+    return either(lambda: how.resampled(x), lambda: how.repeated(x), lambda: how.probed(x))
 
 
 @dataclass(frozen=True)

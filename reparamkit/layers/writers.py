@@ -5,6 +5,7 @@ Structure first: `plan` says what layer it would be and what it costs; `LayerPla
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,11 @@ from .shift import Shift
 F, D, S, IN, OUT, BORDER = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT, Role.BORDER
 CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
+PADS: dict[int, type[nn.ZeroPad1d] | type[nn.ZeroPad2d] | type[nn.ZeroPad3d]] = {
+    1: nn.ZeroPad1d,
+    2: nn.ZeroPad2d,
+    3: nn.ZeroPad3d,
+}
 TRANSPOSED: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
     1: nn.ConvTranspose1d,
     2: nn.ConvTranspose2d,
@@ -365,7 +371,48 @@ def _conv(op: Operator, bias: Operator | None, rank: int) -> LayerPlan:
     spatial = list(_spatial(mixed, channel))
     if any(link is not None and link.up > 1 for link in spatial):
         return _transposed_plan(mixed, vector, channel, [spread(link) for link in spatial])
-    return _conv_plan(mixed, vector, channel, [window(link) for link in spatial])
+    made = _conv_plan(mixed, vector, channel, [window(link) for link in spatial])
+    if not all(map(_keeps_size, spatial)):
+        return made
+    return min(made, _padded_first(mixed, vector, channel, spatial), key=lambda each: each.cost.flops)
+
+
+def _keeps_size(link: Link | None) -> bool:
+    """Whether a window is padded as padding="same" does it: by one more at the end, if not by as much."""
+    return link is None or link.role is F or (link.shape_preserving and link.taps[0] + link.taps[-1] in (0, 1))
+
+
+def _padded_first(op: Operator, vector: Operator | None, channel: int, spatial: list[Link | None]) -> LayerPlan:
+    """Zeros first, then an unpadded convolution: where one end is padded by more, a symmetric window has more taps."""
+    made = _conv_plan(op, vector, channel, [_unpadded(link) for link in spatial])
+    pads = [n for link in reversed(spatial) for n in (_ends_padded(link) if link is not None else (0, 0))]
+    pad = PADS[len(spatial)](tuple(pads))  # type: ignore[arg-type]
+    passes = numel(op.source_sizes)
+    return replace(
+        made, cost=made.cost + Cost(0, passes, 0, 1), build=lambda: nn.Sequential(pad, made.build()), checks=None
+    )
+
+
+def _ends_padded(link: Link) -> tuple[int, int]:
+    """By how much a window is padded before and after."""
+    return (0, 0) if link.role is F else (-link.taps[0], link.c + link.taps[-1] + 1)
+
+
+def _unpadded(link: Link | None) -> Window:
+    """The window without zero taps at its ends."""
+    if link is None or link.role is F:
+        return window(link)
+    steps = {b - a for a, b in itertools.pairwise(link.taps)}
+    dilation = math.gcd(*steps) if steps else 1
+    places = tuple((tap - link.taps[0]) // dilation for tap in link.taps)
+    return Window(places[-1] + 1, link.stride, 0, dilation, places)
+
+
+def uneven_cost(op: Operator) -> Cost:
+    """Of a convolution that pads one end by more: torch pads its input by a pass of its own."""
+    ends = [_ends_padded(link) for link in op.links if link.role is S and link.up == 1]
+    uneven = op.has(IN, OUT) and any(low != high for low, high in ends)
+    return Cost(0, numel(op.source_sizes), 0, 1) if uneven else Cost()
 
 
 def _spatial(op: Operator, channel: int) -> Iterator[Link | None]:

@@ -93,7 +93,7 @@ PLAINEST: dict[str, tuple[Layer, type[nn.Module], dict[str, object]]] = {
         {"kernel_size": (3, 3), "stride": (2, 2), "padding": (1, 1)},
     ),
     "depthwise": (pairs.conv(some(4, 1, 3, 3), None, 1, 1, groups=4), nn.Conv2d, {"groups": 4, "bias": None}),
-    "even window": (pairs.conv(some(4, 4, 2, 2), None, 1, [(0, 1), (0, 1)]), nn.Conv2d, {"kernel_size": (3, 3)}),
+    "even window": (pairs.conv(some(4, 4, 2, 2), None, 1, [(0, 1), (0, 1)]), nn.Sequential, {}),
     "dilated": (pairs.conv(some(4, 4, 3, 3), some(4), 1, 2, 2), nn.Conv2d, {"dilation": (2, 2), "kernel_size": (3, 3)}),
     "skip in a 3x3": (
         pairs.conv(some(4, 4, 3, 3), some(4), 1, 1) + IDENTITY,

@@ -356,7 +356,7 @@ NEAR_MISSES = (
         lambda: Model(lambda m, x: m.a(F.interpolate(x, size=(16, 20))), a=conv(4, 4)),
         MAPS,
         "upsample_nearest2d conv",
-        "full matrix|fixed sizes|rank",
+        "full matrix|fixed sizes|rank|raise",
         objective="flops",
     ),
     NearMiss(
@@ -434,7 +434,7 @@ NEAR_MISSES = (
         lambda: Sum([conv(4, 4), nn.AvgPool2d(3, 1, 1, count_include_pad=False)]),
         MAPS,
         "conv pool add",
-        "count_include_pad|full matrix|fixed sizes",
+        "resample an axis differently|full matrix",
     ),
     NearMiss(
         "instance norm by statistics of the input",
@@ -466,10 +466,10 @@ NEAR_MISSES = (
     ),
     NearMiss(
         "an adaptive average of windows that differ",
-        lambda: Model(lambda m, x: m.b(F.adaptive_avg_pool2d(x, 3)), b=conv(4, 4, 1)),
+        lambda: Model(lambda m, x: m.b(F.adaptive_avg_pool2d(m.a(x), 3)), a=conv(4, 4), b=conv(4, 4)),
         MAPS,
-        "_adaptive_avg_pool2d conv",
-        "depend on the input",
+        "conv _adaptive_avg_pool2d conv",
+        "resampled between two layers",
     ),
     NearMiss(
         "averages with ceil_mode",
@@ -480,10 +480,10 @@ NEAR_MISSES = (
     ),
     NearMiss(
         "reflected padding",
-        lambda: seq(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), norm(4)),
+        lambda: Sum([nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), conv(4, 4)]),
         MAPS,
-        "reflection_pad2d conv norm",
-        "padding_mode='reflect'|full matrix|fixed sizes",
+        "reflection_pad2d conv conv add",
+        "resample an axis differently|full matrix",
     ),
     NearMiss(
         "F.pad with a value",
