@@ -255,29 +255,30 @@ class _Chooser:
         self.affine |= {node} if found else set()
         if found and not any(steps[-1].views for c in found for steps in _trails(c.form)):
             self.passes.add(node)
-        ranked: list[tuple[float, int, Candidate]] = []
+        ranked: list[_Ranked] = []
         for number, candidate in enumerate(found):
             option = self._option(node, candidate)
             price = float("inf") if option is None else self._price(option)
+            slower = option is not None and any(True for _ in self._raised(option))
             if (
                 option is not None
                 and (len(candidate.members) > 1 or self.reading.arithmetic(node))
                 and self._pays(node, option)
             ):
                 self.options[node].append(option)
-            ranked.append((price, number, candidate))
+            ranked.append(((slower, price), number, candidate))
         self.total(node)
         return self._kept(ranked)
 
-    def _kept(self, ranked: list[tuple[float, int, Candidate]]) -> list[Candidate]:
-        by_sources: dict[frozenset[tuple[str, bool]], tuple[float, int, Candidate]] = {}
+    def _kept(self, ranked: list[_Ranked]) -> list[Candidate]:
+        by_sources: dict[frozenset[tuple[str, bool]], _Ranked] = {}
         for entry in ranked:
             key = frozenset((name, term.op.resamples) for name, term in entry[2].form.terms.items())
             if key not in by_sources or entry[:2] < by_sources[key][:2]:
                 by_sources[key] = entry
         deep = sorted(by_sources.values(), key=lambda e: self._depth(e[2].form))
         # A view that is read deeper than a merge may reach is of no use.
-        views = sorted((e for e in deep if _only_views(e[2])), key=lambda e: e[0] == float("inf"))
+        views = sorted((e for e in deep if _only_views(e[2])), key=lambda e: e[0][1] == float("inf"))
         layers = [e for e in deep if e not in views]
         cheap = sorted(layers, key=lambda e: e[:2])
         kept = [e for e in layers if e in cheap[:CHEAPEST] or e in layers[:DEEPEST]]
@@ -325,18 +326,13 @@ class _Chooser:
 
     def _pays(self, node: fx.Node, option: _Option) -> bool:
         """Never slower: neither FLOPs nor stored numbers may rise (a bias added to a weight is exempt)."""
-        before = sum((self.cost(m) for m in option.members), Cost())
-        after = option.cost
-        for what, old, new in (
-            (FLOPS, before.flops, after.flops),
-            (STORED, before.stored, after.stored - _bias_numbers(option.placed)),
-        ):
-            if new > old and what not in self.may_raise:
-                if len(option.members) > 1:
-                    factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
-                    self.reading.no(node, f"{_because(option)}the merge would raise {what} {factor}")
-                    self._reject(node, Rejected(option.members, before, after))
-                return False
+        before, after = self._before(option), option.cost
+        for what, old, new in self._raised(option):
+            if len(option.members) > 1:
+                factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
+                self.reading.no(node, f"{_because(option)}the merge would raise {what} {factor}")
+                self._reject(node, Rejected(option.members, before, after))
+            return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
         less = after.launches < before.launches or (after.macs < before.macs and self._moves_work(node, option))
         pays = less and self.score(after) < self.score(before)
@@ -344,6 +340,18 @@ class _Chooser:
             self.reading.no(node, f"{why}that costs more than the merge saves")
             self._reject(node, Rejected(option.members, before, after))
         return pays
+
+    def _before(self, option: _Option) -> Cost:
+        return sum((self.cost(m) for m in option.members), Cost())
+
+    def _raised(self, option: _Option) -> Iterator[tuple[str, int, int]]:
+        """What rises that may not: its name, from what, to what."""
+        before, after = self._before(option), option.cost
+        if after.flops > before.flops and FLOPS not in self.may_raise:
+            yield FLOPS, before.flops, after.flops
+        stored = after.stored - _bias_numbers(option.placed)
+        if stored > before.stored and STORED not in self.may_raise:
+            yield STORED, before.stored, stored
 
     def _moves_work(self, node: fx.Node, option: _Option) -> bool:
         """Whether a layer before the value is among the members: one layer behind views stays as large as it is, even
@@ -547,6 +555,10 @@ class _Chooser:
         merged = frozenset().union(*(site.members for site in plan.sites))
         left = plan.needed - merged - {n for n, launches in self.reading.moves.items() if launches == 0}
         return {n: why for n, why in self.reading.reasons.items() if n in left}
+
+
+_Ranked = tuple[tuple[bool, float], int, Candidate]
+"""A form with whether it is slower than its members, its price, and its number."""
 
 
 @dataclass(frozen=True)
