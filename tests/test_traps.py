@@ -332,6 +332,12 @@ TRAPS = (
     ),
     Trap(
         11,
+        "an even kernel padded to the same size, and its norm",
+        lambda: seq(nn.Conv2d(4, 5, (1, 4), padding="same"), norm(5)),
+        "pad conv",
+    ),
+    Trap(
+        11,
         "a branch padded on one side",
         lambda: Model(lambda m, x: m.a(F.pad(x, (1, 0, 1, 0))) + m.b(x), a=conv(4, 4, 2, p=0), b=conv(4, 4)),
         "conv",

@@ -393,6 +393,10 @@ class _Chooser:
         best = self._written()
         while (better := self._improved(best)) is not None:
             best = better
+        # Two merges may only pay together, and be beyond what is allowed each alone: then neither is made.
+        while self._rank(best)[0] > 0 and (shared := {site.merge for site, _ in _overlapping(best)}):
+            self.banned = self.banned | shared
+            best = self._written()
         return Plan(best.sites, self._refusals(best), best.needed, self.original, best.price, self.rejected)
 
     @cached_property

@@ -72,14 +72,6 @@ CHAINS = (
         equation="K' = s K, b' = s (b - mu) + beta",
     ),
     Structure(
-        "an even kernel padded to the same size, norm",
-        lambda: seq(nn.Conv2d(4, 5, (1, 4), padding="same"), norm(5)),
-        MAPS,
-        "pad conv",
-        equation="K' = s K, b' = s (b - mu) + beta",
-        source="EEGNet, Lawhern et al. 2018",
-    ),
-    Structure(
         "conv-bn-relu-conv-bn",
         lambda: seq(conv_norm(4, 8), nn.ReLU(), conv_norm(8, 5)),
         MAPS,
