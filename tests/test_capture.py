@@ -6,11 +6,15 @@ import copy
 import logging
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from structures import Model, build, conv, conv_norm, error, norm, sample, seq
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -319,6 +323,74 @@ def test_a_model_that_cannot_be_copied():
     model.a.register_forward_hook(lambda module, args, output: setattr(model, "seen", output))
     with pytest.raises(InvalidInputError, match="inplace=True"):
         reparamkit.fuse(model, X)
+
+
+# --- what code asks of its inputs -------------------------------------------------------------------
+
+
+def both(m: Any, x: Tensor) -> Tensor:
+    """Two branches that merge if the code around them can be written again."""
+    return F.relu(m.a(x) + m.b(x))
+
+
+ASKING: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "len": lambda m, x: both(m, x) / len(x),
+    "len as a method": lambda m, x: both(m, x) / x.__len__(),
+    "loop": lambda m, x: torch.stack([row * 2 for row in both(m, x)]),
+    "list": lambda m, x: torch.stack(list(both(m, x))),
+    "sum": lambda m, x: sum(both(m, x)) + both(m, x),
+    "reversed": lambda m, x: torch.stack([row * (k + 1) for k, row in enumerate(reversed(both(m, x)))]),
+    "number of chunks": lambda m, x: both(m, x) * len(x.chunk(3)),
+    "parts of a split": lambda m, x: torch.stack([part.sum() for part in both(m, x).split(2)]),
+    "unpacked rest": lambda m, x: (lambda first, *rest: both(m, x) * (1 + len(rest)))(*x.unbind(0)),
+}
+
+
+@cache
+def asking(name: str, with_inputs: bool) -> tuple[nn.Module, nn.Module]:
+    model = build(two(ASKING[name]))
+    return model, reparamkit.fuse(model, X if with_inputs else None)
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("name", ASKING)
+@given(batch=st.integers(1, 6), size=st.integers(4, 9))
+@settings(max_examples=8)
+def test_an_answer_holds_for_the_sizes_it_was_given_for(name: str, with_inputs: bool, batch: int, size: int):
+    """What code asks of a size is answered as in the model, or the call is refused."""
+    model, fused = asking(name, with_inputs)
+    x = sample((batch, 4, size, size), torch.float32)
+    with suppress(GuardError):
+        assert error(results(fused, (x,), {}), results(model, (x,), {})) <= 1e-5
+
+
+DRAWING: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "numbers of a literal size": lambda m, x: both(m, x) * torch.rand(4, 1, 1),
+    "integers": lambda m, x: both(m, x) * torch.randint(1, 1000, (4, 1, 1)),
+    "a permutation": lambda m, x: both(m, x)[:, torch.randperm(4).repeat(8)],
+    "drawn in place": lambda m, x: both(m, x) * torch.empty(4, 1, 1).normal_(),
+    "a random function of a constant": lambda m, x: both(m, x) * F.dropout(torch.ones(4, 8, 8), 0.5, True),
+    "a random function of a parameter": lambda m, x: (
+        both(m, x) * F.gumbel_softmax(m.a[0].weight[0, :, 0, 0])[:, None, None]
+    ),
+    "a random slope": lambda m, x: (
+        both(m, x) * (1 + F.rrelu(m.a[0].weight[:, :, :1, :1].neg().exp().neg(), training=True).sum())
+    ),
+}
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("name", DRAWING)
+def test_numbers_are_drawn_in_every_call(name: str, with_inputs: bool):
+    """The same numbers as in the model for the same seed, others in the next call, and no number is used up."""
+    model = build(two(DRAWING[name]))
+    state = torch.get_rng_state()
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert torch.equal(torch.get_rng_state(), state)
+    found, again = results(fused, (X,), {}), results(fused, (X,), {})
+    torch.set_rng_state(state)
+    assert not torch.equal(found, again)
+    assert error(found, results(model, (X,), {})) <= 1e-5
 
 
 # --- methods ----------------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ def _captured(
     names = _structure(model.get_submodule(path), inputs)
     values = map_leaves(as_fake(mode), names.values) if sized else {}
     try:
-        with _state_kept(model) as (changed, stored):
+        with random_state_kept(), _state_kept(model) as (changed, stored):
             graph = tracer.traced_call(model, path, names.args, names.kwargs, values)
             named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     except WritesConstant as error:

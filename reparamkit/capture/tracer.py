@@ -13,11 +13,10 @@ import operator
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import FrameType
-from typing import Any
+from types import FrameType, MethodDescriptorType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,8 +26,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
 from .buffers import other_buffers
+from .draws import Draws
 from .guards import expect, is_guard
-from .trees import map_leaves
+from .trees import leaves, map_leaves
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
@@ -42,6 +42,7 @@ SPLITS = (torch.split, Tensor.split, "split", "split_with_sizes")
 """Functions and methods that split a tensor into parts."""
 UNKNOWN = object()
 """The value of a proxy that follows from inputs of which there is no example."""
+Plain = TypeVar("Plain")
 
 
 class Named:
@@ -95,30 +96,38 @@ class ValueProxy(fx.Proxy):
         return _Attribute(self, name)
 
     def __iter__(self) -> Iterator[Any]:
-        wanted = _parts(self.node) or _unpacked(sys._getframe(1)) if self.value is UNKNOWN else len(self.value)
-        if wanted is None:
-            raise _needs_values(f"the number of parts of the value {self.node}")
-        return iter([operator.getitem(self, i) for i in range(wanted)])
+        # As many as the code itself says are no decision.
+        counted = self.value is UNKNOWN or isinstance(self.value, tuple)
+        wanted = _unpacked(sys._getframe(1)) if counted else None
+        return iter([operator.getitem(self, i) for i in range(len(self) if wanted is None else wanted)])
 
     def __len__(self) -> int:
-        known = _parts(self.node) if self.value is UNKNOWN else len(self.value)
-        if known is None:
-            raise _needs_values(f"len() of the value {self.node}")
-        return known
+        parts = _parts(self.node)
+        if parts is not None:
+            return parts
+        if self.value is UNKNOWN:
+            raise _needs_values(f"the number of parts of the value {self.node}")
+        if isinstance(self.value, torch.Size):
+            return len(self.value)
+        tensor = isinstance(self.value, Tensor)
+        return int(self.size(0) if tensor else self.tracer.create_proxy("call_function", len, (self,), {}))
+
+    def __reversed__(self) -> Any:
+        return self.flip(0) if isinstance(self.value, Tensor) else iter([*self][::-1])
 
     def __bool__(self) -> bool:
-        return bool(self._decided("a branch"))
+        return self._decided("a branch", bool)
 
     def __int__(self) -> int:
-        return int(self._decided("int()"))
+        return self._decided("int()", int)
 
     def __index__(self) -> int:
-        return operator.index(self._decided("an index"))
+        return self._decided("an index", operator.index)
 
     def __float__(self) -> float:
-        return float(self._decided("float()"))
+        return self._decided("float()", float)
 
-    def _decided(self, what: str) -> Any:
+    def _decided(self, what: str, convert: Callable[[Any], Plain]) -> Plain:
         """The value, for Python code that needs it now; the graph checks that it stays the same."""
         value = self.tracer.real(self.node)
         value = self.value if value is None else value.item()
@@ -129,8 +138,9 @@ class ValueProxy(fx.Proxy):
                 f"{what} depends on the data of {self.node}{_where(self.tracer)}: such code cannot be captured;"
                 " compute it with tensor operations (the submodules are captured by themselves)"
             )
+        answer = convert(value)
         self.tracer.create_proxy("call_function", expect, (self, value), {})
-        return value
+        return answer
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
@@ -196,7 +206,7 @@ def _constant(node: fx.Node, root: nn.Module) -> Tensor | None:
     """The real value of a node that depends on parameters and buffers only, if it is one number."""
     if node.op == "get_attr":
         found = attribute(root, str(node.target))
-    elif node.op == "call_function" and node.all_input_nodes:
+    elif node.op == "call_function" and node.all_input_nodes and not node.meta.get("random"):
         inputs = {n: _constant(n, root) for n in node.all_input_nodes}
         if any(value is None for value in inputs.values()):
             return None
@@ -241,17 +251,33 @@ class WritesConstant(CaptureError):
     """The forward writes a traced value into a tensor that is none."""
 
 
-class _Factories(TorchFunctionMode):
-    """Makes nodes of the calls that make a tensor of nothing, so that what is written into it is traced."""
+class _Calls(TorchFunctionMode):
+    """Makes nodes of calls of torch that no traced tensor is an argument of, and that are no constants all the same:
+    they draw random numbers, take a traced size, or make a tensor of nothing that the forward writes into.
+    """
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self.tracer = tracer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in FACTORIES and not self.tracer.busy:
-            return self.tracer.create_proxy("call_function", func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if self.tracer.idle or any(issubclass(kind, fx.Proxy) for kind in types):
+            return func(*args, **kwargs)
+        if (func in FACTORIES and self.tracer.factories) or _reads_traced(args, kwargs):
+            return self._node(func, args, kwargs)
+        with Draws() as draws:
+            found = func(*args, **kwargs)
+        return self._node(func, args, kwargs) if draws.found else found
+
+    def _node(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(func, MethodDescriptorType):
+            return self.tracer.create_proxy("call_method", func.__name__, args, kwargs)
+        return self.tracer.create_proxy("call_function", func, args, kwargs)
+
+
+def _reads_traced(args: Any, kwargs: Any) -> bool:
+    return any(isinstance(leaf, fx.Proxy) for leaf in leaves((args, kwargs)))
 
 
 def _writes_constant(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -291,7 +317,7 @@ class Tracer(fx.Tracer):
         self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
 
     @property
-    def _idle(self) -> bool:
+    def idle(self) -> bool:
         """Whether a call is none of the trace's: fx patches torch.nn for all threads, and others may run models."""
         return self.busy or threading.get_ident() != self._thread
 
@@ -304,7 +330,7 @@ class Tracer(fx.Tracer):
         self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
         self.frame = Frame(path, root.get_submodule(path), None)
         self.frames = [self.frame]
-        with _Factories(self) if self.factories else nullcontext():
+        with _Calls(self):
             return self.trace(root)
 
     def create_args_for_root(
@@ -339,7 +365,7 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self._idle:
+        if self.idle:
             # A leaf is run on fake values: what is inside it is not traced.
             return forward(*args, **kwargs)
         if self._is_leaf(m):
@@ -405,7 +431,7 @@ class Tracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers are nodes, everything else is what it is (fx would search them all, each time)."""
-        name = None if self._idle else self._tensor_names.get(id(attr_val))
+        name = None if self.idle else self._tensor_names.get(id(attr_val))
         if name is None:
             return attr_val
         if name not in parameter_proxy_cache:
@@ -438,14 +464,20 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
     args, kwargs = fake(node.args), fake(node.kwargs)
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
     # A norm in training mode counts its batches in a buffer, and may read the count.
-    with torch.no_grad(), other_buffers(module, Tensor.clone), mode:
-        if node.op == "get_attr":
-            return map_leaves(as_fake(mode), attribute(root, str(node.target)))
-        if node.op == "call_module":
-            return module(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+    with torch.no_grad(), other_buffers(module, Tensor.clone), mode, Draws() as draws:
+        found = _result(node, root, mode, args, kwargs)
+    node.meta["random"] = draws.found
+    return found
+
+
+def _result(node: fx.Node, root: nn.Module, mode: FakeTensorMode, args: Any, kwargs: Any) -> Any:
+    if node.op == "get_attr":
+        return map_leaves(as_fake(mode), attribute(root, str(node.target)))
+    if node.op == "call_module":
+        return root.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def as_fake(mode: FakeTensorMode) -> Callable[[Any], Any]:
