@@ -7,8 +7,8 @@ and computed with, and a branch on a size is taken and recorded as a guard. The 
 
 from __future__ import annotations
 
-import dis
 import inspect
+import math
 import operator
 import sys
 import threading
@@ -20,15 +20,17 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx.node import Argument, Target
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
 from .buffers import other_buffers
 from .draws import Draws
-from .guards import expect, is_guard
+from .guards import expect, expect_tensor, is_guard
+from .questions import asks, unpacked
 from .trees import leaves, map_leaves
+from .variadic import sizes_together
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
@@ -40,6 +42,10 @@ WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "setitem"})
 """Operators that write into their first operand."""
 SPLITS = (torch.split, Tensor.split, "split", "split_with_sizes")
 """Functions and methods that split a tensor into parts."""
+ANSWERS = (bool, str, type, torch.dtype, torch.device, torch.layout, type(None))
+"""Values that code compares, and no more: an attribute that has one is no node."""
+A_TENSOR = torch.empty(1, 1)
+"""Has what every tensor has; what is None here may be None elsewhere."""
 UNKNOWN = object()
 """The value of a proxy that follows from inputs of which there is no example."""
 Plain = TypeVar("Plain")
@@ -91,14 +97,75 @@ class ValueProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         value = self.value
-        if value is not UNKNOWN and isinstance(value, Tensor) and name in FIXED_ATTRIBUTES:
-            return getattr(value, name)
-        return _Attribute(self, name)
+        holder = Tensor if isinstance(value, Tensor) or value is UNKNOWN else value
+        if not hasattr(holder, name):
+            return self._missing(name, sys._getframe(1))
+        if value is UNKNOWN:
+            if getattr(A_TENSOR, name) is None:
+                raise _needs_values(f"the attribute '{name}' of the value {self.node}")
+            return _Attribute(self, name)
+        found = self.tracer.attribute_of(value, name)
+        if isinstance(value, Tensor) and name in FIXED_ATTRIBUTES:
+            return found
+        return self._decision(name, found) if isinstance(found, ANSWERS) else _Attribute(self, name)
+
+    def _decision(self, name: str, found: Any) -> Any:
+        """An attribute that code compares by identity."""
+        attribute = self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        self.tracer.create_proxy("call_function", expect, (attribute, found), {})
+        return found
+
+    def _missing(self, name: str, by: FrameType) -> Any:
+        """An attribute that tensors do not have, nor the value if it is known."""
+        if self.node.op == "get_attr":
+            return getattr(attribute(self.tracer.root, str(self.node.target)), name)
+        asked = asks(by, "hasattr", "getattr")
+        if self.value is UNKNOWN and not asked:
+            return _Attribute(self, name)
+        if self.value is UNKNOWN and not self._is_tensor():
+            raise _needs_values(f"whether the value {self.node} has an attribute '{name}'")
+        if self.node.op == "placeholder" and asked:
+            # Other callers may give what has it.
+            found = self.tracer.create_proxy("call_function", hasattr, (self, name), {})
+            self.tracer.create_proxy("call_function", expect, (found, False), {})
+        raise AttributeError(f"a {Tensor if self.value is UNKNOWN else type(self.value)} has no attribute '{name}'")
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """What isinstance() goes by. C code of torch that asks would take a proxy for a tensor in memory."""
+        return self._kind() if asks(sys._getframe(1), "isinstance") else type(self)
+
+    def _kind(self) -> type:
+        if isinstance(self.value, Tensor):
+            return nn.Parameter if isinstance(self.value, nn.Parameter) else Tensor
+        if self.value is not UNKNOWN:
+            return type(self.value)
+        if not self._is_tensor():
+            raise _needs_values(f"the type of the value {self.node}")
+        if self.node.op == "placeholder":
+            self.tracer.create_proxy("call_function", expect_tensor, (self,), {})
+        return Tensor
+
+    def _is_tensor(self) -> bool:
+        """Whether a value that is not known is taken for a tensor: an argument, or what a module says it returns."""
+        if self.node.op != "call_module":
+            return self.node.op == "placeholder"
+        forward = type(self.tracer.root.get_submodule(str(self.node.target))).forward
+        return forward.__annotations__.get("return") in (Tensor, "Tensor")
+
+    def __hash__(self) -> int:
+        return id(self) if isinstance(self.value, Tensor) else self._decided("a key", hash)
+
+    def __str__(self) -> str:
+        return repr(self) if isinstance(self.value, Tensor) else self._decided("str()", str)
+
+    def __format__(self, how: str) -> str:
+        return repr(self) if isinstance(self.value, Tensor) else self._decided("format()", lambda v: format(v, how))
 
     def __iter__(self) -> Iterator[Any]:
         # As many as the code itself says are no decision.
         counted = self.value is UNKNOWN or isinstance(self.value, tuple)
-        wanted = _unpacked(sys._getframe(1)) if counted else None
+        wanted = unpacked(sys._getframe(1)) if counted else None
         return iter([operator.getitem(self, i) for i in range(len(self) if wanted is None else wanted)])
 
     def __len__(self) -> int:
@@ -122,7 +189,9 @@ class ValueProxy(fx.Proxy):
         return self._decided("int()", int)
 
     def __index__(self) -> int:
-        return self._decided("an index", operator.index)
+        answer = self._decided("an index", operator.index)
+        self.tracer.asked(sys._getframe(1))
+        return answer
 
     def __float__(self) -> float:
         return self._decided("float()", float)
@@ -130,7 +199,7 @@ class ValueProxy(fx.Proxy):
     def _decided(self, what: str, convert: Callable[[Any], Plain]) -> Plain:
         """The value, for Python code that needs it now; the graph checks that it stays the same."""
         value = self.tracer.real(self.node)
-        value = self.value if value is None else value.item()
+        value = self.value if value is None else value
         if value is UNKNOWN:
             raise _needs_values(f"{what} on the value {self.node}")
         if isinstance(value, Tensor):
@@ -142,8 +211,21 @@ class ValueProxy(fx.Proxy):
         self.tracer.create_proxy("call_function", expect, (self, value), {})
         return answer
 
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
+        return other // self, other % self
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _rounding(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: ValueProxy, *digits: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, *digits), {})
+
+    return method
 
 
 def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -151,6 +233,10 @@ def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     return method
+
+
+for _name, _function in (("round", round), ("trunc", math.trunc), ("floor", math.floor), ("ceil", math.ceil)):
+    setattr(ValueProxy, f"__{_name}__", _rounding(_function))
 
 
 # Plain fx records ``x += y`` as ``x + y``, which is another program when x has an alias.
@@ -190,31 +276,30 @@ def _parts(node: fx.Node) -> int | None:
     return len(sizes) if isinstance(sizes, (list, tuple)) else None
 
 
-def _unpacked(frame: FrameType) -> int | None:
-    """How many values ``a, b = ...`` takes, if that is what is being run."""
-    code, at = frame.f_code.co_code, frame.f_lasti
-    return code[at + 1] if dis.opname[code[at]] == "UNPACK_SEQUENCE" else None
-
-
 def _on_one_device(a: Any, b: Any) -> bool:
     """Whether both are known to be tensors of one device."""
     values = [proxy.value for proxy in (a, b) if isinstance(proxy, ValueProxy)]
     return len(values) == 2 and all(isinstance(v, Tensor) for v in values) and values[0].device == values[1].device
 
 
-def _constant(node: fx.Node, root: nn.Module) -> Tensor | None:
-    """The real value of a node that depends on parameters and buffers only, if it is one number."""
+def _constant(node: fx.Node, root: nn.Module) -> Any:
+    """The real value of a node, if it depends on parameters and buffers only."""
     if node.op == "get_attr":
-        found = attribute(root, str(node.target))
-    elif node.op == "call_function" and node.all_input_nodes and not node.meta.get("random"):
-        inputs = {n: _constant(n, root) for n in node.all_input_nodes}
-        if any(value is None for value in inputs.values()):
-            return None
-        args, kwargs = fx.node.map_arg(node.args, inputs.__getitem__), fx.node.map_arg(node.kwargs, inputs.__getitem__)
-        found = node.target(*args, **kwargs)  # type: ignore[operator]
-    else:
+        return attribute(root, str(node.target))
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes or node.meta.get("random"):
         return None
-    return found if isinstance(found, Tensor) and found.numel() == 1 else None
+    inputs = {n: _constant(n, root) for n in node.all_input_nodes}
+    if any(value is None for value in inputs.values()) or _writes(node.target, node.kwargs):
+        return None
+    args, kwargs = fx.node.map_arg(node.args, inputs.__getitem__), fx.node.map_arg(node.kwargs, inputs.__getitem__)
+    with torch.no_grad():
+        return _called(node, args, kwargs)
+
+
+def _number(value: Any) -> Any:
+    """A number, also one that a tensor holds; None for anything else."""
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    return value if isinstance(value, (int, float)) else None
 
 
 Method = tuple[nn.Module, str]
@@ -262,9 +347,12 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.tracer.idle or any(issubclass(kind, fx.Proxy) for kind in types):
+        if self.tracer.idle:
             return func(*args, **kwargs)
-        if (func in FACTORIES and self.tracer.factories) or _reads_traced(args, kwargs):
+        if any(issubclass(kind, fx.Proxy) for kind in types) or _reads_traced(args, kwargs):
+            self.tracer.withdraw(sys._getframe(1))
+            return fx.Proxy.__torch_function__(func, types, args, kwargs)
+        if func in FACTORIES and self.tracer.factories:
             return self._node(func, args, kwargs)
         with Draws() as draws:
             found = func(*args, **kwargs)
@@ -280,11 +368,16 @@ def _reads_traced(args: Any, kwargs: Any) -> bool:
     return any(isinstance(leaf, fx.Proxy) for leaf in leaves((args, kwargs)))
 
 
+def _writes(target: Target, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call writes into an argument, by its name."""
+    name = str(getattr(target, "__name__", target))
+    in_place = name.strip("_") in WRITING if name.startswith("__") else name.endswith("_") or name in WRITING
+    return in_place or kwargs.get("out") is not None
+
+
 def _writes_constant(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call writes into a tensor that is not traced."""
-    name = str(getattr(target, "__name__", target))
-    in_place = name.strip("_") in WRITING if name.startswith("__") else name.endswith("_")
-    return isinstance(args[0] if in_place and args else kwargs.get("out"), Tensor)
+    return _writes(target, kwargs) and isinstance(kwargs.get("out", *args[:1]), Tensor)
 
 
 class Tracer(fx.Tracer):
@@ -313,6 +406,7 @@ class Tracer(fx.Tracer):
         self.frames: list[Frame] = []
         self.busy = False
         self._thread = threading.get_ident()
+        self._asked: list[tuple[FrameType, int, fx.Node]] = []
         self._tensor_names: dict[int, str] = {}
         self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
 
@@ -330,7 +424,7 @@ class Tracer(fx.Tracer):
         self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
         self.frame = Frame(path, root.get_submodule(path), None)
         self.frames = [self.frame]
-        with _Calls(self):
+        with _Calls(self), sizes_together():
             return self.trace(root)
 
     def create_args_for_root(
@@ -365,8 +459,8 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self.idle:
-            # A leaf is run on fake values: what is inside it is not traced.
+        if self.idle or m not in (self.submodule_paths or {}):
+            # A leaf is run on fake values: what is inside it is not traced. A module that the forward makes is code.
             return forward(*args, **kwargs)
         if self._is_leaf(m):
             return super().call_module(m, forward, args, kwargs)
@@ -407,11 +501,17 @@ class Tracer(fx.Tracer):
     ) -> Any:
         if _writes_constant(target, args, kwargs):
             raise WritesConstant(f"the forward writes a traced value into a tensor that is not traced{_where(self)}")
+        if not is_guard(target):
+            self._asked.clear()
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         if kind not in ("placeholder", "output") and not is_guard(target) and _is_known(proxy.node):
             self.busy = True
             try:
                 proxy.node.meta["val"] = self._value(proxy.node)
+            except DataDependentOutputException:
+                # A number that follows from parameters is known where it is needed.
+                if _number(_constant(proxy.node, self.root)) is None:
+                    raise
             finally:
                 self.busy = False
         return proxy
@@ -421,11 +521,31 @@ class Tracer(fx.Tracer):
         fake = as_fake(self.mode)
         return map_leaves(fake, recorded.pop(0)) if recorded else evaluate_node(node, self.root, self.mode)
 
-    def real(self, node: fx.Node) -> Tensor | None:
+    def asked(self, by: FrameType) -> None:
+        """The last decision is about an index that C code asks for, called by the instruction that `by` is at."""
+        self._asked.append((by, by.f_lasti, next(iter(reversed(self.graph.nodes)))))
+
+    def withdraw(self, by: FrameType) -> None:
+        """The instruction that `by` is at calls a function of torch, which asks its arguments whether they could be
+        numbers, and then hands them on as they are: no decision.
+        """
+        while self._asked and self._asked[-1][:2] == (by, by.f_lasti):
+            self.graph.erase_node(self._asked.pop()[2])
+        self._asked.clear()
+
+    def attribute_of(self, value: Any, name: str) -> Any:
+        """The attribute of a (fake) value."""
+        self.busy, before = True, self.busy
+        try:
+            return getattr(value, name)
+        finally:
+            self.busy = before
+
+    def real(self, node: fx.Node) -> Any:
         """The real value of a node that depends on parameters and buffers only, if it is one number."""
         self.busy = True
         try:
-            return _constant(node, self.root)
+            return _number(_constant(node, self.root))
         finally:
             self.busy = False
 
@@ -475,6 +595,11 @@ def _result(node: fx.Node, root: nn.Module, mode: FakeTensorMode, args: Any, kwa
         return map_leaves(as_fake(mode), attribute(root, str(node.target)))
     if node.op == "call_module":
         return root.get_submodule(str(node.target))(*args, **kwargs)
+    return _called(node, args, kwargs)
+
+
+def _called(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """What the function or method of a node gives for these arguments."""
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
