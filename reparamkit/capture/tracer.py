@@ -8,15 +8,13 @@ and computed with, and a branch on a size is taken and recorded as a guard. The 
 from __future__ import annotations
 
 import inspect
-import math
-import operator
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import FrameType, MethodDescriptorType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,29 +24,16 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
 from .buffers import other_buffers
-from .draws import Draws
-from .guards import expect, expect_tensor, is_guard
-from .questions import asks, unpacked
+from .draws import Draws, no_plain_draws
+from .guards import is_guard
+from .proxies import ValueProxy, attribute, where
 from .trees import leaves, map_leaves
 from .variadic import sizes_together
 
-RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
-FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
-LIKE = {"view_as": "view", "reshape_as": "reshape", "expand_as": "expand"}
-"""Methods that take a tensor for its shape."""
 FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye})
 """Functions that make a tensor of nothing, for the forward to fill."""
 WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "setitem"})
 """Operators that write into their first operand."""
-SPLITS = (torch.split, Tensor.split, "split", "split_with_sizes")
-"""Functions and methods that split a tensor into parts."""
-ANSWERS = (bool, str, type, torch.dtype, torch.device, torch.layout, type(None))
-"""Values that code compares, and no more: an attribute that has one is no node."""
-A_TENSOR = torch.empty(1, 1)
-"""Has what every tensor has; what is None here may be None elsewhere."""
-UNKNOWN = object()
-"""The value of a proxy that follows from inputs of which there is no example."""
-Plain = TypeVar("Plain")
 
 
 class Named:
@@ -84,202 +69,6 @@ class Opaque:
 
     module: nn.Module
     outputs: Sequence[Any]
-
-
-class ValueProxy(fx.Proxy):
-    """A proxy that knows the (fake) value of its node, if that follows from what is known."""
-
-    tracer: Any
-
-    @property
-    def value(self) -> Any:
-        return self.node.meta.get("val", UNKNOWN)
-
-    def __getattr__(self, name: str) -> Any:
-        value = self.value
-        holder = Tensor if isinstance(value, Tensor) or value is UNKNOWN else value
-        if not hasattr(holder, name):
-            return self._missing(name, sys._getframe(1))
-        if value is UNKNOWN:
-            if getattr(A_TENSOR, name) is None:
-                raise _needs_values(f"the attribute '{name}' of the value {self.node}")
-            return _Attribute(self, name)
-        found = self.tracer.attribute_of(value, name)
-        if isinstance(value, Tensor) and name in FIXED_ATTRIBUTES:
-            return found
-        return self._decision(name, found) if isinstance(found, ANSWERS) else _Attribute(self, name)
-
-    def _decision(self, name: str, found: Any) -> Any:
-        """An attribute that code compares by identity."""
-        attribute = self.tracer.create_proxy("call_function", getattr, (self, name), {})
-        self.tracer.create_proxy("call_function", expect, (attribute, found), {})
-        return found
-
-    def _missing(self, name: str, by: FrameType) -> Any:
-        """An attribute that tensors do not have, nor the value if it is known."""
-        if self.node.op == "get_attr":
-            return getattr(attribute(self.tracer.root, str(self.node.target)), name)
-        asked = asks(by, "hasattr", "getattr")
-        if self.value is UNKNOWN and not asked:
-            return _Attribute(self, name)
-        if self.value is UNKNOWN and not self._is_tensor():
-            raise _needs_values(f"whether the value {self.node} has an attribute '{name}'")
-        if self.node.op == "placeholder" and asked:
-            # Other callers may give what has it.
-            found = self.tracer.create_proxy("call_function", hasattr, (self, name), {})
-            self.tracer.create_proxy("call_function", expect, (found, False), {})
-        raise AttributeError(f"a {Tensor if self.value is UNKNOWN else type(self.value)} has no attribute '{name}'")
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        """What isinstance() goes by. C code of torch that asks would take a proxy for a tensor in memory."""
-        return self._kind() if asks(sys._getframe(1), "isinstance") else type(self)
-
-    def _kind(self) -> type:
-        if isinstance(self.value, Tensor):
-            return nn.Parameter if isinstance(self.value, nn.Parameter) else Tensor
-        if self.value is not UNKNOWN:
-            return type(self.value)
-        if not self._is_tensor():
-            raise _needs_values(f"the type of the value {self.node}")
-        if self.node.op == "placeholder":
-            self.tracer.create_proxy("call_function", expect_tensor, (self,), {})
-        return Tensor
-
-    def _is_tensor(self) -> bool:
-        """Whether a value that is not known is taken for a tensor: an argument, or what a module says it returns."""
-        if self.node.op != "call_module":
-            return self.node.op == "placeholder"
-        forward = type(self.tracer.root.get_submodule(str(self.node.target))).forward
-        return forward.__annotations__.get("return") in (Tensor, "Tensor")
-
-    def __hash__(self) -> int:
-        return id(self) if isinstance(self.value, Tensor) else self._decided("a key", hash)
-
-    def __str__(self) -> str:
-        return repr(self) if isinstance(self.value, Tensor) else self._decided("str()", str)
-
-    def __format__(self, how: str) -> str:
-        return repr(self) if isinstance(self.value, Tensor) else self._decided("format()", lambda v: format(v, how))
-
-    def __iter__(self) -> Iterator[Any]:
-        # As many as the code itself says are no decision.
-        counted = self.value is UNKNOWN or isinstance(self.value, tuple)
-        wanted = unpacked(sys._getframe(1)) if counted else None
-        return iter([operator.getitem(self, i) for i in range(len(self) if wanted is None else wanted)])
-
-    def __len__(self) -> int:
-        parts = _parts(self.node)
-        if parts is not None:
-            return parts
-        if self.value is UNKNOWN:
-            raise _needs_values(f"the number of parts of the value {self.node}")
-        if isinstance(self.value, torch.Size):
-            return len(self.value)
-        tensor = isinstance(self.value, Tensor)
-        return int(self.size(0) if tensor else self.tracer.create_proxy("call_function", len, (self,), {}))
-
-    def __reversed__(self) -> Any:
-        return self.flip(0) if isinstance(self.value, Tensor) else iter([*self][::-1])
-
-    def __bool__(self) -> bool:
-        return self._decided("a branch", bool)
-
-    def __int__(self) -> int:
-        return self._decided("int()", int)
-
-    def __index__(self) -> int:
-        answer = self._decided("an index", operator.index)
-        self.tracer.asked(sys._getframe(1))
-        return answer
-
-    def __float__(self) -> float:
-        return self._decided("float()", float)
-
-    def _decided(self, what: str, convert: Callable[[Any], Plain]) -> Plain:
-        """The value, for Python code that needs it now; the graph checks that it stays the same."""
-        value = self.tracer.real(self.node)
-        value = self.value if value is None else value
-        if value is UNKNOWN:
-            raise _needs_values(f"{what} on the value {self.node}")
-        if isinstance(value, Tensor):
-            raise CaptureError(
-                f"{what} depends on the data of {self.node}{_where(self.tracer)}: such code cannot be captured;"
-                " compute it with tensor operations (the submodules are captured by themselves)"
-            )
-        answer = convert(value)
-        self.tracer.create_proxy("call_function", expect, (self, value), {})
-        return answer
-
-    def __divmod__(self, other: Any) -> tuple[Any, Any]:
-        return self // other, self % other
-
-    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
-        return other // self, other % self
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-
-def _rounding(function: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: ValueProxy, *digits: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, *digits), {})
-
-    return method
-
-
-def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: ValueProxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _name, _function in (("round", round), ("trunc", math.trunc), ("floor", math.floor), ("ceil", math.ceil)):
-    setattr(ValueProxy, f"__{_name}__", _rounding(_function))
-
-
-# Plain fx records ``x += y`` as ``x + y``, which is another program when x has an alias.
-for _name in ("iadd", "isub", "imul", "itruediv"):
-    setattr(ValueProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
-
-
-class _Attribute(ValueProxy):
-    """An attribute of a proxy: a node only if it is used as a value, not if it is called."""
-
-    def __init__(self, root: ValueProxy, name: str) -> None:
-        self.root, self.name, self.tracer = root, name, root.tracer
-        self._made: fx.Node | None = None
-
-    @property
-    def node(self) -> fx.Node:  # type: ignore[override]
-        if self._made is None:
-            made = self.tracer.create_proxy("call_function", getattr, (self.root, self.name), {})
-            self._made = made.node
-        return self._made
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.name in LIKE and isinstance(args[0], fx.Proxy):
-            return getattr(self.root, LIKE[self.name])(args[0].shape)
-        if self.name == "type_as" and _on_one_device(self.root, args[0]):
-            return self.root.to(args[0].value.dtype)
-        made = self.tracer.create_proxy("call_method", self.name, (self.root, *args), kwargs)
-        value = made.value
-        if self.name in RANK_METHODS and value is not UNKNOWN:
-            return value
-        return made
-
-
-def _parts(node: fx.Node) -> int | None:
-    """How many parts a split into parts of given sizes has."""
-    sizes = node.args[1] if len(node.args) > 1 and node.target in SPLITS else None
-    return len(sizes) if isinstance(sizes, (list, tuple)) else None
-
-
-def _on_one_device(a: Any, b: Any) -> bool:
-    """Whether both are known to be tensors of one device."""
-    values = [proxy.value for proxy in (a, b) if isinstance(proxy, ValueProxy)]
-    return len(values) == 2 and all(isinstance(v, Tensor) for v in values) and values[0].device == values[1].device
 
 
 def _constant(node: fx.Node, root: nn.Module) -> Any:
@@ -321,15 +110,6 @@ def _methods(frame: FrameType | None) -> frozenset[Method]:
 
 def _is_users(method: object) -> bool:
     return inspect.isfunction(method) and not method.__module__.startswith("torch.")
-
-
-def _needs_values(what: str) -> CaptureError:
-    return CaptureError(f"the model needs {what} while it is traced: pass example_inputs to reparamkit.fuse")
-
-
-def _where(tracer: Any) -> str:
-    path = tracer.frame.path if tracer.frame else ""
-    return f" in module '{path}'" if path else ""
 
 
 class WritesConstant(CaptureError):
@@ -424,7 +204,7 @@ class Tracer(fx.Tracer):
         self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
         self.frame = Frame(path, root.get_submodule(path), None)
         self.frames = [self.frame]
-        with _Calls(self), sizes_together():
+        with _Calls(self), sizes_together(), no_plain_draws():
             return self.trace(root)
 
     def create_args_for_root(
@@ -500,7 +280,7 @@ class Tracer(fx.Tracer):
         **options: Any,
     ) -> Any:
         if _writes_constant(target, args, kwargs):
-            raise WritesConstant(f"the forward writes a traced value into a tensor that is not traced{_where(self)}")
+            raise WritesConstant(f"the forward writes a traced value into a tensor that is not traced{where(self)}")
         if not is_guard(target):
             self._asked.clear()
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
@@ -608,8 +388,3 @@ def _called(node: fx.Node, args: Any, kwargs: Any) -> Any:
 def as_fake(mode: FakeTensorMode) -> Callable[[Any], Any]:
     """Turns tensors into fake ones, and leaves the rest."""
     return lambda value: mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
-
-
-def attribute(root: nn.Module, path: str) -> Any:
-    """The attribute of `root` at a dotted path."""
-    return operator.attrgetter(path)(root)
