@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .capture.buffers import other_buffers
-from .capture.capture import Inputs, random_state_kept
+from .capture.capture import Inputs
+from .capture.draws import random_state_kept
 from .errors import InvalidInputError
 from .verify import compare
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
+import random
 from collections import OrderedDict, namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any
 
+import numpy
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from structures import Model, build, conv, conv_norm, error, norm, sample, seq
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -319,6 +326,133 @@ def test_a_model_that_cannot_be_copied():
     model.a.register_forward_hook(lambda module, args, output: setattr(model, "seen", output))
     with pytest.raises(InvalidInputError, match="inplace=True"):
         reparamkit.fuse(model, X)
+
+
+# --- what code asks of its inputs -------------------------------------------------------------------
+
+
+def both(m: Any, x: Tensor) -> Tensor:
+    """Two branches that merge if the code around them can be written again."""
+    return F.relu(m.a(x) + m.b(x))
+
+
+ASKING: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "len": lambda m, x: both(m, x) / len(x),
+    "len as a method": lambda m, x: both(m, x) / x.__len__(),
+    "loop": lambda m, x: torch.stack([row * 2 for row in both(m, x)]),
+    "list": lambda m, x: torch.stack(list(both(m, x))),
+    "sum": lambda m, x: sum(both(m, x)) + both(m, x),
+    "reversed": lambda m, x: torch.stack([row * (k + 1) for k, row in enumerate(reversed(both(m, x)))]),
+    "number of chunks": lambda m, x: both(m, x) * len(x.chunk(3)),
+    "parts of a split": lambda m, x: torch.stack([part.sum() for part in both(m, x).split(2)]),
+    "unpacked rest": lambda m, x: (lambda first, *rest: both(m, x) * (1 + len(rest)))(*x.unbind(0)),
+    "attribute that tensors lack": lambda m, x: both(m, x) * (1 if getattr(x, "mask", None) is None else 2),
+    "attribute of a result": lambda m, x: (lambda y: y.logits if hasattr(y, "logits") else y)(both(m, x)),
+    "type of a size": lambda m, x: both(m, x) * (x.shape[0] if isinstance(x.shape[0], int) else 7),
+    "type of an input": lambda m, x: both(m, x) * (2 if isinstance(x, Tensor) else 7),
+    "one of several types": lambda m, x: both(m, x) * (7 if isinstance(x, (list, dict)) else 2),
+    "is_tensor": lambda m, x: both(m, x) * (2 if torch.is_tensor(x) else 7),
+    "abstract type of a shape": lambda m, x: both(m, x) * (2 if isinstance(x.shape, Sequence) else 7),
+    "type of a layer's result": lambda m, x: both(m, x) * (7 if isinstance(m.a[0](x), tuple) else 2),
+    "type of a parameter": lambda m, x: both(m, x) * (2 if isinstance(m.a[0].weight, nn.Parameter) else 7),
+    "size as a key": lambda m, x: both(m, x) * {2: 5.0}.get(x.shape[0], 1.0),
+    "shape as a key": lambda m, x: both(m, x) * {(2, 4, 8, 8): 5.0}.get(x.shape, 1.0),
+    "dtype as a key": lambda m, x: both(m, x) * {torch.float32: 2.0}.get(x.dtype, 1.0),
+    "size as text": lambda m, x: both(m, x) * {"8": 5.0}.get(str(x.shape[2]), 1.0),
+    "size in a text": lambda m, x: both(m, x) * {"a08": 5.0}.get(f"a{x.shape[2]:02d}", 1.0),
+    "device as text": lambda m, x: both(m, x) * (2 if "cpu" in str(x.device) else 7),
+    "gradient function": lambda m, x: both(m, x) * (2 if both(m, x).grad_fn is None else 7),
+    "requires_grad": lambda m, x: both(m, x) * (2 if m.a[0].weight.requires_grad is True else 7),
+    "value of a parameter": lambda m, x: both(m, x) + x * m.a[0].weight[0, 0, 0, 0].item(),
+    "branch on a parameter": lambda m, x: both(m, x) * (2 if m.a[0].weight[0, 0, 0, 0].item() > 0 else 7),
+    "divmod": lambda m, x: both(m, x) * divmod(x.shape[2], 3)[0] + divmod(17, x.shape[2])[1],
+    "product": lambda m, x: both(m, x) / math.prod(x.shape[1:]),
+    "product by numpy": lambda m, x: both(m, x) / int(numpy.prod(x.shape[1:])),
+}
+"""Merged or not, what they give is right."""
+
+FREE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "window of a whole map": lambda m, x: F.avg_pool2d(both(m, x), x.size()[2:]),
+    "window of one size": lambda m, x: F.avg_pool2d(both(m, x), x.size(2)),
+    "zeros of a shape": lambda m, x: both(m, x) + torch.zeros(x.size()),
+    "filled": lambda m, x: both(m, x) + torch.empty(x.shape).fill_(1.0),
+    "zeros of sizes in a tuple": lambda m, x: both(m, x) + torch.zeros((x.size(0), 1, 1, 1)),
+    "ones of several sizes": lambda m, x: both(m, x) + torch.ones(x.size(0), 4, x.size(2), 1),
+    "identity matrix": lambda m, x: both(m, x) @ torch.eye(x.shape[3]),
+    "range": lambda m, x: both(m, x) + torch.arange(x.shape[3]),
+    "tensor of a size": lambda m, x: both(m, x) * torch.tensor(x.shape[2]),
+    "rounded size": lambda m, x: both(m, x)[..., : round(x.shape[3] * 0.5)],
+    "rounded up": lambda m, x: both(m, x)[..., : math.ceil(x.shape[3] * 0.5)],
+    "module made in the forward": lambda m, x: nn.ReLU()(m.a(x) + m.b(x)),
+}
+"""Two branches that merge, for every size."""
+ASKING |= FREE
+
+
+@cache
+def asking(name: str, with_inputs: bool) -> tuple[nn.Module, nn.Module]:
+    model = build(two(ASKING[name]))
+    return model, reparamkit.fuse(model, X if with_inputs else None)
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("name", ASKING)
+@given(batch=st.integers(1, 6), size=st.integers(4, 9))
+@settings(max_examples=8)
+def test_an_answer_holds_for_the_sizes_it_was_given_for(name: str, with_inputs: bool, batch: int, size: int):
+    """What code asks of a size is answered as in the model, or the call is refused."""
+    model, fused = asking(name, with_inputs)
+    x = sample((batch, 4, size, size), torch.float32)
+    with suppress(GuardError):
+        assert error(results(fused, (x,), {}), results(model, (x,), {})) <= 1e-5
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("name", FREE)
+def test_a_size_that_torch_takes_is_no_decision(name: str, with_inputs: bool):
+    """Sizes that are only handed on stay what they are: the branches merge, and all sizes are taken."""
+    model, fused = asking(name, with_inputs)
+    assert any("parallel_sum" in merge.rules for merge in reparamkit.report(fused).merges)
+    for shape in ((2, 4, 8, 8), (3, 4, 12, 12), (1, 4, 5, 5)):
+        x = sample(shape, torch.float32)
+        assert error(results(fused, (x,), {}), results(model, (x,), {})) <= 1e-5
+
+
+DRAWING: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "numbers of a literal size": lambda m, x: both(m, x) * torch.rand(4, 1, 1),
+    "integers": lambda m, x: both(m, x) * torch.randint(1, 1000, (4, 1, 1)),
+    "a permutation": lambda m, x: both(m, x)[:, torch.randperm(4).repeat(8)],
+    "drawn in place": lambda m, x: both(m, x) * torch.empty(4, 1, 1).normal_(),
+    "plain numbers": lambda m, x: both(m, x) * random.random(),
+    "numbers of numpy": lambda m, x: both(m, x) * float(numpy.random.rand()),
+    "a random function of a constant": lambda m, x: both(m, x) * F.dropout(torch.ones(4, 8, 8), 0.5, True),
+    "a random function of a parameter": lambda m, x: (
+        both(m, x) * F.gumbel_softmax(m.a[0].weight[0, :, 0, 0])[:, None, None]
+    ),
+    "a random slope": lambda m, x: (
+        both(m, x) * (1 + F.rrelu(m.a[0].weight[:, :, :1, :1].neg().exp().neg(), training=True).sum())
+    ),
+}
+
+
+def seed() -> None:
+    """Seed all generators of random numbers."""
+    torch.manual_seed(1)
+    random.seed(1)
+    numpy.random.seed(1)
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("name", DRAWING)
+def test_numbers_are_drawn_in_every_call(name: str, with_inputs: bool):
+    """The same numbers as in the model for the same seed, others in the next call, and no number is used up."""
+    model = build(two(DRAWING[name]))
+    seed()
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    found, again = results(fused, (X,), {}), results(fused, (X,), {})
+    assert not torch.equal(found, again)
+    seed()
+    assert error(found, results(model, (X,), {})) <= 1e-5
 
 
 # --- methods ----------------------------------------------------------------------------------------

@@ -18,9 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
+from .draws import random_state_kept
 from .guards import expect
+from .proxies import attribute
 from .state import State
-from .tracer import Frame, Method, Named, Opaque, Tracer, WritesConstant, as_fake, attribute
+from .tracer import Frame, Method, Named, Opaque, Tracer, WritesConstant, as_fake
 from .trees import leaves, map_leaves
 
 
@@ -247,7 +249,7 @@ def _captured(
     names = _structure(model.get_submodule(path), inputs)
     values = map_leaves(as_fake(mode), names.values) if sized else {}
     try:
-        with _state_kept(model) as (changed, stored):
+        with random_state_kept(), _state_kept(model) as (changed, stored):
             graph = tracer.traced_call(model, path, names.args, names.kwargs, values)
             named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     except WritesConstant as error:
@@ -355,11 +357,3 @@ def run(model: nn.Module, inputs: Inputs) -> Any:
     """One real run without gradients; the random state of the process is left as it was."""
     with random_state_kept(), torch.no_grad():
         return model(*inputs.args, **inputs.kwargs)
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Inside, random numbers may be drawn; afterwards the random state of every device is as before."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        yield

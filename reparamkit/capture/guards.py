@@ -50,6 +50,16 @@ def expect_given(value: Any) -> None:
 
 
 @_recorded
+def expect_tensor(value: Any) -> None:
+    """Code that tests the type of a value took the branch for tensors."""
+    if not isinstance(value, Tensor):
+        raise GuardError(
+            f"this model was fused for calls with a tensor where there is a {type(value).__name__} now:"
+            " fuse again with example_inputs of this kind"
+        )
+
+
+@_recorded
 def expect_size(tensor: Tensor, dim: int, size: int) -> None:
     """A merge was proved for one size of a dimension."""
     if tensor.shape[dim] != size:

@@ -7,41 +7,33 @@ and computed with, and a branch on a size is taken and recorded as a guard. The 
 
 from __future__ import annotations
 
-import dis
 import inspect
-import operator
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import FrameType
+from types import FrameType, MethodDescriptorType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx.node import Argument, Target
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
 from .buffers import other_buffers
-from .guards import expect, is_guard
-from .trees import map_leaves
+from .draws import Draws, no_plain_draws
+from .guards import is_guard
+from .proxies import ValueProxy, attribute, where
+from .trees import leaves, map_leaves
+from .variadic import sizes_together
 
-RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
-FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
-LIKE = {"view_as": "view", "reshape_as": "reshape", "expand_as": "expand"}
-"""Methods that take a tensor for its shape."""
 FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye})
 """Functions that make a tensor of nothing, for the forward to fill."""
 WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "setitem"})
 """Operators that write into their first operand."""
-SPLITS = (torch.split, Tensor.split, "split", "split_with_sizes")
-"""Functions and methods that split a tensor into parts."""
-UNKNOWN = object()
-"""The value of a proxy that follows from inputs of which there is no example."""
 
 
 class Named:
@@ -79,132 +71,24 @@ class Opaque:
     outputs: Sequence[Any]
 
 
-class ValueProxy(fx.Proxy):
-    """A proxy that knows the (fake) value of its node, if that follows from what is known."""
-
-    tracer: Any
-
-    @property
-    def value(self) -> Any:
-        return self.node.meta.get("val", UNKNOWN)
-
-    def __getattr__(self, name: str) -> Any:
-        value = self.value
-        if value is not UNKNOWN and isinstance(value, Tensor) and name in FIXED_ATTRIBUTES:
-            return getattr(value, name)
-        return _Attribute(self, name)
-
-    def __iter__(self) -> Iterator[Any]:
-        wanted = _parts(self.node) or _unpacked(sys._getframe(1)) if self.value is UNKNOWN else len(self.value)
-        if wanted is None:
-            raise _needs_values(f"the number of parts of the value {self.node}")
-        return iter([operator.getitem(self, i) for i in range(wanted)])
-
-    def __len__(self) -> int:
-        known = _parts(self.node) if self.value is UNKNOWN else len(self.value)
-        if known is None:
-            raise _needs_values(f"len() of the value {self.node}")
-        return known
-
-    def __bool__(self) -> bool:
-        return bool(self._decided("a branch"))
-
-    def __int__(self) -> int:
-        return int(self._decided("int()"))
-
-    def __index__(self) -> int:
-        return operator.index(self._decided("an index"))
-
-    def __float__(self) -> float:
-        return float(self._decided("float()"))
-
-    def _decided(self, what: str) -> Any:
-        """The value, for Python code that needs it now; the graph checks that it stays the same."""
-        value = self.tracer.real(self.node)
-        value = self.value if value is None else value.item()
-        if value is UNKNOWN:
-            raise _needs_values(f"{what} on the value {self.node}")
-        if isinstance(value, Tensor):
-            raise CaptureError(
-                f"{what} depends on the data of {self.node}{_where(self.tracer)}: such code cannot be captured;"
-                " compute it with tensor operations (the submodules are captured by themselves)"
-            )
-        self.tracer.create_proxy("call_function", expect, (self, value), {})
-        return value
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-
-def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: ValueProxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-# Plain fx records ``x += y`` as ``x + y``, which is another program when x has an alias.
-for _name in ("iadd", "isub", "imul", "itruediv"):
-    setattr(ValueProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
-
-
-class _Attribute(ValueProxy):
-    """An attribute of a proxy: a node only if it is used as a value, not if it is called."""
-
-    def __init__(self, root: ValueProxy, name: str) -> None:
-        self.root, self.name, self.tracer = root, name, root.tracer
-        self._made: fx.Node | None = None
-
-    @property
-    def node(self) -> fx.Node:  # type: ignore[override]
-        if self._made is None:
-            made = self.tracer.create_proxy("call_function", getattr, (self.root, self.name), {})
-            self._made = made.node
-        return self._made
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.name in LIKE and isinstance(args[0], fx.Proxy):
-            return getattr(self.root, LIKE[self.name])(args[0].shape)
-        if self.name == "type_as" and _on_one_device(self.root, args[0]):
-            return self.root.to(args[0].value.dtype)
-        made = self.tracer.create_proxy("call_method", self.name, (self.root, *args), kwargs)
-        value = made.value
-        if self.name in RANK_METHODS and value is not UNKNOWN:
-            return value
-        return made
-
-
-def _parts(node: fx.Node) -> int | None:
-    """How many parts a split into parts of given sizes has."""
-    sizes = node.args[1] if len(node.args) > 1 and node.target in SPLITS else None
-    return len(sizes) if isinstance(sizes, (list, tuple)) else None
-
-
-def _unpacked(frame: FrameType) -> int | None:
-    """How many values ``a, b = ...`` takes, if that is what is being run."""
-    code, at = frame.f_code.co_code, frame.f_lasti
-    return code[at + 1] if dis.opname[code[at]] == "UNPACK_SEQUENCE" else None
-
-
-def _on_one_device(a: Any, b: Any) -> bool:
-    """Whether both are known to be tensors of one device."""
-    values = [proxy.value for proxy in (a, b) if isinstance(proxy, ValueProxy)]
-    return len(values) == 2 and all(isinstance(v, Tensor) for v in values) and values[0].device == values[1].device
-
-
-def _constant(node: fx.Node, root: nn.Module) -> Tensor | None:
-    """The real value of a node that depends on parameters and buffers only, if it is one number."""
+def _constant(node: fx.Node, root: nn.Module) -> Any:
+    """The real value of a node, if it depends on parameters and buffers only."""
     if node.op == "get_attr":
-        found = attribute(root, str(node.target))
-    elif node.op == "call_function" and node.all_input_nodes:
-        inputs = {n: _constant(n, root) for n in node.all_input_nodes}
-        if any(value is None for value in inputs.values()):
-            return None
-        args, kwargs = fx.node.map_arg(node.args, inputs.__getitem__), fx.node.map_arg(node.kwargs, inputs.__getitem__)
-        found = node.target(*args, **kwargs)  # type: ignore[operator]
-    else:
+        return attribute(root, str(node.target))
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes or node.meta.get("random"):
         return None
-    return found if isinstance(found, Tensor) and found.numel() == 1 else None
+    inputs = {n: _constant(n, root) for n in node.all_input_nodes}
+    if any(value is None for value in inputs.values()) or _writes(node.target, node.kwargs):
+        return None
+    args, kwargs = fx.node.map_arg(node.args, inputs.__getitem__), fx.node.map_arg(node.kwargs, inputs.__getitem__)
+    with torch.no_grad():
+        return _called(node, args, kwargs)
+
+
+def _number(value: Any) -> Any:
+    """A number, also one that a tensor holds; None for anything else."""
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    return value if isinstance(value, (int, float)) else None
 
 
 Method = tuple[nn.Module, str]
@@ -228,37 +112,52 @@ def _is_users(method: object) -> bool:
     return inspect.isfunction(method) and not method.__module__.startswith("torch.")
 
 
-def _needs_values(what: str) -> CaptureError:
-    return CaptureError(f"the model needs {what} while it is traced: pass example_inputs to reparamkit.fuse")
-
-
-def _where(tracer: Any) -> str:
-    path = tracer.frame.path if tracer.frame else ""
-    return f" in module '{path}'" if path else ""
-
-
 class WritesConstant(CaptureError):
     """The forward writes a traced value into a tensor that is none."""
 
 
-class _Factories(TorchFunctionMode):
-    """Makes nodes of the calls that make a tensor of nothing, so that what is written into it is traced."""
+class _Calls(TorchFunctionMode):
+    """Makes nodes of calls of torch that no traced tensor is an argument of, and that are no constants all the same:
+    they draw random numbers, take a traced size, or make a tensor of nothing that the forward writes into.
+    """
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self.tracer = tracer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in FACTORIES and not self.tracer.busy:
-            return self.tracer.create_proxy("call_function", func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if self.tracer.idle:
+            return func(*args, **kwargs)
+        if any(issubclass(kind, fx.Proxy) for kind in types) or _reads_traced(args, kwargs):
+            self.tracer.withdraw(sys._getframe(1))
+            return fx.Proxy.__torch_function__(func, types, args, kwargs)
+        if func in FACTORIES and self.tracer.factories:
+            return self._node(func, args, kwargs)
+        with Draws() as draws:
+            found = func(*args, **kwargs)
+        return self._node(func, args, kwargs) if draws.found else found
+
+    def _node(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(func, MethodDescriptorType):
+            return self.tracer.create_proxy("call_method", func.__name__, args, kwargs)
+        return self.tracer.create_proxy("call_function", func, args, kwargs)
+
+
+def _reads_traced(args: Any, kwargs: Any) -> bool:
+    return any(isinstance(leaf, fx.Proxy) for leaf in leaves((args, kwargs)))
+
+
+def _writes(target: Target, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call writes into an argument, by its name."""
+    name = str(getattr(target, "__name__", target))
+    in_place = name.strip("_") in WRITING if name.startswith("__") else name.endswith("_") or name in WRITING
+    return in_place or kwargs.get("out") is not None
 
 
 def _writes_constant(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call writes into a tensor that is not traced."""
-    name = str(getattr(target, "__name__", target))
-    in_place = name.strip("_") in WRITING if name.startswith("__") else name.endswith("_")
-    return isinstance(args[0] if in_place and args else kwargs.get("out"), Tensor)
+    return _writes(target, kwargs) and isinstance(kwargs.get("out", *args[:1]), Tensor)
 
 
 class Tracer(fx.Tracer):
@@ -287,11 +186,12 @@ class Tracer(fx.Tracer):
         self.frames: list[Frame] = []
         self.busy = False
         self._thread = threading.get_ident()
+        self._asked: list[tuple[FrameType, int, fx.Node]] = []
         self._tensor_names: dict[int, str] = {}
         self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
 
     @property
-    def _idle(self) -> bool:
+    def idle(self) -> bool:
         """Whether a call is none of the trace's: fx patches torch.nn for all threads, and others may run models."""
         return self.busy or threading.get_ident() != self._thread
 
@@ -304,7 +204,7 @@ class Tracer(fx.Tracer):
         self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
         self.frame = Frame(path, root.get_submodule(path), None)
         self.frames = [self.frame]
-        with _Factories(self) if self.factories else nullcontext():
+        with _Calls(self), sizes_together(), no_plain_draws():
             return self.trace(root)
 
     def create_args_for_root(
@@ -339,8 +239,8 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self._idle:
-            # A leaf is run on fake values: what is inside it is not traced.
+        if self.idle or m not in (self.submodule_paths or {}):
+            # A leaf is run on fake values: what is inside it is not traced. A module that the forward makes is code.
             return forward(*args, **kwargs)
         if self._is_leaf(m):
             return super().call_module(m, forward, args, kwargs)
@@ -380,12 +280,18 @@ class Tracer(fx.Tracer):
         **options: Any,
     ) -> Any:
         if _writes_constant(target, args, kwargs):
-            raise WritesConstant(f"the forward writes a traced value into a tensor that is not traced{_where(self)}")
+            raise WritesConstant(f"the forward writes a traced value into a tensor that is not traced{where(self)}")
+        if not is_guard(target):
+            self._asked.clear()
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         if kind not in ("placeholder", "output") and not is_guard(target) and _is_known(proxy.node):
             self.busy = True
             try:
                 proxy.node.meta["val"] = self._value(proxy.node)
+            except DataDependentOutputException:
+                # A number that follows from parameters is known where it is needed.
+                if _number(_constant(proxy.node, self.root)) is None:
+                    raise
             finally:
                 self.busy = False
         return proxy
@@ -395,17 +301,37 @@ class Tracer(fx.Tracer):
         fake = as_fake(self.mode)
         return map_leaves(fake, recorded.pop(0)) if recorded else evaluate_node(node, self.root, self.mode)
 
-    def real(self, node: fx.Node) -> Tensor | None:
+    def asked(self, by: FrameType) -> None:
+        """The last decision is about an index that C code asks for, called by the instruction that `by` is at."""
+        self._asked.append((by, by.f_lasti, next(iter(reversed(self.graph.nodes)))))
+
+    def withdraw(self, by: FrameType) -> None:
+        """The instruction that `by` is at calls a function of torch, which asks its arguments whether they could be
+        numbers, and then hands them on as they are: no decision.
+        """
+        while self._asked and self._asked[-1][:2] == (by, by.f_lasti):
+            self.graph.erase_node(self._asked.pop()[2])
+        self._asked.clear()
+
+    def attribute_of(self, value: Any, name: str) -> Any:
+        """The attribute of a (fake) value."""
+        self.busy, before = True, self.busy
+        try:
+            return getattr(value, name)
+        finally:
+            self.busy = before
+
+    def real(self, node: fx.Node) -> Any:
         """The real value of a node that depends on parameters and buffers only, if it is one number."""
         self.busy = True
         try:
-            return _constant(node, self.root)
+            return _number(_constant(node, self.root))
         finally:
             self.busy = False
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers are nodes, everything else is what it is (fx would search them all, each time)."""
-        name = None if self._idle else self._tensor_names.get(id(attr_val))
+        name = None if self.idle else self._tensor_names.get(id(attr_val))
         if name is None:
             return attr_val
         if name not in parameter_proxy_cache:
@@ -438,21 +364,27 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
     args, kwargs = fake(node.args), fake(node.kwargs)
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
     # A norm in training mode counts its batches in a buffer, and may read the count.
-    with torch.no_grad(), other_buffers(module, Tensor.clone), mode:
-        if node.op == "get_attr":
-            return map_leaves(as_fake(mode), attribute(root, str(node.target)))
-        if node.op == "call_module":
-            return module(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+    with torch.no_grad(), other_buffers(module, Tensor.clone), mode, Draws() as draws:
+        found = _result(node, root, mode, args, kwargs)
+    node.meta["random"] = draws.found
+    return found
+
+
+def _result(node: fx.Node, root: nn.Module, mode: FakeTensorMode, args: Any, kwargs: Any) -> Any:
+    if node.op == "get_attr":
+        return map_leaves(as_fake(mode), attribute(root, str(node.target)))
+    if node.op == "call_module":
+        return root.get_submodule(str(node.target))(*args, **kwargs)
+    return _called(node, args, kwargs)
+
+
+def _called(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """What the function or method of a node gives for these arguments."""
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def as_fake(mode: FakeTensorMode) -> Callable[[Any], Any]:
     """Turns tensors into fake ones, and leaves the rest."""
     return lambda value: mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
-
-
-def attribute(root: nn.Module, path: str) -> Any:
-    """The attribute of `root` at a dotted path."""
-    return operator.attrgetter(path)(root)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 def is_record(value: object) -> bool:
     """Whether a value is an instance of a dataclass."""
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.is_dataclass(type(value))
 
 
 def fields_of(record: Any) -> dict[str, Any]:

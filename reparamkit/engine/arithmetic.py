@@ -12,32 +12,11 @@ from torch.utils._pytree import tree_map
 
 from ..algebra.size import Size
 from ..capture.capture import Captured
+from ..capture.draws import Draws
 from ..capture.tracer import FACTORIES
+from ..errors import CaptureError
 from ..layers.wide import CASTS, wide_call, wide_module
 
-RANDOM = frozenset(
-    [
-        "rand",
-        "randn",
-        "randint",
-        "randperm",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "random",
-        "bernoulli",
-        "multinomial",
-        "poisson",
-        "normal",
-        "log_normal",
-        "uniform",
-        "exponential",
-        "geometric",
-        "cauchy",
-        "dropout",
-    ]
-)
-"""Names of calls that draw numbers, in place or not."""
 Known = Mapping[fx.Node, Any]
 
 
@@ -54,8 +33,8 @@ def is_constant(captured: Captured, node: fx.Node, constants: Known, sizes: Know
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether a call of a function or method draws random numbers."""
-    return str(getattr(node.target, "__name__", node.target)).rstrip("_") in RANDOM
+    """Whether a call of a function or method drew random numbers on the values that are known."""
+    return bool(node.meta.get("random"))
 
 
 def _varies(captured: Captured, node: fx.Node) -> bool:
@@ -108,10 +87,14 @@ def evaluated(captured: Captured, node: fx.Node, constants: Known, sizes: Known)
         return tree_map(widened, constants[n])
 
     args, kwargs = fx.node.map_arg(node.args, known), fx.node.map_arg(node.kwargs, known)
-    with torch.no_grad():
+    with torch.no_grad(), Draws() as draws:
         if node.op == "call_module":
-            return wide_module(captured.module(node))(*args, **kwargs)
-        return wide_call(node.target, args, kwargs)
+            found = wide_module(captured.module(node))(*args, **kwargs)
+        else:
+            found = wide_call(node.target, args, kwargs)
+    if draws.found:
+        raise CaptureError("it draws random numbers")
+    return found
 
 
 def widened(value: Any) -> Any:

@@ -1,0 +1,251 @@
+"""The proxies of a trace: values that Python code computes with, and asks questions about, before there are any.
+
+A question is answered as the model would be, from the (fake) value of the example inputs. Where the answer may differ
+for other inputs the graph gets a check that it does not; where it cannot be known, the module is not traced.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import CaptureError
+from .guards import expect, expect_tensor
+from .questions import asks, unpacked
+
+RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
+FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
+LIKE = {"view_as": "view", "reshape_as": "reshape", "expand_as": "expand"}
+"""Methods that take a tensor for its shape."""
+SPLITS = (torch.split, Tensor.split, "split", "split_with_sizes")
+"""Functions and methods that split a tensor into parts."""
+ANSWERS = (bool, str, type, torch.dtype, torch.device, torch.layout, type(None))
+"""Values that code compares, and no more: an attribute that has one is no node."""
+A_TENSOR = torch.empty(1, 1)
+"""Has what every tensor has; what is None here may be None elsewhere."""
+UNKNOWN = object()
+"""The value of a proxy that follows from inputs of which there is no example."""
+Plain = TypeVar("Plain")
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy that knows the (fake) value of its node, if that follows from what is known."""
+
+    tracer: Any
+
+    @property
+    def value(self) -> Any:
+        return self.node.meta.get("val", UNKNOWN)
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.value
+        holder = Tensor if isinstance(value, Tensor) or value is UNKNOWN else value
+        if not hasattr(holder, name):
+            return self._missing(name, sys._getframe(1))
+        if value is UNKNOWN:
+            if getattr(A_TENSOR, name) is None:
+                raise _needs_values(f"the attribute '{name}' of the value {self.node}")
+            return _Attribute(self, name)
+        found = self.tracer.attribute_of(value, name)
+        if isinstance(value, Tensor) and name in FIXED_ATTRIBUTES:
+            return found
+        return self._decision(name, found) if isinstance(found, ANSWERS) else _Attribute(self, name)
+
+    def _decision(self, name: str, found: Any) -> Any:
+        """An attribute that code compares by identity."""
+        attribute = self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        self.tracer.create_proxy("call_function", expect, (attribute, found), {})
+        return found
+
+    def _missing(self, name: str, by: FrameType) -> Any:
+        """An attribute that tensors do not have, nor the value if it is known."""
+        if self.node.op == "get_attr":
+            return getattr(attribute(self.tracer.root, str(self.node.target)), name)
+        asked = asks(by, "hasattr", "getattr")
+        if self.value is UNKNOWN and not asked:
+            return _Attribute(self, name)
+        if self.value is UNKNOWN and not self._is_tensor():
+            raise _needs_values(f"whether the value {self.node} has an attribute '{name}'")
+        if self.node.op == "placeholder" and asked:
+            # Other callers may give what has it.
+            found = self.tracer.create_proxy("call_function", hasattr, (self, name), {})
+            self.tracer.create_proxy("call_function", expect, (found, False), {})
+        raise AttributeError(f"a {Tensor if self.value is UNKNOWN else type(self.value)} has no attribute '{name}'")
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """What isinstance() goes by. C code of torch that asks would take a proxy for a tensor in memory."""
+        return self._kind() if asks(sys._getframe(1), "isinstance") else type(self)
+
+    def _kind(self) -> type:
+        if isinstance(self.value, Tensor):
+            return nn.Parameter if isinstance(self.value, nn.Parameter) else Tensor
+        if self.value is not UNKNOWN:
+            return type(self.value)
+        if not self._is_tensor():
+            raise _needs_values(f"the type of the value {self.node}")
+        if self.node.op == "placeholder":
+            self.tracer.create_proxy("call_function", expect_tensor, (self,), {})
+        return Tensor
+
+    def _is_tensor(self) -> bool:
+        """Whether a value that is not known is taken for a tensor: an argument, or what a module says it returns."""
+        if self.node.op != "call_module":
+            return self.node.op == "placeholder"
+        forward = type(self.tracer.root.get_submodule(str(self.node.target))).forward
+        return forward.__annotations__.get("return") in (Tensor, "Tensor")
+
+    def __hash__(self) -> int:
+        return id(self) if isinstance(self.value, Tensor) else self._decided("a key", hash)
+
+    def __str__(self) -> str:
+        return repr(self) if isinstance(self.value, Tensor) else self._decided("str()", str)
+
+    def __format__(self, how: str) -> str:
+        return repr(self) if isinstance(self.value, Tensor) else self._decided("format()", lambda v: format(v, how))
+
+    def __iter__(self) -> Iterator[Any]:
+        # As many as the code itself says are no decision.
+        counted = self.value is UNKNOWN or isinstance(self.value, tuple)
+        wanted = unpacked(sys._getframe(1)) if counted else None
+        return iter([operator.getitem(self, i) for i in range(len(self) if wanted is None else wanted)])
+
+    def __len__(self) -> int:
+        parts = _parts(self.node)
+        if parts is not None:
+            return parts
+        if self.value is UNKNOWN:
+            raise _needs_values(f"the number of parts of the value {self.node}")
+        if isinstance(self.value, torch.Size):
+            return len(self.value)
+        tensor = isinstance(self.value, Tensor)
+        return int(self.size(0) if tensor else self.tracer.create_proxy("call_function", len, (self,), {}))
+
+    def __reversed__(self) -> Any:
+        return self.flip(0) if isinstance(self.value, Tensor) else iter([*self][::-1])
+
+    def __bool__(self) -> bool:
+        return self._decided("a branch", bool)
+
+    def __int__(self) -> int:
+        return self._decided("int()", int)
+
+    def __index__(self) -> int:
+        answer = self._decided("an index", operator.index)
+        self.tracer.asked(sys._getframe(1))
+        return answer
+
+    def __float__(self) -> float:
+        return self._decided("float()", float)
+
+    def _decided(self, what: str, convert: Callable[[Any], Plain]) -> Plain:
+        """The value, for Python code that needs it now; the graph checks that it stays the same."""
+        value = self.tracer.real(self.node)
+        value = self.value if value is None else value
+        if value is UNKNOWN:
+            raise _needs_values(f"{what} on the value {self.node}")
+        if isinstance(value, Tensor):
+            raise CaptureError(
+                f"{what} depends on the data of {self.node}{where(self.tracer)}: such code cannot be captured;"
+                " compute it with tensor operations (the submodules are captured by themselves)"
+            )
+        answer = convert(value)
+        if isinstance(value, torch.Size):
+            # Size by size, so that a merge for which they are free knows that they are not.
+            for size in self:
+                size._decided(what, int)
+            return answer
+        self.tracer.create_proxy("call_function", expect, (self, value), {})
+        return answer
+
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
+        return other // self, other % self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _rounding(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: ValueProxy, *digits: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, *digits), {})
+
+    return method
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: ValueProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name, _function in (("round", round), ("trunc", math.trunc), ("floor", math.floor), ("ceil", math.ceil)):
+    setattr(ValueProxy, f"__{_name}__", _rounding(_function))
+
+
+# Plain fx records ``x += y`` as ``x + y``, which is another program when x has an alias.
+for _name in ("iadd", "isub", "imul", "itruediv"):
+    setattr(ValueProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
+class _Attribute(ValueProxy):
+    """An attribute of a proxy: a node only if it is used as a value, not if it is called."""
+
+    def __init__(self, root: ValueProxy, name: str) -> None:
+        self.root, self.name, self.tracer = root, name, root.tracer
+        self._made: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        if self._made is None:
+            made = self.tracer.create_proxy("call_function", getattr, (self.root, self.name), {})
+            self._made = made.node
+        return self._made
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.name in LIKE and isinstance(args[0], fx.Proxy):
+            return getattr(self.root, LIKE[self.name])(args[0].shape)
+        if self.name == "type_as" and _on_one_device(self.root, args[0]):
+            return self.root.to(args[0].value.dtype)
+        made = self.tracer.create_proxy("call_method", self.name, (self.root, *args), kwargs)
+        value = made.value
+        if self.name in RANK_METHODS and value is not UNKNOWN:
+            return value
+        return made
+
+
+def _parts(node: fx.Node) -> int | None:
+    """How many parts a split into parts of given sizes has."""
+    sizes = node.args[1] if len(node.args) > 1 and node.target in SPLITS else None
+    return len(sizes) if isinstance(sizes, (list, tuple)) else None
+
+
+def _on_one_device(a: Any, b: Any) -> bool:
+    """Whether both are known to be tensors of one device."""
+    values = [proxy.value for proxy in (a, b) if isinstance(proxy, ValueProxy)]
+    return len(values) == 2 and all(isinstance(v, Tensor) for v in values) and values[0].device == values[1].device
+
+
+def _needs_values(what: str) -> CaptureError:
+    return CaptureError(f"the model needs {what} while it is traced: pass example_inputs to reparamkit.fuse")
+
+
+def where(tracer: Any) -> str:
+    """The module that is being traced, for an error."""
+    path = tracer.frame.path if tracer.frame else ""
+    return f" in module '{path}'" if path else ""
+
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """The attribute of `root` at a dotted path."""
+    return operator.attrgetter(path)(root)
