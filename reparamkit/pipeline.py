@@ -33,7 +33,7 @@ from .engine.sizes import read_early
 from .engine.stacking import stack, unstack
 from .errors import CaptureError, CoverageError, EquivalenceError, InvalidInputError, RecipeError
 from .exported import graph_of, tensors_in
-from .inputs import Example, checked_inputs, checked_model
+from .inputs import Example, check_no_global_hooks, checked_inputs, checked_model
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.parts import STACK_LAYERS
 from .layers.price import OBJECTIVES
@@ -272,6 +272,7 @@ def _request(
         raise InvalidInputError(f"min_coverage={min_coverage!r}: give a share from 0 to 1")
     if objective not in OBJECTIVES:
         raise InvalidInputError(f"objective={objective!r}: choose one of {', '.join(OBJECTIVES)}")
+    check_no_global_hooks()
     chosen = _chosen(rules, extra_rules, without)
     example = checked_inputs(checked_model(model), example_inputs, example_kwargs)
     if example is None and objective == "measured":
