@@ -25,6 +25,7 @@ from .engine.choose import Plan, choose
 from .engine.dead import drop_dead
 from .engine.identities import drop_identities
 from .engine.norms import take_apart
+from .engine.outside import look_outside
 from .engine.parts import name_parts
 from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
@@ -358,6 +359,7 @@ def _captured(model: nn.Module, request: Request) -> Parts:
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
     for part in parts.captured:
         name_parts(part)
+    look_outside(parts.captured, _is_leaf)
     return parts
 
 
