@@ -112,6 +112,12 @@ def chosen(self: Any, x: Tensor) -> Tensor:
     return block(x)
 
 
+def kept_in_an_attribute(self: Any, x: Tensor) -> Tensor:
+    self.rows = [self.a]
+    row = self.rows[0]
+    return row[0](x)
+
+
 PIECES: dict[str, Callable[[Any, Tensor], Any]] = {
     "a layer": lambda self, x: self.a[0](x),
     "both, with a relu between": lambda self, x: self.a[1](torch.relu(self.a[0](x))),
@@ -127,6 +133,8 @@ PIECES: dict[str, Callable[[Any, Tensor], Any]] = {
     "an attribute by its name": lambda self, x: getattr(self, "a")[0](x),  # noqa: B009
     "a part of a row": lambda self, x: self.a[:1](x),
     "all parameters": lambda self, x: self.a(x) + sum(p.sum() for p in self.parameters()),
+    "a path": lambda self, x: self.get_submodule("a.0")(x),
+    "the path of a weight": lambda self, x: x * self.get_parameter("a.0.weight").sum(),
     "a name for it in passing": lambda self, x: (row := self.a)[0](row[0](x)),
     **{
         each.__name__.replace("_", " "): each
@@ -140,6 +148,7 @@ PIECES: dict[str, Callable[[Any, Tensor], Any]] = {
             in_a_lambda,
             with_other_weights,
             chosen,
+            kept_in_an_attribute,
         )
     },
 }
@@ -256,6 +265,30 @@ def test_what_the_code_finds_in_lists_of_parameters_is_left(penalty: Callable[[A
 def test_a_device_that_is_found_in_a_list_of_parameters_blocks_nothing():
     model = build(lambda: Penalty(lambda self: next(self.parameters()).device.index))
     assert len(reparamkit.report(reparamkit.fuse(model, X)).merges) == 1
+
+
+class Asking(nn.Module):
+    """Does something else behind norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.a:
+            x = layer(x)
+            if isinstance(layer, nn.BatchNorm2d):
+                x = torch.relu(x)
+        return x
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+def test_a_layer_that_is_asked_for_its_class_keeps_it(with_inputs: bool):
+    model = build(Asking)
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-6
+    assert any("reads its class" in refusal.reason for refusal in reparamkit.report(fused).refusals)
 
 
 # --- refused with words -------------------------------------------------------------------------------

@@ -250,8 +250,9 @@ def old_style(parametrize: Callable[..., nn.Module], layer: nn.Module) -> nn.Mod
 
 def pruned(layer: nn.Module, *names: str) -> nn.Module:
     """The layer, with masks over half of these tensors."""
-    for name in names:
-        prune.l1_unstructured(layer, name, 0.5)
+    with torch.no_grad():
+        for name in names:
+            prune.l1_unstructured(layer, name, 0.5)
     return layer
 
 

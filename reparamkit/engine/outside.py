@@ -40,14 +40,19 @@ def _untraced(parts: Sequence[Captured], is_leaf: IsLeaf) -> Outside:
 
 def _listed(parts: Sequence[Captured]) -> dict[Part, str]:
     """What the code that was traced finds in lists of torch, and reads there: the graph has not the parameters, but
-    the numbers they had.
+    the numbers they had. And layers that it asks for their class.
     """
     uses = Uses()
-    for frame in {frame.module: frame for part in parts for frame in part.frames}.values():
-        if not is_torchs(type(frame.module).forward):
-            uses.follow(frame.module)
-    lists = {part: sorted(names - {""}) for part, names in uses.read.items()}
-    return {part: f"code of the model reads it in what {names[0]} lists" for part, names in lists.items() if names}
+    frames = {frame.module: None for part in parts for frame in part.frames}
+    for module in frames:
+        if not is_torchs(type(module).forward):
+            uses.follow(module)
+    lists = {part: min(names - {""}) for part, names in uses.read.items() if names - {""}}
+    found: dict[Part, str] = {part: f"code of the model reads it in what {name} lists" for part, name in lists.items()}
+    asked: dict[Part, str] = dict.fromkeys(
+        uses.asked - frames.keys(), "code of the model reads its class, which a merge changes"
+    )
+    return {**asked, **found}
 
 
 def _share(found: Outside, part: Captured, other: Captured) -> None:

@@ -24,9 +24,11 @@ Part = nn.Module | Tensor
 HELD = (nn.Module, Tensor)
 Function = ast.FunctionDef | ast.Lambda
 TENSORS = frozenset({"parameters", "named_parameters", "buffers", "named_buffers", "state_dict"})
-MODULES = frozenset({"modules", "named_modules", "get_submodule"})
+MODULES = frozenset({"modules", "named_modules"})
 """Methods of a module that list what is beneath it, at any depth."""
 CHILDREN = frozenset({"children", "named_children", "values", "items", "_modules"})
+KEEPING = frozenset({"eval", "train", "to", "requires_grad_", "cuda", "cpu", "float", "half", "double", "bfloat16"})
+"""Methods of a module that return it."""
 OWN = frozenset({"_parameters", "_buffers"})
 PASSING = frozenset({"iter", "list", "tuple", "set", "dict", "enumerate", "zip", "reversed", "sorted", "next", "vars"})
 """Functions whose result has the elements of their arguments."""
@@ -169,12 +171,14 @@ def _makes_pairs(node: ast.AST) -> bool:
 class Uses:
     """What code does, all that was followed together. called: modules that it calls as they are. read: modules and
     tensors that it uses in any other way, with the methods of torch by which it found them ("" for none). methods:
-    that may run.
+    that may run. asked: modules whose class is asked for. stored: what attributes of any object may have got.
     """
 
     called: dict[nn.Module, None] = field(default_factory=dict)
     read: dict[Part, set[str]] = field(default_factory=dict)
     methods: set[tuple[nn.Module, str]] = field(default_factory=set)
+    asked: set[nn.Module] = field(default_factory=set)
+    stored: dict[str, _Value] = field(default_factory=dict)
     _trees: dict[object, Function | None] = field(default_factory=dict)
     _results: dict[object, _Value] = field(default_factory=dict)
     _made: dict[object, _Group | _Bound | _Super] = field(default_factory=dict)
@@ -183,9 +187,12 @@ class Uses:
 
     def follow(self, module: nn.Module) -> None:
         """The forward of a module."""
-        self._runs = 0
         forward = vars(module).get("forward", type(module).forward)
-        self.run(getattr(forward, "__func__", forward), [_one(module)], {})
+        for again in (False, True):
+            # What is stored in an attribute may be read by what ran before.
+            if not again or self.stored:
+                self._runs, self._results = 0, {} if again else self._results
+                self.run(getattr(forward, "__func__", forward), [_one(module)], {})
 
     def run(self, function: object, args: list[_Value], kwargs: Mapping[str, _Value]) -> _Value:
         """A call of a function; returns what it may return."""
@@ -339,12 +346,24 @@ class _Code:
         """pairs: the value may already be what is in a pair."""
         if isinstance(target, ast.Name):
             self._bind(target.id, value)
+        elif isinstance(target, ast.Attribute):
+            self.uses.stored.setdefault(target.attr, {}).update(_relevant(value))
+        elif isinstance(target, ast.Subscript):
+            self._put(self.value(target.value), _relevant(value))
         elif isinstance(target, ast.Starred):
             self._assign(target.value, self._group(target, value))
         elif isinstance(target, (ast.Tuple, ast.List)):
             inside = {k: item for k, item in value.items() if not (pairs and isinstance(item.thing, nn.Module))}
             for each in target.elts:
                 self._assign(each, {**(value if pairs else {}), **_elements(inside)}, pairs)
+
+    def _put(self, into: _Value, value: _Value) -> None:
+        """Values go into a container; into one that is not known: anything may be done with them."""
+        groups = [item.thing for item in into.values() if isinstance(item.thing, _Group)]
+        for group in groups:
+            group.items.update(value)
+        if not groups:
+            self.uses.use(value)
 
     # --- expressions -----------------------------------------------------------------------------
 
@@ -414,7 +433,8 @@ class _Code:
         return _elements({(0, ""): item})
 
     def _attribute(self, node: ast.Attribute) -> _Value:
-        return _union(self._get(item, node.attr) for item in list(self.value(node.value).values()))
+        found = [self._get(item, node.attr) for item in list(self.value(node.value).values())]
+        return _union([*found, self.uses.stored.get(node.attr, {})])
 
     def _get(self, item: Item, name: str) -> _Value:
         thing = item.thing
@@ -507,6 +527,9 @@ class _Code:
         if isinstance(thing, (ast.FunctionDef, ast.Lambda)):
             self._bind_arguments(thing.args, args, kwargs)
             return dict(self.result)
+        if isinstance(thing, _Group):
+            self.uses.use({**given, **_one(thing)})
+            return {}
         if isinstance(thing, _Bound):
             return self._method(node, thing, args, kwargs)
         if inspect.isfunction(thing) and not is_torchs(thing):
@@ -521,7 +544,9 @@ class _Code:
                 self.uses.methods.add((owner, name))
                 return self.uses.run(function, [_one(owner), *args], kwargs)
             self.uses.use(given if name != "apply" else {**given, **_one(owner)})
-            return self._listed(owner, name) if name in CHILDREN | TENSORS | MODULES else _one(owner)
+            if name in CHILDREN | TENSORS | MODULES:
+                return self._listed(owner, name)
+            return _one(owner) if name in KEEPING else {**_parts(owner.modules()), **_parts(_tensors(owner))}
         if isinstance(function, str):
             # A container: what it gets it has, and may give again.
             if isinstance(owner, _Group):
@@ -547,6 +572,7 @@ class _Code:
             for item in given.values():
                 if isinstance(item.thing, nn.Module):
                     self.uses.note(item.thing, item.listed)
+                    self.uses.asked.add(item.thing)
         elif name != "len":
             self.uses.use(given)
         return {}
