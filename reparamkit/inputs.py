@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import register_module_forward_hook
 
 from .capture.capture import Inputs
+from .capture.state import State
 from .errors import InvalidInputError
-from .verify import undisturbed
+from .verify import compare, undisturbed
 
 WRAPPERS = {
     "OptimizedModule": "a torch.compile'd model: fuse the model you compiled (compiled._orig_mod), then compile again",
@@ -23,6 +25,12 @@ WRAPPERS = {
     "DataParallel": "a DataParallel wrapper: fuse its .module",
     "FullyShardedDataParallel": "an FSDP wrapper: gather the weights and fuse its .module",
 }
+
+GLOBAL_HOOKS = (
+    *("_global_forward_pre_hooks", "_global_forward_hooks"),
+    *("_global_backward_pre_hooks", "_global_backward_hooks"),
+)
+"""Tables of torch for hooks that are called for every module."""
 
 
 def checked_model(model: Any) -> nn.Module:
@@ -42,6 +50,15 @@ def checked_model(model: Any) -> nn.Module:
         if tensor.is_meta:
             raise InvalidInputError(f"'{name}' is on the meta device: load the weights before fusing")
     return model
+
+
+def check_no_global_hooks() -> None:
+    """Raises `InvalidInputError` if hooks of all modules of the process are set: they would see other modules."""
+    if any(vars(torch_module)[name] for name in GLOBAL_HOOKS):
+        raise InvalidInputError(
+            "hooks for all modules are set (torch.nn.modules.module.register_module_...), and would be called for"
+            " other modules after a merge: remove them before fuse"
+        )
 
 
 def _check_unwrapped(model: nn.Module) -> None:
@@ -69,14 +86,21 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
     args = () if example_inputs is None else example_inputs
     inputs = Inputs(args if isinstance(args, tuple) else (args,), dict(example_kwargs or {}))
     _check_kind(model, inputs)
+    before = State(model)
     try:
         with _counted(model) as calls:
             output = undisturbed(model, inputs)
+        again = output if before.stays else undisturbed(model, inputs)
     except Exception as error:
         raise InvalidInputError(
             f"the model rejects the example inputs ({type(error).__name__}: {error}); pass a tensor, or the tuple of"
             " positional arguments, that model(...) takes"
         ) from error
+    if not compare(again, output).passed:
+        raise InvalidInputError(
+            "the model gives another output when it runs again on the example inputs, as its forward changes"
+            " attributes: what differs from call to call cannot be compared"
+        )
     return Example(inputs, output, calls)
 
 

@@ -25,6 +25,7 @@ from .engine.choose import Plan, choose
 from .engine.dead import drop_dead
 from .engine.identities import drop_identities
 from .engine.norms import take_apart
+from .engine.outside import look_outside
 from .engine.parts import name_parts
 from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
@@ -33,7 +34,7 @@ from .engine.sizes import read_early
 from .engine.stacking import stack, unstack
 from .errors import CaptureError, CoverageError, EquivalenceError, InvalidInputError, RecipeError
 from .exported import graph_of, tensors_in
-from .inputs import Example, checked_inputs, checked_model
+from .inputs import Example, check_no_global_hooks, checked_inputs, checked_model
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.parts import STACK_LAYERS
 from .layers.price import OBJECTIVES
@@ -272,6 +273,7 @@ def _request(
         raise InvalidInputError(f"min_coverage={min_coverage!r}: give a share from 0 to 1")
     if objective not in OBJECTIVES:
         raise InvalidInputError(f"objective={objective!r}: choose one of {', '.join(OBJECTIVES)}")
+    check_no_global_hooks()
     chosen = _chosen(rules, extra_rules, without)
     example = checked_inputs(checked_model(model), example_inputs, example_kwargs)
     if example is None and objective == "measured":
@@ -357,6 +359,7 @@ def _captured(model: nn.Module, request: Request) -> Parts:
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
     for part in parts.captured:
         name_parts(part)
+    look_outside(parts.captured, _is_leaf)
     return parts
 
 

@@ -33,6 +33,7 @@ from structures import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import reparamkit
 from reparamkit import CaptureError
@@ -247,6 +248,14 @@ def old_style(parametrize: Callable[..., nn.Module], layer: nn.Module) -> nn.Mod
         return parametrize(layer)
 
 
+def pruned(layer: nn.Module, *names: str) -> nn.Module:
+    """The layer, with masks over half of these tensors."""
+    with torch.no_grad():
+        for name in names:
+            prune.l1_unstructured(layer, name, 0.5)
+    return layer
+
+
 EVEN: tuple[Shape, ...] = ((2, 4, 8, 10), (1, 4, 6, 12))
 
 TRAPS = (
@@ -315,6 +324,8 @@ TRAPS = (
     Trap(9, "one convolution on two scales", two(shared_scales), None, EVEN),
     Trap(10, "weight norm by hook", lambda: seq(old_style(nn.utils.weight_norm, conv(4, 4)), norm(4))),
     Trap(10, "spectral norm by hook", lambda: seq(old_style(nn.utils.spectral_norm, conv(4, 4)), norm(4))),
+    Trap(10, "a pruned weight", lambda: seq(pruned(conv(4, 4), "weight"), norm(4)), "conv"),
+    Trap(10, "a pruned weight and bias", lambda: seq(pruned(conv(4, 4), "weight", "bias"), norm(4)), "conv"),
     Trap(10, "a class that pads in its forward", lambda: seq(Unpadded(4, 4, 3), norm(4)), "conv"),
     *(
         Trap(

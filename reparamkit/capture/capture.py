@@ -58,6 +58,17 @@ class Apart:
 
 
 @dataclass(eq=False)
+class Outside:
+    """What code outside of a graph does, with words. used: modules and tensors that it uses by themselves. whole:
+    modules that another graph goes through as well. methods: that it may run.
+    """
+
+    used: dict[nn.Module | Tensor, str] = field(default_factory=dict)
+    whole: dict[nn.Module, str] = field(default_factory=dict)
+    methods: set[Method] = field(default_factory=set)
+
+
+@dataclass(eq=False)
 class Captured:
     """The flat graph of a model.
 
@@ -72,6 +83,7 @@ class Captured:
     watched: values whose shape the model's own code reads, though the graph does not any more.
     times: how often a run of the model runs this graph. why: it is not part of the graph around it.
     apart: per node that has the value of a call, what there was before the call was taken apart.
+    outside: what is known of other code.
     """
 
     root: nn.Module
@@ -88,6 +100,7 @@ class Captured:
     times: int = 1
     why: str = ""
     apart: dict[fx.Node, Apart] = field(default_factory=dict)
+    outside: Outside = field(default_factory=Outside)
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""

@@ -29,6 +29,11 @@ class State:
             for name in [name for name in vars(module) if name.startswith(prefix) and name not in attributes]:
                 del vars(module)[name]
 
+    @property
+    def stays(self) -> bool:
+        """Whether the modules hold what they held."""
+        return all(_same(vars(module), attributes) for module, _, attributes, _ in self._kept)
+
     def restore(self) -> set[int]:
         """Put everything back; returns the modules (by identity) that had been changed."""
         changed: set[int] = set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass, field
 
-from .methods import path_of, per_class, source
+from .methods import method_source, path_of, per_class
 
 BRANCHES = (ast.If, ast.IfExp, ast.While, ast.BoolOp, ast.Try, ast.Match)
 
@@ -16,7 +16,7 @@ BRANCHES = (ast.If, ast.IfExp, ast.While, ast.BoolOp, ast.Try, ast.Match)
 @per_class
 def branched_on(cls: type) -> dict[str, frozenset[str]]:
     """Under "forward" the parameters of a class's forward that its branches depend on."""
-    tree = source(cls.forward)  # type: ignore[attr-defined]
+    tree = method_source(cls.forward)  # type: ignore[attr-defined]
     if tree is None:
         return {}
     tests = [node for node in ast.walk(tree) if isinstance(node, BRANCHES)]
@@ -43,7 +43,7 @@ def certain_calls(cls: type) -> dict[str, frozenset[str]]:
     """Of a class's forward the paths of the modules it calls whatever its branches are ("always": none if it may
     return early), and of those whose results it reads once, outside of branches ("once").
     """
-    tree = source(cls.forward)  # type: ignore[attr-defined]
+    tree = method_source(cls.forward)  # type: ignore[attr-defined]
     if tree is None:
         return {"always": frozenset(), "once": frozenset()}
     flow = _Flow(_locals(tree))

@@ -54,7 +54,7 @@ def _methods(cls: type) -> Iterator[tuple[str, ast.AST]]:
         for name, function in vars(base).items():
             if inspect.isfunction(function) and name not in seen:
                 seen.add(name)
-                tree = source(function)
+                tree = method_source(function)
                 if tree is not None:
                     yield name, tree
 
@@ -65,6 +65,18 @@ def source(function: object) -> ast.AST | None:
         return ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
     except (OSError, SyntaxError, TypeError):
         return None
+
+
+def method_source(function: object) -> ast.AST | None:
+    """The code of a method, in which the module is ``self``, as most call it."""
+    tree = source(function)
+    nodes = [] if tree is None else list(ast.walk(tree))
+    functions = [node.args for node in nodes if isinstance(node, ast.FunctionDef)]
+    first = [each.arg for spec in functions[:1] for each in (*spec.posonlyargs, *spec.args)][:1]
+    for node in nodes:
+        if isinstance(node, ast.Name) and node.id in first:
+            node.id = "self"
+    return tree
 
 
 def _called(tree: ast.AST) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..algebra.form import Form
@@ -22,7 +23,7 @@ from .sharing import evenly_partnered
 @dataclass(frozen=True)
 class Scope:
     """permitted: names of the rules that may be used. only, skip: module paths or patterns (fnmatch). calls: how often
-    a real run called each module, by path (empty: there was none).
+    a real run called each module, by path (empty: there was none). finite: what is known of tensors.
     """
 
     captured: Captured
@@ -30,6 +31,7 @@ class Scope:
     only: Sequence[str] | None = None
     skip: Sequence[str] = ()
     calls: Mapping[str, int] = field(default_factory=dict)
+    finite: dict[Tensor, bool] = field(default_factory=dict)
 
     def check_rules(self, form: Form) -> None:
         """Raises `NotFusable` if a form is built with a rule that is switched off."""
@@ -42,6 +44,8 @@ class Scope:
         return (
             self._not_chosen(node)
             or self._shared(node)
+            or _used_outside(self.captured, node)
+            or self._not_finite(node)
             or _watched(self.captured, node)
             or self._tied(node)
             or self._aliased(node)
@@ -77,6 +81,15 @@ class Scope:
                 return f"parameter '{name}' has no data"
             if self.captured.parameter_uses[storage(tensor)] > 1:
                 return f"parameter '{name}' is tied to another module's"
+        return None
+
+    def _not_finite(self, node: fx.Node) -> str | None:
+        for part in _parts(self.captured, node):
+            if isinstance(part, Tensor) and part not in self.finite:
+                real = part.is_floating_point() and part.element_size() > 1
+                self.finite[part] = not real or bool(part.sum(dtype=torch.float64).isfinite())
+            if isinstance(part, Tensor) and not self.finite[part]:
+                return "it holds numbers that are not finite"
         return None
 
     def _aliased(self, node: fx.Node) -> str | None:
@@ -118,6 +131,30 @@ def _odd_dtype(value: object) -> str | None:
 
 def _has_state(module: nn.Module) -> bool:
     return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+
+
+def _used_outside(captured: Captured, node: fx.Node) -> str | None:
+    """Code that was not traced may use what the node does, which has to stay for it."""
+    shared = [frame.module for frame in captured.frame(node).stack if frame.module in captured.outside.whole]
+    if shared:
+        return captured.outside.whole[shared[0]]
+    return next((captured.outside.used[part] for part in _parts(captured, node) if part in captured.outside.used), None)
+
+
+def _parts(captured: Captured, node: fx.Node) -> Iterator[nn.Module | Tensor]:
+    """The module that a node calls, and the tensors that it reads, also through parameter arithmetic."""
+    waiting, seen = [node], {node}
+    while waiting:
+        found = waiting.pop()
+        if found.op == "call_module":
+            module = captured.module(found)
+            yield module
+            yield from (*module.parameters(), *module.buffers())
+        elif found.op == "get_attr" and isinstance(value := captured.attribute(found), Tensor):
+            yield value
+        new = [each for each in found.all_input_nodes if each in captured.constants and each not in seen]
+        waiting += new
+        seen.update(new)
 
 
 WATCHED = "it has hooks, which would see other values after a merge"
@@ -162,9 +199,11 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
         for cut in frame.stack[len(around.stack) :]:
             if has_hooks(cut.module):
                 raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
-    for module, name in broken_methods(captured, frames):
-        if module is captured.root:
-            raise NotFusable(f"method '{name}' of the model uses a part of what would be merged")
+            if cut.module in captured.outside.used:
+                raise NotFusable(f"'{cut.path}' is cut through: {captured.outside.used[cut.module]}")
+    broken = sorted(name for module, name in broken_methods(captured, frames) if module is captured.root)
+    if broken:
+        raise NotFusable(f"method '{broken[0]}' of the model uses a part of what would be merged")
 
 
 def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
@@ -172,8 +211,17 @@ def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method
     members = list(members)
     around = innermost([captured.frame(node) for node in members])
     places = {place_of(node) for node in members} - {""}
-    idle = {(frame.module, name) for frame in around.stack for name in _partial_users(frame, places)}
-    return partial_methods(captured, members) | (idle - captured.methods.keys())
+    idle = {(frame.module, name) for frame in _around(captured, around) for name in _partial_users(frame, places)}
+    return partial_methods(captured, members) | (idle - captured.methods.keys() - captured.outside.methods)
+
+
+def _around(captured: Captured, inner: Frame) -> Iterator[Frame]:
+    """The calls around one and itself; and the modules around the first of them, which were not traced."""
+    yield from inner.stack
+    names = inner.stack[0].path.split(".") if inner.stack[0].path else []
+    for k in range(len(names)):
+        path = ".".join(names[:k])
+        yield Frame(path, captured.root.get_submodule(path), None)
 
 
 def _partial_users(frame: Frame, members: set[str]) -> Iterator[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
-"""Pre-hooks that compute the weight of a layer from other parameters."""
+WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
+"""Pre-hooks that compute the weight of a layer from other tensors."""
 BEFORE, AFTER = "_forward_pre_hooks", "_forward_hooks"
 FORWARD = (
     *(BEFORE, "_forward_pre_hooks_with_kwargs"),

@@ -66,7 +66,7 @@ TABLE = (
         "used at several places",
         "give each place a module of its own (copy.deepcopy) before fusing",
         r"called at \S+ places|times in a run|times inside a module|tied to another|read elsewhere|in use elsewhere"
-        r"|uses a part of what would be merged",
+        r"|uses a part of what would be merged|was traced apart|is cut through|code of the model reads",
     ),
     Advice(
         "hooks",
@@ -85,6 +85,12 @@ TABLE = (
         "changes its number format",
         "fuse in float32 outside autocast, and convert the fused model",
         r"inside an autocast|dtype|overflows|rounded to|values of \w+ are not merged",
+    ),
+    Advice(
+        "numbers",
+        "holds infinity or no number",
+        "look for what damaged the weights; a factor that is meant to be infinite stays where it is",
+        r"not finite",
     ),
     Advice(
         "shapes",

@@ -234,6 +234,7 @@ class Finisher:
         """Hide the methods that cannot work any more."""
         written = {f.module for f in self.frames.values() if id(f) not in self.inlined}
         live = {(module, name) for module, name in self.captured.methods if module not in written}
+        live |= self.captured.outside.methods
         hide_broken(self.captured.root, before, self.hidden, live, original_class)
         for module, names in self.hidden.items():
             known = changes_of(module)

@@ -1,0 +1,359 @@
+"""Code that no trace has seen: merges leave it what it uses by itself, and are made where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from structures import build, conv_norm, error, sample, seq
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import reparamkit
+from reparamkit import InvalidInputError
+
+X = sample((2, 4, 8, 8), torch.float32).abs()
+
+
+class Pair(nn.Module):
+    """A convolution and a norm, with other ways to use them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv_norm(4, 4)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the statistics. shape (4, 1, 1)."""
+        found = self.norm.running_mean
+        assert isinstance(found, Tensor)
+        return found[:, None, None]
+
+    def raw(self, x: Tensor) -> Tensor:
+        """Without the norm."""
+        return self.conv(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class Branching(nn.Module):
+    """Calls its pair as a whole, or, for other data, does something else."""
+
+    def __init__(self, otherwise: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.pair, self.blocks = conv_norm(4, 4), Pair(), nn.ModuleList([conv_norm(4, 4), conv_norm(4, 4)])
+        self.otherwise = otherwise.__get__(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pair(self.a(x)) if x.sum() > 0 else self.otherwise(x)
+
+
+def first(row: nn.Sequential, x: Tensor) -> Tensor:
+    return row[0](x)
+
+
+def whole(block: nn.Module, x: Tensor) -> Tensor:
+    return block(x)
+
+
+def relu_behind_each(self: Any, x: Tensor) -> Tensor:
+    for layer in self.a:
+        x = torch.relu(layer(x))
+    return x
+
+
+def children_by_name(self: Any, x: Tensor) -> Tensor:
+    for name, layer in self.a.named_children():
+        x = layer(x) if name == "0" else torch.relu(x)
+    return x
+
+
+def unpacked(self: Any, x: Tensor) -> Tensor:
+    first, _ = self.a
+    return first(x)
+
+
+def collected(self: Any, x: Tensor) -> Tensor:
+    layers = []
+    for k in range(2):
+        layers.append(self.a[k])
+    return layers[0](x)
+
+
+def by_class(self: Any, x: Tensor) -> Tensor:
+    for module in self.modules():
+        if isinstance(module, nn.Conv2d):
+            x = module(x)
+    return x
+
+
+def by_a_local_function(self: Any, x: Tensor) -> Tensor:
+    def run(block: nn.Sequential) -> Tensor:
+        return block[0](x)
+
+    return run(self.a)
+
+
+def in_a_lambda(self: Any, x: Tensor) -> Tensor:
+    run = lambda block: block[0](x)  # noqa: E731
+    return run(self.a)
+
+
+def with_other_weights(self: Any, x: Tensor) -> Tensor:
+    return torch.func.functional_call(self.a, {"0.weight": torch.ones(4, 4, 3, 3)}, x)
+
+
+def chosen(self: Any, x: Tensor) -> Tensor:
+    block = self.a if x.sum() > 0 else self.a[0]
+    return block(x)
+
+
+def kept_in_an_attribute(self: Any, x: Tensor) -> Tensor:
+    self.rows = [self.a]
+    row = self.rows[0]
+    return row[0](x)
+
+
+PIECES: dict[str, Callable[[Any, Tensor], Any]] = {
+    "a layer": lambda self, x: self.a[0](x),
+    "both, with a relu between": lambda self, x: self.a[1](torch.relu(self.a[0](x))),
+    "a layer of a block": lambda self, x: self.pair.conv(x),
+    "a method of a block": lambda self, x: self.pair.raw(x),
+    "a property of a block": lambda self, x: x + self.pair.mean,
+    "statistics": lambda self, x: x + self.pair.norm.running_mean[:, None, None],
+    "a weight": lambda self, x: F.conv2d(x, self.a[0].weight, padding=1),
+    "a function": lambda self, x: first(self.a, x),
+    "a function, by keywords": lambda self, x: first(x=x, row=self.a),
+    "a function, of a tuple": lambda self, x: first(*(self.a, x)),
+    "the table of modules": lambda self, x: next(iter(self.a._modules.values()))(x),
+    "an attribute by its name": lambda self, x: getattr(self, "a")[0](x),  # noqa: B009
+    "a part of a row": lambda self, x: self.a[:1](x),
+    "all parameters": lambda self, x: self.a(x) + sum(p.sum() for p in self.parameters()),
+    "a path": lambda self, x: self.get_submodule("a.0")(x),
+    "the path of a weight": lambda self, x: x * self.get_parameter("a.0.weight").sum(),
+    "a name for it in passing": lambda self, x: (row := self.a)[0](row[0](x)),
+    **{
+        each.__name__.replace("_", " "): each
+        for each in (
+            relu_behind_each,
+            children_by_name,
+            unpacked,
+            collected,
+            by_class,
+            by_a_local_function,
+            in_a_lambda,
+            with_other_weights,
+            chosen,
+            kept_in_an_attribute,
+        )
+    },
+}
+WHOLE: dict[str, Callable[[Any, Tensor], Any]] = {
+    "nothing": lambda self, x: x,
+    "calls": lambda self, x: self.pair(torch.relu(self.a(x))),
+    "calls of elements": lambda self, x: [self.blocks[k](x) for k in range(len(self.blocks))][1],
+    "a loop": lambda self, x: [block(x) * k for k, block in enumerate(self.blocks)][1],
+    "two lists": lambda self, x: [block(x) * k for block, k in zip([self.a, self.pair], (1, 2), strict=True)][1],
+    "a function that calls": lambda self, x: whole(self.a, x),
+    "a device": lambda self, x: self.a(x.to(next(self.parameters()).device)),
+    "a checkpoint": lambda self, x: checkpoint(self.a, x, use_reentrant=False),
+    "attributes by computed names": lambda self, x: [getattr(self, name)(x) for name in ("a", "pair")][1],
+}
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("otherwise", PIECES.values(), ids=PIECES)
+def test_what_an_untraced_forward_uses_in_pieces_is_left(otherwise: Callable[[Any, Tensor], Any], with_inputs: bool):
+    """Both ways through a forward that cannot be traced give what they gave, and a reason names it."""
+    model = build(lambda: Branching(otherwise))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-5
+        assert error(fused(-X), model(-X)) <= 1e-5
+    reasons = [refusal.reason for refusal in reparamkit.report(fused).refusals]
+    assert any("Branching" in reason and "could not be traced" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("otherwise", WHOLE.values(), ids=WHOLE)
+def test_what_an_untraced_forward_calls_as_a_whole_is_merged(
+    otherwise: Callable[[Any, Tensor], Any], with_inputs: bool
+):
+    """Code that cannot be traced does not block the blocks that it calls."""
+    model = build(lambda: Branching(otherwise))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-5
+        assert error(fused(-X), model(-X)) <= 1e-5
+    # The blocks that the example does not call are not known.
+    assert len(reparamkit.report(fused).merges) == (2 if with_inputs else 4)
+
+
+class Twice(nn.Module):
+    """Two children that share a pair, in a forward that cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pair = conv_norm(4, 4)
+        self.a, self.b = seq(pair, nn.ReLU()), seq(pair[0], nn.ReLU(), pair[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x) if x.sum() > 0 else self.b(x)
+
+
+def test_a_pair_that_two_parts_share_is_left():
+    """How often it is called is not known without inputs."""
+    model = build(Twice)
+    fused = reparamkit.fuse(model)
+    with torch.no_grad():
+        assert torch.equal(fused(X), model(X))
+        assert torch.equal(fused(-X), model(-X))
+    assert any("traced apart" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+# --- lists of parameters ------------------------------------------------------------------------------
+
+
+class Penalty(nn.Module):
+    """A pair, and a number that is computed from its weights."""
+
+    def __init__(self, penalty: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.a = conv_norm(4, 4)
+        self.penalty = penalty.__get__(self)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        return self.a(x), self.penalty()
+
+
+def of_convolutions(self: Any) -> Any:
+    return sum(m.weight.square().sum() for m in self.modules() if isinstance(m, nn.Conv2d))
+
+
+def of_norms(self: Any) -> Any:
+    return sum(m.weight.square().sum() for m in self.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+LISTS: dict[str, Callable[[Any], Any]] = {
+    "parameters": lambda self: sum(p.square().sum() for p in self.parameters()),
+    "named parameters": lambda self: sum(p.square().sum() for name, p in self.named_parameters() if "weight" in name),
+    "a dictionary of them": lambda self: dict(self.named_parameters())["a.0.weight"].sum(),
+    "buffers": lambda self: sum(b.double().sum() for b in self.buffers()),
+    "the state dict": lambda self: self.state_dict()["a.0.weight"].sum(),
+    "the table of parameters": lambda self: self.a[0]._parameters["weight"].sum(),
+    "of convolutions": of_convolutions,
+    "of norms": of_norms,
+}
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("penalty", LISTS.values(), ids=LISTS)
+def test_what_the_code_finds_in_lists_of_parameters_is_left(penalty: Callable[[Any], Any], with_inputs: bool):
+    """A penalty of the weights is what it was."""
+    model = build(lambda: Penalty(penalty))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    with torch.no_grad():
+        for found, wanted in zip(fused(X), model(X), strict=True):
+            assert error(found, wanted) <= 1e-6
+    assert any("lists" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+def test_a_device_that_is_found_in_a_list_of_parameters_blocks_nothing():
+    model = build(lambda: Penalty(lambda self: next(self.parameters()).device.index))
+    assert len(reparamkit.report(reparamkit.fuse(model, X)).merges) == 1
+
+
+class Asking(nn.Module):
+    """Does something else behind norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.a:
+            x = layer(x)
+            if isinstance(layer, nn.BatchNorm2d):
+                x = torch.relu(x)
+        return x
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+def test_a_layer_that_is_asked_for_its_class_keeps_it(with_inputs: bool):
+    model = build(Asking)
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-6
+    assert any("reads its class" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+# --- refused with words -------------------------------------------------------------------------------
+
+
+class Counting(nn.Module):
+    """Each call gives more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.calls = conv_norm(4, 4), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.a(x) * self.calls
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+def test_a_model_that_counts_its_calls_is_refused(inplace: bool):
+    with pytest.raises(InvalidInputError, match="another output when it runs again"):
+        reparamkit.fuse(build(Counting), X, inplace=inplace)
+
+
+class Remembering(nn.Module):
+    """Keeps what is the same in every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.factor = conv_norm(4, 4), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.factor is None:
+            self.factor = 2
+        return torch.relu(self.a(x)) * self.factor
+
+
+def test_a_model_that_remembers_something_is_merged():
+    assert len(reparamkit.report(reparamkit.fuse(build(Remembering), X)).merges) == 1
+
+
+def test_hooks_on_all_modules_are_refused():
+    hook = nn.modules.module.register_module_forward_hook(lambda module, args, output: None)
+    try:
+        with pytest.raises(InvalidInputError, match="hooks for all modules"):
+            reparamkit.fuse(build(Counting))
+    finally:
+        hook.remove()
+
+
+class Scaled(nn.Module):
+    """A factor for each channel."""
+
+    def __init__(self, last: float) -> None:
+        super().__init__()
+        self.a = conv_norm(4, 4)
+        self.register_buffer("factor", torch.tensor([1.0, 0.0, 2.0, last]).view(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) * self.factor
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_numbers_that_are_not_finite_are_not_merged(number: float):
+    """The rest is, and the reason says so."""
+    model = build(lambda: Scaled(number))
+    report = reparamkit.explain(model, X)
+    assert len(report.merges) == 1
+    assert any("not finite" in refusal.reason for refusal in report.refusals)
