@@ -39,6 +39,13 @@ TABLE = (
         r"zero padding|border|no symmetric padding|along part of a dimension|weighs border|same in every window",
     ),
     Advice(
+        "resampled",
+        "is resampled in between",
+        "put norms and 1x1 convolutions next to each other; an interpolation, an average of windows or a reflection"
+        " stays, and lets through only what is the same along its axes",
+        r"resampl|averages of windows|averages over whole axes|one position is read|nearest positions|that crops",
+    ),
+    Advice(
         "cost",
         "exact, and would cost more",
         'nothing, for speed; objective="launches" takes merges that raise FLOPs or stored numbers',
@@ -84,7 +91,7 @@ TABLE = (
         "dtype",
         "changes its number format",
         "fuse in float32 outside autocast, and convert the fused model",
-        r"inside an autocast|dtype|overflows|rounded to|values of \w+ are not merged",
+        r"inside an autocast|dtype|complex|overflows|rounded to|values of \w+ are not merged",
     ),
     Advice(
         "numbers",
