@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..algebra.form import Form
 from ..capture.aliases import MAY_ALIAS, target_name
@@ -87,7 +88,7 @@ class Scope:
         for part in _parts(self.captured, node):
             if isinstance(part, Tensor) and part not in self.finite:
                 real = part.is_floating_point() and part.element_size() > 1
-                self.finite[part] = not real or bool(part.sum(dtype=torch.float64).isfinite())
+                self.finite[part] = not real or _is_finite(part)
             if isinstance(part, Tensor) and not self.finite[part]:
                 return "it holds numbers that are not finite"
         return None
@@ -158,6 +159,12 @@ def _parts(captured: Captured, node: fx.Node) -> Iterator[nn.Module | Tensor]:
 
 
 WATCHED = "it has hooks, which would see other values after a merge"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # No test for a recipe: numbers of another checkpoint are checked when they are converted.
+    with _disable_current_modes():
+        return bool(tensor.sum(dtype=torch.float64).isfinite())
 
 
 def _watched(captured: Captured, node: fx.Node) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
-from collections import ChainMap
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,8 +40,8 @@ SAME_THING = (ast.Is, ast.IsNot, ast.In, ast.NotIn)
 PAIRS = frozenset({"enumerate", "zip", "items", "named_children", "named_modules", "named_parameters"})
 UNKNOWN = "*"
 """The name of arguments that come out of a container, for any parameter."""
-DEEPEST, MOST = 30, 3000
-"""How many calls inside each other are followed, and how many in all."""
+DEEPEST, MOST, FEW = 30, 3000, 6
+"""How many calls inside each other are followed, how many in all, and how many of one function by its containers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +144,11 @@ def _print(value: _Value) -> Iterator[object]:
         yield key, len(item.thing.items) if isinstance(item.thing, _Group) else 0
 
 
+def _held(value: _Value) -> Iterator[object]:
+    """What tells a value from others that hold other parts of a model."""
+    return iter(sorted(_reached(value)))
+
+
 def is_torchs(function: object) -> bool:
     """Whether a function is torch's, or Python's."""
     return str(getattr(function, "__module__", None)).partition(".")[0] in ("torch", "builtins", "None")
@@ -182,6 +187,7 @@ class Uses:
     _trees: dict[object, Function | None] = field(default_factory=dict)
     _results: dict[object, _Value] = field(default_factory=dict)
     _made: dict[object, _Group | _Bound | _Super] = field(default_factory=dict)
+    _times: Counter[object] = field(default_factory=Counter)
     _depth: int = 0
     _runs: int = 0
 
@@ -192,13 +198,15 @@ class Uses:
             # What is stored in an attribute may be read by what ran before.
             if not again or self.stored:
                 self._runs, self._results = 0, {} if again else self._results
+                self._times.clear()
                 self.run(getattr(forward, "__func__", forward), [_one(module)], {})
 
     def run(self, function: object, args: list[_Value], kwargs: Mapping[str, _Value]) -> _Value:
         """A call of a function; returns what it may return."""
         given = [("", value) for value in args] + sorted(kwargs.items(), key=lambda pair: pair[0])
-        key = function, tuple((name, *_print(value)) for name, value in given)
+        key = self._key(function, given)
         if key not in self._results:
+            self._times[function] += 1
             result = self._results[key] = {}
             tree = self._tree(function)
             inner = inspect.unwrap(function)  # type: ignore[arg-type]
@@ -210,6 +218,11 @@ class Uses:
                 _Code(self, inner, result).run(tree, args, kwargs)  # type: ignore[arg-type]
                 self._depth -= 1
         return self._results[key]
+
+    def _key(self, function: object, given: list[tuple[str, _Value]]) -> object:
+        """What tells a call from others: containers that the code makes, each time anew, tell it only a few times."""
+        tell = _print if self._times[function] < FEW else _held
+        return function, tuple((name, *tell(value)) for name, value in given)
 
     def _tree(self, function: object) -> Function | None:
         if function not in self._trees:

@@ -151,16 +151,17 @@ class Readers:
 def either(*readings: Callable[[], Form]) -> tuple[Form, ...]:
     """The forms of a call that can be read in several ways.
 
-    Raises `NotFusable`, with the reason of the last, if none can.
+    Raises `NotFusable`, with the reason of the first, if none can.
     """
     forms: list[Form] = []
+    reasons: list[NotFusable] = []
     for reading in readings:
         try:
             forms.append(reading())
         except NotFusable as no:
-            reason = no
+            reasons.append(no)
     if not forms:
-        raise reason
+        raise reasons[0]
     return tuple(forms)
 
 
