@@ -334,7 +334,8 @@ class _Chooser:
                 self._reject(node, Rejected(option.members, before, after))
             return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
-        less = after.launches < before.launches or (after.macs < before.macs and self._moves_work(node, option))
+        fewer, as_many = after.launches < before.launches, after.launches <= before.launches
+        less = fewer or (as_many and after.macs < before.macs and self._moves_work(node, option))
         pays = less and self.score(after) < self.score(before)
         if not pays and (why := _because(option)):
             self.reading.no(node, f"{why}that costs more than the merge saves")

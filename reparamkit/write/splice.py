@@ -88,7 +88,7 @@ class Splicer:
 
     def _form(self, written: Written, placed: Placed) -> fx.Node:
         for symbol, pin in sorted(placed.guards, key=lambda g: str(g[0].origin)):
-            if not (symbol.stands_for_dims and self._rank_guard(placed)):
+            if not (symbol.stands_for_dims and self._rank_guard(written.frame, placed)):
                 self._guard(written.frame, symbol, pin)
         results = [self._term(written, placement) for placement in placed.terms]
         if placed.dim is not None:
@@ -98,11 +98,11 @@ class Splicer:
             result = self.captured.graph.call_function(operator.add, (result, other))
         return result
 
-    def _rank_guard(self, placed: Placed) -> bool:
-        """Check the rank of what is read, which is at hand; whether there is such a value."""
+    def _rank_guard(self, frame: Frame, placed: Placed) -> bool:
+        """Check the rank of what is read, if it is at hand; whether there is such a value."""
         for name, term in placed.form.terms.items():
-            if not term.op.open_rank:
-                value = self.current(self.captured.named[name])
+            value = self.current(self.captured.named[name])
+            if not term.op.open_rank and self._reaches(frame, value):
                 self.captured.graph.call_function(expect_rank, (value, len(term.op.source)))
                 return True
         return False
