@@ -281,7 +281,9 @@ class _Chooser:
         views = sorted((e for e in deep if _only_views(e[2])), key=lambda e: e[0][1] == float("inf"))
         layers = [e for e in deep if e not in views]
         cheap = sorted(layers, key=lambda e: e[:2])
-        kept = [e for e in layers if e in cheap[:CHEAPEST] or e in layers[:DEEPEST]]
+        # The plainest, which begins right before the value, is what a merge falls back on.
+        near = sorted(layers, key=lambda e: len(e[2].members))
+        kept = [e for e in layers if e in cheap[:CHEAPEST] or e in layers[:DEEPEST] or e in near[:1]]
         # A scale with several readers may have to stay; then a merge begins behind it.
         behind = [e for e in layers if e not in kept and any(map(self._is_shared_scale, e[2].form.terms))]
         # The deepest may need a guard that cannot be written where it is read; then a nearer one does without.
@@ -335,7 +337,8 @@ class _Chooser:
             return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
         fewer, as_many = after.launches < before.launches, after.launches <= before.launches
-        less = fewer or (as_many and after.macs < before.macs and self._moves_work(node, option))
+        one = option.placed is not None and len(option.placed.terms) == 1
+        less = fewer or (one and as_many and after.macs < before.macs and self._moves_work(node, option))
         pays = less and self.score(after) < self.score(before)
         if not pays and (why := _because(option)):
             self.reading.no(node, f"{why}that costs more than the merge saves")

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from ..algebra.form import CONSTANT_FOLD, Form, source_form
 from ..algebra.operator import open_sizes
-from ..algebra.size import Size, fixed, free_size, stencil_size
+from ..algebra.size import Size, fixed, free_size
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured
 from ..capture.guards import is_guard
@@ -480,8 +480,6 @@ def _computed(node: fx.Node, args: list[Any]) -> Any:
             return numbers[0] * numbers[1]
         if node.target in (operator.floordiv, operator.truediv):
             exact = numbers[0].divide(numbers[1])
-            if exact is None and node.target is operator.floordiv and numbers[1].known and numbers[1].factor > 0:
-                exact = stencil_size(numbers[0], numbers[1].factor, -numbers[1].factor)
             return exact if exact is not None else _opaque(node)
     return _opaque(node)
 

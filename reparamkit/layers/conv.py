@@ -11,35 +11,21 @@ from torch import Tensor, nn
 
 from ..algebra.build import conv, conv_transposed
 from ..algebra.form import Form
-from ..errors import NotFusable
 from .padding import around
-from .probed import probe_module
-from .registry import READERS, either
+from .registry import READERS
 
 PerAxis = int | Sequence[int]
 
 
 @READERS.reader(nn.Conv1d, nn.Conv2d, nn.Conv3d)
-def read_conv_layer(layer: nn.Conv2d, input: Form) -> tuple[Form, ...]:
-    """A convolution, zero padded; other modes resample its input first, or make a full matrix on fixed sizes."""
+def read_conv_layer(layer: nn.Conv2d, input: Form) -> Form:
+    """A convolution, zero padded; in other modes a resampling of its input first, in one layer."""
     if layer.padding_mode == "zeros":
-        read = read_conv(input, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-        return (read,)
-    return either(lambda: _padded(layer, input), lambda: _probed(layer, input))
-
-
-def _padded(layer: nn.Conv2d, input: Form) -> Form:
-    """One layer: there is no place between padding and convolution."""
+        return read_conv(input, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     pads = layer._reversed_padding_repeated_twice
     x = around(input, list(zip(pads[0::2], pads[1::2], strict=True))[::-1], layer.padding_mode)
     x = replace(x, recent=(*input.recent, None))
     return conv(x, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
-
-
-def _probed(layer: nn.Conv2d, input: Form) -> Form:
-    if len(input.sizes) != layer.weight.dim():
-        raise NotFusable("can be read on fixed sizes only, of a batch: pass example_inputs")
-    return probe_module(layer, input)
 
 
 @READERS.reader(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)

@@ -30,9 +30,8 @@ def read_avg_pool_layer(layer: nn.AvgPool2d, input: Form) -> tuple[Form, ...]:
     divisor = getattr(layer, "divisor_override", None)
     window = _Window(input, axes, layer.kernel_size, layer.stride, layer.padding)
     how = layer.ceil_mode, layer.count_include_pad, divisor
-    if window.uneven(*how):
-        return either(lambda: window.means(*how), lambda: probe_module(layer, input))
-    return either(lambda: window.average(divisor), lambda: window.means(*how))
+    readings = [lambda: window.even(*how), lambda: window.means(*how)]
+    return either(*readings, *[lambda: probe_module(layer, input)] * bool(window.uneven(*how)))
 
 
 def _reader_of(axes: int) -> Callable[..., tuple[Form, ...]]:

@@ -58,8 +58,17 @@ class Splicer:
 
     def begin(self, site: Site) -> Written:
         """A site to be spliced."""
-        frame = innermost([self.captured.frame(m) for m in site.core])
-        return Written(site, frame, site.value, partial=broken_methods(self.captured, site.members))
+        return Written(site, self._home(site), site.value, partial=broken_methods(self.captured, site.members))
+
+    def _home(self, site: Site) -> Frame:
+        return innermost([self.captured.frame(m) for m in site.core])
+
+    def check(self, site: Site) -> None:
+        """Raises `NotFusable` if the code that would check a size does not see it."""
+        frame, placed = self._home(site), site.placed
+        for symbol, _ in placed.guards if placed is not None else ():
+            if placed is not None and not (symbol.stands_for_dims and self._ranked(frame, placed)):
+                self._source(frame, symbol)
 
     def splice(self, written: Written) -> None:
         """Insert the merged layers after the site's value; nothing uses them yet."""
@@ -100,12 +109,18 @@ class Splicer:
 
     def _rank_guard(self, frame: Frame, placed: Placed) -> bool:
         """Check the rank of what is read, if it is at hand; whether there is such a value."""
+        found = self._ranked(frame, placed)
+        if found is not None:
+            self.captured.graph.call_function(expect_rank, found)
+        return found is not None
+
+    def _ranked(self, frame: Frame, placed: Placed) -> tuple[fx.Node, int] | None:
+        """A value that is read and that the code of a call sees, and its rank."""
         for name, term in placed.form.terms.items():
             value = self.current(self.captured.named[name])
             if not term.op.open_rank and self._reaches(frame, value):
-                self.captured.graph.call_function(expect_rank, (value, len(term.op.source)))
-                return True
-        return False
+                return value, len(term.op.source)
+        return None
 
     def _reaches(self, frame: Frame, node: fx.Node) -> bool:
         """Whether the code of a call can see a value: it made it, or got it as an argument."""
@@ -127,11 +142,7 @@ class Splicer:
         return name
 
     def _guard(self, frame: Frame, symbol: Symbol, pin: Pin) -> None:
-        name, dim = symbol.origin
-        node = self.current(self.captured.named[str(name)])
-        assert isinstance(dim, int)
-        if not self._reaches(frame, node):
-            raise NotFusable(f"a size that a guard must check ({name}) does not reach '{frame.path}'")
+        node, dim = self._source(frame, symbol)
         if isinstance(pin, Size):
             if isinstance(node.meta.get("val"), int):
                 raise NotFusable("a size that is computed by the model must be a multiple of a number")
@@ -142,6 +153,15 @@ class Splicer:
             self.captured.graph.call_function(expect_size, (node, dim, pin))
         else:
             self.captured.graph.call_function(expect_rank, (node, dim + pin))
+
+    def _source(self, frame: Frame, symbol: Symbol) -> tuple[fx.Node, int]:
+        """The value and the dimension that a symbol is the size of."""
+        name, dim = symbol.origin
+        node = self.current(self.captured.named[str(name)])
+        assert isinstance(dim, int)
+        if not self._reaches(frame, node):
+            raise NotFusable(f"a size that a guard must check ({name}) does not reach '{frame.path}'")
+        return node, dim
 
     def _term(self, written: Written, placement: Placement) -> fx.Node:
         value = self.current(self.captured.named[placement.source])

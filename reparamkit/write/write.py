@@ -249,6 +249,7 @@ class Writer:
             self._check_hooks(site.members)
             return
         site = self._settled(site)
+        self.splicer.check(site)
         for scale in _written_out(site):
             self.finisher.check(self.captured.frame(scale), [scale], _guarded(site))
         if not is_chain(self.captured, site):

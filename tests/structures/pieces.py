@@ -10,7 +10,7 @@ from .blocks import Model, Sum, conv, conv_norm, norm, seq
 from .table import MAPS_1D, Shape, Structure
 
 EVEN: tuple[Shape, ...] = ((2, 4, 8, 12), (1, 4, 6, 10), (3, 4, 12, 8))
-WINDOWS: tuple[Shape, ...] = ((2, 8, 6, 5), (1, 4, 10, 5))
+WINDOWS: tuple[Shape, ...] = ((2, 8, 6, 5), (1, 8, 6, 5))
 
 
 def focused(x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ PIECES = (
         WINDOWS,
         "native_layer_norm linear _softmax",
         needs_inputs=True,
-        equation="W LN(x) = W diag(g) n(x) + W b, in windows of any number",
+        equation="W LN(x) = W diag(g) n(x) + W b, in windows",
         source="Swin, Liu et al. 2021",
     ),
     Structure(
