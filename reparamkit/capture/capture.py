@@ -83,7 +83,7 @@ class Captured:
     watched: values whose shape the model's own code reads, though the graph does not any more.
     times: how often a run of the model runs this graph. why: it is not part of the graph around it.
     apart: per node that has the value of a call, what there was before the call was taken apart.
-    outside: what is known of other code.
+    outside: what is known of other code. lists: the lists of its own parts for which the code asked torch.
     """
 
     root: nn.Module
@@ -101,6 +101,7 @@ class Captured:
     why: str = ""
     apart: dict[fx.Node, Apart] = field(default_factory=dict)
     outside: Outside = field(default_factory=Outside)
+    lists: set[str] = field(default_factory=set)
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""
@@ -274,7 +275,15 @@ def _captured(
         raise _capture_error(tracer, path, inputs, error) from error
     tier = "values" if sized else "symbolic"
     return Captured(
-        model, graph, tracer.frames, tier, changed, stored, held=_missing(model, named), attributes=frozenset(named)
+        model,
+        graph,
+        tracer.frames,
+        tier,
+        changed,
+        stored,
+        held=_missing(model, named),
+        attributes=frozenset(named),
+        lists=tracer.lists,
     )
 
 

@@ -26,6 +26,7 @@ from ..errors import CaptureError
 from .buffers import other_buffers
 from .draws import Draws, no_plain_draws
 from .guards import is_guard
+from .listing import lists_noted
 from .proxies import ValueProxy, attribute, where
 from .trees import leaves, map_leaves
 from .variadic import sizes_together
@@ -204,7 +205,8 @@ class Tracer(fx.Tracer):
         self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
         self.frame = Frame(path, root.get_submodule(path), None)
         self.frames = [self.frame]
-        with _Calls(self), sizes_together(), no_plain_draws():
+        self.lists: set[str] = set()
+        with _Calls(self), sizes_together(), no_plain_draws(), lists_noted(self.lists):
             return self.trace(root)
 
     def create_args_for_root(

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from ..capture.capture import Captured, Outside
-from .uses import Part, Uses, is_torchs
+from .uses import OWN, Part, Uses, is_torchs
 
 IsLeaf = Callable[[nn.Module], bool]
+VANISHING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+"""Layers in whose place there is another class after a merge; the weights that take them up stay of their class."""
 
 
 def look_outside(parts: Sequence[Captured], is_leaf: IsLeaf) -> None:
@@ -47,11 +49,15 @@ def _listed(parts: Sequence[Captured]) -> dict[Part, str]:
     for module in frames:
         if not is_torchs(type(module).forward):
             uses.follow(module)
-    lists = {part: min(names - {""}) for part, names in uses.read.items() if names - {""}}
+    # The code is followed on all its branches; these lists were asked for.
+    made = set().union(OWN, *(part.lists for part in parts))
+    lists = {part: min(names & made) for part, names in uses.read.items() if names & made}
     found: dict[Part, str] = {part: f"code of the model reads it in what {name} lists" for part, name in lists.items()}
-    asked: dict[Part, str] = dict.fromkeys(
-        uses.asked - frames.keys(), "code of the model reads its class, which a merge changes"
-    )
+    asked: dict[Part, str] = {
+        module: "code of the model reads its class, which a merge changes"
+        for module, names in uses.asked.items()
+        if module not in frames and names & {"", *made} and isinstance(module, VANISHING)
+    }
     return {**asked, **found}
 
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..algebra.form import Form
 from ..capture.aliases import MAY_ALIAS, target_name
@@ -32,7 +33,7 @@ class Scope:
     only: Sequence[str] | None = None
     skip: Sequence[str] = ()
     calls: Mapping[str, int] = field(default_factory=dict)
-    finite: dict[Tensor, bool] = field(default_factory=dict)
+    finite: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
 
     def check_rules(self, form: Form) -> None:
         """Raises `NotFusable` if a form is built with a rule that is switched off."""

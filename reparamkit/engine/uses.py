@@ -176,13 +176,13 @@ def _makes_pairs(node: ast.AST) -> bool:
 class Uses:
     """What code does, all that was followed together. called: modules that it calls as they are. read: modules and
     tensors that it uses in any other way, with the methods of torch by which it found them ("" for none). methods:
-    that may run. asked: modules whose class is asked for. stored: what attributes of any object may have got.
+    that may run. asked: modules whose class is asked for, with the same. stored: what attributes may have got.
     """
 
     called: dict[nn.Module, None] = field(default_factory=dict)
     read: dict[Part, set[str]] = field(default_factory=dict)
     methods: set[tuple[nn.Module, str]] = field(default_factory=set)
-    asked: set[nn.Module] = field(default_factory=set)
+    asked: dict[nn.Module, set[str]] = field(default_factory=dict)
     stored: dict[str, _Value] = field(default_factory=dict)
     _trees: dict[object, Function | None] = field(default_factory=dict)
     _results: dict[object, _Value] = field(default_factory=dict)
@@ -585,7 +585,7 @@ class _Code:
             for item in given.values():
                 if isinstance(item.thing, nn.Module):
                     self.uses.note(item.thing, item.listed)
-                    self.uses.asked.add(item.thing)
+                    self.uses.asked.setdefault(item.thing, set()).add(item.listed)
         elif name != "len":
             self.uses.use(given)
         return {}
