@@ -336,9 +336,10 @@ class _Chooser:
                 self._reject(node, Rejected(option.members, before, after))
             return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
-        fewer, as_many = after.launches < before.launches, after.launches <= before.launches
+        # A layer over a concatenation that becomes several, and their sum, must save launches.
         one = option.placed is not None and len(option.placed.terms) == 1
-        less = fewer or (one and as_many and after.macs < before.macs and self._moves_work(node, option))
+        moved = one and after.macs < before.macs and self._moves_work(node, option)
+        less = after.launches < before.launches or moved
         pays = less and self.score(after) < self.score(before)
         if not pays and (why := _because(option)):
             self.reading.no(node, f"{why}that costs more than the merge saves")
