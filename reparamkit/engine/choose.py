@@ -337,7 +337,7 @@ class _Chooser:
             return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
         # A layer over a concatenation that becomes several, and their sum, must save launches.
-        one = option.placed is not None and len(option.placed.terms) == 1
+        one = option.placed is not None and (len(option.placed.terms) == 1 or option.placed.dim is not None)
         moved = one and after.macs < before.macs and self._moves_work(node, option)
         less = after.launches < before.launches or moved
         pays = less and self.score(after) < self.score(before)
