@@ -10,18 +10,11 @@ from .blocks import Model, Sum, conv, conv_norm, norm, seq
 from .table import MAPS_1D, Shape, Structure
 
 EVEN: tuple[Shape, ...] = ((2, 4, 8, 12), (1, 4, 6, 10), (3, 4, 12, 8))
-WINDOWS: tuple[Shape, ...] = ((2, 8, 6, 5), (1, 8, 6, 5))
 
 
 def focused(x: Tensor) -> Tensor:
     """Every other pixel, four times, as channels."""
     return torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
-
-
-def in_windows(x: Tensor) -> Tensor:
-    """(b, h, w, c) as windows of 2 x 2 tokens."""
-    b, h, w, c = x.shape
-    return x.view(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)
 
 
 class Causal(nn.Module):
@@ -84,17 +77,6 @@ PIECES = (
         "conv",
         equation="both have n/2 outputs if n is even",
         near="strides that differ",
-    ),
-    Structure(
-        "layer norm, windows, linear",
-        lambda: Model(
-            lambda m, x: m.linear(in_windows(m.norm(x))).softmax(-1), norm=nn.LayerNorm(5), linear=nn.Linear(5, 7)
-        ),
-        WINDOWS,
-        "native_layer_norm linear _softmax",
-        needs_inputs=True,
-        equation="W LN(x) = W diag(g) n(x) + W b, in windows",
-        source="Swin, Liu et al. 2021",
     ),
     Structure(
         "norm behind zero padding, cropped again",
