@@ -128,12 +128,15 @@ def choose(
 
 @dataclass(eq=False)
 class _Option:
-    """A way to have a value: as computed (no placed form), or by a form. price: once it was asked for."""
+    """A way to have a value: as computed (no placed form), or by a form. before: what the members cost. price: once it
+    was asked for.
+    """
 
     cost: Cost
     sources: tuple[fx.Node, ...]
     members: frozenset[fx.Node] = frozenset()
     placed: Placed | None = None
+    before: Cost = field(default_factory=Cost)
     price: float | None = None
 
 
@@ -315,7 +318,8 @@ class _Chooser:
             return None
         sources = [self.named[name] for name in candidate.form.terms]
         sources += self._kept_inputs(candidate, placed)
-        return _Option(placed.cost, tuple(dict.fromkeys(sources)), candidate.members, placed)
+        before = sum((self.cost(m) for m in candidate.members), Cost())
+        return _Option(placed.cost, tuple(dict.fromkeys(sources)), candidate.members, placed, before)
 
     def _kept_inputs(self, candidate: Candidate, placed: Placed) -> list[fx.Node]:
         """What the views that stay need besides the value they view: sizes."""
@@ -328,7 +332,7 @@ class _Chooser:
 
     def _pays(self, node: fx.Node, option: _Option) -> bool:
         """Never slower: neither FLOPs nor stored numbers may rise (a bias added to a weight is exempt)."""
-        before, after = self._before(option), option.cost
+        before, after = option.before, option.cost
         for what, old, new in self._raised(option):
             if len(option.members) > 1:
                 factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
@@ -346,12 +350,9 @@ class _Chooser:
             self._reject(node, Rejected(option.members, before, after))
         return pays
 
-    def _before(self, option: _Option) -> Cost:
-        return sum((self.cost(m) for m in option.members), Cost())
-
     def _raised(self, option: _Option) -> Iterator[tuple[str, int, int]]:
         """What rises that may not: its name, from what, to what."""
-        before, after = self._before(option), option.cost
+        before, after = option.before, option.cost
         if after.flops > before.flops and FLOPS not in self.may_raise:
             yield FLOPS, before.flops, after.flops
         stored = after.stored - _bias_numbers(option.placed)
@@ -515,8 +516,7 @@ class _Chooser:
         return (w for w, value in self.reading.writes.items() if value in sources and order[w] < order[reader])
 
     def _site(self, node: fx.Node, option: _Option, placed: Placed) -> Site:
-        before = sum((self.cost(m) for m in option.members), Cost())
-        return Site(node, option.members, tuple(sorted(placed.form.used)), before, option.cost, placed)
+        return Site(node, option.members, tuple(sorted(placed.form.used)), option.before, option.cost, placed)
 
     def _best(self, node: fx.Node) -> _Option:
         options = [self._as_computed(node)]

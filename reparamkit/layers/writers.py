@@ -372,7 +372,7 @@ def _conv(op: Operator, bias: Operator | None, rank: int) -> LayerPlan:
     if any(link is not None and link.up > 1 for link in spatial):
         return _transposed_plan(mixed, vector, channel, [spread(link) for link in spatial])
     made = _conv_plan(mixed, vector, channel, [window(link) for link in spatial])
-    if not all(map(_keeps_size, spatial)):
+    if not (all(map(_keeps_size, spatial)) and any(map(_is_uneven, spatial))):
         return made
     return min(made, _padded_first(mixed, vector, channel, spatial), key=lambda each: each.cost.flops)
 
@@ -382,15 +382,23 @@ def _keeps_size(link: Link | None) -> bool:
     return link is None or link.role is F or (link.shape_preserving and link.taps[0] + link.taps[-1] in (0, 1))
 
 
+def _is_uneven(link: Link | None) -> bool:
+    """Whether a window is padded by more at one end than at the other."""
+    if link is None or link.role is not S or link.up > 1:
+        return False
+    low, high = _ends_padded(link)
+    return low != high
+
+
 def _padded_first(op: Operator, vector: Operator | None, channel: int, spatial: list[Link | None]) -> LayerPlan:
     """Zeros first, then an unpadded convolution: where one end is padded by more, a symmetric window has more taps."""
     made = _conv_plan(op, vector, channel, [_unpadded(link) for link in spatial])
     pads = [n for link in reversed(spatial) for n in (_ends_padded(link) if link is not None else (0, 0))]
-    pad = PADS[len(spatial)](tuple(pads))  # type: ignore[arg-type]
-    passes = numel(op.source_sizes)
-    return replace(
-        made, cost=made.cost + Cost(0, passes, 0, 1), build=lambda: nn.Sequential(pad, made.build()), checks=None
-    )
+
+    def build() -> nn.Module:
+        return nn.Sequential(PADS[len(spatial)](tuple(pads)), made.build())  # type: ignore[arg-type]
+
+    return replace(made, cost=made.cost + Cost(0, numel(op.source_sizes), 0, 1), build=build, checks=None)
 
 
 def _ends_padded(link: Link) -> tuple[int, int]:
@@ -410,8 +418,7 @@ def _unpadded(link: Link | None) -> Window:
 
 def uneven_cost(op: Operator) -> Cost:
     """Of a convolution that pads one end by more: torch pads its input by a pass of its own."""
-    ends = [_ends_padded(link) for link in op.links if link.role is S and link.up == 1]
-    uneven = op.has(IN, OUT) and any(low != high for low, high in ends)
+    uneven = op.has(IN, OUT) and any(map(_is_uneven, op.links))
     return Cost(0, numel(op.source_sizes), 0, 1) if uneven else Cost()
 
 
