@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -188,10 +188,18 @@ class Piece:
         """Runs nodes in float64."""
         return _Wide(self.captured)
 
+    @cached_property
+    def earlier(self) -> set[fx.Node]:
+        """Writes into a source before a member reads it first: they are part of what it is taken to be."""
+        aliases = self.captured.aliases
+        sources = [node for node in self.sources if node in aliases.order]
+        firsts = {node: aliases.first_reader(node, self.members & aliases.order.keys()) for node in sources}
+        return {write for node, first in firsts.items() for write in aliases.writes_between(node, node, first)}
+
     def value(self, result: fx.Node, given: Mapping[fx.Node, Any], as_traced: bool) -> Any:
         """The value of a node in float64, given the values of some nodes it depends on."""
         known: dict[fx.Node, Any] = {node: value.clone() for node, value in given.items()}
-        for node in needed(self.captured, result, known, as_traced):
+        for node in needed(self.captured, result, known, as_traced, self.earlier):
             known[node] = self.runner.call(node, known)
         return known[result]
 
@@ -297,8 +305,14 @@ def _number(size: Size, value: int | None) -> int:
     return size.substitute(pins).hint
 
 
-def needed(captured: Captured, result: fx.Node, known: dict[fx.Node, Any], as_traced: bool) -> list[fx.Node]:
-    """The nodes between the known values and `result`, in program order."""
+def needed(
+    captured: Captured,
+    result: fx.Node,
+    known: dict[fx.Node, Any],
+    as_traced: bool,
+    without: Collection[fx.Node] = (),
+) -> list[fx.Node]:
+    """The nodes between the known values and `result`, in program order. without: writes that are in what is known."""
     wanted: set[fx.Node] = set()
     stack = [result]
     while stack:
@@ -312,7 +326,8 @@ def needed(captured: Captured, result: fx.Node, known: dict[fx.Node, Any], as_tr
         if node.op == "placeholder":
             raise LookupError(f"{node} is not given")
         wanted.add(node)
-        stack.extend((*node.all_input_nodes, *captured.aliases.writes_before(node)))
+        writes = captured.aliases.writes_before(node)
+        stack.extend((*node.all_input_nodes, *(write for write in writes if write not in without)))
     return sorted(wanted)
 
 

@@ -93,6 +93,26 @@ def written_through_a_view(m: Any, x: Tensor) -> Tensor:
     return m.n(y)
 
 
+def written_before_it_is_read(m: Any, x: Tensor) -> Tensor:
+    x = torch.relu(x)
+    x[:, :2] = torch.sigmoid(x[:, :2])
+    return m.n(m.a(x))
+
+
+def written_between(m: Any, x: Tensor) -> Tensor:
+    x = torch.relu(x)
+    y = m.a(x)
+    x[:, :2] = torch.sigmoid(x[:, :2])
+    return m.n(y) + m.b(x)
+
+
+def written_between_two_readers(m: Any, x: Tensor) -> Tensor:
+    x = torch.relu(x)
+    y = m.a(x)
+    x[:, :2] = 1.0
+    return y + m.b(x)
+
+
 def swapped_names(m: Any, x: Tensor) -> Tensor:
     a, b = m.a(x), m.b(x)
     a, b = b, a
@@ -307,6 +327,9 @@ TRAPS = (
     Trap(8, "a value added to itself in place", two(added_in_place_to_itself)),
     Trap(8, "a view that is written through", two(written_through_a_view)),
     Trap(8, "names swapped, then +=", two(swapped_names)),
+    Trap(8, "a value that is written into before it is read", two(written_before_it_is_read), "relu sigmoid conv"),
+    Trap(8, "a value that is written into while it is merged", two(written_between)),
+    Trap(8, "a value that two layers read, written into between them", two(written_between_two_readers)),
     Trap(
         9,
         "one norm, two readers",
@@ -320,6 +343,19 @@ TRAPS = (
         "one norm, a reader that cannot take it",
         lambda: Model(lambda m, x: (lambda y: m.a(y) * torch.sigmoid(y))(m.n(x)), n=norm(4), a=conv(4, 4, 1)),
         "norm conv sigmoid mul",
+    ),
+    Trap(
+        9,
+        "a bottleneck that is read twice, once behind a padded convolution",
+        lambda: Model(
+            lambda m, x: (lambda y: torch.cat([y, F.silu(m.m(m.b(y)))], 1))(m.n(m.a(x))),
+            a=conv(48, 48, 1),
+            n=norm(48),
+            b=conv(48, 48),
+            m=norm(48),
+        ),
+        "conv conv silu cat",
+        ((2, 48, 12, 12), (1, 48, 11, 13)),
     ),
     Trap(9, "one convolution on two scales", two(shared_scales), None, EVEN),
     Trap(10, "weight norm by hook", lambda: seq(old_style(nn.utils.weight_norm, conv(4, 4)), norm(4))),

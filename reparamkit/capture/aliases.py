@@ -8,7 +8,7 @@ harmless (nothing else reads the old memory) and which values must be left alone
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import networkx as nx
 from torch import fx, nn
@@ -131,17 +131,21 @@ class Aliases:
         """The values that may share memory with `node`, itself included."""
         return self._classes[node]
 
-    def writes_between(self, node: fx.Node, end: fx.Node) -> list[fx.Node]:
-        """Writes into the memory of `node` after it was made and before `end`."""
-        first, last = self.order[node], self.order[end]
+    def writes_between(self, node: fx.Node, start: fx.Node, end: fx.Node) -> list[fx.Node]:
+        """Writes into the memory of `node` after `start` and before `end`."""
+        first, last = self.order[start], self.order[end]
         return [w for w in self.writers if first < self.order[w] < last and w in self.of(node)]
+
+    def first_reader(self, node: fx.Node, members: Iterable[fx.Node]) -> fx.Node:
+        """The first of some nodes to read a value; the value itself if none does."""
+        return min((m for m in members if node in m.all_input_nodes), key=self.order.__getitem__, default=node)
 
     def writes_before(self, reader: fx.Node) -> list[fx.Node]:
         """Writes into what a node reads, after that was made and before it is read."""
         read = [n for n in reader.all_input_nodes if n in self.order]
         if reader not in self.order:
             return []
-        return list(dict.fromkeys(w for n in read for w in self.writes_between(n, reader)))
+        return list(dict.fromkeys(w for n in read for w in self.writes_between(n, n, reader)))
 
     def _barriers(self) -> set[fx.Node]:
         """Values whose memory is written while something else can still see it: left as they are."""

@@ -128,8 +128,8 @@ def choose(
 
 @dataclass(eq=False)
 class _Option:
-    """A way to have a value: as computed (no placed form), or by a form. before: what the members cost. price: once it
-    was asked for.
+    """A way to have a value: as computed (no placed form), or by a form. before: what the members cost. parts, price:
+    once they were asked for.
     """
 
     cost: Cost
@@ -137,6 +137,7 @@ class _Option:
     members: frozenset[fx.Node] = frozenset()
     placed: Placed | None = None
     before: Cost = field(default_factory=Cost)
+    parts: dict[fx.Node, float] | None = None
     price: float | None = None
 
 
@@ -208,15 +209,14 @@ class _Chooser:
         return self.reading.shapes[self.named[name]][0]
 
     def total(self, node: fx.Node) -> float:
-        """The least price of having a value, with shared inputs divided among their readers.
+        """The least price of having a value by what is allowed, with shared inputs divided among their readers.
 
         What stays in every plan costs nothing to read, so only the affine part before a value counts.
         """
         if self._must_stay(node):
             return 0.0
         if node not in self.totals:
-            options = [self._as_computed(node), *self.options.get(node, [])]
-            self.totals[node] = min(self._price(option) for option in options)
+            self.totals[node] = self._price(self._best(node))
         return self.totals[node]
 
     def _price(self, option: _Option) -> float:
@@ -230,7 +230,9 @@ class _Chooser:
         With these parts a merge is cheaper than its members exactly if its cost is less than theirs, each counted
         as far as it would no longer be needed.
         """
-        reading = sum(self.total(s) * part for s, part in self._parts(option).items())
+        if option.parts is None:
+            option.parts = self._parts(option)
+        reading = sum(self.total(s) * part for s, part in option.parts.items())
         return self.score(option.cost) + reading + self.effort * len(option.members)
 
     def _parts(self, option: _Option) -> dict[fx.Node, float]:
@@ -377,7 +379,9 @@ class _Chooser:
 
     def _check_writes(self, node: fx.Node, candidate: Candidate) -> None:
         for name in candidate.form.terms:
-            writers = self.captured.aliases.writes_between(self.named[name], node)
+            # What was written before the first of them reads it, the merged layer reads as well.
+            first = self.captured.aliases.first_reader(self.named[name], candidate.members)
+            writers = self.captured.aliases.writes_between(self.named[name], first, node)
             # A write inside the merge goes with it, unless something else reads what was written.
             if any(w not in candidate.members or self._is_seen(w, node, candidate) for w in writers):
                 raise NotFusable("its input is overwritten in place before the merged layer could read it")
@@ -401,7 +405,7 @@ class _Chooser:
             best = better
         # Two merges may only pay together, and be beyond what is allowed each alone: then neither is made.
         while self._rank(best)[0] > 0 and (shared := {site.merge for site, _ in _overlapping(best)}):
-            self.banned = self.banned | shared
+            self._forbid(self.banned | shared, self.pinned)
             best = self._written()
         return Plan(best.sites, self._refusals(best), best.needed, self.original, best.price, self.rejected)
 
@@ -419,16 +423,26 @@ class _Chooser:
             needless = {site.merge for site in plan.sites if not self._worth_absorbing(site, plan)}
             refused = set() if needless else {site.merge for site in plan.sites if not self._can_be_written(site)}
             refused |= set() if needless else self._check_even(plan)
-            self.banned = self.banned | needless
+            self._forbid(self.banned | needless, self.pinned)
             if gone := refused if trial else refused | needless:
                 self._drop(gone)
             elif not needless:
                 return plan
 
     def _drop(self, merges: set[_Merge]) -> None:
-        """Forget merges that cannot be written, and all prices, which may have counted on them."""
+        """Forget merges that cannot be written."""
         for node, _ in merges:
             self.options[node] = [o for o in self.options[node] if (node, o.members) not in merges]
+        self._forget_prices()
+
+    def _forbid(self, banned: set[_Merge], pinned: set[fx.Node]) -> None:
+        """Choose without these merges, and without those that have one of these pieces inside."""
+        if (banned, pinned) != (self.banned, self.pinned):
+            self.banned, self.pinned = banned, pinned
+            self._forget_prices()
+
+    def _forget_prices(self) -> None:
+        """Prices may have counted on what is not allowed any more."""
         self.totals.clear()
         for option in itertools.chain(self.computed.values(), *self.options.values()):
             option.price = None
@@ -528,21 +542,29 @@ class _Chooser:
         return (node, option.members) not in self.banned and inside.isdisjoint(self.pinned)
 
     def _improved(self, plan: _Selection) -> _Selection | None:
-        """A better plan without one of the merges that share their pieces, or without all merges through a piece."""
-        for site, shared in _overlapping(plan):
-            moves: list[tuple[set[_Merge], set[fx.Node]]] = [({site.merge}, set())]
-            for banned, pinned in [*moves, *((set(), {m}) for m in shared)]:
-                self.tries += 1
-                if self.tries > MAX_TRIES:
-                    return None
-                before = self.banned, self.pinned
-                self.banned, self.pinned = self.banned | banned, self.pinned | pinned
-                other = self._written(trial=True)
-                if self._rank(other) < self._rank(plan):
+        """A better plan without one of the merges that share their pieces, or without all merges through a piece; or
+        with the merges through a piece again, that were given up for a merge which is gone itself by now.
+        """
+        for banned, pinned, site in self._moves(plan):
+            self.tries += 1
+            if self.tries > MAX_TRIES:
+                return None
+            before = self.banned, self.pinned
+            self._forbid(self.banned | banned, pinned)
+            other = self._written(trial=True)
+            if self._rank(other) < self._rank(plan):
+                if site is not None:
                     self.reading.no(site.value, "its pieces are needed elsewhere too: merging would add work")
-                    return other
-                self.banned, self.pinned = before
+                return other
+            self._forbid(*before)
         return None
+
+    def _moves(self, plan: _Selection) -> Iterator[tuple[set[_Merge], set[fx.Node], Site | None]]:
+        """What to try: merges to ban, the pieces that are pinned then, and the merge that is given up by it."""
+        for site, shared in _overlapping(plan):
+            yield {site.merge}, self.pinned, site
+            yield from ((set(), self.pinned | {piece}, site) for piece in shared)
+        yield from ((set(), self.pinned - {piece}, None) for piece in sorted(self.pinned, key=lambda n: n.name))
 
     def _rank(self, plan: _Selection) -> tuple[float, float]:
         """By how much a plan is worse than the model itself, which it may not be in the end; and its price."""
