@@ -35,6 +35,7 @@ from .engine.stacking import stack, unstack
 from .errors import CaptureError, CoverageError, EquivalenceError, InvalidInputError, RecipeError
 from .exported import graph_of, tensors_in
 from .inputs import Example, check_no_global_hooks, checked_inputs, checked_model
+from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.parts import STACK_LAYERS
 from .layers.price import OBJECTIVES
@@ -353,7 +354,7 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
 
 def _captured(model: nn.Module, request: Request) -> Parts:
     """What could be traced of a model, with the parts of its tensors named."""
-    parts = capture_parts(model, request.inputs, _is_leaf, whole=request.as_graph)
+    parts = capture_parts(model, request.inputs, _is_leaf, has_hooks, whole=request.as_graph)
     if request.as_graph and parts.opaque:
         path, reason = next(iter(parts.opaque.items()))
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)

@@ -16,6 +16,7 @@ from .engine.norms import second_flops
 from .engine.placing import node_cost
 from .engine.reading import Reading
 from .engine.scope import place_of
+from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.price import Cost
 from .report import Caution, Merge, Picture, Price, Refusal, Report, Totals
@@ -218,7 +219,8 @@ def _alone(node: fx.Node, reading: Reading) -> list[str]:
 
 def _named(node: fx.Node, reading: Reading) -> str:
     if node.op == "call_module":
-        return type(reading.captured.module(node)).__name__
+        module = reading.captured.module(node)
+        return type(module).__name__ + " with hooks" * has_hooks(module)
     return str(getattr(node.target, "__name__", node.target))
 
 

@@ -209,6 +209,30 @@ def test_output_hook_on_the_model():
     same(run(fused, X), run(net, X))
 
 
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("pre", [True, False], ids=["before", "behind"])
+@pytest.mark.parametrize("changes", [False, True], ids=["looking", "changing"])
+def test_hooks_on_a_block(changes: bool, pre: bool, with_inputs: bool):
+    """What a block computes is merged; what its hooks saw, and made of it, is as it was."""
+    net = build(lambda: seq(repvgg(4), repvgg(4), repvgg(4)))
+    seen: list[Any] = []
+
+    def look(module: nn.Module, args: tuple[Tensor], *output: Tensor) -> Tensor | None:
+        (value,) = output or args
+        seen.append(value)
+        return 2 * value if changes else None
+
+    (net[1].register_forward_pre_hook if pre else net[1].register_forward_hook)(look)
+    x = sample(MAPS[0], torch.float32)
+    fused = reparamkit.fuse(net, x if with_inputs else None)
+    assert all(isinstance(each, Tensor) for each in seen)
+    seen.clear()
+    same(run(fused, x), run(net, x))
+    same(*seen)
+    assert operations(fused, x).split().count("conv") == 3
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
 @pytest.mark.parametrize("trainable", [True, False])
 def test_requires_grad(trainable: bool):
     """A frozen net stays frozen, a trainable one trainable; gradients of the input are those of the original."""

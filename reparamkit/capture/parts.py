@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
 from torch.utils._pytree import tree_flatten
 
 from ..errors import CaptureError, InvalidInputError
@@ -18,6 +17,9 @@ from .capture import Captured, Inputs, capture, run
 from .tracer import Opaque
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+Asked = Callable[[nn.Module], bool]
+_Calls = dict[str, list[tuple[Inputs, Any]]]
+"""Per path of a module the inputs and outputs of each of its calls."""
 
 
 @dataclass
@@ -29,10 +31,11 @@ class Parts:
 
 
 def capture_parts(
-    model: nn.Module, inputs: Inputs | None, is_leaf: Callable[[nn.Module], bool], whole: bool = False
+    model: nn.Module, inputs: Inputs | None, is_leaf: Asked, has_hooks: Asked, whole: bool = False
 ) -> Parts:
     """Trace `model` (in place: it is a private copy); a module that cannot be traced stays a call, and the modules
-    inside it are traced by themselves. So is a module that is called several times, unless the `whole` is wanted.
+    inside it are traced by themselves. So is a module that has hooks, which only a call of it runs, and one that is
+    called several times, unless the `whole` is wanted.
 
     Raises `CaptureError` if nothing can be traced.
     """
@@ -44,6 +47,8 @@ def capture_parts(
             continue
         seen.add(path)
         found = _Part(model, path, given, is_leaf, parts.opaque)
+        if not whole:
+            queue += [(name, given, "it has hooks") for name, given in found.leave_hooked(has_hooks)]
         try:
             captured = found.capture()
             split = [captured] if whole or inputs is None else _split(found, captured, inputs)
@@ -67,9 +72,32 @@ class _Part:
     model: nn.Module
     path: str
     inputs: Inputs | None
-    is_leaf: Callable[[nn.Module], bool]
+    is_leaf: Asked
     reasons: dict[str, str]
     opaque: dict[str, Opaque] = field(default_factory=dict)
+
+    def leave_hooked(self, has_hooks: Asked) -> Iterator[tuple[str, Inputs | None]]:
+        """Leave the outermost modules inside that have hooks as calls; yields them, with the inputs of their call."""
+        hooked = dict(self._hooked(has_hooks, self.model.get_submodule(self.path), self.path))
+        calls = self._calls(hooked)
+        self.opaque |= {path: Opaque(module, _outputs(calls[path])) for path, module in hooked.items()}
+        yield from _given(hooked, calls if self.inputs is not None else None, "and has hooks", self.reasons)
+
+    def _hooked(self, has_hooks: Asked, module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+        for name, child in module.named_children():
+            inner = f"{path}.{name}" if path else name
+            if self.is_leaf(child):
+                continue
+            if has_hooks(child):
+                yield inner, child
+            else:
+                yield from self._hooked(has_hooks, child, inner)
+
+    def _calls(self, wanted: dict[str, nn.Module]) -> _Calls:
+        """The calls of modules inside, if there are inputs."""
+        if self.inputs is None or not wanted:
+            return {path: [] for path in wanted}
+        return _recorded(self.model.get_submodule(self.path), self.inputs, wanted)
 
     def capture(self) -> Captured:
         """Trace, and as long as that fails, leave the module where it fails as a call."""
@@ -81,22 +109,20 @@ class _Part:
                 self.reasons[where] = str(error)
                 if where in self.opaque:
                     raise
-                self.opaque[where] = Opaque(self.model.get_submodule(where), self._outputs(where))
+                self._leave(where)
                 if where == self.path:
                     raise
 
     def around(self, shared: Sequence[Captured]) -> Captured:
         """Trace once more, and only call what was captured by itself."""
         for each in shared:
-            path = each.frames[0].path
-            self.opaque[path] = Opaque(self.model.get_submodule(path), self._outputs(path))
+            self._leave(each.frames[0].path)
         return self.capture()
 
-    def _outputs(self, path: str) -> list[Any]:
-        if self.inputs is None or path == self.path:
-            return []
-        entry, module = self.model.get_submodule(self.path), self.model.get_submodule(path)
-        return [output for _, output in _recorded(entry, self.inputs, {path: module})[path]]
+    def _leave(self, path: str) -> None:
+        module = self.model.get_submodule(path)
+        calls = self._calls({path: module}) if path != self.path else {path: []}
+        self.opaque[path] = Opaque(module, _outputs(calls[path]))
 
 
 def _split(part: _Part, captured: Captured, inputs: Inputs) -> list[Captured]:
@@ -108,9 +134,7 @@ def _split(part: _Part, captured: Captured, inputs: Inputs) -> list[Captured]:
         return [captured]
 
 
-def _shared(
-    model: nn.Module, captured: Captured, inputs: Inputs, is_leaf: Callable[[nn.Module], bool]
-) -> Iterator[Captured]:
+def _shared(model: nn.Module, captured: Captured, inputs: Inputs, is_leaf: Asked) -> Iterator[Captured]:
     """The modules that are called several times and always alike, the outermost ones, each captured for all its calls:
     with free sizes.
     """
@@ -150,14 +174,26 @@ def _inside(model: nn.Module, path: str, part: _Part, inputs: Inputs | None) -> 
     """The modules inside one that cannot be traced, with the inputs of their one call."""
     children = dict(_children(model.get_submodule(path), path))
     children = {name: child for name, child in children.items() if not part.is_leaf(child)}
-    if inputs is None or not children:
-        yield from ((name, None) for name in children)
-        return
-    for name, calls in _recorded(model, inputs, children).items():
-        if len(calls) == 1:
-            yield name, calls[0][0]
-        elif calls:
-            part.reasons[name] = f"it is called {len(calls)} times inside a module that cannot be traced"
+    calls = _recorded(model, inputs, children) if inputs is not None and children else None
+    return _given(children, calls, "inside a module that cannot be traced", part.reasons)
+
+
+def _given(
+    modules: Iterable[str], calls: _Calls | None, where: str, reasons: dict[str, str]
+) -> Iterator[tuple[str, Inputs | None]]:
+    """The modules that are called once, with their inputs; all of them, if nothing is known of their calls. `reasons`
+    receives why the others are left.
+    """
+    for name in modules:
+        found = [] if calls is None else calls[name]
+        if calls is None or len(found) == 1:
+            yield name, found[0][0] if found else None
+        elif found:
+            reasons[name] = f"it is called {len(found)} times {where}"
+
+
+def _outputs(calls: list[tuple[Inputs, Any]]) -> list[Any]:
+    return [output for _, output in calls]
 
 
 def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
@@ -169,22 +205,21 @@ def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
             yield inner, child
 
 
-def _recorded(model: nn.Module, inputs: Inputs, wanted: dict[str, nn.Module]) -> dict[str, list[tuple[Inputs, Any]]]:
+def _recorded(model: nn.Module, inputs: Inputs, wanted: dict[str, nn.Module]) -> _Calls:
     """Per path the inputs and outputs of each call in one real run."""
-    calls: dict[str, list[tuple[Inputs, Any]]] = {path: [] for path in wanted}
+    calls: _Calls = {path: [] for path in wanted}
     paths = {id(module): path for path, module in wanted.items()}
     given: list[Inputs] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if id(module) in paths:
-            given.append(Inputs(args, kwargs).copied())
+        given.append(Inputs(args, kwargs).copied())
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if id(module) in paths:
-            calls[paths[id(module)]].append((given.pop(), output))
+        calls[paths[id(module)]].append((given.pop(), output))
 
+    # The last hooks of a module: forward gets what others made of the inputs, and they may change its output.
     before = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in wanted.values()]
-    after = register_module_forward_hook(leave, with_kwargs=True)
+    after = [module.register_forward_hook(leave, with_kwargs=True) for module in wanted.values()]
     try:
         with other_buffers(model, Tensor.clone):
             run(model, inputs.copied())
@@ -194,8 +229,6 @@ def _recorded(model: nn.Module, inputs: Inputs, wanted: dict[str, nn.Module]) ->
             " works on the original (a hook?): pass inplace=True"
         ) from error
     finally:
-        for handle in (*before, after):
+        for handle in (*before, *after):
             handle.remove()
-        # torch forgets to: what is left there makes torch.compile warn of hooks.
-        _global_forward_hooks_with_kwargs.pop(after.id, None)
     return calls

@@ -199,7 +199,8 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
             raise NotFusable(f"{where} is a single layer of torch, whose forward is not written again")
         if isinstance(each.module, fx.GraphModule):
             raise NotFusable(f"{where} is a GraphModule, whose code is that of its graph: fuse it by itself")
-        if has_hooks(each.module):
+        # The hooks of the outermost call are run around what is written.
+        if each.parent is not None and has_hooks(each.module):
             raise NotFusable(f"{where} has hooks, and its forward would have to be written again")
         if id(each.module) in captured.stateful:
             raise NotFusable(f"the forward of {where} sets attributes of the module")
