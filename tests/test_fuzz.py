@@ -83,7 +83,7 @@ def test_a_wrong_reader_is_found_and_made_small(wrong: str, monkeypatch: pytest.
         found = check(given)
         assert found is not None
         assert found[0].kind.startswith("wrong")
-        small, failure, _ = shrink(given, found[0])
+        small, failure, _ = shrink(given, *found)
     assert failure.kind == found[0].kind
     assert {step.number for step in small.steps} == {2, 3}
 

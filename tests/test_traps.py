@@ -23,6 +23,7 @@ from structures import (
     conv_norm,
     depthwise,
     error,
+    hooked,
     norm,
     operations,
     repvgg,
@@ -118,6 +119,12 @@ def swapped_names(m: Any, x: Tensor) -> Tensor:
     a, b = b, a
     a += b
     return m.n(a) - b
+
+
+def flat_and_back(m: Any, x: Tensor) -> Tensor:
+    y = m.r(x).abs()
+    y = m.fc(y.reshape(y.shape[0], -1)).reshape(y.shape)
+    return y + m.c(y)
 
 
 def channel_shuffle(m: Any, x: Tensor) -> Tensor:
@@ -327,6 +334,11 @@ TRAPS = (
     Trap(8, "a value added to itself in place", two(added_in_place_to_itself)),
     Trap(8, "a view that is written through", two(written_through_a_view)),
     Trap(8, "names swapped, then +=", two(swapped_names)),
+    Trap(
+        8,
+        "a norm for nothing, and its input overwritten",
+        lambda: Model(lambda m, x: (lambda y: (m.n(y), torch.sigmoid_(y))[1])(x.mean((2, 3))), n=nn.GroupNorm(2, 4)),
+    ),
     Trap(8, "a value that is written into before it is read", two(written_before_it_is_read), "relu sigmoid conv"),
     Trap(8, "a value that is written into while it is merged", two(written_between)),
     Trap(8, "a value that two layers read, written into between them", two(written_between_two_readers)),
@@ -450,6 +462,30 @@ TRAPS = (
             ("reshape by a keyword", lambda m, x: m.b(torch.reshape(m.a(x), shape=(-1, 1, 4))), "linear"),
             ("one index without a dimension", lambda m, x: torch.index_select(m.a(x), 1, torch.tensor(2)), None),
         )
+    ),
+    Trap(
+        15,
+        "a hook before a scale that is absorbed",
+        lambda: hooked(
+            Model(
+                lambda m, x: m.c(m.n(sum(torch.unbind(x, 1)))),
+                n=seq(norm(4), norm(4)),
+                c=nn.Conv2d(4, 4, 1, padding=1, padding_mode="replicate"),
+            ),
+            "n.0",
+            before=True,
+        ),
+        None,
+        ((2, 3, 4, 6, 6), (1, 3, 4, 5, 7)),
+    ),
+    Trap(
+        15,
+        "a size that only a hooked norm has",
+        lambda: hooked(
+            Model(flat_and_back, r=seq(norm(4), norm(4)), fc=nn.Linear(48, 48, bias=False), c=conv(4, 4)), "r.0"
+        ),
+        None,
+        ((2, 4, 3, 4), (1, 4, 3, 4)),
     ),
     Trap(15, "scale zero", lambda: seq(conv(4, 4), Zero(), norm(4))),
     Trap(15, "fifty norms", lambda: seq(conv(4, 4), *(FrozenNorm(4) for _ in range(50)), Scalar(4, 1, 1)), "conv"),

@@ -29,7 +29,7 @@ EACH = 6
 """Reproducers that are made of one kind of failure; of a price that rises, fewer."""
 PRICES = ("rise", "merges more")
 SLOW = 30
-"""Seconds after which a program counts as hanging."""
+"""Seconds of the processor after which a program counts as hanging."""
 
 
 def main() -> int:
@@ -57,7 +57,7 @@ def _one(seed: int) -> int:
     if found is None:
         print("holds")
         return 0
-    small, failure, trial = shrink(program(seed), found[0])
+    small, failure, trial = shrink(program(seed), *found)
     print(reproducer(small, failure, trial))
     return 1
 
@@ -123,8 +123,8 @@ def _hanging(number: int, frame: FrameType | None) -> None:
 
 def _try(state: State, failures: Path) -> None:
     drawn = program(state.next)
-    signal.signal(signal.SIGALRM, _hanging)
-    signal.alarm(SLOW)
+    signal.signal(signal.SIGVTALRM, _hanging)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SLOW)
     try:
         found = check(drawn)
     except Skip:
@@ -133,7 +133,7 @@ def _try(state: State, failures: Path) -> None:
     except Hanging as error:
         found = Failure("takes too long", str(error)), Trial(True, {})
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     state.tried += 1
     if found is None:
         return
@@ -141,7 +141,7 @@ def _try(state: State, failures: Path) -> None:
     small = drawn
     each = 3 if failure.kind.endswith(PRICES) else EACH
     if state.known[str(failure.key)] < each and failure.kind != "takes too long":
-        small, failure, trial = shrink(drawn, failure, 15)
+        small, failure, trial = shrink(drawn, failure, trial, 15)
     key = f"{failure.kind} | {failure.where} | {' '.join(sorted(small.kinds))}"
     state.known[str(failure.key)] += 1
     first = key not in state.known

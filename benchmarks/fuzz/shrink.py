@@ -19,8 +19,8 @@ PLAINER = (
 )
 
 
-def shrink(program: Program, failure: Failure, seconds: float = 60) -> tuple[Program, Failure, Trial]:
-    """The smallest program found that fails with the same key."""
+def shrink(program: Program, failure: Failure, trial: Trial, seconds: float = 60) -> tuple[Program, Failure, Trial]:
+    """The smallest program found that fails with the same key; the same failure, if it does not happen again."""
     end = time.monotonic() + seconds
 
     def fails(candidate: Program) -> bool:
@@ -39,8 +39,7 @@ def shrink(program: Program, failure: Failure, seconds: float = 60) -> tuple[Pro
                 program, smaller = candidate, True
                 break
     found = check(program)
-    assert found is not None
-    return program, *found
+    return (program, failure, trial) if found is None else (program, *found)
 
 
 def _candidates(program: Program) -> Iterator[Program]:

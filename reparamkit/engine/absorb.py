@@ -13,6 +13,7 @@ from torch import fx
 from ..algebra.operator import Role
 from .placing import Placed
 from .reading import Reading
+from .scope import watched
 
 
 def leading(reading: Reading, placed: Placed, named: Mapping[str, fx.Node]) -> list[fx.Node]:
@@ -29,9 +30,9 @@ def leading(reading: Reading, placed: Placed, named: Mapping[str, fx.Node]) -> l
 
 
 def is_scale(reading: Reading, node: fx.Node) -> bool:
-    """Whether a node gives a tensor of the shape of the only value that it reads, number by number."""
-    form = reading.read.get(node)
-    if form is None or len(form.terms) != 1 or node in reading.captured.aliases.writers:
+    """Whether a node gives a tensor of the shape of the only value that it reads, number by number, and has no hooks."""
+    form, captured = reading.read.get(node), reading.captured
+    if form is None or len(form.terms) != 1 or node in captured.aliases.writers or watched(captured, node):
         return False
     (term,) = form.terms.values()
     through = all(link.role in (Role.FREE, Role.DIAGONAL) and not link.segmented for link in term.op.links)

@@ -56,11 +56,13 @@ def _read_by_code(captured: Captured, node: fx.Node) -> str | None:
 
 
 def join(captured: Captured) -> None:
-    """Make the norms whose second part nothing absorbed one node again."""
+    """Make the norms whose second part nothing absorbed one node again, but for those that are not called any more."""
+    left = set(captured.graph.nodes)
     for node, apart in captured.apart.items():
-        parts = node.all_input_nodes
-        restore(node, apart)
         captured.held.pop(str(apart.target), None)
+        parts = node.all_input_nodes
+        if node in left:
+            restore(node, apart)
         for part in parts:
             if not part.users:
                 captured.graph.erase_node(part)

@@ -17,7 +17,7 @@ from ..algebra.size import Pin, Size, Symbol
 from ..algebra.views import Crop, Resampled, View
 from ..errors import NotFusable
 from ..layers.price import Cost, numel
-from ..layers.writers import LayerPlan, padding_cost, plan, uneven_cost
+from ..layers.writers import LayerPlan, multiply_adds, padding_cost, plan, uneven_cost
 from .reading import Reading
 
 
@@ -266,12 +266,7 @@ def layer_cost(form: Form, stored: int) -> Cost:
         # Its own cost is unknown; too low a price can only keep it as it is.
         return Cost(0, elements, stored, 1)
     if op.has(Role.IN, Role.OUT, Role.STENCIL):
-        # A transposed window spreads each number of its source, others gather each number of the value.
-        spreads = any(op.links[i].up > 1 for i in op.legs)
-        summed = (Role.STENCIL, Role.OUT if spreads else Role.IN)
-        work = math.prod(op.links[i].leg_size for i in op.legs if op.links[i].role in summed)
-        macs = (numel(op.source_sizes) if spreads else elements) * work
-        return Cost(macs, 0, stored, 1) + padding_cost(op) + uneven_cost(op)
+        return Cost(multiply_adds(op), 0, stored, 1) + padding_cost(op) + uneven_cost(op)
     if op.is_identity and form.bias is None:
         return Cost(0, 0, stored, 0)
     return Cost(elements if op.legs else 0, elements, stored, 1)

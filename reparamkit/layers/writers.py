@@ -369,12 +369,35 @@ def _conv(op: Operator, bias: Operator | None, rank: int) -> LayerPlan:
     _passes(op, range(channel + 1, dims), (F, S))
     mixed, vector = _mixing(op, channel, grouped=True), _vector(bias, channel)
     spatial = list(_spatial(mixed, channel))
-    if any(link is not None and link.up > 1 for link in spatial):
+    if _spreads(mixed):
         return _transposed_plan(mixed, vector, channel, [spread(link) for link in spatial])
     made = _conv_plan(mixed, vector, channel, [window(link) for link in spatial])
     if not (all(map(_keeps_size, spatial)) and any(map(_is_uneven, spatial))):
         return made
     return min(made, _padded_first(mixed, vector, channel, spatial), key=lambda each: each.cost.flops)
+
+
+def multiply_adds(op: Operator) -> int:
+    """Of a layer that mixes: each number of the value gathers a window, or each of the source is spread over one."""
+    work = math.prod(op.links[i].leg_size for i in op.legs if op.links[i].role in (S, OUT if _spreads(op) else IN))
+    return numel(op.source_sizes if _spreads(op) else op.value_sizes) * work
+
+
+def _spreads(op: Operator) -> bool:
+    """Whether a transposed convolution is the cheaper one: it upsamples, or adds to the size."""
+    stencils = [link for link in op.links if link.role is S]
+    if any(link.up > 1 for link in stencils):
+        return True
+    added = [link.size_out.hint - link.size_in.hint for link in stencils]
+    return max(added, default=0) > 0 and min(added) >= 0 and all(map(_is_full, stencils))
+
+
+def _is_full(link: Link) -> bool:
+    """Whether a transposed window that is no larger than the plain one holds the taps."""
+    try:
+        return spread(link).k <= window(link).k
+    except NotFusable:
+        return False
 
 
 def _keeps_size(link: Link | None) -> bool:

@@ -123,9 +123,16 @@ class Splicer:
         return None
 
     def _reaches(self, frame: Frame, node: fx.Node) -> bool:
-        """Whether the code of a call can see a value: it made it, or got it as an argument."""
-        given = {self.current(leaf) for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)}
-        return node in given or frame in self.captured.frame(node).stack
+        """Whether the code of a call can see a value: it made it, or got it as an argument or as a result."""
+        stack = self.captured.frame(node).stack
+        if frame not in stack:
+            return node in self._given(frame.args, frame.kwargs)
+        inner = stack[stack.index(frame) + 1 :]
+        return all(node in self._given(each.output) for each in inner)
+
+    def _given(self, *values: object) -> set[fx.Node]:
+        """The nodes in arguments or results of a call."""
+        return {self.current(leaf) for leaf in leaves(values) if isinstance(leaf, fx.Node)}
 
     def _replacement(self, written: Written) -> fx.Node:
         replacement = written.site.replacement

@@ -26,6 +26,7 @@ from .measure import run as run
 from .measure import sample as sample
 from .measure import wide as wide
 from .near_misses import NEAR_MISSES as NEAR_MISSES
+from .near_misses import hooked as hooked
 from .networks import NETS
 from .networks import RepDepthwise as RepDepthwise
 from .networks import Residual as Residual
