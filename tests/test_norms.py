@@ -11,7 +11,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structures import Attention, GatedMLP, HandRMSNorm, Model, PreNorm, build, error, randomize, run, sample, wide
+from structures import (
+    Attention,
+    GatedMLP,
+    HandRMSNorm,
+    Model,
+    PreNorm,
+    build,
+    error,
+    operations,
+    randomize,
+    run,
+    sample,
+    seq,
+    wide,
+)
 from torch import Tensor, nn
 
 import reparamkit
@@ -107,6 +121,15 @@ def test_other_ways_to_write(options: dict[str, Any]):
     fused = reparamkit.fuse(model, X, **options)
     assert len(reparamkit.report(fused).merges) == 3
     assert error(run(fused, X), wanted) < 1e-6
+
+
+@pytest.mark.parametrize("options", [{}, {"as_graph": True}], ids=["module", "graph"])
+def test_a_norm_that_stays_reads_what_was_merged_before_it(options: dict[str, Any]):
+    """A norm whose scale nothing absorbs is whole again, and reads the merged layer."""
+    model = build(lambda: seq(nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8)))
+    fused = reparamkit.fuse(model, X, **options)
+    assert operations(fused, X) == "linear native_layer_norm"
+    assert error(run(fused, X), run(wide(model), X.double())) < 1e-6
 
 
 def test_a_repr_that_names_a_merged_weight():

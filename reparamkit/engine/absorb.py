@@ -30,7 +30,7 @@ def leading(reading: Reading, placed: Placed, named: Mapping[str, fx.Node]) -> l
 
 
 def is_scale(reading: Reading, node: fx.Node) -> bool:
-    """Whether a node gives a tensor of the shape of the only value that it reads, number by number, and has no hooks."""
+    """Whether a node gives a tensor of the shape of the only value it reads, number by number, and has no hooks."""
     form, captured = reading.read.get(node), reading.captured
     if form is None or len(form.terms) != 1 or node in captured.aliases.writers or watched(captured, node):
         return False

@@ -62,7 +62,7 @@ def join(captured: Captured) -> None:
         captured.held.pop(str(apart.target), None)
         parts = node.all_input_nodes
         if node in left:
-            restore(node, apart)
+            restore(captured, node, apart)
         for part in parts:
             if not part.users:
                 captured.graph.erase_node(part)
@@ -70,9 +70,10 @@ def join(captured: Captured) -> None:
     captured.forget()
 
 
-def restore(node: fx.Node, apart: Apart) -> None:
-    """Make a node the call that it was."""
-    node.op, node.target, node.args, node.kwargs = apart.op, apart.target, apart.args, apart.kwargs
+def restore(captured: Captured, node: fx.Node, apart: Apart) -> None:
+    """Make a node the call that it was, of what has the values of its arguments now."""
+    node.op, node.target = apart.op, apart.target
+    node.args, node.kwargs = fx.node.map_arg((apart.args, apart.kwargs), captured.current)
     node.meta.pop("place", None)
 
 

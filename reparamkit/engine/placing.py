@@ -82,7 +82,19 @@ def place(form: Form, weigh: Weigh, sizes_of: SizesOf) -> Placed:
     parts = parts_of(form)
     made = _added(form, weigh) if parts is None else _concatenated(form, *parts, weigh)
     checked = {size for p in made.terms if p.checked is not None for size in sizes_of(p.source)[p.checked :][:1]}
-    return replace(made, guards=frozenset(guard for guard in form.guards if Size(1, (guard[0],)) not in checked))
+    return replace(made, guards=frozenset(g for g in _own_guards(form) if Size(1, (g[0],)) not in checked))
+
+
+def _own_guards(form: Form) -> Iterator[tuple[Symbol, Pin]]:
+    """The guards of a form, without those that follow from others. Raises `NotFusable` if one is of a size that only
+    windows give, which no tensor at hand has.
+    """
+    given = {symbol: pin for symbol, pin in form.guards if not symbol.derived}
+    for symbol, pin in form.guards:
+        if symbol in given:
+            yield symbol, pin
+        elif Size(1, (symbol,)).substitute(given) != (pin if isinstance(pin, Size) else Size(pin)):
+            raise NotFusable("a size in the middle of a merge would have to be checked")
 
 
 def _concatenated(form: Form, dim: int, parts: list[Form], weigh: Weigh) -> Placed:

@@ -146,7 +146,7 @@ class Finisher:
     def leave(self, scale: fx.Node) -> None:
         """A scale that what reads it absorbed: a module makes way for one that does not scale."""
         if scale in self.captured.apart:
-            restore(scale, self.captured.apart.pop(scale))
+            restore(self.captured, scale, self.captured.apart.pop(scale))
             if (path := place_of(scale)) in self.captured.held:
                 self.swaps[path] = self.captured.held.pop(path)
         elif scale.op == "call_module" and self.touches([scale]):
