@@ -188,6 +188,11 @@ def place_of(node: fx.Node) -> str:
     return str(place)
 
 
+def called_plainly(node: fx.Node) -> bool:
+    """Whether a module is called as any layer of torch can be: with its input alone."""
+    return (len(node.args), *node.kwargs) in ((1,), (0, "input"))
+
+
 def partial_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
     """The methods, forward aside, that made a part of these nodes and not all of them; a view computes nothing."""
     nodes = {node for node in members if target_name(node, captured.module) not in MAY_ALIAS}

@@ -19,7 +19,7 @@ from ..capture.trees import leaves
 from ..engine.choose import Site
 from ..engine.flow import branched_on, certain_calls
 from ..engine.placing import Placed, Placement
-from ..engine.scope import broken_methods, innermost, partial_methods, place_of
+from ..engine.scope import broken_methods, called_plainly, innermost, partial_methods, place_of
 from ..errors import NotFusable
 from .frames import original_class
 
@@ -243,7 +243,7 @@ def is_chain(captured: Captured, site: Site) -> bool:
     layers = [n for n, step in zip(row, placement.trail[first:], strict=True) if step.is_layer]
     linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row))
     linked = linked and all(_shape_kept(captured, site.placed, k, node) for k, node in enumerate(row, first))
-    modules = all(n.op == "call_module" for n in layers) and not _read_directly(captured, layers)
+    modules = all(n.op == "call_module" and called_plainly(n) for n in layers) and not _read_directly(captured, layers)
     modules = modules and not _decided(captured, layers)
     return linked and modules and (_only_rank_guards(site.placed) if len(row) > 1 else not site.placed.guards)
 
