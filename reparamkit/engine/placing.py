@@ -233,7 +233,9 @@ def _positions(trail: Trail, weigh: Weigh) -> Iterator[int]:
 def _local(op: Operator, bias: Operator | None, before: Views, after: Views) -> tuple[Operator, Operator | None]:
     """The operator between the tensors at one step of the way."""
     for view in reversed(after):
-        op = view.undone(op)
+        sizes, op = op.source_sizes, view.undone(op)
+        if op.source_sizes != sizes:
+            raise NotFusable("a layer that changes the dimensions behind a view")
         bias = None if bias is None else as_bias(view.undone(bias))
     for view in before:
         op = view.on_source(op)

@@ -56,6 +56,13 @@ def test_a_view_of_the_value_can_be_undone(data: DataObject, shape: Shape) -> No
         assert_equal(apply_operator(back, x), value)
 
 
+def test_a_reshape_is_undone_for_what_it_gives_only() -> None:
+    """A value of other dimensions, of as many numbers, is none that the reshape gave."""
+    view = Reshape((fixed(6), fixed(4)), (fixed(2), fixed(3), fixed(4)))
+    with pytest.raises(NotFusable, match="behind a view"):
+        view.undone(source_form("x", (fixed(4), fixed(6))).sample)
+
+
 @given(data=st.data(), shape=shapes(1, largest=6))
 def test_a_crop_of_the_value_can_be_undone(data: DataObject, shape: Shape) -> None:
     """What is behind a crop is the crop of a layer that makes more of the same."""
