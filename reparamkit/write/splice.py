@@ -183,7 +183,10 @@ class Splicer:
     def _layer(self, written: Written, placement: Placement, node: fx.Node, value: fx.Node) -> fx.Node:
         assert placement.layer is not None
         name = self._add(written, placement.layer.build(), node)
-        return self.captured.graph.call_module(name, (value,))
+        made = self.captured.graph.call_module(name, (value,))
+        for method, arguments in placement.layer.calls:
+            made = self.captured.graph.call_method(method, (made, *arguments))
+        return made
 
     def _replayed(self, node: fx.Node, previous: fx.Node, value: fx.Node) -> fx.Node:
         """The same view of another value."""
@@ -236,7 +239,7 @@ def is_chain(captured: Captured, site: Site) -> bool:
         return False
     placement = site.placed.terms[0]
     way = [captured.named[step.node] for step in placement.trail]
-    if placement.position is None or set(way) < site.members:
+    if placement.layer is None or placement.layer.calls or set(way) < site.members:
         return False
     first = next(k for k, step in enumerate(placement.trail) if step.is_layer and way[k] not in site.absorbed)
     row = way[first:]
