@@ -104,7 +104,7 @@ class Scope:
         if node.meta["context"][:2] != root.meta["context"][:2]:
             return "inside an autocast region"
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) and node.target in (*CASTS, "to", "type_as"):
+        if not isinstance(value, Tensor) and node.target in (*CASTS, "to", "type", "type_as", "cpu", "cuda"):
             return "its dtype is not known: pass example_inputs"
         # A constant beside a value takes the format of the value, or changes it.
         values = [n.meta.get("val") for n in node.all_input_nodes if n not in self.captured.constants]

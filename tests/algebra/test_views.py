@@ -152,7 +152,7 @@ def test_a_reshape_tells_the_one_size_that_is_free() -> None:
 
 @st.composite
 def keys(draw: st.DrawFn, shape: Shape) -> tuple[object, ...]:
-    """An index of some dimensions: slices, numbers, at most one ellipsis anywhere."""
+    """An index of some dimensions: slices, numbers, at most one ellipsis anywhere, and new axes."""
     found: list[object] = []
     for size in shape[: draw(st.integers(0, len(shape)))]:
         start, stop = sorted(draw(st.lists(st.integers(-size, size), min_size=2, max_size=2)))
@@ -163,6 +163,8 @@ def keys(draw: st.DrawFn, shape: Shape) -> tuple[object, ...]:
         # What follows an ellipsis counts from the end, where the sizes may be others.
         behind = [key if isinstance(key, slice) else slice(None) for key in found[place:]]
         found = [*found[:place], Ellipsis, *behind]
+    for _ in range(draw(st.integers(0, 2))):
+        found.insert(draw(st.integers(0, len(found))), None)
     return tuple(found)
 
 
