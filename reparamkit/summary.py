@@ -190,7 +190,9 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, readi
     own = _own_reasons(plan, said, node)
     if NORM_INTO_LINEAR in reading.read[node].used:
         return own
-    return own or [reason for user in node.users for reason in plan.refusals.get(user, [])] or _alone(node, reading)
+    unread = [n for n in node.all_input_nodes if n not in reading.read]
+    around = ([reason for n in some for reason in plan.refusals.get(n, [])] for some in (node.users, unread))
+    return own or next(filter(None, around), []) or _alone(node, reading)
 
 
 def _own_reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node) -> list[str]:
@@ -214,7 +216,9 @@ def _alone(node: fx.Node, reading: Reading) -> list[str]:
         return []
     around = [n for n in (*node.all_input_nodes, *node.users) if n not in reading.read]
     names = dict.fromkeys(n.op if n.op == "placeholder" else _named(n, reading) for n in around)
-    return [f"nothing linear beside it to merge with: its neighbours are not affine ({', '.join(names)})"]
+    if not names:
+        return ["nothing linear beside it to merge with: its neighbours stay as they are"]
+    return [f"nothing linear beside it to merge with: its neighbours are not read as affine ({', '.join(names)})"]
 
 
 def _named(node: fx.Node, reading: Reading) -> str:

@@ -89,6 +89,37 @@ def test_without_a_reader_a_layer_is_read_through_its_forward():
     assert error(run(reparamkit.fuse(model, X), X), run(model, X)) <= 1e-6
 
 
+class Amplified(nn.Module):
+    """A layer with an argument of its own beside its input, which has a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
+
+    def forward(self, signal: Tensor, factor: float = 1.0) -> Tensor:
+        return signal * self.gamma * factor
+
+
+def read_amplified(layer: Amplified, signal: Any, factor: float = 1.0) -> Any:
+    return reparamkit.multiply(signal, factor * layer.gamma.double())
+
+
+@pytest.mark.parametrize("how", [{"signal": None}, {"factor": 2.0}, {}], ids=["by name", "factor", "plainly"])
+@pytest.mark.parametrize("first", [True, False])
+def test_no_call_is_left_that_the_merged_layer_does_not_take(how: dict[str, Any], first: bool):
+    """Where code gives more than the input, or by another name, the code changes too."""
+    reader(Amplified)(read_amplified)
+
+    def amplify(m: Any, x: Tensor) -> Tensor:
+        return m.b(**{**how, "signal": x}) if "signal" in how else m.b(x, **how)
+
+    body = (lambda m, x: m.a(amplify(m, x))) if first else (lambda m, x: amplify(m, m.a(x)))
+    model = build(lambda: Model(body, a=conv(4, 4), b=Amplified()))
+    fused = reparamkit.fuse(model, X)
+    assert operations(fused, X) == "conv"
+    assert error(run(fused, X), run(model, X)) <= 1e-6
+
+
 def test_a_reader_may_refuse():
     """The reason that a reader gives is in the report."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from types import MappingProxyType
@@ -56,13 +56,17 @@ class _Builder:
     def through(self, dim: int, atoms: tuple[int, ...]) -> None:
         self.along(dim, atoms, atoms)
 
+    def copied(self, dim: int) -> tuple[int, ...]:
+        """FREE atoms for those of a dimension, atom by atom."""
+        # Those of size 1 too: a window of the layer below may end in one position.
+        atoms = self.below.value[dim]
+        self.links += [Link(F, self.below.links[i].size_out) for i in atoms]
+        return tuple(range(len(self.links) - len(atoms), len(self.links)))
+
     def done(self, weight: Weight) -> Operator:
-        for dim, atoms in enumerate(self.below.value):
+        for dim in range(len(self.below.value)):
             if self.source[dim] is None:
-                # Atom by atom, those of size 1 too: a window of the layer below may end in one position.
-                copies = range(len(self.links), len(self.links) + len(atoms))
-                self.links += [Link(F, self.below.links[i].size_out) for i in atoms]
-                self.through(dim, tuple(copies))
+                self.through(dim, self.copied(dim))
         return Operator(tuple(self.links), _dims(self.source), _dims(self.value), weight, self.below.open_rank)
 
 
@@ -96,6 +100,63 @@ def matrix(x: Form, weight: Tensor, dim: int, bias: Tensor | None = None) -> For
         return made.done(leaf(weight, [n for n in (rows, columns) if n != 1]))
 
     return shift(apply(_with_dim(x, dim), build), bias, dim)
+
+
+Names = Sequence[str]
+"""Of the dimensions of a tensor, one each."""
+
+
+def contracted(x: Form, of_x: Names, constants: Sequence[tuple[Tensor, Names]], of_value: Names) -> Form:
+    """The product of x with constants, summed over what `of_value` does not name, as einsum does it.
+
+    of_x, of_value: the names of the last dimensions; those before them pass through. A constant may be of size 1 along
+    any dimension.
+    Raises `NotFusable`: a dimension that only x has is summed, and its size is free.
+    """
+    _expect(len({*of_x}) == len(of_x), f"an einsum with a diagonal of its value: {''.join(of_x)}")
+    x = in_sight(x, len(of_x))
+    counts, sizes = _counts(constants), dict(zip(of_x, x.sizes[len(x.sizes) - len(of_x) :], strict=True))
+    alone = {name: size for name, size in sizes.items() if name not in of_value and counts.get(name, 1) == 1}
+    if not all(size.known for size in alone.values()):
+        raise NotFusable("a sum over an axis whose size is free")
+    counts |= {name: size.factor for name, size in alone.items()}
+    legs = {n: k for n, k in counts.items() if n in {*of_x, *of_value} and k != 1}
+    weights = [(leaf(constant), names) for constant, names in constants]
+    weights += [(Ones((size.factor,)), (name,)) for name, size in alone.items()]
+
+    def build(below: Operator) -> Operator:
+        made = _Builder(below)
+        atoms = dict.fromkeys(alone, ()) | {n: made.atom(_role(n, of_x, of_value), fixed(k)) for n, k in legs.items()}
+        atoms |= {n: made.copied(d) for d, n in enumerate(of_x, start=-len(of_x)) if n not in atoms}
+        before = [made.copied(dim) for dim in range(len(below.value) - len(of_x))]
+        source, value = ([*before, *(atoms.get(name, ()) for name in names)] for names in (of_x, of_value))
+        weight = Computed(lambda: _product(weights, legs))
+        return Operator(tuple(made.links), tuple(source), tuple(value), weight, below.open_rank)
+
+    return apply(x, build, trusted=False)
+
+
+def _counts(constants: Sequence[tuple[Tensor, Names]]) -> dict[str, int]:
+    """The size of each named dimension; 1 broadcasts."""
+    counts: dict[str, int] = {}
+    for constant, names in constants:
+        for name, size in zip(names, constant.shape, strict=True):
+            counts[name] = max(size, counts.get(name, 1))
+    return counts
+
+
+def _role(name: str, of_x: Names, of_value: Names) -> Role:
+    if name in of_x:
+        return D if name in of_value else IN
+    return OUT
+
+
+def _product(weights: Sequence[tuple[Weight, Names]], wanted: Iterable[str]) -> Tensor:
+    """The product of tensors, summed over what is not wanted."""
+    number = {name: n for n, name in enumerate(dict.fromkeys(n for _, names in weights for n in names))}
+    operands = [part for weight, names in weights for part in (weight.tensor(), [number[n] for n in names])]
+    product: Tensor = torch.einsum(*operands, [number[name] for name in wanted])
+    return product
 
 
 def scale(x: Form, factor: Tensor, dim: int = 1, bias: Tensor | None = None) -> Form:
@@ -320,13 +381,20 @@ def concatenated(parts: Sequence[Form], dim: int) -> Form:
 
     Sizes along that dimension that are free are pinned to those of the example inputs, and guarded.
     """
-    pins = joined_pins(pair for x in parts for term in x.terms.values() for pair in term.op.pins)
-    known = [in_sight(x, -dim).mapped(lambda op: pin(op, pins)) for x in parts]
-    parts = [fixed_dim(x, dim) for x in known]
+    known = _sharing_pins([in_sight(x, -dim) for x in parts])
+    parts = _sharing_pins([fixed_dim(x, dim) for x in known])
     sizes = [x.sizes[dim] for x in parts]
     ends = list(itertools.accumulate(size.factor for size in sizes))
     placed = [_surrounded(x, dim, end - n.factor, ends[-1] - end) for x, n, end in zip(parts, sizes, ends, strict=True)]
+    if any(x.sizes != placed[0].sizes for x in placed):
+        raise NotFusable("a concatenation of values whose other sizes may differ")
     return reduce(plus, placed).made_by(DIRECT_SUM)
+
+
+def _sharing_pins(forms: Sequence[Form]) -> list[Form]:
+    """Each with what is known of free sizes in any of them."""
+    pins = joined_pins(pair for x in forms for term in x.terms.values() for pair in term.op.pins)
+    return [x.mapped(lambda op: pin(op, pins)) for x in forms]
 
 
 def fixed_dim(x: Form, dim: int, size: int | None = None) -> Form:

@@ -56,7 +56,8 @@ def compose(g: Operator, f: Operator, trusted: bool = True) -> Operator:
     trusted: see `align`.
     Raises `NotFusable`: g's window crosses a zero border that f's window also crosses, on a free size.
     """
-    f, g = with_rank(f, len(g.source) - 1), with_rank(g, len(f.value) - 1)
+    # By its value, which may have more or fewer dimensions than what it reads.
+    f, g = with_rank(f, len(g.source) - 1), with_rank(g, len(f.value) - 1 + len(g.value) - len(g.source))
     f, g = _middle(f, g, trusted)
     via = f.via | g.via | ({CHAIN} if not (f.is_identity or g.is_identity) else set())
     while (which := _first_to_lower(f, g)) is not None:

@@ -88,6 +88,12 @@ class Size:
             return None
         return Size(self.factor // other.factor, tuple(rest))
 
+    def less(self, other: Size) -> int | None:
+        """``self - other`` if it is the same number for every value of the symbols, else None."""
+        if self.known and other.known:
+            return self.factor - other.factor
+        return 0 if self == other else None
+
     def substitute(self, pins: Mapping[Symbol, Pin]) -> Size:
         """The size once it is known what the pinned symbols are."""
         return product([_pinned(symbol, pins) for symbol in self.symbols]) * Size(self.factor)

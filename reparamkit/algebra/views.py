@@ -50,6 +50,9 @@ class Reshape(View):
         return _regrouped(op, "value", self.after)
 
     def undone(self, op: Operator) -> Operator:
+        pins = dict(op.pins)
+        if op.value_sizes != tuple(size.substitute(pins) for size in self.after):
+            raise NotFusable("a layer that changes the dimensions behind a view")
         return _regrouped(op, "value", self.before)
 
     def on_source(self, op: Operator) -> Operator:
@@ -151,6 +154,8 @@ class Crop(View):
             raise NotFusable("a layer that goes differently about the positions that are cropped")
         links = list(op.links)
         links[atoms[0]] = self._longer(links[atoms[0]])
+        if links[atoms[0]].size_out != self.size.substitute(dict(op.pins)):
+            raise NotFusable("a layer that changes the dimensions behind a view")
         return replace(op, links=tuple(links))
 
     def _longer(self, link: Link) -> Link:

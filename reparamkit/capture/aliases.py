@@ -69,6 +69,7 @@ MAY_ALIAS = frozenset(
         "cuda",
         "getattr",
         "positive",
+        "pos",
         "squeeze_multiple",
         "adjoint",
         "H",

@@ -215,7 +215,7 @@ class _Attribute(ValueProxy):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.name in LIKE and isinstance(args[0], fx.Proxy):
             return getattr(self.root, LIKE[self.name])(args[0].shape)
-        if self.name == "type_as" and _on_one_device(self.root, args[0]):
+        if self.name in ("type_as", "to") and len(args) == 1 and not kwargs and _on_one_device(self.root, args[0]):
             return self.root.to(args[0].value.dtype)
         made = self.tracer.create_proxy("call_method", self.name, (self.root, *args), kwargs)
         value = made.value

@@ -156,6 +156,12 @@ def _writes(target: Target, kwargs: Mapping[str, Any]) -> bool:
     return in_place or kwargs.get("out") is not None
 
 
+def _renamed(value: Any, now: fx.Node) -> None:
+    """A tensor that the forward made, and that a method wrote into, is from here on what that returned: itself."""
+    if type(value) is ValueProxy and value.node.op.startswith("call") and hasattr(Tensor, str(now.target)):
+        value.node = now
+
+
 def _writes_constant(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call writes into a tensor that is not traced."""
     return _writes(target, kwargs) and isinstance(kwargs.get("out", *args[:1]), Tensor)
@@ -286,6 +292,8 @@ class Tracer(fx.Tracer):
         if not is_guard(target):
             self._asked.clear()
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        if kind == "call_method" and _writes(target, {}):
+            _renamed(args[0], proxy.node)
         if kind not in ("placeholder", "output") and not is_guard(target) and _is_known(proxy.node):
             self.busy = True
             try:

@@ -24,12 +24,26 @@ def is_constant(captured: Captured, node: fx.Node, constants: Known, sizes: Know
     """Whether a call gives the same value each time: it is not random, reads constants only, and writes into nothing
     that is read by another name.
     """
-    inputs = node.all_input_nodes
-    if not inputs and node.target not in FACTORIES:
+    lender = None if _lender(node) in constants else _lender(node)
+    inputs = [n for n in node.all_input_nodes if n is not lender]
+    if lender is None and not inputs and node.target not in FACTORIES:
         return False
     if not all(n in constants or _plain(sizes.get(n)) for n in inputs) or _varies(captured, node):
         return False
     return node not in captured.aliases.writers or _owns(captured, node, constants)
+
+
+NEW = frozenset({"new_tensor", "new_full", "new_ones", "new_zeros"})
+"""Methods that make a tensor of nothing but the dtype and the device of another."""
+
+
+def _lender(node: fx.Node) -> fx.Node | None:
+    """The tensor that only lends its dtype, one of real numbers, and its device to what a call makes."""
+    value = node.meta.get("val")
+    if node.op != "call_method" or not isinstance(value, Tensor) or not value.is_floating_point():
+        return None
+    found = node.args[node.target not in NEW : 2] if node.target in {*NEW, "to", "type_as"} else ()
+    return found[0] if found and isinstance(found[0], fx.Node) else None
 
 
 def is_random(node: fx.Node) -> bool:
@@ -84,6 +98,8 @@ def evaluated(captured: Captured, node: fx.Node, constants: Known, sizes: Known)
         if n in sizes:
             size = sizes[n]
             return tuple(s.factor for s in size) if isinstance(size, tuple) else size.factor
+        if n not in constants:
+            return torch.zeros((), dtype=torch.float64)
         return tree_map(widened, constants[n])
 
     args, kwargs = fx.node.map_arg(node.args, known), fx.node.map_arg(node.kwargs, known)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -17,7 +17,7 @@ from ..algebra.size import Pin, Size, Symbol
 from ..algebra.views import Crop, Resampled, View
 from ..errors import NotFusable
 from ..layers.price import Cost, numel
-from ..layers.writers import LayerPlan, multiply_adds, padding_cost, plan, uneven_cost
+from ..layers.writers import LayerPlan, multiply_adds, padding_cost, plan, turned, uneven_cost
 from .reading import Reading
 
 
@@ -66,6 +66,7 @@ class Placed:
 
 
 Views = tuple[View, ...]
+Plan = Callable[[Operator, Operator | None], LayerPlan]
 Weigh = Callable[[str], int]
 """How many numbers the node of a name stores: the merged layer takes the place of the heaviest."""
 
@@ -154,19 +155,23 @@ def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Place
     trails = form.terms[source].trails
     if bias is None and (way := _viewed(op, trails)) is not None:
         return Placement(source, way, None, None, _kept(op, way, len(way)))
-    plans: dict[tuple[Views, Views], LayerPlan | str] = {}
-    found: list[Placement] = []
-    for trail in trails:
-        ways = [(trail, position) for position in _positions(trail, weigh)]
-        if any(map(_spare, trail)):
-            ways += [((trail[position],), 0) for _, position in ways]
+    plans: dict[tuple[Plan, Views, Views], LayerPlan | str] = {}
+
+    def placed(ways: Iterable[tuple[Trail, int]], how: Plan = plan) -> Iterator[Placement]:
         for way, position in ways:
-            around = _views(way[:position]), _views(way[position + 1 :])
-            if around not in plans:
-                plans[around] = _planned(op, bias, *around)
-            layer = plans[around]
+            key = how, _views(way[:position]), _views(way[position + 1 :])
+            if key not in plans:
+                plans[key] = _planned(op, bias, *key)
+            layer = plans[key]
             if isinstance(layer, LayerPlan):
-                found.append(Placement(source, way, position, layer, layer.cost + _kept(op, way, position)))
+                yield Placement(source, way, position, layer, layer.cost + _kept(op, way, position))
+
+    ways = [(trail, position) for trail in trails for position in _positions(trail, weigh)]
+    alone = [((trail[position],), 0) for trail, position in ways]
+    spare = [one for one, (trail, _) in zip(alone, ways, strict=True) if any(map(_spare, trail))]
+    found = [*placed([*ways, *spare])]
+    # Views that layers between them undo, as those around a concatenation that is summed, go with the layers.
+    found = found or [*placed(alone)] or [*placed((way for way in ways if not _views(way[0])), turned)]
     if not found:
         reasons = [reason for reason in plans.values() if isinstance(reason, str)]
         raise NotFusable(reasons[-1] if reasons else "no way through the graph to write it on")
@@ -210,10 +215,10 @@ def _step_cost(step: Step, elements: int) -> Cost:
     return Cost()
 
 
-def _planned(op: Operator, bias: Operator | None, before: Views, after: Views) -> LayerPlan | str:
+def _planned(op: Operator, bias: Operator | None, how: Plan, before: Views, after: Views) -> LayerPlan | str:
     """The layer between these views, or why there is none."""
     try:
-        return plan(*_local(op, bias, before, after))
+        return how(*_local(op, bias, before, after))
     except NotFusable as no:
         return no.reason
 
@@ -245,7 +250,9 @@ def _positions(trail: Trail, weigh: Weigh) -> Iterator[int]:
 def _local(op: Operator, bias: Operator | None, before: Views, after: Views) -> tuple[Operator, Operator | None]:
     """The operator between the tensors at one step of the way."""
     for view in reversed(after):
-        op = view.undone(op)
+        sizes, op = op.source_sizes, view.undone(op)
+        if op.source_sizes != sizes:
+            raise NotFusable("a layer that changes the dimensions behind a view")
         bias = None if bias is None else as_bias(view.undone(bias))
     for view in before:
         op = view.on_source(op)

@@ -75,6 +75,7 @@ SAME_SHAPE = frozenset(
         "clone",
         "dropout",
         "identity",
+        "detach",
     ]
 )
 """Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast)."""

@@ -104,7 +104,7 @@ class Scope:
         if node.meta["context"][:2] != root.meta["context"][:2]:
             return "inside an autocast region"
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) and node.target in (*CASTS, "to", "type_as"):
+        if not isinstance(value, Tensor) and node.target in (*CASTS, "to", "type", "type_as", "cpu", "cuda"):
             return "its dtype is not known: pass example_inputs"
         # A constant beside a value takes the format of the value, or changes it.
         values = [n.meta.get("val") for n in node.all_input_nodes if n not in self.captured.constants]
@@ -186,6 +186,11 @@ def place_of(node: fx.Node) -> str:
     """The path of the module a node calls, or stands for; "" for a function."""
     place = node.meta.get("place", node.target if node.op == "call_module" else "")
     return str(place)
+
+
+def called_plainly(node: fx.Node) -> bool:
+    """Whether a module is called as any layer of torch can be: with its input alone."""
+    return (len(node.args), *node.kwargs) in ((1,), (0, "input"))
 
 
 def partial_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:

@@ -1,6 +1,7 @@
 """The table of layers we know: how to read them, how to write them. Importing it fills `READERS`."""
 
 from . import borders as borders
+from . import contract as contract
 from . import conv as conv
 from . import elementwise as elementwise
 from . import linear as linear

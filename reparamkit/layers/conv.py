@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..algebra.build import conv, conv_transposed
+from ..algebra.build import conv, conv_transposed, fixed_dim, in_sight
 from ..algebra.form import Form
+from ..algebra.size import Size, fixed
+from ..errors import NotFusable
 from .padding import around
 from .registry import READERS
 
@@ -43,19 +45,42 @@ def read_conv(
     return conv(input, weight, bias, stride, pads, dilation, groups)
 
 
-@READERS.reader(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-def read_conv_transpose_layer(layer: nn.ConvTranspose2d, input: Form) -> Form:
-    """A stencil over samples with zeros between them; refuses a call with an output_size."""
+@READERS.reader(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, sizes=True)
+def read_conv_transpose_layer(
+    layer: nn.ConvTranspose2d, input: Form, output_size: Sequence[int | Size] | None = None
+) -> Form:
+    """A stencil over samples with zeros between them; refuses an output_size that varies with others than its own."""
+    extra = layer.output_padding
+    if output_size is not None:
+        input, extra = _output_padding(layer, input, output_size)
     return conv_transposed(
         input,
         layer.weight,
         layer.bias,
         layer.stride,
         layer.padding,  # type: ignore[arg-type]
-        layer.output_padding,
+        extra,
         layer.groups,
         layer.dilation,
     )
+
+
+def _output_padding(
+    layer: nn.ConvTranspose2d, x: Form, output_size: Sequence[int | Size]
+) -> tuple[Form, tuple[int, ...]]:
+    """What is to be added at the end of each axis for these sizes, and the input, of the sizes that they need."""
+    axes = len(layer.kernel_size)
+    x, extra = in_sight(x, axes + 1), []
+    pads: tuple[int, ...] = layer.padding  # type: ignore[assignment]
+    settings = zip(layer.stride, pads, layer.dilation, layer.kernel_size, strict=True)
+    for dim, wanted, (s, p, d, k) in zip(range(-axes, 0), output_size[-axes:], settings, strict=True):
+        least = d * (k - 1) + 1 - s - 2 * p
+        x = fixed_dim(x, dim) if isinstance(wanted, int) else x
+        rest = (wanted if isinstance(wanted, Size) else fixed(wanted)).less(x.sizes[dim] * fixed(s))
+        if rest is None or not 0 <= rest - least < s:
+            raise NotFusable("an output_size that is no fixed multiple of the size of its input")
+        extra.append(rest - least)
+    return x, tuple(extra)
 
 
 @READERS.reader(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)

@@ -13,6 +13,7 @@ from ..algebra.build import multiply, offset
 from ..algebra.form import Form, plus
 from ..errors import NotFusable
 from .registry import READERS
+from .wide import wide
 from .writers import Scale
 
 Operand = Form | Tensor | float
@@ -51,7 +52,7 @@ def read_div(input: Operand, other: Operand) -> Form:
     """A value times one over a constant; refuses to divide by a value."""
     if not isinstance(input, Form) or isinstance(other, Form):
         raise NotFusable("a division by a value is not affine")
-    return scaled(input, 1 / constant(other).double())
+    return scaled(input, 1 / wide(constant(other)))
 
 
 @READERS.reader(torch.lerp, "lerp")
@@ -63,7 +64,45 @@ def read_lerp(input: Form, end: Form, weight: Operand) -> Form:
 @READERS.reader(torch.addcmul, "addcmul")
 def read_addcmul(input: Operand, tensor1: Operand, tensor2: Operand, *, value: float = 1) -> Form:
     """Input + value tensor1 tensor2."""
-    return total(input, _times(read_mul(tensor1, tensor2), value))
+    return total(input, _times(_product(tensor1, tensor2), value))
+
+
+@READERS.reader(torch.addcdiv, "addcdiv")
+def read_addcdiv(input: Operand, tensor1: Operand, tensor2: Operand, *, value: float = 1) -> Form:
+    """Input + value tensor1 / tensor2; refuses to divide by a value."""
+    if isinstance(tensor2, Form):
+        raise NotFusable("a division by a value is not affine")
+    return total(input, _times(_product(tensor1, 1 / wide(constant(tensor2))), value))
+
+
+@READERS.reader(torch.where)
+def read_where(condition: Tensor, input: Operand, other: Operand) -> Form:
+    """``c input + (1 - c) other`` for a constant mask c; refuses constants that are not finite."""
+    if condition.dtype is not torch.bool:
+        raise NotFusable(f"a factor or summand that is not a constant: a mask of {condition.dtype}")
+    return total(_kept(input, condition), _kept(other, ~condition))
+
+
+@READERS.reader("where")
+def read_where_method(input: Operand, condition: Tensor, other: Operand) -> Form:
+    """As `read_where`, for ``x.where(c, other)``."""
+    return read_where(condition, input, other)
+
+
+@READERS.reader(torch.masked_fill, "masked_fill")
+def read_masked_fill(input: Operand, mask: Tensor, value: Operand) -> Form:
+    """A constant in the place of what a constant mask names; refuses one that is not finite."""
+    return read_where(mask, value, input)
+
+
+def _kept(operand: Operand, mask: Tensor) -> Operand:
+    """What a mask names of a value or a constant, and zeros."""
+    if isinstance(operand, Form):
+        return scaled(operand, mask)
+    kept = torch.where(mask, wide(constant(operand)), 0.0)
+    if not bool(kept.isfinite().all()):
+        raise NotFusable("numbers that are not finite are filled in")
+    return kept
 
 
 @READERS.reader(operator.neg, torch.neg, torch.negative, "neg", "negative")
@@ -95,7 +134,14 @@ def scaled(value: Operand, factor: Operand) -> Form:
 
 def _times(summand: Operand, factor: float) -> Operand:
     """A value or a constant, times a number."""
-    return scaled(summand, factor) if isinstance(summand, Form) else constant(summand) * factor
+    return summand if factor == 1 else _product(summand, factor)
+
+
+def _product(a: Operand, b: Operand) -> Operand:
+    """The product of a value and a constant, or of two constants."""
+    if isinstance(a, Form) or isinstance(b, Form):
+        return read_mul(a, b)
+    return wide(constant(a)) * wide(constant(b))
 
 
 def constant(value: Any) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algebra.build import concatenated, cropped, fixed_dim, known_rank, selected
+from ..algebra.build import concatenated, cropped, fixed_dim, known_rank, same, selected
 from ..algebra.form import Form
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
@@ -38,6 +38,14 @@ def stacked(tensors: Sequence[Tensor], dim: int) -> Tensor:
 def read_stacked(tensors: Sequence[Form], dim: int) -> Form:
     """A concatenation, by a permission of its own: `STACK_LAYERS`."""
     return read_cat(tensors, dim).made_by(STACK_LAYERS)
+
+
+@READERS.reader(torch.hstack, torch.column_stack, moves=1)
+def read_hstack(tensors: Sequence[Form]) -> Form:
+    """A concatenation along dimension 1; refuses vectors."""
+    if any(len(x.sizes) == 1 and not x.open_rank for x in _values(tensors)):
+        raise NotFusable("mixes the samples of a batch")
+    return read_cat(tensors, 1)
 
 
 @READERS.reader(torch.stack, moves=1)
@@ -85,6 +93,47 @@ def read_roll(input: Form, shifts: int | Sequence[int], dims: int | Sequence[int
     for shift, dim in zip(shifts, dims, strict=True):
         input = _moved(input, dim, partial(_rolled, shift))
     return input
+
+
+@READERS.reader(torch.repeat_interleave, "repeat_interleave", moves=1)
+def read_repeat_interleave(input: Form, repeats: int, dim: int | None = None) -> Form:
+    """Each position of `dim` so many times in a row; refuses the batch, and numbers per position."""
+    if dim is None or not isinstance(repeats, int):
+        raise NotFusable("repeats of all dimensions as one, or of some positions more than of others")
+    return _moved(input, dim, lambda size: [k for k in range(size) for _ in range(repeats)])
+
+
+@READERS.reader("repeat", torch.tile, "tile", moves=1)
+def read_repeat(input: Form, *dims: Any) -> Form:
+    """The value so many times in a row along each dimension; refuses the batch, and new dimensions."""
+    counts = flat(dims)
+    x = known_rank(input, [len(counts)], certain=False)
+    for dim, times in enumerate(counts, start=-len(counts)):
+        x = x if times == 1 else _moved(x, dim, partial(_repeated, times))
+    return same(x) if x.recent == input.recent else x
+
+
+def _repeated(times: int, size: int) -> list[int]:
+    return list(range(size)) * times
+
+
+@READERS.reader("expand", moves=0, sizes=True)
+def read_expand(input: Form, *sizes: Any) -> Form:
+    """The one position of an axis of size 1 so many times; refuses a number that is free, and new dimensions."""
+    wanted = flat(sizes)
+    x = known_rank(input, [len(wanted)], certain=False)
+    for dim, size in enumerate(wanted, start=-len(wanted)):
+        if size not in (-1, x.sizes[dim]) and fixed(-1) != size:
+            x = _expanded(x, dim, size)
+    return same(x) if x.recent == input.recent else x
+
+
+def _expanded(x: Form, dim: int, size: int | Size) -> Form:
+    number = size if isinstance(size, int) else size.factor if size.known else None
+    if number is None or x.sizes[dim].hint not in (1, number):
+        raise NotFusable("expands an axis to a size that is free")
+    x = fixed_dim(x, dim)
+    return x if x.sizes[dim].factor == number else selected(x, dim, [0] * number)
 
 
 def _rolled(shift: int, size: int) -> list[int]:

@@ -39,6 +39,8 @@ HARMLESS = frozenset(
     ]
 )
 """What a subclass may override and still compute the same."""
+NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+"""Names that functions of torch take as well, for what they call otherwise."""
 CONSTANTS = (Tensor, Tensor | None, "Tensor", "Tensor | None")
 """How a reader declares an argument that must not be a value."""
 
@@ -63,13 +65,14 @@ class Reader:
     @property
     def name(self) -> str:
         """The readable name of what it reads."""
-        return ", ".join(getattr(t, "__name__", str(t)) for t in self.targets)
+        return ", ".join(dict.fromkeys(getattr(t, "__name__", str(t)) for t in self.targets))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         signature = inspect.signature(self.read)
         named = [n for n, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL and n in kwargs]
         # ``permute(x, dims=(0, 2, 1))`` for a reader of ``*dims``.
         args += tuple(kwargs.pop(name) for name in named)
+        kwargs = {_renamed(n, signature): v for n, v in kwargs.items() if not (n == "out" and v is None)}
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
@@ -78,6 +81,12 @@ class Reader:
             if isinstance(value, Form) and signature.parameters[name].annotation in CONSTANTS:
                 raise NotFusable(f"its {name} is computed from the input, or written in place while the forward runs")
         return self.read(*args, **kwargs)
+
+
+def _renamed(name: str, signature: inspect.Signature) -> str:
+    """The name that a reader has for an argument which torch knows by two."""
+    other = NUMPY_NAMES.get(name, name)
+    return other if name not in signature.parameters and other in signature.parameters else name
 
 
 class Readers:

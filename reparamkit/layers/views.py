@@ -21,6 +21,7 @@ from .registry import READERS
 from .wide import CASTS
 
 Extent = int | Size
+PerDim = int | Sequence[int]
 
 
 def flat(shape: tuple[Any, ...]) -> list[Any]:
@@ -136,15 +137,39 @@ def read_t(input: Form) -> Form:
     return read_transpose(known_rank(input, [2], certain=False), 0, 1)
 
 
-@READERS.reader(torch.movedim, "movedim")
-def read_movedim(input: Form, source: int, destination: int) -> Form:
-    """One dimension at another place, the others in order; the rank must be known."""
+@READERS.reader(getattr)
+def read_attribute(input: Form, name: str) -> Form:
+    """The transposes that are attributes; the rank must be known."""
+    if name in ("mT", "mH"):
+        return read_transpose(input, -2, -1)
+    if name in ("T", "H"):
+        x = known_rank(input, [2], certain=False) if input.open_rank else input
+        return permute(x, range(len(x.sizes))[::-1])
+    if name == "data":
+        return read_detach(input)
+    raise NotFusable(f"the attribute '{name}' of a value")
+
+
+@READERS.reader(torch.detach, "detach")
+def read_detach(input: Form) -> Form:
+    """Refused, though the numbers are the same."""
+    raise NotFusable("a value without its history: gradients end there, and would not in a merged layer")
+
+
+@READERS.reader(torch.adjoint, "adjoint")
+def read_adjoint(input: Form) -> Form:
+    """The last two dimensions exchanged; the rank must be known."""
+    return read_transpose(input, -2, -1)
+
+
+@READERS.reader(torch.movedim, torch.moveaxis, "movedim", "moveaxis")
+def read_movedim(input: Form, source: PerDim, destination: PerDim) -> Form:
+    """Some dimensions at other places, the others in order; the rank must be known."""
     x = _closed(input)
-    if not isinstance(source, int) or not isinstance(destination, int):
-        raise NotFusable("movedim of several dimensions")
-    order = [d for d in range(len(x.sizes)) if d != source % len(x.sizes)]
-    order.insert(destination % len(x.sizes), source % len(x.sizes))
-    return permute(x, order)
+    rank = len(x.sizes)
+    moved = {to % rank: of % rank for of, to in zip(flat((source,)), flat((destination,)), strict=True)}
+    others = iter(d for d in range(rank) if d not in moved.values())
+    return permute(x, [moved[d] if d in moved else next(others) for d in range(rank)])
 
 
 @READERS.reader(F.pixel_shuffle)
@@ -226,14 +251,14 @@ def read_squeeze(input: Form, dim: int | Sequence[int] | None = None) -> Form:
     return without_units(_closed(input), [dim] if isinstance(dim, int) else dim)
 
 
-@READERS.reader(torch.clone, "contiguous", "clone")
-def read_copy(input: Form) -> Form:
+@READERS.reader(torch.clone, "contiguous", "clone", operator.pos, torch.positive, "positive")
+def read_copy(input: Form, *, memory_format: object = None) -> Form:
     """The same form: where the numbers lie in memory is no part of it."""
     # A view that changes nothing: the call stays where it is, since a later view() or write may need it.
     return same(input)
 
 
-@READERS.reader("to", "type_as", *CASTS)
+@READERS.reader("to", "type", "type_as", "cpu", "cuda", *CASTS)
 def read_cast(input: Form, *target: Any, **options: Any) -> Form:
     """A cast to the dtype and device that the value has: the engine refuses others. It stays where it is."""
     if any(isinstance(value, Form) for value in (*target, *options.values())):
@@ -255,15 +280,17 @@ def _keys(key: Any) -> tuple[Any, ...]:
 
 def copies(key: Any) -> int:
     """Slices are a view, an index by a list is a copy."""
-    return int(not all(k is Ellipsis or isinstance(k, (slice, int)) for k in _keys(key)))
+    return int(not all(k is Ellipsis or k is None or isinstance(k, (slice, int)) for k in _keys(key)))
 
 
 @READERS.reader(operator.getitem, moves=copies, shape=sliced_sizes)
 def read_getitem(input: Form, key: Any) -> Form:
     """Slices of some dimensions: a window of one tap, with a step; a number takes one position, without its axis;
-    one list of positions may change their order.
+    one list of positions may change their order; None is a new axis.
     """
     keys = _keys(key)
+    if any(k is None for k in keys):
+        return _with_axes(read_getitem(input, tuple(k for k in keys if k is not None)), keys)
     if sum(_is_list(k) for k in keys) == 1 and all(_is_list(k) or k in (Ellipsis, slice(None)) for k in keys):
         return _taken_in_order(input, keys)
     if not all(k is Ellipsis or isinstance(k, (slice, int)) for k in keys) or any(isinstance(k, bool) for k in keys):
@@ -278,6 +305,17 @@ def read_getitem(input: Form, key: Any) -> Form:
             x = _sliced(x, dim, part if isinstance(part, slice) else slice(part, part + 1 or None))
     taken = [dim for dim, part in zip(range(-len(trailing), 0), trailing, strict=True) if isinstance(part, int)]
     return without_units(_closed(x), taken) if taken else x
+
+
+def _with_axes(x: Form, keys: tuple[Any, ...]) -> Form:
+    """What the other keys left, with a new axis where a key is None."""
+    left = [k for k in keys if k is None or not isinstance(k, int)]
+    end = left.index(Ellipsis) if Ellipsis in left else len(left)
+    for place in [n for n in range(end) if left[n] is None]:
+        x = read_unsqueeze(x, place)
+    for place in [n for n in range(len(left))[:end:-1] if left[n] is None]:
+        x = read_unsqueeze(x, place - len(left))
+    return x
 
 
 def _trailing(x: Form, keys: tuple[Any, ...]) -> tuple[Any, ...]:

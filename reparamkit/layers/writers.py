@@ -9,10 +9,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..algebra.form import as_bias
 from ..algebra.operator import Link, Operator, Role, as_diagonal, densify, identity, strided, whole
 from ..errors import NotFusable
 from .price import Cost, numel
@@ -66,6 +68,7 @@ class LayerPlan:
     build: makes the module; its weights are float64 on the CPU. bias: numbers in the bias of a weight.
     beside: why the bias is added by a layer of its own; "" if it is not.
     checks: the dimension (from the right) whose size the module itself insists on.
+    calls: methods of its result that give the value, with their arguments: views, and a copy where they permute.
     """
 
     kind: str
@@ -74,6 +77,10 @@ class LayerPlan:
     bias: int = 0
     beside: str = ""
     checks: int | None = None
+    calls: tuple[Call, ...] = ()
+
+
+Call = tuple[str, tuple[Any, ...]]
 
 
 def plan(op: Operator, bias: Operator | None) -> LayerPlan:
@@ -93,6 +100,59 @@ def plan(op: Operator, bias: Operator | None) -> LayerPlan:
         raise NotFusable(_why_not(op, bias))
     # Of equals, a convolution: its result is contiguous, which code behind it may count on.
     return min(plans, key=lambda p: (p.cost.flops, p.cost.stored, p.cost.launches, p.kind == "scale"))
+
+
+def turned(op: Operator, bias: Operator | None) -> LayerPlan:
+    """A layer whose value has the dimensions of its source, in their order; views make of them what is wanted.
+
+    Raises `NotFusable` as `plan` does, and where the dimensions are in order.
+    """
+    homes = _homes(op) if op.has(S, IN, OUT) else []
+    if not homes or homes == [[d] for d in range(len(op.source))]:
+        raise NotFusable("mixes several dimensions")
+    made = plan(_regrouped(op, homes), None if bias is None else as_bias(_regrouped(bias, homes)))
+    calls, elements = [*_split_up(op, homes)], 0
+    order = [d for home in homes for d in home]
+    if order != sorted(order):
+        if op.open_rank:
+            raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+        # Code behind it may count on numbers in their order.
+        calls += [("permute", tuple(order.index(d) for d in range(len(order)))), ("contiguous", ())]
+        elements = numel(op.value_sizes)
+    return replace(made, cost=made.cost + Cost(0, elements, 0, bool(elements)), calls=tuple(calls))
+
+
+def _homes(op: Operator) -> list[list[int]]:
+    """For each dimension of the source those of the value that its atoms are in; what is made anew is where something
+    is summed.
+    """
+    place = {i: d for d, dim in enumerate(op.source) for i in dim}
+    mixed = {d for i, d in place.items() if op.links[i].role is IN}
+    homes: list[list[int]] = [[] for _ in op.source]
+    for number, dim in enumerate(op.value):
+        found = [*({place[i] for i in dim if i in place} or mixed)]
+        if len(found) != 1:
+            raise NotFusable("mixes several dimensions")
+        homes[found[0]].append(number)
+    if any(len(home) != 1 and {d} != mixed for d, home in enumerate(homes)):
+        raise NotFusable("mixes several dimensions")
+    return homes
+
+
+def _regrouped(op: Operator, homes: list[list[int]]) -> Operator:
+    return replace(op, value=tuple(tuple(i for d in home for i in op.value[d]) for home in homes))
+
+
+def _split_up(op: Operator, homes: list[list[int]]) -> Iterator[Call]:
+    """The calls that give each dimension of the value its own."""
+    for dim, home in enumerate(homes, start=-len(homes)):
+        if not home:
+            yield "squeeze", (dim,)
+        elif len(home) > 1:
+            sizes = [op.value_sizes[d] for d in home]
+            if not all(size.known for size in sizes):
+                raise NotFusable("a matrix of free size")
+            yield "unflatten", (dim, tuple(size.factor for size in sizes))
 
 
 Attempt = Callable[[Operator, Operator | None], LayerPlan]

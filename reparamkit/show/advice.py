@@ -66,7 +66,7 @@ TABLE = (
         r"|sizes cannot be followed|whose size cannot be followed|cannot be followed|partly free"
         r"|size that is free|channels that is not known"
         r"|size that is unknown|computed at run time|not known to be 1|depend on the input's size"
-        r"|happens to be 1|a multiple of",
+        r"|happens to be 1|a multiple of|no fixed multiple",
     ),
     Advice(
         "shared",
@@ -94,6 +94,12 @@ TABLE = (
         r"inside an autocast|dtype|complex|overflows|rounded to|values of \w+ are not merged",
     ),
     Advice(
+        "gradients",
+        "keeps gradients apart",
+        "drop detach() in a model that is only run",
+        r"without its history",
+    ),
+    Advice(
         "numbers",
         "holds infinity or no number",
         "look for what damaged the weights; a factor that is meant to be infinite stays where it is",
@@ -104,8 +110,9 @@ TABLE = (
         "mixes shapes that one layer cannot",
         "give both sides of the sum or product the same shape (x.flatten(1) rather than x.reshape(-1, n), which hides"
         " the batch)",
-        r"broadcast|do not agree|sizes 1 and|mixes several dimensions|mixes the samples|mean over the batch"
-        r"|differs from place to place|number of dimensions|of rank|needs \d+ dimensions|need.*dimensions"
+        r"broadcast|do not agree|sizes 1 and|sizes may differ|mixes several dimensions|mixes the samples"
+        r"|mean over the batch|differs from place to place|changes the dimensions"
+        r"|number of dimensions|of rank|needs \d+ dimensions|need.*dimensions"
         r"|come from another dimension|averaged axes|splits or joins an axis|not a scale|nothing is mixed|takes a slice"
         r"|slice that takes nothing|that are cropped|behind a crop"
         r"|through the graph|sampled again|no single layer computes|would differ from place|is not the same",
@@ -144,7 +151,8 @@ TABLE = (
         "teach it: @reparamkit.reader(MyLayer), see the page 'Add a rule'",
         r"not understood|cannot read|not a form|is not a module here|full matrix over|fails in float64|of several"
         r" dimensions|index that is no slice|narrow from the end|einsum that is not|expected a tensor|not proved"
-        r"|cannot be run on|has no data|a concatenation with something|a roll over all|a split of \S+ into",
+        r"|cannot be run on|has no data|a concatenation with something|a roll over all|a split of \S+ into"
+        r"|repeats of all|the attribute '",
     ),
 )
 """In order: the first whose pattern is found is meant. A reason may name several causes, the first tells most."""

@@ -19,7 +19,7 @@ from ..capture.trees import leaves
 from ..engine.choose import Site
 from ..engine.flow import branched_on, certain_calls
 from ..engine.placing import Placed, Placement
-from ..engine.scope import broken_methods, innermost, partial_methods, place_of
+from ..engine.scope import broken_methods, called_plainly, innermost, partial_methods, place_of
 from ..errors import NotFusable
 from .frames import original_class
 
@@ -190,7 +190,10 @@ class Splicer:
     def _layer(self, written: Written, placement: Placement, node: fx.Node, value: fx.Node) -> fx.Node:
         assert placement.layer is not None
         name = self._add(written, placement.layer.build(), node)
-        return self.captured.graph.call_module(name, (value,))
+        made = self.captured.graph.call_module(name, (value,))
+        for method, arguments in placement.layer.calls:
+            made = self.captured.graph.call_method(method, (made, *arguments))
+        return made
 
     def _replayed(self, node: fx.Node, previous: fx.Node, value: fx.Node) -> fx.Node:
         """The same view of another value."""
@@ -243,14 +246,14 @@ def is_chain(captured: Captured, site: Site) -> bool:
         return False
     placement = site.placed.terms[0]
     way = [captured.named[step.node] for step in placement.trail]
-    if placement.position is None or set(way) < site.members:
+    if placement.layer is None or placement.layer.calls or set(way) < site.members:
         return False
     first = next(k for k, step in enumerate(placement.trail) if step.is_layer and way[k] not in site.absorbed)
     row = way[first:]
     layers = [n for n, step in zip(row, placement.trail[first:], strict=True) if step.is_layer]
     linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row))
     linked = linked and all(_shape_kept(captured, site.placed, k, node) for k, node in enumerate(row, first))
-    modules = all(n.op == "call_module" for n in layers) and not _read_directly(captured, layers)
+    modules = all(n.op == "call_module" and called_plainly(n) for n in layers) and not _read_directly(captured, layers)
     modules = modules and not _decided(captured, layers)
     return linked and modules and (_only_rank_guards(site.placed) if len(row) > 1 else not site.placed.guards)
 

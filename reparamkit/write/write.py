@@ -13,7 +13,7 @@ from ..capture.capture import Captured
 from ..capture.trees import leaves
 from ..engine.choose import Site
 from ..engine.norms import join
-from ..engine.scope import innermost, place_of, watched
+from ..engine.scope import called_plainly, innermost, place_of, watched
 from ..engine.sharing import alike, is_shared
 from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
@@ -413,8 +413,8 @@ class Writer:
 
 
 def _written_out(site: Site) -> list[fx.Node]:
-    """Absorbed scales that are no module's: the code around them changes."""
-    return [scale for scale in site.scales if not place_of(scale)]
+    """Absorbed scales that are no module's, or of one with further arguments: the code around them changes."""
+    return [n for n in site.scales if not place_of(n) or (n.op == "call_module" and not called_plainly(n))]
 
 
 def _guarded(site: Site) -> bool:

@@ -6,7 +6,9 @@ roles of its atoms, on tensors whose sizes take the place of the free ones.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from reparamkit.algebra.form import Form, source_form
 from reparamkit.algebra.operator import Link, Operator, Resampling, Role, closed, pin
 from reparamkit.algebra.size import Pin, Size, Symbol, fixed, roots
-from reparamkit.layers.writers import plan
+from reparamkit.layers.writers import plan, turned
 
 
 def source(x: Tensor, name: str = "x") -> Form:
@@ -25,6 +27,25 @@ def source(x: Tensor, name: str = "x") -> Form:
 def written(form: Form) -> nn.Module:
     """The one layer that computes a form of one source."""
     return plan(form.sample, form.bias).build()
+
+
+def written_turned(form: Form) -> nn.Module:
+    """The same with views behind it."""
+    made = turned(form.sample, form.bias)
+    return nn.Sequential(made.build(), *itertools.starmap(Method, made.calls))
+
+
+class Method(nn.Module):
+    """A method of tensors as a layer."""
+
+    def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.name, self.arguments = name, arguments
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = getattr(x, self.name)(*self.arguments)
+        assert isinstance(found, Tensor)
+        return found
 
 
 def evaluate(form: Form, **sources: Tensor) -> Tensor:

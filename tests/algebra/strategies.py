@@ -369,3 +369,31 @@ def same_shape(draw: DrawFn, shape: Shape) -> Layer:
 def some(*shape: int) -> Tensor:
     """Small integers, without a strategy."""
     return VALUES[torch.randint(len(VALUES), shape)]
+
+
+# --- einsum -------------------------------------------------------------------------------------------
+
+SIZES = dict(zip("abcdefg", (2, 3, 1, 4, 2, 3, 5), strict=True))
+
+
+@st.composite
+def einsums(draw: DrawFn) -> tuple[str, Tensor, list[Tensor]]:
+    """An equation of a value and one or two constants, and these: dimensions of size 1 that broadcast, an ellipsis, and
+    no output included.
+    """
+    rest = draw(st.lists(st.integers(1, 3), max_size=2))
+    parts, tensors_ = [], []
+    for names in ("abcd", *["abcdefg"] * draw(st.integers(1, 2))):
+        part = draw(st.permutations(draw(st.lists(st.sampled_from(names), unique=True, min_size=1, max_size=4))))
+        sizes = [SIZES[n] if not parts or draw(st.integers(0, 7)) else 1 for n in part]
+        if rest and (not parts or draw(st.booleans())):
+            place = draw(st.integers(0, len(part)))
+            kept = rest if not parts else rest[draw(st.integers(0, len(rest) - 1)) :]
+            part, sizes = [*part[:place], "...", *part[place:]], [*sizes[:place], *kept, *sizes[place:]]
+        parts.append("".join(part))
+        tensors_.append(draw(tensors(*sizes)))
+    names = sorted({*"".join(parts)} - {"."})
+    out = draw(st.permutations(draw(st.lists(st.sampled_from(names), unique=True, max_size=4))))
+    place = draw(st.integers(0, len(out)))
+    output = "->" + "".join([*out[:place], *["..."] * bool(rest), *out[place:]])
+    return ",".join(parts) + draw(st.sampled_from((output, ""))), tensors_[0], tensors_[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 
 import pytest
 import torch
@@ -10,19 +11,23 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
+from torch import Tensor
 
 from reparamkit.algebra import build
 from reparamkit.algebra.form import Form, source_form
 from reparamkit.algebra.operator import open_sizes
-from reparamkit.algebra.size import free_size
+from reparamkit.algebra.size import fixed, free_size
 from reparamkit.errors import NotFusable
+from reparamkit.layers.contract import read_einsum, read_inner, read_matmul, read_tensordot
 
 from . import pairs
-from .oracle import evaluate, source
+from .oracle import evaluate, source, written, written_turned
 from .pairs import assert_equal, assert_same
 from .strategies import (
+    BROAD,
     constants,
     convs,
+    einsums,
     factorizations,
     matrices,
     maybe,
@@ -30,6 +35,7 @@ from .strategies import (
     pads,
     pools,
     shapes,
+    some,
     tensors,
 )
 
@@ -118,6 +124,38 @@ def test_a_value_that_broadcasts_to_a_constant_is_refused(layer: object, constan
     """x of shape (1, 5) never grows to the shape of a constant."""
     with pytest.raises(NotFusable, match=r"broadcast|needs 3 dimensions"):
         layer(source(torch.zeros(1, 5)), torch.ones(constant))
+
+
+@BROAD
+@given(case=einsums())
+def test_an_einsum_with_constants_is_torchs(case: tuple[str, Tensor, list[Tensor]]) -> None:
+    """Of one value and any constants, summed over any dimensions; written as one layer where that is one."""
+    equation, x, others = case
+    form, expected = read_einsum(equation, source(x), *others), torch.einsum(equation, x, *others)
+    assert_equal(evaluate(form, x=x), expected)
+    for write in (written, written_turned):
+        with suppress(NotFusable):
+            assert_equal(write(form)(x), expected)
+
+
+@pytest.mark.parametrize("others", [(4,), (4, 5), (2, 4, 5), (1, 4, 5), (3, 2, 4, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (3, 2, 3, 4)], ids=str)
+def test_products_of_any_rank_are_torchs(shape: tuple[int, ...], others: tuple[int, ...]) -> None:
+    """A vector, a matrix, or a matrix per position, on both sides of a value."""
+    x, w = some(*shape), some(*others)
+    turned, v = x.mT, w if w.dim() == 1 else w.mT
+    assert_equal(evaluate(read_matmul(source(x), w), x=x), x @ w)
+    assert_equal(evaluate(read_matmul(v, source(turned)), x=turned), v @ turned)
+    assert_equal(evaluate(read_inner(source(x), v), x=x), torch.inner(x, v))
+    assert_equal(evaluate(read_inner(v, source(x)), x=x), torch.inner(v, x))
+    dims = ([-1], [max(0, w.dim() - 2)])
+    assert_equal(evaluate(read_tensordot(source(x), w, dims), x=x), torch.tensordot(x, w, dims))
+
+
+def test_a_sum_over_a_free_size_is_no_product() -> None:
+    """Of an axis of unknown size only the mean is known."""
+    with pytest.raises(NotFusable, match="size is free"):
+        build.contracted(source_form("x", (free_size("x", -2), fixed(3))), "ab", [(torch.ones(3), "b")], "b")
 
 
 @given(data=st.data(), shape=shapes(), keepdim=st.booleans())

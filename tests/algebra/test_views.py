@@ -56,6 +56,13 @@ def test_a_view_of_the_value_can_be_undone(data: DataObject, shape: Shape) -> No
         assert_equal(apply_operator(back, x), value)
 
 
+def test_a_reshape_is_undone_for_what_it_gives_only() -> None:
+    """A value of other dimensions, of as many numbers, is none that the reshape gave."""
+    view = Reshape((fixed(6), fixed(4)), (fixed(2), fixed(3), fixed(4)))
+    with pytest.raises(NotFusable, match="behind a view"):
+        view.undone(source_form("x", (fixed(4), fixed(6))).sample)
+
+
 @given(data=st.data(), shape=shapes(1, largest=6))
 def test_a_crop_of_the_value_can_be_undone(data: DataObject, shape: Shape) -> None:
     """What is behind a crop is the crop of a layer that makes more of the same."""
@@ -145,7 +152,7 @@ def test_a_reshape_tells_the_one_size_that_is_free() -> None:
 
 @st.composite
 def keys(draw: st.DrawFn, shape: Shape) -> tuple[object, ...]:
-    """An index of some dimensions: slices, numbers, at most one ellipsis anywhere."""
+    """An index of some dimensions: slices, numbers, at most one ellipsis anywhere, and new axes."""
     found: list[object] = []
     for size in shape[: draw(st.integers(0, len(shape)))]:
         start, stop = sorted(draw(st.lists(st.integers(-size, size), min_size=2, max_size=2)))
@@ -156,6 +163,8 @@ def keys(draw: st.DrawFn, shape: Shape) -> tuple[object, ...]:
         # What follows an ellipsis counts from the end, where the sizes may be others.
         behind = [key if isinstance(key, slice) else slice(None) for key in found[place:]]
         found = [*found[:place], Ellipsis, *behind]
+    for _ in range(draw(st.integers(0, 2))):
+        found.insert(draw(st.integers(0, len(found))), None)
     return tuple(found)
 
 

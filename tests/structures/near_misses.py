@@ -230,6 +230,36 @@ NORM_MISSES = (
 )
 
 NEAR_MISSES = (
+    NearMiss(
+        "a mask with infinity",
+        lambda: Model(
+            lambda m, x: m.a(x).masked_fill(m.mask, float("-inf")).relu(),
+            a=conv(4, 4),
+            mask=(torch.arange(4) > 1)[:, None, None],
+        ),
+        MAPS,
+        "conv masked_fill relu",
+        "not finite",
+    ),
+    NearMiss(
+        "a transposed conv to the size of another",
+        lambda: Model(
+            lambda m, x: m.n(m.b(m.a(x).relu(), output_size=x.shape[2:])),
+            a=conv(4, 4, s=2),
+            b=nn.ConvTranspose2d(4, 4, 3, 2, 1),
+            n=norm(4),
+        ),
+        MAPS,
+        "conv relu conv norm",
+        r"no fixed multiple|computed at run time",
+    ),
+    NearMiss(
+        "a value without its history",
+        lambda: Model(lambda m, x: m.a(x.detach()) + m.b(x), a=conv(4, 4), b=conv(4, 4, 1)),
+        MAPS,
+        "conv conv add",
+        "history",
+    ),
     *NORM_MISSES,
     NearMiss("relu between", lambda: seq(conv(4, 4), nn.ReLU(), norm(4)), MAPS, "conv relu norm", "ReLU|not affine"),
     NearMiss("padded 3x3, padded 3x3", lambda: seq(conv(4, 8, bias=False), conv(8, 4)), MAPS, "conv conv", "padding"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .blocks import Model, Sum, conv, conv_norm, norm, parameter, repvgg, seq, slopes
-from .table import FIXED, MAPS, Structure
+from .table import FIXED, MAPS, TOKENS_8, Structure
 
 
 def _spelled(body: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[], nn.Module]:
@@ -43,15 +43,44 @@ def _maybe(m: Any, x: Tensor) -> Tensor:
     return m.a(x) + m.b(x) + identity
 
 
+def _written_into(m: Any, x: Tensor) -> Tensor:
+    out = m.a(x)
+    out.add_(m.b(x))
+    out.add_(m.c(x))
+    return out
+
+
+def _constants_in_a_row(m: Any, x: Tensor) -> Tensor:
+    """Every way to multiply by a constant matrix, between two layers."""
+    y = torch.einsum("...i,oi->...o", m.a(x), m.w)
+    y = torch.einsum(y, [0, 1, 2], m.w, [2, 3], [0, 1, 3])
+    y = torch.tensordot(torch.inner(y, m.w), m.w, dims=([-1], [0]))
+    y = (m.w.mT @ y.mT).mT.matmul(m.w)
+    return torch.einsum("bnhd,hdo->bno", y.unflatten(-1, (2, 4)), m.h) @ m.v
+
+
+def _masked(m: Any, x: Tensor) -> Tensor:
+    y = torch.where(m.mask, m.a(x), m.b(x)).masked_fill(~m.mask, 0.5)
+    return torch.addcdiv(torch.add(y, m.w, alpha=0.1), x, m.w, value=0.3)
+
+
+def _of_its_dtype(m: Any, x: Tensor) -> Tensor:
+    numbers = [1.0, 2.0, 3.0, 4.0]
+    y = m.a(x) * x.new_tensor(numbers)[:, None, None] + torch.tensor(numbers).to(x)[:, None, None]
+    return F.conv2d(y.to(x), m.w.to(x)) * x.new_full((4, 1, 1), 0.3)
+
+
 BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a + b + c": lambda m, x: m.a(x) + m.b(x) + m.c(x),
     "a + (b + c)": lambda m, x: m.a(x) + (m.b(x) + m.c(x)),
     "+=": _in_place,
     "add_": _in_place_method,
+    "add_, its result unused": _written_into,
     "0, then +=": _accumulated,
     "a branch that may be missing": _maybe,
     "torch.add": lambda m, x: torch.add(torch.add(m.a(x), m.b(x)), other=m.c(x)),
     "alpha": lambda m, x: torch.add(m.a(x).add(m.b(x), alpha=0.5), m.c(x), alpha=-2),
+    "a concatenation of new axes": lambda m, x: torch.cat([m.a(x)[None], m.b(x)[None], m.c(x)[None]]).sum(axis=0),
     "sum of a list": lambda m, x: sum([m.a(x), m.b(x), m.c(x)]),
     "sum of a generator": lambda m, x: sum(branch(x) for branch in m.children()),
     "reduce": lambda m, x: reduce(operator.add, (branch(x) for branch in m.children())),
@@ -103,6 +132,72 @@ SPELLINGS = (
 
 
 SPELLED = (
+    Structure(
+        "products with constants",
+        lambda: Model(_constants_in_a_row, a=nn.Linear(8, 8), w=parameter(8, 8), h=parameter(2, 4, 8), v=parameter(8)),
+        TOKENS_8,
+        "linear",
+        equation="w' = v' W7 ... W1",
+    ),
+    Structure(
+        "experts with fixed gates",
+        lambda: Model(
+            lambda m, x: torch.einsum("e,ebtd->btd", m.g.softmax(0), torch.stack([e(x) for e in m.experts])),
+            g=parameter(3),
+            experts=nn.ModuleList(nn.Linear(8, 6) for _ in range(3)),
+        ),
+        TOKENS_8,
+        "linear",
+        needs_inputs=True,
+        equation="W' = sum_e g_e W_e",
+        source="SMEAR, Muqeeth et al. 2023",
+    ),
+    Structure(
+        "a product in other dimensions",
+        lambda: Model(lambda m, x: torch.einsum("bnd,dho->bnho", m.a(x), m.h), a=nn.Linear(8, 8), h=parameter(8, 2, 3)),
+        TOKENS_8,
+        "linear",
+        equation="W' = H W, seen as (heads, size)",
+    ),
+    Structure(
+        "constant masks",
+        lambda: Model(
+            _masked, a=conv(4, 4), b=conv(4, 4, 1), w=parameter(4, 1, 1), mask=(torch.arange(4) > 1)[:, None, None]
+        ),
+        MAPS,
+        "conv",
+        equation="where(m, f, g) = m f + (1 - m) g",
+        near="a mask with infinity",
+    ),
+    Structure(
+        "constants of a value's dtype",
+        lambda: Model(_of_its_dtype, a=conv(4, 4), w=parameter(4, 4, 1, 1)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="K' = W c K, b' = W (c b + c)",
+    ),
+    Structure(
+        "a channel three times",
+        lambda: Model(lambda m, x: m.a(x[:, :1].repeat(1, 3, 1, 1)), a=conv(3, 4)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="K' = sum over the channels of K",
+    ),
+    Structure(
+        "a transposed conv to a size",
+        lambda: Model(
+            lambda m, x: m.n(m.a(x, output_size=[2 * x.size(2), 2 * x.size(3)])),
+            a=nn.ConvTranspose2d(4, 4, 3, 2, 1),
+            n=norm(4),
+        ),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="a size of stride times the input's is an output_padding",
+        near="a transposed conv to the size of another",
+    ),
     Structure(
         "synchronised norm, no momentum",
         lambda: seq(conv(4, 4), nn.SyncBatchNorm(4), nn.BatchNorm2d(4, momentum=None)),
