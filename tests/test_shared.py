@@ -47,6 +47,25 @@ def model(body: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> Callable
     return lambda: Model(body, **{"a": conv(4, 4), "n": norm(4), "m": norm(4), "b": conv(4, 4), **copy.deepcopy(parts)})
 
 
+def two_names() -> nn.Module:
+    """A row whose layers are attributes too, which come first."""
+    a, n = conv(4, 4), norm(4)
+    return Model(lambda m, x: m.row(x), a=a, n=n, row=seq(a, n))
+
+
+def second_name() -> nn.Module:
+    """A convolution that is called by the second of its names."""
+    a = conv(4, 4)
+    return Model(lambda m, x: m.n(m.b(x)), a=a, b=a, n=norm(4))
+
+
+def one_activation() -> nn.Module:
+    """Blocks that are given one activation, as the class of a convolution may have one for all."""
+    act = nn.ReLU()
+    one, two = (Model(lambda m, x: m.act(m.a(x) + m.b(x)), a=conv(4, 4), b=conv(4, 4, 1), act=act) for _ in range(2))
+    return seq(one, two)
+
+
 def upsampled(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[2:])
 
@@ -66,6 +85,9 @@ MERGED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         model(lambda m, x: m.n(m.a(x)) * upsampled(m.n(m.a(F.max_pool2d(x, 2))), x)),
         "conv max_pool2d_with_indices conv upsample_nearest2d mul",
     ),
+    "a pair under two names": (two_names, "conv"),
+    "a layer called by its second name": (second_name, "conv"),
+    "blocks with one activation": (one_activation, "conv relu conv relu"),
 }
 
 LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
