@@ -58,7 +58,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "place": (finish.Finisher, "_move_layers"),
     "code": (finish.Finisher, "_remove_unread"),
     "removal": (finish.Finisher, "_remove_dead_modules"),
-    "swap": (finish, "_set"),
+    "swap": (finish, "_fill"),
     "splice": (write.Splicer, "commit"),
     "report": (pipeline, "summarize"),
 }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,6 +50,39 @@ def model(body: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> Callable
     return lambda: Model(body, **{"a": conv(4, 4), "n": norm(4), "m": norm(4), "b": conv(4, 4), **copy.deepcopy(parts)})
 
 
+def two_names() -> nn.Module:
+    """A row whose layers are attributes too, which come first."""
+    a, n = conv(4, 4), norm(4)
+    return Model(lambda m, x: m.row(x), a=a, n=n, row=seq(a, n))
+
+
+def second_name() -> nn.Module:
+    """A convolution that is called by the second of its names."""
+    a = conv(4, 4)
+    return Model(lambda m, x: m.n(m.b(x)), a=a, b=a, n=norm(4))
+
+
+class Listed(nn.Module):
+    """Calls its layers by a list and a dictionary of its own, which are no ModuleList, and one by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.n, self.m = conv(4, 4), conv(4, 4, 1), norm(4), norm(4)
+        self.layers, self.pairs = [self.a, self.b], {"last": (self.b, [self.m])}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.n(self.layers[0](x)))
+        layer, (last,) = self.pairs["last"]
+        return last(layer(x))
+
+
+def one_activation() -> nn.Module:
+    """Blocks that are given one activation, as the class of a convolution may have one for all."""
+    act = nn.ReLU()
+    one, two = (Model(lambda m, x: m.act(m.a(x) + m.b(x)), a=conv(4, 4), b=conv(4, 4, 1), act=act) for _ in range(2))
+    return seq(one, two)
+
+
 def upsampled(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[2:])
 
@@ -66,6 +102,10 @@ MERGED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         model(lambda m, x: m.n(m.a(x)) * upsampled(m.n(m.a(F.max_pool2d(x, 2))), x)),
         "conv max_pool2d_with_indices conv upsample_nearest2d mul",
     ),
+    "a pair under two names": (two_names, "conv"),
+    "a layer called by its second name": (second_name, "conv"),
+    "layers in a plain list": (Listed, "conv relu conv"),
+    "blocks with one activation": (one_activation, "conv relu conv relu"),
 }
 
 LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
@@ -120,6 +160,29 @@ def test_what_differs_somewhere_is_left(make: Callable[[], nn.Module], left: str
     assert operations(fused, X) == left
     assert torch.equal(run(fused, X), wanted)
     assert any("called at 2 places" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+HOLDERS: dict[str, Callable[[nn.Module], Any]] = {
+    "a namespace": lambda layer: SimpleNamespace(call=layer),
+    "a partial": lambda layer: SimpleNamespace(call=partial(layer)),
+    "a queue": lambda layer: SimpleNamespace(call=lambda x, queue=deque([layer]): queue[0](x)),
+    "a function": lambda layer: SimpleNamespace(call=lambda x: layer(x)),
+}
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
+def test_a_layer_that_an_object_holds_is_left(hold: Callable[[nn.Module], Any]):
+    """Where code calls it by another object of the model's than a list, its norm is not merged into it."""
+
+    def make() -> nn.Module:
+        net = Model(lambda m, x: m.n(m.held.call(x)), a=conv(4, 4), n=norm(4))
+        net.held = hold(net.a)
+        return net
+
+    net, wanted = build(make), run(build(make), X)
+    fused = reparamkit.fuse(net, inplace=True)
+    assert torch.equal(run(fused, X), wanted)
+    assert any("holds it in an object" in refusal.reason for refusal in reparamkit.report(fused).refusals)
 
 
 @pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])

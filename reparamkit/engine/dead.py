@@ -33,7 +33,8 @@ def drop_dead(captured: Captured, reading: Reading) -> None:
 
 
 def _only_computes(node: fx.Node) -> bool:
-    """A function or method of torch that gives a tensor, and neither draws random numbers nor checks anything."""
+    """A function or method of torch that gives tensors, and neither draws random numbers nor checks anything."""
     module = str(getattr(node.target, "__module__", "torch") or "torch").partition(".")[0]
-    computes = isinstance(node.meta.get("val"), Tensor) and module in ("torch", "_operator")
+    values = leaves(node.meta.get("val"))
+    computes = bool(values) and all(isinstance(v, Tensor) for v in values) and module in ("torch", "_operator")
     return node.op in ("call_function", "call_method") and computes and not is_random(node) and not checks(node)

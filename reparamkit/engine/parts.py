@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from ..algebra.size import Size
 from ..capture.capture import Captured
 from ..layers.parts import chunk, part
 
@@ -32,20 +33,43 @@ def name_parts(captured: Captured) -> None:
     captured.forget()
 
 
+def number_of_parts(split: object, sizes: Callable[[fx.Node], Sequence[Size]]) -> int | None:
+    """Into how many parts a call splits its tensor; None for other values, or if the tensor's size is free.
+
+    sizes: of the dimensions of a node; none if they are not known.
+    """
+    found = SPLITS.get(split.target) if isinstance(split, fx.Node) else None
+    if not isinstance(split, fx.Node) or found is None:
+        return None
+    value, how, dim = _arguments(split, found[1])[0]
+    size = sizes(value)[dim] if isinstance(value, fx.Node) and isinstance(dim, int) and sizes(value) else None
+    if not isinstance(how, int) or size is None or not size.known:
+        return None
+    length = how if found[0] is part else -(-size.factor // how)
+    return -(-size.factor // length)
+
+
 def _takes_one(user: fx.Node) -> bool:
-    return user.target is operator.getitem and isinstance(user.args[1], int)
+    return user.target is len or (user.target is operator.getitem and isinstance(user.args[1], int))
+
+
+def _arguments(split: fx.Node, names: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    """The tensor, how it is split and the dimension; and what else there is."""
+    arguments = dict(zip(names, split.args, strict=False)) | split.kwargs
+    return [arguments.pop(name, 0) for name in names], arguments
 
 
 def _named(captured: Captured, node: fx.Node, function: Callable[..., Any], names: tuple[str, ...]) -> None:
-    arguments = dict(zip(names, node.args, strict=False)) | node.kwargs
-    value, how, dim = (arguments.pop(name, 0) for name in names)
-    if arguments:
+    (value, how, dim), more = _arguments(node, names)
+    if more:
         return
-    for user in list(node.users):
+    counts = [user for user in node.users if user.target is len]
+    for user in [user for user in node.users if user not in counts]:
         with captured.graph.inserting_before(user):
             made = captured.graph.call_function(function, (value, how, dim, user.args[1]))
         made.meta = dict(user.meta)
         user.replace_all_uses_with(made)
         captured.replaced[user] = made
         captured.graph.erase_node(user)
-    captured.graph.erase_node(node)
+    if not counts:
+        captured.graph.erase_node(node)

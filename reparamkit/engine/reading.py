@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, fx
 
 from ..algebra.form import CONSTANT_FOLD, Form, source_form
-from ..algebra.operator import open_sizes
-from ..algebra.size import Size, fixed, free_size
+from ..algebra.operator import open_sizes, pin
+from ..algebra.size import Pin, Size, Symbol, fixed, free_size, roots
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured
 from ..capture.guards import is_guard
@@ -27,6 +27,7 @@ from ..layers.hooks import AFTER, BEFORE
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module, computes_weight
 from .arithmetic import evaluated, is_constant, rounded_to, widened
+from .parts import number_of_parts
 from .scope import WATCHED, Scope, watched
 
 MAX_COMBINATIONS = 16
@@ -79,6 +80,8 @@ SAME_SHAPE = frozenset(
     ]
 )
 """Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast)."""
+EXACT = frozenset([operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg])
+"""Arithmetic that makes numbers of numbers."""
 MAY_BROADCAST = frozenset(["mul", "add", "sub", "div", "imul", "iadd", "addcmul"])
 
 UNKNOWN = object()
@@ -105,6 +108,7 @@ class Reading:
     sizes: Python numbers (or tuples of them) that are sizes.
     read: nodes that are affine in their inputs, with the form over those inputs.
     moves: nodes that only move numbers, with the number of operations that takes.
+    facts: free sizes that a layer has fixed: no input of another size goes on.
     reasons: why a node, or a longer form through it, could not be read.
     """
 
@@ -116,6 +120,7 @@ class Reading:
     shapes: dict[fx.Node, Shape] = field(default_factory=dict)
     read: dict[fx.Node, Form] = field(default_factory=dict)
     moves: dict[fx.Node, int] = field(default_factory=dict)
+    facts: dict[Symbol, Pin] = field(default_factory=dict)
     reasons: dict[fx.Node, list[str]] = field(default_factory=dict)
 
     def arithmetic(self, node: fx.Node) -> int:
@@ -141,6 +146,22 @@ class Reading:
         """What a node reads, and what is written into its value."""
         written = (n for w, value in self.writes.items() if value is node for n in w.all_input_nodes if n is not node)
         return [*node.all_input_nodes, *written]
+
+    def learn(self, form: Form) -> None:
+        """Keep the sizes that the layers of a form fix without a guard."""
+        known = {pair for term in form.terms.values() for pair in term.op.pins - term.op.guards}
+        self.facts.update((symbol, size) for symbol, size in known if not symbol.stands_for_dims)
+
+    def informed(self, form: Form) -> Form:
+        """A form with all that is known of the sizes of what it reads."""
+        links = (link for term in form.terms.values() for link in term.op.links) if self.facts else ()
+        known = {s: self.facts[s] for link in links for s in roots(link.size) if s in self.facts}
+        return form.mapped(lambda op: pin(op, known)) if known else form
+
+    def sizes_of(self, node: fx.Node) -> tuple[Size, ...]:
+        """The sizes of a value, with all that is known of them; none if its rank is open."""
+        sizes, open_rank = self.shapes.get(node, ((), True))
+        return () if open_rank else tuple(size.substitute(self.facts) for size in sizes)
 
     def no(self, node: fx.Node, reason: str) -> None:
         """Record why `node` is not merged."""
@@ -337,6 +358,7 @@ class _Reader:
                 found += read
                 if not any(c.members for c in choice.values()):
                     self.out.read[self.node] = read[0].form
+                    self.out.learn(read[0].form)
                 if reader.moves is not None:
                     rest = self.node.args[1:]
                     self.out.moves[self.node] = reader.moves(*rest) if callable(reader.moves) else reader.moves
@@ -383,7 +405,7 @@ class _Reader:
     def _arguments(self, reader: Reader, choice: dict[fx.Node, Candidate]) -> tuple[list[Any], dict[str, Any]]:
         def known(node: fx.Node) -> Any:
             if node in choice:
-                return choice[node].form
+                return self.out.informed(choice[node].form)
             if node in self.out.constants:
                 return self.out.constants[node]
             return self._size(reader, node)
@@ -426,8 +448,11 @@ def _size_value(node: fx.Node, known: Reading) -> Any:
     first = node.args[0] if node.args else None
     if isinstance(first, fx.Node) and isinstance(known.constants.get(first), Tensor):
         return _shape_read(node, (tuple(map(fixed, known.constants[first].shape)), False))
+    if node.target is len and (count := number_of_parts(first, known.sizes_of)) is not None:
+        return fixed(count)
     if isinstance(first, fx.Node) and first in known.shapes:
-        return _shape_read(node, known.shapes[first])
+        open_rank = known.shapes[first][1]
+        return _shape_read(node, known.shapes[first] if open_rank else (known.sizes_of(first), False))
     inputs = node.all_input_nodes
     if node.op != "call_function" or not any(n in known.sizes for n in inputs):
         number = isinstance(node.meta.get("val"), (int, float)) and not any(n in known.constants for n in inputs)
@@ -453,7 +478,7 @@ def _shape_read(node: fx.Node, shape: Shape) -> Any:
 def least_rank(node: fx.Node) -> int:
     """How many dimensions a value has at least, since two of them are swapped by their number."""
     swapped = [d for d in node.args[1:3] if isinstance(d, int)] if _is_swap(node) else []
-    return max(swapped, default=0) + 1
+    return max((d + 1 if d >= 0 else -d for d in swapped), default=1)
 
 
 def _is_swap(node: fx.Node) -> bool:
@@ -476,6 +501,8 @@ def _computed(node: fx.Node, args: list[Any]) -> Any:
     if node.target is operator.getitem and isinstance(args[0], tuple) and isinstance(args[1], (int, slice)):
         return args[0][args[1]]
     numbers = [fixed(a) if isinstance(a, int) and not isinstance(a, bool) else a for a in args]
+    if node.target in EXACT and all(isinstance(a, Size) and a.known for a in numbers):
+        return fixed(node.target(*(a.factor for a in numbers)))
     if len(numbers) == 2 and all(isinstance(a, Size) for a in numbers):
         if node.target is operator.mul:
             return numbers[0] * numbers[1]

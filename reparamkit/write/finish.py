@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank
-from ..capture.state import intact
+from ..capture.state import TABLES, intact
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.norms import restore
@@ -45,6 +47,8 @@ class Finisher:
     calls inlined into them. moves: temporary name of a merged layer -> the path whose place it takes.
     rows: paths that a row of module calls left empty, with the call they are in. dead: paths of merged layers.
     paths: temporary name of a merged layer -> its final path. hidden: methods that will be there no more.
+    places: per module all owners and names that it has; a module may have several. gone: per module that lost its place
+    what plain lists and dictionaries of the user's have in its stead.
     """
 
     captured: Captured
@@ -56,6 +60,8 @@ class Finisher:
     dead: set[str] = field(default_factory=set)
     paths: dict[str, str] = field(default_factory=dict)
     hidden: Hidden = field(default_factory=dict)
+    places: dict[nn.Module, list[tuple[nn.Module, str]]] = field(default_factory=dict)
+    gone: dict[nn.Module, nn.Module] = field(default_factory=dict)
 
     # --- collecting ------------------------------------------------------------------------------
 
@@ -161,18 +167,40 @@ class Finisher:
         hide none); all of it or nothing.
         """
         before = dict(self.captured.root.named_modules())
+        self.places = _places(self.captured.root)
         with intact(self.captured.root):
             self._move_layers()
             for frame in sorted(set(map(self._writer, frames or ())), key=lambda f: -f.path.count(".")):
                 self._regenerate(frame)
             self._remove_unread()
             for path, module in self.swaps.items():
-                _set(self.captured.root, path, module)
+                self._put(path, module, called=True)
             self._remove_dead_modules()
+            self._replace_held()
             if frames is not None:
                 self._hide(before)
-        self.moves.clear()
-        self.swaps.clear()
+        for done in (self.moves, self.swaps, self.places, self.gone):
+            done.clear()
+
+    def _put(self, path: str, module: nn.Module | None, called: bool = False) -> None:
+        """Let a module, or none, take the place of the one at a path. Under the other names that this may have it goes,
+        or, if the user's code calls it, the module stands there too.
+        """
+        place = _parent(self.captured.root, path)
+        old = place[0]._modules.get(place[1])
+        others = [] if old is None else [other for other in self.places.get(old, []) if other != place]
+        for other in others:
+            _fill(*other, module if called else None)
+        _fill(*place, module)
+        if old is not None:
+            self.gone[old] = module if called and module is not None else nn.Identity().eval()
+
+    def _replace_held(self) -> None:
+        """Lists of layers that are no ModuleList, and other attributes that hold what is gone."""
+        for owner in self.captured.root.modules() if self.gone else ():
+            for name, value in vars(owner).items() if not isinstance(owner, torch.jit.ScriptModule) else ():
+                if name not in TABLES and (made := _with_new(value, self.gone)) is not value:
+                    vars(owner)[name] = made
 
     def _writer(self, frame: Frame) -> Frame:
         """The call whose method has the code of `frame` in it."""
@@ -188,7 +216,7 @@ class Finisher:
             target = self._place(path, frame, live, taken)
             live.update(upwards(target))
             taken.add(target)
-            _set(self.captured.root, target, self.captured.held.pop(name))
+            self._put(target, self.captured.held.pop(name))
             self.dead.discard(target)
             self._retarget(name, target)
 
@@ -292,12 +320,12 @@ class Finisher:
         """A merged layer: gone, but for parameters that the code reads itself."""
         read = used.get(path, set())
         if not read:
-            _delete(self.captured.root, path)
+            self._put(path, None)
             return
         module = self.captured.root.get_submodule(path)
         for name in {*module._parameters, *module._buffers} - read:
             delattr(module, name)
-        _set(self.captured.root, path, _container(module))
+        self._put(path, _container(module))
 
     def _hollow(self, path: str, used: Mapping[str, set[str]]) -> None:
         """A module whose work is done in its caller now: gone, or a container of what is still used."""
@@ -307,9 +335,9 @@ class Finisher:
         for name in {*module._parameters, *module._buffers} - used.get(path, set()):
             delattr(module, name)
         if not (module._modules or module._parameters or module._buffers):
-            _delete(self.captured.root, path)
+            self._put(path, None)
         elif not isinstance(module, nn.Sequential):
-            _set(self.captured.root, path, _container(module))
+            self._put(path, _container(module))
 
 
 def _literal_size(node: fx.Node) -> int | None:
@@ -334,20 +362,43 @@ def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
     return root.get_submodule(parent), name
 
 
-def _set(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, name = _parent(root, path)
-    if name in parent._modules:
-        parent._modules[name] = module
-    else:
-        parent.add_module(name, module)
+def _places(root: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
+    found: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    for owner in root.modules():
+        for name, module in owner._modules.items():
+            if module is not None:
+                found.setdefault(module, []).append((owner, name))
+    return found
 
 
-def _delete(root: nn.Module, path: str) -> None:
-    parent, name = _parent(root, path)
-    if isinstance(parent, nn.ModuleList):
-        parent._modules[name] = nn.Identity().train(parent.training)
+def _with_new(value: Any, new: Mapping[nn.Module, nn.Module]) -> Any:
+    """A value with other modules in the lists, tuples and dictionaries that it is made of; itself, if it has none."""
+    if isinstance(value, nn.Module):
+        return new.get(value, value)
+    if not isinstance(value, (list, tuple, dict)):
+        return value
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    items = {key: made for key in keys if (made := _with_new(value[key], new)) is not value[key]}
+    if not items:
+        return value
+    if isinstance(value, tuple):
+        parts = [items.get(k, part) for k, part in enumerate(value)]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    made = copy.copy(value)
+    for key, item in items.items():
+        made[key] = item
+    return made
+
+
+def _fill(owner: nn.Module, name: str, module: nn.Module | None) -> None:
+    if module is None and isinstance(owner, nn.ModuleList):
+        module = nn.Identity().train(owner.training)
+    if module is None:
+        owner._modules.pop(name, None)
+    elif name in owner._modules:
+        owner._modules[name] = module
     else:
-        delattr(parent, name)
+        owner.add_module(name, module)
 
 
 def _exists(root: nn.Module, path: str) -> bool:

@@ -25,6 +25,7 @@ from torch import fx, nn
 
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_given
+from ..capture.proxies import attribute
 from ..capture.tracer import Frame
 from ..capture.trees import fields_of, is_record
 from ..engine.sizes import size_of
@@ -176,8 +177,20 @@ class _Fold:
         if path in self.captured.held:
             return path
         if prefix and not path.startswith(f"{prefix}."):
-            raise NotFusable(f"module '{prefix}' uses '{path}', which is not inside it")
+            return self._own_name(path)
         return path[len(prefix) + 1 :] if prefix else path
+
+    def _own_name(self, path: str) -> str:
+        """The name that this module has for what the graph names by the path of its first owner, as a shared
+        activation.
+        """
+        what, own = attribute(self.captured.root, path), self.frame.module
+        lists = (own.named_modules, own.named_parameters, own.named_buffers)
+        named = (pair for each in lists for pair in each(remove_duplicate=False))
+        found = next((name for name, each in named if each is what), None)
+        if found is None:
+            raise NotFusable(f"module '{self.frame.path}' uses '{path}', which is not inside it")
+        return found
 
 
 def fold(captured: Captured, frame: Frame, inlined: frozenset[int]) -> fx.Graph:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import Model, RepMixer, Scalar, Sum, conv, conv_norm, depthwise, mobileone, norm, repvgg, seq
+from .blocks import Model, RepMixer, Scalar, Sum, conv, conv_norm, depthwise, mobileone, norm, parameter, repvgg, seq
 from .table import MAPS, MAPS_1D, MAPS_3D, TOKENS, Structure
 
 
@@ -261,5 +261,28 @@ BRANCHES = (
         MAPS_3D,
         "conv",
         equation="K' = K3 + pad(K1), in three dimensions",
+    ),
+    Structure(
+        "a shift behind a sum with the input",
+        lambda: Model(lambda m, x: m.a(x.relu()) + x + m.shift, a=conv_norm(4, 4), shift=parameter(4, 1, 1)),
+        MAPS,
+        "relu conv add",
+        needs_inputs=True,
+        near="a sum that broadcasts channels",
+    ),
+    Structure(
+        "a norm behind layers that read products with constant matrices",
+        lambda: Model(
+            lambda m, x: m.norm(m.a(x @ m.left) + m.b(x @ m.right)),
+            a=conv(4, 6, 1),
+            b=conv(4, 6, 1),
+            norm=norm(6),
+            left=parameter(6, 6),
+            right=parameter(6, 6),
+        ),
+        ((2, 4, 9, 6), (1, 4, 12, 6), (3, 4, 7, 6)),
+        "linear linear conv conv add",
+        equation="s (Ka x A + Kb x B) = (s Ka) (x A) + (s Kb) (x B)",
+        source="2s-AGCN, Shi et al. 2019",
     ),
 )

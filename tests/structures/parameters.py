@@ -44,6 +44,13 @@ class SummedWeights(nn.Module):
         return F.conv2d(x, self.w1 + self.alpha * self.w2, padding=1)
 
 
+class OwnPadding(SummedWeights):
+    """As many zeros as the kernel's own size asks for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.w1 * self.alpha, padding=self.w1.shape[-1] // 2)
+
+
 class Functional(nn.Module):
     """Convolution, batch norm and linear layer as functions of parameters."""
 
@@ -187,6 +194,12 @@ FUNCTIONS = (
         "conv",
         equation="the kernel is a sum of parameters",
         source="OREPA, Hu et al. 2022",
+    ),
+    Structure(
+        "padding by half the size of the kernel",
+        lambda: seq(OwnPadding(4), norm(4)),
+        MAPS,
+        "conv",
     ),
     Structure(
         "weight norm",

@@ -112,6 +112,22 @@ PARTS = (
         near="convolutions on unequal parts",
     ),
     Structure(
+        "convolutions on parts that code counts",
+        lambda: seq(
+            conv(4, 4),
+            nn.ReLU(),
+            Model(
+                lambda m, x: m.norm(torch.cat([c(part) for part, c in zip(x.split(2, 1), (m.a, m.b), strict=True)], 1)),
+                a=conv(2, 2),
+                b=conv(2, 2),
+                norm=norm(4),
+            ),
+        ),
+        MAPS,
+        "conv relu conv",
+        needs_inputs=True,
+    ),
+    Structure(
         "convolutions of one value, side by side",
         lambda: Model(lambda m, x: torch.cat([m.a(x), m.b(x)], 1), a=conv_norm(4, 5), b=conv_norm(4, 3)),
         MAPS,
