@@ -293,7 +293,7 @@ def _request(
 
 def _paths(model: nn.Module, option: str, value: str | Sequence[str]) -> tuple[str, ...]:
     patterns = (value,) if isinstance(value, str) else tuple(value)
-    names = [name for name, _ in model.named_modules()]
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
             raise InvalidInputError(f"{option}={pattern!r} names no module: see model.named_modules() for the paths")

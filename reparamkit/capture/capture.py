@@ -6,7 +6,7 @@ import copy
 import inspect
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -129,6 +129,17 @@ class Captured:
             tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             uses.update({storage(t) for t in tensors if t.numel()})
         return uses
+
+    def names(self, path: str) -> Sequence[str]:
+        """All paths of the module at a path: it may be registered at several places."""
+        return self._several_names.get(path, (path,))
+
+    @cached_property
+    def _several_names(self) -> dict[str, list[str]]:
+        paths: dict[nn.Module, list[str]] = {}
+        for path, module in self.root.named_modules(remove_duplicate=False):
+            paths.setdefault(module, []).append(path)
+        return {path: names for names in paths.values() if len(names) > 1 for path in names}
 
     @property
     def passed(self) -> set[fx.Node]:

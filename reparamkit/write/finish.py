@@ -20,7 +20,7 @@ from ..engine.scope import innermost, place_of
 from ..errors import NotFusable
 from ..recipes.tape import Tape
 from .frames import change, changes_of, fold, method, original_class
-from .hidden import Hidden, because, hide_broken, upwards
+from .hidden import Hidden, because, hide_broken, module_at, upwards
 from .splice import Written
 
 
@@ -160,14 +160,14 @@ class Finisher:
         """Change the modules of the root as it was collected, and the methods of these calls (None: of no module, and
         hide none); all of it or nothing.
         """
-        before = dict(self.captured.root.named_modules())
+        before = dict(self.captured.root.named_modules(remove_duplicate=False))
         with intact(self.captured.root):
             self._move_layers()
             for frame in sorted(set(map(self._writer, frames or ())), key=lambda f: -f.path.count(".")):
                 self._regenerate(frame)
             self._remove_unread()
             for path, module in self.swaps.items():
-                _set(self.captured.root, path, module)
+                self._set(path, module)
             self._remove_dead_modules()
             if frames is not None:
                 self._hide(before)
@@ -188,7 +188,7 @@ class Finisher:
             target = self._place(path, frame, live, taken)
             live.update(upwards(target))
             taken.add(target)
-            _set(self.captured.root, target, self.captured.held.pop(name))
+            self._set(target, self.captured.held.pop(name))
             self.dead.discard(target)
             self._retarget(name, target)
 
@@ -292,12 +292,12 @@ class Finisher:
         """A merged layer: gone, but for parameters that the code reads itself."""
         read = used.get(path, set())
         if not read:
-            _delete(self.captured.root, path)
+            self._delete(path)
             return
         module = self.captured.root.get_submodule(path)
         for name in {*module._parameters, *module._buffers} - read:
             delattr(module, name)
-        _set(self.captured.root, path, _container(module))
+        self._set(path, _container(module))
 
     def _hollow(self, path: str, used: Mapping[str, set[str]]) -> None:
         """A module whose work is done in its caller now: gone, or a container of what is still used."""
@@ -307,9 +307,26 @@ class Finisher:
         for name in {*module._parameters, *module._buffers} - used.get(path, set()):
             delattr(module, name)
         if not (module._modules or module._parameters or module._buffers):
-            _delete(self.captured.root, path)
+            self._delete(path)
         elif not isinstance(module, nn.Sequential):
-            _set(self.captured.root, path, _container(module))
+            self._set(path, _container(module))
+
+    def _set(self, path: str, module: nn.Module) -> None:
+        """Put a module in a place, and wherever else the one is that was there."""
+        for place in self._places(path):
+            _set(self.captured.root, place, module)
+
+    def _delete(self, path: str) -> None:
+        for place in self._places(path):
+            # Of two places of one container the second is gone with the first.
+            if _exists(self.captured.root, place):
+                _delete(self.captured.root, place)
+
+    def _places(self, path: str) -> list[str]:
+        """Where the module at a path is: that path, and its other names that are still there."""
+        module = module_at(self.captured.root, path)
+        others = (name for name in self.captured.names(path) if name != path)
+        return [path, *(name for name in others if module_at(self.captured.root, name) is module is not None)]
 
 
 def _literal_size(node: fx.Node) -> int | None:

@@ -30,6 +30,7 @@ from ..capture.trees import fields_of, is_record
 from ..engine.sizes import size_of
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
+from .hidden import module_at, upwards
 
 PLAIN = (bool, int, float, str, type(None))
 WRITABLE = (*PLAIN, complex, torch.dtype, torch.device, torch.memory_format, torch.layout, type(...))
@@ -176,8 +177,18 @@ class _Fold:
         if path in self.captured.held:
             return path
         if prefix and not path.startswith(f"{prefix}."):
-            raise NotFusable(f"module '{prefix}' uses '{path}', which is not inside it")
+            return self._other_name(path)
         return path[len(prefix) + 1 :] if prefix else path
+
+    def _other_name(self, path: str) -> str:
+        """The name that something outside of this module, by its path, has inside of it as well."""
+        named = self.frame.module.named_modules()
+        inside: dict[nn.Module | None, str] = {module: name for name, module in named if name}
+        for outer in upwards(path):
+            module = module_at(self.captured.root, outer)
+            if module in inside:
+                return inside[module] + path[len(outer) :]
+        raise NotFusable(f"module '{self.frame.path}' uses '{path}', which is not inside it")
 
 
 def fold(captured: Captured, frame: Frame, inlined: frozenset[int]) -> fx.Graph:
