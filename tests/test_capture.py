@@ -336,6 +336,21 @@ def both(m: Any, x: Tensor) -> Tensor:
     return F.relu(m.a(x) + m.b(x))
 
 
+def messages(m: Any, x: Tensor) -> Tensor:
+    """Sizes in the messages of assertions, as in the norms of timm."""
+    torch._assert(x.ndim == 4, f"expected 4 dimensions (got {x.ndim})")
+    torch._assert(x.shape[2] > 0, message=f"height {x.shape[2]:d} of {x.shape}")
+    return both(m, x)
+
+
+def looked_up(m: Any, x: Tensor) -> Tensor:
+    """A message that depends on the text of a size, and a factor that does."""
+    told = f"{x.shape[2]}"
+    torch._assert(x.ndim == 4, {"8": "eight"}.get(f"{x.shape[2]}", "other"))
+    torch._assert(x.ndim == 4, told)
+    return both(m, x) * {"8": 5.0}.get(told, 1.0)
+
+
 ASKING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "len": lambda m, x: both(m, x) / len(x),
     "len as a method": lambda m, x: both(m, x) / x.__len__(),
@@ -360,6 +375,7 @@ ASKING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "dtype as a key": lambda m, x: both(m, x) * {torch.float32: 2.0}.get(x.dtype, 1.0),
     "size as text": lambda m, x: both(m, x) * {"8": 5.0}.get(str(x.shape[2]), 1.0),
     "size in a text": lambda m, x: both(m, x) * {"a08": 5.0}.get(f"a{x.shape[2]:02d}", 1.0),
+    "text of a size in a message": looked_up,
     "device as text": lambda m, x: both(m, x) * (2 if "cpu" in str(x.device) else 7),
     "gradient function": lambda m, x: both(m, x) * (2 if both(m, x).grad_fn is None else 7),
     "requires_grad": lambda m, x: both(m, x) * (2 if m.a[0].weight.requires_grad is True else 7),
@@ -383,6 +399,7 @@ FREE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "tensor of a size": lambda m, x: both(m, x) * torch.tensor(x.shape[2]),
     "rounded size": lambda m, x: both(m, x)[..., : round(x.shape[3] * 0.5)],
     "rounded up": lambda m, x: both(m, x)[..., : math.ceil(x.shape[3] * 0.5)],
+    "messages": messages,
     "module made in the forward": lambda m, x: nn.ReLU()(m.a(x) + m.b(x)),
 }
 """Two branches that merge, for every size."""
