@@ -556,6 +556,33 @@ def test_methods_that_read_a_merged_layer_are_hidden():
     assert error(fused[0].extra(X), model[0].extra(X)) <= 1e-5
 
 
+class Whole(nn.Module):
+    """Does all of its work in a method, as models of torchvision do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = conv_norm(4, 4)
+
+    def work(self, x: Tensor) -> Tensor:
+        return F.relu(self.features(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.work(x)
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+def test_a_method_that_the_forward_goes_on_calling(inplace: bool):
+    """A scale before it is taken in, and a forward whose code stays still finds its method."""
+
+    def make() -> nn.Module:
+        return Model(lambda m, x: m.inner(x / m.std), inner=Whole(), std=nn.Parameter(torch.rand(4, 1, 1) + 0.5))
+
+    fused = reparamkit.fuse(build(make), X, inplace=inplace)
+    assert error(results(fused, (X,), {}), results(build(make), (X,), {})) <= 1e-5
+    (merge,) = reparamkit.report(fused).merges
+    assert set(merge.members) == {"truediv", "inner.features.0", "inner.features.1"}
+
+
 class Deploying(Folding):
     """Has a second forward for when it is folded, as blocks of YOLO have."""
 

@@ -45,6 +45,7 @@ class Finisher:
     calls inlined into them. moves: temporary name of a merged layer -> the path whose place it takes.
     rows: paths that a row of module calls left empty, with the call they are in. dead: paths of merged layers.
     paths: temporary name of a merged layer -> its final path. hidden: methods that will be there no more.
+    ran: methods that the forwards called.
     """
 
     captured: Captured
@@ -56,6 +57,10 @@ class Finisher:
     dead: set[str] = field(default_factory=set)
     paths: dict[str, str] = field(default_factory=dict)
     hidden: Hidden = field(default_factory=dict)
+    ran: frozenset[Method] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.ran = frozenset(self.captured.methods)
 
     # --- collecting ------------------------------------------------------------------------------
 
@@ -106,9 +111,18 @@ class Finisher:
         self.inlined |= self.below(frame, members)
 
     def hide(self, methods: Iterable[Method]) -> None:
-        """Methods that call a part of a merge cannot work any more."""
+        """Methods that call a part of a merge cannot work any more, but for those that a forward goes on calling: what
+        they call computes, in this model, what it has to.
+        """
         for module, name in methods:
-            self.hidden.setdefault(module, {})[name] = because(module, name, "a part of what was merged")
+            if not self._goes_on(module, name):
+                self.hidden.setdefault(module, {})[name] = because(module, name, "a part of what was merged")
+
+    def _goes_on(self, module: nn.Module, name: str) -> bool:
+        """Whether a method ran, in a call whose code stays as it is."""
+        written = self.inlined | self.frames.keys()
+        left = (f for f in self.captured.frames if f.module is module and id(f) not in written)
+        return (module, name) in self.ran and any(True for _ in left)
 
     def chain(self, written: Written) -> None:
         """A row of module calls: the layer takes one place, the others become identities."""
