@@ -600,12 +600,14 @@ def test_a_second_forward_that_leaves_a_layer_out_is_hidden():
     assert any("method 'forward_fuse' of the model" in refusal.reason for refusal in report.refusals)
 
 
-def test_dimensions_that_are_not_known_are_no_error():
-    """A transpose by numbers from the left, of a tensor of unknown rank."""
+@pytest.mark.parametrize("last", [nn.BatchNorm1d(4), seq(nn.LayerNorm(64), nn.Linear(64, 3))], ids=["batch", "layer"])
+@pytest.mark.parametrize("dims", [(1, 2), (-2, -1)])
+def test_dimensions_that_are_not_known_are_no_error(dims: tuple[int, int], last: nn.Module):
+    """A transpose by numbers from the left, or from the right, of a tensor of unknown rank."""
     tokens = Model(
-        lambda m, x: m.norm(m.conv(x).flatten(2).transpose(1, 2).transpose(1, 2)),
+        lambda m, x: m.last(torch.relu(m.conv(x).flatten(2).transpose(*dims)).transpose(*dims)),
         conv=conv(4, 4),
-        norm=nn.BatchNorm1d(4),
+        last=last,
     )
     model = build(lambda: tokens)
     assert error(results(reparamkit.fuse(model), (X,), {}), results(model, (X,), {})) <= 1e-5
