@@ -359,6 +359,7 @@ def _captured(model: nn.Module, request: Request) -> Parts:
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
     for part in parts.captured:
         name_parts(part)
+        part.absent = {} if request.example is None else request.example.absent
     look_outside(parts.captured, _is_leaf)
     return parts
 

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structures import Model, build, conv, conv_norm, error, norm, sample, seq
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
@@ -286,6 +287,31 @@ def test_an_argument_that_cannot_be_written_is_a_reason():
     fused = reparamkit.fuse(model, X)
     assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
     assert any("Scaled" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+class Masked(nn.Module):
+    """Two branches, and an argument that may be missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(4, 4), conv_norm(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = F.relu(self.a(x) + self.b(x))
+        return y if mask is None else y * mask
+
+
+def test_an_argument_that_only_a_trace_gives():
+    """As transformers makes a mask only where it sees that it is traced: what needs other code is refused."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        return m.inner(x, torch.ones_like(x) if isinstance(x, Proxy) else None)
+
+    model = build(lambda: Model(body, inner=Masked()))
+    fused = reparamkit.fuse(model, X)
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+    assert any("'mask' of its forward is None" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
 
 
 class Padded(Raw):

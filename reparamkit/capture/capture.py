@@ -6,7 +6,7 @@ import copy
 import inspect
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -84,6 +84,7 @@ class Captured:
     times: how often a run of the model runs this graph. why: it is not part of the graph around it.
     apart: per node that has the value of a call, what there was before the call was taken apart.
     outside: what is known of other code. lists: the lists of its own parts for which the code asked torch.
+    absent: per path of a module the positions and names of arguments that are None in a real run.
     """
 
     root: nn.Module
@@ -102,6 +103,7 @@ class Captured:
     apart: dict[fx.Node, Apart] = field(default_factory=dict)
     outside: Outside = field(default_factory=Outside)
     lists: set[str] = field(default_factory=set)
+    absent: Mapping[str, Set[int | str]] = field(default_factory=dict)
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""

@@ -66,9 +66,12 @@ class _Fold:
         signature = inspect.signature(self.frame.module.forward)
         bound = signature.bind(*self.frame.args, **self.frame.kwargs)
         made = {p.name: (p, self._placeholder(p)) for p in signature.parameters.values()}
+        absent = self.captured.absent.get(self.frame.path, frozenset())
         for position, (name, (parameter, node)) in enumerate(made.items()):
             given = name in bound.arguments
             value = bound.arguments[name] if given else parameter.default
+            if isinstance(value, fx.Node) and not {position, name}.isdisjoint(absent):
+                raise NotFusable(f"argument '{name}' of its forward is None in a run, and was a tensor in the trace")
             if position and isinstance(value, fx.Node):
                 self.graph.call_function(expect_given, (node,))
             self._known(node, value, parameter, given)
