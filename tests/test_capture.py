@@ -314,6 +314,26 @@ def test_an_argument_that_only_a_trace_gives():
     assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
 
 
+class Called(nn.Module):
+    """Cannot be traced, and calls a module with an argument that has a default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Masked()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, torch.ones(x.shape) if x.shape[0] else None)
+
+
+def test_a_default_that_was_only_assumed():
+    """Without example inputs a part is traced with its defaults; its code is not written again on that ground."""
+    model = build(Called)
+    fused = reparamkit.fuse(model)
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+    assert any("argument 'mask' is not known" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
 class Padded(Raw):
     """Computes with a size as a plain number."""
 

@@ -85,6 +85,7 @@ class Captured:
     apart: per node that has the value of a call, what there was before the call was taken apart.
     outside: what is known of other code. lists: the lists of its own parts for which the code asked torch.
     absent: per path of a module the positions and names of arguments that are None in a real run.
+    guessed: whether it is a part, and nothing is known of how it is called.
     """
 
     root: nn.Module
@@ -104,6 +105,7 @@ class Captured:
     outside: Outside = field(default_factory=Outside)
     lists: set[str] = field(default_factory=set)
     absent: Mapping[str, Set[int | str]] = field(default_factory=dict)
+    guessed: bool = False
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""
