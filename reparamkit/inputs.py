@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
 
 from .capture.capture import Inputs
 from .capture.state import State
@@ -69,11 +70,14 @@ def _check_unwrapped(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Example:
-    """A call of the model that was tried. output: what the model gave. calls: how often each module was called."""
+    """A call of the model that was tried. output: what the model gave. calls: how often each module was called, by its
+    path. absent: positions and names of arguments that were None in one of its calls.
+    """
 
     inputs: Inputs
     output: Any
     calls: Mapping[str, int]
+    absent: Mapping[str, Set[int | str]]
 
 
 def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Example | None:
@@ -88,7 +92,7 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
     _check_kind(model, inputs)
     before = State(model)
     try:
-        with _counted(model) as calls:
+        with _noted(model) as (calls, absent):
             output = undisturbed(model, inputs)
         again = output if before.stays else undisturbed(model, inputs)
     except Exception as error:
@@ -101,26 +105,31 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
             "the model gives another output when it runs again on the example inputs, as its forward changes"
             " attributes: what differs from call to call cannot be compared"
         )
-    return Example(inputs, output, calls)
+    return Example(inputs, output, calls, absent)
 
 
 @contextmanager
-def _counted(model: nn.Module) -> Iterator[Counter[str]]:
-    """Counts the calls of each module, by its path."""
+def _noted(model: nn.Module) -> Iterator[tuple[Counter[str], dict[str, set[int | str]]]]:
+    """Counts the calls of each module, by its path, and notes which of their arguments are None."""
     paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
-    calls: Counter[str] = Counter()
+    calls, absent = Counter[str](), dict[str, set[int | str]]()
     thread = threading.get_ident()
 
-    def count(module: nn.Module, args: Any, output: Any) -> None:
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         # The hook is that of the process: another thread may run the model, too.
         if threading.get_ident() == thread:
-            calls.update([paths.get(id(module), "")])
+            path = paths.get(id(module), "")
+            calls.update([path])
+            given = itertools.chain(enumerate(args), kwargs.items())
+            absent.setdefault(path, set()).update(key for key, value in given if value is None)
 
-    hook = register_module_forward_hook(count)
+    hook = register_module_forward_hook(note, with_kwargs=True)
     try:
-        yield calls
+        yield calls, absent
     finally:
         hook.remove()
+        # torch forgets to: what is left there makes torch.compile warn of hooks.
+        _global_forward_hooks_with_kwargs.pop(hook.id, None)
 
 
 def _check_kind(model: nn.Module, inputs: Inputs) -> None:

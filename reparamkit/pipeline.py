@@ -294,7 +294,7 @@ def _request(
 
 def _paths(model: nn.Module, option: str, value: str | Sequence[str]) -> tuple[str, ...]:
     patterns = (value,) if isinstance(value, str) else tuple(value)
-    names = [name for name, _ in model.named_modules()]
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
             raise InvalidInputError(f"{option}={pattern!r} names no module: see model.named_modules() for the paths")
@@ -360,6 +360,7 @@ def _captured(model: nn.Module, request: Request) -> Parts:
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
     for part in parts.captured:
         name_parts(part)
+        part.absent = {} if request.example is None else request.example.absent
     look_outside(parts.captured, _is_leaf)
     return parts
 

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structures import Model, build, conv, conv_norm, error, norm, sample, seq
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
@@ -288,6 +289,51 @@ def test_an_argument_that_cannot_be_written_is_a_reason():
     assert any("Scaled" in refusal.reason for refusal in reparamkit.report(fused).refusals)
 
 
+class Masked(nn.Module):
+    """Two branches, and an argument that may be missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(4, 4), conv_norm(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = F.relu(self.a(x) + self.b(x))
+        return y if mask is None else y * mask
+
+
+def test_an_argument_that_only_a_trace_gives():
+    """As transformers makes a mask only where it sees that it is traced: what needs other code is refused."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        return m.inner(x, torch.ones_like(x) if isinstance(x, Proxy) else None)
+
+    model = build(lambda: Model(body, inner=Masked()))
+    fused = reparamkit.fuse(model, X)
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+    assert any("'mask' of its forward is None" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
+class Called(nn.Module):
+    """Cannot be traced, and calls a module with an argument that has a default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Masked()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, torch.ones(x.shape) if x.shape[0] else None)
+
+
+def test_a_default_that_was_only_assumed():
+    """Without example inputs a part is traced with its defaults; its code is not written again on that ground."""
+    model = build(Called)
+    fused = reparamkit.fuse(model)
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+    assert any("argument 'mask' is not known" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
 class Padded(Raw):
     """Computes with a size as a plain number."""
 
@@ -336,6 +382,21 @@ def both(m: Any, x: Tensor) -> Tensor:
     return F.relu(m.a(x) + m.b(x))
 
 
+def messages(m: Any, x: Tensor) -> Tensor:
+    """Sizes in the messages of assertions, as in the norms of timm."""
+    torch._assert(x.ndim == 4, f"expected 4 dimensions (got {x.ndim})")
+    torch._assert(x.shape[2] > 0, message=f"height {x.shape[2]:d} of {x.shape}")
+    return both(m, x)
+
+
+def looked_up(m: Any, x: Tensor) -> Tensor:
+    """A message that depends on the text of a size, and a factor that does."""
+    told = f"{x.shape[2]}"
+    torch._assert(x.ndim == 4, {"8": "eight"}.get(f"{x.shape[2]}", "other"))
+    torch._assert(x.ndim == 4, told)
+    return both(m, x) * {"8": 5.0}.get(told, 1.0)
+
+
 ASKING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "len": lambda m, x: both(m, x) / len(x),
     "len as a method": lambda m, x: both(m, x) / x.__len__(),
@@ -360,6 +421,7 @@ ASKING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "dtype as a key": lambda m, x: both(m, x) * {torch.float32: 2.0}.get(x.dtype, 1.0),
     "size as text": lambda m, x: both(m, x) * {"8": 5.0}.get(str(x.shape[2]), 1.0),
     "size in a text": lambda m, x: both(m, x) * {"a08": 5.0}.get(f"a{x.shape[2]:02d}", 1.0),
+    "text of a size in a message": looked_up,
     "device as text": lambda m, x: both(m, x) * (2 if "cpu" in str(x.device) else 7),
     "gradient function": lambda m, x: both(m, x) * (2 if both(m, x).grad_fn is None else 7),
     "requires_grad": lambda m, x: both(m, x) * (2 if m.a[0].weight.requires_grad is True else 7),
@@ -383,6 +445,7 @@ FREE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "tensor of a size": lambda m, x: both(m, x) * torch.tensor(x.shape[2]),
     "rounded size": lambda m, x: both(m, x)[..., : round(x.shape[3] * 0.5)],
     "rounded up": lambda m, x: both(m, x)[..., : math.ceil(x.shape[3] * 0.5)],
+    "messages": messages,
     "module made in the forward": lambda m, x: nn.ReLU()(m.a(x) + m.b(x)),
 }
 """Two branches that merge, for every size."""
@@ -539,6 +602,33 @@ def test_methods_that_read_a_merged_layer_are_hidden():
     assert error(fused[0].extra(X), model[0].extra(X)) <= 1e-5
 
 
+class Whole(nn.Module):
+    """Does all of its work in a method, as models of torchvision do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = conv_norm(4, 4)
+
+    def work(self, x: Tensor) -> Tensor:
+        return F.relu(self.features(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.work(x)
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+def test_a_method_that_the_forward_goes_on_calling(inplace: bool):
+    """A scale before it is taken in, and a forward whose code stays still finds its method."""
+
+    def make() -> nn.Module:
+        return Model(lambda m, x: m.inner(x / m.std), inner=Whole(), std=nn.Parameter(torch.rand(4, 1, 1) + 0.5))
+
+    fused = reparamkit.fuse(build(make), X, inplace=inplace)
+    assert error(results(fused, (X,), {}), results(build(make), (X,), {})) <= 1e-5
+    (merge,) = reparamkit.report(fused).merges
+    assert set(merge.members) == {"truediv", "inner.features.0", "inner.features.1"}
+
+
 class Deploying(Folding):
     """Has a second forward for when it is folded, as blocks of YOLO have."""
 
@@ -556,12 +646,14 @@ def test_a_second_forward_that_leaves_a_layer_out_is_hidden():
     assert any("method 'forward_fuse' of the model" in refusal.reason for refusal in report.refusals)
 
 
-def test_dimensions_that_are_not_known_are_no_error():
-    """A transpose by numbers from the left, of a tensor of unknown rank."""
+@pytest.mark.parametrize("last", [nn.BatchNorm1d(4), seq(nn.LayerNorm(64), nn.Linear(64, 3))], ids=["batch", "layer"])
+@pytest.mark.parametrize("dims", [(1, 2), (-2, -1)])
+def test_dimensions_that_are_not_known_are_no_error(dims: tuple[int, int], last: nn.Module):
+    """A transpose by numbers from the left, or from the right, of a tensor of unknown rank."""
     tokens = Model(
-        lambda m, x: m.norm(m.conv(x).flatten(2).transpose(1, 2).transpose(1, 2)),
+        lambda m, x: m.last(torch.relu(m.conv(x).flatten(2).transpose(*dims)).transpose(*dims)),
         conv=conv(4, 4),
-        norm=nn.BatchNorm1d(4),
+        last=last,
     )
     model = build(lambda: tokens)
     assert error(results(reparamkit.fuse(model), (X,), {}), results(model, (X,), {})) <= 1e-5

@@ -270,3 +270,77 @@ def test_a_shared_pair_with_a_hook_between_is_left():
     fused = reparamkit.fuse(net, X)
     assert operations(fused, X) == "conv mul norm relu conv mul norm"
     assert torch.equal(run(fused, X), wanted)
+
+
+# --- one module, several names --------------------------------------------------------------------------
+
+
+class Inner(nn.Module):
+    """Two branches, added."""
+
+    def __init__(self, a: nn.Module, b: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b = a, b
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
+
+
+def listed(*layers: nn.Module) -> dict[str, nn.Module]:
+    return {"layers": nn.ModuleList(layers), "a": layers[0], "b": layers[1]}
+
+
+def sliced(*layers: nn.Module) -> dict[str, nn.Module]:
+    return {"features": (features := seq(*layers)), "stem": features[:2], "head": features[2:]}
+
+
+NAMES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    # As in DGCNN.
+    "the norm of a row is an attribute as well": (
+        lambda: Model(lambda m, x: m.row(x), norm=(n := norm(4)), row=seq(conv(4, 4), n)),
+        "conv",
+    ),
+    "a list beside attributes": (lambda: Model(lambda m, x: m.b(m.a(x)), **listed(conv(4, 4), norm(4))), "conv"),
+    "parts of a row": (
+        lambda: Model(
+            lambda m, x: m.head(torch.relu(m.stem(x))), **sliced(conv(4, 4), norm(4), *conv_norm(4, 4).children())
+        ),
+        "conv relu conv",
+    ),
+    "branches in a list": (
+        lambda: Model(lambda m, x: m.a(x) + m.b(x), **listed(conv_norm(4, 4), conv_norm(4, 4, 1))),
+        "conv",
+    ),
+    "branches that were attributes before": (
+        lambda: Model(
+            lambda m, x: m.block(x), a=(a := conv_norm(4, 4)), b=(b := conv_norm(4, 4, 1)), block=Inner(a, b)
+        ),
+        "conv",
+    ),
+}
+
+
+@both(NAMES)
+@pytest.mark.parametrize("options", [{}, {"inplace": True}, {"as_graph": True}], ids=["copy", "in place", "graph"])
+def test_a_module_of_several_names(make: Callable[[], nn.Module], left: str, options: Any):
+    """What takes its place does so under all of its names, and other weights are converted under all of them."""
+    net, wanted = build(make), run(build(make), X)
+    fused = reparamkit.fuse(net, **options)
+    assert operations(fused, X) == left
+    assert error(run(fused, X), wanted) <= 1e-6
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    fused.load_state_dict(reparamkit.convert_state_dict(fused, build(make).state_dict()))
+    assert error(run(fused, X), wanted) <= 1e-6
+
+
+def test_names_that_methods_and_options_use():
+    """A method that uses a part of a pair by another name keeps the pair; skip= means all names of a module."""
+
+    class Told(Model):
+        def normed(self, x: Tensor) -> Tensor:
+            return self.norm(x)
+
+    make = lambda kind: lambda: kind(lambda m, x: m.row(x), row=seq(conv(4, 4), n := norm(4)), norm=n)  # noqa: E731
+    for kind, skip in ((Told, None), (Model, "norm")):
+        fused = reparamkit.fuse(build(make(kind)), X, skip=skip)
+        assert operations(fused, X) == "conv norm"

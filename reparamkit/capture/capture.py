@@ -6,7 +6,7 @@ import copy
 import inspect
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -84,6 +84,8 @@ class Captured:
     times: how often a run of the model runs this graph. why: it is not part of the graph around it.
     apart: per node that has the value of a call, what there was before the call was taken apart.
     outside: what is known of other code. lists: the lists of its own parts for which the code asked torch.
+    absent: per path of a module the positions and names of arguments that are None in a real run.
+    guessed: whether it is a part, and nothing is known of how it is called.
     """
 
     root: nn.Module
@@ -102,6 +104,8 @@ class Captured:
     apart: dict[fx.Node, Apart] = field(default_factory=dict)
     outside: Outside = field(default_factory=Outside)
     lists: set[str] = field(default_factory=set)
+    absent: Mapping[str, Set[int | str]] = field(default_factory=dict)
+    guessed: bool = False
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""
@@ -129,6 +133,17 @@ class Captured:
             tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             uses.update({storage(t) for t in tensors if t.numel()})
         return uses
+
+    def names(self, path: str) -> Sequence[str]:
+        """All paths of the module at a path: it may be registered at several places."""
+        return self._several_names.get(path, (path,))
+
+    @cached_property
+    def _several_names(self) -> dict[str, list[str]]:
+        paths: dict[nn.Module, list[str]] = {}
+        for path, module in self.root.named_modules(remove_duplicate=False):
+            paths.setdefault(module, []).append(path)
+        return {path: names for names in paths.values() if len(names) > 1 for path in names}
 
     @property
     def passed(self) -> set[fx.Node]:

@@ -52,7 +52,7 @@ def capture_parts(
         try:
             captured = found.capture()
             split = [captured] if whole or inputs is None else _split(found, captured, inputs)
-            split[0].why = why
+            split[0].why, split[0].guessed = why, given is None and path != ""
             parts.captured += split
         except CaptureError as error:
             first = first or error

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import CaptureError
 from .guards import expect, expect_tensor
-from .questions import asks, unpacked
+from .questions import asks, unpacked, words_message
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
@@ -109,6 +109,8 @@ class ValueProxy(fx.Proxy):
         return repr(self) if isinstance(self.value, Tensor) else self._decided("str()", str)
 
     def __format__(self, how: str) -> str:
+        if words_message(sys._getframe(1)):
+            return "?"
         return repr(self) if isinstance(self.value, Tensor) else self._decided("format()", lambda v: format(v, how))
 
     def __iter__(self) -> Iterator[Any]:

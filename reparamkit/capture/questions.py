@@ -8,6 +8,11 @@ from types import CodeType, FrameType
 
 import torch
 
+READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD")
+"""Instructions that read a function by its name."""
+BESIDE_TEXT = ("LOAD_", "FORMAT_", "CONVERT_", "BUILD_STRING", "KW_NAMES", "PRECALL", "PUSH_NULL", "EXTENDED_ARG")
+"""Beginnings of instructions that put more beside a text or join them, and look at none."""
+
 
 def unpacked(frame: FrameType) -> int | None:
     """How many values ``a, b = ...`` takes, if that is what is being run."""
@@ -25,6 +30,29 @@ def asks(frame: FrameType, *names: str) -> bool:
     return not own and any(_calls(frame.f_code, frame.f_lasti, name) for name in names)
 
 
+def words_message(frame: FrameType) -> bool:
+    """Whether what is formatted becomes a part of the message of a torch._assert, and nothing else."""
+    return _goes_into_message(frame.f_code, frame.f_lasti)
+
+
+@lru_cache(maxsize=1024)
+def _goes_into_message(code: CodeType, at: int) -> bool:
+    if "_assert" not in code.co_names or not dis.opname[code.co_code[at]].startswith("FORMAT_"):
+        return False
+    after = (i for i in dis.get_instructions(code) if i.offset > at)
+    call = next(i for i in after if not i.opname.startswith(BESIDE_TEXT))
+    return call.opname == "CALL" and _is_inside(code, at, call.offset) and _calls(code, call.offset, "_assert")
+
+
+def _is_inside(code: CodeType, at: int, call: int) -> bool:
+    """Whether an instruction is of an argument of the call, in the source."""
+    places = list(code.co_positions())
+    (line, end, column, last), (outer, outer_end, start, stop) = places[at // 2], places[call // 2]
+    if None in (line, end, column, last, outer, outer_end, start, stop):
+        return False
+    return (outer, start) < (line, column) and (end, last) < (outer_end, stop)
+
+
 def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
@@ -37,5 +65,5 @@ def _calls(code: CodeType, at: int, name: str) -> bool:
     starts = [(line, column) for line, _, column, _ in code.co_positions()]
     # Where a call is specialized, the instruction before it does the work, PRECALL.
     here = starts[at // 2] if "CALL" in dis.opname[code.co_code[at]] else (None, None)
-    reads = (i for i in dis.get_instructions(code) if i.argval == name and i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    reads = (i for i in dis.get_instructions(code) if i.argval == name and i.opname in READS)
     return None not in here and any(starts[read.offset // 2] == here for read in reads)

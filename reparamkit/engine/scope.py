@@ -58,10 +58,10 @@ class Scope:
         )
 
     def _not_chosen(self, node: fx.Node) -> str | None:
-        path = self.captured.path(node)
-        if any(matches(path, pattern) for pattern in self.skip):
+        paths = self.captured.names(self.captured.path(node))
+        if any(matches(path, pattern) for path in paths for pattern in self.skip):
             return "left out by skip="
-        if self.only is not None and not any(matches(path, pattern) for pattern in self.only):
+        if self.only is not None and not any(matches(path, pattern) for path in paths for pattern in self.only):
             return "left out by only="
         return None
 
@@ -234,7 +234,7 @@ def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method
     """The methods, forward aside, that use a part of what would be merged, whether they ran or not."""
     members = list(members)
     around = innermost([captured.frame(node) for node in members])
-    places = {place_of(node) for node in members} - {""}
+    places = [captured.names(place) for place in {place_of(node) for node in members} - {""}]
     idle = {(frame.module, name) for frame in _around(captured, around) for name in _partial_users(frame, places)}
     return partial_methods(captured, members) | (idle - captured.methods.keys() - captured.outside.methods)
 
@@ -248,11 +248,11 @@ def _around(captured: Captured, inner: Frame) -> Iterator[Frame]:
         yield Frame(path, captured.root.get_submodule(path), None)
 
 
-def _partial_users(frame: Frame, members: set[str]) -> Iterator[str]:
-    """The methods of a module whose code calls some of the members and not all."""
-    paths = [path.removeprefix(f"{frame.path}." if frame.path else "") for path in members]
+def _partial_users(frame: Frame, members: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The methods of a module whose code calls some of the members and not all. members: the paths of each."""
+    inside = [[path.removeprefix(f"{frame.path}." if frame.path else "") for path in paths] for paths in members]
     for name, called in called_by_methods(type(frame.module)).items():
-        used = [any(path == c or path.startswith(f"{c}.") for c in called) for path in paths]
+        used = [any(path == c or path.startswith(f"{c}.") for c in called for path in paths) for paths in inside]
         if any(used) and not all(used):
             yield name
 

@@ -49,6 +49,7 @@ class Finisher:
     paths: temporary name of a merged layer -> its final path. hidden: methods that will be there no more.
     places: per module all owners and names that it has; a module may have several. gone: per module that lost its place
     what plain lists and dictionaries of the user's have in its stead.
+    ran: methods that the forwards called.
     """
 
     captured: Captured
@@ -62,6 +63,10 @@ class Finisher:
     hidden: Hidden = field(default_factory=dict)
     places: dict[nn.Module, list[tuple[nn.Module, str]]] = field(default_factory=dict)
     gone: dict[nn.Module, nn.Module] = field(default_factory=dict)
+    ran: frozenset[Method] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.ran = frozenset(self.captured.methods)
 
     # --- collecting ------------------------------------------------------------------------------
 
@@ -112,9 +117,18 @@ class Finisher:
         self.inlined |= self.below(frame, members)
 
     def hide(self, methods: Iterable[Method]) -> None:
-        """Methods that call a part of a merge cannot work any more."""
+        """Methods that call a part of a merge cannot work any more, but for those that a forward goes on calling: what
+        they call computes, in this model, what it has to.
+        """
         for module, name in methods:
-            self.hidden.setdefault(module, {})[name] = because(module, name, "a part of what was merged")
+            if not self._goes_on(module, name):
+                self.hidden.setdefault(module, {})[name] = because(module, name, "a part of what was merged")
+
+    def _goes_on(self, module: nn.Module, name: str) -> bool:
+        """Whether a method ran, in a call whose code stays as it is."""
+        written = self.inlined | self.frames.keys()
+        left = (f for f in self.captured.frames if f.module is module and id(f) not in written)
+        return (module, name) in self.ran and any(True for _ in left)
 
     def chain(self, written: Written) -> None:
         """A row of module calls: the layer takes one place, the others become identities."""
@@ -166,7 +180,7 @@ class Finisher:
         """Change the modules of the root as it was collected, and the methods of these calls (None: of no module, and
         hide none); all of it or nothing.
         """
-        before = dict(self.captured.root.named_modules())
+        before = dict(self.captured.root.named_modules(remove_duplicate=False))
         self.places = _places(self.captured.root)
         with intact(self.captured.root):
             self._move_layers()

@@ -66,12 +66,22 @@ class _Fold:
         signature = inspect.signature(self.frame.module.forward)
         bound = signature.bind(*self.frame.args, **self.frame.kwargs)
         made = {p.name: (p, self._placeholder(p)) for p in signature.parameters.values()}
+        absent = self.captured.absent.get(self.frame.path, frozenset())
         for position, (name, (parameter, node)) in enumerate(made.items()):
             given = name in bound.arguments
             value = bound.arguments[name] if given else parameter.default
+            if self._is_guess(parameter):
+                raise NotFusable(f"whether it gets an argument '{name}' is not known: pass example_inputs")
+            if isinstance(value, fx.Node) and not {position, name}.isdisjoint(absent):
+                raise NotFusable(f"argument '{name}' of its forward is None in a run, and was a tensor in the trace")
             if position and isinstance(value, fx.Node):
                 self.graph.call_function(expect_given, (node,))
             self._known(node, value, parameter, given)
+
+    def _is_guess(self, parameter: inspect.Parameter) -> bool:
+        """Whether it was only assumed that nothing is given for a parameter."""
+        first = self.captured.guessed and self.frame is self.captured.frames[0]
+        return first and parameter.default is not parameter.empty
 
     def _placeholder(self, parameter: inspect.Parameter) -> fx.Node:
         stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")

@@ -20,9 +20,9 @@ def hide_broken(
 ) -> None:
     """Add to `hidden` the methods that read what is no longer there, or call a hidden method.
 
-    before: the modules as they were, by path. live: methods that forward goes on calling.
+    before: the modules as they were, by each of their paths. live: methods that forward goes on calling.
     """
-    now = dict(root.named_modules())
+    now = dict(root.named_modules(remove_duplicate=False))
     gone = _relative(path for path, module in before.items() if _replaced(module, now.get(path)))
     # A method may call one of a module inside.
     for path in sorted(now, key=lambda p: -p.count(".")):
@@ -58,9 +58,9 @@ def _reasons(module: nn.Module, paths: frozenset[str], gone: set[str], hidden: H
         inside = [inner for inner in gone if name == "**" and f"{inner}.".startswith(f"{owner}." if owner else "")]
         if inside or (any(outer in gone for outer in upwards(owner)) and not _is_there(module, owner, name)):
             yield f"'{min(inside, default=owner)}', which was merged"
-        elif path.endswith("()") and path[:-2] in gone and _at(module, path[:-2]) is None:
+        elif path.endswith("()") and path[:-2] in gone and module_at(module, path[:-2]) is None:
             yield f"'{path[:-2]}', which was merged"
-        elif (at := _at(module, owner)) is not None and name in hidden.get(at, {}):
+        elif (at := module_at(module, owner)) is not None and name in hidden.get(at, {}):
             yield f"'{path.removesuffix('()')}', which uses what was merged"
 
 
@@ -94,7 +94,8 @@ def upwards(path: str) -> Iterator[str]:
         path = path.rpartition(".")[0]
 
 
-def _at(module: nn.Module, path: str) -> nn.Module | None:
+def module_at(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path inside of one, if there is one."""
     for name in path.split(".") if path else ():
         found = module._modules.get(name)
         if found is None:

@@ -242,7 +242,7 @@ def is_chain(captured: Captured, site: Site) -> bool:
     """Whether the members, those absorbed and views before a layer aside, are a row of module calls, each read by the
     next only, that needs no guard (but one on the rank): then modules can be swapped and nobody's code is rewritten.
     """
-    if site.placed is None or len(site.placed.terms) != 1 or partial_methods(captured, site.members):
+    if site.placed is None or len(site.placed.terms) != 1 or _split(captured, site):
         return False
     placement = site.placed.terms[0]
     way = [captured.named[step.node] for step in placement.trail]
@@ -256,6 +256,11 @@ def is_chain(captured: Captured, site: Site) -> bool:
     modules = all(n.op == "call_module" and called_plainly(n) for n in layers) and not _read_directly(captured, layers)
     modules = modules and not _decided(captured, layers)
     return linked and modules and (_only_rank_guards(site.placed) if len(row) > 1 else not site.placed.guards)
+
+
+def _split(captured: Captured, site: Site) -> bool:
+    """Whether a method made a part of what is merged, and not all that is no absorbed scale."""
+    return any(not site.core <= captured.methods[each] for each in partial_methods(captured, site.members))
 
 
 def is_swap(captured: Captured, site: Site) -> bool:

@@ -367,12 +367,14 @@ class Writer:
         """Only methods with a merge that was written in the end are written again."""
         self.finisher.frames.clear()
         self.finisher.inlined.clear()
-        for written, _ in self.done if not self.as_graph else ():
-            self.finisher.hide(written.partial)
+        done = [written for written, _ in self.done] if not self.as_graph else []
+        for written in done:
             if id(written.site.value) not in self.chains | self.swaps:
                 self.finisher.rewrite(written.frame, written.site.core)
             for scale in _written_out(written.site):
                 self.finisher.rewrite(self.captured.frame(scale), [scale])
+        for written in done:
+            self.finisher.hide(written.partial)
 
     def _graph_module(self) -> fx.GraphModule:
         for name, value in self.captured.held.items():
