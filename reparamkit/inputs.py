@@ -86,11 +86,12 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
     args = () if example_inputs is None else example_inputs
     inputs = Inputs(args if isinstance(args, tuple) else (args,), dict(example_kwargs or {}))
     _check_kind(model, inputs)
-    before = State(model)
+    before, versions = State(model), [p._version for p in model.parameters()]
     try:
         with _counted(model) as calls:
             output = undisturbed(model, inputs)
-        again = output if before.stays else undisturbed(model, inputs)
+        stays = before.stays and versions == [p._version for p in model.parameters()]
+        again = output if stays else undisturbed(model, inputs)
     except Exception as error:
         raise InvalidInputError(
             f"the model rejects the example inputs ({type(error).__name__}: {error}); pass a tensor, or the tuple of"
@@ -99,7 +100,7 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
     if not compare(again, output).passed:
         raise InvalidInputError(
             "the model gives another output when it runs again on the example inputs, as its forward changes"
-            " attributes: what differs from call to call cannot be compared"
+            " attributes or parameters: what differs from call to call cannot be compared"
         )
     return Example(inputs, output, calls)
 

@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from .algebra.operator import Operator, identity
 from .capture.capture import Captured, Inputs
 from .capture.parts import Parts, capture_parts
-from .capture.state import intact
+from .capture.state import intact, kept
 from .engine.borders import join_borders
 from .engine.choose import Plan, choose
 from .engine.dead import drop_dead
@@ -146,7 +146,8 @@ def fuse(
         example_inputs = tensors_in((example_inputs, example_kwargs)) or tensors_in(model.example_inputs)
         model, example_kwargs = graph_of(model), None
     as_graph = as_graph or (isinstance(model, fx.GraphModule) and not inplace)
-    with ONE_AT_A_TIME:
+    own = [model] if isinstance(model, nn.Module) and not inplace else []
+    with ONE_AT_A_TIME, kept(*own):
         request = _request(
             model,
             example_inputs,
@@ -242,9 +243,9 @@ def verify(
     If they differ, the result tells where in the output, and the first module that is to blame.
     a: the model in question. b: the reference. example_inputs: as for `fuse`.
     """
-    with ONE_AT_A_TIME:
-        checked_model(a)
-        example = checked_inputs(checked_model(b), example_inputs, example_kwargs)
+    checked_model(a), checked_model(b)
+    with ONE_AT_A_TIME, kept(a, b):
+        example = checked_inputs(b, example_inputs, example_kwargs)
         if example is None:
             raise InvalidInputError("verify needs example_inputs")
         found = compare(undisturbed(a, example.inputs), example.output, _through(b, example))
