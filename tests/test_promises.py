@@ -681,3 +681,68 @@ def test_a_rule_that_fails_leaves_the_model():
         with pytest.raises(Exception, match="a bug in the reader"):
             reparamkit.fuse(model, X, inplace=True)
     assert operations(model, X) == before
+
+
+class Parts(nn.Module):
+    """Two pairs that merge, called in some modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(3, 3), conv_norm(3, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            y = self.a(x) + x
+        return y, self.b(y.relu()) + y
+
+
+class Undecided(Parts):
+    """Adds a branch where there are gradients."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.a(x) + x
+        return (y + self.b(x) if torch.is_grad_enabled() else y,)
+
+
+class Decorated(Parts):
+    """Never has gradients."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.a(x) + x,)
+
+
+@pytest.mark.parametrize("with_grad", [False, True])
+@pytest.mark.parametrize("make", [Parts, Undecided, Decorated])
+def test_the_grad_modes_of_the_code_stay(make: Callable[[], nn.Module], with_grad: bool):
+    """What is computed without gradients has none afterwards, and code that asks for the mode gets an answer."""
+    net = build(make)
+    fused = reparamkit.fuse(net, X)
+    assert reparamkit.report(fused).merges
+    with torch.set_grad_enabled(with_grad):
+        for mine, theirs in zip(fused(X), net(X), strict=True):
+            same(mine.detach(), theirs.detach())
+            assert mine.requires_grad == theirs.requires_grad
+
+
+class Remembering(nn.Module):
+    """Keeps what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.calls, self.last, self.all, self.known = conv_norm(3, 3), 0, None, [], {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.part(x)
+        self.calls += 1
+        self.all.append(self.last)
+        self.known["last"] = self.last
+        return self.last.relu()
+
+
+@pytest.mark.parametrize("call", [reparamkit.fuse, reparamkit.explain, lambda m, x: reparamkit.verify(m, m, x)])
+def test_what_a_model_remembers_is_of_its_own_calls(call: Callable[..., Any]):
+    """Trying a model leaves nothing in its attributes."""
+    net = build(Remembering)
+    call(net, X)
+    assert (net.last, net.calls, net.all, net.known) == (None, 0, [], {})
