@@ -57,5 +57,12 @@ def _writes(node: ast.AST) -> bool:
         in_place = name.endswith("_") and not name.endswith("__")
         return in_place or any(each.arg in KEYWORDS for each in node.keywords)
     if isinstance(node, ast.Assign):
-        return any(isinstance(target, ast.Subscript) for target in node.targets)
-    return isinstance(node, ast.AugAssign)
+        return any(isinstance(target, ast.Subscript) and not _is_own(target.value) for target in node.targets)
+    return isinstance(node, ast.AugAssign) and not _is_own(node.target)
+
+
+def _is_own(node: ast.AST) -> bool:
+    """Whether an expression is what a module has in an attribute: a count, or a cache."""
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
