@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -83,26 +84,37 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
     """
     if example_inputs is None and not example_kwargs:
         return None
+    if not isinstance(example_kwargs, (Mapping, NoneType)):
+        raise InvalidInputError(f"example_kwargs must be a dict of keyword arguments, found {example_kwargs!r}")
     args = () if example_inputs is None else example_inputs
     inputs = Inputs(args if isinstance(args, tuple) else (args,), dict(example_kwargs or {}))
     _check_kind(model, inputs)
-    before, versions = State(model), [p._version for p in model.parameters()]
-    try:
-        with _counted(model) as calls:
-            output = undisturbed(model, inputs)
-        stays = before.stays and versions == [p._version for p in model.parameters()]
-        again = output if stays else undisturbed(model, inputs)
-    except Exception as error:
-        raise InvalidInputError(
-            f"the model rejects the example inputs ({type(error).__name__}: {error}); pass a tensor, or the tuple of"
-            " positional arguments, that model(...) takes"
-        ) from error
+    before, versions = State(model), _versions(model)
+    with _counted(model) as calls:
+        output = tried(model, inputs)
+    again = output if before.stays and versions == _versions(model) else tried(model, inputs)
     if not compare(again, output).passed:
         raise InvalidInputError(
             "the model gives another output when it runs again on the example inputs, as its forward changes"
             " attributes or parameters: what differs from call to call cannot be compared"
         )
     return Example(inputs, output, calls)
+
+
+def tried(model: nn.Module, inputs: Inputs) -> Any:
+    """The output of a model. Raises `InvalidInputError` if it does not take the inputs."""
+    try:
+        return undisturbed(model, inputs)
+    except Exception as error:
+        raise InvalidInputError(
+            f"the model rejects the example inputs ({type(error).__name__}: {error}); pass a tensor, or the tuple of"
+            " positional arguments, that model(...) takes"
+        ) from error
+
+
+def _versions(model: nn.Module) -> list[int]:
+    """How often the parameters were written into. (Those of inference mode do not tell.)"""
+    return [p._version for p in model.parameters() if not p.is_inference()]
 
 
 @contextmanager

@@ -668,6 +668,24 @@ def test_verify_is_strict():
     assert "NOT equal" in str(found)
 
 
+@pytest.mark.parametrize(
+    "other", [lambda x: x.conj(), lambda x: torch.complex(x.real, -2 * x.imag)], ids=["conjugate", "other"]
+)
+def test_verify_compares_complex_numbers(other: Callable[[Tensor], Tensor]):
+    """Both parts of them."""
+    spectrum = build(lambda: Model(lambda m, x: torch.fft.fft(x)))
+    found = build(lambda: Model(lambda m, x: other(torch.fft.fft(x))))
+    assert reparamkit.verify(spectrum, spectrum, X).passed
+    assert not reparamkit.verify(found, spectrum, X).passed
+
+
+def test_verify_compares_numbers():
+    """Those that are no tensors, too."""
+    models = [build(lambda k=k: Model(lambda m, x: (x, k))) for k in (3, 4.0)]
+    assert reparamkit.verify(models[0], models[0], X).passed
+    assert not reparamkit.verify(*models, X).passed
+
+
 def test_a_rule_that_fails_leaves_the_model():
     """An error out of a user's reader comes out as it is, and the model is as before."""
     model = build(lambda: seq(conv(3, 4), OneOff(4)))
