@@ -762,5 +762,38 @@ class Remembering(nn.Module):
 def test_what_a_model_remembers_is_of_its_own_calls(call: Callable[..., Any]):
     """Trying a model leaves nothing in its attributes."""
     net = build(Remembering)
+    hook = net.part.register_forward_hook(lambda *args: hook.remove())
     call(net, X)
     assert (net.last, net.calls, net.all, net.known) == (None, 0, [], {})
+    assert net.part._forward_hooks
+
+
+@pytest.mark.parametrize("place", ["conv", "norm", "b"])
+def test_a_hook_that_reads_what_went_in_gets_it(place: str):
+    """A hook behind a merge is carried along only if it looks at the result alone."""
+    net = build(Row)
+    getattr(net, place).register_forward_hook(lambda module, args, output: output + args[0].mean())
+    fused = reparamkit.fuse(net, X)
+    same(run(fused, X), run(net, X))
+
+
+class Listed(nn.Module):
+    """Calls its layers from a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.rest = conv(3, 4), norm(4), conv_norm(4, 4)
+        self.layers = [self.conv, self.norm, self.rest]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_parameters_of_a_fused_model_are_those_it_computes_with():
+    """A layer that a plain list has as well is not replaced: the list would keep the old one."""
+    fused = reparamkit.fuse(build(Listed), X, without=["parallel_sum"])
+    assert [merge.path for merge in reparamkit.report(fused).merges] == ["rest.0"]
+    fused(X).sum().backward()
+    assert all(parameter.grad is not None for parameter in fused.parameters())

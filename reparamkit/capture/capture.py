@@ -131,6 +131,14 @@ class Captured:
         return uses
 
     @cached_property
+    def kept(self) -> set[int]:
+        """The modules (by identity) that are in attributes which are not torch's, as in a plain list: another in their
+        place would not be found there.
+        """
+        held = (value for m in self.root.modules() for name, value in vars(m).items() if name != "_modules")
+        return {id(leaf) for value in held for leaf in leaves(value) if isinstance(leaf, nn.Module)}
+
+    @cached_property
     def written(self) -> set[int]:
         """The memory of parameters and buffers that the forward writes into."""
         named = {n for writer in self.aliases.writers for n in self.aliases.of(writer) if n.op == "get_attr"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 TABLES = ("_parameters", "_buffers", "_modules")
-CONTAINERS = (dict, list, set)
+CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 """What an attribute may be, and code may put something into."""
 
 
@@ -108,7 +109,7 @@ def _same_items(now: Any, before: Any) -> bool:
 
 def _refill(container: Any, content: Any) -> None:
     container.clear()
-    (container.extend if isinstance(container, list) else container.update)(content)
+    (container.update if isinstance(container, (dict, set)) else container.extend)(content)
 
 
 def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:

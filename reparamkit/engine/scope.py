@@ -16,7 +16,7 @@ from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured, storage
 from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
-from ..layers.hooks import GRADIENTS, has_hooks
+from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
 from ..layers.wide import CASTS, computes_weight
 from .methods import called_by_methods
 from .sharing import evenly_partnered
@@ -50,6 +50,7 @@ class Scope:
             or self._not_finite(node)
             or _watched(self.captured, node)
             or self._tied(node)
+            or self._held(node)
             or self._aliased(node)
             or self._written(node)
             or self._computed_in_training(node)
@@ -99,6 +100,11 @@ class Scope:
     def _aliased(self, node: fx.Node) -> str | None:
         if node in self.captured.aliases.barriers:
             return "an in-place operation writes into memory that another value still reads"
+        return None
+
+    def _held(self, node: fx.Node) -> str | None:
+        if node.op == "call_module" and id(self.captured.module(node)) in self.captured.kept:
+            return "code of the model reads it in an attribute that is no child"
         return None
 
     def _computed_in_training(self, node: fx.Node) -> str | None:
@@ -195,8 +201,13 @@ def _watched(captured: Captured, node: fx.Node) -> str | None:
 
 
 def watched(captured: Captured, node: fx.Node, *tables: str) -> bool:
-    """Whether a node calls a module with hooks, in any of these tables (default: all)."""
-    return node.op == "call_module" and has_hooks(captured.module(node), *tables)
+    """Whether a node calls a module with hooks, in any of these tables (default: all); one that looks back at what went
+    in is as one before.
+    """
+    if node.op != "call_module":
+        return False
+    module = captured.module(node)
+    return has_hooks(module, *tables) or (BEFORE in tables and reads_arguments(module))
 
 
 def place_of(node: fx.Node) -> str:
