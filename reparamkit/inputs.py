@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -87,25 +88,37 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
     """
     if example_inputs is None and not example_kwargs:
         return None
+    if not isinstance(example_kwargs, (Mapping, NoneType)):
+        raise InvalidInputError(f"example_kwargs must be a dict of keyword arguments, found {example_kwargs!r}")
     args = () if example_inputs is None else example_inputs
     inputs = Inputs(args if isinstance(args, tuple) else (args,), dict(example_kwargs or {}))
     _check_kind(model, inputs)
-    before = State(model)
+    before, versions = State(model), _versions(model)
+    with _noted(model) as (calls, absent):
+        output = tried(model, inputs)
+    again = output if before.stays and versions == _versions(model) else tried(model, inputs)
+    if not compare(again, output).passed:
+        raise InvalidInputError(
+            "the model gives another output when it runs again on the example inputs, as its forward changes"
+            " attributes or parameters: what differs from call to call cannot be compared"
+        )
+    return Example(inputs, output, calls, absent)
+
+
+def tried(model: nn.Module, inputs: Inputs) -> Any:
+    """The output of a model. Raises `InvalidInputError` if it does not take the inputs."""
     try:
-        with _noted(model) as (calls, absent):
-            output = undisturbed(model, inputs)
-        again = output if before.stays else undisturbed(model, inputs)
+        return undisturbed(model, inputs)
     except Exception as error:
         raise InvalidInputError(
             f"the model rejects the example inputs ({type(error).__name__}: {error}); pass a tensor, or the tuple of"
             " positional arguments, that model(...) takes"
         ) from error
-    if not compare(again, output).passed:
-        raise InvalidInputError(
-            "the model gives another output when it runs again on the example inputs, as its forward changes"
-            " attributes: what differs from call to call cannot be compared"
-        )
-    return Example(inputs, output, calls, absent)
+
+
+def _versions(model: nn.Module) -> list[int]:
+    """How often the parameters were written into. (Those of inference mode do not tell.)"""
+    return [p._version for p in model.parameters() if not p.is_inference()]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from .algebra.operator import Operator, identity
 from .capture.capture import Captured, Inputs
 from .capture.parts import Parts, capture_parts
-from .capture.state import intact
+from .capture.state import intact, kept
 from .engine.borders import join_borders
 from .engine.choose import Plan, choose
 from .engine.dead import drop_dead
@@ -34,7 +34,7 @@ from .engine.sizes import read_early
 from .engine.stacking import stack, unstack
 from .errors import CaptureError, CoverageError, EquivalenceError, InvalidInputError, RecipeError
 from .exported import graph_of, tensors_in
-from .inputs import Example, check_no_global_hooks, checked_inputs, checked_model
+from .inputs import Example, check_no_global_hooks, checked_inputs, checked_model, tried
 from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.parts import STACK_LAYERS
@@ -147,7 +147,8 @@ def fuse(
         example_inputs = tensors_in((example_inputs, example_kwargs)) or tensors_in(model.example_inputs)
         model, example_kwargs = graph_of(model), None
     as_graph = as_graph or (isinstance(model, fx.GraphModule) and not inplace)
-    with ONE_AT_A_TIME:
+    own = [model] if isinstance(model, nn.Module) and not inplace else []
+    with ONE_AT_A_TIME, kept(*own):
         request = _request(
             model,
             example_inputs,
@@ -243,12 +244,12 @@ def verify(
     If they differ, the result tells where in the output, and the first module that is to blame.
     a: the model in question. b: the reference. example_inputs: as for `fuse`.
     """
-    with ONE_AT_A_TIME:
-        checked_model(a)
-        example = checked_inputs(checked_model(b), example_inputs, example_kwargs)
+    checked_model(a), checked_model(b)
+    with ONE_AT_A_TIME, kept(a, b):
+        example = checked_inputs(b, example_inputs, example_kwargs)
         if example is None:
             raise InvalidInputError("verify needs example_inputs")
-        found = compare(undisturbed(a, example.inputs), example.output, _through(b, example))
+        found = compare(tried(a, example.inputs), example.output, _through(b, example))
         return found if found.passed else replace(found, first=first_difference(a, b, example.inputs))
 
 
@@ -270,7 +271,7 @@ def _request(
     as_graph: bool,
     min_coverage: float,
 ) -> Request:
-    if not 0 <= min_coverage <= 1:
+    if not (isinstance(min_coverage, (int, float)) and 0 <= min_coverage <= 1):
         raise InvalidInputError(f"min_coverage={min_coverage!r}: give a share from 0 to 1")
     if objective not in OBJECTIVES:
         raise InvalidInputError(f"objective={objective!r}: choose one of {', '.join(OBJECTIVES)}")
@@ -293,7 +294,9 @@ def _request(
 
 
 def _paths(model: nn.Module, option: str, value: str | Sequence[str]) -> tuple[str, ...]:
-    patterns = (value,) if isinstance(value, str) else tuple(value)
+    patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise InvalidInputError(f"{option}={value!r}: give a module path or pattern, or several of them")
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
@@ -305,12 +308,17 @@ def _chosen(
     rules: Iterable[Rule | str] | None, extra: Iterable[Rule], without: Iterable[Rule | str]
 ) -> tuple[Rule, ...]:
     """The rules of one call, those of the user before the built-in ones."""
-    base = Registry(tuple(RULES) if rules is None else tuple(_rule(r) for r in rules))
-    for rule in extra:
+    base = Registry(tuple(RULES) if rules is None else tuple(_rule(r) for r in _each(rules)))
+    for rule in _each(extra):
         base.add(rule)
-    for unwanted in without:
+    for unwanted in _each(without):
         base.remove(_rule(unwanted).name)
     return tuple(sorted(base, key=lambda rule: rule.pattern is None))
+
+
+def _each(rules: Any) -> Iterable[Any]:
+    """Several rules, or one."""
+    return (rules,) if isinstance(rules, (str, Rule)) or not isinstance(rules, Iterable) else rules
 
 
 def _rule(rule: Rule | str) -> Rule:
@@ -494,11 +502,30 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
     # The weight that a weight norm left behind has a history, and such tensors cannot be copied.
     memo |= {id(t): t.detach() for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor)}
     try:
-        return copy.deepcopy(model, memo)
+        made = copy.deepcopy(model, memo)
     except Exception as error:
         raise InvalidInputError(
             f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True to fuse it in place"
         ) from error
+    if not _is_copy(made, model):
+        raise InvalidInputError(
+            "copy.deepcopy of the model gives no copy of it, with the same weights and other modules (has it a"
+            " __deepcopy__ or __reduce__ of its own?); pass inplace=True to fuse it in place"
+        )
+    return made
+
+
+def _is_copy(made: nn.Module, model: nn.Module) -> bool:
+    """Whether two models have the same tensors, and no module in common."""
+    pairs = list(itertools.zip_longest(made.modules(), model.modules()))
+    pairs = [(a, b) for a, b in pairs if not isinstance(b, torch.jit.ScriptModule)]
+    return all(a is not None and a is not b and _own_tensors(a) == _own_tensors(b) for a, b in pairs)
+
+
+def _own_tensors(module: nn.Module | None) -> dict[str, int]:
+    """The parameters and buffers of a module itself, by identity."""
+    tables = () if module is None else (module._parameters, module._buffers)
+    return {name: id(tensor) for table in tables for name, tensor in table.items()}
 
 
 def _owning(model: nn.Module) -> nn.Module:

@@ -138,10 +138,24 @@ def place_of_error(found: Tensor, wanted: Tensor, allowed: float) -> str:
 
 
 def tensors(output: Any) -> list[Tensor]:
-    """All tensors in a nested structure."""
+    """All tensors in a nested structure, and numbers as tensors."""
     if hasattr(output, "to_tuple"):
         output = output.to_tuple()
-    return [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
+    found = [leaf if isinstance(leaf, Tensor) else _of_number(leaf) for leaf in leaves(output)]
+    return [_plain(tensor) for tensor in found if tensor is not None]
+
+
+def _of_number(leaf: Any) -> Tensor | None:
+    return torch.tensor(float(leaf), dtype=torch.float64) if isinstance(leaf, (bool, int, float)) else None
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor of any kind, as one that has real numbers everywhere."""
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def undisturbed(model: nn.Module, inputs: Inputs) -> Any:

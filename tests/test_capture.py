@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structures import Model, build, conv, conv_norm, error, norm, sample, seq
+from structures import Model, build, conv, conv_norm, error, norm, run, sample, seq
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional as F
@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import reparamkit
-from reparamkit import CoverageError, GuardError, InvalidInputError
+from reparamkit import CaptureError, CoverageError, GuardError, InvalidInputError
 
 X = sample((2, 4, 8, 8), torch.float32)
 Pair = namedtuple("Pair", "first second")
@@ -677,3 +677,79 @@ def test_log(caplog: pytest.LogCaptureFixture):
         reparamkit.fuse(model, X)
     levels = [record.levelno for record in caplog.records if record.name == "reparamkit"]
     assert levels == [logging.INFO, logging.DEBUG, logging.DEBUG]
+
+
+class Catching(nn.Module):
+    """Tries something, and goes on without it."""
+
+    def __init__(self, ask: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.ask, self.conv, self.norm, self.other = ask, conv(4, 4), norm(4), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        try:
+            self.ask(y)
+        except Exception:
+            return self.norm(y)
+        return self.other(y)
+
+
+class Retrying(Catching):
+    """Leaves out the norm where something fails."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            y = self.norm(self.conv(x))
+            self.ask(torch.relu(y))
+        except Exception:
+            return self.conv(x)
+        return y
+
+
+@pytest.mark.parametrize("example", [None, X], ids=["without inputs", "with inputs"])
+@pytest.mark.parametrize("make", [Catching, Retrying])
+@pytest.mark.parametrize("ask", [lambda y: float(y.sum()), lambda y: y.sum().item(), lambda y: y.view(7, -1)])
+def test_an_error_that_the_code_catches_is_its_own(
+    make: Callable[..., nn.Module], ask: Callable[[Tensor], Any], example: Tensor | None
+):
+    """What only a trace cannot do is no error of the model: another branch would be merged."""
+    model = build(lambda: make(ask))
+    with suppress(CaptureError):
+        fused = reparamkit.fuse(model, example)
+        for x in (X, sample((1, 4, 5, 6), torch.float32), sample((3, 4, 5, 7), torch.float32)):
+            assert error(run(fused, x), run(model, x)) <= 1e-5
+
+
+class Assigning(nn.Module):
+    """Puts other numbers into a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y.data = y.data * 2
+        return self.norm(y)
+
+
+@pytest.mark.parametrize("example", [None, X])
+def test_an_attribute_of_a_tensor_that_is_set_is_not_overlooked(example: Tensor | None):
+    """A graph has no such thing."""
+    with pytest.raises(CaptureError, match="sets the attribute 'data'"):
+        reparamkit.fuse(build(Assigning), example)
+
+
+class Doubled(nn.Conv2d):
+    """Doubles what its forward gives, when it is called."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 2 * super().__call__(x)  # type: ignore[no-any-return]
+
+
+def test_a_call_that_is_more_than_a_forward_is_no_node():
+    """A trace would see what it adds, and the node would do it again."""
+    model = build(lambda: seq(conv_norm(4, 4), nn.ReLU(), seq(Doubled(4, 4, 1), norm(4))))
+    fused = reparamkit.fuse(model, X)
+    assert error(run(fused, X), run(model, X)) <= 1e-5

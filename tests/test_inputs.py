@@ -68,6 +68,11 @@ BAD = (
     Bad("no rule", net, ("Rule", "int"), (), {"extra_rules": [3]}, RuleError),
     Bad("a rule twice", net, ("already", "'chain'"), (), {"rules": ["chain", "chain"]}, RuleError),
     Bad("a path of no module", net, ("'stem'",), (), {"only": "stem"}),
+    Bad("no pattern", net, ("only=3", "module path"), (), {"only": 3}),
+    Bad("no patterns", net, (r"skip=\[None\]", "module path"), (), {"skip": [None]}),
+    Bad("no share", net, ("min_coverage='all'", "from 0 to 1"), (), {"min_coverage": "all"}),
+    Bad("no arguments by name", net, ("example_kwargs", "dict"), (), {"example_kwargs": [1]}),
+    Bad("an unknown rule by itself", net, ("'sums'", "parallel_sum"), (), {"rules": "sums"}, RuleError),
     Bad("a pattern of no module", net, (r"'stem\.\*'",), (), {"skip": ["stem.*"]}),
 )
 
@@ -141,3 +146,46 @@ def test_data_dependent_code_is_refused_with_words():
     model = build(lambda: Model(lambda m, x: m.a(x) if float(x.sum()) > 0 else x, a=conv(3, 3)))
     with pytest.raises(reparamkit.CaptureError, match=r"submodules|example_inputs"):
         reparamkit.fuse(model)
+
+
+class Single(nn.Module):
+    """Is never copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = conv_norm(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.part(x)
+
+    def __deepcopy__(self, memo: Any) -> Single:
+        return self
+
+
+class Made(Single):
+    """A copy of it has new weights."""
+
+    def __deepcopy__(self, memo: Any) -> Made:
+        return Made().eval()
+
+
+@pytest.mark.parametrize("make", [Single, Made, lambda: seq(conv(3, 3), Single())])
+def test_a_copy_that_is_none_is_refused(make: Callable[[], nn.Module]):
+    """What is changed would be the model itself, or another one would be fused."""
+    model = build(make)
+    with pytest.raises(InvalidInputError, match="inplace=True"):
+        reparamkit.fuse(model, X)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def test_a_model_that_fails_is_not_verified():
+    """Which of the two does not take the inputs is no matter."""
+    with pytest.raises(InvalidInputError, match="rejects the example inputs"):
+        reparamkit.verify(seq(conv(4, 3)).eval(), net(), X)
+
+
+def test_weights_of_inference_mode():
+    """They can be fused as any others."""
+    with torch.inference_mode():
+        model = net()
+    assert reparamkit.report(reparamkit.fuse(model, X)).merges

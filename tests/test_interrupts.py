@@ -119,7 +119,7 @@ def test_an_interrupt_leaves_the_model(
 ):
     """At each stage, after its work in the last of its calls."""
     original: Callable[..., Any] = getattr(owner, name)
-    left = calls_of(owner, name)
+    left = calls_of(owner, name, inplace)
     assert left > 0
 
     def raising(*args: Any, **kwargs: Any) -> Any:
@@ -137,7 +137,7 @@ def test_an_interrupt_leaves_the_model(
 
 
 @cache
-def calls_of(owner: Any, name: str) -> int:
+def calls_of(owner: Any, name: str, inplace: bool = False) -> int:
     """How often a function is called when the model is fused."""
     original: Callable[..., Any] = getattr(owner, name)
     calls = []
@@ -148,7 +148,7 @@ def calls_of(owner: Any, name: str) -> int:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, counting)
-        reparamkit.fuse(build(small), X)
+        reparamkit.fuse(build(small), X, inplace=inplace)
     return len(calls)
 
 

@@ -692,6 +692,24 @@ def test_verify_is_strict():
     assert "NOT equal" in str(found)
 
 
+@pytest.mark.parametrize(
+    "other", [lambda x: x.conj(), lambda x: torch.complex(x.real, -2 * x.imag)], ids=["conjugate", "other"]
+)
+def test_verify_compares_complex_numbers(other: Callable[[Tensor], Tensor]):
+    """Both parts of them."""
+    spectrum = build(lambda: Model(lambda m, x: torch.fft.fft(x)))
+    found = build(lambda: Model(lambda m, x: other(torch.fft.fft(x))))
+    assert reparamkit.verify(spectrum, spectrum, X).passed
+    assert not reparamkit.verify(found, spectrum, X).passed
+
+
+def test_verify_compares_numbers():
+    """Those that are no tensors, too."""
+    models = [build(lambda k=k: Model(lambda m, x: (x, k))) for k in (3, 4.0)]
+    assert reparamkit.verify(models[0], models[0], X).passed
+    assert not reparamkit.verify(*models, X).passed
+
+
 def test_a_rule_that_fails_leaves_the_model():
     """An error out of a user's reader comes out as it is, and the model is as before."""
     model = build(lambda: seq(conv(3, 4), OneOff(4)))
@@ -705,3 +723,101 @@ def test_a_rule_that_fails_leaves_the_model():
         with pytest.raises(Exception, match="a bug in the reader"):
             reparamkit.fuse(model, X, inplace=True)
     assert operations(model, X) == before
+
+
+class Parts(nn.Module):
+    """Two pairs that merge, called in some modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(3, 3), conv_norm(3, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            y = self.a(x) + x
+        return y, self.b(y.relu()) + y
+
+
+class Undecided(Parts):
+    """Adds a branch where there are gradients."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.a(x) + x
+        return (y + self.b(x) if torch.is_grad_enabled() else y,)
+
+
+class Decorated(Parts):
+    """Never has gradients."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.a(x) + x,)
+
+
+@pytest.mark.parametrize("with_grad", [False, True])
+@pytest.mark.parametrize("make", [Parts, Undecided, Decorated])
+def test_the_grad_modes_of_the_code_stay(make: Callable[[], nn.Module], with_grad: bool):
+    """What is computed without gradients has none afterwards, and code that asks for the mode gets an answer."""
+    net = build(make)
+    fused = reparamkit.fuse(net, X)
+    assert reparamkit.report(fused).merges
+    with torch.set_grad_enabled(with_grad):
+        for mine, theirs in zip(fused(X), net(X), strict=True):
+            same(mine.detach(), theirs.detach())
+            assert mine.requires_grad == theirs.requires_grad
+
+
+class Remembering(nn.Module):
+    """Keeps what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.calls, self.last, self.all, self.known = conv_norm(3, 3), 0, None, [], {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.part(x)
+        self.calls += 1
+        self.all.append(self.last)
+        self.known["last"] = self.last
+        return self.last.relu()
+
+
+@pytest.mark.parametrize("call", [reparamkit.fuse, reparamkit.explain, lambda m, x: reparamkit.verify(m, m, x)])
+def test_what_a_model_remembers_is_of_its_own_calls(call: Callable[..., Any]):
+    """Trying a model leaves nothing in its attributes."""
+    net = build(Remembering)
+    hook = net.part.register_forward_hook(lambda *args: hook.remove())
+    call(net, X)
+    assert (net.last, net.calls, net.all, net.known) == (None, 0, [], {})
+    assert net.part._forward_hooks
+
+
+@pytest.mark.parametrize("place", ["conv", "norm", "b"])
+def test_a_hook_that_reads_what_went_in_gets_it(place: str):
+    """A hook behind a merge is carried along only if it looks at the result alone."""
+    net = build(Row)
+    getattr(net, place).register_forward_hook(lambda module, args, output: output + args[0].mean())
+    fused = reparamkit.fuse(net, X)
+    same(run(fused, X), run(net, X))
+
+
+class Listed(nn.Module):
+    """Calls its layers from a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.rest = conv(3, 4), norm(4), conv_norm(4, 4)
+        self.layers = [self.conv, self.norm, self.rest]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_parameters_of_a_fused_model_are_those_it_computes_with():
+    """A layer that a plain list has as well is replaced there too."""
+    fused = reparamkit.fuse(build(Listed), X)
+    assert operations(fused, X) == "conv conv"
+    fused(X).sum().backward()
+    assert all(parameter.grad is not None for parameter in fused.parameters())

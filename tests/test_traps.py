@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from structures import (
     seq,
     wide,
 )
+from structures.near_misses import AlwaysTraining
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -239,6 +241,19 @@ class Unpadded(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, padding=1)
 
 
+class Doubled(nn.BatchNorm2d):
+    """Does more than its forward when it is called."""
+
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        return 2 * super()._call_impl(*args, **kwargs)  # type: ignore[misc]
+
+
+def doubling(model: nn.Module) -> nn.Module:
+    """The second layer gets another forward than its class has."""
+    model[1].forward = MethodType(lambda layer, x: 2 * nn.BatchNorm2d.forward(layer, x), model[1])  # type: ignore[index]
+    return model
+
+
 class Wavelet(nn.Module):
     """Linear, and the same at every second pixel only: no convolution computes it."""
 
@@ -374,6 +389,15 @@ TRAPS = (
     Trap(10, "spectral norm by hook", lambda: seq(old_style(nn.utils.spectral_norm, conv(4, 4)), norm(4))),
     Trap(10, "a pruned weight", lambda: seq(pruned(conv(4, 4), "weight"), norm(4)), "conv"),
     Trap(10, "a pruned weight and bias", lambda: seq(pruned(conv(4, 4), "weight", "bias"), norm(4)), "conv"),
+    Trap(
+        10, "a class that calls itself differently", lambda: seq(conv(4, 4), Doubled(4), norm(4)), "conv norm mul norm"
+    ),
+    Trap(
+        10,
+        "a layer with a forward of its own",
+        lambda: doubling(seq(conv(4, 4), norm(4), conv(4, 4))),
+        "conv norm mul conv",
+    ),
     Trap(10, "a class that pads in its forward", lambda: seq(Unpadded(4, 4, 3), norm(4)), "conv"),
     *(
         Trap(
@@ -487,6 +511,7 @@ TRAPS = (
         None,
         ((2, 4, 3, 4), (1, 4, 3, 4)),
     ),
+    Trap(15, "a norm asked for its dtype", two(lambda m, x: m.n(m.a(x.to(m.n.weight.dtype)))), "conv"),
     Trap(15, "scale zero", lambda: seq(conv(4, 4), Zero(), norm(4))),
     Trap(15, "fifty norms", lambda: seq(conv(4, 4), *(FrozenNorm(4) for _ in range(50)), Scalar(4, 1, 1)), "conv"),
 )
@@ -617,3 +642,89 @@ def test_layers_that_change_the_rank_are_not_stacked():
     x = sample((2, 4, 4, 6), torch.float32)
     fused = reparamkit.fuse(model, x, objective="launches")
     assert operations(fused, x) == "conv relu linear"
+
+
+def power_through_a_view(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    flat = y.flatten()
+    flat **= 2
+    return m.n(y)
+
+
+def remainder_of_a_part(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    half = y[:, :2]
+    half %= 0.3
+    return m.n(y)
+
+
+def relu_in_place_by_a_number(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    F.relu(y, inplace=1)  # type: ignore[arg-type]
+    return m.n(y)
+
+
+def written_by_an_uncommon_name(view: Callable[[Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        view(y).mul_(2)
+        return m.n(y)
+
+    return body
+
+
+def statistics_written(m: Any, x: Tensor) -> Tensor:
+    F.batch_norm(x, m.n.running_mean, m.n.running_var, training=True)
+    return m.n(m.a(x))
+
+
+def buffer_written(m: Any, x: Tensor) -> Tensor:
+    m.n.running_mean.add_(0.5)
+    return m.n(m.a(x))
+
+
+class Unread(nn.Module):
+    """Branches on data, and writes into what it gets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > -1e9:
+            x.mul_(2)
+        return x
+
+
+def written_by_code_that_is_not_traced(m: Any, x: Tensor) -> Tensor:
+    y = m.n(m.a(x))
+    m.unread(x)
+    return y + m.m(m.b(x))
+
+
+def with_one_mean() -> nn.Module:
+    """A norm that learns in every call the mean that another one uses."""
+    model = Model(lambda m, x: m.n(m.a(m.learning(x))), a=conv(4, 4), n=norm(4), learning=AlwaysTraining(4))
+    model.learning.running_mean = model.n.running_mean
+    return model
+
+
+WRITES: dict[str, Callable[[], nn.Module]] = {
+    "a power through a view": two(power_through_a_view),
+    "a remainder of a part": two(remainder_of_a_part),
+    "relu in place, by a number": two(relu_in_place_by_a_number),
+    "parts of given sizes": two(written_by_an_uncommon_name(lambda y: y.split_with_sizes([1, 3], 1)[1])),
+    "statistics": two(statistics_written),
+    "a buffer": two(buffer_written),
+    "a module that is not traced": lambda: Model(
+        written_by_code_that_is_not_traced, a=conv(4, 4), b=conv(4, 4), n=norm(4), m=norm(4), unread=Unread()
+    ),
+    "one mean of two norms": with_one_mean,
+}
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("name", WRITES)
+def test_what_is_written_is_read_as_it_is_then(name: str, with_inputs: bool):
+    """Memory that changes while the forward runs, under whatever name, gives the same in the fused model."""
+    model, x = build(WRITES[name]), sample(MAPS[0], torch.float32)
+    # All merges that are taken to be exact, and not only those that pay.
+    fused = reparamkit.fuse(model, x if with_inputs else None, objective="launches")
+    for shape in MAPS:
+        assert error(run(fused, sample(shape, torch.float32)), run(model, sample(shape, torch.float32))) <= 1e-6

@@ -8,12 +8,16 @@ harmless (nothing else reads the old memory) and which values must be left alone
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import networkx as nx
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
-IN_PLACE_FUNCTIONS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem})
+from .trees import leaves
+from .writes import IN_PLACE, may_write
+
+IN_PLACE_FUNCTIONS = frozenset(getattr(operator, name) for name in IN_PLACE)
 MAY_ALIAS = frozenset(
     [
         "reshape",
@@ -74,8 +78,30 @@ MAY_ALIAS = frozenset(
         "adjoint",
         "H",
         "ravel",
+        "alphadropout",
+        "featurealphadropout",
+        "as_strided",
+        "as_tensor",
+        "asarray",
+        "atleast_1d",
+        "atleast_2d",
+        "atleast_3d",
+        "broadcast_tensors",
+        "broadcast_to",
+        "imag",
+        "part",
+        "split_with_sizes",
+        "unsafe_chunk",
+        "unsafe_split",
+        "view_as_complex",
+        "view_as_real",
     ]
 )
+"""Views, and what may return its argument as it is."""
+MAY_COMPUTE = frozenset({"einsum", "sum_to_size"})
+"""What may be a view, or compute something."""
+STATISTICS = frozenset({"batch_norm", "instance_norm"})
+"""Functions that write into the statistics they are given, if they use those of the batch."""
 
 
 ModuleOf = Callable[[fx.Node], nn.Module]
@@ -95,29 +121,62 @@ def target_name(node: fx.Node, module_of: ModuleOf) -> str:
 
 def writes(node: fx.Node, module_of: ModuleOf) -> bool:
     """Whether a node writes into one of its arguments."""
+    return any(True for _ in written_by(node, module_of))
+
+
+def written_by(node: fx.Node, module_of: ModuleOf) -> Iterator[fx.Node]:
+    """The arguments that a node writes into, as far as its name tells, or what it did to values that are known."""
     if not node.op.startswith("call") or not node.all_input_nodes:
-        return False
+        return
+    yield from _seen_to_be_written(node)
     if node.op == "call_module":
-        return bool(getattr(module_of(node), "inplace", False))
+        yield from _written_by_module(node, module_of(node))
+        return
     name = target_name(node, module_of)
-    in_place = node.target in IN_PLACE_FUNCTIONS or (name.endswith("_") and not name.endswith("__"))
-    return in_place or node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None
+    outs = [leaf for leaf in leaves(node.kwargs.get("out")) if isinstance(leaf, fx.Node)]
+    yield from outs
+    yield from _statistics(node) if name in STATISTICS else ()
+    in_place = name.strip("_") in IN_PLACE if name.startswith("__") else name in IN_PLACE or name.endswith("_")
+    if (in_place or node.kwargs.get("inplace")) and not outs:
+        yield node.all_input_nodes[0]
+
+
+def _seen_to_be_written(node: fx.Node) -> list[fx.Node]:
+    """The arguments that were written into when the node ran on values that are known."""
+    inputs, seen = node.all_input_nodes, node.meta.get("writes", [])
+    if len(inputs) != len(seen):
+        return inputs if any(seen) else []
+    return [n for n, written in zip(inputs, seen, strict=True) if written]
+
+
+def _written_by_module(node: fx.Node, module: nn.Module) -> Iterator[fx.Node]:
+    if node.meta.get("opaque"):
+        yield from node.all_input_nodes if may_write(module) else ()
+    elif getattr(module, "inplace", False):
+        yield node.all_input_nodes[0]
+
+
+def _statistics(node: fx.Node) -> Iterator[fx.Node]:
+    """What a norm that uses the statistics of the batch writes into."""
+    names = {"training", "use_input_stats"} & node.kwargs.keys()
+    flag = node.args[5] if len(node.args) > 5 else any(node.kwargs[name] for name in names)
+    first = 1 if getattr(node.target, "__module__", "") == functional.__name__ else 3
+    running = (*node.args[first : first + 2], node.kwargs.get("running_mean"), node.kwargs.get("running_var"))
+    yield from (each for each in running if flag and isinstance(each, fx.Node))
 
 
 class Aliases:
     """The alias classes of a graph and its writes, in program order."""
 
     def __init__(self, graph: fx.Graph, module_of: ModuleOf) -> None:
+        self._module_of = module_of
         self.order = {node: index for index, node in enumerate(graph.nodes)}
         self.writers = [node for node in graph.nodes if writes(node, module_of)]
         self._memory = nx.Graph()
         self._memory.add_nodes_from(self.order)
-        self._memory.add_edges_from((node, self.written(node)) for node in self.writers)
-        self._memory.add_edges_from(
-            (node, node.all_input_nodes[0])
-            for node in graph.nodes
-            if node.op.startswith("call") and node.all_input_nodes and target_name(node, module_of) in MAY_ALIAS
-        )
+        self._memory.add_edges_from((node, other) for node in self.writers for other in written_by(node, module_of))
+        self._memory.add_edges_from((node, other) for node in graph.nodes for other in _may_share(node, module_of))
+        self._memory.add_edges_from(_sharing(graph))
         self._classes: dict[fx.Node, set[fx.Node]] = {
             n: part for part in nx.connected_components(self._memory) for n in part
         }
@@ -125,8 +184,7 @@ class Aliases:
 
     def written(self, writer: fx.Node) -> fx.Node:
         """The value that an in-place operation writes into."""
-        out = writer.kwargs.get("out")
-        return out if isinstance(out, fx.Node) else writer.all_input_nodes[0]
+        return next(written_by(writer, self._module_of))
 
     def of(self, node: fx.Node) -> set[fx.Node]:
         """The values that may share memory with `node`, itself included."""
@@ -164,3 +222,22 @@ class Aliases:
         if any(n.op in ("placeholder", "get_attr") for n in older):
             return False
         return all(self.order[user] <= self.order[writer] for n in older for user in n.users)
+
+
+def _may_share(node: fx.Node, module_of: ModuleOf) -> Iterator[fx.Node]:
+    """The arguments whose memory the value of a node may be in, as far as its name tells."""
+    if not node.op.startswith("call") or not node.all_input_nodes:
+        return
+    if node.meta.get("opaque"):
+        yield from node.all_input_nodes
+    elif target_name(node, module_of) in MAY_ALIAS | MAY_COMPUTE:
+        yield node.all_input_nodes[0]
+
+
+def _sharing(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Pairs of nodes whose values, where they are known, share memory."""
+    first: dict[int, fx.Node] = {}
+    for node in graph.nodes:
+        for leaf in leaves(node.meta.get("val")):
+            if isinstance(leaf, Tensor):
+                yield first.setdefault(leaf.untyped_storage()._cdata, node), node

@@ -145,6 +145,15 @@ class Captured:
             paths.setdefault(module, []).append(path)
         return {path: names for names in paths.values() if len(names) > 1 for path in names}
 
+    @cached_property
+    def written(self) -> set[int]:
+        """The memory of parameters and buffers that the forward writes into."""
+        named = {n for writer in self.aliases.writers for n in self.aliases.of(writer) if n.op == "get_attr"}
+        called = (self.module(n) for n in self.graph.nodes if n.op == "call_module")
+        training = (m for module in called for m in module.modules() if m.training)
+        found = [self.attribute(n) for n in named] + [b for m in training for b in m.buffers(recurse=False)]
+        return {storage(t) for t in found if isinstance(t, Tensor) and t.numel()}
+
     @property
     def passed(self) -> set[fx.Node]:
         """Values that are arguments or results of a call that was traced through."""
@@ -177,7 +186,9 @@ class Captured:
     @cached_property
     def owners(self) -> set[str]:
         """Paths of the modules that have, at any depth, a tensor which the code reads itself."""
+        # The graph has only what is used of it; the code reads all.
         read = [name.split(".") for name, nodes in self.targets.items() if nodes[0].op == "get_attr"]
+        read += [name.split(".") for name in self.attributes]
         return {".".join(parts[:k]) for parts in read for k in range(1, len(parts))}
 
     @cached_property
@@ -205,7 +216,7 @@ class Captured:
 
     def forget(self) -> None:
         """The graph was changed: what was computed from it is computed again."""
-        for name in ("named", "aliases", "module_calls", "parameter_uses", "methods", *POSITIONS):
+        for name in ("named", "aliases", "written", "module_calls", "parameter_uses", "methods", *POSITIONS):
             vars(self).pop(name, None)
 
     def moved(self, added: Iterable[fx.Node] = ()) -> None:
@@ -278,7 +289,8 @@ def _captured(
     names = _structure(model.get_submodule(path), inputs)
     values = map_leaves(as_fake(mode), names.values) if sized else {}
     try:
-        with random_state_kept(), _state_kept(model) as (changed, stored):
+        # With gradients, as a model is called by default: code without them can be told then.
+        with random_state_kept(), _state_kept(model) as (changed, stored), torch.enable_grad():
             graph = tracer.traced_call(model, path, names.args, names.kwargs, values)
             named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     except WritesConstant as error:

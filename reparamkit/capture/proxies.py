@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from ..errors import CaptureError
 from .guards import expect, expect_tensor
 from .questions import asks, unpacked, words_message
+from .writes import AUGMENTED
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
@@ -28,6 +29,8 @@ SPLITS = (torch.split, Tensor.split, "split", "split_with_sizes")
 """Functions and methods that split a tensor into parts."""
 ANSWERS = (bool, str, type, torch.dtype, torch.device, torch.layout, type(None))
 """Values that code compares, and no more: an attribute that has one is no node."""
+OWN = frozenset({"node", "tracer", "name"})
+"""Attributes of a proxy that a tensor has as well."""
 A_TENSOR = torch.empty(1, 1)
 """Has what every tensor has; what is None here may be None elsewhere."""
 UNKNOWN = object()
@@ -51,12 +54,23 @@ class ValueProxy(fx.Proxy):
             return self._missing(name, sys._getframe(1))
         if value is UNKNOWN:
             if getattr(A_TENSOR, name) is None:
-                raise _needs_values(f"the attribute '{name}' of the value {self.node}")
+                raise self._needs_values(f"the attribute '{name}' of the value {self.node}")
             return _Attribute(self, name)
         found = self.tracer.attribute_of(value, name)
         if isinstance(value, Tensor) and name in FIXED_ATTRIBUTES:
             return found
         return self._decision(name, found) if isinstance(found, ANSWERS) else _Attribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(Tensor, name) and name not in OWN:
+            raise self.tracer.refusal(f"the forward sets the attribute '{name}' of {self.node}{where(self.tracer)}")
+        super().__setattr__(name, value)
+
+    def _needs_values(self, what: str) -> CaptureError:
+        error: CaptureError = self.tracer.refusal(
+            f"the model needs {what} while it is traced: pass example_inputs to reparamkit.fuse"
+        )
+        return error
 
     def _decision(self, name: str, found: Any) -> Any:
         """An attribute that code compares by identity."""
@@ -72,7 +86,7 @@ class ValueProxy(fx.Proxy):
         if self.value is UNKNOWN and not asked:
             return _Attribute(self, name)
         if self.value is UNKNOWN and not self._is_tensor():
-            raise _needs_values(f"whether the value {self.node} has an attribute '{name}'")
+            raise self._needs_values(f"whether the value {self.node} has an attribute '{name}'")
         if self.node.op == "placeholder" and asked:
             # Other callers may give what has it.
             found = self.tracer.create_proxy("call_function", hasattr, (self, name), {})
@@ -90,7 +104,7 @@ class ValueProxy(fx.Proxy):
         if self.value is not UNKNOWN:
             return type(self.value)
         if not self._is_tensor():
-            raise _needs_values(f"the type of the value {self.node}")
+            raise self._needs_values(f"the type of the value {self.node}")
         if self.node.op == "placeholder":
             self.tracer.create_proxy("call_function", expect_tensor, (self,), {})
         return Tensor
@@ -124,7 +138,7 @@ class ValueProxy(fx.Proxy):
         if parts is not None:
             return parts
         if self.value is UNKNOWN:
-            raise _needs_values(f"the number of parts of the value {self.node}")
+            raise self._needs_values(f"the number of parts of the value {self.node}")
         if isinstance(self.value, torch.Size):
             return len(self.value)
         tensor = isinstance(self.value, Tensor)
@@ -152,9 +166,9 @@ class ValueProxy(fx.Proxy):
         value = self.tracer.real(self.node)
         value = self.value if value is None else value
         if value is UNKNOWN:
-            raise _needs_values(f"{what} on the value {self.node}")
+            raise self._needs_values(f"{what} on the value {self.node}")
         if isinstance(value, Tensor):
-            raise CaptureError(
+            raise self.tracer.refusal(
                 f"{what} depends on the data of {self.node}{where(self.tracer)}: such code cannot be captured;"
                 " compute it with tensor operations (the submodules are captured by themselves)"
             )
@@ -184,9 +198,13 @@ def _rounding(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+def _augmented(name: str) -> Callable[..., Any]:
+    in_place = getattr(operator, f"i{name}")
+    plain = getattr(operator, name if hasattr(operator, name) else f"{name}_")
+
     def method(self: ValueProxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
+        number = self.value is not UNKNOWN and not isinstance(self.value, Tensor)
+        return self.tracer.create_proxy("call_function", plain if number else in_place, (self, other), {})
 
     return method
 
@@ -196,8 +214,8 @@ for _name, _function in (("round", round), ("trunc", math.trunc), ("floor", math
 
 
 # Plain fx records ``x += y`` as ``x + y``, which is another program when x has an alias.
-for _name in ("iadd", "isub", "imul", "itruediv"):
-    setattr(ValueProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+for _name in AUGMENTED:
+    setattr(ValueProxy, f"__i{_name}__", _augmented(_name))
 
 
 class _Attribute(ValueProxy):
@@ -236,10 +254,6 @@ def _on_one_device(a: Any, b: Any) -> bool:
     """Whether both are known to be tensors of one device."""
     values = [proxy.value for proxy in (a, b) if isinstance(proxy, ValueProxy)]
     return len(values) == 2 and all(isinstance(v, Tensor) for v in values) and values[0].device == values[1].device
-
-
-def _needs_values(what: str) -> CaptureError:
-    return CaptureError(f"the model needs {what} while it is traced: pass example_inputs to reparamkit.fuse")
 
 
 def where(tracer: Any) -> str:

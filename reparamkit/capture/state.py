@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,14 +12,18 @@ import torch
 from torch import nn
 
 TABLES = ("_parameters", "_buffers", "_modules")
+CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
+"""What an attribute may be, and code may put something into."""
 
 
 class State:
-    """Classes, attributes, parameters, buffers and children of all modules of a model, as they are now."""
+    """Classes, attributes, parameters, buffers and children of all modules of a model, as they are now; and what is in
+    the containers among the attributes.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-        self._kept = [(m, type(m), dict(vars(m)), {t: dict(vars(m)[t]) for t in TABLES}) for m in modules]
+        self._kept = [(m, type(m), dict(vars(m)), _contents(m)) for m in modules]
 
     def now(self) -> list[Any]:
         """The attributes that the modules have at present."""
@@ -32,23 +38,30 @@ class State:
     @property
     def stays(self) -> bool:
         """Whether the modules hold what they held."""
-        return all(_same(vars(module), attributes) for module, _, attributes, _ in self._kept)
+        return all(
+            _same(vars(module), attributes) and _equal(vars(module), contents)
+            for module, _, attributes, contents in self._kept
+        )
+
+    @property
+    def has_its_layers(self) -> bool:
+        """Whether the modules have the children and parameters that they had."""
+        tables = ("_parameters", "_modules")
+        return all(_same(vars(module)[t], contents[t]) for module, *_, contents in self._kept for t in tables)
 
     def restore(self) -> set[int]:
         """Put everything back; returns the modules (by identity) that had been changed."""
         changed: set[int] = set()
         for module, kind, attributes, contents in self._kept:
             now = vars(module)
-            same = all(_same(now[t], contents[t]) for t in TABLES)
-            if same and type(module) is kind and _same(now, attributes):
+            if type(module) is kind and _same(now, attributes) and _equal(now, contents):
                 continue
             changed.add(id(module))
             module.__class__ = kind
             now.clear()
             now.update(attributes)
             for name, content in contents.items():
-                now[name].clear()
-                now[name].update(content)
+                _refill(now[name], content)
         return changed
 
 
@@ -61,6 +74,42 @@ def intact(model: nn.Module) -> Iterator[None]:
     except BaseException:
         before.restore()
         raise
+
+
+@contextmanager
+def kept(*models: nn.Module) -> Iterator[None]:
+    """At the end models have what they had, whatever their forward changed. (Layers that it made stay: others would
+    have other weights.)
+    """
+    before = [State(model) for model in models]
+    try:
+        yield
+    finally:
+        for state in before:
+            if state.has_its_layers:
+                state.restore()
+
+
+def _contents(module: nn.Module) -> dict[str, Any]:
+    """A copy of each table, and of each container among the attributes."""
+    held = vars(module)
+    return {n: copy.copy(value) for n, value in held.items() if n in TABLES or type(value) in CONTAINERS}
+
+
+def _equal(now: Mapping[str, Any], contents: Mapping[str, Any]) -> bool:
+    """Whether containers have what they had."""
+    return all(_same_items(now[name], content) for name, content in contents.items())
+
+
+def _same_items(now: Any, before: Any) -> bool:
+    if isinstance(before, dict):
+        return _same(now, before)
+    return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    (container.update if isinstance(container, (dict, set)) else container.extend)(content)
 
 
 def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:

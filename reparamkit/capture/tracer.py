@@ -27,14 +27,16 @@ from .buffers import other_buffers
 from .draws import Draws, no_plain_draws
 from .guards import is_guard
 from .listing import lists_noted
+from .modes import Modes, modes, modes_noted
 from .proxies import ValueProxy, attribute, where
 from .trees import leaves, map_leaves
 from .variadic import sizes_together
+from .writes import IN_PLACE
 
+CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
+"""The way from a call of a module to its forward."""
 FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye})
 """Functions that make a tensor of nothing, for the forward to fill."""
-WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "setitem"})
-"""Operators that write into their first operand."""
 
 
 class Named:
@@ -49,6 +51,7 @@ class Frame:
     """One call of one module that was traced through.
 
     args, kwargs, output: as in the call, with graph nodes in the place of tensors.
+    modes: those that it was called in. asks: whether its code asks for them.
     """
 
     path: str
@@ -57,6 +60,8 @@ class Frame:
     args: Any = ()
     kwargs: Any = field(default_factory=dict)
     output: Any = None
+    modes: Modes = field(default_factory=modes)
+    asks: bool = False
 
     @cached_property
     def stack(self) -> tuple[Frame, ...]:
@@ -152,7 +157,7 @@ def _reads_traced(args: Any, kwargs: Any) -> bool:
 def _writes(target: Target, kwargs: Mapping[str, Any]) -> bool:
     """Whether a call writes into an argument, by its name."""
     name = str(getattr(target, "__name__", target))
-    in_place = name.strip("_") in WRITING if name.startswith("__") else name.endswith("_") or name in WRITING
+    in_place = name.strip("_") in IN_PLACE if name.startswith("__") else name.endswith("_") or name in IN_PLACE
     return in_place or kwargs.get("out") is not None
 
 
@@ -172,6 +177,7 @@ class Tracer(fx.Tracer):
 
     is_leaf: whether a module is one node of the graph rather than traced through.
     opaque: further such modules, which may not even run on fake values. failed: the call in which tracing stopped.
+    refusals: why it cannot go on.
     mode: the fake mode of the values that are known. factories: whether tensors that are made
     of nothing are traced, which is needed only if the forward writes into them.
     """
@@ -189,6 +195,7 @@ class Tracer(fx.Tracer):
         self.mode = mode
         self.factories = factories
         self.failed: Frame | None = None
+        self.refusals: list[tuple[FrameType, int, str]] = []
         self.frame: Frame | None = None
         self.frames: list[Frame] = []
         self.busy = False
@@ -212,8 +219,13 @@ class Tracer(fx.Tracer):
         self.frame = Frame(path, root.get_submodule(path), None)
         self.frames = [self.frame]
         self.lists: set[str] = set()
-        with _Calls(self), sizes_together(), no_plain_draws(), lists_noted(self.lists):
-            return self.trace(root)
+        noted = lists_noted(self.lists), modes_noted(self._asks_for_modes)
+        with _Calls(self), sizes_together(), no_plain_draws(), noted[0], noted[1]:
+            graph = self.trace(root)
+        if self.refusals:
+            # Code that caught the error took another way than it takes with tensors.
+            raise CaptureError(self.refusals[0][-1])
+        return graph
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -250,6 +262,7 @@ class Tracer(fx.Tracer):
         if self.idle or m not in (self.submodule_paths or {}):
             # A leaf is run on fake values: what is inside it is not traced. A module that the forward makes is code.
             return forward(*args, **kwargs)
+        self._check_call(m)
         if self._is_leaf(m):
             return super().call_module(m, forward, args, kwargs)
         outer = self.frame
@@ -267,15 +280,19 @@ class Tracer(fx.Tracer):
         frame.output = map_leaves(as_node, output)
         return output
 
+    def _check_call(self, m: nn.Module) -> None:
+        """Raises `CaptureError` if a call of a module runs more of the user's code than its forward and hooks."""
+        names = CALLING[:1] if self._is_leaf(m) else CALLING
+        theirs = [name for name in names if not _is_torchs(type(m), name)]
+        if theirs:
+            raise self.refusal(f"{type(m).__name__} overrides {theirs[0]}: a call of it is more than its forward")
+
     def create_node(self, kind: str, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
         node.meta["frame"] = self.frame
+        node.meta["opaque"] = kind == "call_module" and id(self.root.get_submodule(str(target))) in self.outputs
         node.meta["methods"] = _methods(sys._getframe(1))
-        node.meta["context"] = (
-            torch.is_autocast_enabled("cpu"),
-            torch.is_autocast_enabled("cuda"),
-            torch.is_grad_enabled(),
-        )
+        node.meta["context"] = modes()
         return node
 
     def create_proxy(
@@ -298,10 +315,10 @@ class Tracer(fx.Tracer):
             self.busy = True
             try:
                 proxy.node.meta["val"] = self._value(proxy.node)
-            except DataDependentOutputException:
+            except DataDependentOutputException as error:
                 # A number that follows from parameters is known where it is needed.
                 if _number(_constant(proxy.node, self.root)) is None:
-                    raise
+                    raise self.refusal(f"{proxy.node} depends on the data of its input{where(self)}") from error
             finally:
                 self.busy = False
         return proxy
@@ -315,6 +332,16 @@ class Tracer(fx.Tracer):
         """The last decision is about an index that C code asks for, called by the instruction that `by` is at."""
         self._asked.append((by, by.f_lasti, next(iter(reversed(self.graph.nodes)))))
 
+    def refusal(self, reason: str) -> CaptureError:
+        """An error that ends the trace, even if the code that is traced catches it."""
+        by = _outside(sys._getframe(1))
+        self.refusals.append((by, by.f_lasti, reason))
+        return CaptureError(reason)
+
+    def _asks_for_modes(self) -> None:
+        if self.frame is not None and not self.idle:
+            self.frame.asks = True
+
     def withdraw(self, by: FrameType) -> None:
         """The instruction that `by` is at calls a function of torch, which asks its arguments whether they could be
         numbers, and then hands them on as they are: no decision.
@@ -322,6 +349,8 @@ class Tracer(fx.Tracer):
         while self._asked and self._asked[-1][:2] == (by, by.f_lasti):
             self.graph.erase_node(self._asked.pop()[2])
         self._asked.clear()
+        by = _outside(by)
+        self.refusals = [each for each in self.refusals if each[:2] != (by, by.f_lasti)]
 
     def attribute_of(self, value: Any, name: str) -> Any:
         """The attribute of a (fake) value."""
@@ -347,6 +376,19 @@ class Tracer(fx.Tracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
+
+
+def _outside(frame: FrameType) -> FrameType:
+    """The innermost frame of code that is not ours."""
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(__name__.partition(".")[0]):
+        frame = frame.f_back
+    return frame
+
+
+def _is_torchs(cls: type, name: str) -> bool:
+    """Whether a class has its method of this name from torch."""
+    owner = next(base for base in cls.__mro__ if name in vars(base))
+    return owner.__module__.partition(".")[0] == "torch"
 
 
 def _is_known(node: fx.Node) -> bool:
@@ -375,9 +417,16 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
     # A norm in training mode counts its batches in a buffer, and may read the count.
     with torch.no_grad(), other_buffers(module, Tensor.clone), mode, Draws() as draws:
+        before = [_versions(known(n)) for n in node.all_input_nodes]
         found = _result(node, root, mode, args, kwargs)
-    node.meta["random"] = draws.found
+        after = [_versions(known(n)) for n in node.all_input_nodes]
+    node.meta.update(random=draws.found, writes=[a != b for a, b in zip(before, after, strict=True)])
     return found
+
+
+def _versions(value: Any) -> list[int]:
+    """How often the tensors in a value were written into. (Those of inference mode do not tell.)"""
+    return [leaf._version for leaf in leaves(value) if isinstance(leaf, Tensor) and not leaf.is_inference()]
 
 
 def _result(node: fx.Node, root: nn.Module, mode: FakeTensorMode, args: Any, kwargs: Any) -> Any:

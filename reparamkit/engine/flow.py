@@ -27,6 +27,18 @@ def branched_on(cls: type) -> dict[str, frozenset[str]]:
     return {"forward": frozenset(deciding)}
 
 
+def catches(cls: type) -> bool:
+    """Whether the forward of a class goes on after some errors."""
+    return bool(_caught(cls)["forward"])
+
+
+@per_class
+def _caught(cls: type) -> dict[str, frozenset[str]]:
+    tree = method_source(cls.forward)  # type: ignore[attr-defined]
+    handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)] if tree is not None else []
+    return {"forward": frozenset(ast.dump(handler) for handler in handlers)}
+
+
 def _names(node: ast.AST) -> set[str]:
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 

@@ -17,7 +17,7 @@ from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured, storage
 from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
-from ..layers.hooks import GRADIENTS, has_hooks
+from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
 from ..layers.wide import CASTS, computes_weight
 from .held import held_by_objects
 from .methods import called_by_methods
@@ -54,6 +54,8 @@ class Scope:
             or _watched(self.captured, node)
             or self._tied(node)
             or self._aliased(node)
+            or self._written(node)
+            or self._computed_in_training(node)
             or self._converts(node)
         )
 
@@ -108,6 +110,21 @@ class Scope:
     def _aliased(self, node: fx.Node) -> str | None:
         if node in self.captured.aliases.barriers:
             return "an in-place operation writes into memory that another value still reads"
+        return None
+
+    def _computed_in_training(self, node: fx.Node) -> str | None:
+        module = self.captured.module(node) if node.op == "call_module" else nn.Identity()
+        if computes_weight(module) and any(m.training for m in module.modules()):
+            return "it computes its weight in training mode"
+        return None
+
+    def _written(self, node: fx.Node) -> str | None:
+        written = self.captured.written
+        tensors = [p for p in _parts(self.captured, node) if isinstance(p, Tensor) and p.numel()] if written else []
+        # A norm in training mode writes into its own, and says so.
+        own = node.op == "call_module" and any(m.training for m in self.captured.module(node).modules())
+        if not own and any(storage(tensor) in written for tensor in tensors):
+            return "its numbers are overwritten in place by the forward"
         return None
 
     def _converts(self, node: fx.Node) -> str | None:
@@ -189,8 +206,13 @@ def _watched(captured: Captured, node: fx.Node) -> str | None:
 
 
 def watched(captured: Captured, node: fx.Node, *tables: str) -> bool:
-    """Whether a node calls a module with hooks, in any of these tables (default: all)."""
-    return node.op == "call_module" and has_hooks(captured.module(node), *tables)
+    """Whether a node calls a module with hooks, in any of these tables (default: all); one that looks back at what went
+    in is as one before.
+    """
+    if node.op != "call_module":
+        return False
+    module = captured.module(node)
+    return has_hooks(module, *tables) or (BEFORE in tables and reads_arguments(module))
 
 
 def place_of(node: fx.Node) -> str:
@@ -218,6 +240,8 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
     then.)
     """
     frames = {node: captured.frame(node) for node in members}
+    if len({node.meta["context"] for node in frames}) > 1:
+        raise NotFusable("the forward of the model changes grad mode inside it")
     around = innermost(list(frames.values()))
     for frame in frames.values():
         for cut in frame.stack[len(around.stack) :]:

@@ -82,7 +82,7 @@ def _is_plain(captured: Captured, node: fx.Node) -> bool:
     """Whether a node calls a module whose result is only read, as it is."""
     aliases = captured.aliases
     calls = node.op == "call_module" and len(node.all_input_nodes) == 1 and not has_hooks(captured.module(node))
-    written = any(aliases.written(writer) in aliases.of(node) for writer in aliases.writers) if calls else True
+    written = any(writer in aliases.of(node) for writer in aliases.writers) if calls else True
     return not written and node.all_input_nodes[0] not in aliases.barriers
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dis
+from types import MethodType
+
 from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -25,6 +28,22 @@ def has_hooks(module: nn.Module, *tables: str) -> bool:
     """
     hooks = (hook for name in tables or (BEFORE, AFTER, *GRADIENTS) for hook in getattr(module, name).values())
     return any(not isinstance(hook, WEIGHT_HOOKS) for hook in hooks)
+
+
+def reads_arguments(module: nn.Module) -> bool:
+    """Whether a hook after the forward may look at what went in, and not only at what came out."""
+    return any(_reads_arguments(hook) for hook in module._forward_hooks.values())
+
+
+def _reads_arguments(hook: object) -> bool:
+    code = getattr(getattr(hook, "__func__", hook), "__code__", None)
+    first = 1 + isinstance(hook, MethodType)
+    # With keyword arguments, or an unknown signature, it may.
+    if code is None or code.co_argcount != first + 2:
+        return True
+    name = code.co_varnames[first]
+    used = (i.argval for i in dis.get_instructions(code) if i.opname.startswith("LOAD"))
+    return name in code.co_cellvars or any(name == one or (isinstance(one, tuple) and name in one) for one in used)
 
 
 def carry_hooks(old: nn.Module, new: nn.Module) -> None:

@@ -41,6 +41,8 @@ HARMLESS = frozenset(
 """What a subclass may override and still compute the same."""
 NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 """Names that functions of torch take as well, for what they call otherwise."""
+CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
+"""The way from a call of a module to its forward."""
 CONSTANTS = (Tensor, Tensor | None, "Tensor", "Tensor | None")
 """How a reader declares an argument that must not be a value."""
 
@@ -137,7 +139,7 @@ class Readers:
         """The reader of a module: of its class, or of the class whose forward it inherits unchanged."""
         for cls in type(module).__mro__:
             if cls in self._table:
-                return self._table[cls] if _unchanged(type(module), cls) else None
+                return self._table[cls] if _unchanged(module, cls) else None
         return None
 
     def of_function(self, target: object) -> Reader | None:
@@ -174,11 +176,12 @@ def either(*readings: Callable[[], Form]) -> tuple[Form, ...]:
     return tuple(forms)
 
 
-def _unchanged(found: type, cls: type) -> bool:
-    """Whether `found` overrides nothing of `cls` that its forward may call."""
+def _unchanged(module: nn.Module, cls: type) -> bool:
+    """Whether a module and its class override nothing of `cls` that a call of it may use."""
     functions = [n for n, value in vars(cls).items() if inspect.isfunction(value) and n not in HARMLESS]
-    inherited = ["forward", *functions]
-    return all(getattr(found, n, None) is getattr(cls, n, None) for n in inherited)
+    inherited = ["forward", *CALLING, *functions]
+    found = type(module)
+    return all(n not in vars(module) and getattr(found, n, None) is getattr(cls, n, None) for n in inherited)
 
 
 READERS = Readers()

@@ -28,6 +28,7 @@ from ..capture.guards import expect, expect_given
 from ..capture.proxies import attribute
 from ..capture.tracer import Frame
 from ..capture.trees import fields_of, is_record
+from ..engine.flow import catches
 from ..engine.sizes import size_of
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
@@ -227,8 +228,12 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
             raise NotFusable(f"{where} has hooks, and its forward would have to be written again")
         if id(each.module) in captured.stateful:
             raise NotFusable(f"the forward of {where} sets attributes of the module")
+        if each.asks:
+            raise NotFusable(f"the forward of {where} asks torch for autocast or grad mode")
+        if catches(original_class(each.module)):
+            raise NotFusable(f"the forward of {where} catches errors")
     contexts = {n.meta["context"] for n in captured.made_in[frame]}
-    if len(contexts) > 1:
+    if contexts - {frame.modes}:
         raise NotFusable(f"the forward of {frame.path or 'the model'} changes autocast or grad mode")
 
 

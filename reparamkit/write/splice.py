@@ -17,7 +17,7 @@ from ..capture.guards import expect, expect_multiple, expect_rank, expect_size
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.choose import Site
-from ..engine.flow import branched_on, certain_calls
+from ..engine.flow import branched_on, catches, certain_calls
 from ..engine.placing import Placed, Placement
 from ..engine.scope import broken_methods, called_plainly, innermost, partial_methods, place_of
 from ..errors import NotFusable
@@ -287,7 +287,10 @@ def _certain(captured: Captured, frame: Frame, layer: fx.Node, last: bool) -> bo
     """Whether a call runs the layer on every way through its code, and (but for the last one) only hands its result on
     to the next.
     """
-    if frame not in captured.deciding and not _has_flags(frame):
+    if frame.asks:
+        return False
+    catching = catches(original_class(frame.module))
+    if frame not in captured.deciding and not catching and not _has_flags(frame):
         return True
     calls = certain_calls(original_class(frame.module))["always" if last else "once"]
     place = f"{place_of(layer).removeprefix(f'{frame.path}.' if frame.path else '')}."
