@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import Any
@@ -82,11 +83,17 @@ def _kind(captured: Captured, node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
+def _settings(module: nn.Module) -> str:
+    # An attribute that was set later may be one that the forward takes, and torch does not know how to show.
+    with suppress(AttributeError, TypeError):
+        return module.extra_repr() if type(module).__module__.startswith("torch.nn") else ""
+    return ""
+
+
 def _detail(captured: Captured, node: fx.Node) -> str:
     """The settings of torch's own layers, and the plain arguments of a function."""
     if node.op == "call_module":
-        module = captured.module(node)
-        return module.extra_repr() if type(module).__module__.startswith("torch.nn") else ""
+        return _settings(captured.module(node))
     if node.op in ("placeholder", "output", "get_attr"):
         return str(node.target) if node.op == "placeholder" else ""
     plain = [repr(value) for value in node.args if _is_plain(value)]

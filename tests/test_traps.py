@@ -254,6 +254,12 @@ def doubling(model: nn.Module) -> nn.Module:
     return model
 
 
+def changed(model: nn.Module, **settings: Any) -> nn.Module:
+    """The first layer gets other settings."""
+    vars(model[0]).update(settings)  # type: ignore[index]
+    return model
+
+
 class Wavelet(nn.Module):
     """Linear, and the same at every second pixel only: no convolution computes it."""
 
@@ -512,6 +518,7 @@ TRAPS = (
         ((2, 4, 3, 4), (1, 4, 3, 4)),
     ),
     Trap(15, "a norm asked for its dtype", two(lambda m, x: m.n(m.a(x.to(m.n.weight.dtype)))), "conv"),
+    Trap(15, "a padding that was set later", lambda: changed(conv_norm(4, 4), padding=0), "conv"),
     Trap(15, "scale zero", lambda: seq(conv(4, 4), Zero(), norm(4))),
     Trap(15, "fifty norms", lambda: seq(conv(4, 4), *(FrozenNorm(4) for _ in range(50)), Scalar(4, 1, 1)), "conv"),
 )
