@@ -190,8 +190,8 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, readi
     if NORM_INTO_LINEAR in reading.read[node].used:
         return own
     unread = [n for n in node.all_input_nodes if n not in reading.read]
-    around = ([reason for n in some for reason in plan.refusals.get(n, [])] for some in (node.users, unread))
-    return own or next(filter(None, around), []) or _alone(node, reading)
+    behind, before = ([why for n in some for why in plan.refusals.get(n, [])] for some in (node.users, unread))
+    return own or behind or _alone(node, reading) or before
 
 
 def _own_reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node) -> list[str]:
@@ -215,9 +215,8 @@ def _alone(node: fx.Node, reading: Reading) -> list[str]:
         return []
     around = [n for n in (*node.all_input_nodes, *node.users) if n not in reading.read]
     names = dict.fromkeys(n.op if n.op == "placeholder" else _named(n, reading) for n in around)
-    if not names:
-        return ["nothing linear beside it to merge with: its neighbours stay as they are"]
-    return [f"nothing linear beside it to merge with: its neighbours are not read as affine ({', '.join(names)})"]
+    why = f"are not affine, or not known to be ({', '.join(names)})" if names else "stay as they are"
+    return [f"nothing linear beside it to merge with: its neighbours {why}"]
 
 
 def _named(node: fx.Node, reading: Reading) -> str:

@@ -157,8 +157,9 @@ def _writes(target: Target, kwargs: Mapping[str, Any]) -> bool:
 
 
 def _renamed(value: Any, now: fx.Node) -> None:
-    """A tensor that the forward made, and that a method wrote into, is from here on what that returned: itself."""
-    if type(value) is ValueProxy and value.node.op.startswith("call") and hasattr(Tensor, str(now.target)):
+    """A tensor that a call of a module made, and then wrote into by a method, is from here on what that returned."""
+    own = type(value) is ValueProxy and value.node.op.startswith("call")
+    if own and value.node.meta["frame"] is now.meta["frame"] and hasattr(Tensor, str(now.target)):
         value.node = now
 
 
