@@ -191,8 +191,8 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, readi
     if NORM_INTO_LINEAR in reading.read[node].used:
         return own
     unread = [n for n in node.all_input_nodes if n not in reading.read]
-    around = ([reason for n in some for reason in plan.refusals.get(n, [])] for some in (node.users, unread))
-    return own or next(filter(None, around), []) or _alone(node, reading)
+    behind, before = ([why for n in some for why in plan.refusals.get(n, [])] for some in (node.users, unread))
+    return own or behind or _alone(node, reading) or before
 
 
 def _own_reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node) -> list[str]:
@@ -214,10 +214,10 @@ def _alone(node: fx.Node, reading: Reading) -> list[str]:
     """For an element-wise layer: it has no linear neighbour at all."""
     if not _is_layer(node) or reading.read[node].sample.has(Role.IN, Role.OUT, Role.STENCIL):
         return []
-    around = [*node.all_input_nodes, *node.users]
+    around = [n for n in (*node.all_input_nodes, *node.users) if n not in reading.constants]
     unread = [n for n in around if n not in reading.read]
     names = dict.fromkeys(n.op if n.op == "placeholder" else _named(n, reading) for n in unread or around)
-    what = "are not read as affine" if unread else "only move numbers, or stay"
+    what = "are not affine, or not known to be" if unread else "only move numbers, or stay"
     return [f"nothing linear beside it to merge with: its neighbours {what} ({', '.join(names)})"]
 
 

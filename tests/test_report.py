@@ -139,7 +139,7 @@ def test_every_kind_of_advice_is_used_and_complete():
     [
         ("the merge would raise FLOPs 4.2x", "cost"),
         ("batch norm in training mode uses the statistics of the batch: call model.eval()", "training"),
-        ("nothing linear beside it to merge with: its neighbours are not read as affine (ReLU)", "alone"),
+        ("nothing linear beside it to merge with: its neighbours are not affine, or not known to be (ReLU)", "alone"),
         ("a branch depends on the data of gt: such code cannot be captured", "captured"),
         ("my own guard says no", "other"),
     ],

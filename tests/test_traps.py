@@ -72,6 +72,33 @@ def shared_scales(m: Any, x: Tensor) -> Tensor:
     return m.m(m.a(x)) + F.interpolate(small, size=x.shape[2:])
 
 
+def part_before_a_write(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    part = y[:, :2]
+    y.mul_(2)
+    return m.n(torch.cat([part, y[:, 2:]], 1)) + m.b(x)
+
+
+class Doubled(nn.Module):
+    """Writes into what it is given."""
+
+    def forward(self, x: Tensor) -> None:
+        x.mul_(2)
+
+
+class Caller(nn.Module):
+    """Reads what a call has written into."""
+
+    def __init__(self, layer: nn.Module, after: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.doubled, self.after = layer, Doubled(), after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        self.doubled(y)
+        return self.after(y) + x
+
+
 def relu_in_place_before_skip(m: Any, x: Tensor) -> Tensor:
     x = m.a(x)
     return m.b(F.relu(x, inplace=True)) + x
@@ -351,6 +378,8 @@ TRAPS = (
         ((2, 5, 5), (1, 5, 5)),
     ),
     Trap(8, "relu in place before a skip", two(relu_in_place_before_skip)),
+    Trap(8, "a part taken before a write", two(part_before_a_write)),
+    Trap(8, "a write by what is called", lambda: seq(Caller(conv(4, 4), norm(4))), "conv mul_ norm add"),
     Trap(8, "relu in place after a branch", two(relu_in_place_after_branch)),
     Trap(8, "a value added to itself in place", two(added_in_place_to_itself)),
     Trap(8, "a view that is written through", two(written_through_a_view)),

@@ -381,20 +381,18 @@ def concatenated(parts: Sequence[Form], dim: int) -> Form:
 
     Sizes along that dimension that are free are pinned to those of the example inputs, and guarded.
     """
-    known = _sharing_pins([in_sight(x, -dim) for x in parts])
-    parts = _sharing_pins([fixed_dim(x, dim) for x in known])
+    pins = joined_pins(pair for x in parts for term in x.terms.values() for pair in term.op.pins)
+    known = [in_sight(x, -dim).mapped(lambda op: pin(op, pins)) for x in parts]
+    parts = [fixed_dim(x, dim) for x in known]
     sizes = [x.sizes[dim] for x in parts]
     ends = list(itertools.accumulate(size.factor for size in sizes))
     placed = [_surrounded(x, dim, end - n.factor, ends[-1] - end) for x, n, end in zip(parts, sizes, ends, strict=True)]
-    if any(x.sizes != placed[0].sizes for x in placed):
-        raise NotFusable("a concatenation of values whose other sizes may differ")
-    return reduce(plus, placed).made_by(DIRECT_SUM)
-
-
-def _sharing_pins(forms: Sequence[Form]) -> list[Form]:
-    """Each with what is known of free sizes in any of them."""
-    pins = joined_pins(pair for x in forms for term in x.terms.values() for pair in term.op.pins)
-    return [x.mapped(lambda op: pin(op, pins)) for x in forms]
+    try:
+        return reduce(plus, placed).made_by(DIRECT_SUM)
+    except NotFusable:
+        if all(x.sizes == placed[0].sizes for x in placed):
+            raise
+        raise NotFusable("a concatenation of values whose other sizes may differ") from None
 
 
 def fixed_dim(x: Form, dim: int, size: int | None = None) -> Form:

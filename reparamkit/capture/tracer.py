@@ -162,8 +162,11 @@ def _writes(target: Target, kwargs: Mapping[str, Any]) -> bool:
 
 
 def _renamed(value: Any, now: fx.Node) -> None:
-    """A tensor that the forward made, and that a method wrote into, is from here on what that returned: itself."""
-    if type(value) is ValueProxy and value.node.op.startswith("call") and hasattr(Tensor, str(now.target)):
+    """A tensor that a call of a module, or one inside it, made, and that it writes into by a method, is from here on
+    what that returned.
+    """
+    made = type(value) is ValueProxy and value.node.op.startswith("call")
+    if made and now.meta["frame"] in value.node.meta["frame"].stack and hasattr(Tensor, str(now.target)):
         value.node = now
 
 

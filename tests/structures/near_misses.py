@@ -82,7 +82,7 @@ def _overwrites_its_source(m: Any, x: Tensor) -> Tensor:
     y = torch.relu(x)
     a = m.a(y)
     y.mul_(2)
-    return a + m.b(y)
+    return a + m.b(y) + torch.tanh(y)
 
 
 def _overwrites_a_view(m: Any, x: Tensor) -> Tensor:
@@ -598,7 +598,7 @@ NEAR_MISSES = (
         "an input overwritten in between",
         _branches(_overwrites_its_source),
         MAPS,
-        "relu conv mul_ conv add",
+        "relu conv mul_ conv add tanh add",
         "in-place|in place",
     ),
     NearMiss(
