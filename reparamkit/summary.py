@@ -211,9 +211,11 @@ def _alone(node: fx.Node, reading: Reading) -> list[str]:
     """For an element-wise layer: it has no linear neighbour at all."""
     if not _is_layer(node) or reading.read[node].sample.has(Role.IN, Role.OUT, Role.STENCIL):
         return []
-    around = [n for n in (*node.all_input_nodes, *node.users) if n not in reading.read]
-    names = dict.fromkeys(n.op if n.op == "placeholder" else _named(n, reading) for n in around)
-    return [f"nothing linear beside it to merge with: its neighbours are not affine ({', '.join(names)})"]
+    around = [*node.all_input_nodes, *node.users]
+    unread = [n for n in around if n not in reading.read]
+    names = dict.fromkeys(n.op if n.op == "placeholder" else _named(n, reading) for n in unread or around)
+    what = "are not affine" if unread else "only move numbers"
+    return [f"nothing linear beside it to merge with: its neighbours {what} ({', '.join(names)})"]
 
 
 def _named(node: fx.Node, reading: Reading) -> str:

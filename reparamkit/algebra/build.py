@@ -483,10 +483,10 @@ def _field(below: Operator, constant: Tensor, shape: Sequence[int], borders: Map
 # --- views ------------------------------------------------------------------------------------------
 
 
-def reshape(x: Form, sizes: Sequence[Size]) -> Form:
+def reshape(x: Form, sizes: Sequence[Size], counts: bool = False) -> Form:
     """The value in other dimensions, row-major; see `views.Reshape`."""
     x = _same_numel(x, sizes)
-    return _viewed(x, Reshape(x.sizes, tuple(sizes)))
+    return _viewed(x, Reshape(x.sizes, tuple(sizes), counts))
 
 
 def _same_numel(x: Form, sizes: Sequence[Size]) -> Form:

@@ -41,19 +41,31 @@ class View(ABC):
 @final
 @dataclass(frozen=True)
 class Reshape(View):
-    """From sizes `before` to sizes `after`, in row-major order."""
+    """From sizes `before` to sizes `after`, in row-major order.
+
+    counts: whether the call counts dimensions, as flatten and squeeze do. If it only moves those of size 1, it does so
+    for layers around it that have other sizes, too.
+    """
 
     before: tuple[Size, ...]
     after: tuple[Size, ...]
+    counts: bool = False
 
     def on_value(self, op: Operator) -> Operator:
         return _regrouped(op, "value", self.after)
 
     def undone(self, op: Operator) -> Operator:
-        return _regrouped(op, "value", self.before)
+        return self._on(op, "value", self.after, self.before)
 
     def on_source(self, op: Operator) -> Operator:
-        return _regrouped(op, "source", self.after)
+        return self._on(op, "source", self.before, self.after)
+
+    def _on(self, op: Operator, side: Side, old: tuple[Size, ...], new: tuple[Size, ...]) -> Operator:
+        pins = dict(op.pins)
+        old, new = (tuple(size.substitute(pins) for size in sizes) for sizes in (old, new))
+        if self.counts and _without_ones(old) == _without_ones(new):
+            return _with_ones(op, side, old, new)
+        return _regrouped(op, side, new)
 
 
 @final
@@ -214,6 +226,20 @@ def _only(atoms: tuple[int, ...]) -> int:
     if len(atoms) != 1:
         raise NotFusable(NO_MAPS)
     return atoms[0]
+
+
+def _without_ones(sizes: tuple[Size, ...]) -> list[Size]:
+    return [size for size in sizes if size != ONE]
+
+
+def _with_ones(op: Operator, side: Side, old: tuple[Size, ...], new: tuple[Size, ...]) -> Operator:
+    """The dimensions of one side, those of size 1 of `old` left out and those of `new` put in."""
+    face = Face(op, side).without_units()
+    if len(face.dims) != len(old) or any(dim for dim, size in zip(face.dims, old, strict=True) if size == ONE):
+        raise NotFusable("a reshape whose sizes cannot be followed")
+    kept = iter([dim for dim, size in zip(face.dims, old, strict=True) if size != ONE])
+    dims = tuple(() if size == ONE else next(kept) for size in new)
+    return replace(face.op, source=dims) if side == "source" else replace(face.op, value=dims)
 
 
 def _regrouped(op: Operator, side: Side, sizes: tuple[Size, ...]) -> Operator:

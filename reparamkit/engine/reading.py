@@ -477,7 +477,7 @@ def _shape_read(node: fx.Node, shape: Shape) -> Any:
 def least_rank(node: fx.Node) -> int:
     """How many dimensions a value has at least, since two of them are swapped by their number."""
     swapped = [d for d in node.args[1:3] if isinstance(d, int)] if _is_swap(node) else []
-    return max(swapped, default=0) + 1
+    return max((d + 1 if d >= 0 else -d for d in swapped), default=1)
 
 
 def _is_swap(node: fx.Node) -> bool:

@@ -200,4 +200,4 @@ def without_units(x: Form, dims: Sequence[int]) -> Form:
     gone = {d % rank for d in dims}
     if any(sizes[d] != ONE for d in gone):
         raise NotFusable("squeezes a dimension that is not known to be 1")
-    return reshape(x, [size for d, size in enumerate(sizes) if d not in gone])
+    return reshape(x, [size for d, size in enumerate(sizes) if d not in gone], counts=True)

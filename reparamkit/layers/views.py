@@ -60,7 +60,9 @@ def read_reshape(input: Form, *shape: Any) -> Form:
     sizes = [size for size in reshaped(x.sizes, *(size.substitute(pins) for size in _sizes(shape))) if size is not None]
     if len(sizes) != len(_sizes(shape)):
         raise NotFusable("a reshape with -1 whose size cannot be followed")
-    return reshape(x, sizes)
+    *first, last = _sizes(shape)
+    # ``x.view(n, -1)`` is a flatten: what is free in it no layer changes.
+    return reshape(x, sizes, counts=last == fixed(-1) and not any(size.known for size in first))
 
 
 def _fixed_by(before: list[Size], wanted: list[Size]) -> dict[Symbol, Pin]:
@@ -88,7 +90,8 @@ def read_flatten(input: Form, start_dim: int = 0, end_dim: int = -1) -> Form:
     x = _closed(x)
     rank = len(x.sizes)
     first, last = start_dim % rank, end_dim % rank
-    return reshape(x, [*x.sizes[:first], product(x.sizes[first : last + 1]), *x.sizes[last + 1 :]])
+    joined = product(x.sizes[first : last + 1])
+    return reshape(x, [*x.sizes[:first], joined, *x.sizes[last + 1 :]], counts=True)
 
 
 @READERS.reader(nn.Flatten)
@@ -215,7 +218,7 @@ def read_unsqueeze(input: Form, dim: int) -> Form:
     """A new dimension of size 1; the rank must be known."""
     x = _closed(input)
     at = dim % (len(x.sizes) + 1)
-    return reshape(x, [*x.sizes[:at], ONE, *x.sizes[at:]])
+    return reshape(x, [*x.sizes[:at], ONE, *x.sizes[at:]], counts=True)
 
 
 @READERS.reader(torch.squeeze, "squeeze")

@@ -35,7 +35,8 @@ def views(draw: st.DrawFn, shape: Shape) -> tuple[View, Layer]:
         else:
             outer = draw(divisors(sizes[d]))
             sizes[d : d + 1] = [outer, sizes[d] // outer]
-    return Reshape(tuple(map(fixed, shape)), tuple(map(fixed, sizes))), pairs.reshape(*sizes)
+    counts = draw(st.booleans())
+    return Reshape(tuple(map(fixed, shape)), tuple(map(fixed, sizes)), counts), pairs.reshape(*sizes)
 
 
 @given(data=st.data(), shape=shapes(largest=4))

@@ -465,6 +465,24 @@ NEAR_MISSES = (
         "not understood|rounding",
     ),
     NearMiss(
+        "a view of as many channels as a layer has",
+        lambda: Model(
+            lambda m, x: m.b(m.a(x.relu()).mean((2, 3), keepdim=True).view(-1, 6)), a=conv(4, 6, 1), b=nn.Linear(6, 3)
+        ),
+        MAPS,
+        "relu conv mean linear",
+        "cannot be followed|before an average|rank of this tensor",
+    ),
+    NearMiss(
+        "a norm before a mix of tokens, counted from the end",
+        lambda: Model(
+            lambda m, x: m.b(m.a(x.relu()).transpose(-1, -2)).transpose(-1, -2), a=nn.LayerNorm(8), b=nn.Linear(16, 5)
+        ),
+        ((2, 16, 8), (1, 16, 8)),
+        "relu native_layer_norm linear add",
+        "no single layer|several dimensions|rank of this tensor",
+    ),
+    NearMiss(
         "an adaptive average of windows that differ",
         lambda: Model(lambda m, x: m.b(F.adaptive_avg_pool2d(m.a(x), 3)), a=conv(4, 4), b=conv(4, 4)),
         MAPS,

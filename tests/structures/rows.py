@@ -188,6 +188,14 @@ CHAINS = (
         equation="K' = s K; a padding that differs at the two ends stays",
     ),
     Structure(
+        "1x1, global pool, flatten, linear",
+        lambda: seq(nn.ReLU(), conv_norm(4, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
+        MAPS,
+        "relu mean linear",
+        equation="W2 mean(W1 x) = (W2 W1) mean(x)",
+        near="a view of as many channels as a layer has",
+    ),
+    Structure(
         "bn-gap-linear",
         lambda: seq(norm(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
         MAPS,
