@@ -59,6 +59,20 @@ def second_name() -> nn.Module:
     return Model(lambda m, x: m.n(m.b(x)), a=a, b=a, n=norm(4))
 
 
+class Listed(nn.Module):
+    """Calls its layers by a list and a dictionary of its own, which are no ModuleList, and one by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.n, self.m = conv(4, 4), conv(4, 4, 1), norm(4), norm(4)
+        self.layers, self.pairs = [self.a, self.b], {"last": (self.b, [self.m])}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.n(self.layers[0](x)))
+        layer, (last,) = self.pairs["last"]
+        return last(layer(x))
+
+
 def one_activation() -> nn.Module:
     """Blocks that are given one activation, as the class of a convolution may have one for all."""
     act = nn.ReLU()
@@ -87,6 +101,7 @@ MERGED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "a pair under two names": (two_names, "conv"),
     "a layer called by its second name": (second_name, "conv"),
+    "layers in a plain list": (Listed, "conv relu conv"),
     "blocks with one activation": (one_activation, "conv relu conv relu"),
 }
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank
-from ..capture.state import intact
+from ..capture.state import TABLES, intact
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.norms import restore
@@ -45,7 +47,8 @@ class Finisher:
     calls inlined into them. moves: temporary name of a merged layer -> the path whose place it takes.
     rows: paths that a row of module calls left empty, with the call they are in. dead: paths of merged layers.
     paths: temporary name of a merged layer -> its final path. hidden: methods that will be there no more.
-    places: per module all owners and names that it has; a module may have several.
+    places: per module all owners and names that it has; a module may have several. gone: per module that lost its place
+    what plain lists and dictionaries of the user's have in its stead.
     """
 
     captured: Captured
@@ -58,6 +61,7 @@ class Finisher:
     paths: dict[str, str] = field(default_factory=dict)
     hidden: Hidden = field(default_factory=dict)
     places: dict[nn.Module, list[tuple[nn.Module, str]]] = field(default_factory=dict)
+    gone: dict[nn.Module, nn.Module] = field(default_factory=dict)
 
     # --- collecting ------------------------------------------------------------------------------
 
@@ -172,11 +176,11 @@ class Finisher:
             for path, module in self.swaps.items():
                 self._put(path, module, called=True)
             self._remove_dead_modules()
+            self._replace_held()
             if frames is not None:
                 self._hide(before)
-        self.moves.clear()
-        self.swaps.clear()
-        self.places.clear()
+        for done in (self.moves, self.swaps, self.places, self.gone):
+            done.clear()
 
     def _put(self, path: str, module: nn.Module | None, called: bool = False) -> None:
         """Let a module, or none, take the place of the one at a path. Under the other names that this may have it goes,
@@ -188,6 +192,15 @@ class Finisher:
         for other in others:
             _fill(*other, module if called else None)
         _fill(*place, module)
+        if old is not None:
+            self.gone[old] = module if called and module is not None else nn.Identity().eval()
+
+    def _replace_held(self) -> None:
+        """Lists of layers that are no ModuleList, and other attributes that hold what is gone."""
+        for owner in self.captured.root.modules() if self.gone else ():
+            for name, value in vars(owner).items() if not isinstance(owner, torch.jit.ScriptModule) else ():
+                if name not in TABLES and (made := _with_new(value, self.gone)) is not value:
+                    vars(owner)[name] = made
 
     def _writer(self, frame: Frame) -> Frame:
         """The call whose method has the code of `frame` in it."""
@@ -356,6 +369,25 @@ def _places(root: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
             if module is not None:
                 found.setdefault(module, []).append((owner, name))
     return found
+
+
+def _with_new(value: Any, new: Mapping[nn.Module, nn.Module]) -> Any:
+    """A value with other modules in the lists, tuples and dictionaries that it is made of; itself, if it has none."""
+    if isinstance(value, nn.Module):
+        return new.get(value, value)
+    if not isinstance(value, (list, tuple, dict)):
+        return value
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    items = {key: made for key in keys if (made := _with_new(value[key], new)) is not value[key]}
+    if not items:
+        return value
+    if isinstance(value, tuple):
+        parts = [items.get(k, part) for k, part in enumerate(value)]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    made = copy.copy(value)
+    for key, item in items.items():
+        made[key] = item
+    return made
 
 
 def _fill(owner: nn.Module, name: str, module: nn.Module | None) -> None:
