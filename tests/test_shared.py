@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,6 +160,29 @@ def test_what_differs_somewhere_is_left(make: Callable[[], nn.Module], left: str
     assert operations(fused, X) == left
     assert torch.equal(run(fused, X), wanted)
     assert any("called at 2 places" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+HOLDERS: dict[str, Callable[[nn.Module], Any]] = {
+    "a namespace": lambda layer: SimpleNamespace(call=layer),
+    "a partial": lambda layer: SimpleNamespace(call=partial(layer)),
+    "a queue": lambda layer: SimpleNamespace(call=lambda x, queue=deque([layer]): queue[0](x)),
+    "a function": lambda layer: SimpleNamespace(call=lambda x: layer(x)),
+}
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
+def test_a_layer_that_an_object_holds_is_left(hold: Callable[[nn.Module], Any]):
+    """Where code calls it by another object of the model's than a list, its norm is not merged into it."""
+
+    def make() -> nn.Module:
+        net = Model(lambda m, x: m.n(m.held.call(x)), a=conv(4, 4), n=norm(4))
+        net.held = hold(net.a)
+        return net
+
+    net, wanted = build(make), run(build(make), X)
+    fused = reparamkit.fuse(net, inplace=True)
+    assert torch.equal(run(fused, X), wanted)
+    assert any("holds it in an object" in refusal.reason for refusal in reparamkit.report(fused).refusals)
 
 
 @pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])

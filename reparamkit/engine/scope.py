@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +19,7 @@ from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
 from ..layers.hooks import GRADIENTS, has_hooks
 from ..layers.wide import CASTS, computes_weight
+from .held import held_by_objects
 from .methods import called_by_methods
 from .sharing import evenly_partnered
 
@@ -47,6 +49,7 @@ class Scope:
             self._not_chosen(node)
             or self._shared(node)
             or _used_outside(self.captured, node)
+            or self._held(node)
             or self._not_finite(node)
             or _watched(self.captured, node)
             or self._tied(node)
@@ -74,6 +77,14 @@ class Scope:
         if run != traced:
             return f"its module is called {run} times in a run, and {traced} times in what could be captured"
         return None
+
+    @cached_property
+    def held(self) -> Mapping[nn.Module, str]:
+        """The modules that objects of the model's hold, and which."""
+        return held_by_objects(self.captured.root)
+
+    def _held(self, node: fx.Node) -> str | None:
+        return self.held.get(self.captured.module(node)) if node.op == "call_module" else None
 
     def _tied(self, node: fx.Node) -> str | None:
         if node.op != "call_module":

@@ -116,7 +116,7 @@ TABLE = (
         "make the forward around it plain: values come in as arguments, results go out as results; or pass"
         " as_graph=True, which writes no code",
         r"its forward|whose forward|the forward of|uses a value|which is not inside it|generated method"
-        r"|is a GraphModule|reader does not know|a value from inside the merge"
+        r"|is a GraphModule|holds it in an object|reader does not know|a value from inside the merge"
         r"|cannot be checked|does not reach|hands on a|whose keys are not names|as a plain number",
     ),
     Advice(
