@@ -20,7 +20,7 @@ from ..layers.price import OBJECTIVES, Cost, numel
 from ..layers.registry import Readers
 from .absorb import absorbed, is_scale, leading
 from .placing import Placed, node_cost, place
-from .reading import Candidate, Reading, read, reads_rank, reads_shape
+from .reading import Candidate, Reading, checks, read, reads_rank, reads_shape
 from .scope import Scope, check_calls, place_of
 from .sharing import uneven
 
@@ -286,7 +286,9 @@ class _Chooser:
         cheap = sorted(layers, key=lambda e: e[:2])
         # The plainest, which begins right before the value, is what a merge falls back on.
         near = sorted(layers, key=lambda e: len(e[2].members))
-        kept = [e for e in layers if e in cheap[:CHEAPEST] or e in layers[:DEEPEST] or e in near[:1]]
+        # The deepest may be no layer at all; then the deepest that is one can still take what comes.
+        able = [e for e in layers if e[0][1] != float("inf")]
+        kept = [e for e in layers if e in (*cheap[:CHEAPEST], *layers[:DEEPEST], *able[:DEEPEST], *near[:1])]
         # A scale with several readers may have to stay; then a merge begins behind it.
         behind = [e for e in layers if e not in kept and any(map(self._is_shared_scale, e[2].form.terms))]
         # The deepest may need a guard that cannot be written where it is read; then a nearer one does without.
@@ -465,7 +467,9 @@ class _Chooser:
 
     def _needed_by(self, scale: fx.Node, plan: _Selection) -> str:
         readers = [n for n in scale.users if n in plan.needed and scale in self._best(n).sources]
-        names = ", ".join(dict.fromkeys(map(self._name, readers)))
+        # A check is no reader of the user's.
+        told = [n for n in readers if not checks(n)] or readers
+        names = ", ".join(dict.fromkeys(map(self._name, told)))
         return f"the scale of {self._name(scale)} is also read by what cannot absorb it: {names}"
 
     def _leading(self, site: Site) -> list[fx.Node]:

@@ -270,4 +270,19 @@ BRANCHES = (
         needs_inputs=True,
         near="a sum that broadcasts channels",
     ),
+    Structure(
+        "a norm behind layers that read products with constant matrices",
+        lambda: Model(
+            lambda m, x: m.norm(m.a(x @ m.left) + m.b(x @ m.right)),
+            a=conv(4, 6, 1),
+            b=conv(4, 6, 1),
+            norm=norm(6),
+            left=parameter(6, 6),
+            right=parameter(6, 6),
+        ),
+        ((2, 4, 9, 6), (1, 4, 12, 6), (3, 4, 7, 6)),
+        "linear linear conv conv add",
+        equation="s (Ka x A + Kb x B) = (s Ka) (x A) + (s Kb) (x B)",
+        source="2s-AGCN, Shi et al. 2019",
+    ),
 )
