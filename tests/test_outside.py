@@ -158,6 +158,7 @@ WHOLE: dict[str, Callable[[Any, Tensor], Any]] = {
     "calls of elements": lambda self, x: [self.blocks[k](x) for k in range(len(self.blocks))][1],
     "a loop": lambda self, x: [block(x) * k for k, block in enumerate(self.blocks)][1],
     "two lists": lambda self, x: [block(x) * k for block, k in zip([self.a, self.pair], (1, 2), strict=True)][1],
+    "a part of a list": lambda self, x: [block(x) for block in [self.a, self.pair][:2]][1],
     "a function that calls": lambda self, x: whole(self.a, x),
     "a device": lambda self, x: self.a(x.to(next(self.parameters()).device)),
     "a checkpoint": lambda self, x: checkpoint(self.a, x, use_reentrant=False),

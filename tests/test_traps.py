@@ -79,7 +79,7 @@ def part_before_a_write(m: Any, x: Tensor) -> Tensor:
     return m.n(torch.cat([part, y[:, 2:]], 1)) + m.b(x)
 
 
-class Doubled(nn.Module):
+class Doubling(nn.Module):
     """Writes into what it is given."""
 
     def forward(self, x: Tensor) -> None:
@@ -91,7 +91,7 @@ class Caller(nn.Module):
 
     def __init__(self, layer: nn.Module, after: nn.Module) -> None:
         super().__init__()
-        self.layer, self.doubled, self.after = layer, Doubled(), after
+        self.layer, self.doubled, self.after = layer, Doubling(), after
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer(x)

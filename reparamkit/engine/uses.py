@@ -436,10 +436,13 @@ class _Code:
 
     def _subscript(self, node: ast.Subscript) -> _Value:
         self.value(node.slice)
-        key = node.slice.value if isinstance(node.slice, ast.Constant) else None
+        key = node.slice.value if isinstance(node.slice, ast.Constant) else node.slice
         return _union(self._at(item, key) for item in list(self.value(node.value).values()))
 
     def _at(self, item: Item, key: object) -> _Value:
+        if isinstance(key, ast.Slice) and isinstance(item.thing, (nn.ModuleList, list, tuple, _Group)):
+            # What has some of its elements; a part of a Sequential is called, and so are they, one by one.
+            return _one(item.thing, item.listed)
         children = item.thing._modules if isinstance(item.thing, nn.Module) else {}
         if str(key) in children:
             return _one(children[str(key)], item.listed)

@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank
-from ..capture.state import TABLES, intact
+from ..capture.state import intact
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
+from ..engine.held import OWN
 from ..engine.norms import restore
 from ..engine.scope import innermost, place_of
 from ..errors import NotFusable
@@ -213,7 +214,7 @@ class Finisher:
         """Lists of layers that are no ModuleList, and other attributes that hold what is gone."""
         for owner in self.captured.root.modules() if self.gone else ():
             for name, value in vars(owner).items() if not isinstance(owner, torch.jit.ScriptModule) else ():
-                if name not in TABLES and (made := _with_new(value, self.gone)) is not value:
+                if name not in OWN and (made := _with_new(value, self.gone)) is not value:
                     vars(owner)[name] = made
 
     def _writer(self, frame: Frame) -> Frame:
