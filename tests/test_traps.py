@@ -548,6 +548,7 @@ TRAPS = (
     ),
     Trap(15, "a norm asked for its dtype", two(lambda m, x: m.n(m.a(x.to(m.n.weight.dtype)))), "conv"),
     Trap(15, "a padding that was set later", lambda: changed(conv_norm(4, 4), padding=0), "conv"),
+    Trap(15, "sums that begin with 0", two(lambda m, x: torch.relu(0 + m.n(m.a(x)) + 0)), "conv relu"),
     Trap(15, "scale zero", lambda: seq(conv(4, 4), Zero(), norm(4))),
     Trap(15, "fifty norms", lambda: seq(conv(4, 4), *(FrozenNorm(4) for _ in range(50)), Scalar(4, 1, 1)), "conv"),
 )

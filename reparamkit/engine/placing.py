@@ -18,6 +18,7 @@ from ..algebra.views import Crop, Resampled, View
 from ..errors import NotFusable
 from ..layers.price import Cost, numel
 from ..layers.writers import LayerPlan, multiply_adds, padding_cost, plan, turned, uneven_cost
+from .identities import returns_input
 from .reading import Reading
 
 
@@ -269,7 +270,10 @@ def node_cost(reading: Reading, node: fx.Node, stored: int = 0) -> Cost:
     if node in reading.moves:
         launches = reading.moves[node]
         return Cost(0, launches * numel(form.sizes), stored, launches)
-    return layer_cost(form, stored)
+    cost = layer_cost(form, stored)
+    # ``0 + x`` computes nothing new, and runs.
+    works = form.bias is None and form.sample.is_identity and not returns_input(reading.captured, node)
+    return Cost(0, numel(form.sizes), stored, 1) if works and not cost.launches else cost
 
 
 def layer_cost(form: Form, stored: int) -> Cost:
