@@ -641,6 +641,21 @@ def test_a_norm_of_features_is_not_one_of_tokens(example: Shape | None):
         run(fused, sample((3, 6, 6), torch.float32))
 
 
+def swapped_halves(m: Any, x: Tensor) -> Tensor:
+    first, second = m.n(x).chunk(2, 1)
+    return m.m(torch.cat([second, first], 1))
+
+
+def test_a_rank_that_is_assumed_is_guarded_whatever_layer_is_written():
+    """Norms of features around swapped halves are one matrix, which takes no other rank."""
+    model = build(lambda: Model(swapped_halves, n=nn.BatchNorm1d(4), m=nn.BatchNorm1d(4)))
+    fused = reparamkit.fuse(model)
+    for shape in ((3, 4), (3, 4, 8)):
+        x = sample(shape, torch.float32)
+        with suppress(reparamkit.GuardError):
+            assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
 class Dead(nn.Module):
     """Computes a sum that nobody reads beside a pair that merges."""
 

@@ -84,7 +84,9 @@ def place(form: Form, weigh: Weigh, sizes_of: SizesOf) -> Placed:
     parts = parts_of(form)
     made = _added(form, weigh) if parts is None else _concatenated(form, *parts, weigh)
     checked = {size for p in made.terms if p.checked is not None for size in sizes_of(p.source)[p.checked :][:1]}
-    return replace(made, guards=frozenset(g for g in _own_guards(form) if Size(1, (g[0],)) not in checked))
+    # A layer checks the size of a dimension, not how many there are.
+    own = (g for g in _own_guards(form) if g[0].stands_for_dims or Size(1, (g[0],)) not in checked)
+    return replace(made, guards=frozenset(own))
 
 
 def _own_guards(form: Form) -> Iterator[tuple[Symbol, Pin]]:
