@@ -14,20 +14,23 @@ import reparamkit
 
 ROOT = Path(reparamkit.__file__).parent
 MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in ROOT.rglob("*.py")}
-EVERYTHING = {"errors", "algebra", "layers", "rules", "capture", "report", "engine", "write", "verify", "recipes"}
+EVERYTHING = {
+    *("errors", "algebra", "layers", "rules", "sourcecode", "capture", "report", "engine", "write", "verify", "recipes")
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "algebra": {"errors"},
     "layers": {"algebra", "errors"},
     "rules": {"algebra", "errors"},
-    "capture": {"errors"},
+    "sourcecode": set(),
+    "capture": {"errors", "sourcecode"},
     "show": {"errors"},
     "recipes": {"errors"},
     "report": {"errors", "show"},
     "record": {*EVERYTHING},
-    "engine": {"capture", "algebra", "layers", "report", "errors"},
+    "engine": {"sourcecode", "capture", "algebra", "layers", "report", "errors"},
     "verify": {"capture", "algebra", "layers", "report", "errors"},
-    "write": {"capture", "algebra", "layers", "report", "errors", "engine", "recipes"},
+    "write": {"sourcecode", "capture", "algebra", "layers", "report", "errors", "engine", "recipes"},
     "localize": {"capture", "verify"},
     "timing": {"capture", "verify", "errors"},
     "trial": {"capture", "verify", "write", "timing", "errors"},

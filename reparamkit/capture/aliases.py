@@ -14,8 +14,8 @@ import networkx as nx
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from ..sourcecode.writes import IN_PLACE, may_write
 from .trees import leaves
-from .writes import IN_PLACE, may_write
 
 IN_PLACE_FUNCTIONS = frozenset(getattr(operator, name) for name in IN_PLACE)
 MAY_ALIAS = frozenset(

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CaptureError
+from ..sourcecode.writes import AUGMENTED
 from .guards import expect, expect_tensor
 from .questions import asks, unpacked, words_message
-from .writes import AUGMENTED
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})

@@ -23,6 +23,7 @@ from torch.fx.node import Argument, Target
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
+from ..sourcecode.writes import IN_PLACE
 from .buffers import other_buffers
 from .draws import Draws, no_plain_draws
 from .guards import is_guard
@@ -31,7 +32,6 @@ from .modes import Modes, modes, modes_noted
 from .proxies import ValueProxy, attribute, where
 from .trees import leaves, map_leaves
 from .variadic import sizes_together
-from .writes import IN_PLACE
 
 CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
 """The way from a call of a module to its forward."""

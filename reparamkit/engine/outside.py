@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from ..capture.capture import Captured, Outside
-from .uses import OWN, Part, Uses, is_torchs
+from ..sourcecode.uses import OWN, Uses, is_torchs
+from ..sourcecode.values import Part
 
 IsLeaf = Callable[[nn.Module], bool]
 VANISHING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)

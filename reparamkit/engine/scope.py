@@ -19,8 +19,8 @@ from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
 from ..layers.wide import CASTS, computes_weight
+from ..sourcecode.methods import called_by_methods
 from .held import held_by_objects
-from .methods import called_by_methods
 from .sharing import evenly_partnered
 
 

@@ -28,10 +28,10 @@ from ..capture.guards import expect, expect_given
 from ..capture.proxies import attribute
 from ..capture.tracer import Frame
 from ..capture.trees import fields_of, is_record
-from ..engine.flow import catches
 from ..engine.sizes import size_of
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
+from ..sourcecode.flow import catches
 
 PLAIN = (bool, int, float, str, type(None))
 WRITABLE = (*PLAIN, complex, torch.dtype, torch.device, torch.memory_format, torch.layout, type(...))

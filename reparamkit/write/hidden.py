@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import nn
 
 from ..capture.tracer import Method
-from ..engine.methods import read_by_methods
+from ..sourcecode.methods import read_by_methods
 
 Hidden = dict[nn.Module, dict[str, str]]
 """Per module the names of its hidden methods, and why."""

@@ -17,10 +17,10 @@ from ..capture.guards import expect, expect_multiple, expect_rank, expect_size
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.choose import Site
-from ..engine.flow import branched_on, catches, certain_calls
 from ..engine.placing import Placed, Placement
 from ..engine.scope import broken_methods, called_plainly, innermost, partial_methods, place_of
 from ..errors import NotFusable
+from ..sourcecode.flow import branched_on, catches, certain_calls
 from .frames import original_class
 
 PREFIX = "_merged_"

@@ -10,18 +10,32 @@ import ast
 import builtins
 import inspect
 from collections import ChainMap, Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import CellType, FunctionType, MethodType, ModuleType
 
-import torch
 from torch import Tensor, nn
 
-from .methods import ASKING, source
+from .parse import ASKING, source
+from .values import (
+    Bound,
+    Group,
+    Item,
+    Part,
+    Super,
+    Value,
+    all_of,
+    elements,
+    fingerprint,
+    holdings,
+    one,
+    reached,
+    relevant,
+    tensors_of,
+    union,
+)
 
-Part = nn.Module | Tensor
-HELD = (nn.Module, Tensor)
 Function = ast.FunctionDef | ast.Lambda
 TENSORS = frozenset({"parameters", "named_parameters", "buffers", "named_buffers", "state_dict"})
 MODULES = frozenset({"modules", "named_modules"})
@@ -34,119 +48,12 @@ PASSING = frozenset({"iter", "list", "tuple", "set", "dict", "enumerate", "zip",
 """Functions whose result has the elements of their arguments."""
 NOT_NUMBERS = frozenset({"device", "dtype", "is_cuda", "layout", "requires_grad"})
 """Attributes of a tensor that a merge keeps."""
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-"""What holds nothing of a model."""
 SAME_THING = (ast.Is, ast.IsNot, ast.In, ast.NotIn)
 PAIRS = frozenset({"enumerate", "zip", "items", "named_children", "named_modules", "named_parameters"})
 UNKNOWN = "*"
 """The name of arguments that come out of a container, for any parameter."""
 DEEPEST, MOST, FEW = 30, 3000, 6
 """How many calls inside each other are followed, how many in all, and how many of one function by its containers."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """A container that the code makes, or a list of torch's."""
-
-    items: _Value = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class _Bound:
-    """A method, and what it is bound to."""
-
-    function: object
-    owner: object
-
-
-@dataclass(frozen=True, eq=False)
-class _Super:
-    """``super()`` in a method of the class `cls`."""
-
-    cls: type
-    owner: object
-
-
-@dataclass(frozen=True)
-class Item:
-    """Something that an expression may be. listed: the method of torch in whose list it was found."""
-
-    thing: object
-    listed: str = ""
-
-
-_Value = dict[tuple[int, str], Item]
-"""All that an expression may be, by identity, as not everything can be hashed."""
-
-
-def _one(thing: object, listed: str = "") -> _Value:
-    return {} if isinstance(thing, PLAIN) else {(id(thing), listed): Item(thing, listed)}
-
-
-def _union(values: Iterable[_Value]) -> _Value:
-    found: _Value = {}
-    for value in values:
-        found.update(value)
-    return found
-
-
-def _parts(parts: Iterable[Part], listed: str = "") -> _Value:
-    return _union(_one(part, listed) for part in parts)
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
-def _elements(value: _Value) -> _Value:
-    """What comes out of a value when it is iterated or indexed: of a module its children, of a tensor the tensor."""
-    found: _Value = {}
-    for item in list(value.values()):
-        thing = item.thing
-        if isinstance(thing, _Group):
-            found.update(thing.items)
-        elif isinstance(thing, nn.Module):
-            found.update(_parts(thing.children(), item.listed))
-        elif isinstance(thing, (list, tuple, set, frozenset, dict)):
-            inner = thing.values() if isinstance(thing, dict) else thing
-            found.update(_union(_one(each, item.listed) for each in inner))
-        elif isinstance(thing, Tensor):
-            found.update(_one(thing, item.listed))
-    return found
-
-
-def _reached(value: _Value) -> _Value:
-    """The modules, tensors and methods that are in a value, however deep."""
-    found: _Value = {}
-    waiting, seen = list(value.items()), set(value)
-    while waiting:
-        key, item = waiting.pop()
-        if isinstance(item.thing, (*HELD, _Bound, _Super, ast.AST)):
-            found[key] = item
-            continue
-        inside = _elements({key: item})
-        if not isinstance(item.thing, (_Group, type, ModuleType, FunctionType)):
-            inside |= _union(_one(each, item.listed) for each in getattr(item.thing, "__dict__", {}).values())
-        waiting += [(k, i) for k, i in inside.items() if k not in seen]
-        seen.update(inside)
-    return found
-
-
-def _relevant(value: _Value) -> _Value:
-    """Without what has nothing of a model in it: data."""
-    return {key: item for key, item in value.items() if _reached({key: item})}
-
-
-def _print(value: _Value) -> Iterator[object]:
-    """What tells a value from others, and from itself when a container in it had less."""
-    for key, item in value.items():
-        yield key, len(item.thing.items) if isinstance(item.thing, _Group) else 0
-
-
-def _held(value: _Value) -> Iterator[object]:
-    """What tells a value from others that hold other parts of a model."""
-    return iter(sorted(_reached(value)))
 
 
 def is_torchs(function: object) -> bool:
@@ -183,10 +90,10 @@ class Uses:
     read: dict[Part, set[str]] = field(default_factory=dict)
     methods: set[tuple[nn.Module, str]] = field(default_factory=set)
     asked: dict[nn.Module, set[str]] = field(default_factory=dict)
-    stored: dict[str, _Value] = field(default_factory=dict)
+    stored: dict[str, Value] = field(default_factory=dict)
     _trees: dict[object, Function | None] = field(default_factory=dict)
-    _results: dict[object, _Value] = field(default_factory=dict)
-    _made: dict[object, _Group | _Bound | _Super] = field(default_factory=dict)
+    _results: dict[object, Value] = field(default_factory=dict)
+    _made: dict[object, Group | Bound | Super] = field(default_factory=dict)
     _times: Counter[object] = field(default_factory=Counter)
     _depth: int = 0
     _runs: int = 0
@@ -199,9 +106,9 @@ class Uses:
             if not again or self.stored:
                 self._runs, self._results = 0, {} if again else self._results
                 self._times.clear()
-                self.run(getattr(forward, "__func__", forward), [_one(module)], {})
+                self.run(getattr(forward, "__func__", forward), [one(module)], {})
 
-    def run(self, function: object, args: list[_Value], kwargs: Mapping[str, _Value]) -> _Value:
+    def run(self, function: object, args: list[Value], kwargs: Mapping[str, Value]) -> Value:
         """A call of a function; returns what it may return."""
         given = [("", value) for value in args] + sorted(kwargs.items(), key=lambda pair: pair[0])
         key = self._key(function, given)
@@ -212,16 +119,16 @@ class Uses:
             inner = inspect.unwrap(function)  # type: ignore[arg-type]
             known = tree is not None and self._depth < DEEPEST and self._runs < MOST
             if not known or not isinstance(inner, FunctionType):
-                self.use(_union(value for _, value in given))
+                self.use(union(value for _, value in given))
             else:
                 self._depth, self._runs = self._depth + 1, self._runs + 1
                 _Code(self, inner, result).run(tree, args, kwargs)  # type: ignore[arg-type]
                 self._depth -= 1
         return self._results[key]
 
-    def _key(self, function: object, given: list[tuple[str, _Value]]) -> object:
+    def _key(self, function: object, given: list[tuple[str, Value]]) -> object:
         """What tells a call from others: containers that the code makes, each time anew, tell it only a few times."""
-        tell = _print if self._times[function] < FEW else _held
+        tell = fingerprint if self._times[function] < FEW else holdings
         return function, tuple((name, *tell(value)) for name, value in given)
 
     def _tree(self, function: object) -> Function | None:
@@ -231,32 +138,32 @@ class Uses:
             self._trees[function] = next((n for n in nodes if isinstance(n, (ast.FunctionDef, ast.Lambda))), None)
         return self._trees[function]
 
-    def same(self, made: _Bound | _Super) -> _Value:
+    def same(self, made: Bound | Super) -> Value:
         """Such an object, the same one each time that it is asked for."""
-        first = made.function if isinstance(made, _Bound) else made.cls
-        return _one(self._made.setdefault((first if isinstance(first, str) else id(first), id(made.owner)), made))
+        first = made.function if isinstance(made, Bound) else made.cls
+        return one(self._made.setdefault((first if isinstance(first, str) else id(first), id(made.owner)), made))
 
-    def list_of(self, module: nn.Module, name: str, parts: _Value) -> _Value:
+    def list_of(self, module: nn.Module, name: str, parts: Value) -> Value:
         """A list that torch made, the same one each time."""
-        return _one(self._made.setdefault(("list", name, id(module)), _Group(parts)))
+        return one(self._made.setdefault(("list", name, id(module)), Group(parts)))
 
     def note(self, part: Part, listed: str) -> None:
         """A module or tensor is used otherwise than by a call."""
         self.read.setdefault(part, set()).add(listed)
 
-    def use(self, value: _Value) -> None:
+    def use(self, value: Value) -> None:
         """Hand values to code that cannot be read."""
-        for item in _reached(value).values():
+        for item in reached(value).values():
             thing = item.thing
             if isinstance(thing, nn.Module):
                 for inner in thing.modules():
                     self.note(inner, item.listed)
-                for tensor in _tensors(thing):
+                for tensor in tensors_of(thing):
                     self.note(tensor, item.listed)
             elif isinstance(thing, Tensor):
                 self.note(thing, item.listed)
-            elif isinstance(thing, _Bound) and not is_torchs(thing.function):
-                self.run(thing.function, [_one(thing.owner)], {})
+            elif isinstance(thing, Bound) and not is_torchs(thing.function):
+                self.run(thing.function, [one(thing.owner)], {})
 
 
 @dataclass(eq=False)
@@ -265,10 +172,10 @@ class _Code:
 
     uses: Uses
     function: FunctionType
-    result: _Value
-    names: dict[str, _Value] = field(default_factory=dict)
-    own: _Value = field(default_factory=dict)
-    groups: dict[int, _Group] = field(default_factory=dict)
+    result: Value
+    names: dict[str, Value] = field(default_factory=dict)
+    own: Value = field(default_factory=dict)
+    groups: dict[int, Group] = field(default_factory=dict)
     inner: dict[int, Function] = field(default_factory=dict)
 
     @cached_property
@@ -278,7 +185,7 @@ class _Code:
         held = {name: cell.cell_contents for name, cell in cells if cell != CellType()}
         return ChainMap(held, self.function.__globals__, vars(builtins))
 
-    def run(self, tree: Function, args: list[_Value], kwargs: Mapping[str, _Value]) -> None:
+    def run(self, tree: Function, args: list[Value], kwargs: Mapping[str, Value]) -> None:
         """Follow the body until no variable can be more than it was."""
         self.own = args[0] if args else {}
         self._bind_arguments(tree.args, args, kwargs)
@@ -298,11 +205,11 @@ class _Code:
         made = sum(len(group.items) for group in self.groups.values())
         return sum(map(len, self.names.values())) + made + len(self.result)
 
-    def _bind_arguments(self, spec: ast.arguments, args: list[_Value], kwargs: Mapping[str, _Value]) -> None:
+    def _bind_arguments(self, spec: ast.arguments, args: list[Value], kwargs: Mapping[str, Value]) -> None:
         names = [each.arg for each in (*spec.posonlyargs, *spec.args)]
         for name, value in zip(names, args, strict=False):
             self._bind(name, value)
-        rest = _union(args[len(names) :])
+        rest = union(args[len(names) :])
         if spec.vararg is not None and rest:
             self._bind(spec.vararg.arg, self._group(spec.vararg, rest))
         for name, value in kwargs.items():
@@ -318,13 +225,13 @@ class _Code:
             elif spec.kwarg is not None:
                 self._bind(spec.kwarg.arg, self._group(spec.kwarg, value))
 
-    def _bind(self, name: str, value: _Value) -> None:
+    def _bind(self, name: str, value: Value) -> None:
         self.names.setdefault(name, {}).update(value)
 
-    def _group(self, place: ast.AST, items: _Value) -> _Value:
-        group = self.groups.setdefault(id(place), _Group())
+    def _group(self, place: ast.AST, items: Value) -> Value:
+        group = self.groups.setdefault(id(place), Group())
         group.items.update(items)
-        return _one(group)
+        return one(group)
 
     # --- statements ------------------------------------------------------------------------------
 
@@ -335,7 +242,7 @@ class _Code:
         elif isinstance(node, ast.FunctionDef):
             self._bind(node.name, self._inner(node))
         elif isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):
-            self._assign(node.target, _elements(self.value(node.iter)), _makes_pairs(node.iter))
+            self._assign(node.target, elements(self.value(node.iter)), _makes_pairs(node.iter))
         elif isinstance(node, ast.Assign):
             for target in node.targets:
                 self._assign(target, self.value(node.value))
@@ -349,30 +256,30 @@ class _Code:
             for child in ast.iter_child_nodes(node):
                 self._follow(child)
 
-    def _inner(self, tree: Function) -> _Value:
+    def _inner(self, tree: Function) -> Value:
         """A function inside, whose variables are taken for those of the function around."""
         self.inner[id(tree)] = tree
         self._body(tree)
-        return _one(tree)
+        return one(tree)
 
-    def _assign(self, target: ast.AST, value: _Value, pairs: bool = False) -> None:
+    def _assign(self, target: ast.AST, value: Value, pairs: bool = False) -> None:
         """pairs: the value may already be what is in a pair."""
         if isinstance(target, ast.Name):
             self._bind(target.id, value)
         elif isinstance(target, ast.Attribute):
-            self.uses.stored.setdefault(target.attr, {}).update(_relevant(value))
+            self.uses.stored.setdefault(target.attr, {}).update(relevant(value))
         elif isinstance(target, ast.Subscript):
-            self._put(self.value(target.value), _relevant(value))
+            self._put(self.value(target.value), relevant(value))
         elif isinstance(target, ast.Starred):
             self._assign(target.value, self._group(target, value))
         elif isinstance(target, (ast.Tuple, ast.List)):
             inside = {k: item for k, item in value.items() if not (pairs and isinstance(item.thing, nn.Module))}
             for each in target.elts:
-                self._assign(each, {**(value if pairs else {}), **_elements(inside)}, pairs)
+                self._assign(each, {**(value if pairs else {}), **elements(inside)}, pairs)
 
-    def _put(self, into: _Value, value: _Value) -> None:
+    def _put(self, into: Value, value: Value) -> None:
         """Values go into a container; into one that is not known: anything may be done with them."""
-        groups = [item.thing for item in into.values() if isinstance(item.thing, _Group)]
+        groups = [item.thing for item in into.values() if isinstance(item.thing, Group)]
         for group in groups:
             group.items.update(value)
         if not groups:
@@ -380,79 +287,79 @@ class _Code:
 
     # --- expressions -----------------------------------------------------------------------------
 
-    def value(self, node: ast.AST | None) -> _Value:
+    def value(self, node: ast.AST | None) -> Value:
         """What an expression may be."""
         find = getattr(self, f"_{type(node).__name__.lower()}", None)
         if find is not None:
-            found: _Value = find(node)
+            found: Value = find(node)
             return found
         inside = [self._part(child) for child in ast.iter_child_nodes(node)] if node is not None else []
-        return _union(inside)
+        return union(inside)
 
-    def _part(self, node: ast.AST) -> _Value:
+    def _part(self, node: ast.AST) -> Value:
         if isinstance(node, ast.expr):
             return self.value(node)
         self._follow(node)
         return {}
 
-    def _name(self, node: ast.Name) -> _Value:
+    def _name(self, node: ast.Name) -> Value:
         if node.id in self.names:
             return self.names[node.id]
-        return _one(self.around[node.id]) if node.id in self.around else {}
+        return one(self.around[node.id]) if node.id in self.around else {}
 
-    def _lambda(self, node: ast.Lambda) -> _Value:
+    def _lambda(self, node: ast.Lambda) -> Value:
         return self._inner(node)
 
-    def _namedexpr(self, node: ast.NamedExpr) -> _Value:
+    def _namedexpr(self, node: ast.NamedExpr) -> Value:
         self._assign(node.target, self.value(node.value))
         return self.value(node.value)
 
-    def _tuple(self, node: ast.Tuple | ast.List | ast.Set | ast.Dict) -> _Value:
-        return self._group(node, _union(map(self._part, ast.iter_child_nodes(node))))
+    def _tuple(self, node: ast.Tuple | ast.List | ast.Set | ast.Dict) -> Value:
+        return self._group(node, union(map(self._part, ast.iter_child_nodes(node))))
 
     _list = _set = _dict = _tuple
 
-    def _listcomp(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp) -> _Value:
+    def _listcomp(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp) -> Value:
         for generator in node.generators:
             self._follow(generator)
         made = [self.value(getattr(node, name)) for name in ("elt", "key", "value") if hasattr(node, name)]
-        return self._group(node, _union(made))
+        return self._group(node, union(made))
 
     _setcomp = _generatorexp = _dictcomp = _listcomp
 
-    def _binop(self, node: ast.BinOp | ast.UnaryOp) -> _Value:
+    def _binop(self, node: ast.BinOp | ast.UnaryOp) -> Value:
         """Arithmetic: with lists it makes lists, with tensors it reads numbers."""
-        found = _union(map(self._part, ast.iter_child_nodes(node)))
+        found = union(map(self._part, ast.iter_child_nodes(node)))
         self.uses.use({key: item for key, item in found.items() if isinstance(item.thing, Tensor)})
         return {key: item for key, item in found.items() if not isinstance(item.thing, Part)}
 
     _unaryop = _binop
 
-    def _compare(self, node: ast.Compare) -> _Value:
-        found = _union(map(self._part, ast.iter_child_nodes(node)))
+    def _compare(self, node: ast.Compare) -> Value:
+        found = union(map(self._part, ast.iter_child_nodes(node)))
         if not all(isinstance(op, SAME_THING) for op in node.ops):
             self.uses.use({key: item for key, item in found.items() if isinstance(item.thing, Tensor)})
         return {}
 
-    def _subscript(self, node: ast.Subscript) -> _Value:
+    def _subscript(self, node: ast.Subscript) -> Value:
         self.value(node.slice)
         key = node.slice.value if isinstance(node.slice, ast.Constant) else node.slice
-        return _union(self._at(item, key) for item in list(self.value(node.value).values()))
+        return union(self._at(item, key) for item in list(self.value(node.value).values()))
 
-    def _at(self, item: Item, key: object) -> _Value:
-        if isinstance(key, ast.Slice) and isinstance(item.thing, (nn.ModuleList, list, tuple, _Group)):
+    def _at(self, item: Item, key: object) -> Value:
+        if isinstance(key, ast.Slice) and isinstance(item.thing, (nn.ModuleList, list, tuple, Group)):
             # What has some of its elements; a part of a Sequential is called, and so are they, one by one.
-            return _one(item.thing, item.listed)
+            return one(item.thing, item.listed)
         children = item.thing._modules if isinstance(item.thing, nn.Module) else {}
         if str(key) in children:
-            return _one(children[str(key)], item.listed)
-        return _elements({(0, ""): item})
+            return one(children[str(key)], item.listed)
+        return elements({(0, ""): item})
 
-    def _attribute(self, node: ast.Attribute) -> _Value:
+    def _attribute(self, node: ast.Attribute) -> Value:
         found = [self._get(item, node.attr) for item in list(self.value(node.value).values())]
-        return _union([*found, self.uses.stored.get(node.attr, {})])
+        return union([*found, self.uses.stored.get(node.attr, {})])
 
-    def _get(self, item: Item, name: str) -> _Value:
+    def _get(self, item: Item, name: str) -> Value:
         thing = item.thing
         if isinstance(thing, nn.Module):
             return self._of_module(thing, name, item.listed)
@@ -460,82 +367,82 @@ class _Code:
             if name not in NOT_NUMBERS:
                 self.uses.note(thing, item.listed)
             return {}
-        if isinstance(thing, _Super):
+        if isinstance(thing, Super):
             return self._of_super(thing, name)
-        if isinstance(thing, (_Group, list, tuple, set, dict)):
-            return self.uses.same(_Bound(name, thing))
+        if isinstance(thing, (Group, list, tuple, set, dict)):
+            return self.uses.same(Bound(name, thing))
         if isinstance(thing, (ModuleType, type)):
-            return _one(getattr(thing, name, None))
+            return one(getattr(thing, name, None))
         return self._of_object(thing, name, item.listed)
 
-    def _of_super(self, thing: _Super, name: str) -> _Value:
+    def _of_super(self, thing: Super, name: str) -> Value:
         mro = type(thing.owner).__mro__
         later = mro[mro.index(thing.cls) + 1 :] if thing.cls in mro else ()
         found = next((vars(cls)[name] for cls in later if name in vars(cls)), None)
-        return self.uses.same(_Bound(found, thing.owner))
+        return self.uses.same(Bound(found, thing.owner))
 
-    def _of_module(self, module: nn.Module, name: str, listed: str) -> _Value:
+    def _of_module(self, module: nn.Module, name: str, listed: str) -> Value:
         for table in (module._modules, module._parameters, module._buffers):
             if name in table:
                 return self._member(module, table[name], listed)
         if name in ("forward", "__call__"):
-            return _one(module, listed)
+            return one(module, listed)
         if name in CHILDREN | OWN and name.startswith("_"):
             return self._listed(module, name)
         return self._of_object(module, name, listed)
 
-    def _member(self, module: nn.Module, found: Part | None, listed: str) -> _Value:
+    def _member(self, module: nn.Module, found: Part | None, listed: str) -> Value:
         if isinstance(found, Tensor):
             # It may be looked at for its size, which a merge may change as well.
             self.uses.note(found, listed)
             self.uses.note(module, listed)
-        return _one(found, listed)
+        return one(found, listed)
 
-    def _of_object(self, thing: object, name: str, listed: str) -> _Value:
+    def _of_object(self, thing: object, name: str, listed: str) -> Value:
         found = inspect.getattr_static(type(thing), name, None)
         if isinstance(found, property) and found.fget is not None and not is_torchs(found.fget):
-            return self.uses.run(found.fget, [_one(thing, listed)], {})
+            return self.uses.run(found.fget, [one(thing, listed)], {})
         if isinstance(found, property) or name == "__dict__":
-            self.uses.use(_one(thing, listed))
+            self.uses.use(one(thing, listed))
         if inspect.isfunction(found):
-            return self.uses.same(_Bound(found, thing))
+            return self.uses.same(Bound(found, thing))
         if isinstance(found, (staticmethod, classmethod)):
-            return _one(found.__func__)
+            return one(found.__func__)
         if isinstance(thing, nn.Module):
             self.uses.note(thing, listed)
         held = getattr(thing, "__dict__", {}).get(name)
         if isinstance(held, MethodType):
-            return self.uses.same(_Bound(held.__func__, held.__self__))
-        return _one(held, listed)
+            return self.uses.same(Bound(held.__func__, held.__self__))
+        return one(held, listed)
 
-    def _listed(self, module: nn.Module, name: str) -> _Value:
+    def _listed(self, module: nn.Module, name: str) -> Value:
         """What a method or table of torch lists."""
         if name in CHILDREN:
-            found = _parts(module.children())
+            found = all_of(module.children())
         elif name in OWN:
-            found = _parts([t for t in vars(module)[name].values() if t is not None], name)
+            found = all_of([t for t in vars(module)[name].values() if t is not None], name)
         else:
-            found = _parts(module.modules() if name in MODULES else _tensors(module), name)
+            found = all_of(module.modules() if name in MODULES else tensors_of(module), name)
         return self.uses.list_of(module, name, found)
 
     # --- calls -----------------------------------------------------------------------------------
 
-    def _call(self, node: ast.Call) -> _Value:
+    def _call(self, node: ast.Call) -> Value:
         callees = self.value(node.func)
         args = [self.value(arg) for arg in node.args if not isinstance(arg, ast.Starred)]
         kwargs = {each.arg: self.value(each.value) for each in node.keywords if each.arg is not None}
         starred = [arg.value for arg in node.args if isinstance(arg, ast.Starred)]
         starred += [each.value for each in node.keywords if each.arg is None]
         if starred:
-            kwargs[UNKNOWN] = _elements(_union(map(self.value, starred)))
-        args = [_relevant(value) for value in args]
-        kwargs = {name: _relevant(value) for name, value in kwargs.items()}
+            kwargs[UNKNOWN] = elements(union(map(self.value, starred)))
+        args = [relevant(value) for value in args]
+        kwargs = {name: relevant(value) for name, value in kwargs.items()}
         if not callees:
-            self.uses.use(_union([*args, *kwargs.values()]))
-        return _union(self._called(node, item, args, kwargs) for item in list(callees.values()))
+            self.uses.use(union([*args, *kwargs.values()]))
+        return union(self._called(node, item, args, kwargs) for item in list(callees.values()))
 
-    def _called(self, node: ast.Call, item: Item, args: list[_Value], kwargs: dict[str, _Value]) -> _Value:
-        thing, given = item.thing, _union([*args, *kwargs.values()])
+    def _called(self, node: ast.Call, item: Item, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        thing, given = item.thing, union([*args, *kwargs.values()])
         if isinstance(thing, nn.Module):
             self.uses.called[thing] = None
             self.uses.use(given)
@@ -543,47 +450,47 @@ class _Code:
         if isinstance(thing, (ast.FunctionDef, ast.Lambda)):
             self._bind_arguments(thing.args, args, kwargs)
             return dict(self.result)
-        if isinstance(thing, _Group):
-            self.uses.use({**given, **_one(thing)})
+        if isinstance(thing, Group):
+            self.uses.use({**given, **one(thing)})
             return {}
-        if isinstance(thing, _Bound):
+        if isinstance(thing, Bound):
             return self._method(node, thing, args, kwargs)
         if inspect.isfunction(thing) and not is_torchs(thing):
             return self.uses.run(thing, args, kwargs) if given else {}
         return self._foreign(node, thing, args, given)
 
-    def _method(self, node: ast.Call, bound: _Bound, args: list[_Value], kwargs: dict[str, _Value]) -> _Value:
-        owner, function, given = bound.owner, bound.function, _union([*args, *kwargs.values()])
+    def _method(self, node: ast.Call, bound: Bound, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        owner, function, given = bound.owner, bound.function, union([*args, *kwargs.values()])
         if isinstance(owner, nn.Module):
             name = str(getattr(function, "__name__", ""))
             if not is_torchs(function):
                 self.uses.methods.add((owner, name))
-                return self.uses.run(function, [_one(owner), *args], kwargs)
-            self.uses.use(given if name != "apply" else {**given, **_one(owner)})
+                return self.uses.run(function, [one(owner), *args], kwargs)
+            self.uses.use(given if name != "apply" else {**given, **one(owner)})
             if name in CHILDREN | TENSORS | MODULES:
                 return self._listed(owner, name)
-            return _one(owner) if name in KEEPING else {**_parts(owner.modules()), **_parts(_tensors(owner))}
+            return one(owner) if name in KEEPING else {**all_of(owner.modules()), **all_of(tensors_of(owner))}
         if isinstance(function, str):
             # A container: what it gets it has, and may give again.
-            if isinstance(owner, _Group):
+            if isinstance(owner, Group):
                 owner.items.update(given)
-            return self._group(node, _elements(_one(owner)))
+            return self._group(node, elements(one(owner)))
         if is_torchs(function):
-            self.uses.use({**given, **_one(owner)})
+            self.uses.use({**given, **one(owner)})
             return {}
-        return self.uses.run(function, [_one(owner), *args], kwargs) if _reached({**given, **_one(owner)}) else {}
+        return self.uses.run(function, [one(owner), *args], kwargs) if reached({**given, **one(owner)}) else {}
 
-    def _foreign(self, node: ast.Call, thing: object, args: list[_Value], given: _Value) -> _Value:
+    def _foreign(self, node: ast.Call, thing: object, args: list[Value], given: Value) -> Value:
         name = str(getattr(thing, "__name__", ""))
         if thing is super:
-            return _union(self._super(item.thing) for item in list(self.own.values()))
+            return union(self._super(item.thing) for item in list(self.own.values()))
         if name == "getattr" and args:
             return self._getattr(node, args[0])
         if name in PASSING:
-            return self._group(node, _elements(given)) if name != "next" else _elements(given)
+            return self._group(node, elements(given)) if name != "next" else elements(given)
         if name == "checkpoint" and args:
-            self.uses.use(_union(args[1:]))
-            return _union(self._called(node, item, args[1:], {}) for item in list(args[0].values()))
+            self.uses.use(union(args[1:]))
+            return union(self._called(node, item, args[1:], {}) for item in list(args[0].values()))
         if name in ASKING:
             for item in given.values():
                 if isinstance(item.thing, nn.Module):
@@ -593,15 +500,15 @@ class _Code:
             self.uses.use(given)
         return {}
 
-    def _getattr(self, node: ast.Call, owner: _Value) -> _Value:
+    def _getattr(self, node: ast.Call, owner: Value) -> Value:
         name = node.args[1] if len(node.args) > 1 else None
         default = self.value(node.args[2]) if len(node.args) > 2 else {}
         if isinstance(name, ast.Constant):
-            return {**default, **_union(self._get(item, str(name.value)) for item in list(owner.values()))}
-        return {**default, **_elements(owner)}
+            return {**default, **union(self._get(item, str(name.value)) for item in list(owner.values()))}
+        return {**default, **elements(owner)}
 
-    def _super(self, owner: object) -> _Value:
+    def _super(self, owner: object) -> Value:
         name = self.function.__name__
         mro = type(owner).__mro__
         cls = next((cls for cls in mro if inspect.unwrap(vars(cls).get(name, super)) is self.function), mro[0])
-        return self.uses.same(_Super(cls, owner))
+        return self.uses.same(Super(cls, owner))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
 from weakref import WeakKeyDictionary
 
 from torch import nn
+
+from .parse import source
 
 AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
 """What ``x += y`` and the like do to a tensor in place. (There is no ``x @= y``.)"""
@@ -45,10 +46,8 @@ def _writes_somewhere(cls: type) -> bool:
 
 def _nodes(function: object) -> list[ast.AST]:
     """All of the code of a function, if there is any."""
-    try:
-        return list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))))  # type: ignore[arg-type]
-    except (OSError, SyntaxError, TypeError):
-        return []
+    tree = source(function)
+    return [] if tree is None else list(ast.walk(tree))
 
 
 def _writes(node: ast.AST) -> bool:

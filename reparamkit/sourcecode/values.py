@@ -1,0 +1,125 @@
+"""What an expression of a model's code may stand for: modules, tensors, containers of them, methods."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from types import FunctionType, ModuleType
+
+import torch
+from torch import Tensor, nn
+
+Part = nn.Module | Tensor
+HELD = (nn.Module, Tensor)
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+"""What holds nothing of a model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A container that the code makes, or a list of torch's."""
+
+    items: Value = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A method, and what it is bound to."""
+
+    function: object
+    owner: object
+
+
+@dataclass(frozen=True, eq=False)
+class Super:
+    """``super()`` in a method of the class `cls`."""
+
+    cls: type
+    owner: object
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that an expression may be. listed: the method of torch in whose list it was found."""
+
+    thing: object
+    listed: str = ""
+
+
+Value = dict[tuple[int, str], Item]
+"""All that an expression may be, by identity, as not everything can be hashed."""
+
+
+def one(thing: object, listed: str = "") -> Value:
+    """A value that is one thing; nothing, if it holds nothing of a model."""
+    return {} if isinstance(thing, PLAIN) else {(id(thing), listed): Item(thing, listed)}
+
+
+def union(values: Iterable[Value]) -> Value:
+    """All that any of some values may be."""
+    found: Value = {}
+    for value in values:
+        found.update(value)
+    return found
+
+
+def all_of(parts: Iterable[Part], listed: str = "") -> Value:
+    """A value that may be each of some modules or tensors."""
+    return union(one(part, listed) for part in parts)
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """The parameters and buffers of a module, at any depth."""
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def elements(value: Value) -> Value:
+    """What comes out of a value when it is iterated or indexed: of a module its children, of a tensor the tensor."""
+    found: Value = {}
+    for item in list(value.values()):
+        thing = item.thing
+        if isinstance(thing, Group):
+            found.update(thing.items)
+        elif isinstance(thing, nn.Module):
+            found.update(all_of(thing.children(), item.listed))
+        elif isinstance(thing, (list, tuple, set, frozenset, dict)):
+            inner = thing.values() if isinstance(thing, dict) else thing
+            found.update(union(one(each, item.listed) for each in inner))
+        elif isinstance(thing, Tensor):
+            found.update(one(thing, item.listed))
+    return found
+
+
+def reached(value: Value) -> Value:
+    """The modules, tensors and methods that are in a value, however deep."""
+    found: Value = {}
+    waiting, seen = list(value.items()), set(value)
+    while waiting:
+        key, item = waiting.pop()
+        if isinstance(item.thing, (*HELD, Bound, Super, ast.AST)):
+            found[key] = item
+            continue
+        inside = elements({key: item})
+        if not isinstance(item.thing, (Group, type, ModuleType, FunctionType)):
+            inside |= union(one(each, item.listed) for each in getattr(item.thing, "__dict__", {}).values())
+        waiting += [(k, i) for k, i in inside.items() if k not in seen]
+        seen.update(inside)
+    return found
+
+
+def relevant(value: Value) -> Value:
+    """Without what has nothing of a model in it: data."""
+    return {key: item for key, item in value.items() if reached({key: item})}
+
+
+def fingerprint(value: Value) -> Iterator[object]:
+    """What tells a value from others, and from itself when a container in it had less."""
+    for key, item in value.items():
+        yield key, len(item.thing.items) if isinstance(item.thing, Group) else 0
+
+
+def holdings(value: Value) -> Iterator[object]:
+    """What tells a value from others that hold other parts of a model."""
+    return iter(sorted(reached(value)))
