@@ -7,7 +7,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from .algebra.operator import Operator, identity
-from .capture.capture import Captured, Inputs
+from .capture.capture import Captured
 from .capture.parts import Parts, capture_parts
 from .capture.state import intact, kept
 from .engine.borders import join_borders
@@ -29,12 +29,12 @@ from .engine.outside import look_outside
 from .engine.parts import name_parts
 from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
-from .engine.scope import Everything, Scope, matches
+from .engine.scope import Everything
 from .engine.sizes import read_early
 from .engine.stacking import stack, unstack
 from .errors import CaptureError, CoverageError, EquivalenceError, InvalidInputError, RecipeError
 from .exported import graph_of, tensors_in
-from .inputs import Example, check_no_global_hooks, checked_inputs, checked_model, tried
+from .inputs import Example, checked_inputs, checked_model, tried
 from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.parts import STACK_LAYERS
@@ -46,8 +46,8 @@ from .recipes.recipe import Recipe
 from .recipes.tape import Tape
 from .record import Sketch, described, marked, pictures, sketch
 from .report import Picture, Report, Totals
-from .rules.builtin import RULES
-from .rules.rule import Registry, Rule
+from .request import Request, requested
+from .rules.rule import Rule
 from .summary import Work, computing, summarize, suspicious, totals
 from .trial import Trials
 from .verify import AMPLIFIED, Piece, Verification, check, compare, sensitivity, undisturbed
@@ -60,36 +60,6 @@ Measured = tuple[Totals, list[Sketch]]
 """What a model costs, and a sketch of each of its parts."""
 ONE_AT_A_TIME = threading.RLock()
 """Held while a model is traced or tried: torch is patched for all threads then, and buffers are exchanged."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """The options of one `fuse`; see there."""
-
-    example: Example | None
-    rules: tuple[Rule, ...]
-    only: tuple[str, ...] | None
-    skip: tuple[str, ...]
-    objective: str
-    verify: bool
-    inplace: bool
-    as_graph: bool
-    min_coverage: float
-
-    @property
-    def inputs(self) -> Inputs | None:
-        """The example inputs, if there are any."""
-        return None if self.example is None else self.example.inputs
-
-    @property
-    def measured(self) -> bool:
-        """Whether the device has the last word on a merge."""
-        return self.objective == "measured"
-
-    def scope(self, captured: Captured) -> Scope:
-        """What may be merged in this model."""
-        calls = {} if self.example is None else self.example.calls
-        return Scope(captured, frozenset(rule.name for rule in self.rules), self.only, self.skip, calls)
 
 
 def fuse(
@@ -149,7 +119,7 @@ def fuse(
     as_graph = as_graph or (isinstance(model, fx.GraphModule) and not inplace)
     own = [model] if isinstance(model, nn.Module) and not inplace else []
     with ONE_AT_A_TIME, kept(*own):
-        request = _request(
+        request = requested(
             model,
             example_inputs,
             example_kwargs,
@@ -251,78 +221,6 @@ def verify(
             raise InvalidInputError("verify needs example_inputs")
         found = compare(tried(a, example.inputs), example.output, _through(b, example))
         return found if found.passed else replace(found, first=first_difference(a, b, example.inputs))
-
-
-# --- options ------------------------------------------------------------------------------------------
-
-
-def _request(
-    model: Any,
-    example_inputs: Any,
-    example_kwargs: Mapping[str, Any] | None,
-    rules: Iterable[Rule | str] | None,
-    extra_rules: Iterable[Rule],
-    without: Iterable[Rule | str],
-    only: str | Sequence[str] | None,
-    skip: str | Sequence[str] | None,
-    objective: str,
-    verify: bool,
-    inplace: bool,
-    as_graph: bool,
-    min_coverage: float,
-) -> Request:
-    if not (isinstance(min_coverage, (int, float)) and 0 <= min_coverage <= 1):
-        raise InvalidInputError(f"min_coverage={min_coverage!r}: give a share from 0 to 1")
-    if objective not in OBJECTIVES:
-        raise InvalidInputError(f"objective={objective!r}: choose one of {', '.join(OBJECTIVES)}")
-    check_no_global_hooks()
-    chosen = _chosen(rules, extra_rules, without)
-    example = checked_inputs(checked_model(model), example_inputs, example_kwargs)
-    if example is None and objective == "measured":
-        raise InvalidInputError('objective="measured" runs the merges: pass example_inputs of the size to be measured')
-    return Request(
-        example,
-        chosen,
-        None if only is None else _paths(model, "only", only),
-        _paths(model, "skip", skip or ()),
-        objective,
-        verify,
-        inplace,
-        as_graph,
-        min_coverage,
-    )
-
-
-def _paths(model: nn.Module, option: str, value: str | Sequence[str]) -> tuple[str, ...]:
-    patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise InvalidInputError(f"{option}={value!r}: give a module path or pattern, or several of them")
-    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    for pattern in patterns:
-        if not any(matches(name, pattern) for name in names):
-            raise InvalidInputError(f"{option}={pattern!r} names no module: see model.named_modules() for the paths")
-    return patterns
-
-
-def _chosen(
-    rules: Iterable[Rule | str] | None, extra: Iterable[Rule], without: Iterable[Rule | str]
-) -> tuple[Rule, ...]:
-    """The rules of one call, those of the user before the built-in ones."""
-    base = Registry(tuple(RULES) if rules is None else tuple(_rule(r) for r in _each(rules)))
-    for rule in _each(extra):
-        base.add(rule)
-    for unwanted in _each(without):
-        base.remove(_rule(unwanted).name)
-    return tuple(sorted(base, key=lambda rule: rule.pattern is None))
-
-
-def _each(rules: Any) -> Iterable[Any]:
-    """Several rules, or one."""
-    return (rules,) if isinstance(rules, (str, Rule)) or not isinstance(rules, Iterable) else rules
-
-
-def _rule(rule: Rule | str) -> Rule:
-    return RULES[rule] if isinstance(rule, str) else rule
 
 
 # --- the pipeline -------------------------------------------------------------------------------------

@@ -1,0 +1,117 @@
+"""What a call of `fuse` asks for, checked before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .capture.capture import Captured, Inputs
+from .engine.scope import Scope, matches
+from .errors import InvalidInputError
+from .inputs import Example, check_no_global_hooks, checked_inputs, checked_model
+from .layers.price import OBJECTIVES
+from .rules.builtin import RULES
+from .rules.rule import Registry, Rule
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of one `fuse`; see there."""
+
+    example: Example | None
+    rules: tuple[Rule, ...]
+    only: tuple[str, ...] | None
+    skip: tuple[str, ...]
+    objective: str
+    verify: bool
+    inplace: bool
+    as_graph: bool
+    min_coverage: float
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """The example inputs, if there are any."""
+        return None if self.example is None else self.example.inputs
+
+    @property
+    def measured(self) -> bool:
+        """Whether the device has the last word on a merge."""
+        return self.objective == "measured"
+
+    def scope(self, captured: Captured) -> Scope:
+        """What may be merged in this model."""
+        calls = {} if self.example is None else self.example.calls
+        return Scope(captured, frozenset(rule.name for rule in self.rules), self.only, self.skip, calls)
+
+
+def requested(
+    model: Any,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None,
+    rules: Iterable[Rule | str] | None,
+    extra_rules: Iterable[Rule],
+    without: Iterable[Rule | str],
+    only: str | Sequence[str] | None,
+    skip: str | Sequence[str] | None,
+    objective: str,
+    verify: bool,
+    inplace: bool,
+    as_graph: bool,
+    min_coverage: float,
+) -> Request:
+    """The options of a call of `fuse`, checked, and its inputs tried. Raises `InvalidInputError` and `RuleError`."""
+    if not (isinstance(min_coverage, (int, float)) and 0 <= min_coverage <= 1):
+        raise InvalidInputError(f"min_coverage={min_coverage!r}: give a share from 0 to 1")
+    if objective not in OBJECTIVES:
+        raise InvalidInputError(f"objective={objective!r}: choose one of {', '.join(OBJECTIVES)}")
+    check_no_global_hooks()
+    chosen = _chosen(rules, extra_rules, without)
+    example = checked_inputs(checked_model(model), example_inputs, example_kwargs)
+    if example is None and objective == "measured":
+        raise InvalidInputError('objective="measured" runs the merges: pass example_inputs of the size to be measured')
+    return Request(
+        example,
+        chosen,
+        None if only is None else _paths(model, "only", only),
+        _paths(model, "skip", skip or ()),
+        objective,
+        verify,
+        inplace,
+        as_graph,
+        min_coverage,
+    )
+
+
+def _paths(model: nn.Module, option: str, value: str | Sequence[str]) -> tuple[str, ...]:
+    patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise InvalidInputError(f"{option}={value!r}: give a module path or pattern, or several of them")
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            raise InvalidInputError(f"{option}={pattern!r} names no module: see model.named_modules() for the paths")
+    return patterns
+
+
+def _chosen(
+    rules: Iterable[Rule | str] | None, extra: Iterable[Rule], without: Iterable[Rule | str]
+) -> tuple[Rule, ...]:
+    """The rules of one call, those of the user before the built-in ones."""
+    base = Registry(tuple(RULES) if rules is None else tuple(_rule(r) for r in _each(rules)))
+    for rule in _each(extra):
+        base.add(rule)
+    for unwanted in _each(without):
+        base.remove(_rule(unwanted).name)
+    return tuple(sorted(base, key=lambda rule: rule.pattern is None))
+
+
+def _each(rules: Any) -> Iterable[Any]:
+    """Several rules, or one."""
+    return (rules,) if isinstance(rules, (str, Rule)) or not isinstance(rules, Iterable) else rules
+
+
+def _rule(rule: Rule | str) -> Rule:
+    return RULES[rule] if isinstance(rule, str) else rule
