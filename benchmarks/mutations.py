@@ -65,7 +65,7 @@ class Mutation:
 
 LAWS, BORDER, BUILD = "algebra/laws.py", "algebra/border.py", "algebra/build.py"
 FORM, WEIGHT = "algebra/form.py", "algebra/weight.py"
-NORM, CONV, ELEMENTWISE, WRITERS = "layers/norm.py", "layers/conv.py", "layers/elementwise.py", "layers/writers.py"
+NORM, CONV, ELEMENTWISE, CONVOLUTIONS = "layers/norm.py", "layers/conv.py", "layers/elementwise.py", "layers/convolutions.py"
 
 MUTATIONS = (
     # A row of layers.
@@ -291,13 +291,13 @@ MUTATIONS = (
     # Writing layers.
     Mutation(
         "written groups after the channels",
-        WRITERS,
+        CONVOLUTIONS,
         "for i in (*lead, *outs, *ins, *(i for i in stencils",
         "for i in (*outs, *lead, *ins, *(i for i in stencils",
     ),
     Mutation(
         "written taps in the wrong places",
-        WRITERS,
+        CONVOLUTIONS,
         "[list(place.places)] =",
         "[list(place.places)[::-1]] =",
     ),

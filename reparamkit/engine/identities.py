@@ -18,14 +18,15 @@ def drop_identities(captured: Captured, reading: Reading) -> None:
     """Let every reader of an identity read its input; the model still calls the module."""
     for node in list(captured.graph.nodes):
         form = reading.read.get(node)
-        if form is not None and _does_nothing(form) and returns_input(captured, node):
+        if form is not None and does_nothing(form) and returns_input(captured, node):
             captured.replaced[node] = source = node.all_input_nodes[0]
             node.replace_all_uses_with(source)
             captured.graph.erase_node(node)
     captured.forget()
 
 
-def _does_nothing(form: Form) -> bool:
+def does_nothing(form: Form) -> bool:
+    """Whether a form gives the numbers of its source, in their order."""
     term = next(iter(form.terms.values()))
     views = any(step.views for trail in term.trails for step in trail)
     return len(form.terms) == 1 and term.op.is_identity and form.bias is None and not (views or form.guards)

@@ -16,9 +16,11 @@ from ..algebra.probe import PROBE
 from ..algebra.size import Pin, Size, Symbol
 from ..algebra.views import Crop, Resampled, View
 from ..errors import NotFusable
+from ..layers.convolutions import multiply_adds, padding_cost, uneven_cost
+from ..layers.plans import LayerPlan
 from ..layers.price import Cost, numel
-from ..layers.writers import LayerPlan, multiply_adds, padding_cost, plan, turned, uneven_cost
-from .identities import returns_input
+from ..layers.writers import plan, turned
+from .identities import does_nothing, returns_input
 from .reading import Reading
 
 
@@ -274,8 +276,8 @@ def node_cost(reading: Reading, node: fx.Node, stored: int = 0) -> Cost:
         return Cost(0, launches * numel(form.sizes), stored, launches)
     cost = layer_cost(form, stored)
     # ``0 + x`` computes nothing new, and runs.
-    works = form.bias is None and form.sample.is_identity and not returns_input(reading.captured, node)
-    return Cost(0, numel(form.sizes), stored, 1) if works and not cost.launches else cost
+    works = does_nothing(form) and not returns_input(reading.captured, node)
+    return Cost(0, numel(form.sizes), stored, 1) if works else cost
 
 
 def layer_cost(form: Form, stored: int) -> Cost:

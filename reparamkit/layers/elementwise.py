@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..algebra.build import multiply, offset
 from ..algebra.form import Form, plus
 from ..errors import NotFusable
+from .plans import Scale
 from .registry import READERS
 from .wide import wide
-from .writers import Scale
 
 Operand = Form | Tensor | float
 

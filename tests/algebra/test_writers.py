@@ -13,7 +13,9 @@ from reparamkit.algebra.form import Form
 from reparamkit.algebra.operator import Link, Role
 from reparamkit.algebra.size import fixed
 from reparamkit.errors import NotFusable
-from reparamkit.layers.writers import Scale, plan, window
+from reparamkit.layers.plans import Scale
+from reparamkit.layers.windows import window
+from reparamkit.layers.writers import plan
 
 from . import pairs
 from .oracle import source, windows, written

@@ -1,0 +1,247 @@
+"""Convolutions, transposed ones and those that pad by themselves, from operators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from ..algebra.operator import Link, Operator, Role
+from ..errors import NotFusable
+from .plans import (
+    Attempt,
+    LayerPlan,
+    check_passes,
+    fill,
+    mixing,
+    tried,
+    vector_along,
+)
+from .price import Cost, numel
+from .windows import Spread, Window, ends_padded, is_full, is_uneven, keeps_size, spread, unpadded, window
+
+F, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
+
+CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+PADS: dict[int, type[nn.ZeroPad1d] | type[nn.ZeroPad2d] | type[nn.ZeroPad3d]] = {
+    1: nn.ZeroPad1d,
+    2: nn.ZeroPad2d,
+    3: nn.ZeroPad3d,
+}
+
+
+TRANSPOSED: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+
+
+def conv_of(rank: int) -> Attempt:
+    """How to write a convolution over so many dimensions."""
+    return lambda op, bias: _conv(op, bias, rank)
+
+
+def _conv(op: Operator, bias: Operator | None, rank: int) -> LayerPlan:
+    dims = len(op.value)
+    if not op.has(IN, OUT, S):
+        raise NotFusable("nothing is mixed")
+    if dims - rank != 2 and not (op.open_rank and dims - rank > 2):
+        raise NotFusable(f"a {rank}-d convolution needs {rank + 2} dimensions")
+    channel = dims - rank - 1
+    check_passes(op, range(channel), (F,))
+    check_passes(op, range(channel + 1, dims), (F, S))
+    mixed, vector = mixing(op, channel, grouped=True), vector_along(bias, channel)
+    spatial = list(_spatial(mixed, channel))
+    if _spreads(mixed):
+        return _transposed_plan(mixed, vector, channel, [spread(link) for link in spatial])
+    made = _conv_plan(mixed, vector, channel, [window(link) for link in spatial])
+    if not (all(map(keeps_size, spatial)) and any(map(is_uneven, spatial))):
+        return made
+    return min(made, _padded_first(mixed, vector, channel, spatial), key=lambda each: each.cost.flops)
+
+
+def multiply_adds(op: Operator) -> int:
+    """Of a layer that mixes: each number of the value gathers a window, or each of the source is spread over one."""
+    work = math.prod(op.links[i].leg_size for i in op.legs if op.links[i].role in (S, OUT if _spreads(op) else IN))
+    return numel(op.source_sizes if _spreads(op) else op.value_sizes) * work
+
+
+def _spreads(op: Operator) -> bool:
+    """Whether a transposed convolution is the cheaper one: it upsamples, or adds to the size."""
+    stencils = [link for link in op.links if link.role is S]
+    if any(link.up > 1 for link in stencils):
+        return True
+    added = [link.size_out.hint - link.size_in.hint for link in stencils]
+    return max(added, default=0) > 0 and min(added) >= 0 and all(map(is_full, stencils))
+
+
+def _padded_first(op: Operator, vector: Operator | None, channel: int, spatial: list[Link | None]) -> LayerPlan:
+    """Zeros first, then an unpadded convolution: where one end is padded by more, a symmetric window has more taps."""
+    made = _conv_plan(op, vector, channel, [unpadded(link) for link in spatial])
+    pads = [n for link in reversed(spatial) for n in (ends_padded(link) if link is not None else (0, 0))]
+
+    def build() -> nn.Module:
+        return nn.Sequential(PADS[len(spatial)](tuple(pads)), made.build())  # type: ignore[arg-type]
+
+    return replace(made, cost=made.cost + Cost(0, numel(op.source_sizes), 0, 1), build=build, checks=None)
+
+
+def uneven_cost(op: Operator) -> Cost:
+    """Of a convolution that pads one end by more: torch pads its input by a pass of its own."""
+    uneven = op.has(IN, OUT) and any(map(is_uneven, op.links))
+    return Cost(0, numel(op.source_sizes), 0, 1) if uneven else Cost()
+
+
+def _spatial(op: Operator, channel: int) -> Iterator[Link | None]:
+    for dim in op.value[channel + 1 :]:
+        stencils = [op.links[i] for i in dim if op.links[i].role is S]
+        if stencils and len(dim) > 1:
+            raise NotFusable("a window along part of a dimension")
+        yield stencils[0] if stencils else None
+
+
+def _conv_plan(op: Operator, vector: Operator | None, channel: int, windows: list[Window]) -> LayerPlan:
+    groups, ins, outs = _channels(op, channel)
+    taps = math.prod(w.k for w in windows)
+
+    def build() -> nn.Module:
+        layer = CONVS[len(windows)](
+            ins,
+            outs,
+            tuple(w.k for w in windows),  # type: ignore[arg-type]
+            tuple(w.stride for w in windows),  # type: ignore[arg-type]
+            tuple(w.padding for w in windows),  # type: ignore[arg-type]
+            tuple(w.dilation for w in windows),  # type: ignore[arg-type]
+            groups,
+            bias=vector is not None,
+            device="meta",
+        )
+        fill(layer, _kernel(op, channel, windows, groups), vector, outs)
+        return layer
+
+    stored = outs * (ins // groups) * taps + (outs if vector is not None else 0)
+    work = numel(op.value_sizes) * (ins // groups) * taps
+    return LayerPlan("conv", Cost(work, 0, stored, 1), build, outs * (vector is not None), checks=-1 - len(windows))
+
+
+def _transposed_plan(op: Operator, vector: Operator | None, channel: int, windows: list[Spread]) -> LayerPlan:
+    groups, ins, outs = _channels(op, channel)
+    taps = math.prod(w.k for w in windows)
+
+    def build() -> nn.Module:
+        layer = TRANSPOSED[len(windows)](
+            ins,
+            outs,
+            tuple(w.k for w in windows),  # type: ignore[arg-type]
+            tuple(w.stride for w in windows),  # type: ignore[arg-type]
+            tuple(w.padding for w in windows),  # type: ignore[arg-type]
+            tuple(w.extra for w in windows),  # type: ignore[arg-type]
+            groups,
+            vector is not None,
+            tuple(w.dilation for w in windows),  # type: ignore[arg-type]
+            device="meta",
+        )
+        kernel = _kernel(op, channel, windows, groups)
+        turned = kernel.reshape(groups, outs // groups, *kernel.shape[1:]).transpose(1, 2).flatten(0, 1)
+        fill(layer, turned.contiguous(), vector, outs)
+        return layer
+
+    stored = ins * (outs // groups) * taps + (outs if vector is not None else 0)
+    work = numel(op.source_sizes) * (outs // groups) * taps
+    return LayerPlan("conv", Cost(work, 0, stored, 1), build, outs * (vector is not None), checks=-1 - len(windows))
+
+
+def padded(op: Operator, bias: Operator | None) -> LayerPlan:
+    """An unpadded convolution whose axes are all padded first, in one mode."""
+    pads = [_pad(op, dim) for dim in op.value]
+    modes = {mode for mode, _ in filter(None, pads)}
+    bare = replace(op, links=tuple(replace(link, maps=()) for link in op.links))
+    made = next((m for rank in CONVS if (m := tried(conv_of(rank), bare, bias)) is not None), None)
+    if made is None or len(modes) != 1:
+        raise NotFusable("a resampling, that only its own call computes, would be merged")
+    (mode,) = modes
+
+    def build() -> nn.Module:
+        conv = made.build()
+        assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        amounts = [pad[1] if pad else 0 for pad in pads[-len(conv.kernel_size) :]]
+        return _with_padding(conv, mode, amounts)
+
+    return replace(made, cost=made.cost + padding_cost(op), build=build)
+
+
+def padding_cost(op: Operator) -> Cost:
+    """Of a convolution that pads its input by a pass of its own."""
+    padded = tuple(link.size for link in op.links if link.role is not OUT)
+    return Cost(0, numel(padded), 0, 1) if op.resamples else Cost()
+
+
+def _pad(op: Operator, dim: tuple[int, ...]) -> tuple[str, int] | None:
+    """How a dimension is padded: the mode, and by how much on both sides."""
+    links = [op.links[i] for i in dim]
+    maps = [each for link in links for each in link.maps]
+    unpadded = all(not link.after and (link.role is not S or window(link).padding == 0) for link in links)
+    if not unpadded or len(maps) > 1 or any(each.name[0] != "pad" or each.name[2] != each.name[3] for each in maps):
+        raise NotFusable("a resampling, that only its own call computes, would be merged")
+    return (str(maps[0].name[1]), int(str(maps[0].name[2]))) if maps else None
+
+
+def _with_padding(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, mode: str, pads: list[int]) -> nn.Module:
+    made = type(conv)(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        tuple(pads),  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
+        conv.groups,
+        conv.bias is not None,
+        mode,  # type: ignore[arg-type]
+        device="meta",
+    )
+    made.weight, made.bias = conv.weight, conv.bias
+    return made
+
+
+def _channels(op: Operator, channel: int) -> tuple[int, int, int]:
+    """Groups, channels in, channels out."""
+    groups = math.prod(op.links[i].leg_size for i in op.source[channel] if op.links[i].role is D)
+    size_in, size_out = op.source_sizes[channel], op.value_sizes[channel]
+    if not (size_in.known and size_out.known):
+        raise NotFusable("a convolution over a free number of channels")
+    return groups, size_in.factor, size_out.factor
+
+
+def _kernel(op: Operator, channel: int, windows: Sequence[Window | Spread], groups: int) -> Tensor:
+    """The weight as (out, in / groups, k1, ..., kr)."""
+    legs = list(op.legs)
+    stencils = [next((i for i in dim if op.links[i].role is S), None) for dim in op.value[channel + 1 :]]
+    lead = [i for i in op.source[channel] if op.links[i].role is D]
+    outs = [i for i in op.value[channel] if op.links[i].role is OUT]
+    ins = [i for i in op.source[channel] if op.links[i].role is IN]
+    order = [legs.index(i) for i in (*lead, *outs, *ins, *(i for i in stencils if i is not None))]
+    out, inner = _count(op, lead + outs), _count(op, ins)
+    kernel = op.weight.tensor().permute(order)
+    kernel = kernel.reshape(out, inner, *(1 if i is None else op.links[i].leg_size for i in stencils))
+    for axis, place in enumerate(windows, start=2):
+        kernel = _placed(kernel, axis, place)
+    return kernel
+
+
+def _count(op: Operator, links: list[int]) -> int:
+    return math.prod(op.links[i].leg_size for i in links)
+
+
+def _placed(kernel: Tensor, axis: int, place: Window | Spread) -> Tensor:
+    if place.places == tuple(range(place.k)):
+        return kernel
+    shape = list(kernel.shape)
+    shape[axis] = place.k
+    wide = kernel.new_zeros(shape)
+    wide.movedim(axis, 0)[list(place.places)] = kernel.movedim(axis, 0)
+    return wide
