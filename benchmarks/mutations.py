@@ -65,7 +65,12 @@ class Mutation:
 
 LAWS, BORDER, BUILD = "algebra/laws.py", "algebra/border.py", "algebra/build.py"
 FORM, WEIGHT = "algebra/form.py", "algebra/weight.py"
-NORM, CONV, ELEMENTWISE, CONVOLUTIONS = "layers/norm.py", "layers/conv.py", "layers/elementwise.py", "layers/convolutions.py"
+NORM, CONV, ELEMENTWISE, CONVOLUTIONS = (
+    "layers/norm.py",
+    "layers/conv.py",
+    "layers/elementwise.py",
+    "layers/convolutions.py",
+)
 
 MUTATIONS = (
     # A row of layers.
@@ -102,8 +107,8 @@ MUTATIONS = (
     Mutation(
         "high border accepted one pixel too far",
         LAWS,
-        "f.taps[0] + f.c + f.up >= 0",
-        "f.taps[0] + f.c + f.up + 1 >= 0",
+        "f.taps[0] + end + f.up >= 0",
+        "f.taps[0] + end + f.up + 1 >= 0",
     ),
     Mutation(
         "high border not asked at all",
@@ -132,7 +137,7 @@ MUTATIONS = (
     Mutation(
         "bias not carried through the next layer",
         FORM,
-        "bias = reduced(compose(layer(bias), bias, trusted))",
+        "bias = reduced(_resampled(compose(layer(bias), bias, trusted)))",
         "bias = reduced(bias)",
     ),
     # Branches side by side.
@@ -157,8 +162,8 @@ MUTATIONS = (
     Mutation(
         "windows of different sizes joined",
         LAWS,
-        "(a.stride, a.c, a.up) == (b.stride, b.c, b.up)",
-        "(a.stride, a.up) == (b.stride, b.up)",
+        "(a.c == b.c or None is not a.reach == b.reach)",
+        "True",
     ),
     Mutation(
         "skip joined with a window that changes the size",
@@ -176,8 +181,8 @@ MUTATIONS = (
     Mutation(
         "kernel on the wrong diagonal of a strided matrix",
         WEIGHT,
-        "stride * step_row + step_column],",
-        "step_row + step_column],",
+        "start : start + stride * length : stride, :]",
+        "start : start + length, :]",
     ),
     Mutation(
         "first row of a diagonal off by one",
