@@ -182,7 +182,7 @@ class _Chooser:
         return Cost()
 
     def stored(self, node: fx.Node) -> int:
-        """Numbers in the parameters and buffers a node reads."""
+        """Numbers in the parameters and buffers a node reads; of those that others read as well, its part."""
         if node not in self.numbers:
             self.numbers[node] = self._count(node)
         return self.numbers[node]
@@ -192,7 +192,16 @@ class _Chooser:
             module = self.captured.module(node)
             tensors = [*module.parameters(), *module.buffers()]
             return sum(t.numel() for t in tensors if t.is_floating_point())
-        return sum(self.reading.constants[n].numel() for n in self._leaves(node))
+        return sum(self.reading.constants[n].numel() // self._shared_by(n) for n in self._leaves(node))
+
+    def _shared_by(self, parameter: fx.Node) -> int:
+        """How many nodes that are no parameter arithmetic themselves read a parameter, or what is computed from it."""
+        found, waiting = set[fx.Node](), {parameter}
+        while waiting:
+            users = {user for node in waiting for user in _readers(node)} - found
+            found |= users
+            waiting = users & self.reading.constants.keys()
+        return max(1, len(found - self.reading.constants.keys()))
 
     def _leaves(self, node: fx.Node) -> set[fx.Node]:
         """The parameters a node reads, each once however often its value is computed from it."""

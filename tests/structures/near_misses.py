@@ -450,6 +450,18 @@ NEAR_MISSES = (
         "called at 2 places",
     ),
     NearMiss("an output used elsewhere", TwoReaders, MAPS, "conv norm sigmoid mul", "elsewhere|add work"),
+    NearMiss(
+        "one kernel of two convolutions, a norm behind each",
+        lambda: Model(
+            lambda m, x: m.a(F.conv2d(x, m.kernel)) * torch.relu(m.b(F.conv2d(x, m.kernel))),
+            kernel=nn.Parameter(torch.rand(4, 4, 3, 3)),
+            a=norm(4),
+            b=norm(4),
+        ),
+        MAPS,
+        "conv norm conv norm relu mul",
+        "raise stored numbers",
+    ),
     NearMiss("a hook on the convolution", lambda: hooked(conv_norm(4, 4), "0"), MAPS, "conv mul norm", "hooks"),
     NearMiss("a hook on the norm", lambda: hooked(conv_norm(4, 4), "1", before=True), MAPS, "conv mul norm", "hooks"),
     NearMiss(
