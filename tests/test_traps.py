@@ -136,6 +136,12 @@ def written_between(m: Any, x: Tensor) -> Tensor:
     return m.n(y) + m.b(x)
 
 
+def written_by_what_stays(m: Any, x: Tensor) -> Tensor:
+    y = torch.relu(x).transpose(1, -1)
+    z = y.add_(1).transpose(1, -1)
+    return m.n(z) * torch.sigmoid(z)
+
+
 def written_between_two_readers(m: Any, x: Tensor) -> Tensor:
     x = torch.relu(x)
     y = m.a(x)
@@ -392,6 +398,7 @@ TRAPS = (
     Trap(8, "a value that is written into before it is read", two(written_before_it_is_read), "relu sigmoid conv"),
     Trap(8, "a value that is written into while it is merged", two(written_between)),
     Trap(8, "a value that two layers read, written into between them", two(written_between_two_readers)),
+    Trap(8, "a write that is read elsewhere too", two(written_by_what_stays)),
     Trap(
         9,
         "one norm, two readers",

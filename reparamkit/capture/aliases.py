@@ -191,9 +191,9 @@ class Aliases:
         return self._classes[node]
 
     def writes_between(self, node: fx.Node, start: fx.Node, end: fx.Node) -> list[fx.Node]:
-        """Writes into the memory of `node` after `start` and before `end`."""
+        """Writes into the memory of `node`, after it was made, from `start` on and before `end`."""
         first, last = self.order[start], self.order[end]
-        return [w for w in self.writers if first < self.order[w] < last and w in self.of(node)]
+        return [w for w in self.writers if first <= self.order[w] < last and w in self.of(node) and w is not node]
 
     def first_reader(self, node: fx.Node, members: Iterable[fx.Node]) -> fx.Node:
         """The first of some nodes to read a value; the value itself if none does."""
