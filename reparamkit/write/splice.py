@@ -172,18 +172,15 @@ class Splicer:
 
     def _term(self, written: Written, placement: Placement) -> fx.Node:
         value = self.current(self.captured.named[placement.source])
-        untouched = True
         previous = self.captured.named[placement.source]
         for number, step in enumerate(placement.trail):
             node = self.captured.named[step.node]
             if node in written.site.absorbed:
                 value = self.current(node)
             elif number == placement.position:
-                value, untouched = self._layer(written, placement, node, value), False
+                value = self._layer(written, placement, node, value)
             elif step.views:
-                value = node if untouched else self._replayed(node, previous, value)
-            else:
-                untouched = False
+                value = node if value in node.all_input_nodes else self._replayed(node, previous, value)
             previous = node
         return value
 
@@ -197,6 +194,9 @@ class Splicer:
 
     def _replayed(self, node: fx.Node, previous: fx.Node, value: fx.Node) -> fx.Node:
         """The same view of another value."""
+        if previous not in node.all_input_nodes and self.current(previous) not in node.all_input_nodes:
+            # What is between them computes nothing.
+            previous = node.all_input_nodes[0]
         old = self.current(previous)
 
         def moved(n: fx.Node) -> fx.Node:

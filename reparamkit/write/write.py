@@ -87,7 +87,9 @@ class Writer:
         units = _units(self.captured, sites)
         sites.clear()
         while units:
-            done = self._write(units.pop(0))
+            # Dead code goes with the merge before it.
+            left = set(self.captured.graph.nodes)
+            done = self._write([site for site in units.pop(0) if site.value in left])
             self._swap(done)
             written += done
         return written
