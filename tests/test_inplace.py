@@ -11,10 +11,12 @@ import torch
 from structures import (
     NEAR_MISSES,
     STRUCTURES,
+    Model,
     NearMiss,
     Net,
     Structure,
     build,
+    conv,
     conv_norm,
     error,
     operations,
@@ -22,7 +24,7 @@ from structures import (
     sample,
     seq,
 )
-from torch import nn
+from torch import Tensor, nn
 
 import reparamkit
 from reparamkit import pipeline
@@ -156,3 +158,21 @@ def test_a_graph_leaves_the_model():
     assert operations(model, X) == "conv norm _prelu_kernel"
     assert error(run(graph, X), run(model, X)) <= 1e-6
     assert graph.state_dict()["1.weight"].data_ptr() == model.state_dict()["1.weight"].data_ptr()
+
+
+class Unread(nn.Module):
+    """A layer that computes for nothing; its weight is arithmetic that would be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.utils.parametrizations.weight_norm(conv(4, 4))
+
+    def forward(self, x: Tensor) -> None:
+        self.layer(x)
+
+
+def test_a_layer_that_nothing_reads_goes_with_what_is_merged_before_it():
+    """It is no merge of its own then."""
+    model = build(lambda: Model(lambda m, x: (lambda y: (y, m.b(y))[0])(m.a(x)), a=conv_norm(3, 4), b=Unread()))
+    wanted = run(model, X)
+    assert error(run(reparamkit.fuse(model, X, inplace=True), X), wanted) <= 1e-6
