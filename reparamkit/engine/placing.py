@@ -175,10 +175,10 @@ def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Place
     alone = [((trail[position],), 0) for trail, position in ways]
     spare = [one for one, (trail, _) in zip(alone, ways, strict=True) if any(map(_spare, trail))]
     found = [*placed([*ways, *spare])]
+    reasons = [reason for reason in plans.values() if isinstance(reason, str)]
     # Views that layers between them undo, as those around a concatenation that is summed, go with the layers.
     found = found or [*placed(alone)] or [*placed((way for way in ways if not _views(way[0])), turned)]
     if not found:
-        reasons = [reason for reason in plans.values() if isinstance(reason, str)]
         raise NotFusable(reasons[-1] if reasons else "no way through the graph to write it on")
     return min(found, key=lambda p: _rank(p, weigh))
 

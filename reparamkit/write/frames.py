@@ -213,13 +213,17 @@ def fold(captured: Captured, frame: Frame, inlined: frozenset[int]) -> fx.Graph:
     return _Fold(captured, frame, inlined).run()
 
 
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is torch's and has none inside; a row that is empty by now had some."""
+    own = str(type(module).forward.__module__).startswith("torch.nn.modules.")
+    return own and not isinstance(module, nn.Sequential) and not any(True for _ in module.children())
+
+
 def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
     swallowed = [f for f in captured.called_in[frame] if id(f) in inlined]
     for each in (frame, *swallowed):
         where = each.path or "the model"
-        if str(type(each.module).forward.__module__).startswith("torch.nn.modules.") and not list(
-            each.module.children()
-        ):
+        if _is_layer(each.module):
             raise NotFusable(f"{where} is a single layer of torch, whose forward is not written again")
         if isinstance(each.module, fx.GraphModule):
             raise NotFusable(f"{where} is a GraphModule, whose code is that of its graph: fuse it by itself")
