@@ -18,7 +18,7 @@ def drop_identities(captured: Captured, reading: Reading) -> None:
     """Let every reader of an identity read its input; the model still calls the module."""
     for node in list(captured.graph.nodes):
         form = reading.read.get(node)
-        if form is not None and does_nothing(form) and returns_input(captured, node):
+        if form is not None and does_nothing(form) and _returns_input(captured, node):
             captured.replaced[node] = source = node.all_input_nodes[0]
             node.replace_all_uses_with(source)
             captured.graph.erase_node(node)
@@ -32,7 +32,13 @@ def does_nothing(form: Form) -> bool:
     return len(form.terms) == 1 and term.op.is_identity and form.bias is None and not (views or form.guards)
 
 
-def returns_input(captured: Captured, node: fx.Node) -> bool:
-    """Whether a call gives back the very tensor that it gets, and does no work for it."""
+def adds_zero(node: fx.Node) -> bool:
+    """Whether a node adds the number that sums begin with: it computes nothing new, and runs. (A factor of 1 may be the
+    default of an argument, and other numbers are given for it.)
+    """
+    return any(isinstance(a, (int, float)) and a == 0 for a in node.args)
+
+
+def _returns_input(captured: Captured, node: fx.Node) -> bool:
     hooked = node.op == "call_module" and has_hooks(captured.module(node))
     return not hooked and target_name(node, captured.module).startswith(RETURN_THEIR_INPUT)

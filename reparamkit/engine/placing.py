@@ -20,7 +20,7 @@ from ..layers.convolutions import multiply_adds, padding_cost, uneven_cost
 from ..layers.plans import LayerPlan
 from ..layers.price import Cost, numel
 from ..layers.writers import plan, turned
-from .identities import does_nothing, returns_input
+from .identities import adds_zero, does_nothing
 from .reading import Reading
 
 
@@ -100,7 +100,7 @@ def _own_guards(form: Form) -> Iterator[tuple[Symbol, Pin]]:
         if symbol in given:
             yield symbol, pin
         elif Size(1, (symbol,)).substitute(given) != (pin if isinstance(pin, Size) else Size(pin)):
-            raise NotFusable("a size in the middle of a merge would have to be checked")
+            raise NotFusable("a size that a guard must check does not reach the beginning of a merge")
 
 
 def _concatenated(form: Form, dim: int, parts: list[Form], weigh: Weigh) -> Placed:
@@ -274,10 +274,9 @@ def node_cost(reading: Reading, node: fx.Node, stored: int = 0) -> Cost:
     if node in reading.moves:
         launches = reading.moves[node]
         return Cost(0, launches * numel(form.sizes), stored, launches)
-    cost = layer_cost(form, stored)
-    # ``0 + x`` computes nothing new, and runs.
-    works = does_nothing(form) and not returns_input(reading.captured, node)
-    return Cost(0, numel(form.sizes), stored, 1) if works else cost
+    if does_nothing(form) and adds_zero(node):
+        return Cost(0, numel(form.sizes), stored, 1)
+    return layer_cost(form, stored)
 
 
 def layer_cost(form: Form, stored: int) -> Cost:
