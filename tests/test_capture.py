@@ -741,6 +741,26 @@ def test_an_attribute_of_a_tensor_that_is_set_is_not_overlooked(example: Tensor 
         reparamkit.fuse(build(Assigning), example)
 
 
+class Alternating(nn.Module):
+    """Takes another way at every second call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n, self.m, self.calls = conv(4, 4), norm(4), norm(4), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.n(self.a(x)) if self.calls % 2 else self.m(self.a(x))
+
+
+def test_a_branch_on_what_a_forward_changes_is_one():
+    """The trace has seen one of the ways only."""
+    model = build(Alternating)
+    fused = reparamkit.fuse(model)
+    for _ in range(3):
+        assert error(run(fused, X), run(model, X)) <= 1e-6
+
+
 class Doubled(nn.Conv2d):
     """Doubles what its forward gives, when it is called."""
 

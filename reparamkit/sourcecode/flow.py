@@ -39,6 +39,25 @@ def _caught(cls: type) -> dict[str, frozenset[str]]:
     return {"forward": frozenset(ast.dump(handler) for handler in handlers)}
 
 
+def remembers(cls: type) -> bool:
+    """Whether branches of the forward of a class depend on attributes that it changes itself."""
+    return bool(_remembered(cls)["forward"])
+
+
+@per_class
+def _remembered(cls: type) -> dict[str, frozenset[str]]:
+    """Under "forward" the attributes that it changes and that its branches depend on."""
+    tree = method_source(cls.forward)  # type: ignore[attr-defined]
+    nodes = [] if tree is None else list(ast.walk(tree))
+    tested = [_attributes(getattr(node, "test", node)) for node in nodes if isinstance(node, BRANCHES)]
+    changed = {path_of(n) for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+    return {"forward": frozenset(changed & set().union(*tested) - {""})}
+
+
+def _attributes(node: ast.AST) -> set[str]:
+    return {path_of(part) for part in ast.walk(node)}
+
+
 def _names(node: ast.AST) -> set[str]:
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
@@ -58,7 +77,7 @@ def certain_calls(cls: type) -> dict[str, frozenset[str]]:
     tree = method_source(cls.forward)  # type: ignore[attr-defined]
     if tree is None:
         return {"always": frozenset(), "once": frozenset()}
-    flow = _Flow(_locals(tree))
+    flow = _Flow(_locals(tree), _remembered(cls)["forward"])
     flow.visit(tree)
     always = frozenset() if flow.returns_early else frozenset(flow.always)
     return {"always": always, "once": always - flow.exposed}
@@ -68,11 +87,13 @@ def certain_calls(cls: type) -> dict[str, frozenset[str]]:
 class _Flow(ast.NodeVisitor):
     """Follows the statements in order. A branch on attributes of the module alone is none: they were so in the trace.
 
-    own: the local names. depth: in how many branches. holding: per variable the layers whose result it may have.
-    read: the layers whose result was read from a variable. exposed: those whose result is read again, or in a branch.
+    own: the local names. remembered: attributes that the forward changes. depth: in how many branches. holding: per
+    variable the layers whose result it may have. read: the layers whose result was read from a variable. exposed: those
+    whose result is read again, or in a branch.
     """
 
     own: frozenset[str]
+    remembered: frozenset[str]
     depth: int = 0
     holding: dict[str, set[str]] = field(default_factory=dict)
     always: set[str] = field(default_factory=set)
@@ -83,7 +104,8 @@ class _Flow(ast.NodeVisitor):
     def visit(self, node: ast.AST) -> None:
         """Any node."""
         test = getattr(node, "test", None)
-        if isinstance(node, BRANCHES) and not self.own.isdisjoint(_names(test or node)):
+        deciding = _names(test or node) & self.own or _attributes(test or node) & self.remembered
+        if isinstance(node, BRANCHES) and deciding:
             if test is not None:
                 self.visit(test)
             self.depth += 1

@@ -20,7 +20,7 @@ from ..engine.choose import Site
 from ..engine.placing import Placed, Placement
 from ..engine.scope import broken_methods, called_plainly, innermost, partial_methods, place_of
 from ..errors import NotFusable
-from ..sourcecode.flow import branched_on, catches, certain_calls
+from ..sourcecode.flow import branched_on, catches, certain_calls, remembers
 from .frames import original_class
 
 PREFIX = "_merged_"
@@ -289,10 +289,10 @@ def _certain(captured: Captured, frame: Frame, layer: fx.Node, last: bool) -> bo
     """
     if frame.asks:
         return False
-    catching = catches(original_class(frame.module))
-    if frame not in captured.deciding and not catching and not _has_flags(frame):
+    cls = original_class(frame.module)
+    if frame not in captured.deciding and not catches(cls) and not remembers(cls) and not _has_flags(frame):
         return True
-    calls = certain_calls(original_class(frame.module))["always" if last else "once"]
+    calls = certain_calls(cls)["always" if last else "once"]
     place = f"{place_of(layer).removeprefix(f'{frame.path}.' if frame.path else '')}."
     return any(place.startswith(f"{path}.") for path in calls)
 
