@@ -556,7 +556,7 @@ class _Chooser:
 
     def _improved(self, plan: _Selection) -> _Selection | None:
         """A better plan without one of the merges that share their pieces, or without all merges through a piece; or
-        with the merges through a piece again, that were given up for a merge which is gone itself by now.
+        with one of the merges through a piece again, all of which were given up.
         """
         for banned, pinned, site in self._moves(plan):
             self.tries += 1
@@ -577,7 +577,14 @@ class _Chooser:
         for site, shared in _overlapping(plan):
             yield {site.merge}, self.pinned, site
             yield from ((set(), self.pinned | {piece}, site) for piece in shared)
-        yield from ((set(), self.pinned - {piece}, None) for piece in sorted(self.pinned, key=lambda n: n.name))
+        for piece in sorted(self.pinned, key=lambda n: n.name):
+            merges = set(self._merges_through(piece))
+            yield from ((merges - {kept}, self.pinned - {piece}, None) for kept in self._merges_through(piece))
+
+    def _merges_through(self, piece: fx.Node) -> Iterator[_Merge]:
+        """The merges that have a piece inside."""
+        for node, options in self.options.items():
+            yield from ((node, option.members) for option in options if piece in option.members - {node})
 
     def _rank(self, plan: _Selection) -> tuple[float, float]:
         """By how much a plan is worse than the model itself, which it may not be in the end; and its price."""
