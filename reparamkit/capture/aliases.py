@@ -14,7 +14,7 @@ import networkx as nx
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from ..sourcecode.writes import IN_PLACE, may_write
+from ..sourcecode.writes import IN_PLACE, in_place, may_write
 from .trees import leaves
 
 IN_PLACE_FUNCTIONS = frozenset(getattr(operator, name) for name in IN_PLACE)
@@ -136,8 +136,7 @@ def written_by(node: fx.Node, module_of: ModuleOf) -> Iterator[fx.Node]:
     outs = [leaf for leaf in leaves(node.kwargs.get("out")) if isinstance(leaf, fx.Node)]
     yield from outs
     yield from _statistics(node) if name in STATISTICS else ()
-    in_place = name.strip("_") in IN_PLACE if name.startswith("__") else name in IN_PLACE or name.endswith("_")
-    if (in_place or node.kwargs.get("inplace")) and not outs:
+    if (in_place(name) or node.kwargs.get("inplace")) and not outs:
         yield node.all_input_nodes[0]
 
 

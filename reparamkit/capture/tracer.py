@@ -23,7 +23,7 @@ from torch.fx.node import Argument, Target
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
-from ..sourcecode.writes import IN_PLACE
+from ..sourcecode.writes import in_place
 from .buffers import other_buffers
 from .draws import Draws, no_plain_draws
 from .guards import is_guard
@@ -156,9 +156,7 @@ def _reads_traced(args: Any, kwargs: Any) -> bool:
 
 def _writes(target: Target, kwargs: Mapping[str, Any]) -> bool:
     """Whether a call writes into an argument, by its name."""
-    name = str(getattr(target, "__name__", target))
-    in_place = name.strip("_") in IN_PLACE if name.startswith("__") else name.endswith("_") or name in IN_PLACE
-    return in_place or kwargs.get("out") is not None
+    return in_place(str(getattr(target, "__name__", target))) or kwargs.get("out") is not None
 
 
 def _renamed(value: Any, now: fx.Node) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -105,21 +106,23 @@ def _spatial(op: Operator, channel: int) -> Iterator[Link | None]:
         yield stencils[0] if stencils else None
 
 
+def _settings(windows: Sequence[Window | Spread]) -> dict[str, Any]:
+    """What a layer is told of its windows."""
+    return {
+        "kernel_size": tuple(w.k for w in windows),
+        "stride": tuple(w.stride for w in windows),
+        "padding": tuple(w.padding for w in windows),
+        "dilation": tuple(w.dilation for w in windows),
+    }
+
+
 def _conv_plan(op: Operator, vector: Operator | None, channel: int, windows: list[Window]) -> LayerPlan:
     groups, ins, outs = _channels(op, channel)
     taps = math.prod(w.k for w in windows)
 
     def build() -> nn.Module:
         layer = CONVS[len(windows)](
-            ins,
-            outs,
-            tuple(w.k for w in windows),  # type: ignore[arg-type]
-            tuple(w.stride for w in windows),  # type: ignore[arg-type]
-            tuple(w.padding for w in windows),  # type: ignore[arg-type]
-            tuple(w.dilation for w in windows),  # type: ignore[arg-type]
-            groups,
-            bias=vector is not None,
-            device="meta",
+            ins, outs, groups=groups, bias=vector is not None, device="meta", **_settings(windows)
         )
         fill(layer, _kernel(op, channel, windows, groups), vector, outs)
         return layer
@@ -137,14 +140,11 @@ def _transposed_plan(op: Operator, vector: Operator | None, channel: int, window
         layer = TRANSPOSED[len(windows)](
             ins,
             outs,
-            tuple(w.k for w in windows),  # type: ignore[arg-type]
-            tuple(w.stride for w in windows),  # type: ignore[arg-type]
-            tuple(w.padding for w in windows),  # type: ignore[arg-type]
-            tuple(w.extra for w in windows),  # type: ignore[arg-type]
-            groups,
-            vector is not None,
-            tuple(w.dilation for w in windows),  # type: ignore[arg-type]
+            output_padding=tuple(w.extra for w in windows),  # type: ignore[arg-type]
+            groups=groups,
+            bias=vector is not None,
             device="meta",
+            **_settings(windows),
         )
         kernel = _kernel(op, channel, windows, groups)
         turned = kernel.reshape(groups, outs // groups, *kernel.shape[1:]).transpose(1, 2).flatten(0, 1)

@@ -14,44 +14,34 @@ BRANCHES = (ast.If, ast.IfExp, ast.While, ast.BoolOp, ast.Try, ast.Match)
 
 
 @per_class
-def branched_on(cls: type) -> dict[str, frozenset[str]]:
-    """Under "forward" the parameters of a class's forward that its branches depend on."""
+def branched_on(cls: type) -> frozenset[str]:
+    """The parameters of a class's forward that its branches depend on."""
     tree = method_source(cls.forward)  # type: ignore[attr-defined]
     if tree is None:
-        return {}
+        return frozenset()
     tests = [node for node in ast.walk(tree) if isinstance(node, BRANCHES)]
     deciding = {name for node in tests for name in _names(getattr(node, "test", node))}
     for node in reversed([n for n in ast.walk(tree) if isinstance(n, ast.Assign)]):
         if any(isinstance(t, ast.Name) and t.id in deciding for target in node.targets for t in ast.walk(target)):
             deciding |= _names(node.value)
-    return {"forward": frozenset(deciding)}
+    return frozenset(deciding)
 
 
+@per_class
 def catches(cls: type) -> bool:
     """Whether the forward of a class goes on after some errors."""
-    return bool(_caught(cls)["forward"])
-
-
-@per_class
-def _caught(cls: type) -> dict[str, frozenset[str]]:
     tree = method_source(cls.forward)  # type: ignore[attr-defined]
-    handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)] if tree is not None else []
-    return {"forward": frozenset(ast.dump(handler) for handler in handlers)}
-
-
-def remembers(cls: type) -> bool:
-    """Whether branches of the forward of a class depend on attributes that it changes itself."""
-    return bool(_remembered(cls)["forward"])
+    return tree is not None and any(isinstance(node, ast.ExceptHandler) for node in ast.walk(tree))
 
 
 @per_class
-def _remembered(cls: type) -> dict[str, frozenset[str]]:
-    """Under "forward" the attributes that it changes and that its branches depend on."""
+def remembered(cls: type) -> frozenset[str]:
+    """The attributes that the forward of a class changes, and that its branches depend on."""
     tree = method_source(cls.forward)  # type: ignore[attr-defined]
     nodes = [] if tree is None else list(ast.walk(tree))
     tested = [_attributes(getattr(node, "test", node)) for node in nodes if isinstance(node, BRANCHES)]
     changed = {path_of(n) for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
-    return {"forward": frozenset(changed & set().union(*tested) - {""})}
+    return frozenset(changed & set().union(*tested) - {""})
 
 
 def _attributes(node: ast.AST) -> set[str]:
@@ -77,7 +67,7 @@ def certain_calls(cls: type) -> dict[str, frozenset[str]]:
     tree = method_source(cls.forward)  # type: ignore[attr-defined]
     if tree is None:
         return {"always": frozenset(), "once": frozenset()}
-    flow = _Flow(_locals(tree), _remembered(cls)["forward"])
+    flow = _Flow(_locals(tree), remembered(cls))
     flow.visit(tree)
     always = frozenset() if flow.returns_early else frozenset(flow.always)
     return {"always": always, "once": always - flow.exposed}

@@ -7,20 +7,22 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
+T = TypeVar("T")
 ASKING = frozenset({"isinstance", "hasattr", "getattr", "id", "type", "print"})
 """Functions that can be asked of any object."""
 Paths = dict[str, frozenset[str]]
 """Per method of a user's class other than forward, inherited ones too, some paths below the module."""
 
 
-def per_class(find: Callable[[type], Paths]) -> Callable[[type], Paths]:
+def per_class(find: Callable[[type], T]) -> Callable[[type], T]:
     """Find only once for each class, and keep no class alive."""
-    known: WeakKeyDictionary[type, Paths] = WeakKeyDictionary()
+    known: WeakKeyDictionary[type, T] = WeakKeyDictionary()
 
     @functools.wraps(find)
-    def look_up(cls: type) -> Paths:
+    def look_up(cls: type) -> T:
         if cls not in known:
             known[cls] = find(cls)
         return known[cls]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import ast
 import inspect
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .parse import source
+from .parse import per_class, source
 
 AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
 """What ``x += y`` and the like do to a tensor in place. (There is no ``x @= y``.)"""
 IN_PLACE = frozenset({*(f"i{name}" for name in AUGMENTED), "setitem"})
 """Operators that write into their first operand."""
 KEYWORDS = frozenset({"out", "inplace"})
-_known: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+
+
+def in_place(name: str) -> bool:
+    """Whether a function or method of this name writes into its first operand."""
+    return name.strip("_") in IN_PLACE if name.startswith("__") else name in IN_PLACE or name.endswith("_")
 
 
 def may_write(module: nn.Module) -> bool:
@@ -23,14 +26,9 @@ def may_write(module: nn.Module) -> bool:
     return any(getattr(m, "inplace", False) or _class_may_write(type(m)) for m in module.modules())
 
 
+@per_class
 def _class_may_write(cls: type) -> bool:
     """Whether a forward, or a method that it calls, has code that writes, or cannot be read."""
-    if cls not in _known:
-        _known[cls] = _writes_somewhere(cls)
-    return _known[cls]
-
-
-def _writes_somewhere(cls: type) -> bool:
     own = [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in ("torch", "builtins")]
     methods = {n: f for base in reversed(own) for n, f in vars(base).items() if inspect.isfunction(f)}
     waiting, seen = ["forward"] if "forward" in methods else [], {"forward"}

@@ -20,7 +20,7 @@ from ..engine.choose import Site
 from ..engine.placing import Placed, Placement
 from ..engine.scope import broken_methods, called_plainly, innermost, partial_methods, place_of
 from ..errors import NotFusable
-from ..sourcecode.flow import branched_on, catches, certain_calls, remembers
+from ..sourcecode.flow import branched_on, catches, certain_calls, remembered
 from .frames import original_class
 
 PREFIX = "_merged_"
@@ -290,7 +290,7 @@ def _certain(captured: Captured, frame: Frame, layer: fx.Node, last: bool) -> bo
     if frame.asks:
         return False
     cls = original_class(frame.module)
-    if frame not in captured.deciding and not catches(cls) and not remembers(cls) and not _has_flags(frame):
+    if frame not in captured.deciding and not catches(cls) and not remembered(cls) and not _has_flags(frame):
         return True
     calls = certain_calls(cls)["always" if last else "once"]
     place = f"{place_of(layer).removeprefix(f'{frame.path}.' if frame.path else '')}."
@@ -299,7 +299,7 @@ def _certain(captured: Captured, frame: Frame, layer: fx.Node, last: bool) -> bo
 
 def _has_flags(frame: Frame) -> bool:
     """Whether a branch in its code depends on an argument that is no tensor."""
-    names = branched_on(original_class(frame.module)).get("forward", frozenset())
+    names = branched_on(original_class(frame.module))
     bound = inspect.signature(frame.module.forward).bind(*frame.args, **frame.kwargs)
     bound.apply_defaults()
     return any(name in names and not isinstance(value, fx.Node) for name, value in bound.arguments.items())
