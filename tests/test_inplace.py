@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import reparamkit
 from reparamkit import pipeline
-from reparamkit.write import finish, write
+from reparamkit.write import finish, places, write
 
 X = sample((2, 3, 12, 10), torch.float32)
 
@@ -60,7 +60,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "place": (finish.Finisher, "_move_layers"),
     "code": (finish.Finisher, "_remove_unread"),
     "removal": (finish.Finisher, "_remove_dead_modules"),
-    "swap": (finish, "_fill"),
+    "swap": (places, "_fill"),
     "splice": (write.Splicer, "commit"),
     "report": (pipeline, "summarize"),
 }

@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 import reparamkit
 from reparamkit import ReparamkitError, inputs, pipeline
 from reparamkit.capture import capture, parts, tracer
-from reparamkit.write import finish, write
+from reparamkit.write import finish, places, write
 
 X = sample((2, 3, 12, 10), torch.float32)
 
@@ -94,8 +94,8 @@ STAGES: list[tuple[Any, str]] = [
     (pipeline, "pictures"),
     (finish, "method"),
     (finish, "change"),
-    (finish, "_fill"),
-    (finish, "_with_new"),
+    (places, "_fill"),
+    (places, "_with_new"),
     (pipeline, "_owning"),
     (pipeline, "compare"),
     (pipeline, "totals"),

@@ -267,10 +267,35 @@ def test_merged_layers_have_no_children():
 def test_a_list_of_blocks_keeps_its_length():
     """A list of modules is as long as before, so that code that indexes it goes on working."""
     model = build(
-        lambda: Model(lambda m, x: sum(b(x) for b in m.branches), branches=nn.ModuleList([conv(3, 4), conv(3, 4)]))
+        lambda: Model(
+            lambda m, x: torch.relu(m.branches[0](x) + m.branches[1](x)) + m.branches[2](x),
+            branches=nn.ModuleList([conv(3, 4), conv(3, 4), conv(3, 4)]),
+        )
     )
     fused = reparamkit.fuse(model, X)
-    assert len(fused.branches) == 2
+    assert operations(fused, X) == "conv relu conv add"
+    assert len(fused.branches) == 3
+
+
+def test_a_list_of_branches_that_became_one_layer_is_that_layer():
+    """Nothing is left of what was called inside, and a method that goes through the list says why it cannot."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branches = nn.ModuleList([conv_norm(3, 4), nn.Sequential(nn.Dropout(), conv(3, 4, 1))])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return sum(branch(x) for branch in self.branches)
+
+        def widths(self) -> list[int]:
+            return [branch[1].weight.shape[0] for branch in self.branches]
+
+    fused = reparamkit.fuse(build(Block), X)
+    assert [name for name, _ in fused.named_modules()] == ["", "branches"]
+    assert isinstance(fused.branches, nn.Conv2d)
+    with pytest.raises(AttributeError, match="'branches', which was merged"):
+        fused.widths()
 
 
 # --- other tools ------------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ class Captured:
     outside: what is known of other code. lists: the lists of its own parts for which the code asked torch.
     absent: per path of a module the positions and names of arguments that are None in a real run.
     guessed: whether it is a part, and nothing is known of how it is called.
+    callers: per path of a module that the code calls the calls around it, of modules that do nothing as well.
     """
 
     root: nn.Module
@@ -106,6 +107,7 @@ class Captured:
     lists: set[str] = field(default_factory=set)
     absent: Mapping[str, Set[int | str]] = field(default_factory=dict)
     guessed: bool = False
+    callers: Mapping[str, Sequence[Frame]] = field(default_factory=dict)
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""
@@ -228,7 +230,10 @@ class Captured:
     def module(self, node: fx.Node) -> nn.Module:
         """The module a call_module node calls."""
         name = str(node.target)
-        found = self.held[name] if name in self.held else self.root.get_submodule(name)
+        found = self.held.get(name, self.root)
+        # `get_submodule` is slow, and this is asked often.
+        for part in name.split(".") if found is self.root else ():
+            found = found._modules[part]
         assert isinstance(found, nn.Module)
         return found
 
@@ -311,7 +316,16 @@ def _captured(
         held=_missing(model, named),
         attributes=frozenset(named),
         lists=tracer.lists,
+        callers=_callers(graph),
     )
+
+
+def _callers(graph: fx.Graph) -> dict[str, list[Frame]]:
+    found: dict[str, list[Frame]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            found.setdefault(str(node.target), []).append(node.meta["frame"])
+    return found
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def read_by_methods(cls: type) -> Paths:
     """What the methods read and did not set themselves.
 
     A call of ``self.a`` is ``a()``; ``self.a`` as an argument is ``a.*``, or ``a.**`` if it is given to a method of the
-    module, which may look deep into it; all children are ``**``.
+    module, which may look deep into it; a loop over it is ``a.__iter__``; all children are ``**``.
     """
     return {name: frozenset(_read(tree)) for name, tree in _methods(cls)}
 
@@ -65,6 +65,10 @@ def _read(tree: ast.AST) -> Iterator[str]:
             asks = isinstance(node.func, ast.Name) and node.func.id in ASKING
             yield from (f"{path}.*" for argument in node.args if not asks for path in paths(argument))
             yield from (f"{path}.**" for argument in node.args if path_of(node.func) and (path := path_of(argument)))
+        elif isinstance(node, (ast.For, ast.comprehension)):
+            # As in ``for k, layer in enumerate(self.layers)``.
+            over = node.iter.args if isinstance(node.iter, ast.Call) else [node.iter]
+            yield from (f"{path}.__iter__" for value in over for path in paths(value))
     for node in attributes:
         yield from ["**"] if path_of(node) == "_modules" else paths(node)
         if isinstance(node.value, ast.Name):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
@@ -17,14 +14,16 @@ from ..capture.guards import expect, expect_rank
 from ..capture.state import intact
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
-from ..engine.held import OWN
 from ..engine.norms import restore
 from ..engine.scope import innermost, place_of
 from ..errors import NotFusable
-from ..recipes.tape import Tape
 from .frames import change, changes_of, fold, method, original_class
 from .hidden import Hidden, because, hide_broken, upwards
+from .places import Places
 from .splice import Written
+
+LISTS = (nn.ModuleList, nn.ModuleDict)
+"""Modules that are never called."""
 
 
 class Expect(nn.Identity):
@@ -48,9 +47,7 @@ class Finisher:
     calls inlined into them. moves: temporary name of a merged layer -> the path whose place it takes.
     rows: paths that a row of module calls left empty, with the call they are in. dead: paths of merged layers.
     paths: temporary name of a merged layer -> its final path. hidden: methods that will be there no more.
-    places: per module all owners and names that it has; a module may have several. gone: per module that lost its place
-    what plain lists and dictionaries of the user's have in its stead.
-    ran: methods that the forwards called.
+    places: where all modules are. ran: methods that the forwards called.
     """
 
     captured: Captured
@@ -62,8 +59,7 @@ class Finisher:
     dead: set[str] = field(default_factory=set)
     paths: dict[str, str] = field(default_factory=dict)
     hidden: Hidden = field(default_factory=dict)
-    places: dict[nn.Module, list[tuple[nn.Module, str]]] = field(default_factory=dict)
-    gone: dict[nn.Module, nn.Module] = field(default_factory=dict)
+    places: Places = field(init=False)
     ran: frozenset[Method] = frozenset()
 
     def __post_init__(self) -> None:
@@ -182,40 +178,21 @@ class Finisher:
         hide none); all of it or nothing.
         """
         before = dict(self.captured.root.named_modules(remove_duplicate=False))
-        self.places = _places(self.captured.root)
+        self.places = Places(self.captured.root)
         with intact(self.captured.root):
+            self._leave_uncalled()
             self._move_layers()
             for frame in sorted(set(map(self._writer, frames or ())), key=lambda f: -f.path.count(".")):
                 self._regenerate(frame)
             self._remove_unread()
             for path, module in self.swaps.items():
-                self._put(path, module, called=True)
+                self.places.put(path, module, called=True)
             self._remove_dead_modules()
-            self._replace_held()
+            self.places.replace_held()
             if frames is not None:
                 self._hide(before)
-        for done in (self.moves, self.swaps, self.places, self.gone):
+        for done in (self.moves, self.swaps, self.places):
             done.clear()
-
-    def _put(self, path: str, module: nn.Module | None, called: bool = False) -> None:
-        """Let a module, or none, take the place of the one at a path. Under the other names that this may have it goes,
-        or, if the user's code calls it, the module stands there too.
-        """
-        place = _parent(self.captured.root, path)
-        old = place[0]._modules.get(place[1])
-        others = [] if old is None else [other for other in self.places.get(old, []) if other != place]
-        for other in others:
-            _fill(*other, module if called else None)
-        _fill(*place, module)
-        if old is not None:
-            self.gone[old] = module if called and module is not None else nn.Identity().eval()
-
-    def _replace_held(self) -> None:
-        """Lists of layers that are no ModuleList, and other attributes that hold what is gone."""
-        for owner in self.captured.root.modules() if self.gone else ():
-            for name, value in vars(owner).items() if not isinstance(owner, torch.jit.ScriptModule) else ():
-                if name not in OWN and (made := _with_new(value, self.gone)) is not value:
-                    vars(owner)[name] = made
 
     def _writer(self, frame: Frame) -> Frame:
         """The call whose method has the code of `frame` in it."""
@@ -231,20 +208,35 @@ class Finisher:
             target = self._place(path, frame, live, taken)
             live.update(upwards(target))
             taken.add(target)
-            self._put(target, self.captured.held.pop(name))
+            self.places.put(target, self.captured.held.pop(name))
             self.dead.discard(target)
             self._retarget(name, target)
 
+    def _leave_uncalled(self) -> None:
+        """What only modules called that are no more is dead, also if it did nothing and is no part of a merge."""
+        for path, frames in self.captured.callers.items():
+            if path not in self.captured.targets and all(id(frame) in self.inlined for frame in frames):
+                self.dead.add(path)
+
     def _live(self) -> set[str]:
         """Paths of modules, parameters and buffers that something still uses."""
-        names = {name for name, _ in self.captured.root.named_modules() if name}
+        names = {name: module for name, module in self.captured.root.named_modules() if name}
         swallowed = {f.path for f in self.captured.frames if id(f) in self.inlined}
         kept = {n for n in names if n not in swallowed and self.dead.isdisjoint(upwards(n))}
+        for name in sorted(kept, key=lambda n: -n.count(".")):
+            if self._is_spent(names[name]) and kept.isdisjoint(f"{name}.{child}" for child in names[name]._modules):
+                kept.remove(name)
         return kept | self.captured.targets.keys()
+
+    def _is_spent(self, module: nn.Module) -> bool:
+        """Whether nothing needs a module if nothing needs its children: a list of modules that have no other name."""
+        only = all(len(self.places.by.get(inner, ())) == 1 for inner in module.modules())
+        return type(module) in LISTS and bool(module._modules) and only
 
     def _place(self, path: str, frame: Frame, live: set[str], taken: set[str]) -> str:
         """live: paths in use, and those of the modules around. taken: of merged layers; nothing hangs below one."""
-        prefix = f"{frame.path}." if frame.path else ""
+        owner = self._writer(frame).path
+        prefix = f"{owner}." if owner else ""
         if not path.startswith(prefix) or not path:
             path = self._fresh(prefix, live)
         parts = path[len(prefix) :].split(".")
@@ -258,7 +250,7 @@ class Finisher:
 
     def _fresh(self, prefix: str, live: set[str]) -> str:
         names = (f"{prefix}merged{k}" for k in itertools.count())
-        return next(name for name in names if name not in live and not _exists(self.captured.root, name))
+        return next(name for name in names if name not in live and not self.places.has(name))
 
     def _retarget(self, old: str, new: str) -> None:
         self.paths[old] = new
@@ -289,7 +281,7 @@ class Finisher:
         written = {f.path for f in self.captured.frames if id(f) in self.inlined or id(f) in self.frames}
         for path in self.captured.attributes - used:
             owner, _, name = path.rpartition(".")
-            if owner and not _exists(self.captured.root, owner):
+            if owner and not self.places.has(owner):
                 continue
             module = self.captured.root.get_submodule(owner)
             if isinstance(module, nn.ParameterDict):
@@ -321,7 +313,7 @@ class Finisher:
 
     def _is_old(self, path: str, merged: frozenset[str]) -> bool:
         """Whether a path still is that of the model's own module, and not of one inside a merged layer."""
-        return merged.isdisjoint(upwards(path.rpartition(".")[0])) and _exists(self.captured.root, path)
+        return merged.isdisjoint(upwards(path.rpartition(".")[0])) and self.places.has(path)
 
     def _used(self) -> dict[str, set[str]]:
         """Per module the names of the children and tensors that the graph uses."""
@@ -335,12 +327,12 @@ class Finisher:
         """A merged layer: gone, but for parameters that the code reads itself."""
         read = used.get(path, set())
         if not read:
-            self._put(path, None)
+            self.places.put(path, None)
             return
         module = self.captured.root.get_submodule(path)
         for name in {*module._parameters, *module._buffers} - read:
             delattr(module, name)
-        self._put(path, _container(module))
+        self.places.put(path, _container(module))
 
     def _hollow(self, path: str, used: Mapping[str, set[str]]) -> None:
         """A module whose work is done in its caller now: gone, or a container of what is still used."""
@@ -350,9 +342,9 @@ class Finisher:
         for name in {*module._parameters, *module._buffers} - used.get(path, set()):
             delattr(module, name)
         if not (module._modules or module._parameters or module._buffers):
-            self._put(path, None)
+            self.places.put(path, None)
         elif not isinstance(module, nn.Sequential):
-            self._put(path, _container(module))
+            self.places.put(path, _container(module))
 
 
 def _literal_size(node: fx.Node) -> int | None:
@@ -370,98 +362,3 @@ def _container(module: nn.Module) -> nn.Sequential:
     made = nn.Sequential(OrderedDict(module._modules.items()))  # type: ignore[arg-type]
     made._parameters, made._buffers = module._parameters, module._buffers
     return made.train(module.training)
-
-
-def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
-    parent, _, name = path.rpartition(".")
-    return root.get_submodule(parent), name
-
-
-def _places(root: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
-    found: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
-    for owner in root.modules():
-        for name, module in owner._modules.items():
-            if module is not None:
-                found.setdefault(module, []).append((owner, name))
-    return found
-
-
-def _with_new(value: Any, new: Mapping[nn.Module, nn.Module]) -> Any:
-    """A value with other modules in the lists, tuples and dictionaries that it is made of; itself, if it has none."""
-    if isinstance(value, nn.Module):
-        return new.get(value, value)
-    if not isinstance(value, (list, tuple, dict)):
-        return value
-    keys = list(value) if isinstance(value, dict) else range(len(value))
-    items = {key: made for key in keys if (made := _with_new(value[key], new)) is not value[key]}
-    if not items:
-        return value
-    if isinstance(value, tuple):
-        parts = [items.get(k, part) for k, part in enumerate(value)]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    made = copy.copy(value)
-    for key, item in items.items():
-        made[key] = item
-    return made
-
-
-def _fill(owner: nn.Module, name: str, module: nn.Module | None) -> None:
-    if module is None and isinstance(owner, nn.ModuleList):
-        module = nn.Identity().train(owner.training)
-    if module is None:
-        owner._modules.pop(name, None)
-    elif name in owner._modules:
-        owner._modules[name] = module
-    else:
-        owner.add_module(name, module)
-
-
-def _exists(root: nn.Module, path: str) -> bool:
-    try:
-        root.get_submodule(path)
-    except AttributeError:
-        return False
-    return bool(path)
-
-
-# --- numbers ----------------------------------------------------------------------------------------
-
-
-def settle(module: nn.Module, like: Tensor | None, requires_grad: bool, tape: Tape) -> list[str]:
-    """Cast a merged layer once, to the dtype and device of the layers it replaces; returns warnings. The tape records
-    the cast.
-
-    Raises `NotFusable` if a number is finite in float64 and not in that dtype.
-    """
-    warnings: list[str] = []
-    for name, parameter in module.named_parameters():
-        data = parameter.data
-        with tape:
-            cast = (data if like is None else data.to(like.device, like.dtype)).contiguous()
-        if cast.dtype != data.dtype and _overflows(cast) and not _overflows(data):
-            raise NotFusable(f"a merged {name} overflows {_short(cast.dtype)}")
-        if lossy := _lossy(data, cast.dtype):
-            shown = ", ".join(map(str, lossy[:4])) + ", ..." * (len(lossy) > 4)
-            warnings.append(f"channel {shown} of the {name} is too small for {_short(cast.dtype)} and loses digits")
-        owner, _, own_name = name.rpartition(".")
-        made = nn.Parameter(cast, requires_grad=requires_grad)
-        module.get_submodule(owner).register_parameter(own_name, made)
-    return warnings
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _lossy(weight: Tensor, dtype: torch.dtype) -> list[int]:
-    """The channels of a weight all of whose numbers are below the smallest normal one, where digits get lost."""
-    if weight.dim() < 2 or not weight.numel():
-        return []
-    rows = weight.flatten(1)
-    peak = torch.maximum(rows.amax(1), -rows.amin(1))
-    found: list[int] = ((peak > 0) & (peak < torch.finfo(dtype).tiny)).nonzero().flatten().tolist()
-    return found
-
-
-def _overflows(tensor: Tensor) -> bool:
-    return tensor.numel() > 0 and not all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))

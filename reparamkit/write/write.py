@@ -18,7 +18,8 @@ from ..engine.sharing import alike, is_shared
 from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
 from ..recipes.tape import Tape
-from .finish import Finisher, settle
+from .finish import Finisher
+from .settle import settle
 from .splice import Splicer, Written, is_chain, is_swap
 
 Prove = Callable[[Captured, Written], float | None]
