@@ -23,7 +23,7 @@ from .laws import CHAIN, DIRECT_SUM
 from .operator import WHOLE, Dims, Edges, Link, Operator, Resampling, Role, closed, pin, with_rank
 from .size import Size, fixed, joined_pins, parts, product, whole_multiples
 from .views import Crop, Mean, Permute, Resampled, Reshape, Same, View
-from .weight import Computed, One, Ones, Weight, leaf
+from .weight import Computed, One, Ones, Vector, Weight, leaf
 
 F, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
 
@@ -159,7 +159,7 @@ def _product(weights: Sequence[tuple[Weight, Names]], wanted: Iterable[str]) -> 
     return product
 
 
-def scale(x: Form, factor: Tensor, dim: int = 1, bias: Tensor | None = None) -> Form:
+def scale(x: Form, factor: Tensor | Vector, dim: int = 1, bias: Tensor | Vector | None = None) -> Form:
     """``factor * x + bias`` along dimension `dim`, as a batch norm with fixed statistics.
 
     factor, bias: (size of dim,).
@@ -491,7 +491,7 @@ def _without_dims(x: Form, dims: Sequence[int], keepdim: bool) -> Form:
     return replace(kept, bias=None if bias is None else replace(bias, source=drop(bias.source)))
 
 
-def shift(x: Form, bias: Tensor | None, dim: int = -1) -> Form:
+def shift(x: Form, bias: Tensor | Vector | None, dim: int = -1) -> Form:
     """``x + bias`` with a bias of one dimension, along dimension `dim`."""
     if bias is None:
         return x
@@ -516,7 +516,10 @@ def bordered(x: Form, constant: Tensor, borders: Sequence[tuple[int, int]]) -> F
 
 
 def _offset(
-    x: Form, constant: Tensor, shape: Sequence[int], borders: Mapping[int, tuple[int, int]] = MappingProxyType({})
+    x: Form,
+    constant: Tensor | Vector,
+    shape: Sequence[int],
+    borders: Mapping[int, tuple[int, int]] = MappingProxyType({}),
 ) -> Form:
     """``x + constant``, the constant viewed in `shape`; borders: (low, high) of some dimensions, from the right."""
     x = in_sight(x, len(shape))
@@ -534,7 +537,9 @@ def _is_bare(x: Form) -> bool:
     return x.bias is None and all(term.op.is_identity for term in x.terms.values())
 
 
-def _field(below: Operator, constant: Tensor, shape: Sequence[int], borders: Mapping[int, tuple[int, int]]) -> Operator:
+def _field(
+    below: Operator, constant: Tensor | Vector, shape: Sequence[int], borders: Mapping[int, tuple[int, int]]
+) -> Operator:
     """The constant as a diagonal operator on a tensor of ones with the dimensions of below's value."""
     made = _Builder(below)
     for d in range(-len(shape), 0):

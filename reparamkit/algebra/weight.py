@@ -40,16 +40,30 @@ class Computed(Weight):
         return self.compute()
 
 
-def leaf(tensor: Tensor, shape: Sequence[int] | None = None) -> Weight:
+@final
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """Real numbers along one dimension, made of a layer's own when they are needed."""
+
+    size: int
+    compute: Callable[[], Tensor]
+
+    def numel(self) -> int:
+        """How many there are."""
+        return self.size
+
+
+def leaf(tensor: Tensor | Vector, shape: Sequence[int] | None = None) -> Weight:
     """A layer's own weight, viewed in `shape`; read when needed, copied to float64 on the CPU.
 
     Raises `NotFusable`: its numbers are complex.
     """
-    if tensor.is_complex():
+    if isinstance(tensor, Tensor) and tensor.is_complex():
         raise NotFusable("numbers that are complex")
 
     def compute() -> Tensor:
-        copy = tensor.detach().to("cpu", torch.float64, copy=True)
+        numbers = tensor if isinstance(tensor, Tensor) else tensor.compute()
+        copy = numbers.detach().to("cpu", torch.float64, copy=True)
         return copy.reshape(tuple(shape)) if shape is not None else copy
 
     return Computed(compute)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -93,7 +92,7 @@ def kept(*models: nn.Module) -> Iterator[None]:
 def _contents(module: nn.Module) -> dict[str, Any]:
     """A copy of each table, and of each container among the attributes."""
     held = vars(module)
-    return {n: copy.copy(value) for n, value in held.items() if n in TABLES or type(value) in CONTAINERS}
+    return {n: value.copy() for n, value in held.items() if n in TABLES or type(value) in CONTAINERS}
 
 
 def _equal(now: Mapping[str, Any], contents: Mapping[str, Any]) -> bool:

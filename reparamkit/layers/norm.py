@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..algebra.build import known_rank, scale
 from ..algebra.form import Form
+from ..algebra.weight import Vector
 from ..errors import NotFusable
 from .registry import READERS
 
@@ -76,11 +77,17 @@ def _batched(x: Form) -> Form:
 def _normalized(
     x: Form, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dim: int = 1
 ) -> Form:
-    with torch.no_grad():
-        s = (var.double() + eps).rsqrt()
-        s = s if weight is None else s * weight.double()
-        t = -mean.double() * s
-        return scale(x, s, dim, t if bias is None else t + bias.double())
+    @torch.no_grad()
+    def s() -> Tensor:
+        bare = (var.double() + eps).rsqrt()
+        return bare if weight is None else bare * weight.double()
+
+    @torch.no_grad()
+    def t() -> Tensor:
+        bare = -mean.double() * s()
+        return bare if bias is None else bare + bias.double()
+
+    return scale(x, Vector(mean.numel(), s), dim, Vector(mean.numel(), t))
 
 
 @READERS.reader(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
