@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import reparamkit
-from reparamkit.algebra.operator import Link, Operator, Role, densify
+from reparamkit.algebra.operator import Link, Operator, Role
+from reparamkit.algebra.relink import densify
 from reparamkit.algebra.size import fixed
 from reparamkit.algebra.weight import leaf
 from reparamkit.timing import clock, in_turns

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import NotFusable
-from .operator import Link, Operator, Role, as_part, densify, dropped, is_shift, link_halves, merge, pin, split
+from .operator import Link, Operator, Role, dropped, pin
+from .relink import as_part, densify, is_shift, link_halves, merge, split
 from .size import ONE, Pin, Size, Symbol, equal_multiples, product, roots
 from .weight import Computed, Weight
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..errors import NotFusable
 from .border import hits, windowed
 from .laws import add, compose
-from .operator import Link, Operator, Role, closed, densify, dropped, extended, identity, pin, with_rank
+from .operator import Link, Operator, Role, closed, dropped, identity, pin, with_rank
+from .relink import densify, extended
 from .size import Pin, Size, Symbol, fixed, joined_pins
 from .views import View
 from .weight import Computed, One, Spent, Weight

@@ -16,24 +16,8 @@ from torch import Tensor
 from ..errors import NotFusable
 from .align import Face, align
 from .border import hits, windowed
-from .operator import (
-    Dims,
-    Link,
-    Operator,
-    Role,
-    as_diagonal,
-    as_part,
-    closed,
-    densify,
-    is_shift,
-    narrowed,
-    paired,
-    split,
-    widened,
-    with_border,
-    with_rank,
-    with_taps,
-)
+from .operator import Dims, Link, Operator, Role, closed, with_rank
+from .relink import as_diagonal, as_part, densify, is_shift, narrowed, paired, split, widened, with_border, with_taps
 from .size import fixed
 from .weight import Computed, One, Ones, Sum, Weight
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..algebra.operator import Operator, Role, as_diagonal, densify
+from ..algebra.operator import Operator, Role
+from ..algebra.relink import as_diagonal, densify
 from ..errors import NotFusable
 from .price import Cost
 

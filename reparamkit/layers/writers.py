@@ -11,7 +11,8 @@ from dataclasses import replace
 from torch import nn
 
 from ..algebra.form import as_bias
-from ..algebra.operator import Operator, Role, identity, strided, whole
+from ..algebra.operator import Operator, Role, identity
+from ..algebra.relink import strided, whole
 from ..errors import NotFusable
 from .convolutions import CONVS, conv_of, padded
 from .plans import (

@@ -13,7 +13,8 @@ from torch import nn
 
 from reparamkit.algebra import build
 from reparamkit.algebra.form import source_form
-from reparamkit.algebra.operator import Link, Operator, Role, as_part, densify, widened
+from reparamkit.algebra.operator import Link, Operator, Role
+from reparamkit.algebra.relink import as_part, densify, widened
 from reparamkit.algebra.size import fixed, free_size
 from reparamkit.algebra.weight import leaf
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 
-from reparamkit.algebra.operator import Operator, Role, densify
+from reparamkit.algebra.operator import Operator, Role
+from reparamkit.algebra.relink import densify
 from reparamkit.algebra.weight import Computed, Diagonals, Sum, leaf
 
 from . import pairs
