@@ -6,75 +6,26 @@ the forward of the layer it reads. Weights are read only when a merged layer is 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from ..errors import NotFusable
-from .align import Face, align, traced_pins
-from .form import Form, added_bias, apply, as_bias, plus, repeated_bias, with_guarded_rank
-from .laws import CHAIN, DIRECT_SUM
-from .operator import WHOLE, Dims, Edges, Link, Operator, Resampling, Role, closed, pin, with_rank
-from .size import Size, fixed, joined_pins, parts, product, whole_multiples
-from .views import Crop, Mean, Permute, Resampled, Reshape, Same, View
+from .align import Face, align
+from .builder import Builder
+from .form import Form, added_bias, apply, repeated_bias
+from .laws import CHAIN
+from .operator import Dims, Operator, Resampling, Role, pin
+from .regroup import in_sight, with_dim
+from .size import fixed
+from .views import Mean, Resampled
 from .weight import Computed, One, Ones, Vector, Weight, leaf
 
 F, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
-
-
-# --- the frame of a layer: atoms it does not see pass through ---------------------------------------
-
-
-class _Builder:
-    """An operator on the dimensions of `below`'s value, FREE along every dimension not spoken for."""
-
-    def __init__(self, below: Operator) -> None:
-        self.below = below
-        self.links: list[Link] = []
-        self.source: list[tuple[int, ...] | None] = [None] * len(below.value)
-        self.value: list[tuple[int, ...] | None] = [None] * len(below.value)
-
-    def size(self, dim: int) -> Size:
-        return self.below.value_sizes[dim]
-
-    def atom(self, role: Role, size: Size, **stencil: object) -> tuple[int, ...]:
-        """A new atom; none for a size of 1, which needs no name."""
-        if size == fixed(1) and role is not S and not stencil:
-            return ()
-        self.links.append(Link(role, size, **stencil))  # type: ignore[arg-type]
-        return (len(self.links) - 1,)
-
-    def along(self, dim: int, source: tuple[int, ...], value: tuple[int, ...]) -> None:
-        self.source[dim], self.value[dim] = source, value
-
-    def through(self, dim: int, atoms: tuple[int, ...]) -> None:
-        self.along(dim, atoms, atoms)
-
-    def copied(self, dim: int) -> tuple[int, ...]:
-        """FREE atoms for those of a dimension, atom by atom."""
-        # Those of size 1 too: a window of the layer below may end in one position.
-        atoms = self.below.value[dim]
-        self.links += [Link(F, self.below.links[i].size_out) for i in atoms]
-        return tuple(range(len(self.links) - len(atoms), len(self.links)))
-
-    def done(self, weight: Weight) -> Operator:
-        for dim in range(len(self.below.value)):
-            if self.source[dim] is None:
-                self.through(dim, self.copied(dim))
-        return Operator(tuple(self.links), _dims(self.source), _dims(self.value), weight, self.below.open_rank)
-
-
-def _dims(dims: list[tuple[int, ...] | None]) -> Dims:
-    return tuple(dim or () for dim in dims)
-
-
-# --- layers -----------------------------------------------------------------------------------------
 
 
 def linear(x: Form, weight: Tensor, bias: Tensor | None = None) -> Form:
@@ -94,12 +45,12 @@ def matrix(x: Form, weight: Tensor, dim: int, bias: Tensor | None = None) -> For
     rows, columns = weight.shape
 
     def build(below: Operator) -> Operator:
-        made = _Builder(below)
+        made = Builder(below)
         value, source = made.atom(OUT, fixed(rows)), made.atom(IN, fixed(columns))
         made.along(dim, source, value)
         return made.done(leaf(weight, [n for n in (rows, columns) if n != 1]))
 
-    return shift(apply(_with_dim(x, dim), build), bias, dim)
+    return shift(apply(with_dim(x, dim), build), bias, dim)
 
 
 Names = Sequence[str]
@@ -125,7 +76,7 @@ def contracted(x: Form, of_x: Names, constants: Sequence[tuple[Tensor, Names]], 
     weights += [(Ones((size.factor,)), (name,)) for name, size in alone.items()]
 
     def build(below: Operator) -> Operator:
-        made = _Builder(below)
+        made = Builder(below)
         atoms = dict.fromkeys(alone, ()) | {n: made.atom(_role(n, of_x, of_value), fixed(k)) for n, k in legs.items()}
         atoms |= {n: made.copied(d) for d, n in enumerate(of_x, start=-len(of_x)) if n not in atoms}
         before = [made.copied(dim) for dim in range(len(below.value) - len(of_x))]
@@ -167,11 +118,11 @@ def scale(x: Form, factor: Tensor | Vector, dim: int = 1, bias: Tensor | Vector 
     n = factor.numel()
 
     def build(below: Operator) -> Operator:
-        made = _Builder(below)
+        made = Builder(below)
         made.through(dim, made.atom(D, fixed(n)))
         return made.done(leaf(factor, [n] if n != 1 else []))
 
-    return shift(apply(_with_dim(x, dim), build), bias, dim)
+    return shift(apply(with_dim(x, dim), build), bias, dim)
 
 
 def multiply(x: Form, factor: Tensor) -> Form:
@@ -179,7 +130,7 @@ def multiply(x: Form, factor: Tensor) -> Form:
     x = in_sight(x, factor.dim())
 
     def build(below: Operator) -> Operator:
-        made = _Builder(below)
+        made = Builder(below)
         for d in range(-factor.dim(), 0):
             if factor.shape[d] != 1:
                 made.through(d, made.atom(D, fixed(factor.shape[d])))
@@ -208,13 +159,13 @@ def conv(
     outs, ins, *kernel = weight.shape
 
     def build(below: Operator) -> Operator:
-        made = _Builder(below)
+        made = Builder(below)
         group = made.atom(D, fixed(groups))
         value, source = made.atom(OUT, fixed(outs // groups)), made.atom(IN, fixed(ins))
         made.along(-1 - rank, group + source, group + value)
         shape = [n for n in (groups, outs // groups, ins) if n != 1]
         for axis in range(rank):
-            shape += _window(made, axis - rank, kernel[axis], strides[axis], pads[axis], dilations[axis])
+            shape += window(made, axis - rank, kernel[axis], strides[axis], pads[axis], dilations[axis])
         return made.done(leaf(weight, shape))
 
     return shift(apply(_batched(x, rank), build), bias, -1 - rank)
@@ -245,7 +196,7 @@ def conv_transposed(
         return wide.transpose(1, 2).flip(tuple(range(3, 3 + rank)))
 
     def build(below: Operator) -> Operator:
-        made = _Builder(below)
+        made = Builder(below)
         group = made.atom(D, fixed(groups))
         value, source = made.atom(OUT, fixed(outs)), made.atom(IN, fixed(ins // groups))
         made.along(-1 - rank, group + source, group + value)
@@ -259,7 +210,7 @@ def conv_transposed(
     return shift(apply(_batched(x, rank), build), bias, -1 - rank)
 
 
-def _window(made: _Builder, dim: int, k: int, stride: int, pads: tuple[int, int], dilation: int) -> list[int]:
+def window(made: Builder, dim: int, k: int, stride: int, pads: tuple[int, int], dilation: int) -> list[int]:
     """A stencil along one dimension; returns the leg it adds to the weight's shape."""
     low, high = pads
     if (k, stride, low, high) == (1, 1, 0, 0):
@@ -282,10 +233,10 @@ def pool(
     strides, pads = _per_axis(stride, rank), _per_axis(padding, rank)
 
     def build(below: Operator) -> Operator:
-        made = _Builder(below)
+        made = Builder(below)
         shape: list[int] = []
         for axis, (k, p) in enumerate(zip(kernel, pads, strict=True)):
-            shape += _window(made, axis - rank, k, strides[axis], (p, p), 1)
+            shape += window(made, axis - rank, k, strides[axis], (p, p), 1)
         return made.done(Computed(lambda: torch.full(shape, 1 / size, dtype=torch.float64)))
 
     return apply(_batched(x, rank), build)
@@ -295,7 +246,7 @@ def resampled(x: Form, maps: Mapping[int, Resampling]) -> Form:
     """Dimensions (from the right) resampled, by one call."""
 
     def build(below: Operator) -> Operator:
-        made = _Builder(below)
+        made = Builder(below)
         for dim, each in maps.items():
             made.through(dim, made.atom(F, each.after, maps=(each,)))
         return made.done(One())
@@ -303,24 +254,11 @@ def resampled(x: Form, maps: Mapping[int, Resampling]) -> Form:
     return replace(apply(x, build), recent=(*x.recent, Resampled(tuple(maps.items()))))
 
 
-def padded(x: Form, pads: Sequence[tuple[int, int]]) -> Form:
-    """Zeros around the last dimensions; ``pads[d]`` is (low, high), negative to crop."""
-
-    def build(below: Operator) -> Operator:
-        made = _Builder(below)
-        shape: list[int] = []
-        for axis, (low, high) in enumerate(pads):
-            shape += _window(made, axis - len(pads), 1, 1, (low, high), 1)
-        return made.done(Ones(tuple(shape)) if shape else One())
-
-    return apply(in_sight(x, len(pads)), build)
-
-
 def repeated(x: Form, counts: Sequence[int]) -> Form:
     """Each position of the last dimensions ``counts[d]`` times in a row: up-sampling to the nearest position."""
 
     def build(below: Operator) -> Operator:
-        made = _Builder(below)
+        made = Builder(below)
         axes = [(d, r) for d, r in zip(range(-len(counts), 0), counts, strict=True) if r > 1]
         for dim, r in axes:
             made.through(dim, made.atom(S, made.size(dim), taps=tuple(range(1 - r, 1)), up=r))
@@ -335,138 +273,12 @@ def repeated(x: Form, counts: Sequence[int]) -> Form:
     return replace(made, bias=bias)
 
 
-def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
-    """``x[start:stop:step]`` along dimension `dim` (from the right); negative bounds count from the end.
-
-    Raises `NotFusable`: a bound that counts from the other side than the free size grows, or nothing is left.
-    """
-    x = in_sight(x, -dim)
-    size = x.sizes[dim]
-    if not size.known and (start < 0 or (stop is not None and stop >= 0)):
-        raise NotFusable("a slice up to a fixed position of a free size")
-    n = size.factor if size.known else 0
-    first = max(n + start, 0) if start < 0 else start
-    last = 0 if stop is None else (stop if stop < 0 else min(stop - n, 0))
-
-    if size.known and first >= n + last:
-        raise NotFusable("a slice that takes nothing")
-    if (first, last, step) == (0, 0, 1):
-        return permute(x, range(len(x.sizes)))
-
-    def build(below: Operator) -> Operator:
-        made = _Builder(below)
-        if size.known and len(below.value[dim]) > 1 and step == 1:
-            return _part(below, dim, cut=(first, -last))
-        if size.known and len(below.value[dim]) > 1:
-            kept = torch.eye(n, dtype=torch.float64)[first : n + last : step]
-            made.along(dim, made.atom(IN, size), made.atom(OUT, fixed(len(kept))))
-            return made.done(Computed(lambda: kept.t().clone().reshape([k for k in (n, len(kept)) if k != 1])))
-        atom = made.atom(S, made.size(dim), taps=(first,), stride=step, c=last - first - 1)
-        made.through(dim, atom)
-        return made.done(Ones((1,) * len(atom)))
-
-    view = Crop(dim, first, -last, size) if step == 1 and len(x.sample.value[dim]) == 1 else None
-    return replace(apply(x, build), recent=(*x.recent, view))
-
-
-def selected(x: Form, dim: int, positions: Sequence[int]) -> Form:
-    """These positions of dimension `dim` (from the right), in this order: rows of an identity matrix."""
-    x = fixed_dim(in_sight(x, -dim), dim)
-    rows = torch.eye(x.sizes[dim].factor, dtype=torch.float64)[list(positions)]
-    return matrix(x, rows, dim)
-
-
-def concatenated(parts: Sequence[Form], dim: int) -> Form:
-    """Values one after the other along dimension `dim` (from the right): the sum of each with zeros around it.
-
-    Sizes along that dimension that are free are pinned to those of the example inputs, and guarded.
-    """
-    pins = joined_pins(pair for x in parts for term in x.terms.values() for pair in term.op.pins)
-    known = [in_sight(x, -dim).mapped(lambda op: pin(op, pins)) for x in parts]
-    parts = [fixed_dim(x, dim) for x in known]
-    sizes = [x.sizes[dim] for x in parts]
-    ends = list(itertools.accumulate(size.factor for size in sizes))
-    placed = [_surrounded(x, dim, end - n.factor, ends[-1] - end) for x, n, end in zip(parts, sizes, ends, strict=True)]
-    try:
-        return reduce(plus, placed).made_by(DIRECT_SUM)
-    except NotFusable:
-        if all(x.sizes == placed[0].sizes for x in placed):
-            raise
-        raise NotFusable("a concatenation of values whose other sizes may differ") from None
-
-
-def fixed_dim(x: Form, dim: int, size: int | None = None) -> Form:
-    """A form whose dimension `dim` has a known size.
-
-    size: what it must be, since the call fails otherwise; None: as for the example inputs, behind a guard.
-    Raises `NotFusable` for the first dimension, the batch.
-    """
-    found = x.sizes[dim]
-    if found.known:
-        return x
-    if dim == -len(x.sizes):
-        raise NotFusable("mixes the samples of a batch")
-    if size is not None and found.factor == 1 and len(found.symbols) == 1 and not found.symbols[0].derived:
-        return x.mapped(lambda op: pin(op, {found.symbols[0]: size}))
-    pins = traced_pins([found])
-    return x.mapped(lambda op: pin(op, pins, guard=True))
-
-
-def in_multiples(x: Form, dim: int, count: int) -> Form:
-    """A form whose dimension `dim` is a multiple of `count`, behind a guard if its size is free.
-
-    Raises `NotFusable` if it is not known to be one.
-    """
-    size = x.sizes[dim]
-    pins = whole_multiples(size, count) if size.divide(fixed(count)) is None else {}
-    x = x.mapped(lambda op: pin(op, pins, guard=True))
-    if x.sizes[dim].divide(fixed(count)) is None:
-        raise NotFusable(f"a size that is not known to be a multiple of {count}")
-    return x
-
-
-def _surrounded(x: Form, dim: int, before: int, after: int) -> Form:
-    """Zeros before and after a value, which becomes one part of an axis."""
-    return apply(x, lambda below: _part(below, dim, pad=(before, after)))
-
-
-def _part(below: Operator, dim: int, **edges: Edges) -> Operator:
-    """A part of a dimension of fixed size, cut out of it (cut), or with zeros around it (pad)."""
-    made = _Builder(below)
-    atom = made.atom(D, made.size(dim), **edges)
-    made.through(dim, atom)
-    return made.done(Ones((made.links[0].leg_size,)))
-
-
-def parts_of(form: Form) -> tuple[int, list[Form]] | None:
-    """The dimension (from the right) of which each term of a sum fills a part of its own, and the parts in order."""
-    fills = [(fill, source) for source, term in form.terms.items() if (fill := _filled(term.op)) is not None]
-    if len(fills) < max(2, len(form.terms)) or len({dim for (dim, _, _), _ in fills}) > 1:
-        return None
-    fills.sort()
-    dim, starts, ends = fills[0][0][0], [start for (_, start, _), _ in fills], [end for (_, _, end), _ in fills]
-    if starts != [0, *ends[:-1]] or ends[-1] != form.sizes[dim].factor:
-        return None
-    alone = [replace(form, terms={source: form.terms[source]}) for _, source in fills]
-    return dim, [cropped(one, dim, start, end, 1) for one, start, end in zip(alone, starts, ends, strict=True)]
-
-
-def _filled(op: Operator) -> tuple[int, int, int] | None:
-    """The dimension (from the right) of which only a part is filled, its begin and its end."""
-    for dim, (atoms, size) in enumerate(zip(op.value, op.value_sizes, strict=True)):
-        if atoms and op.links[atoms[0]].pad != WHOLE and size.known:
-            inner = math.prod(op.links[i].size_out.factor for i in atoms[1:])
-            before, after = op.links[atoms[0]].pad
-            return dim - len(op.value), before * inner, size.factor - after * inner
-    return None
-
-
 def mean(x: Form, dims: Sequence[int], keepdim: bool = False) -> Form:
     """The average over whole dimensions, given from the right (negative)."""
     x = in_sight(x, max((-d for d in dims), default=0))
 
     def build(below: Operator) -> Operator:
-        made = _Builder(below)
+        made = Builder(below)
         for d in dims:
             atoms = (made.atom(Role.MEAN, below.links[i].size_out) for i in below.value[d])
             made.along(d, tuple(n for atom in atoms for n in atom), ())
@@ -541,7 +353,7 @@ def _field(
     below: Operator, constant: Tensor | Vector, shape: Sequence[int], borders: Mapping[int, tuple[int, int]]
 ) -> Operator:
     """The constant as a diagonal operator on a tensor of ones with the dimensions of below's value."""
-    made = _Builder(below)
+    made = Builder(below)
     for d in range(-len(shape), 0):
         if d in borders:
             low, high = borders[d]
@@ -549,88 +361,6 @@ def _field(
         elif shape[d] != 1:
             made.through(d, made.atom(D, fixed(shape[d])))
     return replace(made.done(leaf(constant, [n for n in shape if n != 1])), pins=below.pins)
-
-
-# --- views ------------------------------------------------------------------------------------------
-
-
-def reshape(x: Form, sizes: Sequence[Size], counts: bool = False) -> Form:
-    """The value in other dimensions, row-major; see `views.Reshape`."""
-    x = _same_numel(x, sizes)
-    return _viewed(x, Reshape(x.sizes, tuple(sizes), counts))
-
-
-def _same_numel(x: Form, sizes: Sequence[Size]) -> Form:
-    """A reshape accepts only as many elements as there are: if that fixes one free size, it is fixed; if parts of a
-    free size are asked for, it is a multiple.
-    """
-    x = _in_parts(x, sizes)
-    pins = dict(x.sample.pins)
-    before, after = product(x.sizes), product(size.substitute(pins) for size in sizes)
-    shared = [symbol for symbol in after.symbols if symbol in before.symbols]
-    rest = before.divide(Size(1, tuple(shared))) if len(shared) == len(after.symbols) else None
-    if rest is None or len(rest.symbols) != 1 or rest.symbols[0].derived or after.factor % rest.factor:
-        return x
-    found = {rest.symbols[0]: after.factor // rest.factor}
-    return x.mapped(lambda op: pin(op, found))
-
-
-def _in_parts(x: Form, sizes: Sequence[Size]) -> Form:
-    pins = {symbol: pin for size in sizes for symbol, pin in parts(size).items()}
-    before, after = product(x.sizes), product(sizes)
-    same_number = before.substitute(pins) == after.substitute(pins) and before != after
-    return x.mapped(lambda op: pin(op, pins, guard=True)) if same_number else x
-
-
-def permute(x: Form, order: Sequence[int]) -> Form:
-    """The value with its dimensions permuted."""
-    return _viewed(x, Permute(tuple(order)))
-
-
-def same(x: Form) -> Form:
-    """The value as it is, by a call that stays where it is."""
-    return _viewed(x, Same())
-
-
-def _viewed(x: Form, view: View) -> Form:
-    seen = x.mapped(view.on_value)
-    bias = None if seen.bias is None else as_bias(seen.bias)
-    return replace(seen, bias=bias, recent=(*x.recent, view))
-
-
-def known_rank(x: Form, ranks: Sequence[int], certain: bool = True) -> Form:
-    """The form of a value whose rank is one of `ranks`; of an open one, the lowest it can have.
-
-    certain: the layer itself checks the rank; otherwise a guard does.
-    """
-    if not x.open_rank:
-        if len(x.sizes) not in ranks:
-            raise NotFusable(f"expected a tensor of rank {' or '.join(map(str, ranks))}, found {len(x.sizes)}")
-        return x if certain else with_guarded_rank(x)
-    hidden = [rank - (len(x.sizes) - 1) for rank in ranks if rank >= len(x.sizes)]
-    if not hidden:
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
-    return x.mapped(lambda op: closed(op, hidden[0], certain))
-
-
-# --- helpers ----------------------------------------------------------------------------------------
-
-
-def _with_dim(x: Form, dim: int) -> Form:
-    """The form with dimension `dim` in sight."""
-    if dim < 0:
-        return in_sight(x, -dim)
-    if len(x.sizes) <= dim:
-        raise NotFusable(f"dimension {dim} of a tensor of unknown rank: pass example_inputs")
-    return x
-
-
-def in_sight(x: Form, trailing: int) -> Form:
-    """A form with at least `trailing` dimensions."""
-    x = x.mapped(lambda op: with_rank(op, trailing))
-    if len(x.sizes) < trailing:
-        raise NotFusable(f"needs {trailing} dimensions, found {len(x.sizes)}")
-    return x
 
 
 def _batched(x: Form, rank: int) -> Form:

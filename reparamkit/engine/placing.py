@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from ..algebra.build import parts_of
 from ..algebra.form import Form, Step, Trail, as_bias
 from ..algebra.operator import Operator, Role
 from ..algebra.probe import PROBE
+from ..algebra.segments import parts_of
 from ..algebra.size import Pin, Size, Symbol
 from ..algebra.views import Crop, Resampled, View
 from ..errors import NotFusable

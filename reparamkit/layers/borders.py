@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..algebra.build import offset, padded
+from ..algebra.build import offset
 from ..algebra.form import Form
+from ..algebra.segments import padded
 from ..errors import NotFusable
 from .registry import READERS
 

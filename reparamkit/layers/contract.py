@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..algebra.build import contracted, known_rank, linear, matrix, permute, shift
+from ..algebra.build import contracted, linear, matrix, shift
 from ..algebra.form import Form
+from ..algebra.regroup import known_rank, permute
 from ..errors import NotFusable
 from .elementwise import Operand, read_add, scaled
 from .registry import READERS

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..algebra.build import conv, conv_transposed, fixed_dim, in_sight
+from ..algebra.build import conv, conv_transposed
 from ..algebra.form import Form
+from ..algebra.regroup import in_sight
+from ..algebra.segments import fixed_dim
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
 from .padding import around

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..algebra.build import known_rank, scale
+from ..algebra.build import scale
 from ..algebra.form import Form
+from ..algebra.regroup import known_rank
 from ..algebra.weight import Vector
 from ..errors import NotFusable
 from .registry import READERS

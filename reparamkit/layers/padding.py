@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import nn
 
-from ..algebra.build import in_sight, padded, resampled
+from ..algebra.build import resampled
 from ..algebra.form import Form
 from ..algebra.operator import Resampling
 from ..algebra.probe import probe
+from ..algebra.regroup import in_sight
+from ..algebra.segments import padded
 from ..algebra.size import stencil_size
 from ..errors import NotFusable
 from .registry import READERS, either

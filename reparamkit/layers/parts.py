@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algebra.build import concatenated, cropped, fixed_dim, known_rank, same, selected
 from ..algebra.form import Form
+from ..algebra.regroup import known_rank, same
+from ..algebra.segments import concatenated, cropped, fixed_dim, selected
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
 from .registry import READERS

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..algebra.build import in_sight, known_rank, mean, multiply, pool, resampled, reshape
+from ..algebra.build import mean, multiply, pool, resampled
 from ..algebra.form import Form
 from ..algebra.operator import Resampling
+from ..algebra.regroup import in_sight, known_rank, reshape
 from ..algebra.size import ONE, Size, fixed, product, stencil_size
 from ..errors import NotFusable
 from .probed import probe_module

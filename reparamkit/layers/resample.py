@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..algebra.build import known_rank, repeated, resampled
+from ..algebra.build import repeated, resampled
 from ..algebra.form import Form
 from ..algebra.operator import Resampling
 from ..algebra.probe import probe
+from ..algebra.regroup import known_rank
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
 from .registry import READERS, either

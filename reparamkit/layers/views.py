@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra.align import Face, traced_pins
-from ..algebra.build import cropped, in_multiples, known_rank, permute, reshape, same, selected
 from ..algebra.form import Form
 from ..algebra.operator import pin
+from ..algebra.regroup import known_rank, permute, reshape, same
+from ..algebra.segments import cropped, in_multiples, selected
 from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product
 from ..errors import NotFusable
 from .pool import without_units

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reparamkit.algebra import build
+from reparamkit.algebra import build, regroup, segments
 from reparamkit.algebra.form import Form
 from reparamkit.algebra.form import plus as plus_forms
 from reparamkit.algebra.operator import Resampling
@@ -144,12 +144,12 @@ def cropped(dim: int, start: int, stop: int | None, step: int) -> Layer:
     def run(x: Tensor) -> Tensor:
         return x[(..., slice(start, stop, step), *[slice(None)] * (-dim - 1))]
 
-    return Layer(f"[{start}:{stop}:{step}] of {dim}", lambda f: build.cropped(f, dim, start, stop, step), run)
+    return Layer(f"[{start}:{stop}:{step}] of {dim}", lambda f: segments.cropped(f, dim, start, stop, step), run)
 
 
 def padded(pads: Sequence[tuple[int, int]]) -> Layer:
     """Zeros around the last axes, (low, high) each; negative numbers crop."""
-    return Layer(f"pad{pads}", lambda f: build.padded(f, pads), lambda x: F.pad(x, _flat(pads)))
+    return Layer(f"pad{pads}", lambda f: segments.padded(f, pads), lambda x: F.pad(x, _flat(pads)))
 
 
 def _flat(pads: Sequence[tuple[int, int]]) -> list[int]:
@@ -160,7 +160,7 @@ def concatenated(parts: Sequence[Layer], dim: int) -> Layer:
     """What each layer gives, one after the other along dimension `dim` (from the right)."""
     return Layer(
         f"cat({', '.join(part.name for part in parts)}; dim={dim})",
-        lambda f: build.concatenated([part.read(f) for part in parts], dim),
+        lambda f: segments.concatenated([part.read(f) for part in parts], dim),
         lambda x: torch.cat([part.run(x) for part in parts], dim),
     )
 
@@ -226,18 +226,18 @@ def mean(dims: Sequence[int], keepdim: bool = False) -> Layer:
 
 def reshape(*sizes: int) -> Layer:
     """The value in other dimensions, row-major."""
-    return Layer(f"reshape{sizes}", lambda f: build.reshape(f, [fixed(n) for n in sizes]), lambda x: x.reshape(sizes))
+    return Layer(f"reshape{sizes}", lambda f: regroup.reshape(f, [fixed(n) for n in sizes]), lambda x: x.reshape(sizes))
 
 
-def regroup(*groups: Sequence[int]) -> Layer:
-    """Join runs of dimensions to one each, whatever their sizes: ``regroup([0], [1, 2])`` flattens the last two."""
+def joined(*groups: Sequence[int]) -> Layer:
+    """Join runs of dimensions to one each, whatever their sizes: ``joined([0], [1, 2])`` flattens the last two."""
     return Layer(
-        f"regroup{groups}",
-        lambda f: build.reshape(f, [product(f.sizes[d] for d in group) for group in groups]),
+        f"joined{groups}",
+        lambda f: regroup.reshape(f, [product(f.sizes[d] for d in group) for group in groups]),
         lambda x: x.reshape([math.prod(x.shape[d] for d in group) for group in groups]),
     )
 
 
 def permute(*order: int) -> Layer:
     """Dimension ``order[d]`` becomes dimension d."""
-    return Layer(f"permute{order}", lambda f: build.permute(f, order), lambda x: x.permute(order))
+    return Layer(f"permute{order}", lambda f: regroup.permute(f, order), lambda x: x.permute(order))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 from torch import Tensor
 
-from reparamkit.algebra import build
+from reparamkit.algebra import build, regroup
 from reparamkit.algebra.form import Form, source_form
 from reparamkit.algebra.operator import open_sizes
 from reparamkit.algebra.size import fixed, free_size
@@ -214,12 +214,12 @@ def test_an_open_rank_is_closed_by_a_layer_that_knows_it(data: DataObject) -> No
     bias, x = data.draw(tensors(4)), data.draw(tensors(2, 3, 4))
     open_branch = pairs.linear(data.draw(tensors(4, 4)), bias)
     form, factor = _open(), data.draw(tensors(3))
-    known = build.scale(build.known_rank(form, [3]), factor, 1)
+    known = build.scale(regroup.known_rank(form, [3]), factor, 1)
     found = open_branch.read(form) + known
     expected = open_branch.run(x) + x * factor[:, None]
     assert not found.open_rank
     assert_equal(evaluate(found, x=x), expected)
-    later = build.scale(build.known_rank(open_branch.read(form), [3]), factor, 1)
+    later = build.scale(regroup.known_rank(open_branch.read(form), [3]), factor, 1)
     assert_equal(evaluate(later, x=x), open_branch.run(x) * factor[:, None])
 
 
@@ -245,7 +245,7 @@ def _open() -> Form:
 def test_a_tensor_of_another_rank_is_refused(ranks: tuple[int, ...]) -> None:
     """A layer that takes ranks 2 and 3 does not read a map of rank 4, nor a 2-d conv a vector."""
     with pytest.raises(NotFusable, match="expected a tensor of rank"):
-        build.known_rank(source(torch.zeros(1, 2, 3, 4)), ranks)
+        regroup.known_rank(source(torch.zeros(1, 2, 3, 4)), ranks)
     with pytest.raises(NotFusable, match="needs 3 dimensions"):
         build.conv(source(torch.zeros(4, 4)), torch.zeros(4, 4, 1, 1))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 from torch import nn
 
-from reparamkit.algebra import build
+from reparamkit.algebra import segments
 from reparamkit.algebra.form import source_form
 from reparamkit.algebra.operator import Link, Operator, Role
 from reparamkit.algebra.relink import as_part, densify, widened
@@ -46,13 +46,13 @@ def test_a_part_of_a_concatenation_is_the_value_that_was_put_there(data: DataObj
         g = f
         made[1] = g.read(y)
     cut = made[0].sizes[dim].factor
-    whole = build.concatenated(made, dim)
-    first, second = build.cropped(whole, dim, 0, cut, 1), build.cropped(whole, dim, cut, None, 1)
+    whole = segments.concatenated(made, dim)
+    first, second = segments.cropped(whole, dim, 0, cut, 1), segments.cropped(whole, dim, cut, None, 1)
     values = {"x": data.draw(tensors(*shape)), "y": data.draw(tensors(*shape))}
     assert (set(first.terms), set(second.terms)) == ({"x"}, {"y"})
     assert_equal(evaluate(first, **values), f.run(values["x"]))
     assert_equal(evaluate(second, **values), g.run(values["y"]))
-    found = build.parts_of(whole)
+    found = segments.parts_of(whole)
     assert found is not None
     assert found[0] == dim
     assert [list(part.terms) for part in found[1]] == [["x"], ["y"]]
@@ -116,8 +116,8 @@ def test_convolutions_of_one_value_are_stacked() -> None:
 def test_a_free_size_is_pinned_to_that_of_the_example() -> None:
     """What stands where depends on the sizes, so they are guarded unless the call itself checks them."""
     free = source_form("x", tuple(free_size("x", d, n) for d, n in zip(range(-4, 0), (2, 3, 5, 4), strict=True)))
-    assert {value for _, value in build.concatenated([free, free], -3).guards} == {3}
-    assert not build.fixed_dim(free, -3, 3).guards
+    assert {value for _, value in segments.concatenated([free, free], -3).guards} == {3}
+    assert not segments.fixed_dim(free, -3, 3).guards
 
 
 # --- structural changes: the same map, described with other links ---------------------------------------

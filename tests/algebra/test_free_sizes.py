@@ -103,7 +103,7 @@ def conv(k: int, padding: int, bias: bool = False, stride: int = 1) -> Layer:
 
 
 SHIFT = pairs.scale(torch.ones(4).double(), 1, torch.ones(4).double())
-FLAT = pairs.regroup([0], [1, 2, 3])
+FLAT = pairs.joined([0], [1, 2, 3])
 
 REFUSED: dict[str, tuple[Callable[[], Layer], str]] = {
     "padded window after padded window": (lambda: conv(3, 1) >> conv(3, 1), "reads past a border"),

@@ -150,13 +150,13 @@ def hinted(shape: Shape, traced: bool = True) -> Form:
 
 def mixing(area: int) -> Layer:
     """A Linear over the flattened map of each channel, whatever the batch."""
-    return pairs.regroup([0], [1], [2, 3]) >> pairs.linear(some(area, area), some(area))
+    return pairs.joined([0], [1], [2, 3]) >> pairs.linear(some(area, area), some(area))
 
 
 def test_a_matrix_pins_the_size_of_the_map_it_was_traced_on() -> None:
     """The merged layer is for maps of the traced size, with any batch; other sizes are guarded."""
     tokens = mixing(20)
-    local = pairs.conv(some(3, 1, 3, 3), some(3), 1, 1, groups=3) >> pairs.regroup([0], [1], [2, 3])
+    local = pairs.conv(some(3, 1, 3, 3), some(3), 1, 1, groups=3) >> pairs.joined([0], [1], [2, 3])
     form = (tokens + local).read(hinted((2, 3, 4, 5)))
     assert form.used >= {LOCALITY_INJECTION}
     for shape in [(2, 3, 4, 5), (1, 3, 4, 5), (7, 3, 4, 5)]:
@@ -169,7 +169,7 @@ def test_a_matrix_pins_the_size_of_the_map_it_was_traced_on() -> None:
 
 def test_without_example_inputs_a_map_of_unknown_size_is_refused() -> None:
     """Nothing says that a map of 20 tokens is 4 x 5: the layers are not merged, with words."""
-    local = pairs.conv(some(3, 3, 3, 3), some(3), 1, 1) >> pairs.regroup([0], [1], [2, 3])
+    local = pairs.conv(some(3, 3, 3, 3), some(3), 1, 1) >> pairs.joined([0], [1], [2, 3])
     with pytest.raises(NotFusable, match="pass example_inputs"):
         (mixing(20) + local).read(hinted((2, 3, 4, 5), traced=False))
 

@@ -123,14 +123,14 @@ def test_free_sizes_are_joined_and_split_again() -> None:
     """(N, C, h, w) to (N h w, C) and back needs no number, in whatever order the sizes are multiplied."""
     n, h, w = (free_size("x", d) for d in (-4, -2, -1))
     assert h * w == w * h
-    tokens = pairs.permute(0, 2, 3, 1) >> pairs.regroup([0, 1, 2], [3])
+    tokens = pairs.permute(0, 2, 3, 1) >> pairs.joined([0, 1, 2], [3])
     form = (tokens >> pairs.linear(some(4, 3), some(4))).read(source_form("x", (n, fixed(3), h, w)))
     assert form.sizes == (n * h * w, fixed(4))
     for shape in [(2, 3, 4, 5), (1, 3, 1, 7)]:
         x = some(*shape)
         run = (tokens >> pairs.linear(some(4, 3))).run(x)
         assert evaluate(form, x=x).shape == run.shape
-    turned = (pairs.permute(0, 1, 3, 2) >> pairs.regroup([0], [1], [2, 3])).read(source_form("x", (n, fixed(3), h, w)))
+    turned = (pairs.permute(0, 1, 3, 2) >> pairs.joined([0], [1], [2, 3])).read(source_form("x", (n, fixed(3), h, w)))
     assert turned.sizes[-1] == h * w
 
 
