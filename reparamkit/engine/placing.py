@@ -112,23 +112,26 @@ def _concatenated(form: Form, dim: int, parts: list[Form], weigh: Weigh) -> Plac
 
 def _added(form: Form, weigh: Weigh) -> Placed:
     """The terms are added up; the bias goes to the one that takes it at the lowest cost."""
-    names = sorted(form.terms)
-    bare = {name: _tried_term(form, name, None, weigh) for name in names}
-    chosen = dict(bare)
-    if form.bias is not None:
-        carried = {name: _tried_term(form, name, form.bias, weigh) for name in names}
-        able = [n for n in names if not isinstance(carried[n], str)]
-        if able:
-            carrier = min(able, key=lambda n: _growth(bare[n], carried[n]))
-            chosen[carrier] = carried[carrier]
-        else:
-            chosen = carried
+    alone = len(form.terms) == 1
+    chosen = {name: _tried_term(form, name, form.bias if alone else None, weigh) for name in sorted(form.terms)}
+    if form.bias is not None and not alone:
+        chosen = _with_carrier(form, chosen, weigh)
     placed: list[Placement] = []
     for found in chosen.values():
         if isinstance(found, str):
             raise NotFusable(found)
         placed.append(found)
     return Placed(form, tuple(placed), _total(form, placed))
+
+
+def _with_carrier(form: Form, bare: dict[str, Placement | str], weigh: Weigh) -> dict[str, Placement | str]:
+    """The placements, of which one has the bias; if none takes it, why."""
+    carried = {name: _tried_term(form, name, form.bias, weigh) for name in bare}
+    able = [n for n in bare if not isinstance(carried[n], str)]
+    if not able:
+        return carried
+    carrier = min(able, key=lambda n: _growth(bare[n], carried[n]))
+    return bare | {carrier: carried[carrier]}
 
 
 def _tried_term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Placement | str:
