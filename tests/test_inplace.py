@@ -60,7 +60,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "place": (finish.Finisher, "_move_layers"),
     "code": (finish.Finisher, "_remove_unread"),
     "removal": (finish.Finisher, "_remove_dead_modules"),
-    "swap": (places, "_fill"),
+    "swap": (places.Places, "_fill"),
     "splice": (write.Splicer, "commit"),
     "report": (pipeline, "summarize"),
 }

@@ -94,7 +94,7 @@ STAGES: list[tuple[Any, str]] = [
     (pipeline, "pictures"),
     (finish, "method"),
     (finish, "change"),
-    (places, "_fill"),
+    (places.Places, "_fill"),
     (places, "_with_new"),
     (pipeline, "_owning"),
     (pipeline, "compare"),

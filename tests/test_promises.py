@@ -298,6 +298,36 @@ def test_a_list_of_branches_that_became_one_layer_is_that_layer():
         fused.widths()
 
 
+class Branches(nn.Module):
+    def __init__(self, kind: type[nn.ModuleList | nn.Sequential]):
+        super().__init__()
+        self.parts = kind(*([conv_norm(4, 4), conv_norm(4, 4, 1)],) if kind is nn.ModuleList else conv_norm(4, 4))
+        self.beside = conv_norm(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = sum(part(x) for part in self.parts) if isinstance(self.parts, nn.ModuleList) else self.parts(x)
+        return torch.relu(first + self.beside(x))
+
+
+LOOKS = {
+    "length": lambda m, y: y * len(m.block.parts),
+    "length of what a variable holds": lambda m, y: (parts := m.block.parts) and y * len(parts),
+    "elements": lambda m, y: y * sum(1 for _ in m.block.parts),
+    "class": lambda m, y: y * 3 if isinstance(m.block.parts, (nn.ModuleList, nn.Sequential)) else y,
+}
+
+
+@pytest.mark.parametrize("kind", [nn.ModuleList, nn.Sequential])
+@pytest.mark.parametrize("look", LOOKS.values(), ids=list(LOOKS))
+def test_code_that_stays_finds_the_lists_that_it_has_in_hand(look: Callable[..., Tensor], kind: Any):
+    """The block is written again, and the code around it, which counts the parts of the block, is not."""
+    model = build(lambda: Model(lambda m, x: look(m, m.block(x)), block=Branches(kind)))
+    x = torch.randn(1, 4, 8, 8)
+    fused = reparamkit.fuse(model, x)
+    assert operations(fused, x).count("conv") == 1
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
 # --- other tools ------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,8 @@ from .variadic import sizes_together
 
 CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
 """The way from a call of a module to its forward."""
+ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+"""Modules that are made of others, and have a length."""
 FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye})
 """Functions that make a tensor of nothing, for the forward to fill."""
 
@@ -51,7 +53,8 @@ class Frame:
     """One call of one module that was traced through.
 
     args, kwargs, output: as in the call, with graph nodes in the place of tensors.
-    modes: those that it was called in. asks: whether its code asks for them.
+    modes: those that it was called in. asks: whether its code asks for them. lists: the lists and rows of modules that
+    its code has in hand, which it may count.
     """
 
     path: str
@@ -62,6 +65,7 @@ class Frame:
     output: Any = None
     modes: Modes = field(default_factory=modes)
     asks: bool = False
+    lists: set[nn.Module] = field(default_factory=set)
 
     @cached_property
     def stack(self) -> tuple[Frame, ...]:
@@ -373,6 +377,8 @@ class Tracer(fx.Tracer):
         """Parameters and buffers are nodes, everything else is what it is (fx would search them all, each time)."""
         name = None if self.idle else self._tensor_names.get(id(attr_val))
         if name is None:
+            if isinstance(attr_val, ROWS) and not self.idle and self.frame is not None:
+                self.frame.lists.add(attr_val)
             return attr_val
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})

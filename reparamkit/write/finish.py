@@ -180,6 +180,7 @@ class Finisher:
         before = dict(self.captured.root.named_modules(remove_duplicate=False))
         self.places = Places(self.captured.root)
         with intact(self.captured.root):
+            self.places.counted = self._counted()
             self._leave_uncalled()
             self._move_layers()
             for frame in sorted(set(map(self._writer, frames or ())), key=lambda f: -f.path.count(".")):
@@ -223,15 +224,21 @@ class Finisher:
         names = {name: module for name, module in self.captured.root.named_modules() if name}
         swallowed = {f.path for f in self.captured.frames if id(f) in self.inlined}
         kept = {n for n in names if n not in swallowed and self.dead.isdisjoint(upwards(n))}
+        kept |= {n for n, module in names.items() if module in self.places.counted}
         for name in sorted(kept, key=lambda n: -n.count(".")):
             if self._is_spent(names[name]) and kept.isdisjoint(f"{name}.{child}" for child in names[name]._modules):
                 kept.remove(name)
         return kept | self.captured.targets.keys()
 
+    def _counted(self) -> set[nn.Module]:
+        """The lists and rows that code has in hand which is not written again: it may ask for their length."""
+        written = self.inlined | self.frames.keys()
+        return set().union(*(frame.lists for frame in self.captured.frames if id(frame) not in written))
+
     def _is_spent(self, module: nn.Module) -> bool:
         """Whether nothing needs a module if nothing needs its children: a list of modules that have no other name."""
         only = all(len(self.places.by.get(inner, ())) == 1 for inner in module.modules())
-        return type(module) in LISTS and bool(module._modules) and only
+        return type(module) in LISTS and bool(module._modules) and only and module not in self.places.counted
 
     def _place(self, path: str, frame: Frame, live: set[str], taken: set[str]) -> str:
         """live: paths in use, and those of the modules around. taken: of merged layers; nothing hangs below one."""

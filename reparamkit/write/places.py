@@ -16,13 +16,14 @@ class Places:
     """Puts modules into the tree of `root`.
 
     by: per module all owners and names that it has. gone: per module that lost its place what plain lists and
-    dictionaries of the user's have in its stead.
+    dictionaries of the user's have in its stead. counted: modules whose length must stay.
     """
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
         self.by: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
         self.gone: dict[nn.Module, nn.Module] = {}
+        self.counted: set[nn.Module] = set()
         for owner in root.modules():
             for name, module in owner._modules.items():
                 if module is not None:
@@ -38,8 +39,8 @@ class Places:
 
     def clear(self) -> None:
         """Hold none of the modules any more."""
-        self.by.clear()
-        self.gone.clear()
+        for held in (self.by, self.gone, self.counted):
+            held.clear()
 
     def put(self, path: str, module: nn.Module | None, called: bool = False) -> None:
         """Let a module, or none, take the place of the one at a path. Under the other names that this may have it goes,
@@ -50,10 +51,20 @@ class Places:
         old = owner._modules.get(name)
         others = [] if old is None else [other for other in self.by.get(old, []) if other != (owner, name)]
         for other in others:
-            _fill(*other, module if called else None)
-        _fill(owner, name, module)
+            self._fill(*other, module if called else None)
+        self._fill(owner, name, module)
         if old is not None:
             self.gone[old] = module if called and module is not None else nn.Identity().eval()
+
+    def _fill(self, owner: nn.Module, name: str, module: nn.Module | None) -> None:
+        if module is None and (isinstance(owner, nn.ModuleList) or owner in self.counted):
+            module = nn.Identity().train(owner.training)
+        if module is None:
+            owner._modules.pop(name, None)
+        elif name in owner._modules:
+            owner._modules[name] = module
+        else:
+            owner.add_module(name, module)
 
     def replace_held(self) -> None:
         """Lists of layers that are no ModuleList, and other attributes that hold what is gone."""
@@ -80,14 +91,3 @@ def _with_new(value: Any, new: Mapping[nn.Module, nn.Module]) -> Any:
     for key, item in items.items():
         made[key] = item
     return made
-
-
-def _fill(owner: nn.Module, name: str, module: nn.Module | None) -> None:
-    if module is None and isinstance(owner, nn.ModuleList):
-        module = nn.Identity().train(owner.training)
-    if module is None:
-        owner._modules.pop(name, None)
-    elif name in owner._modules:
-        owner._modules[name] = module
-    else:
-        owner.add_module(name, module)
