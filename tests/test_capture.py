@@ -185,6 +185,12 @@ def tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
+def run_on(model: nn.Module, args: Any) -> Any:
+    """The output of a model, on these very arguments."""
+    with torch.no_grad():
+        return model(*args)
+
+
 def results(model: nn.Module, args: Any, kwargs: Any) -> Any:
     with torch.no_grad():
         return model(*copy.deepcopy(args), **copy.deepcopy(kwargs))
@@ -287,6 +293,75 @@ def test_an_argument_that_cannot_be_written_is_a_reason():
     fused = reparamkit.fuse(model, X)
     assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
     assert any("Scaled" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+class Filling(nn.Module):
+    """Puts what it computes into a list or dictionary that it gets, beside what it returns."""
+
+    def __init__(self, fill: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.fill = conv_norm(4, 4), conv_norm(4, 4), fill
+
+    def forward(self, x: Tensor, found: Any) -> Tensor:
+        y = self.a(x) + self.b(x)
+        self.fill(found, y)
+        return F.relu(y)
+
+
+FILLS: dict[str, tuple[Any, Callable[[Any, Tensor], Any]]] = {
+    "a list grows": ([], lambda found, y: found.append(y)),
+    "an item is replaced": ([None], lambda found, y: found.__setitem__(0, y)),
+    "a dictionary gets a name": ({}, lambda found, y: found.update({f"y{len(found)}": y})),
+    "a list in a tuple": (([],), lambda found, y: found[0].append(y)),
+    "a list loses its items": ([X], lambda found, y: found.clear()),
+}
+
+
+@pytest.mark.parametrize("name", FILLS)
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_a_forward_puts_into_its_arguments_is_there(name: str, inside: bool):
+    """Code that is written again would put it nowhere, so it stays; what needs no new code is merged."""
+    empty, fill = FILLS[name]
+
+    def body(m: Any, x: Tensor) -> Any:
+        found = copy.deepcopy(empty)
+        return m.second(m.first(x, found), found), found
+
+    model = build(lambda: Model(body, first=Filling(fill), second=Filling(fill)) if inside else Filling(fill))
+    args = (X,) if inside else (X, empty)
+    fused = reparamkit.fuse(model, args)
+    ours, theirs = (copy.deepcopy(args) for _ in range(2))
+    pairs = zip(tensors((run_on(fused, ours), ours)), tensors((run_on(model, theirs), theirs)), strict=True)
+    assert all(error(found, wanted) <= 1e-6 for found, wanted in pairs)
+    assert any("a list or dictionary that it gets" in each.reason for each in reparamkit.report(fused).refusals)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
+class Gridded(nn.Module):
+    """Keeps a grid of the last size, as the heads of YOLO do, and makes a new one for another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.grids = conv_norm(4, 4), conv_norm(4, 4), [torch.zeros(1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x) + self.b(x)
+        if self.grids[0].shape[-2:] != y.shape[-2:]:
+            self.grids[0] = torch.arange(y.shape[-1]).expand(y.shape[-2:]).to(y)
+        return F.relu(y) + self.grids[0]
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_what_a_forward_keeps_for_a_size_is_made_again_for_another(ran: bool):
+    """A trace sees what the last run has left, and would check that it still fits."""
+    model = build(Gridded)
+    if ran:
+        run(model, X)
+    fused = reparamkit.fuse(model, X)
+    for size in (X.shape[-1], 5, 12):
+        x = sample((1, 4, 7, size), torch.float32)
+        assert error(run(fused, x), run(model, x)) <= 1e-6
+    assert any("what it keeps in 'grids'" in each.reason for each in reparamkit.report(fused).refusals)
 
 
 class Masked(nn.Module):

@@ -64,6 +64,27 @@ class State:
         return changed
 
 
+class Contents:
+    """What is in the containers of a structure, at any depth, as it is now."""
+
+    def __init__(self, structure: Any) -> None:
+        found = _containers(structure)
+        self._kept = [(each, dict(each) if isinstance(each, dict) else list(each)) for each in found]
+
+    @property
+    def stay(self) -> bool:
+        """Whether nothing was put into them or taken out."""
+        return all(_same_items(now, before) for now, before in self._kept)
+
+
+def _containers(structure: Any) -> Iterator[Any]:
+    if isinstance(structure, CONTAINERS):
+        yield structure
+    if isinstance(structure, (*CONTAINERS, tuple)):
+        for each in list(structure.values() if isinstance(structure, dict) else structure):
+            yield from _containers(each)
+
+
 @contextmanager
 def intact(model: nn.Module) -> Iterator[None]:
     """Whatever ends this early, an interrupt too, leaves the model as it was."""

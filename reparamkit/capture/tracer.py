@@ -30,6 +30,7 @@ from .guards import is_guard
 from .listing import lists_noted
 from .modes import Modes, modes, modes_noted
 from .proxies import ValueProxy, attribute, where
+from .state import Contents
 from .trees import leaves, map_leaves
 from .variadic import sizes_together
 
@@ -54,7 +55,7 @@ class Frame:
 
     args, kwargs, output: as in the call, with graph nodes in the place of tensors.
     modes: those that it was called in. asks: whether its code asks for them. lists: the lists and rows of modules that
-    its code has in hand, which it may count.
+    its code has in hand, which it may count. fills: whether its code changes a container that it is given.
     """
 
     path: str
@@ -66,6 +67,7 @@ class Frame:
     modes: Modes = field(default_factory=modes)
     asks: bool = False
     lists: set[nn.Module] = field(default_factory=set)
+    fills: bool = False
 
     @cached_property
     def stack(self) -> tuple[Frame, ...]:
@@ -241,8 +243,9 @@ class Tracer(fx.Tracer):
         frame.args, frame.kwargs = map_leaves(as_node, given)
 
         def forward(root: nn.Module) -> Any:
+            before = Contents(given)
             output = type(frame.module).forward(frame.module, *given[0], **given[1])
-            frame.output = map_leaves(as_node, output)
+            frame.output, frame.fills = map_leaves(as_node, output), not before.stay
             return output
 
         return forward, [self.root]
@@ -270,7 +273,7 @@ class Tracer(fx.Tracer):
         self._check_call(m)
         if self._is_leaf(m):
             return super().call_module(m, forward, args, kwargs)
-        outer = self.frame
+        outer, before = self.frame, Contents((args, kwargs))
         given = map_leaves(as_node, (args, kwargs))
         frame = Frame(self.path_of_module(m), m, outer, *given)
         self.frames.append(frame)
@@ -282,7 +285,7 @@ class Tracer(fx.Tracer):
             raise
         finally:
             self.frame = outer
-        frame.output = map_leaves(as_node, output)
+        frame.output, frame.fills = map_leaves(as_node, output), not before.stay
         return output
 
     def _check_call(self, m: nn.Module) -> None:

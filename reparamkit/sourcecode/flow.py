@@ -36,11 +36,12 @@ def catches(cls: type) -> bool:
 
 @per_class
 def remembered(cls: type) -> frozenset[str]:
-    """The attributes that the forward of a class changes, and that its branches depend on."""
+    """The attributes that the forward of a class changes, or an item of, and that its branches depend on."""
     tree = method_source(cls.forward)  # type: ignore[attr-defined]
     nodes = [] if tree is None else list(ast.walk(tree))
     tested = [_attributes(getattr(node, "test", node)) for node in nodes if isinstance(node, BRANCHES)]
-    changed = {path_of(n) for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+    stored = (n for n in nodes if isinstance(n, (ast.Attribute, ast.Subscript)) and isinstance(n.ctx, ast.Store))
+    changed = {path_of(n.value if isinstance(n, ast.Subscript) else n) for n in stored}
     return frozenset(changed & set().union(*tested) - {""})
 
 

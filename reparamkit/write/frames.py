@@ -31,7 +31,7 @@ from ..capture.trees import fields_of, is_record
 from ..engine.sizes import size_of
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
-from ..sourcecode.flow import catches
+from ..sourcecode.flow import catches, remembered
 
 PLAIN = (bool, int, float, str, type(None))
 WRITABLE = (*PLAIN, complex, torch.dtype, torch.device, torch.memory_format, torch.layout, type(...))
@@ -220,6 +220,8 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
+    if frame.fills:
+        raise NotFusable(f"the forward of {frame.path or 'the model'} changes a list or dictionary that it gets")
     swallowed = [f for f in captured.called_in[frame] if id(f) in inlined]
     for each in (frame, *swallowed):
         where = each.path or "the model"
@@ -232,6 +234,8 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
             raise NotFusable(f"{where} has hooks, and its forward would have to be written again")
         if id(each.module) in captured.stateful:
             raise NotFusable(f"the forward of {where} sets attributes of the module")
+        if each in captured.deciding and (names := remembered(original_class(each.module))):
+            raise NotFusable(f"the forward of {where} takes branches by what it keeps in '{min(names)}'")
         if each.asks:
             raise NotFusable(f"the forward of {where} asks torch for autocast or grad mode")
         if catches(original_class(each.module)):
