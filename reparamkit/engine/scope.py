@@ -292,3 +292,13 @@ def innermost(frames: Sequence[Frame]) -> Frame:
     for frame in frames[1:]:
         common = tuple(a for a, b in zip(common, frame.stack, strict=False) if a is b)
     return common[-1]
+
+
+def below(captured: Captured, frame: Frame, members: Iterable[fx.Node]) -> set[int]:
+    """The calls inside `frame` (by identity) that these members are in."""
+    return {
+        id(inner)
+        for node in members
+        for inner in captured.frame(node).stack
+        if frame in inner.stack and inner is not frame
+    }

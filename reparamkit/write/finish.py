@@ -15,7 +15,7 @@ from ..capture.state import intact
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.norms import restore
-from ..engine.scope import innermost, place_of
+from ..engine.scope import below, innermost, place_of
 from ..errors import NotFusable
 from .frames import change, changes_of, fold, method, original_class
 from .hidden import Hidden, because, hide_broken, upwards
@@ -67,21 +67,12 @@ class Finisher:
 
     # --- collecting ------------------------------------------------------------------------------
 
-    def below(self, frame: Frame, members: Iterable[fx.Node]) -> set[int]:
-        """The calls inside `frame` that these members are in."""
-        return {
-            id(inner)
-            for node in members
-            for inner in self.captured.frame(node).stack
-            if frame in inner.stack and inner is not frame
-        }
-
     def check(self, frame: Frame, members: Iterable[fx.Node], guarded: bool) -> None:
         """Raises `NotFusable` if the frame cannot be written again, or would take fewer sizes than the merge needs.
 
         guarded: the merge takes the sizes of the example inputs only.
         """
-        graph = fold(self.captured, frame, frozenset(self.inlined | self.below(frame, members)))
+        graph = fold(self.captured, frame, frozenset(self.inlined | below(self.captured, frame, members)))
         size = next(filter(None, map(_literal_size, graph.nodes)), None)
         if size is not None and not guarded:
             raise NotFusable(
@@ -111,7 +102,7 @@ class Finisher:
     def rewrite(self, frame: Frame, members: Iterable[fx.Node]) -> None:
         """The method of this call will be written again, and what the members are in goes into it."""
         self.frames[id(frame)] = frame
-        self.inlined |= self.below(frame, members)
+        self.inlined |= below(self.captured, frame, members)
 
     def hide(self, methods: Iterable[Method]) -> None:
         """Methods that call a part of a merge cannot work any more, but for those that a forward goes on calling: what

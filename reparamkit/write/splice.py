@@ -18,7 +18,7 @@ from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.choose import Site
 from ..engine.placing import Placed, Placement
-from ..engine.scope import broken_methods, called_plainly, innermost, partial_methods, place_of
+from ..engine.scope import below, broken_methods, called_plainly, innermost, partial_methods, place_of
 from ..errors import NotFusable
 from ..sourcecode.flow import branched_on, catches, certain_calls, remembered
 from .frames import original_class
@@ -66,9 +66,10 @@ class Splicer:
     def check(self, site: Site) -> None:
         """Raises `NotFusable` if the code that would check a size does not see it."""
         frame, placed = self._home(site), site.placed
+        opened = below(self.captured, frame, site.core)
         for symbol, _ in placed.guards if placed is not None else ():
-            if placed is not None and not (symbol.stands_for_dims and self._ranked(frame, placed)):
-                self._source(frame, symbol)
+            if placed is not None and not (symbol.stands_for_dims and self._ranked(frame, opened, placed)):
+                self._source(frame, opened, symbol)
 
     def splice(self, written: Written) -> None:
         """Insert the merged layers after the site's value; nothing uses them yet."""
@@ -96,9 +97,10 @@ class Splicer:
         written.result.meta.setdefault("val", value.meta.get("val"))
 
     def _form(self, written: Written, placed: Placed) -> fx.Node:
+        opened = below(self.captured, written.frame, written.site.core)
         for symbol, pin in sorted(placed.guards, key=lambda g: str(g[0].origin)):
-            if not (symbol.stands_for_dims and self._rank_guard(written.frame, placed)):
-                self._guard(written.frame, symbol, pin)
+            if not (symbol.stands_for_dims and self._rank_guard(written.frame, opened, placed)):
+                self._guard(*self._source(written.frame, opened, symbol), pin)
         results = [self._term(written, placement) for placement in placed.terms]
         if placed.dim is not None:
             return self.captured.graph.call_function(torch.cat, (results, placed.dim))
@@ -107,28 +109,30 @@ class Splicer:
             result = self.captured.graph.call_function(operator.add, (result, other))
         return result
 
-    def _rank_guard(self, frame: Frame, placed: Placed) -> bool:
+    def _rank_guard(self, frame: Frame, opened: set[int], placed: Placed) -> bool:
         """Check the rank of what is read, if it is at hand; whether there is such a value."""
-        found = self._ranked(frame, placed)
+        found = self._ranked(frame, opened, placed)
         if found is not None:
             self.captured.graph.call_function(expect_rank, found)
         return found is not None
 
-    def _ranked(self, frame: Frame, placed: Placed) -> tuple[fx.Node, int] | None:
+    def _ranked(self, frame: Frame, opened: set[int], placed: Placed) -> tuple[fx.Node, int] | None:
         """A value that is read and that the code of a call sees, and its rank."""
         for name, term in placed.form.terms.items():
             value = self.current(self.captured.named[name])
-            if not term.op.open_rank and self._reaches(frame, value):
+            if not term.op.open_rank and self._reaches(frame, opened, value):
                 return value, len(term.op.source)
         return None
 
-    def _reaches(self, frame: Frame, node: fx.Node) -> bool:
-        """Whether the code of a call can see a value: it made it, or got it as an argument or as a result."""
+    def _reaches(self, frame: Frame, opened: set[int], node: fx.Node) -> bool:
+        """Whether the code of a call can see a value: it made it, or got it as an argument or as a result. opened: the
+        calls inside (by identity) whose code goes into it.
+        """
         stack = self.captured.frame(node).stack
         if frame not in stack:
             return node in self._given(frame.args, frame.kwargs)
         inner = stack[stack.index(frame) + 1 :]
-        return all(node in self._given(each.output) for each in inner)
+        return all(id(each) in opened or node in self._given(each.output) for each in inner)
 
     def _given(self, *values: object) -> set[fx.Node]:
         """The nodes in arguments or results of a call."""
@@ -148,8 +152,7 @@ class Splicer:
         self.captured.held[name] = module
         return name
 
-    def _guard(self, frame: Frame, symbol: Symbol, pin: Pin) -> None:
-        node, dim = self._source(frame, symbol)
+    def _guard(self, node: fx.Node, dim: int, pin: Pin) -> None:
         if isinstance(pin, Size):
             if isinstance(node.meta.get("val"), int):
                 raise NotFusable("a size that is computed by the model must be a multiple of a number")
@@ -161,12 +164,12 @@ class Splicer:
         else:
             self.captured.graph.call_function(expect_rank, (node, dim + pin))
 
-    def _source(self, frame: Frame, symbol: Symbol) -> tuple[fx.Node, int]:
+    def _source(self, frame: Frame, opened: set[int], symbol: Symbol) -> tuple[fx.Node, int]:
         """The value and the dimension that a symbol is the size of."""
         name, dim = symbol.origin
         node = self.current(self.captured.named[str(name)])
         assert isinstance(dim, int)
-        if not self._reaches(frame, node):
+        if not self._reaches(frame, opened, node):
             raise NotFusable(f"a size that a guard must check ({name}) does not reach '{frame.path}'")
         return node, dim
 

@@ -248,6 +248,17 @@ CHAINS = (
         equation="K' = s2 s1 K, b' = s2 t1 + t2",
     ),
     Structure(
+        "a head in units of its own",
+        lambda: Model(
+            lambda m, x: m.net(x) * 2.5 + 1.5,
+            net=seq(nn.Linear(5, 6), nn.ReLU(), nn.BatchNorm1d(6), nn.Dropout(0.2), nn.Linear(6, 3)),
+        ),
+        ((2, 5), (1, 5), (3, 5)),
+        "linear relu linear",
+        equation="a (W (s x + t) + b) + c = a W s x + (a (W t + b) + c)",
+        source="targets that are standardised for training",
+    ),
+    Structure(
         "linear on tokens, bn on flattened tokens",
         lambda: Model(
             lambda m, x: m.norm(m.fc(x).flatten(0, 1)).reshape(x.shape[0], -1, 3),
