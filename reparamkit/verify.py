@@ -20,6 +20,7 @@ from .algebra.operator import Operator
 from .algebra.size import Size, Symbol, roots
 from .capture.buffers import other_buffers
 from .capture.capture import Captured, Inputs, run
+from .capture.lending import lender
 from .capture.trees import leaves
 from .errors import EquivalenceError, GuardError, NotFusable
 from .layers.hooks import has_hooks
@@ -341,8 +342,15 @@ def needed(
             raise LookupError(f"{node} is not given")
         wanted.add(node)
         writes = captured.aliases.writes_before(node)
-        stack.extend((*node.all_input_nodes, *(write for write in writes if write not in without)))
+        read = lends_only(captured, node)
+        inputs = (n for n in node.all_input_nodes if n is not read)
+        stack.extend((*inputs, *(write for write in writes if write not in without)))
     return sorted(wanted)
+
+
+def lends_only(captured: Captured, node: fx.Node) -> fx.Node | None:
+    """The input of parameter arithmetic that nothing but the dtype and device is read of."""
+    return lender(node) if node in captured.constants else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -353,8 +361,10 @@ class _Wide:
     modules: dict[fx.Node, Callable[..., Any]] = field(default_factory=dict)
 
     def call(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
+        read = lends_only(self.captured, node)
+
         def value(n: fx.Node) -> Any:
-            return known[n]
+            return torch.zeros((), dtype=torch.float64) if n is read and n not in known else known[n]
 
         args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
         with torch.no_grad():

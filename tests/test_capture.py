@@ -170,6 +170,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], dict[str, Any]
     "called in a loop": (two(one_by_one), (X,), {}),
     "two inputs, one encoder": (two(lambda m, x: m.b(F.relu(m.a(x))) - m.b(F.relu(m.a(x.flip(-1))))), (X,), {}),
     "scripted child": (ScriptedChild, (X,), {}),
+    "a constant of the input's dtype": (
+        two(lambda m, x: m.b(F.relu(m.a(x))) + torch.arange(4.0).to(x)[:, None, None]),
+        (X,),
+        {},
+    ),
     "branch on data": (lambda: Model(lambda m, x: m.h(F.relu(m.a(x))), a=conv_norm(4, 4), h=Head()), (X,), {}),
     "kept tensor": (Lazily, (X,), {}),
     "cache": (Cached, (X,), {}),
@@ -362,6 +367,43 @@ def test_what_a_forward_keeps_for_a_size_is_made_again_for_another(ran: bool):
         x = sample((1, 4, 7, size), torch.float32)
         assert error(run(fused, x), run(model, x)) <= 1e-6
     assert any("what it keeps in 'grids'" in each.reason for each in reparamkit.report(fused).refusals)
+
+
+DTYPES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "to(dtype)": lambda m, y: y.relu() * m.t.to(y.dtype),
+    "to(tensor)": lambda m, y: y.relu() * m.t.to(y),
+    "type_as": lambda m, y: y.relu() * m.t.type_as(y),
+    "type": lambda m, y: y.float().relu().type(y.dtype),
+    "softmax and back": lambda m, y: torch.softmax(y, 1, dtype=torch.float32).to(y.dtype),
+    "to(device, dtype)": lambda m, y: y.relu() * m.t.to(device=y.device, dtype=y.dtype),
+    "sum": lambda m, y: y.relu().double().sum(-1, dtype=y.dtype),
+    "new tensor of a size": lambda m, y: y.relu() + torch.ones(y.shape[0], 1, 1, 1, dtype=y.dtype),
+    "one's own dtype": lambda m, y: y.double().relu().to(torch.float16) if y.dtype == torch.int8 else upcast(y),
+}
+
+
+def upcast(y: Tensor) -> Tensor:
+    """As transformers writes its norms."""
+    before = y.dtype
+    y = y.to(torch.float32)
+    return (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)).to(before)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("as_graph", [False, True])
+def test_a_fused_model_is_converted_as_the_model_is(name: str, as_graph: bool):
+    """A dtype that code reads of a tensor is read again where code is written, not taken as it was in the trace."""
+    spelled = DTYPES[name]
+    make = two(lambda m, x: spelled(m, m.a(x) + m.b(x)))
+    model = build(make)
+    model.register_buffer("t", sample((1, 1, 8, 8), torch.float32))
+    fused = reparamkit.fuse(model, X, as_graph=as_graph)
+    again = reparamkit.fuse(fused, X, as_graph=True)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.bfloat16, 5e-2)):
+        *found, wanted = (run(copy.deepcopy(each).to(dtype), X.to(dtype)) for each in (fused, again, model))
+        assert all(each.dtype == wanted.dtype for each in found)
+        assert all(error(each, wanted) <= tolerance for each in found)
 
 
 class Masked(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from ..errors import CaptureError
 from ..sourcecode.writes import AUGMENTED
 from .guards import expect, expect_tensor
+from .lending import LENT, Lent
 from .questions import asks, unpacked, words_message
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
@@ -58,6 +59,8 @@ class ValueProxy(fx.Proxy):
             return _Attribute(self, name)
         found = self.tracer.attribute_of(value, name)
         if isinstance(value, Tensor) and name in FIXED_ATTRIBUTES:
+            if name in LENT:
+                self.tracer.lending.note(sys._getframe(1), Lent(self.node, name, found))
             return found
         return self._decision(name, found) if isinstance(found, ANSWERS) else _Attribute(self, name)
 
@@ -236,7 +239,9 @@ class _Attribute(ValueProxy):
         if self.name in LIKE and isinstance(args[0], fx.Proxy):
             return getattr(self.root, LIKE[self.name])(args[0].shape)
         if self.name in ("type_as", "to") and len(args) == 1 and not kwargs and _on_one_device(self.root, args[0]):
-            return self.root.to(args[0].value.dtype)
+            made = self.root.to(args[0].value.dtype)
+            made.node.meta["lent"] = {1: Lent(args[0].node, "dtype", args[0].value.dtype)}
+            return made
         made = self.tracer.create_proxy("call_method", self.name, (self.root, *args), kwargs)
         value = made.value
         if self.name in RANK_METHODS and value is not UNKNOWN:

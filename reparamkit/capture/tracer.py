@@ -27,6 +27,7 @@ from ..sourcecode.writes import in_place
 from .buffers import other_buffers
 from .draws import Draws, no_plain_draws
 from .guards import is_guard
+from .lending import Lending
 from .listing import lists_noted
 from .modes import Modes, modes, modes_noted
 from .proxies import ValueProxy, attribute, where
@@ -38,6 +39,8 @@ CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
 """The way from a call of a module to its forward."""
 ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 """Modules that are made of others, and have a length."""
+OURS = frozenset({__name__.partition(".")[0], "torch"})
+"""Packages whose code is not the user's."""
 FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye})
 """Functions that make a tensor of nothing, for the forward to fill."""
 
@@ -207,6 +210,7 @@ class Tracer(fx.Tracer):
         self.frames: list[Frame] = []
         self.busy = False
         self._thread = threading.get_ident()
+        self.lending = Lending()
         self._asked: list[tuple[FrameType, int, fx.Node]] = []
         self._tensor_names: dict[int, str] = {}
         self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
@@ -317,6 +321,7 @@ class Tracer(fx.Tracer):
         if not is_guard(target):
             self._asked.clear()
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        proxy.node.meta["lent"] = self.lending.taken(_users(sys._getframe(1)), args, kwargs)
         if kind == "call_method" and _writes(target, {}):
             _renamed(args[0], proxy.node)
         if kind not in ("placeholder", "output") and not is_guard(target) and _is_known(proxy.node):
@@ -390,9 +395,20 @@ class Tracer(fx.Tracer):
 
 def _outside(frame: FrameType) -> FrameType:
     """The innermost frame of code that is not ours."""
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(__name__.partition(".")[0]):
+    while frame.f_back is not None and _package(frame) == __name__.partition(".")[0]:
         frame = frame.f_back
     return frame
+
+
+def _users(frame: FrameType) -> FrameType:
+    """The innermost frame of code that is neither ours nor torch's; what was written for a model is its own."""
+    while frame.f_back is not None and _package(frame) in OURS and not frame.f_code.co_filename.startswith("<"):
+        frame = frame.f_back
+    return frame
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def _is_torchs(cls: type, name: str) -> bool:

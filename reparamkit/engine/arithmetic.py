@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from ..algebra.size import Size
 from ..capture.capture import Captured
 from ..capture.draws import Draws
+from ..capture.lending import lender
 from ..capture.tracer import FACTORIES
 from ..errors import CaptureError
 from ..layers.wide import CASTS, wide_call, wide_module
@@ -24,26 +25,13 @@ def is_constant(captured: Captured, node: fx.Node, constants: Known, sizes: Know
     """Whether a call gives the same value each time: it is not random, reads constants only, and writes into nothing
     that is read by another name.
     """
-    lender = None if _lender(node) in constants else _lender(node)
-    inputs = [n for n in node.all_input_nodes if n is not lender]
-    if lender is None and not inputs and node.target not in FACTORIES:
+    lent = None if lender(node) in constants else lender(node)
+    inputs = [n for n in node.all_input_nodes if n is not lent]
+    if lent is None and not inputs and node.target not in FACTORIES:
         return False
     if not all(n in constants or _plain(sizes.get(n)) for n in inputs) or _varies(captured, node):
         return False
     return node not in captured.aliases.writers or _owns(captured, node, constants)
-
-
-NEW = frozenset({"new_tensor", "new_full", "new_ones", "new_zeros"})
-"""Methods that make a tensor of nothing but the dtype and the device of another."""
-
-
-def _lender(node: fx.Node) -> fx.Node | None:
-    """The tensor that only lends its dtype, one of real numbers, and its device to what a call makes."""
-    value = node.meta.get("val")
-    if node.op != "call_method" or not isinstance(value, Tensor) or not value.is_floating_point():
-        return None
-    found = node.args[node.target not in NEW : 2] if node.target in {*NEW, "to", "type_as"} else ()
-    return found[0] if found and isinstance(found[0], fx.Node) else None
 
 
 def is_random(node: fx.Node) -> bool:

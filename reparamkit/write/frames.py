@@ -123,6 +123,7 @@ class _Fold:
         copy = self.graph.node_copy(node, self._argument)
         if node.op == "get_attr":
             copy.target = self._relative(str(node.target))
+        read_lent(self.captured, node, copy, self.here)
         self.here[node] = copy
 
     def _child(self, node: fx.Node) -> Frame | None:
@@ -202,6 +203,22 @@ class _Fold:
         if found is None:
             raise NotFusable(f"module '{self.frame.path}' uses '{path}', which is not inside it")
         return found
+
+
+def read_lent(captured: Captured, node: fx.Node, copy: fx.Node, here: Mapping[fx.Node, Any]) -> None:
+    """Let the copy of a node read the dtype or device that it is given where the code read it, not take what it was.
+
+    here: the values that the code has, by their nodes in the captured graph.
+    """
+    for key, lent in node.meta.get("lent", {}).items():
+        seen = here.get(captured.current(lent.node))
+        if isinstance(seen, fx.Node):
+            with copy.graph.inserting_before(copy):
+                read = copy.graph.call_function(getattr, (seen, lent.attribute))
+            if isinstance(key, int):
+                copy.update_arg(key, read)
+            else:
+                copy.update_kwarg(key, read)
 
 
 def fold(captured: Captured, frame: Frame, inlined: frozenset[int]) -> fx.Graph:

@@ -19,6 +19,7 @@ from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
 from ..recipes.tape import Tape
 from .finish import Finisher
+from .frames import read_lent
 from .settle import settle
 from .splice import Splicer, Written, is_chain, is_swap
 
@@ -382,10 +383,11 @@ class Writer:
     def _graph_module(self) -> fx.GraphModule:
         for name, value in self.captured.held.items():
             self.captured.root.register_buffer(name, value, persistent=False)
-        graph = self.captured.graph
-        # What is unpickled is traced again, as plain graphs are; the type of the result is that of our own function.
-        graph._tracer_cls = None
-        graph.output_node().type = None
+        # A plain copy: what is unpickled is traced again, as plain graphs are, and knows nothing of our tracer.
+        graph, here = fx.Graph(), dict[fx.Node, fx.Node]()
+        graph.output(graph.graph_copy(self.captured.graph, here))
+        for node, copy in here.items():
+            read_lent(self.captured, node, copy, here)
         return fx.GraphModule(self.captured.root, graph, type(self.captured.root).__name__)
 
     def _done(self, written: Written, error: float | None, placed: set[int]) -> Done:

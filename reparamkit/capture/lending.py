@@ -1,0 +1,58 @@
+"""Dtypes and devices that code takes from one tensor and hands on to a call: they follow the model when it is converted
+or moved, so the graph, which has what they are, knows whose they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..sourcecode.places import Place, origins, place
+
+LENT = frozenset({"dtype", "device"})
+KINDS = (torch.dtype, torch.device)
+NEW = frozenset({"new_tensor", "new_full", "new_ones", "new_zeros"})
+"""Methods that make a tensor of nothing but the dtype and the device of another."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lent:
+    """An attribute of the value of a node, and what it is."""
+
+    node: fx.Node
+    attribute: str
+    found: object
+
+
+class Lending:
+    """What the code that is traced has read of dtypes and devices."""
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[int, Place], Lent] = {}
+
+    def note(self, by: FrameType, lent: Lent) -> None:
+        """The expression that `by` is at reads an attribute."""
+        self._read[id(by), place(by)] = lent
+
+    def taken(self, by: FrameType, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[int | str, Lent]:
+        """Of the arguments of the call that `by` is at those that were read of a value, by position or name."""
+        every: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        given = {key: each for key, each in every if isinstance(each, KINDS)}
+        if not given or not self._read:
+            return {}
+        read = [self._read[id(by), at] for at in origins(by) if (id(by), at) in self._read]
+        return {key: lent for key, each in given.items() for lent in read if lent.found == each}
+
+
+def lender(node: fx.Node) -> fx.Node | None:
+    """The tensor that only lends its dtype, one of real numbers, and its device to what a call makes."""
+    value = node.meta.get("val")
+    if node.op != "call_method" or not isinstance(value, Tensor) or not value.is_floating_point():
+        return None
+    found = node.args[node.target not in NEW : 2] if node.target in {*NEW, "to", "type_as"} else ()
+    return found[0] if found and isinstance(found[0], fx.Node) else None
