@@ -86,6 +86,16 @@ class ScriptedChild(nn.Module):
         return self.b(self.act(self.a(x)))
 
 
+def gated(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+@cache
+def scripted() -> Any:
+    """A function that torch.jit compiled."""
+    return torch.jit.script(gated)
+
+
 class Head(nn.Module):
     """A branch on data."""
 
@@ -170,6 +180,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], dict[str, Any]
     "called in a loop": (two(one_by_one), (X,), {}),
     "two inputs, one encoder": (two(lambda m, x: m.b(F.relu(m.a(x))) - m.b(F.relu(m.a(x.flip(-1))))), (X,), {}),
     "scripted child": (ScriptedChild, (X,), {}),
+    "scripted function": (two(lambda m, x: m.b(scripted()(m.a(x)))), (X,), {}),
     "a constant of the input's dtype": (
         two(lambda m, x: m.b(F.relu(m.a(x))) + torch.arange(4.0).to(x)[:, None, None]),
         (X,),

@@ -31,6 +31,7 @@ from .lending import Lending
 from .listing import lists_noted
 from .modes import Modes, modes, modes_noted
 from .proxies import ValueProxy, attribute, where
+from .scripts import scripts_opened
 from .state import Contents
 from .trees import leaves, map_leaves
 from .variadic import sizes_together
@@ -231,7 +232,7 @@ class Tracer(fx.Tracer):
         self.frames = [self.frame]
         self.lists: set[str] = set()
         noted = lists_noted(self.lists), modes_noted(self._asks_for_modes)
-        with _Calls(self), sizes_together(), no_plain_draws(), noted[0], noted[1]:
+        with _Calls(self), sizes_together(), no_plain_draws(), scripts_opened(), noted[0], noted[1]:
             graph = self.trace(root)
         if self.refusals:
             # Code that caught the error took another way than it takes with tensors.
