@@ -417,6 +417,35 @@ def test_a_fused_model_is_converted_as_the_model_is(name: str, as_graph: bool):
         assert all(error(each, wanted) <= tolerance for each in found)
 
 
+class Frozen(nn.Module):
+    """Two branches without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(4, 4), conv_norm(4, 4)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.a(x) + self.b(x))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_forward_without_gradients_stays_without(inside: bool):
+    """Its code may be written again, and that of a module which calls it, too."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.inner(x)
+        return m.a(y) + m.b(y)
+
+    model = build(two(body, inner=Frozen()) if inside else Frozen)
+    fused = reparamkit.fuse(model, X)
+    found, wanted = fused(X), model(X)
+    assert error(found, wanted) <= 1e-6
+    assert found.requires_grad == wanted.requires_grad == inside
+    assert len([m for m in fused.modules() if isinstance(m, nn.Conv2d)]) == 1 + inside
+    assert not copy.deepcopy(fused).get_submodule("inner" if inside else "")(X).requires_grad
+
+
 class Masked(nn.Module):
     """Two branches, and an argument that may be missing."""
 

@@ -17,7 +17,7 @@ from ..capture.trees import leaves
 from ..engine.norms import restore
 from ..engine.scope import below, innermost, place_of
 from ..errors import NotFusable
-from .frames import change, changes_of, fold, method, original_class
+from .frames import change, changes_of, fold, method, original_class, without_gradients
 from .hidden import Hidden, because, hide_broken, upwards
 from .places import Places
 from .splice import Written
@@ -259,9 +259,11 @@ class Finisher:
             self.captured.targets[new] = nodes
 
     def _regenerate(self, frame: Frame) -> None:
-        graph = fold(self.captured, frame, frozenset(self.inlined))
+        inlined = frozenset(self.inlined)
+        graph = fold(self.captured, frame, inlined)
         self._keep_constants(graph, frame.module)
-        change(frame.module, replace(changes_of(frame.module), forward=method(graph)))
+        written = method(graph, gradients=not without_gradients(self.captured, frame, inlined))
+        change(frame.module, replace(changes_of(frame.module), forward=written))
 
     def _hide(self, before: Mapping[str, nn.Module]) -> None:
         """Hide the methods that cannot work any more."""

@@ -25,6 +25,7 @@ from torch import fx, nn
 
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_given
+from ..capture.modes import Modes
 from ..capture.proxies import attribute
 from ..capture.tracer import Frame
 from ..capture.trees import fields_of, is_record
@@ -112,7 +113,7 @@ class _Fold:
     # --- body ------------------------------------------------------------------------------------
 
     def _node(self, node: fx.Node) -> None:
-        child = self._child(node)
+        child = _left(self.captured, self.frame, node, self.inlined)
         if child is not None:
             self._call(child)
             return
@@ -125,12 +126,6 @@ class _Fold:
             copy.target = self._relative(str(node.target))
         read_lent(self.captured, node, copy, self.here)
         self.here[node] = copy
-
-    def _child(self, node: fx.Node) -> Frame | None:
-        """The call below this frame that made the node, if it stays a call."""
-        stack = self.captured.frame(node).stack
-        below = stack[stack.index(self.frame) + 1 :]
-        return next((frame for frame in below if id(frame) not in self.inlined), None)
 
     def _call(self, child: Frame) -> None:
         if id(child) in self.done:
@@ -205,6 +200,12 @@ class _Fold:
         return found
 
 
+def _left(captured: Captured, frame: Frame, node: fx.Node, inlined: frozenset[int]) -> Frame | None:
+    """The call below a frame that made a node, if it stays a call."""
+    stack = captured.frame(node).stack
+    return next((each for each in stack[stack.index(frame) + 1 :] if id(each) not in inlined), None)
+
+
 def read_lent(captured: Captured, node: fx.Node, copy: fx.Node, here: Mapping[fx.Node, Any]) -> None:
     """Let the copy of a node read the dtype or device that it is given where the code read it, not take what it was.
 
@@ -257,9 +258,22 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
             raise NotFusable(f"the forward of {where} asks torch for autocast or grad mode")
         if catches(original_class(each.module)):
             raise NotFusable(f"the forward of {where} catches errors")
-    contexts = {n.meta["context"] for n in captured.made_in[frame]}
-    if contexts - {frame.modes}:
+    if not (_contexts(captured, frame, inlined) <= {frame.modes} or without_gradients(captured, frame, inlined)):
         raise NotFusable(f"the forward of {frame.path or 'the model'} changes autocast or grad mode")
+
+
+def _contexts(captured: Captured, frame: Frame, inlined: frozenset[int]) -> set[Modes]:
+    """The modes that the code of a call runs in, and makes the calls in that stay calls."""
+    nodes = [n for n in captured.made_in[frame] if n.op not in ("placeholder", "output")]
+    calls = {node: _left(captured, frame, node, inlined) for node in nodes}
+    return {node.meta["context"] if call is None else call.modes for node, call in calls.items()}
+
+
+def without_gradients(captured: Captured, frame: Frame, inlined: frozenset[int]) -> bool:
+    """Whether all of a call runs without gradients, though it was called with them."""
+    autocast = frame.modes[:2]
+    without = _contexts(captured, frame, inlined) == {(*autocast, False, False)}
+    return frame.modes == (*autocast, True, False) and without
 
 
 # --- classes ----------------------------------------------------------------------------------------
@@ -285,12 +299,12 @@ class Method:
         return forward
 
 
-def method(graph: fx.Graph) -> Method:
+def method(graph: fx.Graph, gradients: bool = True) -> Method:
     """The graph as the source of a forward method."""
     code = graph.python_code("self")
-    source = code.src.lstrip()
+    source = code.src.lstrip() if gradients else f"@torch.no_grad()\n{code.src.lstrip()}"
     used = {token.string for token in tokenize.generate_tokens(io.StringIO(source).readline)}
-    names = {name: value for name, value in code.globals.items() if name in used}
+    names = {name: value for name, value in (code.globals | {"torch": torch}).items() if name in used}
     return Method(source, tuple((name, *_importable(name, value)) for name, value in sorted(names.items())))
 
 
