@@ -671,7 +671,8 @@ def test_an_exported_program():
     net = build(Net)
     program = torch.export.export(net, (X,))
     fused = reparamkit.fuse(program)
-    assert operations(fused, X) == operations(reparamkit.fuse(net, X), X)
+    # The default of an argument is a number of the program: nobody can give another, and a factor of 1 goes.
+    assert operations(fused, X) == operations(reparamkit.fuse(net, X), X).removesuffix(" mul")
     same(run(fused, X), run(net, X))
     assert reparamkit.explain(program).after.ops == reparamkit.report(fused).after.ops
 

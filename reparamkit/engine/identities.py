@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 from torch import fx
 
 from ..algebra.form import Form
 from ..capture.aliases import target_name
 from ..capture.capture import Captured
+from ..capture.tracer import Frame
 from ..layers.hooks import has_hooks
 from .reading import Reading
 
@@ -32,11 +35,22 @@ def does_nothing(form: Form) -> bool:
     return len(form.terms) == 1 and term.op.is_identity and form.bias is None and not (views or form.guards)
 
 
-def adds_zero(node: fx.Node) -> bool:
-    """Whether a node adds the number that sums begin with: it computes nothing new, and runs. (A factor of 1 may be the
-    default of an argument, and other numbers are given for it.)
+def computes_the_same(captured: Captured, node: fx.Node) -> bool:
+    """Whether a call that gives the numbers it gets runs nevertheless: it adds the 0 that sums begin with, or its code
+    multiplies by 1. (As an argument of a forward, or the default of one, other numbers may be given.)
     """
-    return any(isinstance(a, (int, float)) and a == 0 for a in node.args)
+    numbers = [a for a in node.args if isinstance(a, (int, float))]
+    return any(a == 0 or (a == 1 and a not in _given_numbers(captured.frame(node))) for a in numbers)
+
+
+def _given_numbers(frame: Frame) -> list[float]:
+    """The numbers among the arguments of a call, and of the calls around it."""
+    found: list[float] = []
+    for each in frame.stack:
+        bound = inspect.signature(each.module.forward).bind(*each.args, **each.kwargs)
+        bound.apply_defaults()
+        found += [value for value in bound.arguments.values() if isinstance(value, (int, float))]
+    return found
 
 
 def _returns_input(captured: Captured, node: fx.Node) -> bool:

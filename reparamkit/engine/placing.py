@@ -20,7 +20,7 @@ from ..layers.convolutions import multiply_adds, padding_cost, uneven_cost
 from ..layers.plans import LayerPlan
 from ..layers.price import Cost, numel
 from ..layers.writers import plan, turned
-from .identities import adds_zero, does_nothing
+from .identities import computes_the_same, does_nothing
 from .reading import Reading
 
 
@@ -277,7 +277,7 @@ def node_cost(reading: Reading, node: fx.Node, stored: int = 0) -> Cost:
     if node in reading.moves:
         launches = reading.moves[node]
         return Cost(0, launches * numel(form.sizes), stored, launches)
-    if does_nothing(form) and adds_zero(node):
+    if does_nothing(form) and computes_the_same(reading.captured, node):
         return Cost(0, numel(form.sizes), stored, 1)
     return layer_cost(form, stored)
 

@@ -259,6 +259,14 @@ CHAINS = (
         source="targets that are standardised for training",
     ),
     Structure(
+        "residual scale of 1",
+        lambda: Model(lambda m, x: x + m.c(F.relu(m.a(x))).mul(m.scale), a=conv(4, 4), c=conv(4, 4), scale=1),
+        MAPS,
+        "conv relu conv add",
+        equation="1 (K x + b) = K x + b",
+        source="EDSR, Lim et al. 2017",
+    ),
+    Structure(
         "linear on tokens, bn on flattened tokens",
         lambda: Model(
             lambda m, x: m.norm(m.fc(x).flatten(0, 1)).reshape(x.shape[0], -1, 3),
