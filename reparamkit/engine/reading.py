@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from ..algebra.form import CONSTANT_FOLD, Form, source_form
 from ..algebra.operator import open_sizes, pin
-from ..algebra.size import Pin, Size, Symbol, fixed, free_size, roots
+from ..algebra.size import Pin, Size, Symbol, fixed, free_size, roots, stencil_size
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured
 from ..capture.guards import is_guard
@@ -508,8 +508,14 @@ def _computed(node: fx.Node, args: list[Any]) -> Any:
             return numbers[0] * numbers[1]
         if node.target in (operator.floordiv, operator.truediv):
             exact = numbers[0].divide(numbers[1])
-            return exact if exact is not None else _opaque(node)
+            return exact or _floored(node.target, *numbers) or _opaque(node)
     return _opaque(node)
+
+
+def _floored(divide: object, size: Size, by: Size) -> Size | None:
+    """``n // k`` of a free size: as many as a window of k positions with stride k finds, which is how layers halve."""
+    whole = divide is operator.floordiv and by.known and by.factor > 0
+    return stencil_size(size, by.factor, -by.factor) if whole else None
 
 
 def _opaque(node: fx.Node) -> Any:

@@ -17,6 +17,12 @@ def focused(x: Tensor) -> Tensor:
     return torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
 
 
+def _sorted_parts(x: Tensor, y: Tensor) -> Tensor:
+    """Of channels that have four parts each the first parts, then the second ones..., of half the size of x."""
+    n, c, h, w = x.shape
+    return y.reshape(n, c, 4, h // 2, w // 2).transpose(1, 2).reshape(n, 4 * c, h // 2, w // 2)
+
+
 class Causal(nn.Module):
     """A dilated convolution that is padded on both sides and cropped behind, with its norm."""
 
@@ -85,5 +91,18 @@ PIECES = (
         ),
         EVEN,
         "conv",
+    ),
+    Structure(
+        "wavelet, parts sorted, 1x1",
+        lambda: Model(
+            lambda m, x: m.c(_sorted_parts(x, m.w(x))),
+            w=nn.Conv2d(4, 16, 2, stride=2, groups=4, bias=False),
+            c=conv(16, 6, 1),
+        ),
+        EVEN,
+        "conv",
+        needs_inputs=True,
+        equation="a window of two positions, of stride 2, is at n // 2 places",
+        source="invertible networks, Ardizzone et al. 2019",
     ),
 )
