@@ -446,6 +446,35 @@ def test_a_forward_without_gradients_stays_without(inside: bool):
     assert not copy.deepcopy(fused).get_submodule("inner" if inside else "")(X).requires_grad
 
 
+class Factor(nn.Module):
+    """A factor of 1 by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv_norm(4, 4)
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        return F.relu(self.a(x) * factor)
+
+
+def test_a_factor_that_a_caller_may_change_stays():
+    model = build(Factor)
+    fused = reparamkit.fuse(model, X)
+    assert error(fused(X, factor=2.0).detach(), model(X, factor=2.0).detach()) <= 1e-6
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
+def test_a_constant_that_is_computed_is_spread_as_before():
+    """Distances to the entries of a codebook: a column plus a row, of which only a run tells that it is a column."""
+    model = build(
+        lambda: Model(
+            lambda m, x: x.pow(2).sum(-1, keepdim=True) + m.codes.pow(2).sum(1), codes=nn.Parameter(torch.randn(5, 8))
+        )
+    )
+    fused = reparamkit.fuse(model)
+    assert error(run(fused, X), run(model, X)) <= 1e-6
+
+
 class Masked(nn.Module):
     """Two branches, and an argument that may be missing."""
 

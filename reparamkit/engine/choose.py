@@ -276,7 +276,7 @@ class _Chooser:
             slower = option is not None and any(True for _ in self._raised(option))
             if (
                 option is not None
-                and (len(candidate.members) > 1 or self.reading.arithmetic(node))
+                and (len(candidate.members) > 1 or (self.reading.arithmetic(node) and not _guesses(option)))
                 and self._pays(node, option)
             ):
                 self.options[node].append(option)
@@ -653,6 +653,12 @@ def _because(option: _Option) -> str:
     """Why a merge adds its bias by a layer of its own, which is in its price."""
     layers = [term.layer for term in option.placed.terms] if option.placed else []
     return next((f"{layer.beside}: " for layer in layers if layer is not None and layer.beside), "")
+
+
+def _guesses(option: _Option) -> bool:
+    """Whether it was only assumed that a size is that of a constant: the constant may be spread over a size of 1."""
+    guards = option.placed.guards if option.placed else ()
+    return any(not (symbol.traced or symbol.stands_for_dims) for symbol, _ in guards)
 
 
 def _bias_numbers(placed: Placed | None) -> int:

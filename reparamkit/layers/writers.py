@@ -163,7 +163,8 @@ def _scale(op: Operator, bias: Operator | None) -> LayerPlan:
         weight = None if op.is_identity else broadcast(op)
         return Scale(weight, None if shift is None else broadcast(shift))
 
-    return LayerPlan("scale", Cost(elements, elements, stored, 1), build)
+    # One number for all, as a shift, is a pass and no more: so is what is read of such a call.
+    return LayerPlan("scale", Cost(elements if op.legs else 0, elements, stored, 1), build)
 
 
 def _linear(op: Operator, bias: Operator | None) -> LayerPlan:

@@ -23,6 +23,12 @@ class FrozenNorm(nn.Module):
         return x * scale + (self.bias.reshape(1, -1, 1, 1) - self.running_mean.reshape(1, -1, 1, 1) * scale)
 
 
+def _fused_levels(m: Model, x: Tensor) -> Tensor:
+    w = F.relu(m.w)
+    w = w / (w.sum() + 1e-4)
+    return m.c(w[0] * x.relu() + w[1] * x.sigmoid())
+
+
 class StdConv(nn.Conv2d):
     """A convolution with weight standardisation."""
 
@@ -341,6 +347,14 @@ PARAMETERS = (
         "conv",
         equation="K' = (a // 2) K",
         near="a division that rounds",
+    ),
+    Structure(
+        "normalised weights of a sum",
+        lambda: Model(_fused_levels, w=parameter(2), c=conv_norm(4, 6)),
+        MAPS,
+        "relu mul sigmoid mul add conv",
+        equation="w / (sum(w) + eps), once",
+        source="BiFPN, Tan et al. 2020",
     ),
     Structure(
         "a number decides",
