@@ -23,6 +23,8 @@ from .recipe import CONSTANT, INPUT, Fused, Original, Program, Recipe, Step, Tes
 Place = tuple[int, torch.dtype, int, tuple[int, ...], tuple[int, ...]]
 """Where a tensor lies: the number of its storage, dtype, offset, sizes, strides."""
 NAMES = {function: name for name, function in OPERATIONS.items()}
+IN_SHAPE = frozenset({"squeeze_", "unsqueeze_", "t_", "transpose_"})
+"""Operations that change the shape of a tensor in place, and no number: recipes take another tensor."""
 TO_PYTHON = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__})
 """Methods that hand numbers to Python without an operation."""
 UNKNOWN = "numbers of unknown origin"
@@ -74,6 +76,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # Tensors of another kind, such as fake ones.
             return func(*args, **kwargs)
         name = NAMES.get(func, str(func).removeprefix("aten."))
+        name = name.replace("_.", ".") if name.partition(".")[0] in IN_SHAPE else name
         if name == "lift_fresh.default":
             # Numbers that stand in the code; those read from a tensor are a test of their own.
             self.know([args[0].clone()], args)

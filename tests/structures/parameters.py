@@ -357,6 +357,19 @@ PARAMETERS = (
         source="BiFPN, Tan et al. 2020",
     ),
     Structure(
+        "experts that are always mixed alike",
+        lambda: Model(
+            lambda m, x: F.conv2d(x, (m.r.view(-1, 1, 1, 1, 1) * m.w).sum(0), torch.matmul(m.r, m.b), padding=1),
+            r=parameter(3),
+            w=parameter(3, 6, 4, 3, 3),
+            b=parameter(3, 6),
+        ),
+        MAPS,
+        "conv",
+        equation="K' = r1 K1 + r2 K2 + r3 K3",
+        source="CondConv, Yang et al. 2019",
+    ),
+    Structure(
         "a number decides",
         lambda: Model(
             lambda m, x: m.a(x) + m.b(x) * m.s if m.s else m.a(x), a=conv(4, 4), b=conv(4, 4, 1), s=parameter(1)
