@@ -372,7 +372,7 @@ def _merged(
 ) -> Reading:
     """Choose and write until there is nothing left; `plans` and `shown` receive the plans, and pictures by merge."""
     writable = writer.attempt if request.measured else writer.check
-    price = float("inf")
+    prices: set[float] = set()
     while True:
         # A merged layer may merge again, now that there is less to choose from.
         writer.erase_dead()
@@ -382,11 +382,12 @@ def _merged(
         _prepare(writer, request, reading, plan.refusals)
         writer.see = partial(_see, reading, shown)
         reading.spend()
-        # The price of unknown sizes is a guess, and may be another once a merge is written: then there is an end.
-        price, before = OBJECTIVES[request.objective](plan.before), price
+        # The price of unknown sizes is a guess, and may rise once a merge is written: the end is where one comes again.
+        price = OBJECTIVES[request.objective](plan.before)
         plans.append(plan)
-        if price >= before or not writer.write(plan.sites):
+        if price in prices or not writer.write(plan.sites):
             return reading
+        prices.add(price)
 
 
 def _see(reading: Reading, shown: dict[int, tuple[Picture, ...]], written: Written) -> None:
