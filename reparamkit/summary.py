@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .algebra.operator import Role
+from .capture.aliases import target_name
 from .capture.capture import Captured
 from .capture.parts import Parts
 from .engine.choose import Plan, Rejected, Site
@@ -18,7 +19,7 @@ from .engine.reading import Reading
 from .engine.scope import place_of
 from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
-from .layers.price import Cost
+from .layers.price import Cost, numel
 from .report import Caution, Merge, Picture, Price, Refusal, Report, Totals
 from .trial import Pair, Trial
 from .write.write import Done
@@ -45,7 +46,7 @@ def totals(model: nn.Module, readings: Sequence[Reading]) -> Totals:
     parameters = sum(p.numel() for p in model.parameters())
     affine = sum((node_cost(reading, node) for reading in readings for node in reading.read), Cost())
     rest = sum(_opaque(reading) for reading in readings)
-    flops = affine.flops + sum(map(second_flops, readings))
+    flops = affine.flops + sum(map(second_flops, readings)) + sum(map(_sums, readings))
     return Totals(parameters, numbers(model), affine.launches + rest, flops)
 
 
@@ -63,6 +64,16 @@ def computing(reading: Reading) -> set[fx.Node]:
 def _opaque(reading: Reading) -> int:
     """Nodes that compute a tensor and are not affine: activations, gates, attention."""
     return sum(_is_opaque(node, reading) for node in reading.captured.graph.nodes)
+
+
+def _sums(reading: Reading) -> int:
+    """Elements of sums that are not read alone, as shapes may differ: a merge over earlier values counts them."""
+    captured = reading.captured
+    added = (n for n in captured.graph.nodes if _is_opaque(n, reading) and target_name(n, captured.module) in SUMS)
+    return sum(numel(sizes) for n in added if (sizes := reading.sizes_of(n)))
+
+
+SUMS = frozenset(["add", "iadd", "sub", "isub"])
 
 
 def _is_opaque(node: fx.Node, reading: Reading) -> bool:
@@ -192,7 +203,8 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, readi
         return own
     unread = [n for n in node.all_input_nodes if n not in reading.read]
     behind, before = ([why for n in some for why in plan.refusals.get(n, [])] for some in (node.users, unread))
-    return own or behind or _alone(node, reading) or before
+    idle = ["the merge would save nothing"] * (not plan.idle.isdisjoint((node, *node.users)))
+    return own or behind or _alone(node, reading) or before or idle
 
 
 def _own_reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node) -> list[str]:

@@ -135,6 +135,91 @@ def test_a_recorded_run_writes_nothing_of_the_users():
     assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6
 
 
+def _averaged(c: int) -> nn.Module:
+    return seq(conv(c, c), nn.AvgPool2d(3, 1, 1))
+
+
+def _total(m: Any, x: Tensor) -> Tensor:
+    return m.a(x) + m.b(x) + m.c(x) + x
+
+
+ONCE: dict[str, tuple[Callable[[], nn.Module], bool]] = {
+    "a sum that is read once a norm is gone": (
+        lambda: Model(_total, a=_averaged(4), b=conv_norm(4, 4), c=conv_norm(4, 4)),
+        False,
+    ),
+    "a size that a later layer tells": (
+        lambda: Model(
+            lambda m, x: m.shift + m.n(m.a(x[..., :3, :3])),
+            a=nn.Conv2d(4, 4, 3, dilation=2, padding=2),
+            n=norm(4),
+            shift=nn.Parameter(torch.ones(3)),
+        ),
+        False,
+    ),
+    "a map of one position": (
+        lambda: Model(
+            lambda m, x: _total(m, x.mean((2, 3), True)),
+            a=seq(conv(4, 4, 1), conv(4, 4)),
+            b=conv_norm(4, 4),
+            c=conv_norm(4, 4),
+        ),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "given"), ONCE.values(), ids=ONCE)
+def test_nothing_is_left_for_a_second_time(make: Callable[[], nn.Module], given: bool):
+    """What was fused has no further merge in it, and computes the same."""
+    model, x = build(make).double(), sample((2, 4, 5, 6))
+    fused = reparamkit.fuse(model, x if given else None)
+    assert reparamkit.report(fused).merges
+    assert not reparamkit.report(reparamkit.fuse(fused, x if given else None)).merges
+    assert error(run(fused, x), run(model, x)) <= 1e-12
+
+
+def test_a_row_of_a_merge_is_counted_layer_by_layer():
+    """A convolution, and a bias with borders behind it: all that runs is in the report."""
+    model, x = build(lambda: seq(conv(4, 32, 1), norm(32), conv(32, 4))), sample((2, 4, 9, 8), torch.float32)
+    report = reparamkit.report(reparamkit.fuse(model, x))
+    (merge,) = report.merges
+    assert report.after.ops == merge.after.launches == 4
+    assert report.after.flops == merge.after.flops > 0
+
+
+class Ignoring(nn.Module):
+    """Takes a value that it does nothing with, and computes one that nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv(4, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        self.a(x)
+
+
+def _ignored(m: Any, x: Tensor) -> Tensor:
+    y = m.b(x) + x
+    m.ignoring(m.m(x), y)
+    return y + m.n(y)
+
+
+def test_an_argument_that_is_not_read_is_computed_for_its_call():
+    """No merge computes it a second time: neither FLOPs nor stored numbers rise."""
+    model = build(lambda: Model(_ignored, b=conv(4, 4), n=norm(4), m=norm(4), ignoring=Ignoring()))
+    report = reparamkit.explain(model, sample((2, 4, 9, 8), torch.float32))
+    assert report.after.flops <= report.before.flops
+    assert report.after.stored <= report.before.stored
+
+
+def test_a_sum_of_sizes_that_may_differ_is_counted():
+    """As one operation, of its size."""
+    model = build(lambda: Model(lambda m, x: m.a(x.squeeze(1)) + x.squeeze(1), a=nn.Conv1d(4, 4, 3, padding=1)))
+    report = reparamkit.explain(model, sample((2, 1, 4, 6), torch.float32))
+    assert report.before.flops == 2 * 48 * 12 + 48
+
+
 class Branching(nn.Module):
     """Takes another path for wide inputs."""
 

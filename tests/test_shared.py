@@ -162,6 +162,35 @@ def test_what_differs_somewhere_is_left(make: Callable[[], nn.Module], left: str
     assert any("called at 2 places" in refusal.reason for refusal in reparamkit.report(fused).refusals)
 
 
+def test_the_rank_of_all_calls_is_known():
+    """A row that a run calls with maps of one rank is merged for that rank, which need not be the lowest."""
+    make = lambda: Model(lambda m, x: m.row(torch.relu(m.row(x))), row=seq(nn.BatchNorm1d(4), nn.BatchNorm1d(4)))  # noqa: E731
+    maps = sample((2, 4, 9), torch.float32)
+    fused = reparamkit.fuse(build(make), maps)
+    assert len(operations(fused, maps).split()) < len(operations(build(make), maps).split())
+    assert error(run(fused, maps), run(build(make), maps)) <= 1e-6
+
+
+UNKNOWN: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "its calls differ in rank": lambda m, x: m.row(x) * m.row(x.mean(-1)).unsqueeze(-1),
+    "it is lost on the way": lambda m, x: m.block(torch.relu(m.block(x))),
+}
+
+
+@pytest.mark.parametrize("body", UNKNOWN.values(), ids=UNKNOWN)
+def test_no_rank_is_assumed_where_a_run_is_known(body: Any):
+    """A row whose rank is unknown is left, with that reason: an assumed rank could be one that no call has."""
+
+    def make() -> nn.Module:
+        row = seq(nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+        return Model(body, row=row, block=Model(lambda m, x: m.row(x.cumsum(-1)), row=row))
+
+    maps = sample((2, 4, 9), torch.float32)
+    fused = reparamkit.fuse(build(make), maps)
+    assert error(run(fused, maps), run(build(make), maps)) <= 1e-6
+    assert any("rank" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
 HOLDERS: dict[str, Callable[[nn.Module], Any]] = {
     "a namespace": lambda layer: SimpleNamespace(call=layer),
     "a partial": lambda layer: SimpleNamespace(call=partial(layer)),

@@ -255,6 +255,19 @@ class Captured:
         return self.frame(node).path or "(root)"
 
 
+def know_ranks(captured: Captured, module: nn.Module, calls: Sequence[Inputs]) -> None:
+    """Note the ranks of the arguments of a graph without sizes, where all calls of its module agree on them."""
+    found = [{name: value.dim() for name, value in _structure(module, each).values.items()} for each in calls]
+    for node in captured.graph.find_nodes(op="placeholder"):
+        ranks = {each.get(str(node.target)) for each in found}
+        if len(ranks) == 1 and None not in ranks:
+            (node.meta[RANK],) = ranks
+
+
+RANK = "rank"
+"""What the meta of a node has of a tensor of which only the rank is known."""
+
+
 def storage(tensor: Tensor) -> int:
     """What two tensors of one memory have in common."""
     return tensor.untyped_storage().data_ptr()

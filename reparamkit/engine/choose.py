@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,9 +12,11 @@ from functools import cached_property
 from torch import fx, nn
 
 from ..algebra.form import Form, Trail
+from ..algebra.operator import pin
 from ..algebra.probe import PROBE
-from ..algebra.size import Size
+from ..algebra.size import Pin, Size, Symbol, roots
 from ..capture.capture import Captured
+from ..capture.trees import leaves
 from ..errors import NotFusable
 from ..layers.price import OBJECTIVES, Cost, numel
 from ..layers.registry import Readers
@@ -93,7 +95,8 @@ class Rejected:
 @dataclass
 class Plan:
     """What to write. sites: in program order. refusals: per node left as it is, why. kept: nodes that stay.
-    before, after: the price of everything affine. rejected: per value the cheapest merge that is not made.
+    before, after: the price of everything affine. rejected: per value the cheapest merge that is not made. idle: values
+    of merges that would save nothing.
     """
 
     sites: list[Site]
@@ -102,6 +105,7 @@ class Plan:
     before: Cost
     after: Cost
     rejected: Mapping[fx.Node, Rejected]
+    idle: Set[fx.Node]
 
 
 _Merge = tuple[fx.Node, frozenset[fx.Node]]
@@ -161,6 +165,7 @@ class _Chooser:
     affine: set[fx.Node] = field(default_factory=set)
     numbers: dict[fx.Node, int] = field(default_factory=dict)
     rejected: dict[fx.Node, Rejected] = field(default_factory=dict)
+    idle: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.score: Callable[[Cost], float] = OBJECTIVES[self.objective]
@@ -170,16 +175,25 @@ class _Chooser:
 
     # --- prices ----------------------------------------------------------------------------------
 
-    def cost(self, node: fx.Node) -> Cost:
-        """The price of a node as it is; nothing if it is not affine, since it stays in every plan."""
+    def cost(self, node: fx.Node, form: Form | None = None) -> Cost:
+        """The price of a node as it is; nothing if it is not affine, since it stays in every plan. form: its own, where
+        more is known of its sizes.
+        """
         if node in self.reading.read:
-            own = node_cost(self.reading, node, self.stored(node))
+            own = node_cost(self.reading, node, self.stored(node), form)
             return own + Cost(launches=self.reading.arithmetic(node))
         if node in self.passes:
             # Affine, but only over earlier values: at least one element-wise pass.
             launches = 1 + self.reading.arithmetic(node)
             return Cost(0, numel(self.reading.shapes[node][0]), self.stored(node), launches)
         return Cost()
+
+    def _cost_inside(self, node: fx.Node, pins: Mapping[Symbol, Pin]) -> Cost:
+        """The price of a node for the sizes that a merge around it fixes."""
+        form = self.reading.read.get(node)
+        links = (link for term in form.terms.values() for link in term.op.links) if form and pins else ()
+        known = {s: pins[s] for link in links for s in roots(link.size) if s in pins}
+        return self.cost(node, form.mapped(lambda op: pin(op, known)) if form and known else None)
 
     def stored(self, node: fx.Node) -> int:
         """Numbers in the parameters and buffers a node reads; of those that others read as well, its part."""
@@ -323,6 +337,7 @@ class _Chooser:
             placed = place(candidate.form, self.weigh, self.sizes_of)
             check_calls(self.captured, candidate.members)
             self._check_stored(node, candidate)
+            self._check_ranks(candidate.form)
             self._check_writes(node, candidate)
         except NotFusable as no:
             if len(candidate.members) > 1:
@@ -331,7 +346,8 @@ class _Chooser:
             return None
         sources = [self.named[name] for name in candidate.form.terms]
         sources += self._kept_inputs(candidate, placed)
-        before = sum((self.cost(m) for m in candidate.members), Cost())
+        pins = {symbol: size for term in candidate.form.terms.values() for symbol, size in term.op.pins}
+        before = sum((self._cost_inside(m, pins) for m in candidate.members), Cost())
         return _Option(placed.cost, tuple(dict.fromkeys(sources)), candidate.members, placed, before)
 
     def _kept_inputs(self, candidate: Candidate, placed: Placed) -> list[fx.Node]:
@@ -361,6 +377,8 @@ class _Chooser:
         if not pays and (why := _because(option)):
             self.reading.no(node, f"{why}that costs more than the merge saves")
             self._reject(node, Rejected(option.members, before, after))
+        elif not pays and self._moves_work(node, option):
+            self.idle.add(node)
         return pays
 
     def _raised(self, option: _Option) -> Iterator[tuple[str, int, int]]:
@@ -382,6 +400,13 @@ class _Chooser:
         stored = {self.captured.current(kept) for kept in self.captured.stored}
         if not stored.isdisjoint(candidate.members - {node}):
             raise NotFusable("the forward of a module keeps a value inside the merge as an attribute")
+
+    def _check_ranks(self, form: Form) -> None:
+        """A rank that was only assumed: of a module that a run calls several times, all calls must have it."""
+        ranks = [self.named[str(symbol.origin[0])] for symbol, _ in form.guards if symbol.stands_for_dims]
+        assumed = [node for node in ranks if self.reading.shapes[node][1]]
+        if assumed and self.captured.times > 1:
+            raise NotFusable("the rank of a tensor inside a module that is called several times is unknown")
 
     def _reject(self, node: fx.Node, new: Rejected) -> None:
         known = self.rejected.get(node)
@@ -418,7 +443,7 @@ class _Chooser:
         while self._rank(best)[0] > 0 and (shared := {site.merge for site, _ in _overlapping(best)}):
             self._forbid(self.banned | shared, self.pinned)
             best = self._written()
-        return Plan(best.sites, self._refusals(best), best.needed, self.original, best.price, self.rejected)
+        return Plan(best.sites, self._refusals(best), best.needed, self.original, best.price, self.rejected, self.idle)
 
     @cached_property
     def original(self) -> Cost:
@@ -599,8 +624,20 @@ class _Chooser:
             return False
         if node.op in ("output", "placeholder") or (not node.users and node.op.startswith("call")):
             return True
+        if node in self.handed:
+            return True
         known = node in self.affine or node in self.reading.constants or node in self.reading.sizes
         return not known and node.op != "get_attr"
+
+    @cached_property
+    def handed(self) -> set[fx.Node]:
+        """Arguments of calls in which nothing reads them: as long as there is the call, they are computed for it."""
+        found: set[fx.Node] = set()
+        for frame in self.captured.frames:
+            made = {node for node in self.captured.made_in[frame] if node.op.startswith("call")}
+            given = [leaf for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)]
+            found |= {node for node in map(self.captured.current, given) if made and made.isdisjoint(node.users)}
+        return found
 
     def _refusals(self, plan: _Selection) -> dict[fx.Node, list[str]]:
         merged = frozenset().union(*(site.members for site in plan.sites))

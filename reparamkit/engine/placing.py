@@ -19,7 +19,7 @@ from ..errors import NotFusable
 from ..layers.convolutions import multiply_adds, padding_cost, uneven_cost
 from ..layers.plans import LayerPlan
 from ..layers.price import Cost, numel
-from ..layers.writers import plan, turned
+from ..layers.writers import plan, shift_cost, turned
 from .identities import computes_the_same, does_nothing
 from .reading import Reading
 
@@ -271,9 +271,11 @@ def _views(steps: tuple[Step, ...]) -> Views:
     return tuple(view for step in steps for view in step.views)
 
 
-def node_cost(reading: Reading, node: fx.Node, stored: int = 0) -> Cost:
-    """What a node that was read costs over its own inputs, with `stored` numbers."""
-    form = reading.read[node]
+def node_cost(reading: Reading, node: fx.Node, stored: int = 0, form: Form | None = None) -> Cost:
+    """What a node that was read costs over its own inputs, with `stored` numbers; form: for other sizes than it was
+    read with.
+    """
+    form = form or reading.read[node]
     if node in reading.moves:
         launches = reading.moves[node]
         return Cost(0, launches * numel(form.sizes), stored, launches)
@@ -294,8 +296,22 @@ def layer_cost(form: Form, stored: int) -> Cost:
     if PROBE in form.used:
         # Its own cost is unknown; too low a price can only keep it as it is.
         return Cost(0, elements, stored, 1)
+    shift = shift_cost(form.bias) if form.bias is not None and _stands_alone(op, form.bias) else Cost()
     if op.has(Role.IN, Role.OUT, Role.STENCIL):
-        return Cost(multiply_adds(op), 0, stored, 1) + padding_cost(op) + uneven_cost(op)
+        return Cost(multiply_adds(op), 0, stored, 1) + padding_cost(op) + uneven_cost(op) + shift
+    if shift.launches and op.is_identity:
+        return shift + Cost(0, 0, stored, 0)
     if op.is_identity and form.bias is None:
         return Cost(0, 0, stored, 0)
     return Cost(elements if op.legs else 0, elements, stored, 1)
+
+
+def _stands_alone(op: Operator, bias: Operator) -> bool:
+    """Whether no layer that computes an operator has this bias as its own: it has borders, or differs along what the
+    operator only passes through, or a window reads.
+    """
+    if bias.has(Role.BORDER):
+        return True
+    mixes = op.has(Role.IN, Role.OUT, Role.STENCIL)
+    passed = [d for d, dim in enumerate(op.value) if all(op.links[i].role in (Role.FREE, Role.STENCIL) for i in dim)]
+    return mixes and any(bias.links[i].has_leg and bias.links[i].leg_size > 1 for d in passed for i in bias.value[d])

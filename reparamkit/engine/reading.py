@@ -13,13 +13,13 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ..algebra.form import CONSTANT_FOLD, Form, source_form
 from ..algebra.operator import open_sizes, pin
 from ..algebra.size import Pin, Size, Symbol, fixed, free_size, roots, stencil_size
 from ..capture.aliases import MAY_ALIAS, target_name
-from ..capture.capture import Captured
+from ..capture.capture import RANK, Captured
 from ..capture.guards import is_guard
 from ..capture.tracer import FACTORIES
 from ..errors import NotFusable
@@ -84,6 +84,8 @@ EXACT = frozenset([operator.add, operator.sub, operator.mul, operator.floordiv, 
 """Arithmetic that makes numbers of numbers."""
 MAY_BROADCAST = frozenset(["mul", "add", "sub", "div", "imul", "iadd", "addcmul"])
 
+WRITTEN = "rules"
+"""What the meta of a node has that was written for a merge: its rules."""
 UNKNOWN = object()
 """A Python value that is some size, or made of sizes."""
 Shape = tuple[tuple[Size, ...], bool]
@@ -338,8 +340,23 @@ class _Reader:
 
     def _reader(self) -> Reader | None:
         if self.node.op == "call_module":
-            return self.readers.of_module(self.captured.module(self.node))
+            module = self.captured.module(self.node)
+            return self.readers.of_module(module) or self._row(module)
         return self.readers.of_function(self.node.target)
+
+    def _row(self, module: nn.Module) -> Reader | None:
+        """The reader of a row of layers that a merge was written as."""
+        if type(module) is not nn.Sequential or WRITTEN not in self.node.meta:
+            return None
+        readers = [reader for layer in module if (reader := self.readers.of_module(layer)) is not None]
+
+        def read_row(row: nn.Sequential, input: Form) -> Form:
+            for reader, layer in zip(readers, row, strict=True):
+                found = reader(layer, input)
+                input = found[0] if isinstance(found, tuple) else found
+            return input
+
+        return Reader((nn.Sequential,), read_row) if len(readers) == len(module) else None
 
     def _read(self, reader: Reader) -> list[Candidate]:
         refusal = self.scope.refusal(self.node)
@@ -433,6 +450,8 @@ def _own_shape(node: fx.Node) -> Shape:
     if isinstance(value, Tensor):
         rank = value.dim()
         return tuple(free_size(node.name, d - rank, n) for d, n in enumerate(value.shape)), False
+    if RANK in node.meta:
+        return tuple(free_size(node.name, d) for d in range(-node.meta[RANK], 0)), False
     return open_sizes(node.name), True
 
 

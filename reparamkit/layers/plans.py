@@ -136,7 +136,8 @@ def vector_along(op: Operator | None, dim: int) -> Operator | None:
     """A bias that varies along `dim` only."""
     if op is None:
         return None
-    if any(op.links[i].has_leg for d, atoms in enumerate(op.value) for i in atoms if d != dim % len(op.value)):
+    others = [op.links[i] for d, atoms in enumerate(op.value) for i in atoms if d != dim % len(op.value)]
+    if any(link.has_leg and link.leg_size != 1 for link in others):
         raise NotFusable("a bias that differs from place to place")
     return all_diagonal(op, op.value[dim])
 

@@ -145,10 +145,15 @@ def _shift(bias: Operator) -> LayerPlan:
         raise NotFusable("zero padding: the map is smaller than its borders")
     first = next(d for d, edge in enumerate(edges) if edge)
     borders = [(edge[0].low, edge[0].high) if edge else (0, 0) for edge in edges[first:]]
-    elements = numel(bias.value_sizes)
-    launches = 1 + sum(map(any, borders))
-    cost = Cost(elements, elements, bias.stored, launches)
+    cost = shift_cost(bias) + Cost(0, 0, bias.stored, 0)
     return LayerPlan("shift", cost, lambda: Shift(broadcast(bias), borders))
+
+
+def shift_cost(bias: Operator) -> Cost:
+    """What it costs to add a bias, stretched along each dimension that has borders."""
+    elements = numel(bias.value_sizes)
+    launches = 1 + sum(any(bias.links[i].role is BORDER for i in dim) for dim in bias.value)
+    return Cost(elements, elements, 0, launches)
 
 
 def _scale(op: Operator, bias: Operator | None) -> LayerPlan:

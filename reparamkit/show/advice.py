@@ -49,7 +49,7 @@ TABLE = (
         "cost",
         "exact, and would cost more",
         'nothing, for speed; objective="launches" takes merges that raise FLOPs or stored numbers',
-        r"would raise |would add work|is not cheaper than|slower when merged|cannot be timed",
+        r"would raise |would add work|would save nothing|is not cheaper than|slower when merged|cannot be timed",
     ),
     Advice(
         "captured",
@@ -62,7 +62,8 @@ TABLE = (
         "sizes",
         "needs sizes",
         "pass example_inputs: then sizes are known, and what holds for them only is guarded",
-        r"pass example_inputs|rank of this tensor|unknown rank|fixed sizes? |size is free|free sizes?|free number of"
+        r"pass example_inputs|rank of (this|a) tensor|unknown rank|fixed sizes? |size is free|free sizes?"
+        r"|free number of"
         r"|sizes cannot be followed|whose size cannot be followed|cannot be followed|partly free"
         r"|size that is free|channels that is not known"
         r"|size that is unknown|computed at run time|not known to be 1|depend on the input's size"

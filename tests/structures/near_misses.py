@@ -386,7 +386,7 @@ NEAR_MISSES = (
         lambda: Model(lambda m, x: m.a(F.interpolate(x, size=(16, 20))), a=conv(4, 4)),
         MAPS,
         "upsample_nearest2d conv",
-        "full matrix|fixed sizes|rank|raise",
+        "full matrix|fixed sizes|rank|raise|save nothing",
         objective="flops",
     ),
     NearMiss(
