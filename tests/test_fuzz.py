@@ -188,6 +188,19 @@ def test_a_row_of_a_merge_is_counted_layer_by_layer():
     assert report.after.flops == merge.after.flops > 0
 
 
+def _pooled(m: Any, x: Tensor) -> Tensor:
+    y = m.n(x.mean((2, 3), True))
+    return m.a(y) + m.b(y) + y
+
+
+def test_a_mean_that_is_read_and_merged():
+    """A value is computed on the way to another or read, in one merge: proofs draw what is read."""
+    shape = {"groups": 4, "padding": 2}
+    model = build(lambda: Model(_pooled, n=norm(4), a=nn.Conv2d(4, 4, 5, **shape), b=nn.Conv2d(4, 4, 1, groups=2)))
+    x = sample((2, 4, 5, 6), torch.float32)
+    assert error(run(reparamkit.fuse(model, x), x), run(wide(model), x.double())) <= 1e-6
+
+
 class Ignoring(nn.Module):
     """Takes a value that it does nothing with, and computes one that nobody reads."""
 

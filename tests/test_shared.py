@@ -171,6 +171,15 @@ def test_the_rank_of_all_calls_is_known():
     assert error(run(fused, maps), run(build(make), maps)) <= 1e-6
 
 
+def test_a_map_that_has_no_room_for_borders():
+    """No merge of a block that several calls share needs a larger map than the smallest of a run."""
+    parts = {"a": nn.Conv1d(1, 1, 1), "b": nn.Conv1d(1, 1, 5, padding=2), "c": nn.Conv1d(1, 1, 3, padding=1)}
+    block = Model(lambda m, x: m.b(m.a(x)) + m.c(x) + m.n(x) + x, n=nn.BatchNorm1d(1), **parts)
+    make = lambda: Model(lambda m, x: m.block(torch.relu(m.block(x))), block=copy.deepcopy(block))  # noqa: E731
+    maps = sample((2, 1, 3), torch.float32)
+    assert error(run(reparamkit.fuse(build(make), maps), maps), run(build(make), maps)) <= 1e-6
+
+
 UNKNOWN: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "its calls differ in rank": lambda m, x: m.row(x) * m.row(x.mean(-1)).unsqueeze(-1),
     "it is lost on the way": lambda m, x: m.block(torch.relu(m.block(x))),

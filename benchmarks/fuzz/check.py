@@ -220,8 +220,8 @@ def _differs(
     except GuardError as error:
         return None if guarded else f"GuardError: {error}"
     except Exception as error:
-        # A size of 1 may have been broadcast; a merged layer refuses it by itself.
-        refused = guarded and any(1 in s for s in shapes) and any(words in str(error) for words in REFUSED)
+        # A size of 1 may have been broadcast, which a merged layer refuses by itself.
+        refused = guarded and any(words in str(error) for words in REFUSED)
         return None if refused else f"{type(error).__name__} in the fused model: {error}"
     found = _tensors(mine)
     if type(mine) is not type(output) or [t.dtype for t in found] != [t.dtype for t in wanted]:

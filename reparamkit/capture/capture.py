@@ -255,17 +255,17 @@ class Captured:
         return self.frame(node).path or "(root)"
 
 
-def know_ranks(captured: Captured, module: nn.Module, calls: Sequence[Inputs]) -> None:
-    """Note the ranks of the arguments of a graph without sizes, where all calls of its module agree on them."""
-    found = [{name: value.dim() for name, value in _structure(module, each).values.items()} for each in calls]
+def know_sizes(captured: Captured, module: nn.Module, calls: Sequence[Inputs]) -> None:
+    """Note the least sizes of the arguments of a graph without sizes, where all calls agree on the rank."""
+    found = [{name: value.shape for name, value in _structure(module, each).values.items()} for each in calls]
     for node in captured.graph.find_nodes(op="placeholder"):
-        ranks = {each.get(str(node.target)) for each in found}
-        if len(ranks) == 1 and None not in ranks:
-            (node.meta[RANK],) = ranks
+        shapes = [each[str(node.target)] for each in found if str(node.target) in each]
+        if len(shapes) == len(calls) and len(set(map(len, shapes))) == 1:
+            node.meta[SIZES] = tuple(map(min, zip(*shapes, strict=True)))
 
 
-RANK = "rank"
-"""What the meta of a node has of a tensor of which only the rank is known."""
+SIZES = "sizes"
+"""What the meta of a node has of a tensor of which only the rank is known: what each size is at least."""
 
 
 def storage(tensor: Tensor) -> int:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from ..errors import CaptureError, InvalidInputError
 from .buffers import other_buffers
-from .capture import Captured, Inputs, capture, know_ranks, run
+from .capture import Captured, Inputs, capture, know_sizes, run
 from .tracer import Opaque
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
@@ -153,7 +153,7 @@ def _shared(model: nn.Module, captured: Captured, inputs: Inputs, is_leaf: Asked
             with suppress(CaptureError):
                 part = capture(model, path, given[0], is_leaf, {}, sized=False)
                 part.times, part.why = len(found), f"it is called {len(found)} times in a run"
-                know_ranks(part, repeated[path], [each for each, _ in found])
+                know_sizes(part, repeated[path], [each for each, _ in found])
                 yield part
 
 

@@ -19,7 +19,7 @@ from ..algebra.form import CONSTANT_FOLD, Form, source_form
 from ..algebra.operator import open_sizes, pin
 from ..algebra.size import Pin, Size, Symbol, fixed, free_size, roots, stencil_size
 from ..capture.aliases import MAY_ALIAS, target_name
-from ..capture.capture import RANK, Captured
+from ..capture.capture import SIZES, Captured
 from ..capture.guards import is_guard
 from ..capture.tracer import FACTORIES
 from ..errors import NotFusable
@@ -396,8 +396,12 @@ class _Reader:
                 yield dict(zip(inputs, chosen, strict=True))
 
     def _mixed(self, chosen: tuple[Candidate, ...]) -> bool:
-        """Whether both a value and a view of a part of it are sources: over parts alone is as good."""
+        """Whether both a value and a view of a part of it are sources, over parts alone is as good; or a value is read,
+        and computed on the way to another.
+        """
         names = {name for c in chosen for name in c.form.terms}
+        if any(member.name in names for c in chosen for member in c.members):
+            return True
         parts = [n for n, launches in self.out.moves.items() if launches == 0 and n.name in names]
         return any(n.all_input_nodes[0].name in names for n in parts)
 
@@ -450,8 +454,9 @@ def _own_shape(node: fx.Node) -> Shape:
     if isinstance(value, Tensor):
         rank = value.dim()
         return tuple(free_size(node.name, d - rank, n) for d, n in enumerate(value.shape)), False
-    if RANK in node.meta:
-        return tuple(free_size(node.name, d) for d in range(-node.meta[RANK], 0)), False
+    if SIZES in node.meta:
+        least = node.meta[SIZES]
+        return tuple(Size(1, (Symbol((node.name, d - len(least)), n),)) for d, n in enumerate(least)), False
     return open_sizes(node.name), True
 
 
