@@ -278,7 +278,7 @@ def _reported(
     (price, original), (final, result) = before, after
     if request.example is None:
         # Nominal sizes depend on how much of a rank is known, so only the prices of the merges compare.
-        saved = sum(plan.before.flops - plan.after.flops for work in works for plan in work.plans)
+        saved = sum(plan.saved for work in works for plan in work.plans)
         final = replace(final, flops=price.flops - saved)
     made = summarize(works, parts, price, final, error, {rule.name: rule.equation for rule in request.rules})
     return replace(

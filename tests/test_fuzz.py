@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from structures import Model, build, conv, conv_norm, error, norm, run, sample, seq, wide
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import reparamkit
 from reparamkit import GuardError
@@ -24,9 +26,10 @@ from benchmarks.fuzz.program import Program, Step, source
 from benchmarks.fuzz.shrink import shrink
 
 SEEDS = range(100_000, 100_048)
+WITH_BLOCKS = range(1_500_000, 1_500_024)
 
 
-@pytest.mark.parametrize("start", SEEDS[::8])
+@pytest.mark.parametrize("start", [*SEEDS[::8], *WITH_BLOCKS[::8]])
 def test_random_models(start: int):
     """Models drawn at random keep every promise that the fuzzer checks."""
     tried = 0
@@ -47,6 +50,11 @@ def test_the_fuzzer_draws_much():
     assert len(kinds) >= 45
     assert {"conv", "join", "again", "in_place", "hook", "view", "sum", "nonlinear"} <= kinds
     assert any(each.groups for each in drawn)
+    assert {kind for seed in WITH_BLOCKS for kind in program(seed).kinds} - kinds >= {
+        "low_rank",
+        "per_channel",
+        "masked",
+    }
     assert program(SEEDS[0]) == drawn[0]
 
 
@@ -199,6 +207,63 @@ def test_a_mean_that_is_read_and_merged():
     model = build(lambda: Model(_pooled, n=norm(4), a=nn.Conv2d(4, 4, 5, **shape), b=nn.Conv2d(4, 4, 1, groups=2)))
     x = sample((2, 4, 5, 6), torch.float32)
     assert error(run(reparamkit.fuse(model, x), x), run(wide(model), x.double())) <= 1e-6
+
+
+class Emptied(nn.Module):
+    """A block whose convolution is not needed, and whose norm is in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = conv(8, 8), norm(4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        self.a(y)
+        return self.n(x)
+
+
+def test_a_norm_stays_in_training_mode():
+    """Where the block around it becomes a container, since its code went into that of its caller."""
+    model = build(
+        lambda: Model(lambda m, x: m.block(x, m.b(x)) + m.c(x).relu(), b=conv(4, 8), block=Emptied(), c=conv(4, 4))
+    )
+    model.block.n.train()
+    fused, x = reparamkit.fuse(model), sample((2, 4, 5, 6), torch.float32)
+    assert fused.block.n.training
+    assert not fused.block.training
+    assert error(fused(x), model(x)) <= 1e-6
+
+
+WEIGHTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "low rank": lambda m, x: m.n(F.conv2d(x, m.a.weight + m.b.weight * 0.5, m.a.bias)),
+    "side by side": lambda m, x: F.conv2d(x, torch.cat([m.a.weight, m.b.weight.flip(0)])),
+    "scaled by a norm": lambda m, x: F.conv2d(x, m.a.weight * m.n.weight.reshape(-1, 1, 1, 1)),
+    "one of them is called": lambda m, x: m.n(F.conv2d(x, m.a.weight + m.b.weight)) * m.a(x),
+}
+
+
+@pytest.mark.parametrize("body", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+def test_layers_of_which_only_weights_are_read(body: Any, inplace: bool):
+    """What is computed of their weights is stored once: they go, unless something calls them."""
+    make = lambda: Model(body, a=nn.Conv2d(4, 4, 3), b=nn.Conv2d(4, 4, 3), n=norm(4))  # noqa: E731
+    x, wanted = sample((2, 4, 5, 6), torch.float32), build(make)
+    fused = reparamkit.fuse(build(make), x, inplace=inplace)
+    report = reparamkit.report(fused)
+    assert report.merges
+    assert report.after.stored <= report.before.stored
+    assert error(run(fused, x), run(wide(wanted), x.double())) <= 1e-6
+    loaded = copy.deepcopy(fused)
+    loaded.load_state_dict(reparamkit.convert_state_dict(fused, wanted.state_dict()))
+    assert error(run(loaded, x), run(wide(wanted), x.double())) <= 1e-6
+
+
+def test_what_is_saved_is_counted_for_known_sizes():
+    """Without inputs: a merge that learns its sizes from its layers is compared with them, not with a guess."""
+    body = lambda m, x: (lambda y: m.b(m.a(y)) + y)(m.n(torch.cat([torch.relu(x)], 1)))  # noqa: E731
+    parts = {"a": nn.Conv1d(32, 32, 1, bias=False), "b": nn.BatchNorm1d(32), "n": nn.BatchNorm1d(32)}
+    report = reparamkit.explain(build(lambda: Model(body, **parts)))
+    assert report.merges
+    assert report.after.flops <= report.before.flops
 
 
 class Ignoring(nn.Module):

@@ -92,14 +92,18 @@ class Draw:
         return True
 
 
-CATALOGUE: list[tuple[float, Callable[[Draw, int], Drawn | None]]] = []
+BLOCKS = 1_000_000
+"""The first seed of programs that have blocks in them as well."""
+CATALOGUE: list[tuple[float, int, Callable[[Draw, int], Drawn | None]]] = []
 
 
-def step(weight: float) -> Callable[[Callable[[Draw, int], Drawn | None]], Callable[[Draw, int], Drawn | None]]:
-    """Put a function into the catalogue."""
+def step(
+    weight: float, since: int = 0
+) -> Callable[[Callable[[Draw, int], Drawn | None]], Callable[[Draw, int], Drawn | None]]:
+    """Put a function into the catalogue. since: the first seed whose program may have such a step."""
 
     def put(function: Callable[[Draw, int], Drawn | None]) -> Callable[[Draw, int], Drawn | None]:
-        CATALOGUE.append((weight, function))
+        CATALOGUE.append((weight, since, function))
         return function
 
     return put
@@ -113,12 +117,13 @@ def program(seed: int, steps: tuple[int, int] = (2, 9)) -> Program:
     for k, shape in enumerate(shapes):
         draw.values[k] = torch.randn(shape, generator=generator, dtype=torch.float64)
     wanted = draw.random.randint(*steps)
-    weights = [w for w, _ in CATALOGUE]
+    known = [(function, weight) for weight, since, function in CATALOGUE if since <= seed]
+    functions, weights = [function for function, _ in known], [weight for _, weight in known]
     for _ in range(8 * wanted):
         if len(draw.steps) >= wanted:
             break
         v = draw.latest()
-        function = draw.random.choices(CATALOGUE, weights)[0][1]
+        function = draw.random.choices(functions, weights)[0]
         with suppress(ValueError, LookupError):
             drawn = function(draw, v)
             if drawn is not None:
@@ -314,6 +319,11 @@ def scale(d: Draw, v: int) -> Drawn | None:
     sign = d.one("+", "-") if which == "offset" else d.one("*", "*", "+")
     code = f"{{out}} = {{0}} {sign} {{m}}" if d.chance(0.7) else f"{{out}} = {{m}} {sign} {{0}}"
     return f"scale_{which}", code, {"layer": f"nn.Parameter(torch.ones{size})"}
+
+
+def linear_layer(d: Draw, n: int, out: int) -> str:
+    """The expression of a linear layer."""
+    return f"nn.Linear({n}, {out}{d.one('', '', ', bias=False')})"
 
 
 @step(4)

@@ -125,3 +125,78 @@ class Counting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         return self.m(x)
+
+
+class Early(nn.Module):
+    """Returns early where an attribute says so, as blocks do that can be deployed."""
+
+    def __init__(self, a: nn.Module, n: nn.Module) -> None:
+        super().__init__()
+        self.a, self.n, self.deploy = a, n, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.deploy:
+            return self.a(x)
+        if hasattr(self, "merged"):
+            return self.merged(x)
+        return self.n(self.a(x)) + x
+
+
+class Listed(nn.Module):
+    """Calls its layers by a plain list, or by their names."""
+
+    def __init__(self, a: nn.Module, n: nn.Module) -> None:
+        super().__init__()
+        self.a, self.n = a, n
+        self.layers, self.names = [a, n], ["n", "a"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        x = F.relu(x)
+        for name in self.names:
+            x = getattr(self, name)(x)
+        return x
+
+
+class Optional(nn.Module):
+    """Has a layer that may be None, and an argument that nobody gives."""
+
+    def __init__(self, a: nn.Module, n: nn.Module) -> None:
+        super().__init__()
+        self.a, self.n, self.skip = a, n, None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.n(self.a(x))
+        if mask is not None:
+            y = y * mask
+        return y if self.skip is None else y + self.skip(x)
+
+
+class Nested(nn.Module):
+    """Values in dictionaries and tuples between its methods."""
+
+    def __init__(self, a: nn.Module, n: nn.Module) -> None:
+        super().__init__()
+        self.a, self.n = a, n
+
+    def features(self, x: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        return {"maps": (x, self.a(x))}
+
+    def head(self, maps: tuple[Tensor, ...]) -> Tensor:
+        return self.n(maps[1]) + maps[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(**self.features(x))
+
+
+class Pair(nn.Module):
+    """Two layers one after the other, of which the forward keeps the value between as an attribute."""
+
+    def __init__(self, a: nn.Module, n: nn.Module) -> None:
+        super().__init__()
+        self.row = nn.Sequential(a, n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.row(x)
+        return self.last + x

@@ -76,7 +76,7 @@ class Captured:
     frames: every call of a module that was traced through, the root's first.
     tier: how it was captured, "symbolic" or "values". stateful: modules (by identity) whose forward sets attributes.
     stored: values that it keeps there.
-    attributes: paths of the parameters and buffers that the code read itself.
+    attributes: paths of the parameters and buffers that the code read itself, with those of the modules it is of.
     held: what the graph names and the model has not: constant tensors, merged layers that have no place yet.
     replaced: merged values -> the nodes that have them now.
     constants: values that depend on parameters and buffers only.
@@ -96,7 +96,7 @@ class Captured:
     stateful: set[int] = field(default_factory=set)
     stored: set[fx.Node] = field(default_factory=set)
     held: dict[str, Any] = field(default_factory=dict)
-    attributes: frozenset[str] = frozenset()
+    attributes: Mapping[str, Set[str]] = field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     constants: set[fx.Node] = field(default_factory=set)
     watched: dict[fx.Node, object] = field(default_factory=dict)
@@ -327,7 +327,7 @@ def _captured(
         changed,
         stored,
         held=_missing(model, named),
-        attributes=frozenset(named),
+        attributes=_readers(graph),
         lists=tracer.lists,
         callers=_callers(graph),
     )
@@ -357,6 +357,14 @@ def _state_kept(model: nn.Module) -> Iterator[tuple[set[int], set[fx.Node]]]:
 
 CONSTANT = "_tensor_constant"
 """Begin of the names under which fx keeps constant tensors on the root while it traces."""
+
+
+def _readers(graph: fx.Graph) -> dict[str, set[str]]:
+    """Per path that a graph reads the paths of the modules whose code does so."""
+    found: dict[str, set[str]] = {}
+    for node in graph.find_nodes(op="get_attr"):
+        found.setdefault(str(node.target), set()).add(node.meta["frame"].path)
+    return found
 
 
 def _missing(model: nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:

@@ -106,6 +106,7 @@ class Plan:
     after: Cost
     rejected: Mapping[fx.Node, Rejected]
     idle: Set[fx.Node]
+    saved: int
 
 
 _Merge = tuple[fx.Node, frozenset[fx.Node]]
@@ -443,7 +444,15 @@ class _Chooser:
         while self._rank(best)[0] > 0 and (shared := {site.merge for site, _ in _overlapping(best)}):
             self._forbid(self.banned | shared, self.pinned)
             best = self._written()
-        return Plan(best.sites, self._refusals(best), best.needed, self.original, best.price, self.rejected, self.idle)
+        refusals, saved = self._refusals(best), self._saved(best)
+        return Plan(best.sites, refusals, best.needed, self.original, best.price, self.rejected, self.idle, saved)
+
+    def _saved(self, plan: _Selection) -> int:
+        """The FLOPs that are saved: a piece of several merges, or one that stays, is computed as often."""
+        uses = Counter(member for site in plan.sites for member in site.members)
+        stay = plan.needed - {site.value for site in plan.sites}
+        again = sum((n - 1 + (member in stay)) * self.cost(member).flops for member, n in uses.items())
+        return sum(site.before.flops - site.after.flops for site in plan.sites) - again
 
     @cached_property
     def original(self) -> Cost:
@@ -614,7 +623,7 @@ class _Chooser:
     def _rank(self, plan: _Selection) -> tuple[float, float]:
         """By how much a plan is worse than the model itself, which it may not be in the end; and its price."""
         stored = plan.price.stored - sum(_bias_numbers(site.placed) for site in plan.sites)
-        excess = {FLOPS: plan.price.flops - self.original.flops, STORED: stored - self.original.stored}
+        excess = {FLOPS: -self._saved(plan), STORED: stored - self.original.stored}
         beyond = sum(max(0, more) for what, more in excess.items() if what not in self.may_raise)
         return beyond, self.score(plan.price)
 

@@ -52,7 +52,11 @@ def _stays_whole(captured: Captured, scope: Scope, node: fx.Node) -> str | None:
 def _read_by_code(captured: Captured, node: fx.Node) -> str | None:
     """Why the parameters of a norm module must stay, or None."""
     paths = {f"{node.target}.{name}" for name in PARAMETERS} if node.op == "call_module" else set()
-    return None if captured.attributes.isdisjoint(paths) else "the model's code reads its parameters: in use elsewhere"
+    return (
+        None
+        if captured.attributes.keys().isdisjoint(paths)
+        else "the model's code reads its parameters: in use elsewhere"
+    )
 
 
 def join(captured: Captured) -> None:

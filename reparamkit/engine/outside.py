@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from ..capture.capture import Captured, Outside
+from ..capture.proxies import attribute
 from ..sourcecode.uses import OWN, Uses, is_torchs
 from ..sourcecode.values import Part
 
@@ -65,7 +66,8 @@ def _listed(parts: Sequence[Captured]) -> dict[Part, str]:
 def _share(found: Outside, part: Captured, other: Captured) -> None:
     """The modules that another part has as well: how often they run is not known."""
     where = f"it is also used in '{other.frames[0].path}', which was traced apart"
-    mine = part.module_calls.keys()
+    owners = {path.rpartition(".")[0] for path in part.attributes} - {""}
+    mine = {*part.module_calls, *(id(attribute(part.root, path)) for path in owners)}
     found.used.update(
         {m: where for n in other.graph.nodes if n.op == "call_module" and id(m := other.module(n)) in mine}
     )

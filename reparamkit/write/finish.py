@@ -276,10 +276,12 @@ class Finisher:
             change(module, replace(known, hidden=tuple((dict(known.hidden) | names).items())))
 
     def _remove_unread(self) -> None:
-        """Parameters that only code read which is written again, and which reads them no more."""
+        """Parameters that only code read which is written again, and which reads them no more; and layers of which
+        only the parameters were read.
+        """
         used = {name for name, nodes in self.captured.targets.items() if nodes[0].op == "get_attr"}
         written = {f.path for f in self.captured.frames if id(f) in self.inlined or id(f) in self.frames}
-        for path in self.captured.attributes - used:
+        for path in self.captured.attributes.keys() - used:
             owner, _, name = path.rpartition(".")
             if owner and not self.places.has(owner):
                 continue
@@ -291,6 +293,16 @@ class Finisher:
                 # Not deleted: a subclass of a torch layer shows them in its repr.
                 table = module._parameters if name in module._parameters else module._buffers
                 table[name] = None
+            elif self._was_read(owner, module, written):
+                self.dead.add(owner)
+
+    def _was_read(self, path: str, module: nn.Module, written: set[str]) -> bool:
+        """Whether only code that is written again read the parameters of a layer, which nothing calls."""
+        outside, read = self.captured.outside, self.captured.attributes
+        readers = set().union(*(frames for name, frames in read.items() if name.rpartition(".")[0] == path))
+        parts = {module, *module.parameters(), *module.buffers()}
+        called = id(module) in self.captured.module_calls or any(True for _ in module.children())
+        return readers <= written and not called and parts.isdisjoint({*outside.used, *outside.whole})
 
     def _keep_constants(self, graph: fx.Graph, module: nn.Module) -> None:
         """Tensors that the method made of plain numbers become buffers, which are not saved."""
@@ -361,4 +373,6 @@ def _targets(written: Written) -> set[str]:
 def _container(module: nn.Module) -> nn.Sequential:
     made = nn.Sequential(OrderedDict(module._modules.items()))  # type: ignore[arg-type]
     made._parameters, made._buffers = module._parameters, module._buffers
-    return made.train(module.training)
+    # What is inside keeps its own mode.
+    made.training = module.training
+    return made
