@@ -209,6 +209,28 @@ def test_a_mean_that_is_read_and_merged():
     assert error(run(reparamkit.fuse(model, x), x), run(wide(model), x.double())) <= 1e-6
 
 
+def test_a_layer_that_nothing_reads_is_not_stacked():
+    """Beside one that reads the same value."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        x + y
+        return m.g(y.add_(x, alpha=2))
+
+    model = build(lambda: Model(body, a=nn.Linear(8, 8), g=nn.GroupNorm(1, 8)))
+    x = sample((2, 8), torch.float32)
+    fused = reparamkit.fuse(model, objective="launches")
+    assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6
+
+
+def test_a_size_that_the_layer_checks_needs_no_guard():
+    """Without inputs too: a scale goes into the linear layer of a block that does not see what is scaled."""
+    block = Model(lambda m, x: m.a(x), a=nn.Linear(3, 4))
+    model = build(lambda: Model(lambda m, x: m.block(x * m.s), s=nn.Parameter(torch.ones(3)), block=block))
+    report = reparamkit.explain(model)
+    assert report.after.ops == 1
+
+
 class Emptied(nn.Module):
     """A block whose convolution is not needed, and whose norm is in training mode."""
 

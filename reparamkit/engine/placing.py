@@ -13,7 +13,7 @@ from ..algebra.form import Form, Step, Trail, as_bias
 from ..algebra.operator import Operator, Role
 from ..algebra.probe import PROBE
 from ..algebra.segments import parts_of
-from ..algebra.size import Pin, Size, Symbol
+from ..algebra.size import Pin, Size, Symbol, free_size
 from ..algebra.views import Crop, Resampled, View
 from ..errors import NotFusable
 from ..layers.convolutions import multiply_adds, padding_cost, uneven_cost
@@ -85,10 +85,16 @@ def place(form: Form, weigh: Weigh, sizes_of: SizesOf) -> Placed:
     """
     parts = parts_of(form)
     made = _added(form, weigh) if parts is None else _concatenated(form, *parts, weigh)
-    checked = {size for p in made.terms if p.checked is not None for size in sizes_of(p.source)[p.checked :][:1]}
+    checked = {_size_at(sizes_of(p.source), p.source, p.checked) for p in made.terms if p.checked is not None}
     # A layer checks the size of a dimension, not how many there are.
     own = (g for g in _own_guards(form) if g[0].stands_for_dims or Size(1, (g[0],)) not in checked)
     return replace(made, guards=frozenset(own))
+
+
+def _size_at(sizes: tuple[Size, ...], source: str, dim: int) -> Size:
+    """The size of a dimension (from the right) of a value, whose rank may be open."""
+    seen = sizes[dim:][:1] if len(sizes) >= -dim else ()
+    return next((size for size in seen if not any(s.stands_for_dims for s in size.symbols)), free_size(source, dim))
 
 
 def _own_guards(form: Form) -> Iterator[tuple[Symbol, Pin]]:

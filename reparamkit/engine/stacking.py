@@ -79,9 +79,14 @@ def _kind(captured: Captured, scope: Scope, reading: Reading, node: fx.Node) -> 
 
 
 def _is_plain(captured: Captured, node: fx.Node) -> bool:
-    """Whether a node calls a module whose result is only read, as it is."""
+    """Whether a node calls a module whose result is read, and only read, as it is."""
     aliases = captured.aliases
-    calls = node.op == "call_module" and len(node.all_input_nodes) == 1 and not has_hooks(captured.module(node))
+    calls = (
+        node.op == "call_module"
+        and len(node.all_input_nodes) == 1
+        and bool(node.users)
+        and not has_hooks(captured.module(node))
+    )
     written = any(writer in aliases.of(node) for writer in aliases.writers) if calls else True
     return not written and node.all_input_nodes[0] not in aliases.barriers
 
