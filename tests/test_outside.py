@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -358,3 +359,108 @@ def test_numbers_that_are_not_finite_are_not_merged(number: float):
     report = reparamkit.explain(model, X)
     assert len(report.merges) == 1
     assert any("not finite" in refusal.reason for refusal in report.refusals)
+
+
+# --- forwards that no call runs -----------------------------------------------------------------------
+
+
+class Inner(nn.Module):
+    """A network of which others call methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.tail, self.head = *conv_norm(4, 4), conv_norm(4, 4), nn.Linear(4, 3)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Without the head."""
+        return self.tail(torch.relu(self.norm(self.stem(x))))
+
+    def raw(self, x: Tensor) -> Tensor:
+        """Without the first norm."""
+        return self.tail(torch.relu(self.stem(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+class Raw(Inner):
+    """Its own forward leaves out a norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.tail(torch.relu(self.stem(x))).mean((2, 3)))
+
+
+class Outer(nn.Module):
+    """Calls a method of a network inside."""
+
+    def __init__(self, inner: type[Inner], method: str) -> None:
+        super().__init__()
+        self.inner, self.method = inner(), method
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self.inner, self.method)(x)
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("method", ["features", "forward"])
+def test_a_module_of_which_only_methods_run_is_merged(method: str, with_inputs: bool):
+    """Its other methods give what they gave, or say that they cannot."""
+    model = build(lambda: Outer(Inner, method))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-5
+        assert error(fused.inner(X), model.inner(X)) <= 1e-5
+    assert not hasattr(fused.inner, "raw")
+    with pytest.raises(AttributeError, match="what was merged"):
+        fused.inner.raw(X)
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+def test_a_forward_that_nothing_calls_is_hidden_if_it_uses_a_part_of_a_merge(with_inputs: bool):
+    model = build(lambda: Outer(Raw, "features"))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert error(fused(X), model(X)) <= 1e-5
+    again = reparamkit.fuse(pickle.loads(pickle.dumps(fused)), X if with_inputs else None)
+    for each in (fused, again):
+        assert error(each(X), model(X)) <= 1e-5
+        with pytest.raises(AttributeError, match=r"Raw\.forward uses"):
+            each.inner(X)
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("what", ["next(parameters)", "parameters for", "buffers", "dtype of a state dict"])
+def test_what_a_forward_asks_of_the_first_in_a_list_stays(what: str, with_inputs: bool):
+    """A layer that is asked for its first parameter keeps one."""
+    ask: dict[str, Callable[[Any], Any]] = {
+        "next(parameters)": lambda self: next(self.a[1].parameters()).dtype.itemsize,
+        "parameters for": lambda self: next(p.dtype for p in self.a[1].parameters() if p.is_floating_point()).itemsize,
+        "buffers": lambda self: next(self.buffers()).dtype.itemsize,
+        "dtype of a state dict": lambda self: next(iter(self.a[1].state_dict().values())).dtype.itemsize,
+    }
+    model = build(lambda: Penalty(ask[what]))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    with torch.no_grad():
+        assert error(fused(X)[0], model(X)[0]) <= 1e-6
+    assert any("asks" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+def test_a_dtype_that_is_found_in_a_list_of_all_parameters_blocks_nothing():
+    def found(self: Any) -> Any:
+        return next(p.dtype for p in self.parameters() if p.is_floating_point()).itemsize
+
+    model = build(lambda: Penalty(found))
+    assert len(reparamkit.report(reparamkit.fuse(model, X)).merges) == 1
+
+
+def test_a_class_that_no_merge_gives_or_takes_may_be_asked_for():
+    class Flat(Penalty):
+        def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+            for layer in self.a:
+                x = layer[0](x) if isinstance(layer, (nn.Sequential, nn.ModuleList)) else layer(x)
+            return x, 0
+
+    model = build(lambda: Flat(lambda self: 0))
+    fused = reparamkit.fuse(model, X)
+    assert len(reparamkit.report(fused).merges) == 1
+    assert error(fused(X)[0], model(X)[0]) <= 1e-5

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import FrameType, MethodDescriptorType
@@ -108,17 +108,23 @@ def _number(value: Any) -> Any:
 
 
 Method = tuple[nn.Module, str]
-"""A method of one module, by its name."""
+"""A method of one module, by its name; forward, if it is not run by calls of the module alone."""
 
 
-def _methods(frame: FrameType | None) -> frozenset[Method]:
-    """The methods of the user's modules that are running, forward aside."""
+def _methods(frame: FrameType | None, called: Collection[nn.Module]) -> frozenset[Method]:
+    """The methods of the user's modules that are running; forward only where it is called as a method, and not by a
+    call of the module. called: the modules whose calls are running.
+    """
     found = set()
     while frame is not None and frame.f_code is not Tracer.traced_call.__code__:
         code = frame.f_code
-        if code.co_varnames[:1] == ("self",) and code.co_name != "forward":
+        if code.co_varnames[:1] == ("self",):
             owner = frame.f_locals.get("self")
-            if isinstance(owner, nn.Module) and _is_users(getattr(type(owner), code.co_name, None)):
+            if (
+                isinstance(owner, nn.Module)
+                and (code.co_name != "forward" or owner not in called)
+                and _is_users(getattr(type(owner), code.co_name, None))
+            ):
                 found.add((owner, code.co_name))
         frame = frame.f_back
     return frozenset(found)
@@ -304,9 +310,13 @@ class Tracer(fx.Tracer):
         node = super().create_node(kind, target, *args, **kwargs)
         node.meta["frame"] = self.frame
         node.meta["opaque"] = kind == "call_module" and id(self.root.get_submodule(str(target))) in self.outputs
-        node.meta["methods"] = _methods(sys._getframe(1))
+        node.meta["methods"] = _methods(sys._getframe(1), self._called())
         node.meta["context"] = modes()
         return node
+
+    def _called(self) -> Collection[nn.Module]:
+        """The modules whose calls are running."""
+        return {frame.module for frame in self.frame.stack} if self.frame is not None else ()
 
     def create_proxy(
         self,

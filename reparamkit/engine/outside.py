@@ -2,65 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from ..capture.capture import Captured, Outside
 from ..capture.proxies import attribute
-from ..sourcecode.uses import OWN, Uses, is_torchs
-from ..sourcecode.values import Part
+from ..sourcecode.uses import OWN, TENSORS, Uses, is_torchs
 
+BUFFERS = frozenset({"buffers", "named_buffers", "_buffers"})
 IsLeaf = Callable[[nn.Module], bool]
 VANISHING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 """Layers in whose place there is another class after a merge; the weights that take them up stay of their class."""
 
 
-def look_outside(parts: Sequence[Captured], is_leaf: IsLeaf) -> None:
-    """Tell every part what code outside of it uses. is_leaf: whether a module's own code is not of interest."""
-    untraced = _untraced(parts, is_leaf)
-    listed = _listed(parts)
+def look_outside(parts: Sequence[Captured], is_leaf: IsLeaf, calls: Mapping[str, int] | None) -> None:
+    """Tell every part what code outside of it uses. is_leaf: whether a module's own code is not of interest. calls: how
+    often a run called each module, by its path, if there was a run.
+    """
+    paths = {module: path for path, module in parts[0].root.named_modules()}
+    code = _Code(parts, paths)
+    code.follow_untraced(is_leaf, calls)
+    code.follow_traced()
     for part in parts:
-        found = Outside({**listed, **untraced.used}, methods=untraced.methods)
+        part.outside = replace(code.found, used=dict(code.found.used), whole={})
         for other in parts:
             if other is not part:
-                _share(found, part, other)
-        part.outside = found
+                _share(part.outside, part, other)
 
 
-def _untraced(parts: Sequence[Captured], is_leaf: IsLeaf) -> Outside:
-    """What the code does that no trace has seen."""
-    traced = {frame.module for part in parts for frame in part.frames}
-    found = Outside()
-    for path, module in parts[0].root.named_modules():
-        if module not in traced and not is_leaf(module) and not is_torchs(type(module).forward):
+@dataclass(frozen=True)
+class _Code:
+    """What code does, that no trace has seen and that was traced. paths: those of all modules."""
+
+    parts: Sequence[Captured]
+    paths: Mapping[nn.Module, str]
+    found: Outside = field(default_factory=Outside)
+
+    def follow_untraced(self, is_leaf: IsLeaf, calls: Mapping[str, int] | None) -> None:
+        """The forwards that run, of modules that were not traced."""
+        traced = {frame.module for part in self.parts for frame in part.frames}
+        own = {m for m in self.paths if m not in traced and not is_leaf(m) and not is_torchs(type(m).forward)}
+        waiting = [module for module in _running(self.parts, calls) if module in own]
+        own.difference_update(waiting)
+        while waiting:
+            module = waiting.pop()
             uses = Uses()
             uses.follow(module)
-            found.methods |= uses.methods
-            why = f"the forward of '{path or type(module).__name__}', which could not be traced, uses it by itself"
-            found.used.update(dict.fromkeys((*uses.called, *uses.read), why))
-    return found
+            self._note_untraced(module, uses)
+            more = {m for each in uses.called for m in _run_by(each, own)} | {m for m in own if m in uses.read}
+            own -= more
+            waiting += more
+        self.found.idle = own
+
+    def _note_untraced(self, module: nn.Module, uses: Uses) -> None:
+        name = self.paths[module] or type(module).__name__
+        why = f"the forward of '{name}', which could not be traced, uses it by itself"
+        self.found.methods |= uses.methods
+        self.found.used.update(dict.fromkeys((*uses.called, *uses.read), why))
+        self._note_lists(uses, {*OWN, *TENSORS})
+
+    def follow_traced(self) -> None:
+        """What the code that was traced finds in lists of torch, and reads there: the graph has not the parameters, but
+        the numbers they had. And layers that it asks for their class.
+        """
+        uses = Uses()
+        frames = {frame.module: None for part in self.parts for frame in part.frames}
+        for module in frames:
+            if not is_torchs(type(module).forward):
+                uses.follow(module)
+        # The code is followed on all its branches; these lists were asked for.
+        made = set().union(OWN, *(part.lists for part in self.parts))
+        for part, names in uses.read.items():
+            if names & made:
+                self.found.used.setdefault(part, f"code of the model reads it in what {min(names & made)} lists")
+        for module, names in uses.asked.items():
+            if module not in frames and names & {"", *made} and isinstance(module, VANISHING):
+                self.found.used.setdefault(module, "code of the model reads its class, which a merge changes")
+        self._note_lists(uses, made)
+
+    def _note_lists(self, uses: Uses, made: Collection[str]) -> None:
+        """Of a list there has to be something left."""
+        for module, names in uses.lists.items():
+            asked = sorted(names.intersection(made))
+            if BUFFERS.intersection(asked) and (first := next(module.buffers(), None)) is not None:
+                self.found.used.setdefault(first, f"code of the model asks for the first that {asked[0]} lists")
+            elif asked and (path := self.paths[module]):
+                self.found.keeping[path] = f"code of the model asks '{path}' for what {asked[0]} lists"
 
 
-def _listed(parts: Sequence[Captured]) -> dict[Part, str]:
-    """What the code that was traced finds in lists of torch, and reads there: the graph has not the parameters, but
-    the numbers they had. And layers that it asks for their class.
-    """
-    uses = Uses()
-    frames = {frame.module: None for part in parts for frame in part.frames}
-    for module in frames:
-        if not is_torchs(type(module).forward):
-            uses.follow(module)
-    # The code is followed on all its branches; these lists were asked for.
-    made = set().union(OWN, *(part.lists for part in parts))
-    lists = {part: min(names & made) for part, names in uses.read.items() if names & made}
-    found: dict[Part, str] = {part: f"code of the model reads it in what {name} lists" for part, name in lists.items()}
-    asked: dict[Part, str] = {
-        module: "code of the model reads its class, which a merge changes"
-        for module, names in uses.asked.items()
-        if module not in frames and names & {"", *made} and isinstance(module, VANISHING)
-    }
-    return {**asked, **found}
+def _run_by(module: nn.Module, own: Collection[nn.Module]) -> Iterator[nn.Module]:
+    """The modules with code of the user's that a call of a module runs first: itself, or those inside a row."""
+    if module in own:
+        yield module
+    elif is_torchs(type(module).forward):
+        for child in module.children():
+            yield from _run_by(child, own)
+
+
+def _running(parts: Sequence[Captured], calls: Mapping[str, int] | None) -> Iterator[nn.Module]:
+    """The modules that a run called; without one, all that are where something could not be traced."""
+    root = parts[0].root
+    if calls is not None:
+        yield from (root.get_submodule(path) for path in calls)
+        return
+    opaque = [part.module(n) for part in parts for n in part.graph.nodes if n.meta.get("opaque")]
+    for module in opaque if any(part.frames[0].module is root for part in parts) else [root]:
+        yield from module.modules()
 
 
 def _share(found: Outside, part: Captured, other: Captured) -> None:

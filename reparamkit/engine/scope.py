@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..algebra.form import Form
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured, storage
+from ..capture.paths import module_at, upwards
 from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
@@ -249,34 +250,40 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
                 raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
             if cut.module in captured.outside.used:
                 raise NotFusable(f"'{cut.path}' is cut through: {captured.outside.used[cut.module]}")
+    _check_kept(captured, {place_of(node) for node in frames} - {""})
     broken = sorted(name for module, name in broken_methods(captured, frames) if module is captured.root)
     if broken:
         raise NotFusable(f"method '{broken[0]}' of the model uses a part of what would be merged")
 
 
+def _check_kept(captured: Captured, places: Collection[str]) -> None:
+    """Modules that have to keep a parameter only merge what is inside them."""
+    for path, why in captured.outside.keeping.items():
+        inside = [any(path in upwards(name) for name in captured.names(place)) for place in places]
+        if any(inside) and not all(inside):
+            raise NotFusable(f"{why}, and a merge with what is outside of it could leave it none")
+
+
 def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
-    """The methods, forward aside, that use a part of what would be merged, whether they ran or not."""
+    """The methods that use a part of what would be merged, whether they ran or not. (Forward is one where no call of
+    the module runs it.)
+    """
     members = list(members)
     around = innermost([captured.frame(node) for node in members])
     places = [captured.names(place) for place in {place_of(node) for node in members} - {""}]
-    idle = {(frame.module, name) for frame in _around(captured, around) for name in _partial_users(frame, places)}
+    paths = {"", *(outer for names in places for path in names for outer in upwards(path.rpartition(".")[0]))}
+    owners = {(frame.path, frame.module) for frame in around.stack}
+    owners |= {(path, module) for path in paths if (module := module_at(captured.root, path)) is not None}
+    idle = {(module, name) for path, module in owners for name in _partial_users(path, module, places)}
+    idle = {(module, name) for module, name in idle if name != "forward" or module in captured.outside.idle}
     return partial_methods(captured, members) | (idle - captured.methods.keys() - captured.outside.methods)
 
 
-def _around(captured: Captured, inner: Frame) -> Iterator[Frame]:
-    """The calls around one and itself; and the modules around the first of them, which were not traced."""
-    yield from inner.stack
-    names = inner.stack[0].path.split(".") if inner.stack[0].path else []
-    for k in range(len(names)):
-        path = ".".join(names[:k])
-        yield Frame(path, captured.root.get_submodule(path), None)
-
-
-def _partial_users(frame: Frame, members: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The methods of a module whose code calls some of the members and not all. members: the paths of each."""
-    inside = [[path.removeprefix(f"{frame.path}." if frame.path else "") for path in paths] for paths in members]
-    for name, called in called_by_methods(type(frame.module)).items():
-        used = [any(path == c or path.startswith(f"{c}.") for c in called for path in paths) for paths in inside]
+def _partial_users(path: str, module: nn.Module, members: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The methods of the module at a path whose code calls some members and not all. members: the paths of each."""
+    inside = [[name.removeprefix(f"{path}." if path else "") for name in names] for names in members]
+    for name, called in called_by_methods(type(module)).items():
+        used = [any(inner == c or inner.startswith(f"{c}.") for c in called for inner in paths) for paths in inside]
         if any(used) and not all(used):
             yield name
 

@@ -1,4 +1,7 @@
-"""Which layers the methods of a class call, for methods that were not running while the model was traced."""
+"""Which layers the methods of a class call, for methods that were not running while the model was traced.
+
+Forward is among them: it may be that only others are called.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def read_by_methods(cls: type) -> Paths:
 
 
 def _methods(cls: type) -> Iterator[tuple[str, ast.AST]]:
-    seen = {"forward"}
+    seen: set[str] = set()
     for base in cls.__mro__:
         if base.__module__.startswith("torch.") or base is object:
             continue

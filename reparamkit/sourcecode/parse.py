@@ -14,7 +14,7 @@ T = TypeVar("T")
 ASKING = frozenset({"isinstance", "hasattr", "getattr", "id", "type", "print"})
 """Functions that can be asked of any object."""
 Paths = dict[str, frozenset[str]]
-"""Per method of a user's class other than forward, inherited ones too, some paths below the module."""
+"""Per method of a user's class, inherited ones too, some paths below the module."""
 
 
 def per_class(find: Callable[[type], T]) -> Callable[[type], T]:

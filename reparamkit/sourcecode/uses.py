@@ -46,8 +46,12 @@ KEEPING = frozenset({"eval", "train", "to", "requires_grad_", "cuda", "cpu", "fl
 OWN = frozenset({"_parameters", "_buffers"})
 PASSING = frozenset({"iter", "list", "tuple", "set", "dict", "enumerate", "zip", "reversed", "sorted", "next", "vars"})
 """Functions whose result has the elements of their arguments."""
-NOT_NUMBERS = frozenset({"device", "dtype", "is_cuda", "layout", "requires_grad"})
+NOT_NUMBERS = frozenset(
+    {"device", "dtype", "is_cuda", "layout", "requires_grad", "is_floating_point", "is_complex", "is_meta"}
+)
 """Attributes of a tensor that a merge keeps."""
+WRITTEN = (nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""What may stand in the place of a layer after a merge."""
 SAME_THING = (ast.Is, ast.IsNot, ast.In, ast.NotIn)
 PAIRS = frozenset({"enumerate", "zip", "items", "named_children", "named_modules", "named_parameters"})
 UNKNOWN = "*"
@@ -83,13 +87,15 @@ def _makes_pairs(node: ast.AST) -> bool:
 class Uses:
     """What code does, all that was followed together. called: modules that it calls as they are. read: modules and
     tensors that it uses in any other way, with the methods of torch by which it found them ("" for none). methods:
-    that may run. asked: modules whose class is asked for, with the same. stored: what attributes may have got.
+    that may run. asked: modules whose class is asked for, with the same. lists: those that torch makes of tensors of a
+    module, by the method. stored: what attributes may have got.
     """
 
     called: dict[nn.Module, None] = field(default_factory=dict)
     read: dict[Part, set[str]] = field(default_factory=dict)
     methods: set[tuple[nn.Module, str]] = field(default_factory=set)
     asked: dict[nn.Module, set[str]] = field(default_factory=dict)
+    lists: dict[nn.Module, set[str]] = field(default_factory=dict)
     stored: dict[str, Value] = field(default_factory=dict)
     _trees: dict[object, Function | None] = field(default_factory=dict)
     _results: dict[object, Value] = field(default_factory=dict)
@@ -145,6 +151,8 @@ class Uses:
 
     def list_of(self, module: nn.Module, name: str, parts: Value) -> Value:
         """A list that torch made, the same one each time."""
+        if name in TENSORS | OWN:
+            self.lists.setdefault(module, set()).add(name)
         return one(self._made.setdefault(("list", name, id(module)), Group(parts)))
 
     def note(self, part: Part, listed: str) -> None:
@@ -495,10 +503,19 @@ class _Code:
             for item in given.values():
                 if isinstance(item.thing, nn.Module):
                     self.uses.note(item.thing, item.listed)
-                    self.uses.asked.setdefault(item.thing, set()).add(item.listed)
+                    if name != "isinstance" or self._may_change(item.thing, node.args[-1]):
+                        self.uses.asked.setdefault(item.thing, set()).add(item.listed)
         elif name != "len":
             self.uses.use(given)
         return {}
+
+    def _may_change(self, module: nn.Module, kinds: ast.expr) -> bool:
+        """Whether it may be of some classes before a merge and not behind it, or the other way round."""
+        nodes = kinds.elts if isinstance(kinds, ast.Tuple) else [kinds]
+        found = [[item.thing for item in self.value(each).values()] for each in nodes]
+        classes = tuple(things[0] for things in found if len(things) == 1 and isinstance(things[0], type))
+        known = len(classes) == len(nodes)
+        return not known or any(issubclass(cls, classes) != isinstance(module, classes) for cls in WRITTEN)
 
     def _getattr(self, node: ast.Call, owner: Value) -> Value:
         name = node.args[1] if len(node.args) > 1 else None

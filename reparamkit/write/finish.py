@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank
+from ..capture.paths import upwards
 from ..capture.state import intact
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
@@ -18,7 +19,7 @@ from ..engine.norms import restore
 from ..engine.scope import below, innermost, place_of
 from ..errors import NotFusable
 from .frames import change, changes_of, fold, method, original_class, without_gradients
-from .hidden import Hidden, because, hide_broken, upwards
+from .hidden import Hidden, because, hide_broken
 from .places import Places
 from .splice import Written
 
@@ -269,8 +270,8 @@ class Finisher:
         """Hide the methods that cannot work any more."""
         written = {f.module for f in self.frames.values() if id(f) not in self.inlined}
         live = {(module, name) for module, name in self.captured.methods if module not in written}
-        live |= self.captured.outside.methods
-        hide_broken(self.captured.root, before, self.hidden, live, original_class)
+        outside = self.captured.outside
+        hide_broken(self.captured.root, before, self.hidden, live | outside.methods, outside.idle, original_class)
         for module, names in self.hidden.items():
             known = changes_of(module)
             change(module, replace(known, hidden=tuple((dict(known.hidden) | names).items())))

@@ -346,6 +346,9 @@ class Absent:
         self.reason = reason
 
     def __get__(self, instance: object, owner: type) -> Any:
+        if instance is None:
+            # Who looks at the forward of a class does not call it.
+            return self
         raise AttributeError(self.reason)
 
 

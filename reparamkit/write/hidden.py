@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import nn
 
+from ..capture.paths import module_at, upwards
 from ..capture.tracer import Method
 from ..sourcecode.methods import read_by_methods
 
@@ -16,12 +17,19 @@ ClassOf = Callable[[nn.Module], type[nn.Module]]
 
 
 def hide_broken(
-    root: nn.Module, before: Mapping[str, nn.Module], hidden: Hidden, live: set[Method], class_of: ClassOf
+    root: nn.Module,
+    before: Mapping[str, nn.Module],
+    hidden: Hidden,
+    live: set[Method],
+    idle: set[nn.Module],
+    class_of: ClassOf,
 ) -> None:
     """Add to `hidden` the methods that read what is no longer there, or call a hidden method.
 
-    before: the modules as they were, by each of their paths. live: methods that forward goes on calling.
+    before: the modules as they were, by each of their paths. live: methods that forward goes on calling. idle: modules
+    whose own forward is a method as any other.
     """
+    live = live | {(module, "forward") for module in root.modules() if module not in idle}
     now = dict(root.named_modules(remove_duplicate=False))
     gone = _relative(path for path, module in before.items() if _replaced(module, now.get(path)))
     # A method may call one of a module inside.
@@ -85,20 +93,3 @@ def _relative(paths: Iterator[str]) -> dict[str, set[str]]:
 def _replaced(before: nn.Module, now: nn.Module | None) -> bool:
     """Whether a place has no layer of its kind any more."""
     return now is None or not (isinstance(now, type(before)) or isinstance(before, type(now)))
-
-
-def upwards(path: str) -> Iterator[str]:
-    """A path and those of the modules around it."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
-
-
-def module_at(module: nn.Module, path: str) -> nn.Module | None:
-    """The module at a path inside of one, if there is one."""
-    for name in path.split(".") if path else ():
-        found = module._modules.get(name)
-        if found is None:
-            return None
-        module = found
-    return module

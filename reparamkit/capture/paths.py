@@ -1,0 +1,24 @@
+"""Paths of modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+
+def upwards(path: str) -> Iterator[str]:
+    """A path and those of the modules around it."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def module_at(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path inside of one, if there is one."""
+    for name in path.split(".") if path else ():
+        found = module._modules.get(name)
+        if found is None:
+            return None
+        module = found
+    return module
