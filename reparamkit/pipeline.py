@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from .algebra.operator import Operator, identity
+from .capture.caches import caches_left
 from .capture.capture import Captured
 from .capture.parts import Parts, capture_parts
 from .capture.state import intact, kept
@@ -240,7 +241,7 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     """swapped: receives the paths of layers that are merged in `model` itself."""
     at_once = request.inplace and not request.as_graph
     private = model if at_once else _sharing_copy(model)
-    with intact(private):
+    with intact(private), caches_left(private):
         parts = _captured(private, request)
         before = _measured(private, parts)
     suspects, tape = suspicious(private), Tape(private)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import math
 import random
@@ -959,3 +960,32 @@ def test_a_call_that_is_more_than_a_forward_is_no_node():
     model = build(lambda: seq(conv_norm(4, 4), nn.ReLU(), seq(Doubled(4, 4, 1), norm(4))))
     fused = reparamkit.fuse(model, X)
     assert error(run(fused, X), run(model, X)) <= 1e-5
+
+
+class Cached(nn.Module):
+    """Keeps what it computes of a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv_norm(4, 4)
+
+    @functools.lru_cache  # noqa: B019
+    def table(self, size: int) -> Tensor:
+        """Numbers from 0 on. shape (size,)."""
+        return torch.arange(size, dtype=torch.float32)
+
+    @functools.lru_cache  # noqa: B019
+    def norm(self) -> Tensor:
+        """Of the statistics. shape ()."""
+        return self.a[1].running_var.norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.a(x) + self.table(x.shape[-1])
+        return y.relu() * self.norm()
+
+
+def test_the_caches_of_methods_keep_nothing_of_a_trace():
+    model, x = build(Cached), sample((2, 4, 8, 8), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    for size in (8, 6):
+        assert error(run(fused, x[..., :size]), run(model, x[..., :size])) <= 1e-5
