@@ -584,6 +584,16 @@ def looked_up(m: Any, x: Tensor) -> Tensor:
     return both(m, x) * {"8": 5.0}.get(told, 1.0)
 
 
+def made(value: Any) -> Any:
+    return value() if callable(value) else value
+
+
+def checked(m: Any, x: Tensor) -> Tensor:
+    torch._check(x.shape[2] == x.shape[3], lambda: f"{x.shape[2]} is not {x.shape[3]}")
+    torch._check_value(x.shape[1] == 4)
+    return both(m, x)
+
+
 ASKING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "len": lambda m, x: both(m, x) / len(x),
     "len as a method": lambda m, x: both(m, x) / x.__len__(),
@@ -616,6 +626,10 @@ ASKING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "branch on a parameter": lambda m, x: both(m, x) * (2 if m.a[0].weight[0, 0, 0, 0].item() > 0 else 7),
     "divmod": lambda m, x: both(m, x) * divmod(x.shape[2], 3)[0] + divmod(17, x.shape[2])[1],
     "product": lambda m, x: both(m, x) / math.prod(x.shape[1:]),
+    "a function, or a number": lambda m, x: (
+        both(m, x) * (1 + made(x.shape[0] == 2)) * made(lambda: 3.0) * made(x).mean()
+    ),
+    "a check of torch": checked,
     "product by numpy": lambda m, x: both(m, x) / int(numpy.prod(x.shape[1:])),
 }
 """Merged or not, what they give is right."""
@@ -637,6 +651,14 @@ FREE: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 """Two branches that merge, for every size."""
 ASKING |= FREE
+
+
+@pytest.mark.parametrize("name", ["a function, or a number", "a check of torch"])
+def test_questions_that_take_proxies_for_what_they_are_not_are_answered(name: str):
+    model, fused = asking(name, with_inputs=True)
+    assert reparamkit.report(fused).tier == "values"
+    assert len(reparamkit.report(fused).merges) == 1
+    assert error(run(fused, X), run(model, X)) <= 1e-5
 
 
 @cache

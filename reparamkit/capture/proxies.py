@@ -64,6 +64,14 @@ class ValueProxy(fx.Proxy):
             return found
         return self._decision(name, found) if isinstance(found, ANSWERS) else _Attribute(self, name)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What cannot be called is called only behind `callable`, which takes every proxy for a function."""
+        if args or kwargs or callable(self.value):
+            return super().__call__(*args, **kwargs)
+        if self.value is UNKNOWN:
+            raise self._needs_values(f"whether the value {self.node} can be called")
+        return self if isinstance(self.value, Tensor) else self._decided("a call", lambda value: value)
+
     def __setattr__(self, name: str, value: Any) -> None:
         if hasattr(Tensor, name) and name not in OWN:
             raise self.tracer.refusal(f"the forward sets the attribute '{name}' of {self.node}{where(self.tracer)}")

@@ -34,7 +34,7 @@ from .proxies import ValueProxy, attribute, where
 from .scripts import scripts_opened
 from .state import Contents
 from .trees import leaves, map_leaves
-from .variadic import sizes_together
+from .variadic import traced_numbers_taken
 
 CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
 """The way from a call of a module to its forward."""
@@ -238,7 +238,7 @@ class Tracer(fx.Tracer):
         self.frames = [self.frame]
         self.lists: set[str] = set()
         noted = lists_noted(self.lists), modes_noted(self._asks_for_modes)
-        with _Calls(self), sizes_together(), no_plain_draws(), scripts_opened(), noted[0], noted[1]:
+        with _Calls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened(), noted[0], noted[1]:
             graph = self.trace(root)
         if self.refusals:
             # Code that caught the error took another way than it takes with tensors.
