@@ -163,6 +163,23 @@ def checked(m: Any, x: Tensor) -> Tensor:
     return m.b(F.relu(m.a(x)))
 
 
+class OwnSwish(torch.autograd.Function):
+    """Has a backward of its own, so its forward runs without gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """x: any shape."""
+        return x * x.sigmoid()
+
+
+class Swish(nn.Module):
+    """Calls it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = OwnSwish.apply(x)
+        return found
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], dict[str, Any]]] = {
     "dictionary": (two(lambda m, d: {"out": F.relu(m.a(d["x"])) + m.b(d["y"]), "no": None}), ({"x": X, "y": X},), {}),
     "dataclass in": (two(lambda m, d: F.relu(m.a(d.x)) + m.b(d.y)), (Record(X, X),), {}),
@@ -191,6 +208,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], dict[str, Any]
     "kept tensor": (Lazily, (X,), {}),
     "cache": (Cached, (X,), {}),
     "assertions": (two(checked), (X,), {}),
+    "own gradients inside": (two(lambda m, x: m.s(m.a(x) + m.b(x)), s=Swish()), (X,), {}),
 }
 
 
@@ -588,7 +606,7 @@ def made(value: Any) -> Any:
     return value() if callable(value) else value
 
 
-def checked(m: Any, x: Tensor) -> Tensor:
+def checked_by_torch(m: Any, x: Tensor) -> Tensor:
     torch._check(x.shape[2] == x.shape[3], lambda: f"{x.shape[2]} is not {x.shape[3]}")
     torch._check_value(x.shape[1] == 4)
     return both(m, x)
@@ -629,7 +647,7 @@ ASKING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a function, or a number": lambda m, x: (
         both(m, x) * (1 + made(x.shape[0] == 2)) * made(lambda: 3.0) * made(x).mean()
     ),
-    "a check of torch": checked,
+    "a check of torch": checked_by_torch,
     "product by numpy": lambda m, x: both(m, x) / int(numpy.prod(x.shape[1:])),
 }
 """Merged or not, what they give is right."""
@@ -984,7 +1002,7 @@ def test_a_call_that_is_more_than_a_forward_is_no_node():
     assert error(run(fused, X), run(model, X)) <= 1e-5
 
 
-class Cached(nn.Module):
+class Tabled(nn.Module):
     """Keeps what it computes of a size."""
 
     def __init__(self) -> None:
@@ -1007,7 +1025,7 @@ class Cached(nn.Module):
 
 
 def test_the_caches_of_methods_keep_nothing_of_a_trace():
-    model, x = build(Cached), sample((2, 4, 8, 8), torch.float32)
+    model, x = build(Tabled), sample((2, 4, 8, 8), torch.float32)
     fused = reparamkit.fuse(model, x)
     for size in (8, 6):
         assert error(run(fused, x[..., :size]), run(model, x[..., :size])) <= 1e-5
