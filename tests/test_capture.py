@@ -627,6 +627,8 @@ ASKING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "type of a size": lambda m, x: both(m, x) * (x.shape[0] if isinstance(x.shape[0], int) else 7),
     "type of an input": lambda m, x: both(m, x) * (2 if isinstance(x, Tensor) else 7),
     "one of several types": lambda m, x: both(m, x) * (7 if isinstance(x, (list, dict)) else 2),
+    "is_tensor, of torch.jit": lambda m, x: both(m, x) * (2 if torch.jit.isinstance(x, Tensor) else 7),
+    "list of tensors, of torch.jit": lambda m, x: both(m, x) * (2 if torch.jit.isinstance([x], list[Tensor]) else 7),
     "is_tensor": lambda m, x: both(m, x) * (2 if torch.is_tensor(x) else 7),
     "abstract type of a shape": lambda m, x: both(m, x) * (2 if isinstance(x.shape, Sequence) else 7),
     "type of a layer's result": lambda m, x: both(m, x) * (7 if isinstance(m.a[0](x), tuple) else 2),

@@ -10,6 +10,11 @@ import torch
 
 READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD")
 """Instructions that read a function by its name."""
+FOR_OTHERS = frozenset(
+    function.__code__
+    for function in (torch.is_tensor, torch._jit_internal._isinstance, torch._jit_internal.container_checker)
+)
+"""Functions of torch that ask on behalf of who calls them: of the last two torch.jit.isinstance is made."""
 BESIDE_TEXT = ("LOAD_", "FORMAT_", "CONVERT_", "BUILD_STRING", "KW_NAMES", "PRECALL", "PUSH_NULL", "EXTENDED_ARG")
 """Beginnings of instructions that put more beside a text or join them, and look at none."""
 
@@ -26,7 +31,7 @@ def asks(frame: FrameType, *names: str) -> bool:
     """
     while frame.f_code.co_name == "__instancecheck__" and frame.f_back is not None:
         frame = frame.f_back
-    own = frame.f_code is not torch.is_tensor.__code__ and _package(frame) in ("torch", __package__.partition(".")[0])
+    own = frame.f_code not in FOR_OTHERS and _package(frame) in ("torch", __package__.partition(".")[0])
     return not own and any(_calls(frame.f_code, frame.f_lasti, name) for name in names)
 
 
