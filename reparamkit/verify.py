@@ -21,7 +21,7 @@ from .algebra.size import Size, Symbol, roots
 from .capture.buffers import other_buffers
 from .capture.capture import Captured, Inputs, run
 from .capture.lending import lender
-from .capture.trees import leaves
+from .capture.trees import leaves, map_leaves
 from .errors import EquivalenceError, GuardError, NotFusable
 from .layers.hooks import has_hooks
 from .layers.wide import wide, wide_call, wide_module
@@ -178,6 +178,21 @@ def sensitivity(model: nn.Module, inputs: Inputs) -> float:
                 noise = torch.randn(tensor.shape, generator=generator).to(tensor)
                 tensor.mul_(1 + torch.finfo(tensor.dtype).eps * noise)
     return compare(undisturbed(twin, inputs), undisturbed(model, inputs)).error
+
+
+def compare_wide(found: nn.Module, wanted: nn.Module, inputs: Inputs) -> Verification | None:
+    """Compare two models as if they were of float64, where nothing is left of rounding but that of their weights; None
+    if they do not run so. (A choice by rank, as of the best boxes, is a matter of rounding among equals.)
+    """
+    twins = [wide_module(model) for model in (found, wanted)]
+    given = map_leaves(
+        lambda leaf: wide(leaf) if isinstance(leaf, Tensor) else leaf, (inputs.args, dict(inputs.kwargs))
+    )
+    try:
+        a, b = (undisturbed(twin, Inputs(*given)) for twin in twins)
+    except Exception:
+        return None
+    return compare(a, b, wanted.parameters())
 
 
 # --- one merge --------------------------------------------------------------------------------------

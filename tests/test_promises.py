@@ -877,3 +877,28 @@ def test_parameters_of_a_fused_model_are_those_it_computes_with():
     assert operations(fused, X) == "conv conv"
     fused(X).sum().backward()
     assert all(parameter.grad is not None for parameter in fused.parameters())
+
+
+class Best(nn.Module):
+    """The place of the largest value of each channel: among equals, a matter of rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = seq(conv(64, 32, 1), norm(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x).flatten(2).argmax(-1).float()
+
+
+def test_a_choice_among_equals_is_compared_in_float64(monkeypatch: pytest.MonkeyPatch):
+    """Where two models choose otherwise only for rounding, they are equal."""
+    monkeypatch.setattr(reparamkit.pipeline, "AMPLIFIED", 0)
+    model = build(Best)
+    with torch.no_grad():
+        model.a[0].weight.copy_(model.a[0].weight[:, :1].expand_as(model.a[0].weight))
+    values = torch.arange(64.0) - 20
+    x = torch.stack([values[torch.randperm(64, generator=torch.Generator().manual_seed(k))] for k in range(49)], 1)
+    x = x.reshape(1, 64, 7, 7)
+    fused = reparamkit.fuse(model, x)
+    assert not torch.equal(run(fused, x), run(model, x))
+    assert reparamkit.report(fused).error == 0
