@@ -68,15 +68,15 @@ def requested(
     if objective not in OBJECTIVES:
         raise InvalidInputError(f"objective={objective!r}: choose one of {', '.join(OBJECTIVES)}")
     check_no_global_hooks()
-    chosen = _chosen(rules, extra_rules, without)
+    chosen = chosen_rules(rules, extra_rules, without)
     example = checked_inputs(checked_model(model), example_inputs, example_kwargs)
     if example is None and objective == "measured":
         raise InvalidInputError('objective="measured" runs the merges: pass example_inputs of the size to be measured')
     return Request(
         example,
         chosen,
-        None if only is None else _paths(model, "only", only),
-        _paths(model, "skip", skip or ()),
+        None if only is None else chosen_paths(model, "only", only),
+        chosen_paths(model, "skip", skip or ()),
         objective,
         verify,
         inplace,
@@ -85,7 +85,8 @@ def requested(
     )
 
 
-def _paths(model: nn.Module, option: str, value: str | Sequence[str]) -> tuple[str, ...]:
+def chosen_paths(model: nn.Module, option: str, value: str | Sequence[str]) -> tuple[str, ...]:
+    """The patterns of an option, each of which must name a module. Raises `InvalidInputError`."""
     patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise InvalidInputError(f"{option}={value!r}: give a module path or pattern, or several of them")
@@ -96,10 +97,10 @@ def _paths(model: nn.Module, option: str, value: str | Sequence[str]) -> tuple[s
     return patterns
 
 
-def _chosen(
+def chosen_rules(
     rules: Iterable[Rule | str] | None, extra: Iterable[Rule], without: Iterable[Rule | str]
 ) -> tuple[Rule, ...]:
-    """The rules of one call, those of the user before the built-in ones."""
+    """The rules of one call, those of the user before the built-in ones. Raises `RuleError`."""
     base = Registry(tuple(RULES) if rules is None else tuple(_rule(r) for r in _each(rules)))
     for rule in _each(extra):
         base.add(rule)

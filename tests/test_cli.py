@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import reparamkit
-from reparamkit.cli import files, spec
+from reparamkit.cli import app, files, spec
 from reparamkit.cli.failures import Code, Failure
 from reparamkit.report import Report
 from reparamkit.testing import randomize
@@ -40,8 +41,23 @@ def build():
     return randomize(Net())
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.a, self.b = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 9)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(self.b(self.a(self.embed(x))))
+
+
 def broken():
     raise OSError("no such\\nlicence")
+
+
+def ends():
+    raise SystemExit(0)
 
 
 number = 3
@@ -58,9 +74,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def built(folder: Path) -> nn.Module:
+def built(folder: Path, name: str = "build") -> nn.Module:
     """The model, in this process."""
-    return spec.load_model(f"{folder / 'tiny.py'}:build")
+    return spec.load_model(f"{folder / 'tiny.py'}:{name}")
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -196,6 +212,52 @@ def test_wrong_arguments_are_one_line(folder: Path):
     assert done.stderr.count("\n") == 1
 
 
+def test_wrong_arguments_are_json_where_that_was_asked_for(folder: Path):
+    done = run(folder, "explain", "--json")
+    assert done.returncode == Code.USAGE
+    assert json.loads(done.stdout)["exit_code"] == Code.USAGE
+
+
+def test_a_closed_pipe_is_no_error(folder: Path):
+    """``reparamkit demo | true``."""
+    package = str(Path(reparamkit.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "reparamkit.cli", "demo"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_a_terminal_without_the_letters_of_a_path(folder: Path):
+    (folder / "nétz.py").write_text(TINY)
+    done = run(folder, "fuse", "nétz.py:build", "--recipe", "nétz.json", PYTHONIOENCODING="ascii")
+    assert done.returncode == Code.DONE, done.stderr
+    assert "wrote n\\xe9tz.json" in done.stdout
+
+
+def test_a_damaged_program_is_one_line(folder: Path):
+    (folder / "damaged.pt2").write_bytes(b"PK")
+    done = run(folder, "explain", "damaged.pt2")
+    assert done.returncode == Code.MODEL
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_tied_weights_come_back(folder: Path):
+    """They are in the file once."""
+    ids = ("--input", "2,5:int64")
+    state = built(folder, "Tied").state_dict()
+    save_file({n: t for n, t in state.items() if n != "head.weight"}, folder / "once.safetensors")
+    done = run(folder, "fuse", "tiny.py:Tied", *ids, "--weights", "once.safetensors", "-o", "tied.safetensors")
+    assert done.returncode == Code.DONE, done.stderr
+    assert len({"embed.weight", "head.weight"} & set(load_file(folder / "tied.safetensors"))) == 1
+    weights = ("--weights", "once.safetensors", "--fused", "tied.safetensors")
+    done = run(folder, "verify", "tiny.py:Tied", *ids, *weights)
+    assert done.returncode == Code.DONE, done.stderr
+
+
 def test_the_shell_completes_commands_and_rules(folder: Path):
     """As bash asks for it."""
     asked = {"_REPARAMKIT_COMPLETE": "complete_bash", "COMP_WORDS": "reparamkit fuse --without loc", "COMP_CWORD": "3"}
@@ -237,12 +299,52 @@ main()
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--objective", "fastest"), "choose one of default"),
+        (("--rules", "chian"), "no rule 'chian'"),
+        (("--without", "chian"), "no rule 'chian'"),
+        (("--only", "heads.*"), "names no module"),
+        (("--skip", "heads.*"), "names no module"),
+    ],
+)
+def test_choices_that_name_nothing(folder: Path, capsys, arguments: tuple[str, str], message: str):
+    assert app.run(["explain", f"{folder / 'tiny.py'}:build", *arguments]) == Code.USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written(folder: Path, capsys):
+    """A name that is too long, since tests may run with all rights."""
+    assert app.run(["demo", "--report", f"{'a' * 300}.html"]) == Code.USAGE
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_file_that_is_no_recipe(folder: Path, capsys):
+    arguments = [str(folder / "weights.safetensors"), str(folder / "weights.safetensors"), "-o", str(folder / "x.json")]
+    assert app.run(["convert", *arguments]) == Code.USAGE  # one file for two
+    (folder / "noise.json").write_bytes(b"\xff\xfe")
+    assert app.run(["convert", str(folder / "noise.json"), *arguments[1:]]) == Code.MODEL
+    assert "noise.json: " in capsys.readouterr().err
+
+
+def test_numbers_on_a_terminal_have_no_markup(folder: Path):
+    """Whether markup is on, as by default, or off, as the command line has it."""
+    console = pytest.importorskip("rich.console").Console
+    found = reparamkit.explain(built(folder))
+    for markup in (True, False):
+        shown = io.StringIO()
+        console(file=shown, width=120).print(found, markup=markup)
+        assert f"{found.after.ops}  (" in shown.getvalue()
+        assert "[bold]" not in shown.getvalue()
+
+@pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         ("tiny", Code.USAGE, "write package.module:callable"),
         ("{}/none.py:build", Code.USAGE, "there is no file"),
         ("{}/tiny.py:biuld", Code.USAGE, "did you mean build"),
         ("{}/tiny.py:number", Code.MODEL, "gives a int"),
+        ("{}/tiny.py:ends", Code.MODEL, "SystemExit"),
         ("no_such_package_here.models:build", Code.USAGE, "there is no module"),
     ],
 )
@@ -319,7 +421,7 @@ def test_specs_that_name_a_model(folder: Path):
     assert isinstance(spec.load_model("reparamkit.cli.demo:network"), nn.Sequential)
 
 
-@pytest.mark.parametrize("text", ["1,3,x", "1,-3", "1,3:floot32", "1;3", "1,3:nn"])
+@pytest.mark.parametrize("text", ["1,3,x", "1,-3", "1,3:floot32", "1;3", "1,3:nn", f"{2**40},{2**40}", f"{2**70}", "1,3:bits8"])
 def test_inputs_that_are_refused(text: str):
     with pytest.raises(Failure, match="for example") as found:
         spec.drawn([text], 0)
@@ -344,6 +446,13 @@ def test_weights_that_do_not_fit(folder: Path):
     with pytest.raises(Failure, match=r"1 missing \(norm.bias\); 1 unexpected \(extra\); 1 of another shape") as found:
         spec.load_weights(built(folder), folder / "misfit.pt")
     assert found.value.code == Code.MODEL
+
+
+def test_names_with_the_prefix_of_a_wrapper_are_recognised(folder: Path):
+    torch.save(nn.DataParallel(built(folder)).state_dict(), folder / "wrapped.pt")
+    with pytest.raises(Failure) as found:
+        spec.load_weights(built(folder), folder / "wrapped.pt")
+    assert "take 'module.' off" in found.value.next_step
 
 
 class Hostile:
@@ -409,6 +518,7 @@ def test_files_that_lie(folder: Path, tmp_path: Path, data: bytes, suffix: str):
         ("conv.weight", lambda t: t.to(torch.complex64), r"1 of another kind \(conv.weight\)"),
         ("conv.weight", lambda t: t.to(torch.int64), r"1 of another kind \(conv.weight\)"),
         ("conv.weight", lambda t: t.to_sparse(), r"1 of another kind \(conv.weight\)"),
+        ("conv.weight", lambda t: t.to("meta"), r"1 of another kind \(conv.weight\)"),
         ("conv.weight", lambda t: torch.zeros(1).expand(10**12), r"1 of another shape \(conv.weight\)"),
         (3, lambda t: torch.ones(1), "holds no state_dict"),
     ],
@@ -448,6 +558,22 @@ def test_targets_are_checked_before_the_work(tmp_path: Path, name: str, message:
     with pytest.raises(Failure, match=message) as found:
         files.check_target("--pt2", tmp_path / name, (".pt2",))
     assert found.value.code == Code.USAGE
+
+
+def test_no_file_is_written_over_another(folder: Path):
+    weights, other = folder / "weights.safetensors", folder / "other.safetensors"
+    files.check_distinct({"--weights": weights, "-o": other, "--report": None})
+    with pytest.raises(Failure, match="--weights and -o name one file"):
+        files.check_distinct({"--weights": weights, "-o": folder / "." / weights.name})
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of the exporter
+def test_onnx_of_half_precision_has_the_tolerance_of_half_precision(folder: Path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).half().eval()
+    check = files.write_onnx(folder / "half.onnx", model, (torch.randn(4, 64).half(),))
+    assert check.tolerance > 1e-2
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of the exporter

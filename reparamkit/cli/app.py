@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import traceback
 import warnings
@@ -19,12 +20,14 @@ from torch import Tensor, nn
 
 from .. import Recipe, __version__, benchmark, convert_state_dict, explain, fuse, recipe, report, verify
 from .. import rules as registered
+from ..errors import InvalidInputError, RecipeError, RuleError
 from ..layers.price import OBJECTIVES
 from ..report import Report
+from ..request import chosen_paths, chosen_rules
 from ..timing import FEWEST
 from .demo import example, network
 from .failures import Code, Failure, as_failure
-from .files import check_target, write_exported, write_onnx, write_text, write_weights
+from .files import check_distinct, check_target, write_exported, write_onnx, write_text, write_weights
 from .spec import FORMS, example_inputs, is_from_zoo, load_model, load_weights, redrawn
 
 app = typer.Typer(name="reparamkit", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -115,6 +118,7 @@ def voice(command: str, as_json: bool, quiet: bool, debug: bool) -> Voice:
     STATUS.update(debug=debug, json=as_json)
     if not debug:
         warnings.simplefilter("ignore")
+        logging.getLogger("torch").setLevel(logging.CRITICAL)
     return Voice(as_json, quiet, {"command": command, "reparamkit": __version__})
 
 
@@ -145,13 +149,22 @@ def loaded(voice: Voice, spec: str, weights: Path | None, inputs: Sequence[str] 
 
 
 def options(
+    model: nn.Module,
     rules: list[str] | None,
     without: list[str] | None,
     only: list[str] | None,
     skip: list[str] | None,
     objective: str,
 ) -> dict[str, Any]:
-    """The options of `reparamkit.fuse`."""
+    """The options of `reparamkit.fuse` for this model. Raises `Failure` where one of them names nothing."""
+    if objective not in OBJECTIVES:
+        raise Failure(Code.USAGE, f"--objective {objective}", f"choose one of {', '.join(OBJECTIVES)}")
+    try:
+        chosen_rules(rules or None, (), without or ())
+        for option, patterns in (("--only", only), ("--skip", skip)):
+            chosen_paths(model, option, patterns or ())
+    except (InvalidInputError, RuleError) as error:
+        raise Failure(Code.USAGE, str(error), "") from error
     return {"rules": rules or None, "without": without or (), "only": only, "skip": skip, "objective": objective}
 
 
@@ -174,9 +187,13 @@ def keep_report(voice: Voice, path: Path | None, found: Report) -> None:
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a file."""
+    next_step = "reparamkit fuse MODEL --recipe writes it"
     if not path.is_file():
-        raise Failure(Code.USAGE, f"there is no file '{path}'", "reparamkit fuse MODEL --recipe writes it")
-    return Recipe.from_json(path.read_text(encoding="utf-8"))
+        raise Failure(Code.USAGE, f"there is no file '{path}'", next_step)
+    try:
+        return Recipe.from_json(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, RecipeError) as error:
+        raise Failure(Code.MODEL, f"{path}: {error}", next_step) from error
 
 
 def wrote(voice: Voice, what: str, path: Path, detail: str = "") -> None:
@@ -217,16 +234,17 @@ def fuse_command(
     texts = (("--recipe", recipe_file, (".json",)), ("--report", report_file, (".html", ".json")))
     for option, path, suffixes in (*targets, *texts):
         check_target(option, path, suffixes)
+    check_distinct({"--weights": weights, **{option: path for option, path, _ in (*targets, *texts)}})
     found = loaded(tell, model, weights, inputs)
     exporting = found.given if pt2 or onnx else ()
     with tell.working("fusing"):
-        fused = fuse(found.model, found.inputs, **options(rules, without, only, skip, objective))
+        fused = fuse(found.model, found.inputs, **options(found.model, rules, without, only, skip, objective))
     made = report(fused)
     tell.said.update(brief(made))
     tell.say(made)
     if output is not None:
         write_weights(output, fused)
-        wrote(tell, "weights", output, ": load it into the fused model, reparamkit.fuse(model).load_state_dict(...)")
+        wrote(tell, "weights", output, ": load it by safetensors.torch.load_model(reparamkit.fuse(model), ...)")
     if pt2 is not None:
         with tell.working("torch.export"):
             write_exported(pt2, fused, exporting)
@@ -259,6 +277,7 @@ def convert_command(
     """Fuse other weights of a model, without the model."""
     tell = voice("convert", as_json, quiet, debug)
     check_target("-o", output, (".safetensors", ".json"))
+    check_distinct({"RECIPE": recipe_file, "WEIGHTS": checkpoint, "-o": output})
     found = read_recipe(recipe_file)
     tell.say(found)
     with tell.working("converting"):
@@ -291,7 +310,7 @@ def explain_command(
     check_target("--report", report_file, (".html", ".json"))
     found = loaded(tell, model, weights, inputs)
     with tell.working("fusing"):
-        made = explain(found.model, found.inputs, **options(rules, without, only, skip, objective))
+        made = explain(found.model, found.inputs, **options(found.model, rules, without, only, skip, objective))
     tell.said.update(brief(made))
     tell.say(made)
     tell.say(f"merged: {made.coverage}")
@@ -327,7 +346,7 @@ def verify_command(
     found = loaded(tell, model, weights, inputs)
     given = found.given
     with tell.working("fusing"):
-        fused = fuse(found.model, given, **options(rules, without, only, skip, objective))
+        fused = fuse(found.model, given, **options(found.model, rules, without, only, skip, objective))
     if fused_weights is not None:
         load_weights(fused, fused_weights)
     results = [verify(fused, found.model, redrawn(given, seed)) for seed in range(trials)]
@@ -360,7 +379,7 @@ def bench_command(
     found = loaded(tell, model, weights, inputs)
     given = found.given
     with tell.working("fusing"):
-        fused = fuse(found.model, given, **options(rules, without, only, skip, objective))
+        fused = fuse(found.model, given, **options(found.model, rules, without, only, skip, objective))
     with tell.working("measuring"):
         result = benchmark(found.model, fused, given, rounds=rounds)
     tell.say(str(result))
@@ -411,7 +430,8 @@ def reparamkit(
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code. Errors are one line on stderr."""
-    STATUS.update(debug=False, json=False)
+    # For errors of the arguments themselves, before a command has read its options.
+    STATUS.update(debug="--debug" in arguments, json="--json" in arguments)
     try:
         return int(app(list(arguments) or ["--help"], standalone_mode=False, prog_name="reparamkit") or 0)
     except Exception as error:
@@ -421,9 +441,14 @@ def run(arguments: Sequence[str]) -> int:
         return _failed(error, usage or as_failure(error))
     except KeyboardInterrupt:
         return 130
+    except SystemExit as error:
+        # typer's answer to a pipe that nobody reads any more, or what a model's forward did.
+        if isinstance(error.__context__, BrokenPipeError):
+            return 141
+        return _failed(error, Failure(Code.MODEL, "the code of the model ended the process", "run it by itself"))
 
 
-def _failed(error: Exception, failure: Failure) -> int:
+def _failed(error: BaseException, failure: Failure) -> int:
     if STATUS["debug"]:
         traceback.print_exception(error)
     print(f"reparamkit: {failure}", file=sys.stderr)

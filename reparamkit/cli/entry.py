@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import sys
 
 from .failures import missing
@@ -19,4 +20,7 @@ def main() -> None:
             failure = missing(name, "cli")
             print(f"reparamkit: {failure}", file=sys.stderr)
             sys.exit(int(failure.code))
+    # A path that the terminal cannot show is no reason to end.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(int(importlib.import_module(".app", __package__).run(sys.argv[1:])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 
 from ..errors import EquivalenceError, ReparamkitError
@@ -37,6 +38,8 @@ def as_failure(error: Exception) -> Failure:
         return Failure(Code.CHECK, str(error), "nothing was written")
     if isinstance(error, ReparamkitError):
         return Failure(Code.MODEL, str(error), "")
+    if isinstance(error, OSError):
+        return Failure(Code.USAGE, str(error), "check the path, the rights, and the space on the disk")
     what = f"{type(error).__name__}: {error}"
     return Failure(Code.BUG, what, "this should not happen: run again with --debug and report the trace")
 
@@ -47,6 +50,6 @@ def missing(package: str, extra: str) -> Failure:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks, shortened to what a terminal can show."""
-    joined = " ".join(text.split())
+    """The text without line breaks and colours, shortened to what a terminal can show."""
+    joined = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
     return joined if len(joined) <= 400 else joined[:397] + "..."

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ..recipes.files import atomic
-from ..verify import relative_error, tolerance
+from ..verify import compare
 from .failures import Code, Failure
 from .spec import optional, redrawn
 
@@ -27,6 +27,16 @@ def check_target(option: str, path: Path | None, suffixes: Sequence[str]) -> Non
         raise Failure(Code.USAGE, f"{option} {path}: there is no folder '{path.parent}'", f"mkdir -p {path.parent}")
     if path.is_dir():
         raise Failure(Code.USAGE, f"{option} {path} is a folder", "name a file")
+    if not os.access(path.parent, os.W_OK):
+        raise Failure(Code.USAGE, f"{option} {path}: no right to write to '{path.parent}'", "name another folder")
+
+
+def check_distinct(named: Mapping[str, Path | None]) -> None:
+    """Say before long work that one file would be written over another. named: by option. Raises `Failure`."""
+    options: dict[Path, str] = {}
+    for option, path in named.items():
+        if path is not None and (other := options.setdefault(path.resolve(), option)) != option:
+            raise Failure(Code.USAGE, f"{other} and {option} name one file, {path}", "give it another name")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,10 +96,8 @@ def _checked(runtime: Any, path: Path, model: nn.Module, inputs: tuple[Tensor, .
     names = [entry.name for entry in session.get_inputs()]
     found = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
     with torch.no_grad():
-        wanted = [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
-    pairs = zip(found, wanted, strict=True)
-    error = max((relative_error(torch.from_numpy(a), b) for a, b in pairs), default=0.0)
-    return OnnxCheck(error, tolerance(torch.float32), runtime.__version__)
+        result = compare([torch.from_numpy(each) for each in found], model(*inputs), model.parameters())
+    return OnnxCheck(result.error, result.tolerance, runtime.__version__)
 
 
 def _tried(what: str, work: Callable[[], Any]) -> Any:

@@ -8,6 +8,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
@@ -78,7 +79,7 @@ def _transformers(name: str) -> Any:
         config = _config(home, name)
         kinds = [getattr(home, kind) for kind in config.architectures or () if hasattr(home, kind)]
         return kinds[0](config) if kinds else home.AutoModel.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         next_step = "give a config.json, its folder, or a kind of model such as hf:resnet"
         raise Failure(Code.USAGE, f"hf:{name}: {type(error).__name__}: {error}", next_step) from error
 
@@ -100,7 +101,8 @@ def _module(home: str) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent if path.suffix == ".py" else Path.cwd()))
     try:
         return _from_file(path) if path.suffix == ".py" else importlib.import_module(home)
-    except Exception as error:
+    # A script without a guard for its main part ends the process, or reads the arguments of this one.
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{home}.".startswith(f"{error.name}."):
             raise Failure(Code.USAGE, f"there is no module '{home}'", FORMS) from error
         raise Failure(Code.MODEL, f"importing {home} raised {type(error).__name__}: {error}", _DEBUG) from error
@@ -132,7 +134,7 @@ def _called(module: ModuleType, name: str, spec: str) -> Any:
         return found
     try:
         return found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Failure(Code.MODEL, f"{spec} raised {type(error).__name__}: {error}", _DEBUG) from error
 
 
@@ -144,14 +146,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     path: a .safetensors file, or one of torch.save, which is read with weights_only=True. Raises `Failure`.
     """
-    state = read_state(path)
+    state = _with_tied(model, read_state(path))
     _check_numbers(path, state, model)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise Failure(
-            Code.MODEL, f"{path} does not fit the model: {_misfit(model, state)}", "check --weights"
-        ) from error
+        what = f"{path} does not fit the model: {_misfit(model, state)}"
+        raise Failure(Code.MODEL, what, _wrapped(model, state) or "check --weights") from error
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
@@ -165,6 +166,9 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Failure:
         raise
+    except UnpicklingError as error:
+        what = f"{path} cannot be read: it is damaged, or holds more than tensors, which could run code"
+        raise Failure(Code.MODEL, what, "save a state_dict as .safetensors") from error
     except Exception as error:
         raise Failure(
             Code.MODEL, f"{path} cannot be read ({type(error).__name__}: {error})", "save a state_dict as .safetensors"
@@ -177,13 +181,20 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     return found
 
 
+def _with_tied(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state with all names of tensors of which it has one: safetensors files have tied tensors once."""
+    own = model.state_dict(keep_vars=True)
+    held = {id(tensor): state[name] for name, tensor in own.items() if name in state}
+    return {**{name: held[id(tensor)] for name, tensor in own.items() if id(tensor) in held}, **state}
+
+
 def _check_numbers(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> None:
     """What load_state_dict would take without a word: kinds of numbers that are not the model's, and no numbers."""
     own = model.state_dict()
     known = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
     for what, names in (
         ("of another kind", [n for n, t in known.items() if _kind(t) != _kind(own[n])]),
-        ("not a number", [n for n, t in known.items() if t.is_floating_point() and bool(t.isnan().any())]),
+        ("not a number", [n for n, t in known.items() if _has_nan(t)]),
     ):
         if names:
             shown = f"{len(names)} {what} ({', '.join(names[:2])}{', ...' * (len(names) > 2)})"
@@ -194,8 +205,12 @@ def _is_entry(name: object, value: object) -> bool:
     return isinstance(name, str) and isinstance(value, Tensor)
 
 
-def _kind(tensor: Tensor) -> tuple[bool, bool, torch.layout]:
-    return tensor.is_floating_point(), tensor.is_complex(), tensor.layout
+def _kind(tensor: Tensor) -> tuple[bool, bool, bool, torch.layout]:
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.is_meta, tensor.layout
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not tensor.is_meta and bool(tensor.isnan().any())
 
 
 def _misfit(model: nn.Module, state: Mapping[str, Tensor]) -> str:
@@ -209,6 +224,15 @@ def _misfit(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     return "; ".join(
         f"{len(names)} {what} ({', '.join(names[:2])}{', ...' * (len(names) > 2)})" for what, names in parts if names
     )
+
+
+def _wrapped(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """What to do about names that only have a prefix too much; empty if that is not it."""
+    own = model.state_dict().keys()
+    for prefix in ("module.", "_orig_mod."):
+        if {name.removeprefix(prefix) for name in state} == own:
+            return f"it was saved from a wrapper: take '{prefix}' off its names"
+    return ""
 
 
 # --- inputs -------------------------------------------------------------------------------------------
@@ -244,9 +268,14 @@ def _drawn(text: str, generator: torch.Generator) -> Tensor:
             raise ValueError
     except ValueError:
         raise Failure(Code.USAGE, f"--input {text}: not a list of sizes", "for example 1,3,224,224") from None
-    if dtype.is_floating_point or dtype.is_complex:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return torch.randint(0, 2, shape, generator=generator).to(dtype)
+    try:
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randint(0, 2, shape, generator=generator).to(dtype)
+    # Sizes beyond any memory, and dtypes that torch has no numbers of.
+    except (RuntimeError, TypeError) as error:
+        what = f"--input {text}: torch cannot make it ({str(error).splitlines()[0]})"
+        raise Failure(Code.USAGE, what, "for example 1,3,224,224") from error
 
 
 def redrawn(inputs: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:

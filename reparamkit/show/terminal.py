@@ -34,11 +34,12 @@ def renderable(
 
 
 def _totals(rows: Iterable[tuple[str, str, str, str]]) -> Any:
+    text = importlib.import_module("rich.text").Text
     table = importlib.import_module("rich.table").Table(box=None, show_header=False, pad_edge=False)
     for justify in ("left", "right", "center", "right", "left"):
         table.add_column(justify=justify)
     for name, before, after, change in rows:
-        table.add_row(name, before, "->", f"[bold]{after}", change, style=None)
+        table.add_row(name, before, "->", text(after, style="bold"), change)
     return table
 
 
@@ -48,7 +49,8 @@ def _merged(rows: Sequence[tuple[str, ...]]) -> Any:
     for name in rows[0]:
         justify = "right" if name == "error" else "left"
         table.add_column(name, style=STYLES.get(name), overflow="fold", justify=justify)
-    escape = importlib.import_module("rich.markup").escape
+    text = importlib.import_module("rich.text").Text
     for row in rows[1:]:
-        table.add_row(*(escape(cell) for cell in row))
+        # No markup: a path may have brackets, and whoever prints may have switched markup off.
+        table.add_row(*(text(cell) for cell in row))
     return table
