@@ -337,6 +337,7 @@ def test_numbers_on_a_terminal_have_no_markup(folder: Path):
         assert f"{found.after.ops}  (" in shown.getvalue()
         assert "[bold]" not in shown.getvalue()
 
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -421,7 +422,9 @@ def test_specs_that_name_a_model(folder: Path):
     assert isinstance(spec.load_model("reparamkit.cli.demo:network"), nn.Sequential)
 
 
-@pytest.mark.parametrize("text", ["1,3,x", "1,-3", "1,3:floot32", "1;3", "1,3:nn", f"{2**40},{2**40}", f"{2**70}", "1,3:bits8"])
+@pytest.mark.parametrize(
+    "text", ["1,3,x", "1,-3", "1,3:floot32", "1;3", "1,3:nn", f"{2**40},{2**40}", f"{2**70}", "1,3:bits8"]
+)
 def test_inputs_that_are_refused(text: str):
     with pytest.raises(Failure, match="for example") as found:
         spec.drawn([text], 0)

@@ -222,9 +222,26 @@ def test_data_that_is_missing_or_damaged_is_named(tmp_path):
     write_images([tmp_path / "annotations/validation/ADE_validation_1.png"], "L", [0], size=(5, 5))
     with pytest.raises(example.errors.DataError, match=r"is \(12, 10\), its labels are \(5, 5\)"):
         load("ade20k", tmp_path, 8)[1][1]
+    write_images([tmp_path / "annotations/training/ADE_training_0.png"], "RGB", [0])
+    with pytest.raises(example.errors.DataError, match=r"ADE_training_0\.png is an image of mode RGB"):
+        load("ade20k", tmp_path, 8)[0][0]
     (tmp_path / "annotations/training/ADE_training_1.png").unlink()
     with pytest.raises(example.errors.DataError, match=r"1 label files are missing.*ADE_training_1\.png"):
         load("ade20k", tmp_path, 8)
+
+
+def test_a_batch_without_a_pixel_that_counts_changes_nothing(tmp_path):
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = example.training.mean_loss(logits, torch.full((2, 4, 4), example.folders.IGNORED), 0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_one_image_is_too_few_for_the_pyramid(tmp_path, capsys):
+    more = ["--limit-train", "1", "--batch-size", "1", "--output", str(tmp_path)]
+    assert example.train.main([*TINY, *more]) == 1
+    assert "--batch-size" in capsys.readouterr().err
 
 
 # The command

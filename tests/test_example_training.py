@@ -12,13 +12,14 @@ import torch
 from example_modules import import_example, run_example
 from safetensors.torch import load_file
 from torch import nn
+from torch._utils import ExceptionWrapper
 
 import reparamkit
 
 example = import_example(
     ("repmlpnet",),
-    *("data", "errors", "evaluate", "flags", "history", "imagefolder", "mixing", "model", "options", "parallel"),
-    *("recompute", "training"),
+    *("checkpoint", "command", "data", "errors", "evaluate", "files", "flags", "history", "imagefolder", "mixing"),
+    *("model", "options", "parallel", "recompute", "training"),
 )
 TINY = ["--epochs", "2", "--limit-train", "48", "--limit-test", "16", "--batch-size", "16", "--device", "cpu"]
 needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="needs torchvision")
@@ -42,6 +43,22 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 # Options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seed", str(2**70)), "not below"),
+        (("--threads", "100000"), "more than 1024"),
+        (("--device", "meta"), "cannot compute on it"),
+        (("--compile", "fastest"), "inductor"),
+    ],
+)
+def test_options_that_torch_would_choke_on_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        example.options.parse([*TINY, *arguments])
+    assert f"{arguments[0]}" in (said := capsys.readouterr().err)
+    assert message in said
 
 
 def test_large_data_sets_have_the_recipe_of_the_paper():
@@ -266,10 +283,97 @@ def test_tensorboard_has_the_record_of_each_epoch(tmp_path):
     assert [event.value for event in losses] == pytest.approx([line["loss"] for line in run.history])
 
 
-def test_missing_tensorboard_is_named(tmp_path, monkeypatch):
+def test_missing_tensorboard_is_named_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(example.errors.ExampleError, match="pip install tensorboard"):
-        example.history.write_board({"epoch": 1, "loss": 0.5}, tmp_path)
+        trainer(tmp_path, "--tensorboard")
+
+
+# What goes wrong
+
+
+def ended(error: BaseException, capsys) -> str:
+    """What the command says of an error, which is one line."""
+
+    def run() -> None:
+        raise error
+
+    assert example.command.command(run, torch.device("cpu")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    return said
+
+
+def test_errors_that_a_user_can_repair_are_one_line(capsys):
+    assert "No space left" in ended(OSError(28, "No space left on device"), capsys)
+    assert "--batch-size" in ended(torch.OutOfMemoryError("CUDA out of memory.\nTried a lot."), capsys)
+    assert "--batch-size" in ended(RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 9"), capsys)
+    assert "two lines" in ended(example.errors.DataError("\x1b[1mtwo\x1b[0m\nlines"), capsys)
+    assert len(ended(example.errors.DataError("long " * 999), capsys)) < 500
+    with pytest.raises(RuntimeError, match="a bug"):
+        ended(RuntimeError("a bug"), capsys)
+
+
+def test_an_error_in_a_process_that_reads_images_is_one_line(capsys):
+    """torch passes on its trace, as text."""
+    try:
+        try:
+            raise OSError("cut off")
+        except OSError as error:
+            raise example.errors.DataError("cannot read the image a/b: cut off") from error
+    except example.errors.DataError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(example.errors.DataError, match="Traceback") as found:
+        wrapped.reraise()
+    assert ended(found.value, capsys) == "error: cannot read the image a/b: cut off\n"
+
+
+@needs_torchvision
+def test_a_file_in_the_place_of_a_folder_of_images_is_named(tmp_path):
+    (tmp_path / "train").write_text("no folder")
+    with pytest.raises(example.errors.DataError, match="train"):
+        example.data.load_data("imagefolder", 32, tmp_path)
+
+
+def test_an_output_that_cannot_be_written_is_named_before_anything_is_trained(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    run = trainer(tmp_path / "file")
+    run.step = None
+    with pytest.raises(example.errors.FileError, match="--output"):
+        run.train()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {}},
+        {"optimizer": {}},
+        {"random": {}},
+        {"random": {"cpu": torch.zeros(3)}},
+        {"settings": 3},
+        {"epoch": "2"},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_was_changed_is_refused_with_the_next_step(tmp_path, change):
+    run = trainer(tmp_path)
+    run.save()
+    path = tmp_path / "checkpoint.pt"
+    torch.save({**torch.load(path, weights_only=True), **change}, path)
+    with pytest.raises(example.errors.CheckpointError, match=r"--resume never.*checkpoint\.pt"):
+        trainer(tmp_path).train()
+
+
+def test_what_torch_makes_of_a_full_disk_names_the_file(tmp_path):
+    def full(path):
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 198912 vs 198808")
+
+    with pytest.raises(example.errors.FileError, match=r"kept\.pt: is the disk full"):
+        example.files.write_atomically(tmp_path / "kept.pt", full)
+    assert not list(tmp_path.iterdir())
 
 
 # Several processes

@@ -13,6 +13,7 @@ from errors import CheckpointError, FileError
 from files import read_tensors, write_atomically
 
 NAME = "checkpoint.pt"
+AGAIN = "the run cannot be continued, start again with --resume never"
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,19 @@ def load(folder: Path) -> Checkpoint | None:
     if not path.exists():
         return None
     try:
-        return Checkpoint(**read_tensors(path))
-    except (FileError, TypeError) as error:
-        raise CheckpointError(f"{error}; start again with --resume never") from error
+        return _checked(read_tensors(path))
+    except FileError as error:
+        raise CheckpointError(f"{AGAIN}: {error}") from error
+    except TypeError as error:
+        raise CheckpointError(f"{AGAIN}: {path} holds another thing than a run") from error
+
+
+def _checked(content: Any) -> Checkpoint:
+    """Raises `TypeError` if it is none."""
+    found = Checkpoint(**content)
+    if not isinstance(found.settings, dict) or not isinstance(found.epoch, int):
+        raise TypeError
+    return found
 
 
 def find(folder: Path, settings: Mapping[str, Any], resume: str) -> Checkpoint | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from command import failed, sentence
 from errors import ExampleError
 from evaluate import compare
 from model import CONFIGS, create_model
@@ -26,9 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         convert(options.model, options.source, options.target, options.classes)
-    except ExampleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except (ExampleError, OSError) as error:
+        return failed(sentence(error))
     return 0
 
 

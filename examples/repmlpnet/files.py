@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,16 @@ from errors import FileError
 from safetensors.torch import load_file
 
 
+def check_folder(folder: Path) -> None:
+    """Make the folder, and see that files can be written to it. Raises `FileError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FileError(f"cannot write to {folder} ({error.strerror}): name a folder with --output") from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file next to `path`, then move it there in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -19,6 +30,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(temporary)
         os.replace(temporary, path)
+    # What torch.save makes of a full disk.
+    except RuntimeError as error:
+        raise FileError(f"cannot write {path}: is the disk full? ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 

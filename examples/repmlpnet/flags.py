@@ -92,8 +92,19 @@ def _check(parser: argparse.ArgumentParser, chosen: Mapping[str, Any]) -> None:
         parser.error("--device cuda: torch finds no CUDA device here")
     if chosen["batch_size"] % processes():
         parser.error(f"--batch-size {chosen['batch_size']} is for all {processes()} processes: give a multiple")
+    _check_device(parser, chosen["device"])
+    if chosen["compile"] and chosen["compile"] not in (known := torch.compiler.list_backends(exclude_tags=())):
+        parser.error(f"--compile {chosen['compile']}: torch has the backends {', '.join(known)}")
     if chosen["compile"] and chosen["recompute"]:
         parser.error("--compile decides itself what to recompute: leave out --recompute")
+
+
+def _check_device(parser: argparse.ArgumentParser, device: torch.device) -> None:
+    """Exit with a message if torch does not compute on it."""
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        parser.error(f"--device {device}: torch cannot compute on it here ({str(error).partition('. ')[0]})")
 
 
 def add_data(group: argparse._ArgumentGroup, names: Sequence[str]) -> None:
@@ -117,7 +128,7 @@ def add_recipe(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--label-smoothing", type=share, metavar="X", help=words)
     words = "train as well, and answer with, an average of the weights with this decay, such as 0.999 (none)"
     group.add_argument("--ema", type=share, default=0.0, metavar="X", help=words)
-    group.add_argument("--seed", type=whole, default=0, metavar="N", help="of everything random (%(default)s)")
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of everything random (%(default)s)")
 
 
 def add_augmentation(group: argparse._ArgumentGroup) -> None:
@@ -149,7 +160,7 @@ def add_place(group: argparse._ArgumentGroup, output: str) -> None:
     group.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help=words)
     words = "forget what the blocks computed and compute it again for the gradient: less memory, more time"
     group.add_argument("--recompute", action="store_true", help=words)
-    group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (as many as torch takes)")
+    group.add_argument("--threads", type=threads, metavar="N", help="CPU threads (as many as torch takes)")
     group.add_argument("--workers", type=whole, metavar="N", help="processes that read image files")
 
 
@@ -167,6 +178,20 @@ def whole(text: str) -> int:
     """A whole number of at least 0."""
     if (value := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return value
+
+
+def seed(text: str) -> int:
+    """A seed that torch takes."""
+    if (value := whole(text)) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not below 2 ** 63")
+    return value
+
+
+def threads(text: str) -> int:
+    """So many that a machine can start them."""
+    if (value := positive(text)) > 1024:
+        raise argparse.ArgumentTypeError(f"{text} is more than 1024")
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from errors import ExampleError
 from files import write_atomically
@@ -26,12 +27,17 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     return found if isinstance(found, list) else []
 
 
-def write_board(line: Mapping[str, float], folder: Path) -> None:
-    """Add an epoch to the curves of TensorBoard in `folder`."""
+def board_writer() -> Any:
+    """The class that writes for TensorBoard. Raises `ExampleError` if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ExampleError("--tensorboard needs TensorBoard: pip install tensorboard") from None
-    with SummaryWriter(str(folder / "tensorboard")) as board:
+    return SummaryWriter
+
+
+def write_board(line: Mapping[str, float], folder: Path) -> None:
+    """Add an epoch to the curves of TensorBoard in `folder`."""
+    with board_writer()(str(folder / "tensorboard")) as board:
         for name, value in line.items():
             board.add_scalar(name, value, int(line["epoch"]))

@@ -32,14 +32,16 @@ def _part(folder: Path, crops: list[Any]) -> Any:
     steps = [*crops, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     try:
         return torchvision().datasets.ImageFolder(folder, transform=transforms.Compose(steps), loader=_open_image)
-    except FileNotFoundError as error:
+    # FileNotFoundError is also that of a folder in which nothing is an image.
+    except OSError as error:
         raise DataError(f"cannot use {folder}: {error}") from None
 
 
 def _open_image(path: str) -> Any:
     try:
         return torchvision().datasets.folder.pil_loader(path)
-    except (OSError, ValueError, SyntaxError) as error:
+    # Pillow raises nearly anything on damaged bytes, and an error of its own for an image that is too large.
+    except Exception as error:
         raise DataError(f"cannot read the image {path}: {error}") from error
 
 

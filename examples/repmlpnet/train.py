@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import parallel
 import torch
+from command import command
 from data import Data, load_images
-from errors import ExampleError
 from evaluate import compare
 from latency import compare_latency
 from model import RepMLPNet, create_model
@@ -97,16 +97,7 @@ def print_speed(model: nn.Module, fused: nn.Module, images: torch.Tensor) -> Non
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = parse(arguments)
-    try:
-        with parallel.group(options.device):
-            run(options)
-    except ExampleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues after the last whole epoch", file=sys.stderr)
-        return 130
-    return 0
+    return command(lambda: run(options), options.device)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import parallel
 import torch
 from checkpoint import Checkpoint
 from data import Data
-from errors import TrainingError
+from errors import CheckpointError, TrainingError
 from evaluate import accuracy
+from files import check_folder
 from flags import Shared
-from history import read_history, write_board, write_history
+from history import board_writer, read_history, write_board, write_history
 from mixing import mixing
 from recompute import recomputed
 from torch import Tensor, nn
@@ -56,6 +57,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(options.device.type, enabled=options.amp == "fp16")
         self.average = _average(model, options.ema) if options.ema else None
         self.epoch, self.history = 0, list[dict[str, float]]()
+        if options.tensorboard:
+            board_writer()  # it says now, and not after the first epoch, that it is not there
 
     @property
     def trained(self) -> nn.Module:
@@ -97,7 +100,7 @@ class Trainer:
         """One step on images (b, c, h, w) and labels (b,); returns the loss, a scalar."""
         images, targets = self.mix(images, labels)
         with mixed_precision(self.options.device, self.options.amp):
-            loss = F.cross_entropy(self.network(images), targets, label_smoothing=self.options.label_smoothing)
+            loss = mean_loss(self.logits(images), targets, self.options.label_smoothing)
         self.optimizer.zero_grad()
         scale = self.scaler.get_scale()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -109,6 +112,16 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.model)
         return loss.detach()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """What the model answers in training mode."""
+        try:
+            logits: Tensor = self.network(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError("one image is too few for a batch norm: give a larger --batch-size") from error
+        return logits
 
     def accuracy(self, model: nn.Module) -> float:
         """The share of right answers on the test images."""
@@ -141,11 +154,23 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue the run in the output folder, if the options allow it."""
-        settings = self.options.settings()
-        found = checkpoint.find(self.options.output, settings, self.options.resume) if parallel.rank() == 0 else None
+        found = None
+        if parallel.rank() == 0:
+            check_folder(self.options.output)
+            found = checkpoint.find(self.options.output, self.options.settings(), self.options.resume)
         state = parallel.from_first(found)
         if state is None:
             return
+        try:
+            self.restore(state)
+        # Nearly anything, if the content was changed.
+        except Exception as error:
+            path = self.options.output / checkpoint.NAME
+            raise CheckpointError(f"{checkpoint.AGAIN}: {path} does not fit it ({error})") from error
+        print(_resumed(state.epoch, self.options.epochs, self.options.output))
+
+    def restore(self, state: Checkpoint) -> None:
+        """Be as after the epoch of this checkpoint."""
         self.model.load_state_dict(state.model)
         if self.average is not None:
             self.average.load_state_dict(state.average or {})
@@ -155,7 +180,14 @@ class Trainer:
         checkpoint.restore_random_state(state.random)
         self.epoch = state.epoch
         self.history = read_history(self.options.output)[: self.epoch]
-        print(_resumed(state.epoch, self.options.epochs, self.options.output))
+
+
+def mean_loss(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    """The mean over all that counts: images, or pixels whose label is not negative."""
+    # The mean of no pixel at all is no number, and neither are its gradients.
+    if targets.ndim == 3 and not (targets >= 0).any():
+        return 0 * logits.sum()
+    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
 
 def warmup_cosine(step: int, warmup: float, total: int) -> float:

@@ -13,8 +13,9 @@ sys.path.append(str(EXAMPLES / "repmlpnet"))
 import parallel  # noqa: E402
 import torch  # noqa: E402
 from arguments import ARMS, Options, parse  # noqa: E402
+from command import command  # noqa: E402
 from data import Data, load_images  # noqa: E402
-from errors import ExampleError, FusionError  # noqa: E402
+from errors import FusionError  # noqa: E402
 from evaluate import accuracy, compare  # noqa: E402
 from latency import compare_latency  # noqa: E402
 from resmlp import ResMLP  # noqa: E402
@@ -113,16 +114,7 @@ def print_speed(before: nn.Module, after: nn.Module, images: Tensor) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = parse(arguments)
-    try:
-        with parallel.group(options.device):
-            run(options)
-    except ExampleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues after the last whole epoch", file=sys.stderr)
-        return 130
-    return 0
+    return command(lambda: run(options), options.device)
 
 
 if __name__ == "__main__":

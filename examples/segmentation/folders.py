@@ -46,6 +46,8 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
         image, label = (_opened(path) for path in self.pairs[index])
         if image.size != label.size:
             raise DataError(f"{self.pairs[index][0]} is {image.size}, its labels are {label.size} pixels")
+        if label.mode not in ("L", "P"):
+            raise DataError(f"{self.pairs[index][1]} is an image of mode {label.mode}; labels are one byte per pixel")
         image, label = self.change(image.convert("RGB"), _tv_tensors().Mask(_values(label)))
         return image, self.table[label[0].long()]
 
@@ -73,7 +75,8 @@ def _opened(path: Path) -> Any:
         with Image.open(path) as image:
             image.load()
             return image
-    except OSError as error:
+    # Pillow raises nearly anything on damaged bytes, and an error of its own for an image that is too large.
+    except Exception as error:
         raise DataError(f"{path} is no image that can be read: {error}; fetch it again") from error
 
 

@@ -13,8 +13,8 @@ sys.path.append(str(EXAMPLES / "repmlpnet"))
 import parallel  # noqa: E402
 import torch  # noqa: E402
 from arguments import Options, parse  # noqa: E402
+from command import command  # noqa: E402
 from data import Data  # noqa: E402
-from errors import ExampleError  # noqa: E402
 from folders import load_folders  # noqa: E402
 from latency import compare_latency  # noqa: E402
 from quality import compare, mean_iou  # noqa: E402
@@ -110,16 +110,7 @@ def print_speed(before: nn.Module, after: nn.Module, images: Tensor) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = parse(arguments)
-    try:
-        with parallel.group(options.device):
-            run(options)
-    except ExampleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues after the last whole epoch", file=sys.stderr)
-        return 130
-    return 0
+    return command(lambda: run(options), options.device)
 
 
 if __name__ == "__main__":
