@@ -464,6 +464,50 @@ def test_mixed_dtypes():
     same(run(fused, X), run(model, X))
 
 
+def helped(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return F.softmax(x, 1, dtype=dtype)
+
+
+def kept_for_later(m: Any, y: Tensor) -> Tensor:
+    before, wide_one = y.dtype, torch.float32
+    return y + y.to(wide_one).pow(2).mean(1, keepdim=True).to(before)
+
+
+class Cast(nn.Module):
+    """Takes a dtype."""
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.softmax(1).to(dtype)
+
+
+MOVED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a dtype and a device of a value": lambda m, y: y + torch.ones(y.shape[1], 1, 1, dtype=y.dtype, device=y.device),
+    "those of a parameter": lambda m, y: y + torch.ones(4, 1, 1, dtype=m.b.weight.dtype, device=m.b.weight.device),
+    "those of the first parameter": lambda m, y: y.to(next(m.parameters()).device, next(m.parameters()).dtype) + 1,
+    "a dtype by its name, and one of a value": lambda m, y: F.softmax(y, 1, dtype=torch.float32).to(y.dtype) + y,
+    "in variables": kept_for_later,
+    "the dtype of another": lambda m, y: y.sigmoid().type_as(y) + y.to(y),
+    "of a function, by default": lambda m, y: helped(y).to(y.dtype),
+    "of a module": lambda m, y: m.c(y.float(), y.dtype) + m.c(y, torch.float16).to(y.dtype),
+    "of a function, given": lambda m, y: helped(y, torch.float64).to(y.dtype) + helped(y, dtype=y.dtype),
+}
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("use", MOVED.values(), ids=MOVED)
+def test_a_fused_model_can_be_converted_and_moved(use: Callable[[Any, Tensor], Tensor], with_inputs: bool):
+    """A dtype that the code takes from a tensor is that of the tensor, and one that it names stays that one."""
+    layers = {"a": conv_norm(3, 4), "b": conv(3, 4, 1), "c": Cast()}
+    model = build(lambda: Model(lambda m, x: use(m, (m.a(x) + m.b(x)).relu()), **layers))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert len(reparamkit.report(fused).merges) > 0
+    for dtype in (torch.float64, torch.bfloat16):
+        found, wanted = (run(copy.deepcopy(each).to(dtype), X.to(dtype)) for each in (fused, model))
+        assert found.dtype == wanted.dtype
+        assert error(found.double(), wanted.double()) <= (1e-3 if dtype is torch.float64 else 3e-2)
+    assert run(fused.to("meta"), X.to("meta")).device.type == "meta"
+
+
 # --- what fusing leaves alone -----------------------------------------------------------------------
 
 
