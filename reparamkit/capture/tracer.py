@@ -27,7 +27,7 @@ from ..sourcecode.writes import in_place
 from .buffers import other_buffers
 from .draws import Draws, no_plain_draws
 from .guards import is_guard
-from .lending import Lending
+from .lending import Lending, Taken
 from .listing import lists_noted
 from .modes import Modes, modes, modes_noted
 from .proxies import ValueProxy, attribute, where
@@ -40,8 +40,8 @@ CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
 """The way from a call of a module to its forward."""
 ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 """Modules that are made of others, and have a length."""
-OURS = frozenset({__name__.partition(".")[0], "torch"})
-"""Packages whose code is not the user's."""
+ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+"""Modules that are made of others, and have a length."""
 FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye})
 """Functions that make a tensor of nothing, for the forward to fill."""
 
@@ -60,6 +60,7 @@ class Frame:
     args, kwargs, output: as in the call, with graph nodes in the place of tensors.
     modes: those that it was called in. asks: whether its code asks for them. lists: the lists and rows of modules that
     its code has in hand, which it may count. fills: whether its code changes a container that it is given.
+    lent: as of a node.
     """
 
     path: str
@@ -72,6 +73,7 @@ class Frame:
     asks: bool = False
     lists: set[nn.Module] = field(default_factory=set)
     fills: bool = False
+    lent: Taken = field(default_factory=dict)
 
     @cached_property
     def stack(self) -> tuple[Frame, ...]:
@@ -286,7 +288,8 @@ class Tracer(fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         outer, before = self.frame, Contents((args, kwargs))
         given = map_leaves(as_node, (args, kwargs))
-        frame = Frame(self.path_of_module(m), m, outer, *given)
+        frame = Frame(self.path_of_module(m), m, outer, given[0], given[1])
+        frame.lent = self.lending.taken(sys._getframe(1), args, kwargs)
         self.frames.append(frame)
         self.frame = frame
         try:
@@ -332,7 +335,7 @@ class Tracer(fx.Tracer):
         if not is_guard(target):
             self._asked.clear()
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        proxy.node.meta["lent"] = self.lending.taken(_users(sys._getframe(1)), args, kwargs)
+        proxy.node.meta["lent"] = self.lending.taken(sys._getframe(1), args, kwargs)
         if kind == "call_method" and _writes(target, {}):
             _renamed(args[0], proxy.node)
         if kind not in ("placeholder", "output") and not is_guard(target) and _is_known(proxy.node):
@@ -406,20 +409,9 @@ class Tracer(fx.Tracer):
 
 def _outside(frame: FrameType) -> FrameType:
     """The innermost frame of code that is not ours."""
-    while frame.f_back is not None and _package(frame) == __name__.partition(".")[0]:
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(__name__.partition(".")[0]):
         frame = frame.f_back
     return frame
-
-
-def _users(frame: FrameType) -> FrameType:
-    """The innermost frame of code that is neither ours nor torch's; what was written for a model is its own."""
-    while frame.f_back is not None and _package(frame) in OURS and not frame.f_code.co_filename.startswith("<"):
-        frame = frame.f_back
-    return frame
-
-
-def _package(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def _is_torchs(cls: type, name: str) -> bool:

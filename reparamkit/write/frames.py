@@ -25,6 +25,7 @@ from torch import fx, nn
 
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_given
+from ..capture.lending import Taken
 from ..capture.modes import Modes
 from ..capture.proxies import attribute
 from ..capture.tracer import Frame
@@ -119,13 +120,27 @@ class _Fold:
             return
         if node.op == "call_module":
             args, kwargs = self._mapped(node.args), self._mapped(node.kwargs)
-            self.here[node] = self.graph.call_module(self._relative(str(node.target)), args, kwargs)
+            call = self.graph.call_module(self._relative(str(node.target)), args, kwargs)
+            self._read_lent(node.meta.get("lent", {}), call)
+            self.here[node] = call
             return
         copy = self.graph.node_copy(node, self._argument)
         if node.op == "get_attr":
             copy.target = self._relative(str(node.target))
-        read_lent(self.captured, node, copy, self.here)
+        self._read_lent(node.meta.get("lent", {}), copy)
         self.here[node] = copy
+
+    def _read_lent(self, taken: Taken, copy: fx.Node) -> None:
+        read_lent(self.captured, taken, copy, self.here, self._parameter)
+
+    def _parameter(self) -> fx.Node | None:
+        """A parameter of a layer that is called here."""
+        for node in self.captured.made_in[self.frame]:
+            if node.op == "call_module":
+                for name, tensor in self.captured.module(node).named_parameters():
+                    if tensor.is_floating_point():
+                        return self.graph.get_attr(f"{self._relative(str(node.target))}.{name}")
+        return None
 
     def _call(self, child: Frame) -> None:
         if id(child) in self.done:
@@ -133,6 +148,7 @@ class _Fold:
         self.done.add(id(child))
         args, kwargs = self._mapped(child.args), self._mapped(child.kwargs)
         call = self.graph.call_module(self._relative(child.path), args, kwargs)
+        self._read_lent(child.lent, call)
         self._result(call, child.output)
 
     def _result(self, call: fx.Node, output: Any) -> None:
@@ -206,20 +222,22 @@ def _left(captured: Captured, frame: Frame, node: fx.Node, inlined: frozenset[in
     return next((each for each in stack[stack.index(frame) + 1 :] if id(each) not in inlined), None)
 
 
-def read_lent(captured: Captured, node: fx.Node, copy: fx.Node, here: Mapping[fx.Node, Any]) -> None:
-    """Let the copy of a node read the dtype or device that it is given where the code read it, not take what it was.
+def read_lent(
+    captured: Captured, taken: Taken, copy: fx.Node, here: Mapping[fx.Node, Any], own: Callable[[], fx.Node | None]
+) -> None:
+    """Let the copy of a call read the dtypes and devices that it is given where the code read them, not take what they
+    were.
 
-    here: the values that the code has, by their nodes in the captured graph.
+    here: the values that the code has, by their nodes in the captured graph. own: gives a parameter of the model.
     """
-    for key, lent in node.meta.get("lent", {}).items():
-        seen = here.get(captured.current(lent.node))
-        if isinstance(seen, fx.Node):
-            with copy.graph.inserting_before(copy):
-                read = copy.graph.call_function(getattr, (seen, lent.attribute))
-            if isinstance(key, int):
-                copy.update_arg(key, read)
-            else:
-                copy.update_kwarg(key, read)
+    for key, lent in taken.items():
+        with copy.graph.inserting_before(copy):
+            seen = own() if lent.node is None else here.get(captured.current(lent.node))
+            read = copy.graph.call_function(getattr, (seen, lent.attribute)) if isinstance(seen, fx.Node) else None
+        if read is not None and isinstance(key, int):
+            copy.update_arg(key, read)
+        elif read is not None:
+            copy.update_kwarg(str(key), read)
 
 
 def fold(captured: Captured, frame: Frame, inlined: frozenset[int]) -> fx.Graph:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import networkx as nx
 import torch
@@ -386,8 +387,10 @@ class Writer:
         # A plain copy: what is unpickled is traced again, as plain graphs are, and knows nothing of our tracer.
         graph, here = fx.Graph(), dict[fx.Node, fx.Node]()
         graph.output(graph.graph_copy(self.captured.graph, here))
+        first = next((n for n, p in self.captured.root.named_parameters() if p.is_floating_point()), "")
         for node, copy in here.items():
-            read_lent(self.captured, node, copy, here)
+            own = partial(graph.get_attr, first) if first else lambda: None
+            read_lent(self.captured, node.meta.get("lent", {}), copy, here, own)
         return fx.GraphModule(self.captured.root, graph, type(self.captured.root).__name__)
 
     def _done(self, written: Written, error: float | None, placed: set[int]) -> Done:
