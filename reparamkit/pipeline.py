@@ -22,7 +22,7 @@ from .capture.capture import Captured
 from .capture.parts import Parts, capture_parts
 from .capture.state import intact, kept
 from .engine.borders import join_borders
-from .engine.choose import Plan, choose
+from .engine.choose import choose
 from .engine.dead import drop_dead
 from .engine.identities import drop_identities
 from .engine.norms import take_apart
@@ -31,6 +31,7 @@ from .engine.parts import name_parts
 from .engine.patterns import next_site
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Everything
+from .engine.site import Plan
 from .engine.sizes import read_early
 from .engine.stacking import stack, unstack
 from .errors import CaptureError, CoverageError, EquivalenceError, InvalidInputError, RecipeError

@@ -12,11 +12,11 @@ from .algebra.operator import Role
 from .capture.aliases import target_name
 from .capture.capture import Captured
 from .capture.parts import Parts
-from .engine.choose import Plan, Rejected, Site
 from .engine.norms import second_flops
 from .engine.placing import node_cost
 from .engine.reading import Reading
 from .engine.scope import place_of
+from .engine.site import Plan, Rejected, Site
 from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.price import Cost, numel

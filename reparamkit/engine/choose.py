@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from torch import fx, nn
+from torch import fx
 
 from ..algebra.form import Form, Trail
-from ..algebra.operator import pin
 from ..algebra.probe import PROBE
-from ..algebra.size import Pin, Size, Symbol, roots
 from ..capture.capture import Captured
 from ..capture.trees import leaves
 from ..errors import NotFusable
-from ..layers.price import OBJECTIVES, Cost, numel
+from ..layers.price import OBJECTIVES, Cost
 from ..layers.registry import Readers
 from .absorb import absorbed, is_scale, leading
-from .placing import Placed, node_cost, place
-from .reading import Candidate, Reading, checks, read, reads_rank, reads_shape
+from .placing import Placed, place
+from .pricing import Prices, readers_of
+from .reading import Candidate, Reading, checks, read
 from .scope import Scope, check_calls, place_of
 from .sharing import uneven
+from .site import Merge, Plan, Rejected, Site
 
 CHEAPEST, DEEPEST = 2, 2
 """How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
@@ -37,80 +37,6 @@ MAY_RAISE = {"launches": frozenset({FLOPS, STORED}), "flops": frozenset({STORED}
 """What an objective may let rise; for others neither FLOPs nor stored numbers."""
 
 
-@dataclass(frozen=True, eq=False)
-class Replacement:
-    """A module that computes a value from `inputs`, as a graph rule built it."""
-
-    inputs: tuple[fx.Node, ...]
-    module: nn.Module
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """One merge: `members` are replaced, `value` is what they computed.
-
-    rules: that made it. before, after: the price of the members, and of what is written for them.
-    placed: the form to write; replacement: the module to call instead, for a graph rule.
-    absorbed: scales among the members in whose place, for all that read them, is the value before; and views of them.
-    """
-
-    value: fx.Node
-    members: frozenset[fx.Node]
-    rules: tuple[str, ...]
-    before: Cost
-    after: Cost
-    placed: Placed | None = None
-    replacement: Replacement | None = None
-    absorbed: frozenset[fx.Node] = frozenset()
-
-    @property
-    def core(self) -> frozenset[fx.Node]:
-        """The members whose code makes way for what is written."""
-        return self.members - self.absorbed
-
-    @property
-    def scales(self) -> frozenset[fx.Node]:
-        """The absorbed members that are no views."""
-        terms = self.placed.terms if self.placed else ()
-        layers = {step.node for term in terms for step in term.trail if step.is_layer}
-        return frozenset(node for node in self.absorbed if node.name in layers)
-
-    @property
-    def merge(self) -> _Merge:
-        """What tells it from other merges."""
-        return self.value, self.members
-
-
-@dataclass(frozen=True, eq=False)
-class Rejected:
-    """A merge that would be exact and is not made: for its price, its time, or the code around it. before, after: the
-    price of the members, and of what would be written for them.
-    """
-
-    members: frozenset[fx.Node]
-    before: Cost
-    after: Cost
-
-
-@dataclass
-class Plan:
-    """What to write. sites: in program order. refusals: per node left as it is, why. kept: nodes that stay.
-    before, after: the price of everything affine. rejected: per value the cheapest merge that is not made. idle: values
-    of merges that would save nothing.
-    """
-
-    sites: list[Site]
-    refusals: dict[fx.Node, list[str]]
-    kept: set[fx.Node]
-    before: Cost
-    after: Cost
-    rejected: Mapping[fx.Node, Rejected]
-    idle: Set[fx.Node]
-    saved: int
-
-
-_Merge = tuple[fx.Node, frozenset[fx.Node]]
-"""The value and the members of a merge."""
 Writable = Callable[[Site], None]
 """Raises `NotFusable` if a site cannot be written into the model's code."""
 
@@ -160,11 +86,9 @@ class _Chooser:
     tries: int = 0
     able: set[tuple[fx.Node, frozenset[fx.Node], frozenset[fx.Node]]] = field(default_factory=set)
     staying: dict[fx.Node, str] = field(default_factory=dict)
-    banned: set[_Merge] = field(default_factory=set)
+    banned: set[Merge] = field(default_factory=set)
     pinned: set[fx.Node] = field(default_factory=set)
-    passes: set[fx.Node] = field(default_factory=set)
     affine: set[fx.Node] = field(default_factory=set)
-    numbers: dict[fx.Node, int] = field(default_factory=dict)
     rejected: dict[fx.Node, Rejected] = field(default_factory=dict)
     idle: set[fx.Node] = field(default_factory=set)
 
@@ -173,64 +97,9 @@ class _Chooser:
         self.may_raise = MAY_RAISE.get(self.objective, frozenset())
         self.effort = WORTH * self.score(Cost(launches=1))
         self.named = self.captured.named
+        self.prices = Prices(self.captured, self.reading)
 
     # --- prices ----------------------------------------------------------------------------------
-
-    def cost(self, node: fx.Node, form: Form | None = None) -> Cost:
-        """The price of a node as it is; nothing if it is not affine, since it stays in every plan. form: its own, where
-        more is known of its sizes.
-        """
-        if node in self.reading.read:
-            own = node_cost(self.reading, node, self.stored(node), form)
-            return own + Cost(launches=self.reading.arithmetic(node))
-        if node in self.passes:
-            # Affine, but only over earlier values: at least one element-wise pass.
-            launches = 1 + self.reading.arithmetic(node)
-            return Cost(0, numel(self.reading.shapes[node][0]), self.stored(node), launches)
-        return Cost()
-
-    def _cost_inside(self, node: fx.Node, pins: Mapping[Symbol, Pin]) -> Cost:
-        """The price of a node for the sizes that a merge around it fixes."""
-        form = self.reading.read.get(node)
-        links = (link for term in form.terms.values() for link in term.op.links) if form and pins else ()
-        known = {s: pins[s] for link in links for s in roots(link.size) if s in pins}
-        return self.cost(node, form.mapped(lambda op: pin(op, known)) if form and known else None)
-
-    def stored(self, node: fx.Node) -> int:
-        """Numbers in the parameters and buffers a node reads; of those that others read as well, its part."""
-        if node not in self.numbers:
-            self.numbers[node] = self._count(node)
-        return self.numbers[node]
-
-    def _count(self, node: fx.Node) -> int:
-        if node.op == "call_module":
-            module = self.captured.module(node)
-            tensors = [*module.parameters(), *module.buffers()]
-            return sum(t.numel() for t in tensors if t.is_floating_point())
-        return sum(self.reading.constants[n].numel() // self._shared_by(n) for n in self._leaves(node))
-
-    def _shared_by(self, parameter: fx.Node) -> int:
-        """How many nodes that are no parameter arithmetic themselves read a parameter, or what is computed from it."""
-        found, waiting = set[fx.Node](), {parameter}
-        while waiting:
-            users = {user for node in waiting for user in _readers(node)} - found
-            found |= users
-            waiting = users & self.reading.constants.keys()
-        return max(1, len(found - self.reading.constants.keys()))
-
-    def _leaves(self, node: fx.Node) -> set[fx.Node]:
-        """The parameters a node reads, each once however often its value is computed from it."""
-        constants = [n for n in self.reading.made_of(node) if n in self.reading.constants]
-        return set().union(*({n} if n.op == "get_attr" else self._leaves(n) for n in constants))
-
-    def weigh(self, name: str) -> int:
-        """Numbers stored at the node of this name; the place of a call that was taken apart is not free."""
-        node = self.named[name]
-        return -1 if node in self.captured.apart else self.stored(node)
-
-    def sizes_of(self, name: str) -> tuple[Size, ...]:
-        """The sizes of the value of the node of this name."""
-        return self.reading.shapes[self.named[name]][0]
 
     def total(self, node: fx.Node) -> float:
         """The least price of having a value by what is allowed, with shared inputs divided among their readers.
@@ -262,18 +131,18 @@ class _Chooser:
     def _parts(self, option: _Option) -> dict[fx.Node, float]:
         """How much of the use of each source is by the option; a value with two readers is half for each."""
         if option.placed is None:
-            return {s: 1 / max(1, len(_readers(s))) for s in option.sources}
+            return {s: 1 / max(1, len(readers_of(s))) for s in option.sources}
         order = self.captured.aliases.order
         members = sorted(option.members, key=order.__getitem__, reverse=True)
         parts = {members[0]: 1.0}
         for node in (*members[1:], *option.sources):
-            readers = _readers(node)
-            parts[node] = sum(parts.get(user, 0.0) for user in readers) / max(1, len(readers))
+            users = readers_of(node)
+            parts[node] = sum(parts.get(user, 0.0) for user in users) / max(1, len(users))
         return {s: parts[s] for s in option.sources}
 
     def _as_computed(self, node: fx.Node) -> _Option:
         if node not in self.computed:
-            self.computed[node] = _Option(self.cost(node), tuple(node.all_input_nodes))
+            self.computed[node] = _Option(self.prices.cost(node), tuple(node.all_input_nodes))
         return self.computed[node]
 
     # --- forms worth keeping ---------------------------------------------------------------------
@@ -283,7 +152,7 @@ class _Chooser:
         self.options[node] = []
         self.affine |= {node} if found else set()
         if found and not any(steps[-1].views for c in found for steps in _trails(c.form)):
-            self.passes.add(node)
+            self.prices.passes.add(node)
         ranked: list[_Ranked] = []
         for number, candidate in enumerate(found):
             option = self._option(node, candidate)
@@ -335,7 +204,7 @@ class _Chooser:
 
     def _option(self, node: fx.Node, candidate: Candidate) -> _Option | None:
         try:
-            placed = place(candidate.form, self.weigh, self.sizes_of)
+            placed = place(candidate.form, self.prices.weigh, self.prices.sizes_of)
             check_calls(self.captured, candidate.members)
             self._check_stored(node, candidate)
             self._check_ranks(candidate.form)
@@ -348,7 +217,7 @@ class _Chooser:
         sources = [self.named[name] for name in candidate.form.terms]
         sources += self._kept_inputs(candidate, placed)
         pins = {symbol: size for term in candidate.form.terms.values() for symbol, size in term.op.pins}
-        before = sum((self._cost_inside(m, pins) for m in candidate.members), Cost())
+        before = sum((self.prices.cost_inside(m, pins) for m in candidate.members), Cost())
         return _Option(placed.cost, tuple(dict.fromkeys(sources)), candidate.members, placed, before)
 
     def _kept_inputs(self, candidate: Candidate, placed: Placed) -> list[fx.Node]:
@@ -395,7 +264,7 @@ class _Chooser:
         """Whether a layer before the value is among the members: one layer behind views stays as large as it is, even
         where sizes of which there is no example are taken to be others.
         """
-        return any(self.cost(member).launches for member in option.members - {node})
+        return any(self.prices.cost(member).launches for member in option.members - {node})
 
     def _check_stored(self, node: fx.Node, candidate: Candidate) -> None:
         stored = {self.captured.current(kept) for kept in self.captured.stored}
@@ -451,13 +320,13 @@ class _Chooser:
         """The FLOPs that are saved: a piece of several merges, or one that stays, is computed as often."""
         uses = Counter(member for site in plan.sites for member in site.members)
         stay = plan.needed - {site.value for site in plan.sites}
-        again = sum((n - 1 + (member in stay)) * self.cost(member).flops for member, n in uses.items())
+        again = sum((n - 1 + (member in stay)) * self.prices.cost(member).flops for member, n in uses.items())
         return sum(site.before.flops - site.after.flops for site in plan.sites) - again
 
     @cached_property
     def original(self) -> Cost:
         """The price of the model as it is, as far as it is affine."""
-        return sum((self.cost(n) for n in self.captured.graph.nodes), Cost())
+        return sum((self.prices.cost(n) for n in self.captured.graph.nodes), Cost())
 
     def _written(self, trial: bool = False) -> _Selection:
         """The best choice of merges that can all be written. trial: merges that this choice makes needless are good for
@@ -474,13 +343,13 @@ class _Chooser:
             elif not needless:
                 return plan
 
-    def _drop(self, merges: set[_Merge]) -> None:
+    def _drop(self, merges: set[Merge]) -> None:
         """Forget merges that cannot be written."""
         for node, _ in merges:
             self.options[node] = [o for o in self.options[node] if (node, o.members) not in merges]
         self._forget_prices()
 
-    def _forbid(self, banned: set[_Merge], pinned: set[fx.Node]) -> None:
+    def _forbid(self, banned: set[Merge], pinned: set[fx.Node]) -> None:
         """Choose without these merges, and without those that have one of these pieces inside."""
         if (banned, pinned) != (self.banned, self.pinned):
             self.banned, self.pinned = banned, pinned
@@ -538,7 +407,7 @@ class _Chooser:
         name = str(getattr(node.target, "__name__", node.target))
         return place_of(node) or f"{name} in {self.captured.path(node)}"
 
-    def _check_even(self, plan: _Selection) -> set[_Merge]:
+    def _check_even(self, plan: _Selection) -> set[Merge]:
         """Merges of a module that is called at several places, which not all of them merge alike."""
         found = uneven(self.captured, plan.sites)
         for site in found:
@@ -606,7 +475,7 @@ class _Chooser:
             self._forbid(*before)
         return None
 
-    def _moves(self, plan: _Selection) -> Iterator[tuple[set[_Merge], set[fx.Node], Site | None]]:
+    def _moves(self, plan: _Selection) -> Iterator[tuple[set[Merge], set[fx.Node], Site | None]]:
         """What to try: merges to ban, the pieces that are pinned then, and the merge that is given up by it."""
         for site, shared in _overlapping(plan):
             yield {site.merge}, self.pinned, site
@@ -615,7 +484,7 @@ class _Chooser:
             merges = set(self._merges_through(piece))
             yield from ((merges - {kept}, self.pinned - {piece}, None) for kept in self._merges_through(piece))
 
-    def _merges_through(self, piece: fx.Node) -> Iterator[_Merge]:
+    def _merges_through(self, piece: fx.Node) -> Iterator[Merge]:
         """The merges that have a piece inside."""
         for node, options in self.options.items():
             yield from ((node, option.members) for option in options if piece in option.members - {node})
@@ -665,11 +534,6 @@ class _Selection:
     sites: list[Site]
     needed: set[fx.Node]
     price: Cost
-
-
-def _readers(node: fx.Node) -> list[fx.Node]:
-    """What reads the numbers of a value; its shape is that of another value as well."""
-    return [user for user in node.users if not (reads_shape(user) or reads_rank(user))]
 
 
 def _module_calls(site: Site) -> list[fx.Node]:

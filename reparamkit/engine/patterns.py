@@ -10,8 +10,8 @@ from torch import fx, nn
 from ..capture.capture import Captured
 from ..errors import NotFusable, RuleError
 from ..layers.price import Cost
-from .choose import Replacement, Site
 from .scope import WATCHED, Scope, check_calls, watched
+from .site import Replacement, Site
 
 
 class Found(Protocol):

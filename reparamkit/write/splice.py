@@ -16,9 +16,9 @@ from ..capture.capture import Captured
 from ..capture.guards import expect, expect_multiple, expect_rank, expect_size
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
-from ..engine.choose import Site
 from ..engine.placing import Placed, Placement
 from ..engine.scope import below, broken_methods, called_plainly, innermost, partial_methods, place_of
+from ..engine.site import Site
 from ..errors import NotFusable
 from ..sourcecode.flow import branched_on, catches, certain_calls, remembered
 from .frames import original_class

@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
 from ..capture.trees import leaves
-from ..engine.choose import Site
 from ..engine.norms import join
 from ..engine.scope import called_plainly, innermost, place_of, watched
 from ..engine.sharing import alike, is_shared
+from ..engine.site import Site
 from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
 from ..recipes.tape import Tape

@@ -1,0 +1,87 @@
+"""What the nodes of a model cost as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from ..algebra.form import Form
+from ..algebra.operator import pin
+from ..algebra.size import Pin, Size, Symbol, roots
+from ..capture.capture import Captured
+from ..layers.price import Cost, numel
+from .placing import node_cost
+from .reading import Reading, reads_rank, reads_shape
+
+
+@dataclass(eq=False)
+class Prices:
+    """Of the nodes of a graph, as far as it has been read. passes: nodes that are affine over earlier values only."""
+
+    captured: Captured
+    reading: Reading
+    passes: set[fx.Node] = field(default_factory=set)
+    numbers: dict[fx.Node, int] = field(default_factory=dict)
+
+    def cost(self, node: fx.Node, form: Form | None = None) -> Cost:
+        """The price of a node as it is; nothing if it is not affine, since it stays in every plan. form: its own, where
+        more is known of its sizes.
+        """
+        if node in self.reading.read:
+            own = node_cost(self.reading, node, self.stored(node), form)
+            return own + Cost(launches=self.reading.arithmetic(node))
+        if node in self.passes:
+            # Affine, but only over earlier values: at least one element-wise pass.
+            launches = 1 + self.reading.arithmetic(node)
+            return Cost(0, numel(self.reading.shapes[node][0]), self.stored(node), launches)
+        return Cost()
+
+    def cost_inside(self, node: fx.Node, pins: Mapping[Symbol, Pin]) -> Cost:
+        """The price of a node for the sizes that a merge around it fixes."""
+        form = self.reading.read.get(node)
+        links = (link for term in form.terms.values() for link in term.op.links) if form and pins else ()
+        known = {s: pins[s] for link in links for s in roots(link.size) if s in pins}
+        return self.cost(node, form.mapped(lambda op: pin(op, known)) if form and known else None)
+
+    def stored(self, node: fx.Node) -> int:
+        """Numbers in the parameters and buffers a node reads; of those that others read as well, its part."""
+        if node not in self.numbers:
+            self.numbers[node] = self._count(node)
+        return self.numbers[node]
+
+    def _count(self, node: fx.Node) -> int:
+        if node.op == "call_module":
+            module = self.captured.module(node)
+            tensors = [*module.parameters(), *module.buffers()]
+            return sum(t.numel() for t in tensors if t.is_floating_point())
+        return sum(self.reading.constants[n].numel() // self._shared_by(n) for n in self._leaves(node))
+
+    def _shared_by(self, parameter: fx.Node) -> int:
+        """How many nodes that are no parameter arithmetic themselves read a parameter, or what is computed from it."""
+        found, waiting = set[fx.Node](), {parameter}
+        while waiting:
+            users = {user for node in waiting for user in readers_of(node)} - found
+            found |= users
+            waiting = users & self.reading.constants.keys()
+        return max(1, len(found - self.reading.constants.keys()))
+
+    def _leaves(self, node: fx.Node) -> set[fx.Node]:
+        """The parameters a node reads, each once however often its value is computed from it."""
+        constants = [n for n in self.reading.made_of(node) if n in self.reading.constants]
+        return set().union(*({n} if n.op == "get_attr" else self._leaves(n) for n in constants))
+
+    def weigh(self, name: str) -> int:
+        """Numbers stored at the node of this name; the place of a call that was taken apart is not free."""
+        node = self.captured.named[name]
+        return -1 if node in self.captured.apart else self.stored(node)
+
+    def sizes_of(self, name: str) -> tuple[Size, ...]:
+        """The sizes of the value of the node of this name."""
+        return self.reading.shapes[self.captured.named[name]][0]
+
+
+def readers_of(node: fx.Node) -> list[fx.Node]:
+    """What reads the numbers of a value; its shape is that of another value as well."""
+    return [user for user in node.users if not (reads_shape(user) or reads_rank(user))]

@@ -1,0 +1,86 @@
+"""What was chosen: merges, and the plan that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from ..layers.price import Cost
+from .placing import Placed
+
+Merge = tuple[fx.Node, frozenset[fx.Node]]
+"""The value and the members of a merge."""
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """A module that computes a value from `inputs`, as a graph rule built it."""
+
+    inputs: tuple[fx.Node, ...]
+    module: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One merge: `members` are replaced, `value` is what they computed.
+
+    rules: that made it. before, after: the price of the members, and of what is written for them.
+    placed: the form to write; replacement: the module to call instead, for a graph rule.
+    absorbed: scales among the members in whose place, for all that read them, is the value before; and views of them.
+    """
+
+    value: fx.Node
+    members: frozenset[fx.Node]
+    rules: tuple[str, ...]
+    before: Cost
+    after: Cost
+    placed: Placed | None = None
+    replacement: Replacement | None = None
+    absorbed: frozenset[fx.Node] = frozenset()
+
+    @property
+    def core(self) -> frozenset[fx.Node]:
+        """The members whose code makes way for what is written."""
+        return self.members - self.absorbed
+
+    @property
+    def scales(self) -> frozenset[fx.Node]:
+        """The absorbed members that are no views."""
+        terms = self.placed.terms if self.placed else ()
+        layers = {step.node for term in terms for step in term.trail if step.is_layer}
+        return frozenset(node for node in self.absorbed if node.name in layers)
+
+    @property
+    def merge(self) -> Merge:
+        """What tells it from other merges."""
+        return self.value, self.members
+
+
+@dataclass(frozen=True, eq=False)
+class Rejected:
+    """A merge that would be exact and is not made: for its price, its time, or the code around it. before, after: the
+    price of the members, and of what would be written for them.
+    """
+
+    members: frozenset[fx.Node]
+    before: Cost
+    after: Cost
+
+
+@dataclass
+class Plan:
+    """What to write. sites: in program order. refusals: per node left as it is, why. kept: nodes that stay.
+    before, after: the price of everything affine. rejected: per value the cheapest merge that is not made. idle: values
+    of merges that would save nothing.
+    """
+
+    sites: list[Site]
+    refusals: dict[fx.Node, list[str]]
+    kept: set[fx.Node]
+    before: Cost
+    after: Cost
+    rejected: Mapping[fx.Node, Rejected]
+    idle: Set[fx.Node]
+    saved: int
