@@ -413,7 +413,17 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
             "copy.deepcopy of the model gives no copy of it, with the same weights and other modules (has it a"
             " __deepcopy__ or __reduce__ of its own?); pass inplace=True to fuse it in place"
         )
+    _take_modes(made, model)
     return made
+
+
+def _take_modes(made: nn.Module, model: nn.Module) -> None:
+    """Let a copy be in the mode of the original: it may have been made anew, and have another graph for each mode."""
+    pairs = [(a, b) for a, b in zip(made.modules(), model.modules(), strict=False) if a.training != b.training]
+    if pairs:
+        made.train(model.training)
+    for a, b in pairs:
+        a.training = b.training
 
 
 def _is_copy(made: nn.Module, model: nn.Module) -> bool:

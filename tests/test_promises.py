@@ -946,3 +946,20 @@ def test_a_choice_among_equals_is_compared_in_float64(monkeypatch: pytest.Monkey
     fused = reparamkit.fuse(model, x)
     assert not torch.equal(run(fused, x), run(model, x))
     assert reparamkit.report(fused).error == 0
+
+
+class TrainsWhenCopied(Net):
+    """Its copies are in training mode, as those of torchvision's feature extractors are."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainsWhenCopied:
+        made = TrainsWhenCopied.__new__(TrainsWhenCopied)
+        vars(made).update(copy.deepcopy(vars(self), memo))
+        return made.train()
+
+
+def test_a_copy_that_is_in_another_mode_than_the_model_is_put_into_its_mode():
+    net = build(TrainsWhenCopied)
+    fused = reparamkit.fuse(net, X)
+    assert not any(module.training for module in fused.modules())
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    same(run(fused, X), run(net, X))
