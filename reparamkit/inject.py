@@ -18,7 +18,7 @@ from .algebra.form import Form
 from .errors import InvalidInputError
 from .inputs import checked_inputs
 from .layers.registry import READERS
-from .rules.injected import COMPUTE, InjectedLinear, check_eval
+from .rules.injected import COMPUTE, InjectedLinear, check_mergeable
 
 KNOWN = (("ResBlock", "linear_tokens"), ("SpatialGatingUnit", "proj"))
 """Class and attribute of token-mixing layers in timm: ResMLP and the gate of gMLP."""
@@ -63,7 +63,11 @@ def inject_locality(
 
     Raises `InvalidInputError`, before anything is changed: no such layers, or they do not fit the grid.
     """
-    _check_options(kernels, compute)
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(f"expected a torch.nn.Module, found {type(model).__name__}")
+    kernels = _sequence("kernels", kernels, "distinct odd sizes, such as (1, 3)")
+    layers = layers if layers is None or isinstance(layers, str) else _sequence("layers", layers, "paths or patterns")
+    _check_options(kernels, init, compute)
     found = dict(_linear_layers(model))
     grids = {name: _grid(name, found[name], grid) for name in _chosen(model, found, example_inputs, layers)}
     changed = model if inplace else copy.deepcopy(model)
@@ -80,8 +84,8 @@ def inject_locality(
 
 @READERS.reader(InjectedLinear)
 def read_injected(layer: InjectedLinear, input: Form) -> Form:
-    """The linear layer it merges into, by the law `locality_injection`; refuses batch norms in training mode."""
-    check_eval(layer)
+    """The linear layer it merges into, by the law `locality_injection`; refuses what its parts do not tell."""
+    check_mergeable(layer)
     merged = layer.merged()
     form = linear(input, merged.weight, merged.bias)
     return form.mapped(lambda op: replace(op, via=op.via | {"locality_injection"}))
@@ -90,7 +94,17 @@ def read_injected(layer: InjectedLinear, input: Form) -> Form:
 # --- which layers -------------------------------------------------------------------------------------
 
 
-def _check_options(kernels: Sequence[int], compute: str) -> None:
+def _sequence(option: str, given: Any, words: str) -> tuple[Any, ...]:
+    """The values of an option, each of which `_check_options` and `_named` look at."""
+    try:
+        return tuple(given)
+    except TypeError as error:
+        raise InvalidInputError(f"{option}={given!r}: give {words}, in a list") from error
+
+
+def _check_options(kernels: Sequence[int], init: float, compute: str) -> None:
+    if not isinstance(init, (int, float)) or not math.isfinite(init):
+        raise InvalidInputError(f"init={init!r}: give a finite number")
     odd = all(isinstance(k, int) and k > 0 and k % 2 for k in kernels)
     if not kernels or not odd or len(set(kernels)) != len(kernels):
         raise InvalidInputError(f"kernels={tuple(kernels)}: give distinct odd sizes, such as (1, 3)")
@@ -125,8 +139,12 @@ def _linear_layers(model: nn.Module) -> Iterable[tuple[str, nn.Linear]]:
 
 
 def _named(found: dict[str, nn.Linear], patterns: Sequence[str]) -> set[str]:
+    if not patterns:
+        raise InvalidInputError("layers=[] names no layer: leave it out to have the token-mixing layers found")
     names: set[str] = set()
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise InvalidInputError(f"layers={pattern!r}: give the path of a layer, or a pattern, as a string")
         matching = {name for name in found if fnmatch(name, pattern)}
         if not matching:
             raise InvalidInputError(
@@ -205,6 +223,9 @@ def _grid(name: str, layer: nn.Linear, grid: tuple[int, int] | None) -> tuple[in
         if side * side != tokens:
             raise InvalidInputError(f"'{name}' mixes {tokens} tokens, which are no square: pass grid=(h, w)")
         return side, side
-    if len(grid) != 2 or grid[0] * grid[1] != tokens:
-        raise InvalidInputError(f"grid={tuple(grid)} does not have the {tokens} tokens that '{name}' mixes")
-    return grid[0], grid[1]
+    sides = _sequence("grid", grid, "two sizes, (h, w)")
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise InvalidInputError(f"grid={grid!r}: give two sizes, (h, w)")
+    if math.prod(sides) != tokens:
+        raise InvalidInputError(f"grid={sides} does not have the {tokens} tokens that '{name}' mixes")
+    return sides[0], sides[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -232,6 +233,16 @@ def test_a_layer_with_two_names_stays_one():
         ({"layers": "*.mix", "grid": (3, 4), "kernels": ()}, "distinct odd sizes"),
         ({"layers": "*.mix", "grid": (3, 4), "kernels": (3, 3)}, "distinct odd sizes"),
         ({"layers": "*.mix", "grid": (3, 4), "compute": "fft"}, "choose one of conv, matmul"),
+        ({"layers": "*.mix", "grid": (-3, -4)}, "two sizes"),
+        ({"layers": "*.mix", "grid": (3.0, 4.0)}, "two sizes"),
+        ({"layers": "*.mix", "grid": 12}, "two sizes"),
+        ({"layers": "*.mix", "grid": (3, 4), "kernels": 3}, "in a list"),
+        ({"layers": "*.mix", "grid": (3, 4), "kernels": (3.0,)}, "distinct odd sizes"),
+        ({"layers": "*.mix", "grid": (3, 4), "init": math.nan}, "a finite number"),
+        ({"layers": "*.mix", "grid": (3, 4), "init": "1"}, "a finite number"),
+        ({"layers": []}, "names no layer"),
+        ({"layers": [0]}, "as a string"),
+        ({"layers": nn.Linear}, "in a list"),
         ({"example_inputs": torch.randn(2, 3, 6, 8)}, "the model rejects the example inputs"),
     ],
 )
@@ -408,6 +419,42 @@ def test_training_mode_is_refused():
     assert list(layers_of(fused)) == ["blocks.0.mix"]
     (refusal,) = [r for r in report(fused).refusals if r.path == "blocks.0.mix"]
     assert "training mode: call model.eval()" in refusal.reason
+
+
+def test_a_hook_on_a_part_is_refused():
+    _, changed, x = injected("own")
+    randomize(changed)
+    changed.blocks[0].mix.fc.register_forward_hook(lambda layer, args, output: 2 * output)
+    fused = fuse(changed, x)
+    assert list(layers_of(fused)) == ["blocks.0.mix"]
+    assert relative(fused(x), changed(x)) < 1e-5
+    (refusal,) = [r for r in report(fused).refusals if r.path == "blocks.0.mix"]
+    assert "its 'fc' has hooks" in refusal.reason
+
+
+def test_a_part_that_became_another_layer_is_refused():
+    """As adapters do it: they have the weight of the layer that they wrap, and compute something else."""
+
+    class Adapted(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base, self.in_features, self.out_features = base, 12, 12
+
+        def forward(self, x):
+            return 2 * self.base(x)
+
+        weight = property(lambda self: self.base.weight)
+        bias = property(lambda self: self.base.bias)
+
+    _, changed, x = injected("own")
+    changed.blocks[0].mix.fc = Adapted(changed.blocks[0].mix.fc)
+    changed.blocks[1].mix = nn.SyncBatchNorm.convert_sync_batchnorm(changed.blocks[1].mix)
+    randomize(changed)
+    fused = fuse(changed, x)
+    assert list(layers_of(fused)) == ["blocks.0.mix"]
+    assert relative(fused(x), changed(x)) < 1e-5
+    (refusal,) = [r for r in report(fused).refusals if r.path == "blocks.0.mix"]
+    assert "its 'fc' is now of class Adapted" in refusal.reason
 
 
 def test_the_rule_can_be_switched_off():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .injected import InjectedLinear, is_evaluated, merge
+from .injected import InjectedLinear, is_mergeable, merge
 from .pattern import call, value
 from .rule import Registry, Rule
 
@@ -45,7 +45,7 @@ BUILTIN = (
         "(RepMLPNet, CVPR 2022, section 3.3). A layer that `inject_locality` put in becomes one linear layer again.",
         pattern=call(InjectedLinear, value("x"), name="layer"),
         build=merge,
-        guard=is_evaluated,
+        guard=is_mergeable,
     ),
     Rule(
         "norm_into_linear",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import reduce
 
 import torch
@@ -69,6 +70,12 @@ class InjectedLinear(nn.Module):
             local = branch.get_submodule("bn")(product)
         return local.reshape(rows.shape)
 
+    def parts(self) -> Iterator[tuple[str, type[nn.Module]]]:
+        """The path and kind of each layer that computes."""
+        yield "fc", nn.Linear
+        for k in self.kernels:
+            yield from ((f"repconv{k}.conv", nn.Conv2d), (f"repconv{k}.bn", nn.BatchNorm2d))
+
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """The linear layer (h*w -> h*w, float64) that computes the same in eval mode."""
@@ -116,15 +123,23 @@ def _folded(branch: nn.Module) -> tuple[Tensor, Tensor]:
     return kernel * factor, beta - mean * factor
 
 
-def check_eval(layer: InjectedLinear) -> None:
-    """Raises `NotFusable` if a batch norm of the layer would use the statistics of the batch."""
+def check_mergeable(layer: InjectedLinear) -> None:
+    """Raises `NotFusable` if the layer computes something else than `merged` reads from its parts."""
     if any(module.training for module in layer.modules()):
         raise NotFusable("its batch norms are in training mode: call model.eval() first")
+    for path, module in layer.named_modules():
+        if path and (module._forward_hooks or module._forward_pre_hooks):
+            raise NotFusable(f"its '{path}' has hooks, which see or change values inside: remove them first")
+    for path, kind in layer.parts():
+        # A class of the same forward may have another weight: a parametrization, which is read as it is.
+        if type(layer.get_submodule(path)).forward not in (kind.forward, nn.SyncBatchNorm.forward):
+            found = type(layer.get_submodule(path)).__name__
+            raise NotFusable(f"its '{path}' is now of class {found}: merge or remove what was put there")
 
 
-def is_evaluated(match: Match) -> None:
+def is_mergeable(match: Match) -> None:
     """The guard of the rule `locality_injection`."""
-    check_eval(_layer(match))
+    check_mergeable(_layer(match))
 
 
 def merge(match: Match) -> nn.Module:
