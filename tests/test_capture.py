@@ -180,6 +180,26 @@ class Swish(nn.Module):
         return found
 
 
+class OwnWeight(nn.Module):
+    """Its weight is a product whose gradient is its own, or has a sparse part."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        self.w, self.v, self.norm = nn.Parameter(torch.rand(4, 4)), nn.Parameter(torch.rand(4)), norm(4)
+        self.sparse = sparse
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        places = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+        part = (
+            torch.sparse_coo_tensor(places, self.v, (4, 4), check_invariants=False).to_dense()
+            if self.sparse
+            else self.v
+        )
+        found: Tensor = F.linear(y.mean((2, 3)), OwnSwish.apply(self.w) * self.v + part)
+        return found
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], dict[str, Any]]] = {
     "dictionary": (two(lambda m, d: {"out": F.relu(m.a(d["x"])) + m.b(d["y"]), "no": None}), ({"x": X, "y": X},), {}),
     "dataclass in": (two(lambda m, d: F.relu(m.a(d.x)) + m.b(d.y)), (Record(X, X),), {}),
@@ -208,6 +228,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], dict[str, Any]
     "kept tensor": (Lazily, (X,), {}),
     "cache": (Cached, (X,), {}),
     "assertions": (two(checked), (X,), {}),
+    "own gradients of a weight": (lambda: OwnWeight(sparse=False), (X,), {}),
     "own gradients inside": (two(lambda m, x: m.s(m.a(x) + m.b(x)), s=Swish()), (X,), {}),
 }
 
@@ -671,6 +692,13 @@ FREE: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 """Two branches that merge, for every size."""
 ASKING |= FREE
+
+
+def test_a_weight_with_a_sparse_part_is_left():
+    model = build(lambda: seq(conv_norm(4, 4), OwnWeight(sparse=True)))
+    fused = reparamkit.fuse(model, X)
+    assert len(reparamkit.report(fused).merges) == 1
+    assert error(run(fused, X), run(model, X)) <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["a function, or a number", "a check of torch"])

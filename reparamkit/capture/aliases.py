@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 
 import networkx as nx
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
@@ -238,5 +239,5 @@ def _sharing(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
     first: dict[int, fx.Node] = {}
     for node in graph.nodes:
         for leaf in leaves(node.meta.get("val")):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
                 yield first.setdefault(leaf.untyped_storage()._cdata, node), node

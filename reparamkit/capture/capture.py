@@ -272,8 +272,8 @@ SIZES = "sizes"
 
 
 def storage(tensor: Tensor) -> int:
-    """What two tensors of one memory have in common."""
-    return tensor.untyped_storage().data_ptr()
+    """What two tensors of one memory have in common. (Sparse ones have no memory of their own kind.)"""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
 def capture(

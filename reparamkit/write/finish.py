@@ -73,7 +73,8 @@ class Finisher:
 
         guarded: the merge takes the sizes of the example inputs only.
         """
-        graph = fold(self.captured, frame, frozenset(self.inlined | below(self.captured, frame, members)))
+        inlined = frozenset(self.inlined | below(self.captured, frame, members))
+        graph = fold(self.captured, frame, inlined, members)
         size = next(filter(None, map(_literal_size, graph.nodes)), None)
         if size is not None and not guarded:
             raise NotFusable(

@@ -13,7 +13,7 @@ import itertools
 import linecache
 import operator
 import tokenize
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
@@ -240,12 +240,12 @@ def read_lent(
             copy.update_kwarg(str(key), read)
 
 
-def fold(captured: Captured, frame: Frame, inlined: frozenset[int]) -> fx.Graph:
-    """The graph of one call, with the calls of its children that are not inlined.
+def fold(captured: Captured, frame: Frame, inlined: frozenset[int], merged: Iterable[fx.Node] = ()) -> fx.Graph:
+    """The graph of one call, with the calls of its children that are not inlined. merged: what will be in it no more.
 
     Raises `NotFusable` if its method cannot be written again.
     """
-    _check(captured, frame, inlined)
+    _check(captured, frame, inlined, _going(captured, merged))
     return _Fold(captured, frame, inlined).run()
 
 
@@ -255,7 +255,18 @@ def _is_layer(module: nn.Module) -> bool:
     return own and not isinstance(module, nn.Sequential) and not any(True for _ in module.children())
 
 
-def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
+def _going(captured: Captured, merged: Iterable[fx.Node]) -> set[fx.Node]:
+    """What will be merged, and the parameter arithmetic that only it reads."""
+    gone = set(merged)
+    waiting = list(gone)
+    while waiting:
+        new = {n for n in waiting.pop().all_input_nodes if n in captured.constants and n.users.keys() <= gone} - gone
+        gone |= new
+        waiting += new
+    return gone
+
+
+def _check(captured: Captured, frame: Frame, inlined: frozenset[int], gone: set[fx.Node]) -> None:
     if frame.fills:
         raise NotFusable(f"the forward of {frame.path or 'the model'} changes a list or dictionary that it gets")
     swallowed = [f for f in captured.called_in[frame] if id(f) in inlined]
@@ -276,13 +287,16 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int]) -> None:
             raise NotFusable(f"the forward of {where} asks torch for autocast or grad mode")
         if catches(original_class(each.module)):
             raise NotFusable(f"the forward of {where} catches errors")
-    if not (_contexts(captured, frame, inlined) <= {frame.modes} or without_gradients(captured, frame, inlined)):
+    contexts = _contexts(captured, frame, inlined, gone)
+    if not (contexts <= {frame.modes} or without_gradients(captured, frame, inlined)):
         raise NotFusable(f"the forward of {frame.path or 'the model'} changes autocast or grad mode")
 
 
-def _contexts(captured: Captured, frame: Frame, inlined: frozenset[int]) -> set[Modes]:
-    """The modes that the code of a call runs in, and makes the calls in that stay calls."""
-    nodes = [n for n in captured.made_in[frame] if n.op not in ("placeholder", "output")]
+def _contexts(
+    captured: Captured, frame: Frame, inlined: frozenset[int], gone: Collection[fx.Node] = frozenset()
+) -> set[Modes]:
+    """The modes that the code of a call runs in, and makes the calls in that stay calls. gone: what does not run."""
+    nodes = [n for n in captured.made_in[frame] if n.op not in ("placeholder", "output") and n not in gone]
     calls = {node: _left(captured, frame, node, inlined) for node in nodes}
     return {node.meta["context"] if call is None else call.modes for node, call in calls.items()}
 
