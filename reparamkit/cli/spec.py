@@ -79,7 +79,7 @@ def _transformers(name: str) -> Any:
         config = _config(home, name)
         kinds = [getattr(home, kind) for kind in config.architectures or () if hasattr(home, kind)]
         return kinds[0](config) if kinds else home.AutoModel.from_config(config)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:
         next_step = "give a config.json, its folder, or a kind of model such as hf:resnet"
         raise Failure(Code.USAGE, f"hf:{name}: {type(error).__name__}: {error}", next_step) from error
 
