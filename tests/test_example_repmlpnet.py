@@ -614,6 +614,15 @@ def test_the_command_trains_fuses_compares_and_saves(tmp_path):
     assert {path.name for path in tmp_path.glob("*.png")} == {"repmlpnet-curve.png", "repmlpnet-kernel.png"}
 
 
+def test_without_a_run_no_picture_is_drawn(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="the pictures of the run need matplotlib")
+    pictures = import_example(("repmlpnet",), "pictures").pictures
+    (tmp_path / "images").mkdir()
+    assert pictures.main(["--output", str(tmp_path), "--images", str(tmp_path / "images")]) == 1
+    assert "there is no file" in capsys.readouterr().err
+    assert not list((tmp_path / "images").iterdir())
+
+
 def test_the_command_explains_a_mistake_in_one_line(tmp_path, capsys):
     mistake = ["--data", "fashion-mnist", "--data-root", str(tmp_path), "--output", str(tmp_path)]
     assert example.train.main(mistake) == 1

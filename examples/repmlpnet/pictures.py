@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+from command import command
 from drawing import curves, kernels
 from files import read_tensors
 from history import read_history
@@ -21,13 +24,19 @@ IMAGES = Path(__file__).resolve().parents[2] / "docs" / "img"
 BLOCK = "stages.0.0.repmlp_block"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/repmlpnet"), help="the folder of the run")
     parser.add_argument("--images", type=Path, default=IMAGES, help="where to draw to")
     options = parser.parse_args(arguments)
-    curves({"": read_history(options.output)}, "test accuracy", options.images / "repmlpnet-curve.png")
-    kernel(options.output, options.images / "repmlpnet-kernel.png")
+    return command(lambda: draw(options.output, options.images), torch.device("cpu"))
+
+
+def draw(run: Path, images: Path) -> None:
+    """Both pictures; the first is that of the weights, which fails if there is no run."""
+    kernel(run, images / "repmlpnet-kernel.png")
+    curves({"": read_history(run)}, "test accuracy", images / "repmlpnet-curve.png")
 
 
 def kernel(run: Path, path: Path) -> None:
@@ -52,4 +61,4 @@ def norm_scale(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

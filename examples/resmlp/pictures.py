@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parent.parent
 sys.path.append(str(EXAMPLES / "repmlpnet"))
 
+import torch  # noqa: E402
+from command import command  # noqa: E402
 from drawing import curves, kernels  # noqa: E402
 from files import read_tensors  # noqa: E402
 from history import read_history  # noqa: E402
@@ -21,14 +24,20 @@ from history import read_history  # noqa: E402
 LABELS = {"plain": "without injection", "injected": "with injection"}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/resmlp"), help="the folder of the run")
     parser.add_argument("--images", type=Path, default=Path(__file__).parent / "img", help="where to draw to")
-    options = parser.parse_args()
-    histories = {label: read_history(options.output / arm) for arm, label in LABELS.items()}
-    curves(histories, "test accuracy", options.images / "curve.png")
-    kernel(options.output, options.images / "kernel.png")
+    options = parser.parse_args(arguments)
+    return command(lambda: draw(options.output, options.images), torch.device("cpu"))
+
+
+def draw(run: Path, images: Path) -> None:
+    """Both pictures; the first is that of the weights, which fails if there is no run."""
+    kernel(run, images / "kernel.png")
+    histories = {label: read_history(run / arm) for arm, label in LABELS.items()}
+    curves(histories, "test accuracy", images / "curve.png")
 
 
 def kernel(run: Path, path: Path, block: int = 0) -> None:
@@ -42,4 +51,4 @@ def kernel(run: Path, path: Path, block: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parent.parent
@@ -16,14 +17,15 @@ sys.path.append(str(EXAMPLES / "repmlpnet"))
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 from arguments import parse  # noqa: E402
+from command import command  # noqa: E402
 from drawing import curves, save  # noqa: E402
-from files import read_tensors  # noqa: E402
 from history import read_history  # noqa: E402
 from matplotlib.colors import ListedColormap  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
 from scenes import CLASSES, load_scenes  # noqa: E402
 from segmenter import new_segmenter  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from weights import load_published  # noqa: E402
 
 import reparamkit  # noqa: E402
 
@@ -31,13 +33,19 @@ SHOWN = 6
 COLOURS = ListedColormap(["#f2f2f2", *plt.colormaps["tab10"].colors])
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/segmentation"), help="the folder of the run")
     parser.add_argument("--images", type=Path, default=Path(__file__).parent / "img", help="where to draw to")
-    options = parser.parse_args()
-    curves({"": read_history(options.output)}, "test mIoU", options.images / "curve.png")
-    masks(options.output, options.images / "masks.png")
+    options = parser.parse_args(arguments)
+    return command(lambda: draw(options.output, options.images), torch.device("cpu"))
+
+
+def draw(run: Path, images: Path) -> None:
+    """Both pictures; the first is that of the weights, which fails if there is no run."""
+    masks(run, images / "masks.png")
+    curves({"": read_history(run)}, "test mIoU", images / "curve.png")
 
 
 @torch.no_grad()
@@ -66,9 +74,9 @@ def trained(run: Path) -> nn.Module:
     """The model of a run with default options, in eval mode."""
     options = parse([])
     model = new_segmenter(options.model, 1, len(CLASSES), options.head_width)
-    model.load_state_dict(read_tensors(run / "model.safetensors"))
+    load_published(model, run / "model.safetensors")
     return model.eval()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
