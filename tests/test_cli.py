@@ -164,6 +164,21 @@ def test_verify_finds_weights_of_another_model(folder: Path):
     assert "not equal" in done.stderr
 
 
+def test_an_infinite_error_is_json_too(folder: Path):
+    run(folder, "fuse", "tiny.py:build", *INPUT, "-o", "infinite.safetensors")
+    state = load_file(folder / "infinite.safetensors")
+    state["padded.weight"][0] = torch.inf
+    save_file(state, folder / "infinite.safetensors")
+    done = run(folder, "verify", "tiny.py:build", *INPUT, "--fused", "infinite.safetensors", "--json")
+
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    said = json.loads(done.stdout, parse_constant=refused)
+    assert [trial["error"] for trial in said["trials"]] == ["inf"] * 3
+    assert done.returncode == Code.CHECK
+
+
 def test_verify_passes_on_the_fused_weights(folder: Path):
     model = randomize(built(folder), seed=7)
     save_file(reparamkit.fuse(model, torch.randn(1, 3, 9, 9)).state_dict(), folder / "good.safetensors")

@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "localize",
         "exported",
     },
-    "cli": {*EVERYTHING, "pipeline", "request", "testing", "timing", "exported", "__init__"},
+    "cli": {*EVERYTHING, "pipeline", "request", "show", "testing", "timing", "exported", "__init__"},
     "__init__": {*EVERYTHING, "pipeline", "registry", "testing", "inject", "timing"},
 }
 PUBLIC = [

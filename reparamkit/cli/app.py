@@ -24,6 +24,7 @@ from ..errors import InvalidInputError, RecipeError, RuleError
 from ..layers.price import OBJECTIVES
 from ..report import Report
 from ..request import chosen_paths, chosen_rules
+from ..show.data import encoded
 from ..timing import FEWEST
 from .demo import example, network
 from .failures import Code, Failure, as_failure
@@ -109,7 +110,7 @@ class Voice:
     def finish(self) -> None:
         """Print the JSON object."""
         if self.as_json:
-            print(json.dumps(self.said, indent=1, default=str))
+            print(json.dumps(encoded(self.said), indent=1, default=str, allow_nan=False))
             STATUS["json"] = False
 
 

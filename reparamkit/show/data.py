@@ -16,7 +16,9 @@ def encoded(value: Any) -> Any:
     """Dataclasses become objects, tuples arrays; JSON has no infinity and no NaN, so these are strings."""
     if is_dataclass(value):
         return {field.name: encoded(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, tuple):
+    if isinstance(value, dict):
+        return {name: encoded(each) for name, each in value.items()}
+    if isinstance(value, (tuple, list)):
         return [encoded(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
