@@ -134,7 +134,7 @@ def check_mergeable(layer: InjectedLinear) -> None:
         # A class of the same forward may have another weight: a parametrization, which is read as it is.
         if type(layer.get_submodule(path)).forward not in (kind.forward, nn.SyncBatchNorm.forward):
             found = type(layer.get_submodule(path)).__name__
-            raise NotFusable(f"its '{path}' is now of class {found}: merge or remove what was put there")
+            raise NotFusable(f"its '{path}' is now of class {found}: merge it, or put back what was there")
 
 
 def is_mergeable(match: Match) -> None:

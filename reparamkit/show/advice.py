@@ -83,6 +83,12 @@ TABLE = (
         r"hooks",
     ),
     Advice(
+        "replaced",
+        "has a part that was put in later",
+        "merge the adapter into its layer (in peft: merge_and_unload), or remove it, before fuse",
+        r"is now of class",
+    ),
+    Advice(
         "in place",
         "is overwritten in place",
         "use the out-of-place form (inplace=False, x = x + y instead of x += y)",
