@@ -494,6 +494,20 @@ MOVED: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+def test_an_input_that_is_cast_to_the_dtype_of_a_merged_layer_is_cast_to_that_of_the_model(with_inputs: bool):
+    layers = {"a": conv_norm(3, 4), "b": conv(3, 4, 1)}
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        x = x.to(m.a[0].weight.dtype)
+        return (m.a(x) + m.b(x)).relu()  # type: ignore[no-any-return]
+
+    model = build(lambda: Model(body, **layers))
+    fused = reparamkit.fuse(model, X if with_inputs else None).double()
+    assert len(reparamkit.report(fused).merges) > 0
+    assert error(run(fused, X), run(wide(model), X)) <= 1e-6
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
 @pytest.mark.parametrize("use", MOVED.values(), ids=MOVED)
 def test_a_fused_model_can_be_converted_and_moved(use: Callable[[Any, Tensor], Tensor], with_inputs: bool):
     """A dtype that the code takes from a tensor is that of the tensor, and one that it names stays that one."""

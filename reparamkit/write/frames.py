@@ -232,7 +232,9 @@ def read_lent(
     """
     for key, lent in taken.items():
         with copy.graph.inserting_before(copy):
-            seen = own() if lent.node is None else here.get(captured.current(lent.node))
+            seen = None if lent.node is None else here.get(captured.current(lent.node))
+            # A parameter that was asked may be merged by now: any other of the model does as well.
+            seen = own() if seen is None else seen
             read = copy.graph.call_function(getattr, (seen, lent.attribute)) if isinstance(seen, fx.Node) else None
         if read is not None and isinstance(key, int):
             copy.update_arg(key, read)
