@@ -74,7 +74,8 @@ TABLE = (
         "used at several places",
         "give each place a module of its own (copy.deepcopy) before fusing",
         r"called at \S+ places|times in a run|times inside a module|tied to another|read elsewhere|in use elsewhere"
-        r"|uses a part of what would be merged|was traced apart|is cut through|code of the model reads",
+        r"|uses a part of what would be merged|was traced apart|is cut through|code of the model reads"
+        r"|could leave it none",
     ),
     Advice(
         "hooks",
