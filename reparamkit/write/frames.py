@@ -258,14 +258,15 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _going(captured: Captured, merged: Iterable[fx.Node]) -> set[fx.Node]:
-    """What will be merged, and the parameter arithmetic that only it reads."""
+    """The parameter arithmetic that only what will be merged reads."""
     gone = set(merged)
     waiting = list(gone)
     while waiting:
         new = {n for n in waiting.pop().all_input_nodes if n in captured.constants and n.users.keys() <= gone} - gone
         gone |= new
         waiting += new
-    return gone
+    # What takes the place of the merge itself runs, in the modes that its members ran in.
+    return gone.intersection(captured.constants)
 
 
 def _check(captured: Captured, frame: Frame, inlined: frozenset[int], gone: set[fx.Node]) -> None:
