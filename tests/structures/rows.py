@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -70,6 +71,13 @@ CHAINS = (
         MAPS,
         "conv",
         equation="K' = s K, b' = s (b - mu) + beta",
+    ),
+    Structure(
+        "number minus conv-bn",
+        lambda: Model(lambda m, x: torch.rsub(m.a(x), 2.0, alpha=0.5), a=conv_norm(4, 5)),
+        MAPS,
+        "conv",
+        equation="K' = -alpha K, b' = c - alpha b",
     ),
     Structure(
         "conv-bn-relu-conv-bn",
