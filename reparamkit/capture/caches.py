@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from ..sourcecode.uses import is_torchs
+
 Cached = functools._lru_cache_wrapper
 
 
@@ -27,10 +29,6 @@ def caches_left(model: nn.Module) -> Iterator[None]:
 
 def _caches(model: nn.Module) -> Iterator[functools._lru_cache_wrapper[Any]]:
     """Methods with a cache, and such functions of the files that the methods are in."""
-    bases = {base for module in model.modules() for base in type(module).__mro__ if not _is_others(base)}
+    bases = {base for module in model.modules() for base in type(module).__mro__ if not is_torchs(base)}
     for names in [vars(base) for base in bases] + [vars(sys.modules.get(base.__module__, base)) for base in bases]:
         yield from (value for value in list(names.values()) if isinstance(value, Cached))
-
-
-def _is_others(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] in ("torch", "builtins")

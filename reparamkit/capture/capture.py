@@ -20,6 +20,7 @@ from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
 from .draws import random_state_kept
 from .guards import expect
+from .paths import module_at
 from .proxies import attribute
 from .state import State
 from .tracer import Frame, Method, Named, Opaque, Tracer, WritesConstant, as_fake
@@ -79,7 +80,7 @@ class Captured:
     frames: every call of a module that was traced through, the root's first.
     tier: how it was captured, "symbolic" or "values". stateful: modules (by identity) whose forward sets attributes.
     stored: values that it keeps there.
-    attributes: paths of the parameters and buffers that the code read itself, with those of the modules it is of.
+    attributes: paths of the parameters and buffers that the code read itself, with the calls that it is of.
     held: what the graph names and the model has not: constant tensors, merged layers that have no place yet.
     replaced: merged values -> the nodes that have them now.
     constants: values that depend on parameters and buffers only.
@@ -99,7 +100,7 @@ class Captured:
     stateful: set[int] = field(default_factory=set)
     stored: set[fx.Node] = field(default_factory=set)
     held: dict[str, Any] = field(default_factory=dict)
-    attributes: Mapping[str, Set[str]] = field(default_factory=dict)
+    attributes: Mapping[str, Sequence[Frame]] = field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     constants: set[fx.Node] = field(default_factory=set)
     watched: dict[fx.Node, object] = field(default_factory=dict)
@@ -233,10 +234,8 @@ class Captured:
     def module(self, node: fx.Node) -> nn.Module:
         """The module a call_module node calls."""
         name = str(node.target)
-        found = self.held.get(name, self.root)
         # `get_submodule` is slow, and this is asked often.
-        for part in name.split(".") if found is self.root else ():
-            found = found._modules[part]
+        found = self.held[name] if name in self.held else module_at(self.root, name)
         assert isinstance(found, nn.Module)
         return found
 
@@ -330,17 +329,17 @@ def _captured(
         changed,
         stored,
         held=_missing(model, named),
-        attributes=_readers(graph),
+        attributes=_named_in(graph, "get_attr"),
         lists=tracer.lists,
-        callers=_callers(graph),
+        callers=_named_in(graph, "call_module"),
     )
 
 
-def _callers(graph: fx.Graph) -> dict[str, list[Frame]]:
+def _named_in(graph: fx.Graph, op: str) -> dict[str, list[Frame]]:
+    """Per path that nodes of a kind name the calls whose code they are of."""
     found: dict[str, list[Frame]] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            found.setdefault(str(node.target), []).append(node.meta["frame"])
+    for node in graph.find_nodes(op=op):
+        found.setdefault(str(node.target), []).append(node.meta["frame"])
     return found
 
 
@@ -360,14 +359,6 @@ def _state_kept(model: nn.Module) -> Iterator[tuple[set[int], set[fx.Node]]]:
 
 CONSTANT = "_tensor_constant"
 """Begin of the names under which fx keeps constant tensors on the root while it traces."""
-
-
-def _readers(graph: fx.Graph) -> dict[str, set[str]]:
-    """Per path that a graph reads the paths of the modules whose code does so."""
-    found: dict[str, set[str]] = {}
-    for node in graph.find_nodes(op="get_attr"):
-        found.setdefault(str(node.target), set()).add(node.meta["frame"].path)
-    return found
 
 
 def _missing(model: nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:

@@ -301,7 +301,7 @@ class Finisher:
     def _was_read(self, path: str, module: nn.Module, written: set[str]) -> bool:
         """Whether only code that is written again read the parameters of a layer, which nothing calls."""
         outside, read = self.captured.outside, self.captured.attributes
-        readers = set().union(*(frames for name, frames in read.items() if name.rpartition(".")[0] == path))
+        readers = {f.path for name, frames in read.items() if name.rpartition(".")[0] == path for f in frames}
         parts = {module, *module.parameters(), *module.buffers()}
         called = id(module) in self.captured.module_calls or any(True for _ in module.children())
         return readers <= written and not called and parts.isdisjoint({*outside.used, *outside.whole})
