@@ -375,12 +375,13 @@ def _merged(
     """Choose and write until there is nothing left; `plans` and `shown` receive the plans, and pictures by merge."""
     writable = writer.attempt if request.measured else writer.check
     prices: set[float] = set()
+    plan: Plan | None = None
     while True:
         # A merged layer may merge again, now that there is less to choose from.
         writer.erase_dead()
         captured.forget()
         scope = request.scope(captured)
-        plan, reading = choose(captured, READERS, scope, writable, request.objective, writer.tape)
+        plan, reading = choose(captured, READERS, scope, writable, request.objective, writer.tape, plan)
         _prepare(writer, request, reading, plan.refusals)
         writer.see = partial(_see, reading, shown)
         reading.spend()

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from ..layers.price import Cost
 from .placing import Placed
+from .reading import Shape
 
 Merge = tuple[fx.Node, frozenset[fx.Node]]
 """The value and the members of a merge."""
@@ -69,18 +70,21 @@ class Rejected:
     after: Cost
 
 
-@dataclass
+Settled = Mapping[fx.Node, tuple[Shape | None, ...]]
+"""Values that are not looked at again as long as their inputs have these shapes."""
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What to write. sites: in program order. refusals: per node left as it is, why. kept: nodes that stay.
-    before, after: the price of everything affine. rejected: per value the cheapest merge that is not made. idle: values
-    of merges that would save nothing.
+    """What to write. sites: in program order. refusals: per node left as it is, why. before: the price of everything
+    affine as it is. rejected: per value the cheapest merge that is not made. idle: values of merges that would save
+    nothing. saved: FLOPs. settled: what is left as it is.
     """
 
     sites: list[Site]
     refusals: dict[fx.Node, list[str]]
-    kept: set[fx.Node]
     before: Cost
-    after: Cost
     rejected: Mapping[fx.Node, Rejected]
     idle: Set[fx.Node]
     saved: int
+    settled: Settled

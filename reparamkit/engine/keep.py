@@ -1,0 +1,230 @@
+"""Which forms of a value are worth keeping: the cheapest, and those that reach back furthest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from ..algebra.form import Form, Trail
+from ..algebra.probe import PROBE
+from ..errors import NotFusable
+from ..layers.price import Cost
+from .absorb import is_scale
+from .options import FLOPS, STORED, Option, Options
+from .placing import Placed, place
+from .reading import Candidate, Reading, Shape
+from .scope import check_calls
+from .site import Rejected, Settled
+
+CHEAPEST, DEEPEST = 2, 2
+"""How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
+
+
+@dataclass(eq=False)
+class Keeper:
+    """Prices the forms of each value as they are read, offers those that pay as options, and keeps few.
+
+    settled: values that are left as they are, if the shapes of their inputs are these. left: those that were.
+    """
+
+    options: Options
+    settled: Settled
+    left: set[fx.Node] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.captured, self.reading = self.options.captured, self.options.reading
+        self.named = self.captured.named
+
+    def keep(self, node: fx.Node, found: list[Candidate]) -> list[Candidate]:
+        """Keep the cheapest form, and per further distinct set of sources the deepest."""
+        self.options.affine |= {node} if found else set()
+        if found and not any(steps[-1].views for c in found for steps in _trails(c.form)):
+            self.options.prices.passes.add(node)
+        if self.settled.get(node) == shapes_of_inputs(self.reading, node):
+            self.left.add(node)
+            return []
+        kept = self._kept(self._ranked(node, found))
+        self.options.total(node)
+        return kept
+
+    def _ranked(self, node: fx.Node, found: list[Candidate]) -> list[_Ranked]:
+        merges = self.options.merges[node] = []
+        ranked: list[_Ranked] = []
+        for number, candidate in enumerate(found):
+            option = self._option(node, candidate)
+            price = float("inf") if option is None else self.options.price(option)
+            slower = option is not None and any(True for _ in self._raised(option))
+            if option is not None and self._is_merge(node, candidate, option) and self._pays(node, option):
+                merges.append(option)
+            ranked.append(((slower, price), number, candidate))
+        return ranked
+
+    def _is_merge(self, node: fx.Node, candidate: Candidate, option: Option) -> bool:
+        return len(candidate.members) > 1 or (self.reading.arithmetic(node) > 0 and not _guesses(option))
+
+    def _kept(self, ranked: list[_Ranked]) -> list[Candidate]:
+        by_sources: dict[frozenset[tuple[str, bool]], _Ranked] = {}
+        for entry in ranked:
+            key = frozenset((name, term.op.resamples) for name, term in entry[2].form.terms.items())
+            if key not in by_sources or entry[:2] < by_sources[key][:2]:
+                by_sources[key] = entry
+        deep = sorted(by_sources.values(), key=lambda e: self._depth(e[2].form))
+        # A view that is read deeper than a merge may reach is of no use.
+        views = sorted((e for e in deep if _only_views(e[2])), key=lambda e: e[0][1] == float("inf"))
+        layers = [e for e in deep if e not in views]
+        cheap = sorted(layers, key=lambda e: e[:2])
+        # The plainest, which begins right before the value, is what a merge falls back on.
+        near = sorted(layers, key=lambda e: len(e[2].members))
+        # The deepest may be no layer at all; then the deepest that is one can still take what comes.
+        able = [e for e in layers if e[0][1] != float("inf")]
+        kept = [e for e in layers if e in (*cheap[:CHEAPEST], *layers[:DEEPEST], *able[:DEEPEST], *near[:1])]
+        # A scale with several readers may have to stay; then a merge begins behind it.
+        behind = [e for e in layers if e not in kept and any(map(self._is_shared_scale, e[2].form.terms))]
+        # The deepest may need a guard that cannot be written where it is read; then a nearer one does without.
+        free = [e for e in views[1:] if not e[2].form.guards] if views and views[0][2].form.guards else []
+        return [candidate for _, _, candidate in (*kept, *behind[:1], *views[:1], *free[:1])]
+
+    def _is_shared_scale(self, name: str) -> bool:
+        node = self.named[name]
+        return len(node.users) > 1 and is_scale(self.reading, node)
+
+    def _depth(self, form: Form) -> int:
+        """How far back a form reaches: the position of its latest source, of a part the position of the whole."""
+        order = self.captured.aliases.order
+        return max(order[self._whole(self.named[name])] for name in form.terms)
+
+    def _whole(self, node: fx.Node) -> fx.Node:
+        return self._whole(node.all_input_nodes[0]) if self.reading.moves.get(node) == 0 else node
+
+    # --- forms as options --------------------------------------------------------------------------
+
+    def _option(self, node: fx.Node, candidate: Candidate) -> Option | None:
+        prices = self.options.prices
+        try:
+            placed = place(candidate.form, prices.weigh, prices.sizes_of)
+            self._check(node, candidate)
+        except NotFusable as no:
+            if len(candidate.members) > 1:
+                matrix = "readable only as a full matrix on a fixed size; " if PROBE in candidate.form.used else ""
+                self.reading.no(node, matrix + no.reason)
+            return None
+        sources = [self.named[name] for name in candidate.form.terms]
+        sources += self._kept_inputs(candidate, placed)
+        pins = {symbol: size for term in candidate.form.terms.values() for symbol, size in term.op.pins}
+        before = sum((prices.cost_inside(m, pins) for m in candidate.members), Cost())
+        return Option(placed.cost, tuple(dict.fromkeys(sources)), candidate.members, placed, before)
+
+    def _kept_inputs(self, candidate: Candidate, placed: Placed) -> list[fx.Node]:
+        """What the views that stay need besides the value they view: sizes."""
+        found: list[fx.Node] = []
+        for term in placed.terms:
+            nodes = [self.named[step.node] for step in term.trail if step.views]
+            on_trail = {self.named[step.node] for step in term.trail} | {self.named[term.source]}
+            found += [n for node in nodes for n in node.all_input_nodes if n not in on_trail]
+        return found
+
+    def _pays(self, node: fx.Node, option: Option) -> bool:
+        """Never slower: neither FLOPs nor stored numbers may rise (a bias added to a weight is exempt)."""
+        before, after, score = option.before, option.cost, self.options.score
+        for what, old, new in self._raised(option):
+            if len(option.members) > 1:
+                factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
+                self._too_dear(node, option, f"{_because(option)}the merge would raise {what} {factor}")
+            return False
+        # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
+        # A layer over a concatenation that becomes several, and their sum, must save launches.
+        one = option.placed is not None and (len(option.placed.terms) == 1 or option.placed.dim is not None)
+        moved = one and after.macs < before.macs and self._moves_work(node, option)
+        less = after.launches < before.launches or moved
+        pays = less and score(after) < score(before)
+        if not pays and (why := _because(option)):
+            self._too_dear(node, option, f"{why}that costs more than the merge saves")
+        elif not pays and self._moves_work(node, option):
+            self.options.idle.add(node)
+        return pays
+
+    def _too_dear(self, node: fx.Node, option: Option, reason: str) -> None:
+        self.reading.no(node, reason)
+        self.options.reject(node, Rejected(option.members, option.before, option.cost))
+
+    def _raised(self, option: Option) -> Iterator[tuple[str, int, int]]:
+        """What rises that may not: its name, from what, to what."""
+        before, after = option.before, option.cost
+        if after.flops > before.flops and FLOPS not in self.options.may_raise:
+            yield FLOPS, before.flops, after.flops
+        stored = after.stored - option.bias_numbers
+        if stored > before.stored and STORED not in self.options.may_raise:
+            yield STORED, before.stored, stored
+
+    def _moves_work(self, node: fx.Node, option: Option) -> bool:
+        """Whether a layer before the value is among the members: one layer behind views stays as large as it is, even
+        where sizes of which there is no example are taken to be others.
+        """
+        return any(self.options.prices.cost(member).launches for member in option.members - {node})
+
+    # --- what a merge must respect -----------------------------------------------------------------
+
+    def _check(self, node: fx.Node, candidate: Candidate) -> None:
+        check_calls(self.captured, candidate.members)
+        self._check_stored(node, candidate)
+        self._check_ranks(candidate.form)
+        self._check_writes(node, candidate)
+
+    def _check_stored(self, node: fx.Node, candidate: Candidate) -> None:
+        stored = {self.captured.current(kept) for kept in self.captured.stored}
+        if not stored.isdisjoint(candidate.members - {node}):
+            raise NotFusable("the forward of a module keeps a value inside the merge as an attribute")
+
+    def _check_ranks(self, form: Form) -> None:
+        """A rank that was only assumed: of a module that a run calls several times, all calls must have it."""
+        ranks = [self.named[str(symbol.origin[0])] for symbol, _ in form.guards if symbol.stands_for_dims]
+        assumed = [node for node in ranks if self.reading.shapes[node][1]]
+        if assumed and self.captured.times > 1:
+            raise NotFusable("the rank of a tensor inside a module that is called several times is unknown")
+
+    def _check_writes(self, node: fx.Node, candidate: Candidate) -> None:
+        for name in candidate.form.terms:
+            # What was written before the first of them reads it, the merged layer reads as well.
+            first = self.captured.aliases.first_reader(self.named[name], candidate.members)
+            writers = self.captured.aliases.writes_between(self.named[name], first, node)
+            # A write inside the merge goes with it, unless something else reads what was written.
+            if any(w not in candidate.members or self._is_seen(w, node, candidate) for w in writers):
+                raise NotFusable("its input is overwritten in place before the merged layer could read it")
+
+    def _is_seen(self, writer: fx.Node, node: fx.Node, candidate: Candidate) -> bool:
+        """Whether anything but a merge reads what is written in it, under whatever name."""
+        aliases = self.captured.aliases
+        names = {n for n in aliases.of(writer) if aliases.order[n] >= aliases.order[writer]} - {node}
+        return any(not name.users.keys() <= candidate.members for name in names)
+
+
+def shapes_of_inputs(reading: Reading, node: fx.Node) -> tuple[Shape | None, ...]:
+    """The shapes of what a node reads, as far as they are known."""
+    return tuple(reading.shapes.get(one) for one in node.all_input_nodes)
+
+
+_Ranked = tuple[tuple[bool, float], int, Candidate]
+"""A form with whether it is slower than its members, its price, and its number."""
+
+
+def _only_views(candidate: Candidate) -> bool:
+    """Whether a form only regroups its source; such a form costs nothing to keep."""
+    return not any(step.is_layer for trail in _trails(candidate.form) for step in trail)
+
+
+def _trails(form: Form) -> Iterator[Trail]:
+    return (trail for term in form.terms.values() for trail in term.trails if trail)
+
+
+def _because(option: Option) -> str:
+    """Why a merge adds its bias by a layer of its own, which is in its price."""
+    layers = [term.layer for term in option.placed.terms] if option.placed else []
+    return next((f"{layer.beside}: " for layer in layers if layer is not None and layer.beside), "")
+
+
+def _guesses(option: Option) -> bool:
+    """Whether it was only assumed that a size is that of a constant: the constant may be spread over a size of 1."""
+    guards = option.placed.guards if option.placed else ()
+    return any(not (symbol.traced or symbol.stands_for_dims) for symbol, _ in guards)

@@ -1,0 +1,279 @@
+"""Choose the merges of one region: the plan of least price that never raises FLOPs or stored numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from torch import fx
+
+from ..errors import NotFusable
+from ..layers.price import Cost
+from .absorb import absorbed, is_scale, leading
+from .options import FLOPS, STORED, Option, Options, bias_numbers
+from .placing import Placed
+from .reading import checks
+from .regions import Region
+from .scope import place_of
+from .sharing import uneven
+from .site import Merge, Rejected, Site
+
+MAX_TRIES = 200
+"""How many other plans are tried; the first is nearly always the best."""
+
+Writable = Callable[[Site], None]
+"""Raises `NotFusable` if a site cannot be written into the model's code."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One choice for every value: the merges, the nodes that stay, the price of all affine nodes."""
+
+    sites: list[Site]
+    needed: set[fx.Node]
+    price: Cost
+
+
+@dataclass(frozen=True)
+class Excess:
+    """How many FLOPs and stored numbers more than the model itself a plan has; less than 0 if it saves some."""
+
+    flops: int = 0
+    stored: int = 0
+
+    def __add__(self, other: Excess) -> Excess:
+        return Excess(self.flops + other.flops, self.stored + other.stored)
+
+    def __sub__(self, other: Excess) -> Excess:
+        return Excess(self.flops - other.flops, self.stored - other.stored)
+
+
+@dataclass(eq=False)
+class Planner:
+    """Chooses the merges of one region.
+
+    plan: the best so far. stuck: whether a merge was given up that could not be written into the code as it is.
+    """
+
+    region: Region
+    options: Options
+    writable: Writable
+    stuck: bool = False
+    _able: set[tuple[fx.Node, frozenset[fx.Node], frozenset[fx.Node]]] = field(default_factory=set)
+    _staying: dict[fx.Node, str] = field(default_factory=dict)
+    _costs: dict[fx.Node, Cost] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.captured, self.reading = self.options.captured, self.options.reading
+        self.plan = self._written()
+
+    def improve(self, others: Excess) -> None:
+        """Drop merges as long as the plan as a whole gets better. others: of the other regions.
+
+        A shared value is priced per reader, a guess; so merges that overlap, or whose pieces are needed elsewhere
+        too, are tried without.
+        """
+        tries = iter(range(MAX_TRIES))
+        while (better := self._improved(others, tries)) is not None:
+            self.plan = better
+
+    @property
+    def overlapping(self) -> set[Merge]:
+        """The merges of the plan with pieces that another merge has too, or that stay."""
+        return {site.merge for site, _ in _overlapping(self.plan)}
+
+    def give_up(self) -> None:
+        """Make no merge that overlaps."""
+        self._forbid(self.options.banned | self.overlapping, self.options.pinned)
+        self.plan = self._written()
+
+    # --- one plan ----------------------------------------------------------------------------------
+
+    def _written(self, trial: bool = False) -> Selection:
+        """The best choice of merges that can all be written. trial: merges that this choice makes needless are good for
+        another.
+        """
+        while True:
+            plan = self._selected()
+            needless = {site.merge for site in plan.sites if not self._worth_absorbing(site, plan)}
+            refused = set() if needless else {site.merge for site in plan.sites if not self._can_be_written(site)}
+            refused |= set() if needless else self._check_even(plan)
+            self._forbid(self.options.banned | needless, self.options.pinned)
+            if gone := refused if trial else refused | needless:
+                self.options.drop(gone)
+                self.options.price_again(self.region)
+            elif not needless:
+                return plan
+
+    def _forbid(self, banned: set[Merge], pinned: set[fx.Node]) -> None:
+        """Choose without these merges, and without those that have one of these pieces inside."""
+        if (banned, pinned) != (self.options.banned, self.options.pinned):
+            self.options.banned, self.options.pinned = banned, pinned
+            self.options.price_again(self.region)
+
+    def _selected(self) -> Selection:
+        """What is read for its shape only is not kept if the value before an absorbed scale has that shape."""
+        needed = {n for n in self.region if self.options.must_stay(n)}
+        while True:
+            plan, measured = self._selection(set(needed))
+            gone = absorbed([(site.members, self._leading(site)) for site in plan.sites], plan.needed)
+            if measured <= plan.needed | gone:
+                return replace(plan, sites=[replace(site, absorbed=site.members & gone) for site in plan.sites])
+            needed |= measured - gone
+
+    def _selection(self, needed: set[fx.Node]) -> tuple[Selection, set[fx.Node]]:
+        """The best way to have these values, and the values whose shape is read."""
+        sites: list[Site] = []
+        measured: set[fx.Node] = set()
+        price = Cost()
+        for node in reversed(self.region):
+            if node in needed:
+                option = self.options.best(node)
+                needed.update(self._writes_into(option.sources, node))
+                (measured if node in self.reading.sizes else needed).update(option.sources)
+                price += option.cost
+                if option.placed is not None:
+                    sites.append(self._site(node, option, option.placed))
+        return Selection(sites[::-1], needed, price), measured
+
+    def _writes_into(self, sources: tuple[fx.Node, ...], reader: fx.Node) -> Iterator[fx.Node]:
+        """In-place operations that make constants what they are when they are read."""
+        order = self.captured.aliases.order
+        return (w for w, value in self.reading.writes.items() if value in sources and order[w] < order[reader])
+
+    def _site(self, node: fx.Node, option: Option, placed: Placed) -> Site:
+        return Site(node, option.members, tuple(sorted(placed.form.used)), option.before, option.cost, placed)
+
+    # --- what a plan must respect ------------------------------------------------------------------
+
+    def _can_be_written(self, site: Site) -> bool:
+        key = site.value, site.members, site.absorbed
+        if key not in self._able:
+            try:
+                self.writable(site)
+            except NotFusable as no:
+                self.reading.no(site.value, no.reason)
+                self.options.reject(site.value, Rejected(site.members, site.before, site.after))
+                self.stuck = True
+                return False
+            self._able.add(key)
+        return True
+
+    def _worth_absorbing(self, site: Site, plan: Selection) -> bool:
+        try:
+            self._check_absorbed(site, plan)
+        except NotFusable as no:
+            self.reading.no(site.value, no.reason)
+            return False
+        return True
+
+    def _check_absorbed(self, site: Site, plan: Selection) -> None:
+        """A scale that some reader needs as it is: for the others there is nothing to win by absorbing it."""
+        for scale in self._leading(site):
+            if scale in plan.needed and is_scale(self.reading, scale):
+                raise NotFusable(self._staying.setdefault(scale, self._needed_by(scale, plan)))
+        if any(node in self.captured.apart for node in site.core):
+            raise NotFusable("a norm keeps its place, and its scale cannot be written elsewhere")
+
+    def _needed_by(self, scale: fx.Node, plan: Selection) -> str:
+        readers = [n for n in scale.users if n in plan.needed and scale in self.options.best(n).sources]
+        # A check is no reader of the user's.
+        told = [n for n in readers if not checks(n)] or readers
+        names = ", ".join(dict.fromkeys(map(self._name, told)))
+        return f"the scale of {self._name(scale)} is also read by what cannot absorb it: {names}"
+
+    def _leading(self, site: Site) -> list[fx.Node]:
+        return [] if site.placed is None else leading(self.reading, site.placed, self.captured.named)
+
+    def _name(self, node: fx.Node) -> str:
+        if node.op == "output":
+            return "the output"
+        name = str(getattr(node.target, "__name__", node.target))
+        return place_of(node) or f"{name} in {self.captured.path(node)}"
+
+    def _check_even(self, plan: Selection) -> set[Merge]:
+        """Merges of a module that is called at several places, which not all of them merge alike."""
+        found = uneven(self.captured, plan.sites)
+        for site in found:
+            calls = max(self.captured.module_calls[id(self.captured.module(m))] for m in _module_calls(site))
+            self.reading.no(site.value, f"its module is called at {calls} places: not all of them merge it alike")
+        return {site.merge for site in found}
+
+    # --- better plans ------------------------------------------------------------------------------
+
+    def _improved(self, others: Excess, tries: Iterator[int]) -> Selection | None:
+        """A better plan without one of the merges that share their pieces, or without all merges through a piece; or
+        with one of the merges through a piece again, all of which were given up.
+        """
+        for (banned, pinned, site), _ in zip(self._moves(), tries, strict=False):
+            before = self.options.banned, self.options.pinned
+            self._forbid(self.options.banned | banned, pinned)
+            other = self._written(trial=True)
+            if self._rank(other, others) < self._rank(self.plan, others):
+                if site is not None:
+                    self.reading.no(site.value, "its pieces are needed elsewhere too: merging would add work")
+                return other
+            self._forbid(*before)
+        return None
+
+    def _moves(self) -> Iterator[tuple[set[Merge], set[fx.Node], Site | None]]:
+        """What to try: merges to ban, the pieces that are pinned then, and the merge that is given up by it."""
+        pinned = self.options.pinned
+        for site, shared in _overlapping(self.plan):
+            yield {site.merge}, pinned, site
+            yield from ((set(), pinned | {piece}, site) for piece in shared)
+        for piece in sorted(pinned.intersection(self.region), key=lambda n: n.name):
+            merges = set(self.options.through(piece, self.region))
+            yield from ((merges - {kept}, pinned - {piece}, None) for kept in self.options.through(piece, self.region))
+
+    def _rank(self, plan: Selection, others: Excess) -> tuple[float, float]:
+        """By how much a plan is worse than the model itself, which it may not be in the end; and its price."""
+        return beyond(self._excess(plan) + others, self.options), self.options.score(plan.price)
+
+    @property
+    def excess(self) -> Excess:
+        """Of the best plan so far."""
+        return self._excess(self.plan)
+
+    def _excess(self, plan: Selection) -> Excess:
+        stored = plan.price.stored - sum(bias_numbers(site.placed) for site in plan.sites)
+        return Excess(-self._saved(plan), stored - self.original.stored)
+
+    def _saved(self, plan: Selection) -> int:
+        """The FLOPs that are saved: a piece of several merges, or one that stays, is computed as often."""
+        uses = Counter(member for site in plan.sites for member in site.members)
+        stay = plan.needed - {site.value for site in plan.sites}
+        again = sum((n - 1 + (member in stay)) * self._cost(member).flops for member, n in uses.items())
+        return sum(site.before.flops - site.after.flops for site in plan.sites) - again
+
+    @cached_property
+    def original(self) -> Cost:
+        """The price of the region as it is, as far as it is affine."""
+        return sum(map(self._cost, self.region), Cost())
+
+    def _cost(self, node: fx.Node) -> Cost:
+        if node not in self._costs:
+            self._costs[node] = self.options.prices.cost(node)
+        return self._costs[node]
+
+
+def beyond(excess: Excess, options: Options) -> int:
+    """How much of an excess is not allowed."""
+    more = {FLOPS: excess.flops, STORED: excess.stored}
+    return sum(max(0, number) for what, number in more.items() if what not in options.may_raise)
+
+
+def _module_calls(site: Site) -> list[fx.Node]:
+    return [member for member in site.members if member.op == "call_module"]
+
+
+def _overlapping(plan: Selection) -> Iterator[tuple[Site, list[fx.Node]]]:
+    """Merges with pieces that another merge has too, or that stay; and these pieces."""
+    uses = Counter(member for site in plan.sites for member in site.core)
+    for site in reversed(plan.sites):
+        inside = sorted(site.core - {site.value}, key=lambda n: n.name)
+        shared = [m for m in inside if uses[m] > 1 or m in plan.needed]
+        if shared:
+            yield site, shared
