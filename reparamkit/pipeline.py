@@ -25,7 +25,7 @@ from .engine.borders import join_borders
 from .engine.choose import choose
 from .engine.dead import drop_dead
 from .engine.identities import drop_identities
-from .engine.norms import take_apart
+from .engine.norms import has_norms, take_apart
 from .engine.outside import look_outside
 from .engine.parts import name_parts
 from .engine.patterns import next_site
@@ -244,14 +244,15 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     private = model if at_once else _sharing_copy(model)
     with intact(private), caches_left(private):
         parts = _captured(private, request)
-        before = _measured(private, parts)
+        readings = _readings(parts)
+        before = _measured(private, readings)
     suspects, tape = suspicious(private), Tape(private)
-    works = [_fused_part(part, request, tape, swapped if at_once else None) for part in parts.captured]
+    works = [_fused_part(reading, request, tape, swapped if at_once else None) for reading in readings]
     fused = works[0].model
     kept = _recipe(tape, fused)
     fused = fused if request.inplace else _owning(fused)
     error = _whole(fused, fused if at_once else model, request)
-    made = _reported(request, works, parts, before, _measured(fused, parts), error)
+    made = _reported(request, works, parts, before, _measured(fused, _readings(parts)), error)
     made = replace(made, warnings=(*suspects, *made.warnings))
     vars(fused).update({REPORT: made, RECIPE: kept})
     refuse_original(fused, tape.inputs)
@@ -315,11 +316,15 @@ def _check_coverage(made: Report, wanted: float) -> None:
         )
 
 
-def _measured(model: nn.Module, parts: Parts) -> Measured:
-    """What the model costs, and a sketch of every part, as they are now."""
+def _readings(parts: Parts) -> list[Reading]:
+    """A reading of every part as it is now."""
     for part in parts.captured:
         part.forget()
-    readings = [_read(part) for part in parts.captured]
+    return [_read(part) for part in parts.captured]
+
+
+def _measured(model: nn.Module, readings: Sequence[Reading]) -> Measured:
+    """What the model costs, and a sketch of every part."""
     sketches = [sketch(reading, number, computing(reading)) for number, reading in enumerate(readings)]
     return totals(model, readings), sketches
 
@@ -333,10 +338,11 @@ def _sites(works: Sequence[Work], nodes: Callable[[Done], Iterable[fx.Node]]) ->
     return found
 
 
-def _fused_part(captured: Captured, request: Request, tape: Tape, swapped: list[str] | None) -> Work:
-    """Read, choose, write and prove one captured part."""
+def _fused_part(before: Reading, request: Request, tape: Tape, swapped: list[str] | None) -> Work:
+    """Choose, write and prove in one captured part. before: a reading of it."""
+    captured = before.captured
     tape.know(value for value in captured.held.values() if isinstance(value, Tensor))
-    _simplify(captured)
+    _simplify(before)
     trials = Trials()
     judge = trials.judge if request.measured else _unjudged
     writer = Writer(captured, request.as_graph, _unproved, _unheard, judge, tape, swapped)
@@ -347,7 +353,7 @@ def _fused_part(captured: Captured, request: Request, tape: Tape, swapped: list[
         # Norms are joined at the end only, so what needs none taken apart comes first.
         _merged(captured, request, writer, plans, shown)
     scope = request.scope(captured)
-    if NORM_INTO_LINEAR in scope.permitted:
+    if NORM_INTO_LINEAR in scope.permitted and has_norms(captured):
         with tape:
             take_apart(captured, scope, _read(captured), lambda n, why: said.setdefault(n, []).append(why))
     reading = _merged(captured, request, writer, plans, shown)
@@ -360,10 +366,11 @@ def _fused_part(captured: Captured, request: Request, tape: Tape, swapped: list[
     return Work(model, captured, plans, said, reading, done, seen, trials.found)
 
 
-def _simplify(captured: Captured) -> None:
+def _simplify(reading: Reading) -> None:
     """Take out of the graph what stands between layers and computes nothing."""
-    join_borders(captured)
-    reading = _read(captured)
+    captured = reading.captured
+    if join_borders(captured):
+        reading = _read(captured)
     drop_identities(captured, reading)
     drop_dead(captured, reading)
     read_early(captured, reading)

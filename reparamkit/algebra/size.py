@@ -33,7 +33,19 @@ class Symbol:
     traced: bool = field(default=False, compare=False)
     inside: tuple[int, ...] = field(default=(), compare=False)
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Sizes are looked up all the time, and the origin of a derived one has sizes in it.
+        return hash(self.origin)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Without the hash: it is another one in another process.
+        return Symbol, (self.origin, self.hint, self.traced, self.inside)
+
+    @cached_property
     def derived(self) -> bool:
         """Whether the symbol is the output size of a stencil."""
         return isinstance(self.origin[0], Size)
@@ -58,6 +70,16 @@ class Size:
 
     factor: int
     symbols: tuple[Symbol, ...] = ()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.factor, self.symbols))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Size, (self.factor, self.symbols)
 
     @property
     def known(self) -> bool:
@@ -96,7 +118,10 @@ class Size:
 
     def substitute(self, pins: Mapping[Symbol, Pin]) -> Size:
         """The size once it is known what the pinned symbols are."""
-        return product([_pinned(symbol, pins) for symbol in self.symbols]) * Size(self.factor)
+        if not pins or not self.symbols:
+            return self
+        found = [_pinned(symbol, pins) for symbol in self.symbols]
+        return found[0] if len(found) == 1 and self.factor == 1 else product((*found, Size(self.factor)))
 
     def __str__(self) -> str:
         return str(self.factor) if self.known else f"{self.hint} (free)"

@@ -51,18 +51,20 @@ class Keeper:
 
     def _ranked(self, node: fx.Node, found: list[Candidate]) -> list[_Ranked]:
         merges = self.options.merges[node] = []
+        folds = self.reading.arithmetic(node) > 0
         ranked: list[_Ranked] = []
         for number, candidate in enumerate(found):
-            option = self._option(node, candidate)
-            price = float("inf") if option is None else self.options.price(option)
-            slower = option is not None and any(True for _ in self._raised(option))
-            if option is not None and self._is_merge(node, candidate, option) and self._pays(node, option):
-                merges.append(option)
-            ranked.append(((slower, price), number, candidate))
+            alone = len(candidate.members) == 1
+            if alone and not folds:
+                ranked.append(((False, self.options.price(self.options.as_computed(node))), number, candidate))
+            elif (option := self._option(node, candidate)) is None:
+                ranked.append(((False, float("inf")), number, candidate))
+            else:
+                slower = any(True for _ in self._raised(option))
+                ranked.append(((slower, self.options.price(option)), number, candidate))
+                if not (alone and _guesses(option)) and self._pays(node, option):
+                    merges.append(option)
         return ranked
-
-    def _is_merge(self, node: fx.Node, candidate: Candidate, option: Option) -> bool:
-        return len(candidate.members) > 1 or (self.reading.arithmetic(node) > 0 and not _guesses(option))
 
     def _kept(self, ranked: list[_Ranked]) -> list[Candidate]:
         by_sources: dict[frozenset[tuple[str, bool]], _Ranked] = {}

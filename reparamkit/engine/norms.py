@@ -45,6 +45,18 @@ def take_apart(captured: Captured, scope: Scope, reading: Reading, no: Refused) 
     captured.forget()
 
 
+def has_norms(captured: Captured) -> bool:
+    """Whether there is something to take apart."""
+    return any(_kind(captured, node) is not None for node in captured.graph.nodes)
+
+
+def _kind(captured: Captured, node: fx.Node) -> object | None:
+    """The class or the function of a norm, None for other nodes."""
+    if node.op == "call_module":
+        return norm_class(captured.module(node))
+    return node.target if node.op == "call_function" and node.target in FUNCTIONS else None
+
+
 def _stays_whole(captured: Captured, scope: Scope, node: fx.Node) -> str | None:
     return WATCHED if watched(captured, node) else scope.refusal(node) or _read_by_code(captured, node)
 
@@ -99,13 +111,12 @@ def _flops(reading: Reading, node: fx.Node) -> int:
 
 def _second(reading: Reading, node: fx.Node) -> _Second | None:
     """The second part of a norm, None for other nodes and for norms without."""
-    found: dict[str, Any] = {}
-    kind: object = node.target
+    kind = _kind(reading.captured, node)
+    if kind is None:
+        return None
     if node.op == "call_module":
-        module = reading.captured.module(node)
-        kind = norm_class(module)
-        found = {} if kind is None else dict(module.named_parameters())
-    elif node.op == "call_function" and node.target in FUNCTIONS:
+        found: dict[str, Any] = dict(reading.captured.module(node).named_parameters())
+    else:
         given = arguments(node.target, node.args, node.kwargs)
         found = {name: given[name] for name in PARAMETERS if given.get(name) is not None}
         if any(parameter not in reading.constants for parameter in found.values()):

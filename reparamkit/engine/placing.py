@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -170,12 +170,13 @@ def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Place
     if bias is None and (way := _viewed(op, trails)) is not None:
         return Placement(source, way, None, None, _kept(op, way, len(way)))
     plans: dict[tuple[Plan, Views, Views], LayerPlan | str] = {}
+    between = _Between(op, bias)
 
     def placed(ways: Iterable[tuple[Trail, int]], how: Plan = plan) -> Iterator[Placement]:
         for way, position in ways:
             key = how, _views(way[:position]), _views(way[position + 1 :])
             if key not in plans:
-                plans[key] = _planned(op, bias, *key)
+                plans[key] = _planned(between, *key)
             layer = plans[key]
             if isinstance(layer, LayerPlan):
                 yield Placement(source, way, position, layer, layer.cost + _kept(op, way, position))
@@ -201,7 +202,7 @@ def _viewed(op: Operator, trails: Sequence[Trail]) -> Trail | None:
 
 def _is_viewed(op: Operator, trail: Trail) -> bool:
     try:
-        return op.is_identity or _local(op, None, _views(trail), ())[0].is_identity
+        return op.is_identity or _Between(op, None)(_views(trail), ())[0].is_identity
     except NotFusable:
         return False
 
@@ -213,9 +214,9 @@ def _kept(op: Operator, trail: Trail, at: int) -> Cost:
         return cost
     for step in reversed(trail[at + 1 :]):
         cost += _step_cost(step, numel(op.value_sizes))
-        op, _ = _local(op, None, (), step.views)
+        op, _ = _Between(op, None)((), step.views)
     for step in trail[:at]:
-        op, _ = _local(op, None, step.views, ())
+        op, _ = _Between(op, None)(step.views, ())
         cost += _step_cost(step, numel(op.source_sizes))
     return cost
 
@@ -229,10 +230,10 @@ def _step_cost(step: Step, elements: int) -> Cost:
     return Cost()
 
 
-def _planned(op: Operator, bias: Operator | None, how: Plan, before: Views, after: Views) -> LayerPlan | str:
+def _planned(between: _Between, how: Plan, before: Views, after: Views) -> LayerPlan | str:
     """The layer between these views, or why there is none."""
     try:
-        return how(*_local(op, bias, before, after))
+        return how(*between(before, after))
     except NotFusable as no:
         return no.reason
 
@@ -261,16 +262,32 @@ def _positions(trail: Trail, weigh: Weigh) -> Iterator[int]:
             yield max(stretch, key=lambda entry: weigh(entry[1].node))[0]
 
 
-def _local(op: Operator, bias: Operator | None, before: Views, after: Views) -> tuple[Operator, Operator | None]:
-    """The operator between the tensors at one step of the way."""
-    for view in reversed(after):
-        sizes, op = op.source_sizes, view.undone(op)
-        if op.source_sizes != sizes:
-            raise NotFusable("a layer that changes the dimensions behind a view")
-        bias = None if bias is None else as_bias(view.undone(bias))
-    for view in before:
-        op = view.on_source(op)
-    return op, bias
+@dataclass
+class _Between:
+    """An operator between the tensors at one step of a way; what ways have in common is computed once."""
+
+    op: Operator
+    bias: Operator | None
+    _undone: dict[Views, tuple[Operator, Operator | None]] = field(default_factory=dict)
+
+    def __call__(self, before: Views, after: Views) -> tuple[Operator, Operator | None]:
+        op, bias = self._without(after)
+        for view in before:
+            op = view.on_source(op)
+        return op, bias
+
+    def _without(self, after: Views) -> tuple[Operator, Operator | None]:
+        """What these views make the operator and the bias of."""
+        if not after:
+            return self.op, self.bias
+        if after not in self._undone:
+            view, *rest = after
+            op, bias = self._without(tuple(rest))
+            made = view.undone(op)
+            if made.source_sizes != op.source_sizes:
+                raise NotFusable("a layer that changes the dimensions behind a view")
+            self._undone[after] = made, None if bias is None else as_bias(view.undone(bias))
+        return self._undone[after]
 
 
 def _views(steps: tuple[Step, ...]) -> Views:
