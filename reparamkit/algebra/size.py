@@ -118,7 +118,7 @@ class Size:
 
     def substitute(self, pins: Mapping[Symbol, Pin]) -> Size:
         """The size once it is known what the pinned symbols are."""
-        if not pins or not self.symbols:
+        if not any(symbol in pins or symbol.derived for symbol in self.symbols) or not pins:
             return self
         found = [_pinned(symbol, pins) for symbol in self.symbols]
         return found[0] if len(found) == 1 and self.factor == 1 else product((*found, Size(self.factor)))

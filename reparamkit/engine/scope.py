@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
@@ -274,15 +274,22 @@ def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method
     paths = {"", *(outer for names in places for path in names for outer in upwards(path.rpartition(".")[0]))}
     owners = {(frame.path, frame.module) for frame in around.stack}
     owners |= {(path, module) for path in paths if (module := module_at(captured.root, path)) is not None}
-    idle = {(module, name) for path, module in owners for name in _partial_users(path, module, places)}
-    idle = {(module, name) for module, name in idle if name != "forward" or module in captured.outside.idle}
+    idle = {(one, name) for path, one in owners for name in _partial_users(path, _unrun(captured, one), places)}
     return partial_methods(captured, members) | (idle - captured.methods.keys() - captured.outside.methods)
 
 
-def _partial_users(path: str, module: nn.Module, members: Sequence[Sequence[str]]) -> Iterator[str]:
+def _unrun(captured: Captured, module: nn.Module) -> dict[str, Set[str]]:
+    """The methods of a module that no trace runs, each with what its code calls."""
+    methods = called_by_methods(type(module))
+    return {name: called for name, called in methods.items() if name != "forward" or module in captured.outside.idle}
+
+
+def _partial_users(path: str, methods: Mapping[str, Set[str]], members: Sequence[Sequence[str]]) -> Iterator[str]:
     """The methods of the module at a path whose code calls some members and not all. members: the paths of each."""
+    if not methods:
+        return
     inside = [[name.removeprefix(f"{path}." if path else "") for name in names] for names in members]
-    for name, called in called_by_methods(type(module)).items():
+    for name, called in methods.items():
         used = [any(inner == c or inner.startswith(f"{c}.") for c in called for inner in paths) for paths in inside]
         if any(used) and not all(used):
             yield name
