@@ -19,7 +19,7 @@ from .capture.paths import upwards
 from .errors import InvalidInputError
 from .inputs import checked_inputs
 from .layers.registry import READERS
-from .rules.injected import COMPUTE, InjectedLinear, check_mergeable
+from .rulebook.injected import COMPUTE, InjectedLinear, check_mergeable
 from .sourcecode.methods import read_by_forward
 
 KNOWN = (("ResBlock", "linear_tokens"), ("SpatialGatingUnit", "proj"))

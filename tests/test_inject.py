@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import reparamkit
 from reparamkit import InvalidInputError, NotFusable, fuse, inject_locality, report
-from reparamkit.rules.injected import InjectedLinear, toeplitz
+from reparamkit.rulebook.injected import InjectedLinear, toeplitz
 from reparamkit.testing import check_reader, randomize
 
 

@@ -17,7 +17,7 @@ from structures import build, conv_norm, seq
 from torch import nn
 
 import reparamkit
-from reparamkit.report import Picture, Report
+from reparamkit.reporting import Picture, Report
 from reparamkit.show.advice import OTHER, TABLE, advice
 from reparamkit.testing import randomize
 

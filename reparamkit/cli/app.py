@@ -14,7 +14,7 @@ import typer
 
 from .. import Recipe, __version__, benchmark, convert_state_dict, explain, fuse, recipe, report, verify
 from ..errors import RecipeError
-from ..report import Report
+from ..reporting import Report
 from ..timing import FEWEST
 from .demo import example, network
 from .failures import Code, Failure, as_failure
