@@ -8,7 +8,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, Phase, settings
 
 from reparamkit import pipeline
-from reparamkit.verify import Piece
+from reparamkit.proof import Piece
 
 settings.register_profile(
     "mutations",

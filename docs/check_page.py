@@ -26,7 +26,7 @@ from torch import nn
 
 import reparamkit
 from reparamkit.cli.demo import Branches, example, network
-from reparamkit.report import Node, Report
+from reparamkit.reporting import Node, Report
 from reparamkit.testing import randomize
 
 ROOT = Path(__file__).resolve().parent.parent

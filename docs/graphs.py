@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import networkx as nx
 
-from reparamkit.report import Node, Report
+from reparamkit.reporting import Node, Report
 
 Place = tuple[float, float]
 STEP, HEIGHT, LETTER, GAP = 30, 18, 5.6, 8

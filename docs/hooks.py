@@ -1,8 +1,8 @@
 """MkDocs hooks: pages that are not written twice.
 
-The README, CONTRIBUTING, the changelog and the README of the example become pages as they are, with their links turned
-to the site. The page Rules is made from the registry and the table of readers, the page Gallery from the structures of
-the tests, the page Engines from the results of its benchmark.
+The README, CONTRIBUTING, the changelog and the READMEs of the examples become pages as they are, with their links
+turned to the site and the pictures beside them. The page Rules is made from the registry and the table of readers, the
+page Gallery from the structures of the tests, the page Engines from the results of its benchmark.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "examples/repmlpnet/README.md": "repmlpnet.md",
+    "examples/resmlp/README.md": "resmlp.md",
+    "examples/segmentation/README.md": "segmentation.md",
 }
 """Files of the repository that are pages of the site."""
 
@@ -35,14 +37,30 @@ PAGES = {
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     for source, page in PAGES.items():
-        text = (ROOT / source).read_text()
-        files.append(File.generated(config, page, content=relinked(text, posixpath.dirname(source))))
+        text, folder = (ROOT / source).read_text(), posixpath.dirname(source)
+        files.append(File.generated(config, page, content=relinked(text, folder)))
+        for picture in filter(is_outside, targets(text, folder)):
+            files.append(File.generated(config, picture, abs_src_path=str(ROOT / picture)))
     files.append(File.generated(config, "rules.md", content="\n".join(rules_page())))
     gallery = loaded(ROOT / "docs" / "gallery.py")
     files.append(File.generated(config, "gallery.md", content="\n".join(gallery.gallery_page(gallery.structures()))))
     engines = loaded(ROOT / "benchmarks" / "peers_table.py")
     files.append(File.generated(config, "engines.md", content="\n".join(engines.page(engines.results()))))
     return files
+
+
+LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)]*)?\)")
+"""A link to a file, with its anchor."""
+
+
+def targets(text: str, folder: str) -> list[str]:
+    """The files that a file in `folder` of the repository links to."""
+    return [posixpath.normpath(posixpath.join(folder, found[1])) for found in LINK.finditer(text)]
+
+
+def is_outside(target: str) -> bool:
+    """Whether a file is no page, and none of those in docs/, which are on the site by themselves."""
+    return target not in PAGES and not target.startswith("docs/")
 
 
 def relinked(text: str, folder: str) -> str:
@@ -52,7 +70,7 @@ def relinked(text: str, folder: str) -> str:
         target = posixpath.normpath(posixpath.join(folder, found[1]))
         return f"]({PAGES.get(target, target.removeprefix('docs/'))}{found[2] or ''})"
 
-    return re.sub(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)]*)?\)", link, text)
+    return LINK.sub(link, text)
 
 
 # --- Rules ------------------------------------------------------------------------------------------

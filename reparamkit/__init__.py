@@ -8,6 +8,7 @@ from .algebra.build import pool as pool
 from .algebra.build import scale as scale
 from .algebra.form import Form as Form
 from .algebra.probe import probe as probe
+from .compare import Verification as Verification
 from .errors import CaptureError as CaptureError
 from .errors import CoverageError as CoverageError
 from .errors import EquivalenceError as EquivalenceError
@@ -29,13 +30,12 @@ from .registry import reader as reader
 from .registry import register_rule as register_rule
 from .registry import rule as rule
 from .registry import rules as rules
-from .report import Report as Report
-from .rules.pattern import Match as Match
-from .rules.pattern import call as call
-from .rules.pattern import value as value
-from .rules.rule import Rule as Rule
+from .reporting import Report as Report
+from .rulebook.pattern import Match as Match
+from .rulebook.pattern import call as call
+from .rulebook.pattern import value as value
+from .rulebook.rule import Rule as Rule
 from .timing import Benchmark as Benchmark
 from .timing import benchmark as benchmark
-from .verify import Verification as Verification
 
 __version__ = "0.1.0"

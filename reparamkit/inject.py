@@ -15,10 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 from .algebra.build import linear
 from .algebra.form import Form
+from .capture.paths import upwards
 from .errors import InvalidInputError
 from .inputs import checked_inputs
 from .layers.registry import READERS
-from .rules.injected import COMPUTE, InjectedLinear, check_mergeable
+from .rulebook.injected import COMPUTE, InjectedLinear, check_mergeable
+from .sourcecode.methods import read_by_forward
 
 KNOWN = (("ResBlock", "linear_tokens"), ("SpatialGatingUnit", "proj"))
 """Class and attribute of token-mixing layers in timm: ResMLP and the gate of gMLP."""
@@ -70,6 +72,8 @@ def inject_locality(
     _check_options(kernels, init, compute)
     found = dict(_linear_layers(model))
     grids = {name: _grid(name, found[name], grid) for name in _chosen(model, found, example_inputs, layers)}
+    for name in grids:
+        _check_only_called(model, name)
     changed = model if inplace else copy.deepcopy(model)
     for name, sides in grids.items():
         fc = changed.get_submodule(name)
@@ -119,14 +123,21 @@ def _chosen(
     if layers is not None:
         return _once_each(found, _named(found, (layers,) if isinstance(layers, str) else layers))
     names = {name for name in found if _is_known(model, name)}
-    if example_inputs is not None:
-        names |= _reading_transposed(model, found, example_inputs)
+    reading = set() if example_inputs is None else _reading_transposed(model, found, example_inputs)
+    names |= {name for name in reading if _is_square(found[name])}
     if not names:
-        raise InvalidInputError(
-            "no token-mixing linear layer was found: pass example_inputs, or name them with layers=[...]; "
-            f"nn.Linear from n to n features: {', '.join(n for n in found if _is_square(found[n])) or 'none'}"
-        )
+        raise InvalidInputError(_none_found(found, reading, example_inputs is not None))
     return _once_each(found, names)
+
+
+def _none_found(found: dict[str, nn.Linear], reading: set[str], ran: bool) -> str:
+    """What to do where no layer was found. reading: layers that read a transposed tensor. ran: if that is known."""
+    if reading:
+        first = next(name for name in found if name in reading)
+        return f"no linear layer mixes tokens and keeps their number: {_changes(first, found[first])}"
+    square = ", ".join(name for name in found if _is_square(found[name])) or "none"
+    way = "name them with layers=[...]" if ran else "pass example_inputs, or name them with layers=[...]"
+    return f"no token-mixing linear layer was found: {way}; nn.Linear from n to n features: {square}"
 
 
 def _linear_layers(model: nn.Module) -> Iterable[tuple[str, nn.Linear]]:
@@ -189,7 +200,7 @@ class _Transposed(TorchFunctionMode):
 
 
 def _reading_transposed(model: nn.Module, found: dict[str, nn.Linear], example_inputs: Any) -> set[str]:
-    """Layers from n to n features that read a transposed tensor in a run."""
+    """Layers that read a transposed tensor in a run."""
     reading: set[nn.Module] = set()
     transposed = _Transposed()
 
@@ -197,7 +208,7 @@ def _reading_transposed(model: nn.Module, found: dict[str, nn.Linear], example_i
         if inputs[0] in transposed:
             reading.add(layer)
 
-    handles = [layer.register_forward_pre_hook(look) for layer in found.values() if _is_square(layer)]
+    handles = [layer.register_forward_pre_hook(look) for layer in found.values()]
     modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad(), transposed:
@@ -210,14 +221,32 @@ def _reading_transposed(model: nn.Module, found: dict[str, nn.Linear], example_i
     return {name for name, layer in found.items() if layer in reading}
 
 
+def _changes(name: str, layer: nn.Linear) -> str:
+    """Why a layer can have no convolution beside it."""
+    return (
+        f"'{name}' is a linear layer from {layer.in_features} to {layer.out_features} features, and what a convolution "
+        "makes of a grid, with zero padding, is a grid of the same size: no sum of the two is defined"
+    )
+
+
+def _check_only_called(model: nn.Module, name: str) -> None:
+    """Raises `InvalidInputError` if the forward of a module around the layer reads its weight or bias itself."""
+    for outer in ("", *upwards(name.rpartition(".")[0])):
+        owner = model.get_submodule(outer)
+        path = name.removeprefix(f"{outer}.")
+        read = read_by_forward(type(owner)) & {f"{path}.weight", f"{path}.bias"}
+        if read:
+            raise InvalidInputError(
+                f"the forward of {type(owner).__name__} reads '{min(read)}' itself, where the convolutions beside "
+                f"'{name}' would be missing; leave it out of layers="
+            )
+
+
 def _grid(name: str, layer: nn.Linear, grid: tuple[int, int] | None) -> tuple[int, int]:
     """The grid of one layer. Raises `InvalidInputError` if it has none."""
     tokens = layer.in_features
     if not _is_square(layer):
-        raise InvalidInputError(
-            f"'{name}' is a linear layer from {tokens} to {layer.out_features} features: a convolution beside it "
-            "keeps their number; leave it out of layers="
-        )
+        raise InvalidInputError(f"{_changes(name, layer)}; leave it out of layers=")
     if grid is None:
         side = math.isqrt(tokens)
         if side * side != tokens:

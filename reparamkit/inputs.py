@@ -18,8 +18,8 @@ from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_
 
 from .capture.capture import Inputs
 from .capture.state import State
+from .compare import compare, undisturbed
 from .errors import InvalidInputError
-from .verify import compare, undisturbed
 
 WRAPPERS = {
     "OptimizedModule": "a torch.compile'd model: fuse the model you compiled (compiled._orig_mod), then compile again",

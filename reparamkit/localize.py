@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .capture.capture import Inputs
-from .verify import compare, tensors, undisturbed
+from .compare import compare, tensors, undisturbed
 
 
 @dataclass(eq=False)

@@ -21,6 +21,7 @@ from .capture.caches import caches_left
 from .capture.capture import Captured
 from .capture.parts import Parts, capture_parts
 from .capture.state import intact, kept
+from .compare import AMPLIFIED, Verification, compare, compare_wide, sensitivity, undisturbed
 from .engine.borders import join_borders
 from .engine.choose import choose
 from .engine.dead import drop_dead
@@ -43,16 +44,16 @@ from .layers.parts import STACK_LAYERS
 from .layers.price import OBJECTIVES
 from .layers.registry import READERS
 from .localize import first_difference
+from .proof import Piece, check
 from .recipes.convert import convert, refuse_original
 from .recipes.recipe import Recipe
 from .recipes.tape import Tape
 from .record import Sketch, described, marked, pictures, sketch
-from .report import Picture, Report, Totals
+from .reporting import Picture, Report, Totals
 from .request import Request, requested
-from .rules.rule import Rule
+from .rulebook.rule import Rule
 from .summary import Work, computing, summarize, suspicious, totals
 from .trial import Trials
-from .verify import AMPLIFIED, Piece, Verification, check, compare, compare_wide, sensitivity, undisturbed
 from .write.splice import Written
 from .write.write import Done, Prove, Writer
 

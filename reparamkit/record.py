@@ -17,7 +17,7 @@ from .algebra.size import Size
 from .capture.capture import Captured
 from .engine.reading import Reading, Shape
 from .engine.scope import place_of
-from .report import Node, Part, Picture
+from .reporting import Node, Part, Picture
 from .write.splice import Written
 
 Sketch = dict[fx.Node, Node]

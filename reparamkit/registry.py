@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .layers.registry import READERS
-from .rules.builtin import RULES
-from .rules.pattern import Pattern
-from .rules.rule import Build, Guard, Rule, make_rule
+from .rulebook.builtin import RULES
+from .rulebook.pattern import Pattern
+from .rulebook.rule import Build, Guard, Rule, make_rule
 
 rules = RULES
 reader = READERS.reader

@@ -13,8 +13,8 @@ from .engine.scope import Scope, matches
 from .errors import InvalidInputError
 from .inputs import Example, check_no_global_hooks, checked_inputs, checked_model
 from .layers.price import OBJECTIVES
-from .rules.builtin import RULES
-from .rules.rule import Registry, Rule
+from .rulebook.builtin import RULES
+from .rulebook.rule import Registry, Rule
 
 
 @dataclass(frozen=True)

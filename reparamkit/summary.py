@@ -20,7 +20,7 @@ from .engine.site import Plan, Rejected, Site
 from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.price import Cost, numel
-from .report import Caution, Merge, Picture, Price, Refusal, Report, Totals
+from .reporting import Caution, Merge, Picture, Price, Refusal, Report, Totals
 from .trial import Pair, Trial
 from .write.write import Done
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from .algebra.form import source_form
 from .algebra.size import free_size
 from .capture.capture import Inputs
+from .compare import relative_error, undisturbed
 from .errors import EquivalenceError, NotFusable, RuleError
 from .layers.registry import READERS
 from .layers.writers import plan
 from .pipeline import fuse, report
-from .rules.builtin import RULES
-from .rules.rule import Rule
-from .verify import SITE_TOLERANCE, relative_error, undisturbed
+from .proof import SITE_TOLERANCE
+from .rulebook.builtin import RULES
+from .rulebook.rule import Rule
 
 Shape = Sequence[int | tuple[int, int]]
 """A shape in which a pair (low, high) stands for any size from low to high."""

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .capture.buffers import other_buffers
 from .capture.capture import Inputs
 from .capture.draws import random_state_kept
+from .compare import compare
 from .errors import InvalidInputError
-from .verify import compare
 
 Run = Callable[[], Any]
 Clock = Callable[[Run], float]

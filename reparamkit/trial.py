@@ -13,8 +13,8 @@ from torch import Tensor, fx
 
 from .capture.capture import Captured
 from .errors import NotFusable
+from .proof import needed
 from .timing import FEWEST, clock, in_turns
-from .verify import needed
 from .write.splice import Written
 
 SECONDS = 0.05

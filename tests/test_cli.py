@@ -17,7 +17,7 @@ from torch import nn
 import reparamkit
 from reparamkit.cli import app, files, spec
 from reparamkit.cli.failures import Code, Failure
-from reparamkit.report import Report
+from reparamkit.reporting import Report
 from reparamkit.testing import randomize
 
 TINY = '''

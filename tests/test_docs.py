@@ -37,7 +37,7 @@ def test_the_hooks_run_what_ci_runs():
     """Each command of the pre-commit hooks is a step of .ci/run."""
     entries = re.findall(r"entry: ([^,}\n]+)", (ROOT / ".pre-commit-config.yaml").read_text())
     steps = (ROOT / ".ci" / "run").read_text()
-    assert len(entries) == 5
+    assert len(entries) == 6
     assert [entry for entry in entries if f"step {entry}" not in steps] == []
 
 

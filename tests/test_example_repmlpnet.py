@@ -590,18 +590,7 @@ def test_a_fused_model_that_differs_is_refused(after):
 
 
 def test_the_command_trains_fuses_compares_and_saves(tmp_path):
-    small = [
-        "--epochs",
-        "1",
-        "--limit-train",
-        "64",
-        "--limit-test",
-        "32",
-        "--batch-size",
-        "32",
-        "--device",
-        "cpu",
-    ]
+    small = ["--epochs", "1", "--limit-train", "64", "--limit-test", "32", "--batch-size", "32", "--device", "cpu"]
     result = run_example("repmlpnet/train.py", *small, "--output", str(tmp_path))
     assert result.returncode == 0, result.stderr
     for words in ("computing on cpu", "test accuracy", "flipped predictions", "FLOPs", "latency"):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import reparamkit
-from reparamkit.rules.injected import InjectedLinear
+from reparamkit.rulebook.injected import InjectedLinear
 from reparamkit.testing import randomize
 
 TINY = ["--dim", "8", "--depth", "2", "--patch-size", "8", "--batch-size", "16", "--device", "cpu", "--threads", "1"]

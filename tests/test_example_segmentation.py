@@ -286,6 +286,11 @@ def test_the_command_trains_fuses_compares_and_saves(tmp_path, capsys):
     model = example.segmenter.new_segmenter("small", 1, 11, 4)
     model.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert load_file(tmp_path / "fused.safetensors")
+    pytest.importorskip("matplotlib", reason="the pictures of the run need matplotlib")
+    # The net is that of the run, and not the default one.
+    pictures = import_example(("segmentation", "repmlpnet"), "pictures").pictures
+    assert pictures.main(["--output", str(tmp_path), "--images", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.glob("*.png")} == {"curve.png", "masks.png"}
 
 
 def test_the_command_trains_on_image_files(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,13 +53,22 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
         (("--threads", "100000"), "more than 1024"),
         (("--device", "meta"), "cannot compute on it"),
         (("--compile", "fastest"), "inductor"),
+        (("--warmup-epochs", "5"), "more than --epochs 2"),
+        (("--data-root", "/data"), "not read from a folder"),
     ],
 )
-def test_options_that_torch_would_choke_on_are_refused(arguments, message, capsys):
+def test_options_that_do_not_fit_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         example.options.parse([*TINY, *arguments])
     assert f"{arguments[0]}" in (said := capsys.readouterr().err)
     assert message in said
+
+
+def test_a_short_try_has_a_short_warm_up():
+    """The recipe is one for more epochs; what was asked for is not changed."""
+    assert example.options.parse(["--epochs", "1"]).warmup_epochs == 0.5
+    assert example.options.parse(["--epochs", "3"]).warmup_epochs == 2
+    assert example.options.parse(["--epochs", "3", "--warmup-epochs", "3"]).warmup_epochs == 3
 
 
 def test_large_data_sets_have_the_recipe_of_the_paper():
@@ -376,6 +386,23 @@ def test_what_torch_makes_of_a_full_disk_names_the_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_writer_leaves_is_used_by_the_next_one(tmp_path):
+    """A kill can come at any moment; a folder does not fill with halves of files for it."""
+    path = tmp_path / "kept.pt"
+    killed = f"""
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(example.files.__file__).parent)!r})
+from files import write_atomically
+write_atomically(Path({str(path)!r}), lambda temporary: (temporary.write_bytes(b"half"), os._exit(9)))
+"""
+    assert [subprocess.run([sys.executable, "-c", killed], check=False).returncode for _ in range(2)] == [9, 9]
+    assert len(list(tmp_path.iterdir())) == 1
+    assert not path.exists()
+    example.files.write_atomically(path, lambda temporary: temporary.write_bytes(b"whole"))
+    assert {each: each.read_bytes() for each in tmp_path.iterdir()} == {path: b"whole"}
+
+
 # Several processes
 
 
@@ -462,4 +489,4 @@ def test_a_process_takes_the_gpu_of_its_number(monkeypatch):
 def test_cuda_without_a_gpu_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(example.flags, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False)))
     with pytest.raises(SystemExit):
-        example.flags._check(SimpleNamespace(error=sys.exit), {"device": torch.device("cuda")})
+        example.flags._check_device(SimpleNamespace(error=sys.exit), torch.device("cuda"))

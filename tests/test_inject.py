@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import reparamkit
 from reparamkit import InvalidInputError, NotFusable, fuse, inject_locality, report
-from reparamkit.rules.injected import InjectedLinear, toeplitz
+from reparamkit.rulebook.injected import InjectedLinear, toeplitz
 from reparamkit.testing import check_reader, randomize
 
 
@@ -226,7 +226,10 @@ def test_a_layer_with_two_names_stays_one():
         ({}, r"example_inputs, or name them .* blocks\.0\.mix, blocks\.0\.square"),
         ({"layers": "nothing.*"}, r"layers='nothing\.\*' names no nn\.Linear"),
         ({"layers": "stem"}, "layers='stem' names no"),
-        ({"layers": ["blocks.?.mix", "head"], "grid": (3, 4)}, r"'head' is a linear layer from 6 to 5 features"),
+        (
+            {"layers": ["blocks.?.mix", "head"], "grid": (3, 4)},
+            r"'head' is a linear layer from 6 to 5 features",
+        ),
         ({"layers": "*.mix"}, r"'blocks\.0\.mix' mixes 12 tokens, which are no square: pass grid"),
         ({"layers": "*.mix", "grid": (3, 5)}, r"grid=\(3, 5\) does not have the 12 tokens"),
         ({"layers": "*.mix", "grid": (3, 4), "kernels": (2,)}, r"kernels=\(2,\): give distinct odd sizes"),
@@ -252,6 +255,53 @@ def test_what_cannot_be_injected_is_refused_before_anything_changes(options, wor
     with pytest.raises(InvalidInputError, match=words):
         inject_locality(model, inplace=True, **options)
     assert kinds(model) == before
+
+
+def test_token_mixing_through_a_hidden_size_is_told_from_none():
+    """MLP-Mixer's tokens pass a layer to a hidden size and one back: neither ends on the grid it began with."""
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.fc1, self.fc2 = nn.Conv2d(1, 6, 2, 2), nn.Linear(12, 20), nn.Linear(20, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.stem(x).flatten(2).transpose(1, 2)
+            return tokens + self.fc2(self.fc1(tokens.transpose(1, 2)).relu()).transpose(1, 2)
+
+    with pytest.raises(InvalidInputError, match=r"'fc1' is a linear layer from 12 to 20 features, .*of the same size"):
+        inject_locality(Mixer(), images())
+
+
+class ReadsWeight(nn.Module):
+    """Uses the tensors of its layer, beside a call or instead of one."""
+
+    def __init__(self, calls: bool = False) -> None:
+        super().__init__()
+        self.mix, self.calls = nn.Linear(12, 12), calls
+        nn.init.normal_(self.mix.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x) if self.calls else self.product(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.mix.weight)
+
+
+@pytest.mark.parametrize("outer", [nn.Identity(), None])
+def test_a_layer_whose_weight_is_read_by_itself_is_refused(outer):
+    """The convolutions would be missing there. (Who initialises the weight reads it, too.)"""
+    model = ReadsWeight() if outer is None else nn.Sequential(ReadsWeight(), outer)
+    with pytest.raises(InvalidInputError, match=r"the forward of ReadsWeight reads 'mix\.weight' itself"):
+        inject_locality(model, layers="*mix", grid=(3, 4))
+
+
+def test_an_injected_layer_says_where_its_weight_is():
+    layer = InjectedLinear(nn.Linear(12, 12), (3, 4))
+    assert (layer.in_features, layer.out_features) == (12, 12)
+    assert not hasattr(layer, "weight")
+    with pytest.raises(AttributeError, match=r"reparamkit\.fuse makes one linear layer"):
+        F.linear(torch.zeros(12), layer.weight)
 
 
 def test_what_is_injected_is_not_injected_again():

@@ -18,6 +18,7 @@ from torch.nn.modules import module as torch_module
 import reparamkit
 from reparamkit import ReparamkitError, inputs, pipeline
 from reparamkit.capture import capture, parts, tracer
+from reparamkit.capture.listing import lists_noted
 from reparamkit.write import finish, places, write
 
 X = sample((2, 3, 12, 10), torch.float32)
@@ -191,6 +192,16 @@ def test_four_threads_fuse_one_model():
         assert reparamkit.report(each).merges == reparamkit.report(alone).merges
         assert torch.equal(run(each, X), run(alone, X))
     assert len({id(t) for each in fused for t in each.parameters()}) == 4 * len(list(alone.parameters()))
+
+
+def test_what_another_thread_asks_for_is_not_noted():
+    """What the forward of the traced model asks torch for counts, and not what a server does meanwhile."""
+    noted: set[str] = set()
+    with lists_noted(noted):
+        together([lambda: list(nn.Linear(1, 1).parameters())])
+        assert noted == set()
+        assert len(list(nn.Linear(1, 1).parameters())) == 2
+    assert noted == {"parameters"}
 
 
 def test_models_run_while_others_are_fused():

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import reparamkit
 from reparamkit import EquivalenceError
+from reparamkit.compare import compare, place_of_error
 from reparamkit.layers.norm import read_batch_norm_layer
 from reparamkit.layers.registry import READERS
-from reparamkit.verify import compare, place_of_error
 
 X = sample((2, 3, 12, 10), torch.float32)
 

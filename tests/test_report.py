@@ -17,11 +17,12 @@ from structures import build, conv_norm, seq
 from torch import nn
 
 import reparamkit
-from reparamkit.report import Picture, Report
+from reparamkit.reporting import Picture, Report
 from reparamkit.show.advice import OTHER, TABLE, advice
 from reparamkit.testing import randomize
 
 ROOT = Path(reparamkit.__file__).parent
+RELU_TWICE = reparamkit.call(nn.ReLU, reparamkit.call(nn.ReLU, reparamkit.value("x")))
 
 
 class Branches(nn.Module):
@@ -223,6 +224,26 @@ def test_parts_of_a_model_have_names_of_their_own():
     assert len(found.merges) == 2
     assert len(set(names)) == len(names)
     assert {site for node in found.graph_after for site in node.sites} == {0, 1}
+
+
+def test_a_reason_of_many_layers_names_some_and_counts_the_rest():
+    found = reparamkit.explain(randomize(nn.Sequential(*(PreNorm() for _ in range(20)))))
+    (lines,) = [line for line in str(found).splitlines() if "zero padding" in line and "norm" in line]
+    assert len(found.refusals) == 40
+    assert lines.startswith("  0.norm (BatchNorm2d), 0.conv (Conv2d), ")
+    assert " and 32 more: zero padding" in lines
+
+
+def test_a_graph_rule_prints_no_flops_of_what_has_no_price():
+    with reparamkit.rules.restored():
+
+        @reparamkit.rule(name="twice", equation="relu(relu(x)) = relu(x)", pattern=RELU_TWICE)
+        def twice(match: reparamkit.Match) -> nn.Module:
+            return nn.ReLU()
+
+        found = reparamkit.explain(nn.Sequential(nn.ReLU(), nn.ReLU()).eval())
+    assert [merge.before.flops for merge in found.merges] == [0]
+    assert "0 -> 0" not in str(found).partition("merged into")[2]
 
 
 # --- pictures -----------------------------------------------------------------------------------------

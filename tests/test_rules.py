@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import reparamkit
 from reparamkit import Match, NotFusable, Rule, RuleError, call, reader, rule, rules, value
 from reparamkit.layers.registry import READERS
-from reparamkit.rules.builtin import RULES
+from reparamkit.rulebook.builtin import RULES
 
 X = sample(MAPS[0], torch.float32)
 

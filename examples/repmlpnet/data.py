@@ -204,10 +204,10 @@ def _cifar(name: str, root: Path | None) -> tuple[Part, Part]:
     try:
         train, test = (kind(root or ".", train=train) for train in (True, False))
     # torchvision raises this one for a file that is missing or whose checksum is wrong.
-    except RuntimeError as error:
-        raise DataError(
-            f"no whole {name} in {root or '.'} ({error}): unpack it there, name it with --data-root"
-        ) from None
+    except RuntimeError:
+        fetch = f"torchvision.datasets.{kind.__name__}({str(root or '.')!r}, download=True)"
+        what = f"no whole {name} in {root or '.'} (a file is missing or damaged)"
+        raise DataError(f"{what}: name its folder with --data-root, or have it fetched by {fetch}") from None
     return _cifar_part(train), _cifar_part(test)
 
 

@@ -24,9 +24,12 @@ def check_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file next to `path`, then move it there in one step."""
+    """Let `write` fill a temporary file next to `path`, then move it there in one step.
+
+    Whoever is killed meanwhile leaves a temporary file, which the next one to write `path` uses.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.part")
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -30,6 +30,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "imagefolder": PAPER,
 }
 """What is not asked for, by data set."""
+EMBEDDED = ("digits", "scenes")
+"""Data sets that scikit-learn brings, or that are made of what it brings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +82,19 @@ def parsed(
 ) -> dict[str, Any]:
     """The options by name, with the recipe of their data set where nothing else was asked for."""
     parser.set_defaults(**recipes[parser.get_default("data")])
-    parser.set_defaults(**recipes[parser.parse_known_args(arguments)[0].data])
+    recipe = recipes[parser.parse_known_args(arguments)[0].data]
+    parser.set_defaults(**recipe)
     chosen = vars(parser.parse_args(arguments))
+    if chosen["warmup_epochs"] == recipe["warmup_epochs"] > chosen["epochs"]:
+        # The recipe is one for more epochs.
+        chosen["warmup_epochs"] = chosen["epochs"] / 2
     _check(parser, chosen)
     return chosen
 
 
 def _check(parser: argparse.ArgumentParser, chosen: Mapping[str, Any]) -> None:
     """Exit with a message if options do not fit each other or the machine."""
-    if chosen["device"].type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no CUDA device here")
-    if chosen["batch_size"] % processes():
-        parser.error(f"--batch-size {chosen['batch_size']} is for all {processes()} processes: give a multiple")
+    _check_recipe(parser, chosen)
     _check_device(parser, chosen["device"])
     if chosen["compile"] and chosen["compile"] not in (known := torch.compiler.list_backends(exclude_tags=())):
         parser.error(f"--compile {chosen['compile']}: torch has the backends {', '.join(known)}")
@@ -99,8 +102,21 @@ def _check(parser: argparse.ArgumentParser, chosen: Mapping[str, Any]) -> None:
         parser.error("--compile decides itself what to recompute: leave out --recompute")
 
 
+def _check_recipe(parser: argparse.ArgumentParser, chosen: Mapping[str, Any]) -> None:
+    """Exit with a message if what is asked of data and training does not fit."""
+    if chosen["data_root"] is not None and chosen["data"] in EMBEDDED:
+        parser.error(f"--data-root {chosen['data_root']}: {chosen['data']} are not read from a folder, so leave it out")
+    if chosen["warmup_epochs"] > chosen["epochs"]:
+        what = f"--warmup-epochs {chosen['warmup_epochs']:g} are more than --epochs {chosen['epochs']}"
+        parser.error(f"{what}: no step would have the learning rate of --lr")
+    if chosen["batch_size"] % processes():
+        parser.error(f"--batch-size {chosen['batch_size']} is for all {processes()} processes: give a multiple")
+
+
 def _check_device(parser: argparse.ArgumentParser, device: torch.device) -> None:
     """Exit with a message if torch does not compute on it."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device here")
     try:
         torch.ones(1, device=device).item()
     except (RuntimeError, NotImplementedError, AssertionError) as error:
@@ -110,7 +126,7 @@ def _check_device(parser: argparse.ArgumentParser, device: torch.device) -> None
 def add_data(group: argparse._ArgumentGroup, names: Sequence[str]) -> None:
     """What to train on."""
     group.add_argument("--data", choices=names, default=names[0], help="the data set (%(default)s)")
-    group.add_argument("--data-root", type=Path, metavar="FOLDER", help="where it is; digits need none")
+    group.add_argument("--data-root", type=Path, metavar="FOLDER", help="where it is, if it is read from a folder")
     group.add_argument("--limit-train", type=positive, metavar="N", help="use only so many training images")
     group.add_argument("--limit-test", type=positive, metavar="N", help="use only so many test images")
 

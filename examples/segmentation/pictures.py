@@ -1,7 +1,7 @@
 """Draw the pictures of the README from a run: ``python examples/segmentation/pictures.py --output runs/segmentation``.
 
 curve.png: test mIoU per epoch. masks.png: test canvases, their labels, and what the trained and the fused model say.
-For a run with the default data and model; needs matplotlib.
+For a run with the default data; needs matplotlib.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from pathlib import Path
 EXAMPLES = Path(__file__).resolve().parent.parent
 sys.path.append(str(EXAMPLES / "repmlpnet"))
 
+import checkpoint  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 from arguments import parse  # noqa: E402
 from command import command  # noqa: E402
 from drawing import curves, save  # noqa: E402
+from errors import DataError  # noqa: E402
 from history import read_history  # noqa: E402
 from matplotlib.colors import ListedColormap  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
@@ -62,18 +64,21 @@ def masks(run: Path, path: Path) -> None:
         for axes, picture in zip(line, maps, strict=True):
             axes.set(xticks=[], yticks=[])
             if title == "canvas":
-                axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+                axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
             else:
-                axes.imshow(picture, cmap=COLOURS, vmin=0, vmax=len(CLASSES) - 1, interpolation="nearest")
+                axes.imshow(picture.numpy(), cmap=COLOURS, vmin=0, vmax=len(CLASSES) - 1, interpolation="nearest")
     handles = [Patch(color=COLOURS(i), label=name) for i, name in enumerate(CLASSES)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(CLASSES), frameon=False, fontsize=7)
     save(figure, path)
 
 
 def trained(run: Path) -> nn.Module:
-    """The model of a run with default options, in eval mode."""
-    options = parse([])
-    model = new_segmenter(options.model, 1, len(CLASSES), options.head_width)
+    """The model of a run, in eval mode."""
+    kept = checkpoint.load(run)
+    settings = vars(parse([])) if kept is None else kept.settings
+    if settings["data"] != "scenes":
+        raise DataError(f"{run} was trained on {settings['data']}: the pictures are of a run with --data scenes")
+    model = new_segmenter(settings["model"], 1, len(CLASSES), settings["head_width"])
     load_published(model, run / "model.safetensors")
     return model.eval()
 

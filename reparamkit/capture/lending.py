@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..sourcecode.places import Place, origins, place, place_of_node, users
+from ..sourcecode.origins import Place, origins, place, place_of_node, users
 
 LENT = {"dtype": torch.dtype, "device": torch.device}
 KINDS = tuple(LENT.values())

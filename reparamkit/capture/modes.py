@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
+
+from .patches import noting, patched
 
 ASKED = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled")
 Modes = tuple[bool, bool, bool, bool]
@@ -24,28 +23,6 @@ def modes() -> Modes:
     )
 
 
-@contextmanager
-def modes_noted(note: Callable[[], None]) -> Iterator[None]:
+def modes_noted(note: Callable[[], None]) -> AbstractContextManager[None]:
     """Inside, `note` is called whenever code that is neither torch's nor ours asks torch for a mode."""
-    before = {name: getattr(torch, name) for name in ASKED}
-    # Another thread may trace as well.
-    own = {name: getattr(function, "taken_from", function) for name, function in before.items()}
-    for name, function in own.items():
-        setattr(torch, name, _noting(function, note))
-    try:
-        yield
-    finally:
-        for name, function in own.items():
-            setattr(torch, name, function)
-
-
-def _noting(function: Callable[..., Any], note: Callable[[], None]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        caller = str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0]
-        if caller not in ("torch", __name__.partition(".")[0]):
-            note()
-        return function(*args, **kwargs)
-
-    call.taken_from = function  # type: ignore[attr-defined]
-    return call
+    return patched(torch, dict.fromkeys(ASKED, noting(lambda name: note())))

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import fx
 
+from .patches import Function, patched
 from .trees import leaves
 
 SOURCE = "_torchdynamo_inline"
 """Where torch keeps the function that a script was made of."""
 
 
-@contextmanager
-def scripts_opened() -> Iterator[None]:
+def scripts_opened() -> AbstractContextManager[None]:
     """Inside, a call of a scripted function with a proxy among its arguments runs what it was made of."""
-    scripted: Any = torch.jit.ScriptFunction
-    before = vars(scripted)["__call__"]
+    return patched(torch.jit.ScriptFunction, {"__call__": _opened})
 
-    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
-        traced = any(issubclass(type(leaf), fx.Proxy) for leaf in leaves((args, kwargs)))
-        plain = getattr(function, SOURCE, None)
-        return plain(*args, **kwargs) if traced and plain is not None else before(function, *args, **kwargs)
 
-    scripted.__call__ = call
-    try:
-        yield
-    finally:
-        scripted.__call__ = before
+def _opened(call: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    script, *given = args
+    plain = getattr(script, SOURCE, None)
+    traced = any(issubclass(type(leaf), fx.Proxy) for leaf in leaves((given, kwargs)))
+    return plain(*given, **kwargs) if traced and plain is not None else call(*args, **kwargs)

@@ -40,8 +40,6 @@ CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
 """The way from a call of a module to its forward."""
 ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 """Modules that are made of others, and have a length."""
-ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
-"""Modules that are made of others, and have a length."""
 FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye})
 """Functions that make a tensor of nothing, for the forward to fill."""
 

@@ -3,170 +3,56 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from torch import Tensor, nn
 
 from .. import Recipe, __version__, benchmark, convert_state_dict, explain, fuse, recipe, report, verify
-from .. import rules as registered
-from ..errors import InvalidInputError, RecipeError, RuleError
-from ..layers.price import OBJECTIVES
-from ..report import Report
-from ..request import chosen_paths, chosen_rules
-from ..show.data import encoded
+from ..errors import RecipeError
+from ..reporting import Report
 from ..timing import FEWEST
 from .demo import example, network
 from .failures import Code, Failure, as_failure
 from .files import check_distinct, check_target, write_exported, write_onnx, write_text, write_weights
-from .spec import FORMS, example_inputs, is_from_zoo, load_model, load_weights, redrawn
+from .given import loaded, options
+from .options import (
+    AsJson,
+    Debug,
+    Input,
+    Model,
+    Objective,
+    Only,
+    Quiet,
+    ReportFile,
+    Rules,
+    Skip,
+    Weights,
+    Without,
+)
+from .spec import load_weights, redrawn
+from .voice import STATUS, Voice, voice
+
+HELP = """\
+Merge the linear pieces of a trained PyTorch model: fewer operations, the same outputs, proved.
+
+\b
+reparamkit demo --report demo.html
+reparamkit fuse timm:repvgg_a0 --weights model.safetensors -o fused.safetensors
+reparamkit explain mypkg.models:build_net --input 1,3,224,224
+
+Exit codes: 0 done; 1 a check failed; 2 wrong arguments; 3 the model cannot be loaded, fused or exported;
+4 an optional package is missing; 5 an unexpected error.
+"""
+"""The ``\\b`` keeps the lines of a paragraph as they are."""
 
 app = typer.Typer(name="reparamkit", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-Model = Annotated[
-    str,
-    typer.Argument(help=FORMS, metavar="MODEL"),
-]
-Weights = Annotated[Path | None, typer.Option("--weights", help="State dict to load: .safetensors, or of torch.save.")]
-Input = Annotated[
-    list[str] | None,
-    typer.Option("--input", help="Sizes of an input, as 1,3,224,224 or 1,16:int64; once per input."),
-]
-
-
-def _objectives() -> list[str]:
-    return [*OBJECTIVES]
-
-
-def _rule_names() -> list[str]:
-    return [rule.name for rule in registered]
-
-
-Rules = Annotated[
-    list[str] | None,
-    typer.Option("--rules", help="Use this rule and no others; repeatable.", autocompletion=_rule_names),
-]
-Without = Annotated[
-    list[str] | None, typer.Option("--without", help="Do without this rule; repeatable.", autocompletion=_rule_names)
-]
-Only = Annotated[list[str] | None, typer.Option("--only", help="Merge in these module paths only; repeatable.")]
-Skip = Annotated[list[str] | None, typer.Option("--skip", help="Leave these module paths alone; repeatable.")]
-Objective = Annotated[str, typer.Option(help=f"One of {', '.join(OBJECTIVES)}.", autocompletion=_objectives)]
-ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the report, as .html or .json.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
-
-STATUS = {"debug": False, "json": False}
-"""How errors are shown; set by the command as soon as its options are known."""
-
-
 # --- what the commands share --------------------------------------------------------------------------
-
-
-@dataclass
-class Voice:
-    """Where a command says what. said: what --json prints at the end."""
-
-    as_json: bool
-    quiet: bool
-    said: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.out, self.progress = Console(soft_wrap=True), Console(stderr=True)
-
-    def say(self, text: Any) -> None:
-        """A line for people, on stdout."""
-        if not (self.as_json or self.quiet):
-            # A file or a pipe gets the plain text, which other programs can read.
-            self.out.print(text, markup=False, highlight=False) if self.out.is_terminal else print(text)
-
-    def note(self, text: str) -> None:
-        """A line on stderr."""
-        if not (self.as_json or self.quiet):
-            print(text, file=sys.stderr)
-
-    @contextmanager
-    def working(self, what: str) -> Iterator[None]:
-        """Shows on a terminal what takes its time."""
-        if self.as_json or self.quiet or not self.progress.is_terminal:
-            yield
-        else:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-            with Progress(*columns, console=self.progress, transient=True) as shown:
-                shown.add_task(what)
-                yield
-
-    def finish(self) -> None:
-        """Print the JSON object."""
-        if self.as_json:
-            print(json.dumps(encoded(self.said), indent=1, default=str, allow_nan=False))
-            STATUS["json"] = False
-
-
-def voice(command: str, as_json: bool, quiet: bool, debug: bool) -> Voice:
-    """The voice of a command; from here on errors are shown as its options ask."""
-    STATUS.update(debug=debug, json=as_json)
-    if not debug:
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch").setLevel(logging.CRITICAL)
-    return Voice(as_json, quiet, {"command": command, "reparamkit": __version__})
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model, and inputs for it (None: none were given)."""
-
-    model: nn.Module
-    inputs: tuple[Tensor, ...] | None
-
-    @property
-    def given(self) -> tuple[Tensor, ...]:
-        """The inputs, for commands that run the model."""
-        if self.inputs is None:
-            raise Failure(Code.USAGE, "this runs the model", "give its inputs: --input 1,3,224,224")
-        return self.inputs
-
-
-def loaded(voice: Voice, spec: str, weights: Path | None, inputs: Sequence[str] | None) -> Loaded:
-    """The model of a command line."""
-    with voice.working(f"loading {spec}"):
-        model = load_model(spec)
-        if weights is not None:
-            load_weights(model, weights)
-        elif is_from_zoo(spec):
-            voice.note("note: random weights; give trained ones with --weights")
-        return Loaded(model, example_inputs(inputs or (), spec, model))
-
-
-def options(
-    model: nn.Module,
-    rules: list[str] | None,
-    without: list[str] | None,
-    only: list[str] | None,
-    skip: list[str] | None,
-    objective: str,
-) -> dict[str, Any]:
-    """The options of `reparamkit.fuse` for this model. Raises `Failure` where one of them names nothing."""
-    if objective not in OBJECTIVES:
-        raise Failure(Code.USAGE, f"--objective {objective}", f"choose one of {', '.join(OBJECTIVES)}")
-    try:
-        chosen_rules(rules or None, (), without or ())
-        for option, patterns in (("--only", only), ("--skip", skip)):
-            chosen_paths(model, option, patterns or ())
-    except (InvalidInputError, RuleError) as error:
-        raise Failure(Code.USAGE, str(error), "") from error
-    return {"rules": rules or None, "without": without or (), "only": only, "skip": skip, "objective": objective}
 
 
 def brief(found: Report) -> dict[str, Any]:
@@ -183,7 +69,7 @@ def keep_report(voice: Voice, path: Path | None, found: Report) -> None:
     """Write the report if it was asked for."""
     if path is not None:
         write_text(path, found.to_html() if path.suffix == ".html" else found.to_json())
-        wrote(voice, "report", path)
+        voice.wrote("report", path)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -197,12 +83,6 @@ def read_recipe(path: Path) -> Recipe:
         raise Failure(Code.MODEL, f"{path}: {error}", next_step) from error
 
 
-def wrote(voice: Voice, what: str, path: Path, detail: str = "") -> None:
-    """Tell that a file is there."""
-    voice.said.setdefault("written", {})[what] = str(path)
-    voice.say(f"wrote {path}{detail}")
-
-
 # --- commands -----------------------------------------------------------------------------------------
 
 
@@ -211,13 +91,18 @@ def fuse_command(
     model: Model,
     weights: Weights = None,
     inputs: Input = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Fused weights, .safetensors.")] = None,
-    pt2: Annotated[Path | None, typer.Option("--pt2", help="Fused model by torch.export, .pt2.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Fused weights, .safetensors.")
+    ] = None,
+    pt2: Annotated[
+        Path | None, typer.Option("--pt2", metavar="FILE", help="Fused model by torch.export, .pt2.")
+    ] = None,
     onnx: Annotated[
-        Path | None, typer.Option("--onnx", help="Fused model as .onnx, checked with ONNX Runtime.")
+        Path | None, typer.Option("--onnx", metavar="FILE", help="Fused model as .onnx, checked with ONNX Runtime.")
     ] = None,
     recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", help="How to fuse other weights of the model, .json, for convert.")
+        Path | None,
+        typer.Option("--recipe", metavar="FILE", help="How to fuse other weights of the model, .json, for convert."),
     ] = None,
     report_file: ReportFile = None,
     rules: Rules = None,
@@ -245,19 +130,19 @@ def fuse_command(
     tell.say(made)
     if output is not None:
         write_weights(output, fused)
-        wrote(tell, "weights", output, ": load it by safetensors.torch.load_model(reparamkit.fuse(model), ...)")
+        tell.wrote("weights", output, ": load it by safetensors.torch.load_model(reparamkit.fuse(model), ...)")
     if pt2 is not None:
         with tell.working("torch.export"):
             write_exported(pt2, fused, exporting)
-        wrote(tell, "pt2", pt2)
+        tell.wrote("pt2", pt2)
     if onnx is not None:
         with tell.working("exporting to ONNX"):
             check = write_onnx(onnx, fused, exporting)
         tell.said["onnx"] = {"error": check.error, "tolerance": check.tolerance, "onnxruntime": check.runtime}
-        wrote(tell, "onnx", onnx, f": ONNX Runtime {check.runtime} agrees with torch, relative error {check.error:.1e}")
+        tell.wrote("onnx", onnx, f": ONNX Runtime {check.runtime} agrees with torch, relative error {check.error:.1e}")
     if recipe_file is not None:
         write_text(recipe_file, recipe(fused).to_json())
-        wrote(tell, "recipe", recipe_file)
+        tell.wrote("recipe", recipe_file)
     keep_report(tell, report_file, made)
     tell.finish()
 
@@ -269,7 +154,10 @@ def convert_command(
         Path, typer.Argument(help="Weights of the model as it was: .safetensors, or a .json index.", metavar="WEIGHTS")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Weights of the fused model: .safetensors, or a .json index.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Weights of the fused model: .safetensors, or a .json index."
+        ),
     ],
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -283,7 +171,7 @@ def convert_command(
     tell.say(found)
     with tell.working("converting"):
         convert_state_dict(found, checkpoint, output)
-    wrote(tell, "weights", output)
+    tell.wrote("weights", output)
     tell.finish()
 
 
@@ -294,7 +182,9 @@ def explain_command(
     inputs: Input = None,
     min_coverage: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Exit with 1 if a smaller share of the mergeable layers is merged."),
+        typer.Option(
+            min=0, max=1, metavar="SHARE", help="Exit with 1 if a smaller share of the mergeable layers is merged."
+        ),
     ] = None,
     report_file: ReportFile = None,
     rules: Rules = None,
@@ -330,9 +220,10 @@ def verify_command(
     weights: Weights = None,
     inputs: Input = None,
     fused_weights: Annotated[
-        Path | None, typer.Option("--fused", help="Weights that fuse -o wrote; default: fuse the model now.")
+        Path | None,
+        typer.Option("--fused", metavar="FILE", help="Weights that fuse -o wrote; default: fuse the model now."),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="How many random inputs to compare on.")] = 3,
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="How many random inputs to compare on.")] = 3,
     rules: Rules = None,
     without: Without = None,
     only: Only = None,
@@ -365,7 +256,7 @@ def bench_command(
     model: Model,
     weights: Weights = None,
     inputs: Input = None,
-    rounds: Annotated[int, typer.Option(min=FEWEST, help="Measured calls of each model.")] = 30,
+    rounds: Annotated[int, typer.Option(min=FEWEST, metavar="N", help="Measured calls of each model.")] = 30,
     rules: Rules = None,
     without: Without = None,
     only: Only = None,
@@ -395,7 +286,7 @@ def bench_command(
 def demo_command(
     report_file: ReportFile = None, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
 ) -> None:
-    """Fuse a small network with all kinds of branches, and show the report."""
+    """Fuse a small network with branches, and show the report."""
     tell = voice("demo", as_json, quiet, debug)
     check_target("--report", report_file, (".html", ".json"))
     made = report(fuse(network(), example()))
@@ -413,17 +304,13 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=HELP)
 def reparamkit(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Merge the linear pieces of a trained PyTorch model: fewer operations, the same outputs, proved.
-
-    Exit codes: 0 done; 1 a check failed; 2 wrong arguments; 3 the model cannot be loaded, fused or exported;
-    4 an optional package is missing; 5 an unexpected error.
-    """
+    """What all commands have in common."""
 
 
 # --- running ------------------------------------------------------------------------------------------

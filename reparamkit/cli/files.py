@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..compare import compare
 from ..recipes.files import atomic
-from ..verify import compare
 from .failures import Code, Failure
 from .spec import optional, redrawn
 

@@ -29,6 +29,17 @@ def read_by_methods(cls: type) -> Paths:
     return {name: frozenset(_read(tree)) for name, tree in _methods(cls)}
 
 
+@per_class
+def read_by_forward(cls: type) -> frozenset[str]:
+    """What the forward reads, and the methods of the object that it calls."""
+    read, waiting, found = read_by_methods(cls), {"forward"}, frozenset[str]()
+    while waiting:
+        new = frozenset[str]().union(*(read.get(name, frozenset()) for name in waiting)) - found
+        found |= new
+        waiting = {path.removesuffix("()") for path in new if path.endswith("()")}
+    return found
+
+
 def _methods(cls: type) -> Iterator[tuple[str, ast.AST]]:
     seen: set[str] = set()
     for base in cls.__mro__:

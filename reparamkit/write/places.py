@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..capture.paths import module_at
 from ..engine.held import OWN
 
 
@@ -31,11 +32,7 @@ class Places:
 
     def has(self, path: str) -> bool:
         """Whether there is a module at a path."""
-        try:
-            self.root.get_submodule(path)
-        except AttributeError:
-            return False
-        return bool(path)
+        return bool(path) and module_at(self.root, path) is not None
 
     def clear(self) -> None:
         """Hold none of the modules any more."""

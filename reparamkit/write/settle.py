@@ -1,20 +1,51 @@
-"""The numbers of a merged layer, cast once from float64."""
+"""The numbers of merged layers, cast once from float64."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Iterable
 
+import torch
+from torch import Tensor, fx, nn
+
+from ..capture.capture import Captured
 from ..errors import NotFusable
 from ..recipes.tape import Tape
+from .splice import Written
 
 
-def settle(module: nn.Module, like: Tensor | None, requires_grad: bool, tape: Tape) -> list[str]:
-    """Cast a merged layer once, to the dtype and device of the layers it replaces; returns warnings. The tape records
-    the cast.
+def settle(captured: Captured, written: Written, tape: Tape) -> None:
+    """Cast the merged layers once, to the dtype and device of the layers they replace. The tape records the cast.
 
     Raises `NotFusable` if a number is finite in float64 and not in that dtype.
     """
+    tensors = list(_tensors(captured, written.site.members))
+    floating = [t for t in tensors if t.is_floating_point()]
+    trainable = any(t.requires_grad for t in floating)
+    for name, module in written.layers.items():
+        like = next(iter(_tensors(captured, [written.anchors[name]])), None)
+        like = like if like is not None and like.is_floating_point() else next(iter(floating), _any(captured))
+        written.warnings += _cast(module, like, trainable, tape)
+
+
+def _any(captured: Captured) -> Tensor | None:
+    """A parameter of the model, for the dtype of a merge that reads none."""
+    return next((p for p in captured.root.parameters() if p.dtype != torch.float64), None)
+
+
+def _tensors(captured: Captured, nodes: Iterable[fx.Node]) -> Iterable[Tensor]:
+    """Parameters and buffers that nodes read, also through parameter arithmetic."""
+    for node in sorted(nodes, key=lambda n: n.name):
+        if node.op == "call_module":
+            module = captured.module(node)
+            yield from module.parameters()
+            yield from module.buffers()
+        elif node.op == "get_attr" and isinstance(value := captured.attribute(node), Tensor):
+            yield value
+        yield from _tensors(captured, [n for n in node.all_input_nodes if n in captured.constants])
+
+
+def _cast(module: nn.Module, like: Tensor | None, requires_grad: bool, tape: Tape) -> list[str]:
+    """Cast one layer to the dtype and device of a tensor, if there is one; returns warnings."""
     warnings: list[str] = []
     for name, parameter in module.named_parameters():
         data = parameter.data

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
-from ..capture.trees import leaves
 from ..engine.norms import join
-from ..engine.scope import called_plainly, innermost, place_of, watched
-from ..engine.sharing import alike, is_shared
+from ..engine.scope import watched
+from ..engine.sharing import alike
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
 from ..recipes.tape import Tape
+from .admit import Admission, Refuse, written_out
 from .finish import Finisher
-from .frames import read_lent
+from .flat import graph_module
 from .settle import settle
-from .splice import Splicer, Written, is_chain, is_swap
+from .splice import Splicer, Written, is_swap
 
 Prove = Callable[[Captured, Written], float | None]
 """Checks one merge in float64; returns its error, raises if it is wrong."""
-Refuse = Callable[[fx.Node, str], None]
 Judge = Callable[[Captured, Written], None]
 """Raises `NotFusable` if a merge is not wanted, as it would be written."""
 
@@ -69,8 +67,6 @@ class Writer:
     spare: set[fx.Node] = field(default_factory=set)
     writes: dict[fx.Node, fx.Node] = field(default_factory=dict)
     done: list[tuple[Written, float | None]] = field(default_factory=list)
-    chains: set[int] = field(default_factory=set)
-    shared: set[int] = field(default_factory=set)
     in_place: set[int] = field(default_factory=set)
     swaps: set[int] = field(default_factory=set)
     absorbed: list[fx.Node] = field(default_factory=list)
@@ -78,6 +74,11 @@ class Writer:
     def __post_init__(self) -> None:
         self.splicer = Splicer(self.captured)
         self.finisher = Finisher(self.captured)
+        self.admission = Admission(self.captured, self.as_graph, self.splicer, self.finisher, self._refuse)
+
+    def _refuse(self, node: fx.Node, reason: str) -> None:
+        """Whom to tell may change from round to round."""
+        self.refuse(node, reason)
 
     def write(self, sites: list[Site]) -> list[Written]:
         """Splice and prove the sites, in program order; then let every reader read the new values.
@@ -103,7 +104,7 @@ class Writer:
         return self.swapped is not None and not self.captured.apart
 
     def _write(self, sites: Sequence[Site]) -> list[Written]:
-        writable = self._writable([self._settled(site) for site in sites])
+        writable = self.admission.writable([self.admission.as_row(site) for site in sites])
         scales = {scale for site in writable for scale in site.scales}
         absorbed = {node for site in writable for node in site.absorbed}
         copies = self._skip(scales, absorbed)
@@ -138,7 +139,7 @@ class Writer:
         self._leave_absorbed()
         self._collect(unit)
         frames = [one.frame for one in unit if self.finisher.touches(one.site.core)]
-        self.finisher.finish([*frames, *(self.captured.frame(s) for one in unit for s in _written_out(one.site))])
+        self.finisher.finish([*frames, *(self.captured.frame(s) for one in unit for s in written_out(one.site))])
         self.in_place |= set(map(id, unit))
         for written in unit:
             written.site = replace(written.site, placed=None)
@@ -148,7 +149,7 @@ class Writer:
         """Write the site of a graph rule at once, if its method can be written again."""
         swap = is_swap(self.captured, site)
         self.swaps |= {id(site.value)} if swap else set()
-        if self.as_graph or swap or self.admit(site):
+        if self.as_graph or swap or self.admission.admit(site):
             written = self._write_one(site)
             if written is not None:
                 self.splicer.commit(written)
@@ -210,7 +211,7 @@ class Writer:
                 self.splicer.splice(written)
             self._carry_hooks(written)
             error = self.prove(self.captured, written)
-            self._settle(written)
+            settle(self.captured, written, self.tape)
             self.judge(self.captured, written)
             self.see(written)
         except BaseException as error:
@@ -229,67 +230,11 @@ class Writer:
                 (layer,) = written.layers.values()
                 carry_hooks(self.captured.module(member), layer)
 
-    # --- which sites can be written ----------------------------------------------------------------
-
-    def _writable(self, sites: Sequence[Site]) -> list[Site]:
-        """Leave out sites whose method cannot be written again; mark rows of modules that need none written."""
-        if self.as_graph:
-            return list(sites)
-        able = [site for site in sites if self._admit_scales(site)]
-        rows = [site for site in able if is_chain(self.captured, site)]
-        known = {id(row) for row in rows}
-        written = [site for site in able if id(site) not in known and self.admit(site)]
-        while touched := self._touched(rows):
-            # A neighbour in the same method is written again, so these rows are as well.
-            written += [row for row in rows if id(row) in touched and self.admit(row)]
-            rows = [row for row in rows if id(row) not in touched]
-        self.shared |= {call for site in rows if is_shared(self.captured, site) for call in self._calls(site)}
-        self.chains |= {id(site.value) for site in rows}
-        chosen = {id(site) for site in (*rows, *written)}
-        return [site for site in sites if id(site) in chosen]
+    # --- before anything is written ----------------------------------------------------------------
 
     def check(self, site: Site) -> None:
         """Raises `NotFusable` if a site cannot be written."""
-        if self.as_graph:
-            self._check_hooks(site.members)
-            return
-        site = self._settled(site)
-        self.splicer.check(site)
-        for scale in _written_out(site):
-            self.finisher.check(self.captured.frame(scale), [scale], _guarded(site))
-        if not is_chain(self.captured, site):
-            self._check(site, site.core)
-
-    def _check(self, site: Site, members: Collection[fx.Node]) -> None:
-        """Raises `NotFusable` if the method around some members of a site cannot be written again."""
-        self._check_hooks(members)
-        if is_shared(self.captured, site):
-            raise NotFusable("its module is called at several places, and a method would have to be written again")
-        if self.finisher.calls(members) & self.shared:
-            raise NotFusable("the method around it has a layer that is called at several places, and merged for all")
-        frame = innermost([self.captured.frame(m) for m in members])
-        returned = {self.captured.current(leaf) for leaf in leaves(frame.output) if isinstance(leaf, fx.Node)}
-        if any(node.users.keys() <= site.members for node in returned & site.core - {site.value}):
-            raise NotFusable(f"'{frame.path}' returns a value from inside the merge, which nothing reads")
-        self.finisher.check(frame, members, _guarded(site))
-
-    def _check_hooks(self, members: Collection[fx.Node]) -> None:
-        if any(watched(self.captured, member) for member in members):
-            raise NotFusable("it has hooks, and only a row of modules carries them along")
-
-    def _calls(self, site: Site) -> set[int]:
-        return self.finisher.calls(site.core)
-
-    def _touched(self, rows: Sequence[Site]) -> set[int]:
-        """Rows (by identity) in methods that are written again, and what is merged alike."""
-        groups = alike(self.captured, rows)
-        return {id(r) for group in groups if any(self.finisher.touches(r.core) for r in group) for r in group}
-
-    def _settled(self, site: Site) -> Site:
-        """A row of modules is one whether it begins with a scale or not."""
-        whole = replace(site, absorbed=frozenset())
-        apart = not site.absorbed.isdisjoint(self.captured.apart)
-        return whole if not apart and is_chain(self.captured, whole) else site
+        self.admission.check(site)
 
     def attempt(self, site: Site) -> None:
         """As `check`, and the judge is asked about the site as it would be written."""
@@ -297,43 +242,10 @@ class Writer:
         written = self.splicer.begin(site)
         try:
             self.splicer.splice(written)
-            self._settle(written)
+            settle(self.captured, written, self.tape)
             self.judge(self.captured, written)
         finally:
             self.splicer.withdraw(written)
-
-    def admit(self, site: Site) -> bool:
-        """Mark the site's method to be written again, if it can be."""
-        return self._admit(site, site.core)
-
-    def _admit_scales(self, site: Site) -> bool:
-        """The same for the methods that its absorbed scales are in."""
-        return all(self._admit(site, [scale]) for scale in _written_out(site))
-
-    def _admit(self, site: Site, members: Collection[fx.Node]) -> bool:
-        frame = innermost([self.captured.frame(m) for m in members])
-        try:
-            self._check(site, members)
-        except NotFusable as no:
-            self.refuse(site.value, no.reason)
-            return False
-        self.finisher.rewrite(frame, members)
-        return True
-
-    # --- numbers -----------------------------------------------------------------------------------
-
-    def _settle(self, written: Written) -> None:
-        tensors = list(_tensors(self.captured, written.site.members))
-        floating = [t for t in tensors if t.is_floating_point()]
-        trainable = any(t.requires_grad for t in floating)
-        for name, module in written.layers.items():
-            like = next(iter(_tensors(self.captured, [written.anchors[name]])), None)
-            like = like if like is not None and like.is_floating_point() else next(iter(floating), self._any())
-            written.warnings += settle(module, like, trainable, self.tape)
-
-    def _any(self) -> Tensor | None:
-        """A parameter of the model, for the dtype of a merge that reads none."""
-        return next((p for p in self.captured.root.parameters() if p.dtype != torch.float64), None)
 
     # --- the model -----------------------------------------------------------------------------------
 
@@ -348,7 +260,7 @@ class Writer:
             self._collect(pending)
             self.finisher.finish(None if self.as_graph else list(self.finisher.frames.values()))
         root = self.captured.root
-        model = self._graph_module() if self.as_graph else root
+        model = graph_module(self.captured) if self.as_graph else root
         placed = {id(module) for module in root.modules()}
         return model, [self._done(written, error, placed) for written, error in self.done]
 
@@ -358,7 +270,7 @@ class Writer:
         for written in unit:
             first.setdefault(id(written.layers), written)
         for written in first.values():
-            if id(written.site.value) in self.chains and not self.finisher.touches(written.site.core):
+            if self.admission.is_row(written):
                 self.finisher.chain(written)
             else:
                 self.finisher.region(written)
@@ -374,24 +286,12 @@ class Writer:
         self.finisher.inlined.clear()
         done = [written for written, _ in self.done] if not self.as_graph else []
         for written in done:
-            if id(written.site.value) not in self.chains | self.swaps:
+            if id(written.site.value) not in self.admission.chains | self.swaps:
                 self.finisher.rewrite(written.frame, written.site.core)
-            for scale in _written_out(written.site):
+            for scale in written_out(written.site):
                 self.finisher.rewrite(self.captured.frame(scale), [scale])
         for written in done:
             self.finisher.hide(written.partial)
-
-    def _graph_module(self) -> fx.GraphModule:
-        for name, value in self.captured.held.items():
-            self.captured.root.register_buffer(name, value, persistent=False)
-        # A plain copy: what is unpickled is traced again, as plain graphs are, and knows nothing of our tracer.
-        graph, here = fx.Graph(), dict[fx.Node, fx.Node]()
-        graph.output(graph.graph_copy(self.captured.graph, here))
-        first = next((n for n, p in self.captured.root.named_parameters() if p.is_floating_point()), "")
-        for node, copy in here.items():
-            own = partial(graph.get_attr, first) if first else lambda: None
-            read_lent(self.captured, node.meta.get("lent", {}), copy, here, own)
-        return fx.GraphModule(self.captured.root, graph, type(self.captured.root).__name__)
 
     def _done(self, written: Written, error: float | None, placed: set[int]) -> Done:
         """placed: the modules of the model, by identity."""
@@ -422,16 +322,6 @@ class Writer:
         return any(order.get(user, len(order)) > order[writer] for user in users)
 
 
-def _written_out(site: Site) -> list[fx.Node]:
-    """Absorbed scales that are no module's, or of one with further arguments: the code around them changes."""
-    return [n for n in site.scales if not place_of(n) or (n.op == "call_module" and not called_plainly(n))]
-
-
-def _guarded(site: Site) -> bool:
-    """Whether the code that is written takes the sizes of the example inputs only."""
-    return site.placed is None or bool(site.placed.guards)
-
-
 def _units(captured: Captured, sites: Sequence[Site]) -> list[list[Site]]:
     """Sites that share members or modules together, in program order: they are proved against the same layers."""
     shared = nx.Graph([(number, member) for number, site in enumerate(sites) for member in site.members])
@@ -448,15 +338,3 @@ def _equal(a: Written, b: Written) -> bool:
     states = [(x.state_dict(), y.state_dict()) for x, y in pairs]
     same = all(x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x) for x, y in states)
     return len(a.layers) == len(b.layers) and same and all(repr(x) == repr(y) for x, y in pairs)
-
-
-def _tensors(captured: Captured, nodes: Iterable[fx.Node]) -> Iterable[Tensor]:
-    """Parameters and buffers that nodes read, also through parameter arithmetic."""
-    for node in sorted(nodes, key=lambda n: n.name):
-        if node.op == "call_module":
-            module = captured.module(node)
-            yield from module.parameters()
-            yield from module.buffers()
-        elif node.op == "get_attr" and isinstance(value := captured.attribute(node), Tensor):
-            yield value
-        yield from _tensors(captured, [n for n in node.all_input_nodes if n in captured.constants])

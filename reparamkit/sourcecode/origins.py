@@ -30,14 +30,16 @@ def place_of_node(node: ast.expr) -> Place:
 
 
 def users(frame: FrameType) -> FrameType:
-    """The innermost frame of code that is neither ours nor torch's; what was written for a model is its own."""
-    while frame.f_back is not None and _package(frame) in NOT_USERS and not frame.f_code.co_filename.startswith("<"):
+    """The innermost frame of the user's code."""
+    while frame.f_back is not None and not is_users(frame):
         frame = frame.f_back
     return frame
 
 
-def _package(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
+def is_users(frame: FrameType) -> bool:
+    """Whether a frame is of code that is neither ours nor torch's; what was written for a model is its own."""
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return package not in NOT_USERS or frame.f_code.co_filename.startswith("<")
 
 
 def origins(frame: FrameType) -> Iterator[tuple[FrameType, ast.expr]]:

@@ -9,6 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +44,18 @@ class InjectedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.fc, self.grid, self.kernels, self.compute = fc, grid, kernels, compute
+        self.in_features, self.out_features = fc.in_features, fc.out_features
         for k in kernels:
             self.add_module(f"repconv{k}", _branch(k, init, fc.weight))
         self.train(fc.training)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):
+            raise AttributeError(
+                f"an injected layer has no {name} of its own: it computes fc and convolutions; reparamkit.fuse makes "
+                f"one linear layer of them, and '.fc.{name}' is that without the convolutions"
+            )
+        return super().__getattr__(name)
 
     def extra_repr(self) -> str:
         return f"grid={self.grid}, kernels={self.kernels}, compute={self.compute!r}"

@@ -15,6 +15,8 @@ from .show.data import decoded, encoded, parsed
 from .show.page import page
 from .show.terminal import renderable
 
+SHOWN = 8
+"""How many layers that were left for one reason are printed; the fields have all."""
 SCHEMA, VERSION = "reparamkit.report", 2
 """Name and version of the JSON form. The version rises when a field changes its meaning or goes."""
 
@@ -325,7 +327,7 @@ def _merged(report: Report) -> Table:
             merge.layer,
             shorten(", ".join(merge.members), 44),
             ", ".join(merge.rules),
-            f"{brief(merge.before.flops)} -> {brief(merge.after.flops)}",
+            _flops(merge),
             *([f"{merge.before.milliseconds or 0:.3g} -> {merge.after.milliseconds or 0:.3g}"] if measured else []),
             "not checked" if merge.error is None else f"{merge.error:.0e}",
         )
@@ -333,6 +335,12 @@ def _merged(report: Report) -> Table:
     ]
     head = ("merged into", "layer", "replaces", "rules", "flops", *(["ms"] if measured else []), "error")
     return [head, *rows] if rows else []
+
+
+def _flops(merge: Merge) -> str:
+    """Nothing, if what a graph rule replaced has no price."""
+    before, after = merge.before.flops, merge.after.flops
+    return f"{brief(before)} -> {brief(after)}" if before or after else ""
 
 
 def _refused(report: Report) -> list[tuple[str, str, list[str]]]:
@@ -345,7 +353,8 @@ def _reasons(group: Group) -> Iterator[str]:
     for refusal in group.refusals:
         places.setdefault(refusal.reason, []).append(f"{refusal.path} ({refusal.layer})")
     for reason, where in places.items():
-        yield f"{', '.join(where)}: {reason}"
+        more = f" and {len(where) - SHOWN} more" if len(where) > SHOWN else ""
+        yield f"{', '.join(where[:SHOWN])}{more}: {reason}"
 
 
 def _left(report: Report) -> Iterator[str]:

@@ -1,0 +1,54 @@
+"""Functions of torch that do something else while a forward is traced, in the thread that traces it."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ..sourcecode.origins import is_users
+
+Function = Callable[..., Any]
+Way = Callable[[Function, tuple[Any, ...], dict[str, Any]], Any]
+"""What is done instead of a call: gets the function, the arguments and the keyword arguments."""
+
+
+@contextmanager
+def patched(owner: Any, ways: Mapping[str, Way]) -> Iterator[None]:
+    """Inside, functions of a class or module go these ways, by name. Other threads call them as they are.
+
+    Traces take turns: of two that overlapped, the first to end would take the patches of the other away.
+    """
+    before = {name: vars(owner)[name] for name in ways}
+    for name, way in ways.items():
+        setattr(owner, name, _in_this_thread(before[name], way))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(owner, name, function)
+
+
+def _in_this_thread(function: Function, way: Way) -> Function:
+    thread = threading.get_ident()
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return way(function, args, kwargs) if threading.get_ident() == thread else function(*args, **kwargs)
+
+    return call
+
+
+def noting(note: Callable[[str], None]) -> Way:
+    """Calls as always, of which `note` gets the name of the function where the user's code makes them."""
+
+    def way(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # The frame above is that of the patch, and the one above that is who calls.
+        if is_users(sys._getframe(2)):
+            note(function.__name__)
+        return function(*args, **kwargs)
+
+    return way

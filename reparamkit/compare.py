@@ -1,0 +1,180 @@
+"""How far the outputs of two models are from each other, and what rounding can explain.
+
+Relative error is always ``max|a - b| / max|b|`` per tensor.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .capture.buffers import other_buffers
+from .capture.capture import Inputs, run
+from .capture.trees import leaves, map_leaves
+from .layers.wide import wide, wide_module
+
+AMPLIFIED = 16
+"""How much more than one rounding of the weights may separate two ways to compute one model."""
+
+
+def tolerance(dtype: torch.dtype, fan_in: int = 4096, depth: int = 64) -> float:
+    """What rounding alone can explain between two orders of the same arithmetic.
+
+    Errors of sums grow with the square root of the number of summands (`fan_in`) and of the layers (`depth`);
+    for half precision the bound is capped, since beyond it nothing would be said.
+    """
+    return min(4 * torch.finfo(dtype).eps * math.sqrt(fan_in * depth), 0.1)
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """``max|found - wanted| / max|wanted|``; infinite if exactly one of them is not finite somewhere."""
+    if found.shape != wanted.shape:
+        return math.inf
+    if wanted.numel() == 0:
+        return 0.0
+    a, b = found.detach().double(), wanted.detach().double()
+    difference, scale = float((a - b).abs().max()), float(b.abs().max())
+    if math.isfinite(difference) and math.isfinite(scale):
+        return difference / scale if scale else (math.inf if difference else 0.0)
+    return _error_beside_infinities(a, b)
+
+
+def _error_beside_infinities(a: Tensor, b: Tensor) -> float:
+    """Both must be infinite, or not a number, at the same places; the error is that of the rest."""
+    finite = b.isfinite()
+    if not torch.equal(a.nan_to_num(0, math.inf, -math.inf)[~finite], b.nan_to_num(0, math.inf, -math.inf)[~finite]):
+        return math.inf
+    return relative_error(a[finite], b[finite]) if torch.equal(a.isfinite(), finite) else math.inf
+
+
+# --- whole models -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The comparison of two models on one input.
+
+    error: the largest relative error over the output tensors. tolerance: what rounding can explain. where: in which
+    output, and where in it, if that is more. first: the path of the first module that makes something else of the same
+    inputs, if there is one of that path in both models.
+    """
+
+    error: float
+    tolerance: float
+    where: str = ""
+    first: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the outputs agree up to rounding."""
+        return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = "equal" if self.passed else "NOT equal"
+        place = f"; {self.where}" if self.where else ""
+        first = "" if self.first is None else f"; the first module that differs is '{self.first}'"
+        return f"{verdict}: largest relative error {self.error:.2e}, rounding allows {self.tolerance:.1e}{place}{first}"
+
+
+def compare(found: Any, wanted: Any, through: Iterable[Tensor] = ()) -> Verification:
+    """Compare two outputs, tensor by tensor.
+
+    through: tensors that take part in the computation, whose dtypes round as well.
+    """
+    found, wanted = tensors(found), tensors(wanted)
+    if len(found) != len(wanted):
+        return Verification(math.inf, 0.0, f"{len(found)} output tensors, not {len(wanted)}")
+    floating = {t.dtype for t in (*wanted, *through) if t.is_floating_point()}
+    allowed = max((tolerance(d) for d in floating), default=0.0)
+    errors = [relative_error(a, b) for a, b in zip(found, wanted, strict=True)]
+    if not errors or max(errors) <= allowed:
+        return Verification(max(errors, default=0.0), allowed)
+    worst = errors.index(max(errors))
+    which = f"output {worst}: " if len(errors) > 1 else ""
+    return Verification(errors[worst], allowed, which + place_of_error(found[worst], wanted[worst], allowed))
+
+
+def place_of_error(found: Tensor, wanted: Tensor, allowed: float) -> str:
+    """Where two tensors differ by more than `allowed`, relative to the largest number: dimension 1 is of channels,
+    those behind it of pixels.
+    """
+    if found.shape != wanted.shape:
+        return f"its shape is {tuple(found.shape)}, not {tuple(wanted.shape)}"
+    a, b = found.detach().double(), wanted.detach().double()
+    finite = b[b.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    wrong = ~((a - b).abs() <= allowed * scale) & ~((a == b) | (a.isnan() & b.isnan()))
+    said = [f"{int(wrong.sum())} of {wrong.numel()} numbers differ"]
+    for dim, size in enumerate(wrong.shape):
+        places = wrong.movedim(dim, 0).reshape(size, -1).any(1).nonzero().flatten().tolist()
+        if size > 1 and len(places) == 1:
+            said.append(f"only in channel {places[0]}" if dim == 1 else f"only at {places[0]} of dimension {dim}")
+    inner = wrong
+    for dim in range(2, wrong.dim()):
+        inner = inner.narrow(dim, 1, max(0, wrong.shape[dim] - 2)) if wrong.shape[dim] > 1 else inner
+    if inner.numel() and not inner.any():
+        said.append("only at the border")
+    return ", ".join(said)
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """All tensors in a nested structure, and numbers as tensors."""
+    if hasattr(output, "to_tuple"):
+        output = output.to_tuple()
+    found = [leaf if isinstance(leaf, Tensor) else _of_number(leaf) for leaf in leaves(output)]
+    return [_plain(tensor) for tensor in found if tensor is not None]
+
+
+def _of_number(leaf: Any) -> Tensor | None:
+    return torch.tensor(float(leaf), dtype=torch.float64) if isinstance(leaf, (bool, int, float)) else None
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor of any kind, as one that has real numbers everywhere."""
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def undisturbed(model: nn.Module, inputs: Inputs) -> Any:
+    """The output of a model on copies of the inputs, its buffers left as they are."""
+    with other_buffers(model, Tensor.clone):
+        return run(model, inputs.copied())
+
+
+def sensitivity(model: nn.Module, inputs: Inputs) -> float:
+    """How far one rounding of its own weights moves the output of a model, as a relative error.
+
+    Some models amplify rounding so much that no two ways to compute them agree.
+    """
+    generator = torch.Generator().manual_seed(0)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in (*twin.parameters(), *twin.buffers()):
+            if tensor.is_floating_point():
+                noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+                tensor.mul_(1 + torch.finfo(tensor.dtype).eps * noise)
+    return compare(undisturbed(twin, inputs), undisturbed(model, inputs)).error
+
+
+def compare_wide(found: nn.Module, wanted: nn.Module, inputs: Inputs) -> Verification | None:
+    """Compare two models as if they were of float64, where nothing is left of rounding but that of their weights; None
+    if they do not run so. (A choice by rank, as of the best boxes, is a matter of rounding among equals.)
+    """
+    twins = [wide_module(model) for model in (found, wanted)]
+    given = map_leaves(
+        lambda leaf: wide(leaf) if isinstance(leaf, Tensor) else leaf, (inputs.args, dict(inputs.kwargs))
+    )
+    try:
+        a, b = (undisturbed(twin, Inputs(*given)) for twin in twins)
+    except Exception:
+        return None
+    return compare(a, b, wanted.parameters())

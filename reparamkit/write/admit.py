@@ -1,0 +1,126 @@
+"""Which sites can be written into the model's code, and which methods have to be written again for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import fx
+
+from ..capture.capture import Captured
+from ..capture.trees import leaves
+from ..engine.scope import called_plainly, innermost, place_of, watched
+from ..engine.sharing import alike, is_shared
+from ..engine.site import Site
+from ..errors import NotFusable
+from .finish import Finisher
+from .splice import Splicer, Written, is_chain
+
+Refuse = Callable[[fx.Node, str], None]
+"""Is told why the site of a value is not written."""
+
+
+@dataclass(eq=False)
+class Admission:
+    """Of the sites of one model. as_graph: no code is written. chains: values (by identity) of rows of modules, for
+    which no method is written again. shared: their modules (by identity) that are called at several places.
+    """
+
+    captured: Captured
+    as_graph: bool
+    splicer: Splicer
+    finisher: Finisher
+    refuse: Refuse
+    chains: set[int] = field(default_factory=set)
+    shared: set[int] = field(default_factory=set)
+
+    def is_row(self, written: Written) -> bool:
+        """Whether a site in the graph is a row of modules, in a method that stays as it is."""
+        return id(written.site.value) in self.chains and not self.finisher.touches(written.site.core)
+
+    def writable(self, sites: Sequence[Site]) -> list[Site]:
+        """Leave out sites whose method cannot be written again; mark rows of modules that need none written."""
+        if self.as_graph:
+            return list(sites)
+        able = [site for site in sites if self._admit_scales(site)]
+        rows = [site for site in able if is_chain(self.captured, site)]
+        known = {id(row) for row in rows}
+        written = [site for site in able if id(site) not in known and self.admit(site)]
+        while touched := self._touched(rows):
+            # A neighbour in the same method is written again, so these rows are as well.
+            written += [row for row in rows if id(row) in touched and self.admit(row)]
+            rows = [row for row in rows if id(row) not in touched]
+        self.shared |= {
+            call for site in rows if is_shared(self.captured, site) for call in self.finisher.calls(site.core)
+        }
+        self.chains |= {id(site.value) for site in rows}
+        chosen = {id(site) for site in (*rows, *written)}
+        return [site for site in sites if id(site) in chosen]
+
+    def check(self, site: Site) -> None:
+        """Raises `NotFusable` if a site cannot be written."""
+        if self.as_graph:
+            self._check_hooks(site.members)
+            return
+        site = self.as_row(site)
+        self.splicer.check(site)
+        for scale in written_out(site):
+            self.finisher.check(self.captured.frame(scale), [scale], _guarded(site))
+        if not is_chain(self.captured, site):
+            self._check(site, site.core)
+
+    def _check(self, site: Site, members: Collection[fx.Node]) -> None:
+        """Raises `NotFusable` if the method around some members of a site cannot be written again."""
+        self._check_hooks(members)
+        if is_shared(self.captured, site):
+            raise NotFusable("its module is called at several places, and a method would have to be written again")
+        if self.finisher.calls(members) & self.shared:
+            raise NotFusable("the method around it has a layer that is called at several places, and merged for all")
+        frame = innermost([self.captured.frame(m) for m in members])
+        returned = {self.captured.current(leaf) for leaf in leaves(frame.output) if isinstance(leaf, fx.Node)}
+        if any(node.users.keys() <= site.members for node in returned & site.core - {site.value}):
+            raise NotFusable(f"'{frame.path}' returns a value from inside the merge, which nothing reads")
+        self.finisher.check(frame, members, _guarded(site))
+
+    def _check_hooks(self, members: Collection[fx.Node]) -> None:
+        if any(watched(self.captured, member) for member in members):
+            raise NotFusable("it has hooks, and only a row of modules carries them along")
+
+    def _touched(self, rows: Sequence[Site]) -> set[int]:
+        """Rows (by identity) in methods that are written again, and what is merged alike."""
+        groups = alike(self.captured, rows)
+        return {id(r) for group in groups if any(self.finisher.touches(r.core) for r in group) for r in group}
+
+    def as_row(self, site: Site) -> Site:
+        """A row of modules is one whether it begins with a scale or not."""
+        whole = replace(site, absorbed=frozenset())
+        apart = not site.absorbed.isdisjoint(self.captured.apart)
+        return whole if not apart and is_chain(self.captured, whole) else site
+
+    def admit(self, site: Site) -> bool:
+        """Mark the site's method to be written again, if it can be."""
+        return self._admit(site, site.core)
+
+    def _admit_scales(self, site: Site) -> bool:
+        """The same for the methods that its absorbed scales are in."""
+        return all(self._admit(site, [scale]) for scale in written_out(site))
+
+    def _admit(self, site: Site, members: Collection[fx.Node]) -> bool:
+        frame = innermost([self.captured.frame(m) for m in members])
+        try:
+            self._check(site, members)
+        except NotFusable as no:
+            self.refuse(site.value, no.reason)
+            return False
+        self.finisher.rewrite(frame, members)
+        return True
+
+
+def written_out(site: Site) -> list[fx.Node]:
+    """Absorbed scales that are no module's, or of one with further arguments: the code around them changes."""
+    return [n for n in site.scales if not place_of(n) or (n.op == "call_module" and not called_plainly(n))]
+
+
+def _guarded(site: Site) -> bool:
+    """Whether the code that is written takes the sizes of the example inputs only."""
+    return site.placed is None or bool(site.placed.guards)
