@@ -245,10 +245,9 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     private = model if at_once else _sharing_copy(model)
     with intact(private), caches_left(private):
         parts = _captured(private, request)
-        readings = _readings(parts)
-        before = _measured(private, readings)
+        before = _begun(private, parts)
     suspects, tape = suspicious(private), Tape(private)
-    works = [_fused_part(reading, request, tape, swapped if at_once else None) for reading in readings]
+    works = [_fused_part(part, request, tape, swapped if at_once else None) for part in parts.captured]
     fused = works[0].model
     kept = _recipe(tape, fused)
     fused = fused if request.inplace else _owning(fused)
@@ -317,6 +316,15 @@ def _check_coverage(made: Report, wanted: float) -> None:
         )
 
 
+def _begun(model: nn.Module, parts: Parts) -> Measured:
+    """What the model costs as it is; what computes nothing is then taken out of the graphs."""
+    readings = _readings(parts)
+    before = _measured(model, readings)
+    for reading in readings:
+        _simplify(reading)
+    return before
+
+
 def _readings(parts: Parts) -> list[Reading]:
     """A reading of every part as it is now."""
     for part in parts.captured:
@@ -339,11 +347,9 @@ def _sites(works: Sequence[Work], nodes: Callable[[Done], Iterable[fx.Node]]) ->
     return found
 
 
-def _fused_part(before: Reading, request: Request, tape: Tape, swapped: list[str] | None) -> Work:
-    """Choose, write and prove in one captured part. before: a reading of it."""
-    captured = before.captured
+def _fused_part(captured: Captured, request: Request, tape: Tape, swapped: list[str] | None) -> Work:
+    """Choose, write and prove in one captured part."""
     tape.know(value for value in captured.held.values() if isinstance(value, Tensor))
-    _simplify(before)
     trials = Trials()
     judge = trials.judge if request.measured else _unjudged
     writer = Writer(captured, request.as_graph, _unproved, _unheard, judge, tape, swapped)
