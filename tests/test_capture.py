@@ -682,6 +682,8 @@ FREE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "filled": lambda m, x: both(m, x) + torch.empty(x.shape).fill_(1.0),
     "zeros of sizes in a tuple": lambda m, x: both(m, x) + torch.zeros((x.size(0), 1, 1, 1)),
     "ones of several sizes": lambda m, x: both(m, x) + torch.ones(x.size(0), 4, x.size(2), 1),
+    "a constant for each input": lambda m, x: both(m, x) + torch.ones(4, 1, 1).expand(x.size(0), -1, 1, 1),
+    "zeros like a constant": lambda m, x: both(m, x) + torch.ones(1).new_zeros(x.size(0), 4, 1, 1),
     "identity matrix": lambda m, x: both(m, x) @ torch.eye(x.shape[3]),
     "range": lambda m, x: both(m, x) + torch.arange(x.shape[3]),
     "tensor of a size": lambda m, x: both(m, x) * torch.tensor(x.shape[2]),

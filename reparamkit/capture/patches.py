@@ -22,14 +22,15 @@ def patched(owner: Any, ways: Mapping[str, Way]) -> Iterator[None]:
 
     Traces take turns: of two that overlapped, the first to end would take the patches of the other away.
     """
-    before = {name: vars(owner)[name] for name in ways}
+    before = {name: vars(owner)[name] for name in ways if name in vars(owner)}
     for name, way in ways.items():
-        setattr(owner, name, _in_this_thread(before[name], way))
+        setattr(owner, name, _in_this_thread(getattr(owner, name), way))
     try:
         yield
     finally:
-        for name, function in before.items():
-            setattr(owner, name, function)
+        for name in ways:
+            # A class may have a function of its base.
+            setattr(owner, name, before[name]) if name in before else delattr(owner, name)
 
 
 def _in_this_thread(function: Function, way: Way) -> Function:

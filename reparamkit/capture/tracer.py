@@ -34,7 +34,7 @@ from .proxies import ValueProxy, attribute, where
 from .scripts import scripts_opened
 from .state import Contents
 from .trees import leaves, map_leaves
-from .variadic import traced_numbers_taken
+from .variadic import plain, traced_numbers_taken
 
 CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
 """The way from a call of a module to its forward."""
@@ -148,12 +148,14 @@ class _Calls(TorchFunctionMode):
         self.tracer = tracer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        func, kwargs = plain(func), kwargs or {}
         if self.tracer.idle:
             return func(*args, **kwargs)
         if any(issubclass(kind, fx.Proxy) for kind in types) or _reads_traced(args, kwargs):
             self.tracer.withdraw(sys._getframe(1))
-            return fx.Proxy.__torch_function__(func, types, args, kwargs)
+            # Not all methods are in the list of those that torch hands on.
+            method = isinstance(func, MethodDescriptorType)
+            return self._node(func, args, kwargs) if method else fx.Proxy.__torch_function__(func, types, args, kwargs)
         if func in FACTORIES and self.tracer.factories:
             return self._node(func, args, kwargs)
         with Draws() as draws:

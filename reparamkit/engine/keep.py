@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import fx
 
@@ -11,9 +12,11 @@ from ..algebra.form import Form, Trail
 from ..algebra.probe import PROBE
 from ..errors import NotFusable
 from ..layers.price import Cost
+from ..layers.windows import is_uneven
+from ..layers.writers import plan
 from .absorb import is_scale
 from .options import FLOPS, STORED, Option, Options
-from .placing import Placed, place
+from .placing import Means, Placed, place
 from .reading import Candidate, Reading, Shape
 from .scope import check_calls
 from .site import Rejected, Settled
@@ -103,9 +106,17 @@ class Keeper:
     # --- forms as options --------------------------------------------------------------------------
 
     def _option(self, node: fx.Node, candidate: Candidate) -> Option | None:
+        option = self._planned(node, candidate, uneven=False)
+        if option is None or not _is_uneven(candidate.form) or not any(True for _ in self._raised(option)):
+            return option
+        return self._planned(node, candidate, uneven=True)
+
+    def _planned(self, node: fx.Node, candidate: Candidate, uneven: bool) -> Option | None:
+        """How a form would be written. uneven: whether one end of an input may be padded by a pass of its own."""
         prices = self.options.prices
+        means = Means(prices.weigh, partial(plan, uneven=uneven))
         try:
-            placed = place(candidate.form, prices.weigh, prices.sizes_of)
+            placed = place(candidate.form, means, prices.sizes_of)
             self._check(node, candidate)
         except NotFusable as no:
             if len(candidate.members) > 1:
@@ -218,6 +229,11 @@ def _only_views(candidate: Candidate) -> bool:
 
 def _trails(form: Form) -> Iterator[Trail]:
     return (trail for term in form.terms.values() for trail in term.trails if trail)
+
+
+def _is_uneven(form: Form) -> bool:
+    """Whether a window of it is padded by more at one end than at the other."""
+    return any(is_uneven(link) for term in form.terms.values() for link in term.op.links)
 
 
 def _because(option: Option) -> str:

@@ -19,7 +19,7 @@ from ..errors import NotFusable
 from ..layers.convolutions import multiply_adds, padding_cost, uneven_cost
 from ..layers.plans import LayerPlan
 from ..layers.price import Cost, numel
-from ..layers.writers import plan, shift_cost, turned
+from ..layers.writers import shift_cost, turned
 from .identities import computes_the_same, does_nothing
 from .reading import Reading
 
@@ -74,17 +74,25 @@ Weigh = Callable[[str], int]
 """How many numbers the node of a name stores: the merged layer takes the place of the heaviest."""
 
 
+@dataclass(frozen=True)
+class Means:
+    """What decides between the ways to write a form. plan: gives the layer of an operator."""
+
+    weigh: Weigh
+    plan: Plan
+
+
 SizesOf = Callable[[str], tuple[Size, ...]]
 """The sizes of the value of a name."""
 
 
-def place(form: Form, weigh: Weigh, sizes_of: SizesOf) -> Placed:
+def place(form: Form, means: Means, sizes_of: SizesOf) -> Placed:
     """The cheapest way to write every term.
 
     Raises `NotFusable` if some term cannot be written as one layer between views.
     """
     parts = parts_of(form)
-    made = _added(form, weigh) if parts is None else _concatenated(form, *parts, weigh)
+    made = _added(form, means) if parts is None else _concatenated(form, *parts, means)
     checked = {_size_at(sizes_of(p.source), p.source, p.checked) for p in made.terms if p.checked is not None}
     # A layer checks the size of a dimension, not how many there are.
     own = (g for g in _own_guards(form) if g[0].stands_for_dims or Size(1, (g[0],)) not in checked)
@@ -109,19 +117,19 @@ def _own_guards(form: Form) -> Iterator[tuple[Symbol, Pin]]:
             raise NotFusable("a size that a guard must check does not reach the beginning of a merge")
 
 
-def _concatenated(form: Form, dim: int, parts: list[Form], weigh: Weigh) -> Placed:
+def _concatenated(form: Form, dim: int, parts: list[Form], means: Means) -> Placed:
     """Each term fills a part of one dimension."""
-    terms = tuple(_term(one, source, one.bias, weigh) for one in parts for source in one.terms)
+    terms = tuple(_term(one, source, one.bias, means) for one in parts for source in one.terms)
     joined = Cost(0, numel(form.sizes), 0, 1)
     return Placed(form, terms, sum((p.cost for p in terms), joined), dim)
 
 
-def _added(form: Form, weigh: Weigh) -> Placed:
+def _added(form: Form, means: Means) -> Placed:
     """The terms are added up; the bias goes to the one that takes it at the lowest cost."""
     alone = len(form.terms) == 1
-    chosen = {name: _tried_term(form, name, form.bias if alone else None, weigh) for name in sorted(form.terms)}
+    chosen = {name: _tried_term(form, name, form.bias if alone else None, means) for name in sorted(form.terms)}
     if form.bias is not None and not alone:
-        chosen = _with_carrier(form, chosen, weigh)
+        chosen = _with_carrier(form, chosen, means)
     placed: list[Placement] = []
     for found in chosen.values():
         if isinstance(found, str):
@@ -130,9 +138,9 @@ def _added(form: Form, weigh: Weigh) -> Placed:
     return Placed(form, tuple(placed), _total(form, placed))
 
 
-def _with_carrier(form: Form, bare: dict[str, Placement | str], weigh: Weigh) -> dict[str, Placement | str]:
+def _with_carrier(form: Form, bare: dict[str, Placement | str], means: Means) -> dict[str, Placement | str]:
     """The placements, of which one has the bias; if none takes it, why."""
-    carried = {name: _tried_term(form, name, form.bias, weigh) for name in bare}
+    carried = {name: _tried_term(form, name, form.bias, means) for name in bare}
     able = [n for n in bare if not isinstance(carried[n], str)]
     if not able:
         return carried
@@ -140,10 +148,10 @@ def _with_carrier(form: Form, bare: dict[str, Placement | str], weigh: Weigh) ->
     return bare | {carrier: carried[carrier]}
 
 
-def _tried_term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Placement | str:
+def _tried_term(form: Form, source: str, bias: Operator | None, means: Means) -> Placement | str:
     """The placement of one term, or why there is none."""
     try:
-        return _term(form, source, bias, weigh)
+        return _term(form, source, bias, means)
     except NotFusable as no:
         return no.reason
 
@@ -164,7 +172,7 @@ def _total(form: Form, placements: list[Placement]) -> Cost:
     return sum((p.cost for p in placements), Cost(0, elements, 0, sums))
 
 
-def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Placement:
+def _term(form: Form, source: str, bias: Operator | None, means: Means) -> Placement:
     op = form.terms[source].op
     trails = form.terms[source].trails
     if bias is None and (way := _viewed(op, trails)) is not None:
@@ -172,7 +180,7 @@ def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Place
     plans: dict[tuple[Plan, Views, Views], LayerPlan | str] = {}
     between = _Between(op, bias)
 
-    def placed(ways: Iterable[tuple[Trail, int]], how: Plan = plan) -> Iterator[Placement]:
+    def placed(ways: Iterable[tuple[Trail, int]], how: Plan = means.plan) -> Iterator[Placement]:
         for way, position in ways:
             key = how, _views(way[:position]), _views(way[position + 1 :])
             if key not in plans:
@@ -181,7 +189,7 @@ def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Place
             if isinstance(layer, LayerPlan):
                 yield Placement(source, way, position, layer, layer.cost + _kept(op, way, position))
 
-    ways = [(trail, position) for trail in trails for position in _positions(trail, weigh)]
+    ways = [(trail, position) for trail in trails for position in _positions(trail, means.weigh)]
     alone = [((trail[position],), 0) for trail, position in ways]
     spare = [one for one, (trail, _) in zip(alone, ways, strict=True) if any(map(_spare, trail))]
     found = [*placed([*ways, *spare])]
@@ -190,7 +198,7 @@ def _term(form: Form, source: str, bias: Operator | None, weigh: Weigh) -> Place
     found = found or [*placed(alone)] or [*placed((way for way in ways if not _views(way[0])), turned)]
     if not found:
         raise NotFusable(reasons[-1] if reasons else "no way through the graph to write it on")
-    return min(found, key=lambda p: _rank(p, weigh))
+    return min(found, key=lambda p: _rank(p, means.weigh))
 
 
 def _viewed(op: Operator, trails: Sequence[Trail]) -> Trail | None:

@@ -42,12 +42,14 @@ TRANSPOSED: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d] | type
 }
 
 
-def conv_of(rank: int) -> Attempt:
-    """How to write a convolution over so many dimensions."""
-    return lambda op, bias: _conv(op, bias, rank)
+def conv_of(rank: int, uneven: bool = False) -> Attempt:
+    """How to write a convolution over so many dimensions. uneven: whether zeros may be added to one end of its input
+    by a pass of its own.
+    """
+    return lambda op, bias: _conv(op, bias, rank, uneven)
 
 
-def _conv(op: Operator, bias: Operator | None, rank: int) -> LayerPlan:
+def _conv(op: Operator, bias: Operator | None, rank: int, uneven: bool) -> LayerPlan:
     dims = len(op.value)
     if not op.has(IN, OUT, S):
         raise NotFusable("nothing is mixed")
@@ -61,7 +63,7 @@ def _conv(op: Operator, bias: Operator | None, rank: int) -> LayerPlan:
     if _spreads(mixed):
         return _transposed_plan(mixed, vector, channel, [spread(link) for link in spatial])
     made = _conv_plan(mixed, vector, channel, [window(link) for link in spatial])
-    if not (all(map(keeps_size, spatial)) and any(map(is_uneven, spatial))):
+    if not (any(map(is_uneven, spatial)) and (uneven or all(map(keeps_size, spatial)))):
         return made
     return min(made, _padded_first(mixed, vector, channel, spatial), key=lambda each: each.cost.flops)
 

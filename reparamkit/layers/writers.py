@@ -34,9 +34,10 @@ from .shift import Shift
 F, S, IN, OUT, BORDER = Role.FREE, Role.STENCIL, Role.IN, Role.OUT, Role.BORDER
 
 
-def plan(op: Operator, bias: Operator | None) -> LayerPlan:
+def plan(op: Operator, bias: Operator | None, uneven: bool = False) -> LayerPlan:
     """The cheapest layer that computes ``op(x) + bias``, or one that computes ``op(x)`` and one that adds the bias.
 
+    uneven: whether zeros may be added to one end of the input by a pass of its own, to spare taps that are zero.
     Raises `NotFusable` if no such layers do on tensors of these dimensions.
     """
     if len(op.source) != len(op.value):
@@ -44,7 +45,8 @@ def plan(op: Operator, bias: Operator | None) -> LayerPlan:
     if op.resamples:
         return padded(op, bias)
     op = strided(whole(op))
-    plans = [made for attempt in ATTEMPTS if (made := tried(attempt, op, bias)) is not None]
+    attempts = (*ATTEMPTS, *UNEVEN) if uneven else ATTEMPTS
+    plans = [made for attempt in attempts if (made := tried(attempt, op, bias)) is not None]
     if not plans and bias is not None and (beside := tried(_beside, op, bias)) is not None:
         return beside
     if not plans:
@@ -197,3 +199,5 @@ def _linear(op: Operator, bias: Operator | None) -> LayerPlan:
 
 ATTEMPTS: tuple[Attempt, ...] = (_scale, _linear, *(conv_of(rank) for rank in CONVS))
 """Ways to write an operator as one layer."""
+UNEVEN: tuple[Attempt, ...] = tuple(conv_of(rank, uneven=True) for rank in CONVS)
+"""Ways to write it as zeros around its input and a layer."""

@@ -187,4 +187,5 @@ def test_a_plan_knows_what_it_will_store(data: DataObject, shape: tuple[int, ...
     numbers = sum(p.numel() for p in module.parameters())
     assert numbers == made.cost.stored
     assert all(p.dtype == torch.float64 for p in module.parameters())
-    assert made.bias == (0 if getattr(module, "bias", None) is None or made.kind == "scale" else module.bias.numel())
+    layer = module[-1] if isinstance(module, nn.Sequential) and not made.beside else module
+    assert made.bias == (0 if getattr(layer, "bias", None) is None or made.kind == "scale" else layer.bias.numel())

@@ -37,6 +37,17 @@ class Causal(nn.Module):
 
 PIECES = (
     Structure(
+        "causal branches, by zeros at one end",
+        lambda: Model(
+            lambda m, x: m.a(F.pad(x, (2, 0))) + m.b(F.pad(x, (4, 0))) + x,
+            a=nn.Conv1d(4, 4, 3, groups=4),
+            b=nn.Conv1d(4, 4, 3, dilation=2, groups=4),
+        ),
+        MAPS_1D,
+        "pad conv",
+        equation="K'[j] = K_a[j + 2] + K_b[j / 2 + 2] + delta[j], j = -4..0: zeros are put before the sequence once",
+    ),
+    Structure(
         "causal, by a crop",
         lambda: seq(Causal(3, 1), Causal(3, 2)),
         MAPS_1D,
