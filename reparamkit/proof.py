@@ -113,8 +113,11 @@ def _elements(piece: Piece, size: int | None) -> int:
 
 
 def _tries(piece: Piece, size: int | None) -> list[_Try]:
-    """With free sizes as traced (None), or all set to `size`; nothing if the old piece rejects them."""
-    for leading in (1, 0) if any(op.open_rank for op in piece.sources.values()) else (0,):
+    """With free sizes as traced (None), or all set to `size`; nothing if the old piece rejects them.
+
+    Raises `NotFusable` if the new one does, and the old one does not.
+    """
+    for leading in (2, 1, 0) if any(op.open_rank for op in piece.sources.values()) else (0,):
         try:
             values = _values(piece, size, leading)
             if not all(value.numel() for value in values.values()):
@@ -130,6 +133,10 @@ def _tries(piece: Piece, size: int | None) -> list[_Try]:
         except GuardError:
             # The merged layer says itself that it is not meant for this size.
             continue
+        except Exception as error:
+            raise NotFusable(
+                f"the merged layer does not take all that these layers take: with inputs of shapes {shapes}, {error}"
+            ) from error
         return [_Try(found, wanted, shapes)]
     return []
 

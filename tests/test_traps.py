@@ -33,6 +33,7 @@ from structures import (
     seq,
     wide,
 )
+from structures.blocks import parameter
 from structures.near_misses import AlwaysTraining
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -800,3 +801,14 @@ def test_what_is_written_is_read_as_it_is_then(name: str, with_inputs: bool):
     fused = reparamkit.fuse(model, x if with_inputs else None, objective="launches")
     for shape in MAPS:
         assert error(run(fused, sample(shape, torch.float32)), run(model, sample(shape, torch.float32))) <= 1e-6
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (2, 4, 7), (2, 3, 4, 7)])
+def test_a_product_from_the_left_takes_tensors_of_any_rank(shape: Shape):
+    """One convolution would compute it, of tensors of two or three dimensions only."""
+    model = build(
+        lambda: Model(lambda m, x: m.v @ (m.w @ x) + m.b, w=parameter(6, 4), v=parameter(3, 6), b=parameter(1, 3, 1))
+    )
+    fused = reparamkit.fuse(model)
+    assert error(run(fused, sample(shape, torch.float32)), run(model, sample(shape, torch.float32))) <= 1e-6
+    assert any("does not take all" in refusal.reason for refusal in reparamkit.report(fused).refusals)

@@ -242,6 +242,28 @@ def pool(
     return apply(_batched(x, rank), build)
 
 
+def unfolded(
+    x: Form, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Form:
+    """What a window over the last dimensions reads, as channels: tap t of channel c is channel ``c * taps + t``.
+
+    x: (..., c, n1, ..., nr).
+    """
+    rank, taps = len(kernel), math.prod(kernel)
+
+    def build(below: Operator) -> Operator:
+        made = Builder(below)
+        read = tuple(n for k in kernel for n in made.atom(OUT, fixed(k)))
+        channels = made.copied(-1 - rank)
+        made.along(-1 - rank, channels, channels + read)
+        shape = [k for k in kernel if k != 1]
+        for axis, (k, s, p, d) in enumerate(zip(kernel, stride, padding, dilation, strict=True)):
+            shape += window(made, axis - rank, k, s, (p, p), d)
+        return made.done(Computed(lambda: torch.eye(taps, dtype=torch.float64).reshape(shape)))
+
+    return apply(_batched(x, rank), build)
+
+
 def resampled(x: Form, maps: Mapping[int, Resampling]) -> Form:
     """Dimensions (from the right) resampled, by one call."""
 

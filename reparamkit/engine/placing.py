@@ -14,7 +14,7 @@ from ..algebra.operator import Operator, Role
 from ..algebra.probe import PROBE
 from ..algebra.segments import parts_of
 from ..algebra.size import Pin, Size, Symbol, free_size
-from ..algebra.views import Crop, Resampled, View
+from ..algebra.views import Crop, Mean, Resampled, View
 from ..errors import NotFusable
 from ..layers.convolutions import multiply_adds, padding_cost, uneven_cost
 from ..layers.plans import LayerPlan
@@ -235,7 +235,8 @@ def _step_cost(step: Step, elements: int) -> Cost:
     if taps or _copies(step):
         work = math.prod(taps) if taps else 0
         return Cost(work * elements, 0 if work else elements, 0, 1)
-    return Cost()
+    # An average over so many numbers that only its source tells.
+    return Cost(launches=int(any(isinstance(view, Mean) for view in step.views)))
 
 
 def _planned(between: _Between, how: Plan, before: Views, after: Views) -> LayerPlan | str:

@@ -60,6 +60,8 @@ SAME_SHAPE = frozenset(
         "abs",
         "layernorm",
         "layer_norm",
+        "rmsnorm",
+        "rms_norm",
         "groupnorm",
         "group_norm",
         "mul",

@@ -13,4 +13,5 @@ from . import pool as pool
 from . import probed as probed
 from . import resample as resample
 from . import shift as shift
+from . import unfold as unfold
 from . import views as views

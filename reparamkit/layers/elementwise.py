@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..algebra.build import multiply, offset
 from ..algebra.form import Form, plus
+from ..algebra.segments import selected
+from ..algebra.size import ONE
 from ..errors import NotFusable
 from .plans import Scale
 from .registry import READERS
@@ -114,13 +116,27 @@ def read_neg(input: Form) -> Form:
 def total(a: Operand, b: Operand) -> Form:
     """The form of a + b, where at least one is a form."""
     if isinstance(a, Form) and isinstance(b, Form):
-        return plus(a, b)
+        return plus(*_of_one_shape(a, b))
     value, other = (a, b) if isinstance(a, Form) else (b, a)
     if not isinstance(value, Form):
         raise NotFusable("a sum of constants")
     if isinstance(other, (int, float)) and other == 0:
         return value
     return offset(value, constant(other))
+
+
+def _of_one_shape(a: Form, b: Form) -> tuple[Form, Form]:
+    """Two values; the one position that one of them has along an axis as often as the other has positions, if that is
+    a known number.
+    """
+    if a.open_rank or b.open_rank or len(a.sizes) != len(b.sizes):
+        return a, b
+    for dim in range(-len(a.sizes), 0):
+        ends = a.sizes[dim], b.sizes[dim]
+        if ONE in ends and ends[0] != ends[1] and all(size.known for size in ends):
+            number = max(size.factor for size in ends)
+            a, b = (selected(x, dim, [0] * number) if x.sizes[dim] == ONE else x for x in (a, b))
+    return a, b
 
 
 def scaled(value: Operand, factor: Operand) -> Form:

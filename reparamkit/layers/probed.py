@@ -15,13 +15,8 @@ from ..errors import NotFusable
 from .registry import READERS
 from .wide import wide, wide_module
 
-RANKS: dict[object, int] = {nn.Unfold: 4, nn.Fold: 3, F.unfold: 4, F.fold: 3}
+RANKS: dict[object, int] = {F.unfold: 4, F.fold: 3}
 """Of a batch: without one, the first dimension is none of samples."""
-FUNCTIONS = (
-    F.unfold,
-    F.fold,
-    torch.cumsum,
-)
 
 
 def probe_module(layer: nn.Module, x: Form) -> Form:
@@ -29,10 +24,10 @@ def probe_module(layer: nn.Module, x: Form) -> Form:
     return probe(x, lambda tensor: wide_module(layer)(tensor))
 
 
-@READERS.reader(nn.Unfold, nn.Fold)
-def read_affine_layer(layer: nn.Module, input: Form) -> Form:
+@READERS.reader(nn.Fold)
+def read_fold_layer(layer: nn.Fold, input: Form) -> Form:
     """A full matrix over all dimensions but the first, on fixed sizes; refuses a tensor without a batch."""
-    _check_rank(input, RANKS[nn.Unfold if isinstance(layer, nn.Unfold) else nn.Fold])
+    _check_rank(input, RANKS[F.fold])
     return probe_module(layer, input)
 
 
@@ -43,7 +38,9 @@ def _check_rank(x: Form, rank: int) -> None:
         raise NotFusable(f"expected a tensor of rank {rank}, a batch, found {len(x.sizes)}")
 
 
-def _reader_of(function: Callable[..., Tensor]) -> Callable[..., Form]:
+def probed_function(function: Callable[..., Tensor]) -> Callable[..., Form]:
+    """The reader of an affine function, whose first argument is a value."""
+
     def read_affine_function(input: Form, *args: Any, **kwargs: Any) -> Form:
         if not isinstance(input, Form) or any(isinstance(a, Form) for a in (*args, *kwargs.values())):
             raise NotFusable("more than one value goes in")
@@ -66,5 +63,5 @@ def _check_dims(x: Form, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise NotFusable("mixes the samples of a batch")
 
 
-for _function in FUNCTIONS:
-    READERS.reader(_function)(_reader_of(_function))
+for _function in (F.fold, torch.cumsum):
+    READERS.reader(_function)(probed_function(_function))

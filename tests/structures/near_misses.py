@@ -402,7 +402,7 @@ NEAR_MISSES = (
         lambda: Model(lambda m, x: x + m.a(x), a=conv(4, 1)),
         MAPS,
         "conv add",
-        "broadcast",
+        "broadcast|would raise FLOPs",
     ),
     NearMiss(
         "a sum that broadcasts pixels",

@@ -384,6 +384,7 @@ PARAMETERS = (
         lambda: Model(lambda m, x: m.b @ (m.a @ x) + x, a=parameter(9, 5), b=parameter(5, 9)),
         ((2, 5, 8), (1, 5, 7)),
         "conv",
+        needs_inputs=True,
         equation="B (A x) + x = (B A + I) x",
     ),
     Structure(

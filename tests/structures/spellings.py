@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .blocks import Model, Sum, conv, conv_norm, norm, parameter, repvgg, seq, slopes
-from .table import FIXED, MAPS, TOKENS_8, Structure
+from .table import FIXED, MAPS, ROWS, TOKENS_8, Structure
 
 
 def _spelled(body: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[], nn.Module]:
@@ -295,5 +295,42 @@ SPELLED = (
         needs_inputs=True,
         equation="K' = K + 1 / 2 on the diagonal, windows of 2 rows at stride 2",
         near="an adaptive average of windows that differ",
+    ),
+    Structure(
+        "a convolution as a product with windows",
+        lambda: Model(
+            lambda m, x: m.n((m.w @ F.unfold(x, 3, padding=1)).view(x.shape[0], 6, *x.shape[2:])),
+            w=parameter(6, 36),
+            n=norm(6),
+        ),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="K'[o, c, t] = s W[o, 9 c + t], b' = t",
+    ),
+    Structure(
+        "an ensemble of heads, stacked and averaged",
+        lambda: Model(
+            lambda m, x: torch.stack([head(x) for head in m.heads], -1).mean(-1),
+            heads=nn.ModuleList(nn.Linear(6, 3) for _ in range(3)),
+        ),
+        ROWS,
+        "linear",
+        needs_inputs=True,
+        equation="W' = mean W_i, b' = mean b_i",
+    ),
+    Structure(
+        "a sum of one column with several",
+        lambda: Model(
+            lambda m, x: (lambda a: m.value(x) + a - a.mean(-1, keepdim=True))(m.advantage(x)),
+            value=nn.Linear(6, 1),
+            advantage=nn.Linear(6, 5),
+        ),
+        ROWS,
+        "linear",
+        needs_inputs=True,
+        equation="W' = 1 w + (I - 1 1^T / n) W_a",
+        source="Dueling networks, Wang et al. 2016",
+        near="a sum that broadcasts pixels",
     ),
 )
