@@ -135,7 +135,8 @@ def _tries(piece: Piece, size: int | None) -> list[_Try]:
             continue
         except Exception as error:
             raise NotFusable(
-                f"the merged layer does not take all that these layers take: with inputs of shapes {shapes}, {error}"
+                "the merged layer does not take tensors of all ranks and sizes that these layers take: pass"
+                f" example_inputs (of shapes {shapes}: {error})"
             ) from error
         return [_Try(found, wanted, shapes)]
     return []

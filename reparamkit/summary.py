@@ -56,8 +56,8 @@ def numbers(model: nn.Module) -> int:
 
 
 def computing(reading: Reading) -> set[fx.Node]:
-    """The nodes that compute something: the operations that are counted, and means, which are not."""
-    affine = {n for n, form in reading.read.items() if node_cost(reading, n).launches or form.sample.has(Role.MEAN)}
+    """The nodes that compute something: the operations that are counted."""
+    affine = {n for n in reading.read if node_cost(reading, n).launches}
     return affine | {node for node in reading.captured.graph.nodes if _is_opaque(node, reading)}
 
 

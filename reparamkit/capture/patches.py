@@ -29,8 +29,11 @@ def patched(owner: Any, ways: Mapping[str, Way]) -> Iterator[None]:
         yield
     finally:
         for name in ways:
-            # A class may have a function of its base.
-            setattr(owner, name, before[name]) if name in before else delattr(owner, name)
+            if name in before:
+                setattr(owner, name, before[name])
+            else:
+                # A class has it of its base.
+                delattr(owner, name)
 
 
 def _in_this_thread(function: Function, way: Way) -> Function:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import is_tensor_method_or_property
 
-from .patches import Function, patched
+from .patches import Function, Way, patched
 
 VARIADIC = ("zeros", "ones", "empty", "rand", "randn")
 """Functions of torch that take a shape as several arguments."""
@@ -28,7 +28,7 @@ def traced_numbers_taken() -> Iterator[None]:
     """Inside, these functions take traced numbers. Calls without any are what they were."""
     # torch lists the methods of tensors once, when it first asks what one is: these must not be ours.
     is_tensor_method_or_property(Tensor.add)
-    functions = {**dict.fromkeys(VARIADIC, partial(_together, 0)), "_check_with": _decided}
+    functions: dict[str, Way] = {**dict.fromkeys(VARIADIC, partial(_together, 0)), "_check_with": _decided}
     with patched(torch, functions), patched(Tensor, dict.fromkeys(METHODS, partial(_together, 1))):
         yield
 

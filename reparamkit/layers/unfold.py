@@ -11,7 +11,6 @@ from torch import nn
 from ..algebra.build import unfolded
 from ..algebra.form import Form
 from ..algebra.regroup import known_rank
-from ..errors import NotFusable
 from .probed import probed_function
 from .registry import READERS, either
 from .views import read_flatten
@@ -40,8 +39,6 @@ def read_unfold(
     return either(windows, lambda: probed_function(F.unfold)(input, kernel, dilations, pads, strides))
 
 
-def _pair(value: PerAxis) -> tuple[int, ...]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2:
-        raise NotFusable(f"expected a number, or one for each of two axes, found {value}")
-    return pair
+def _pair(value: PerAxis) -> tuple[int, int]:
+    first, second = (value, value) if isinstance(value, int) else value
+    return first, second
