@@ -324,3 +324,18 @@ def test_a_norm_of_a_learned_token_is_a_constant(norm: nn.Module, example: torch
     model = wide(build(make))
     example = None if example is None else example.double()
     assert error(run(reparamkit.fuse(model, example), X.double()), run(model, X.double())) <= 1e-12
+
+
+def test_a_table_in_single_precision_rounds_no_sum_of_doubles():
+    """A position table that the model keeps as a plain tensor stays what it is when the model is converted."""
+    table = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(x)
+        y += table
+        return m.a(y.relu())  # type: ignore[no-any-return]
+
+    model = wide(build(lambda: Model(body, a=nn.Linear(8, 8), norm=nn.LayerNorm(8))))
+    fused = reparamkit.fuse(model, X.double())
+    assert reparamkit.report(fused).merges
+    assert error(run(fused, X.double()), run(model, X.double())) <= 1e-14
