@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -138,7 +139,10 @@ def _noted(model: nn.Module) -> Iterator[tuple[Counter[str], dict[str, set[int |
 
     hook = register_module_forward_hook(note, with_kwargs=True)
     try:
-        yield calls, absent
+        with warnings.catch_warnings():
+            # It is our hook, and gone in a moment.
+            warnings.filterwarnings("ignore", r"Using `torch.compile\(module\)` when there are global hooks")
+            yield calls, absent
     finally:
         hook.remove()
         # torch forgets to: what is left there makes torch.compile warn of hooks.

@@ -20,6 +20,7 @@ from .algebra.operator import Operator, identity
 from .capture.caches import caches_left
 from .capture.capture import Captured
 from .capture.parts import Parts, capture_parts
+from .capture.scripts import compiled_opened
 from .capture.state import intact, kept
 from .compare import AMPLIFIED, Verification, compare, compare_wide, sensitivity, undisturbed
 from .engine.borders import join_borders
@@ -121,7 +122,7 @@ def fuse(
         model, example_kwargs = graph_of(model), None
     as_graph = as_graph or (isinstance(model, fx.GraphModule) and not inplace)
     own = [model] if isinstance(model, nn.Module) and not inplace else []
-    with ONE_AT_A_TIME, kept(*own):
+    with ONE_AT_A_TIME, compiled_opened(), kept(*own):
         request = requested(
             model,
             example_inputs,
@@ -218,7 +219,7 @@ def verify(
     a: the model in question. b: the reference. example_inputs: as for `fuse`.
     """
     checked_model(a), checked_model(b)
-    with ONE_AT_A_TIME, kept(a, b):
+    with ONE_AT_A_TIME, compiled_opened(), kept(a, b):
         example = checked_inputs(b, example_inputs, example_kwargs)
         if example is None:
             raise InvalidInputError("verify needs example_inputs")
@@ -469,7 +470,8 @@ def _is_leaf(module: nn.Module) -> bool:
     """Modules the graph calls instead of tracing through: torch's own layers, and those with a reader."""
     if READERS.of_module(module) is not None or isinstance(module, torch.jit.ScriptModule):
         return True
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or type(module).forward is nn.Module.forward:
+        # What has no forward of its class has one of its own, as what torch.compile makes of a module.
         return False
     return str(type(module).forward.__module__).startswith(("torch.nn", "torch.ao"))
 

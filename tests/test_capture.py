@@ -1062,3 +1062,75 @@ def test_the_caches_of_methods_keep_nothing_of_a_trace():
     fused = reparamkit.fuse(model, x)
     for size in (8, 6):
         assert error(run(fused, x[..., :size]), run(model, x[..., :size])) <= 1e-5
+
+
+# --- code that torch has compiled, and layers that decide on data --------------------------------------
+
+
+class Compiled(nn.Module):
+    """Has a compiled method, or a compiled part."""
+
+    def __init__(self, part: bool) -> None:
+        super().__init__()
+        made = seq(conv_norm(4, 4), nn.ReLU())
+        self.first = torch.compile(made, backend="eager") if part else made
+        self.second, self.third = conv_norm(4, 4), conv_norm(4, 4)
+
+    @torch.compile(backend="eager")
+    def sum(self, x: Tensor) -> Tensor:
+        """Two branches. x: shape (n, 4, h, w)."""
+        return self.second(x) + self.third(x)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sum(self.first(x))
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_what_torch_compiles_is_merged_as_other_code(part: bool):
+    model = build(lambda: Compiled(part))
+    fused = reparamkit.fuse(model, X)
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+    assert len(reparamkit.report(fused).merges) == 2
+    assert not any(isinstance(m, _BatchNorm) for m in fused.modules())
+    assert isinstance(fused.first, type(model.first))
+
+
+class Translating(nn.Module):
+    """A transformer, which looks whether its mask is the causal one, between linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = seq(nn.Linear(5, 9), nn.Linear(9, 8)), seq(nn.LayerNorm(8), nn.Linear(8, 3))
+        self.body = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        mask = self.body.generate_square_subsequent_mask(y.shape[1], dtype=y.dtype)
+        return self.last(self.body(self.first(x), self.first(y), tgt_mask=mask))  # type: ignore[no-any-return]
+
+
+def test_a_layer_of_torch_that_decides_on_data_is_a_call():
+    """What it gives is known of a real run, and all around it is merged."""
+    model = build(Translating)
+    first, other = [(sample((2, n, 5), torch.float32), sample((2, n - 2, 5), torch.float32)) for n in (9, 7)]
+    fused = reparamkit.fuse(model, first)
+    for x in (first, other):
+        assert torch.allclose(fused(*x), model(*x), atol=1e-5)
+    assert {m.path for m in reparamkit.report(fused).merges} >= {"last.1"}
+
+
+class Attending(nn.Module):
+    """Linear layers behind one of torch that gives two values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.a, self.b = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.attention(x, x, x)
+        return self.b(self.a(y))  # type: ignore[no-any-return]
+
+
+def test_several_values_in_one_are_no_tensor_of_unknown_rank():
+    report = reparamkit.report(reparamkit.fuse(build(Attending), sample((2, 5, 8), torch.float32)))
+    assert [m.members for m in report.merges] == [("a", "b")]
+    assert not report.refusals

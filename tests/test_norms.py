@@ -303,3 +303,39 @@ def test_adapters(kind: str, options: dict[str, Any]):
     report = reparamkit.report(fused)
     assert report.before.ops > report.after.ops == reparamkit.explain(plain, x).before.ops
     assert error(run(fused, x), run(wide(model), x.double())) < 1e-6
+
+
+# --- norms of parameters --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("example", [None, X])
+@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.RMSNorm(8), nn.GroupNorm(5, 5)], ids=lambda n: type(n).__name__)
+def test_a_norm_of_a_learned_token_is_a_constant(norm: nn.Module, example: torch.Tensor | None):
+    """Nothing that depends on the input goes through it."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        return m.a(x) + m.b(m.norm(m.token))  # type: ignore[no-any-return]
+
+    def make() -> nn.Module:
+        model = Model(body, a=nn.Linear(8, 8), b=nn.Linear(8, 8), norm=copy.deepcopy(norm))
+        model.token = nn.Parameter(torch.randn(1, 5, 8))
+        return model
+
+    model = wide(build(make))
+    example = None if example is None else example.double()
+    assert error(run(reparamkit.fuse(model, example), X.double()), run(model, X.double())) <= 1e-12
+
+
+def test_a_table_in_single_precision_rounds_no_sum_of_doubles():
+    """A position table that the model keeps as a plain tensor stays what it is when the model is converted."""
+    table = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(x)
+        y += table
+        return m.a(y.relu())  # type: ignore[no-any-return]
+
+    model = wide(build(lambda: Model(body, a=nn.Linear(8, 8), norm=nn.LayerNorm(8))))
+    fused = reparamkit.fuse(model, X.double())
+    assert reparamkit.report(fused).merges
+    assert error(run(fused, X.double()), run(model, X.double())) <= 1e-14

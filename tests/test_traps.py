@@ -812,3 +812,34 @@ def test_a_product_from_the_left_takes_tensors_of_any_rank(shape: Shape):
     fused = reparamkit.fuse(model)
     assert error(run(fused, sample(shape, torch.float32)), run(model, sample(shape, torch.float32))) <= 1e-6
     assert any("does not take tensors of all ranks" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+class Heads(nn.Module):
+    """Splits the last axis into two heads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: shape (n, t, c). Returns (n, 2, t, c / 2)."""
+        n, t, c = x.shape
+        return x.reshape(n, t, 2, c // 2).transpose(1, 2)
+
+
+class Attending(nn.Module):
+    """One part is called three times, and a merge goes through one of the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.q, self.k, self.v = Heads(), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.heads(self.v(x))
+        q, k = self.heads(self.q(x)) * 0.3, self.heads(self.k(x))
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def test_a_part_that_is_written_out_at_one_place_stays_for_the_others():
+    model = build(Attending)
+    for length in (5, 7):
+        x = sample((2, length, 8), torch.float32)
+        fused = reparamkit.fuse(model, x)
+        assert reparamkit.report(fused).merges
+        assert error(run(fused, x), run(model, x)) <= 1e-5

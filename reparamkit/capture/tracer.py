@@ -285,7 +285,7 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         self._check_call(m)
         if self._is_leaf(m):
-            return super().call_module(m, forward, args, kwargs)
+            return self._leaf(m, forward, args, kwargs)
         outer, before = self.frame, Contents((args, kwargs))
         given = map_leaves(as_node, (args, kwargs))
         frame = Frame(self.path_of_module(m), m, outer, given[0], given[1])
@@ -301,6 +301,16 @@ class Tracer(fx.Tracer):
             self.frame = outer
         frame.output, frame.fills = map_leaves(as_node, output), not before.stay
         return output
+
+    def _leaf(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A call of a module that is one node."""
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if id(m) not in self.outputs:
+                # One of torch that decides on data: what it gave in a real run will do.
+                self.failed = self.failed or Frame(self.path_of_module(m), m, self.frame)
+            raise
 
     def _check_call(self, m: nn.Module) -> None:
         """Raises `CaptureError` if a call of a module runs more of the user's code than its forward and hooks."""

@@ -111,6 +111,9 @@ def _flops(reading: Reading, node: fx.Node) -> int:
 
 def _second(reading: Reading, node: fx.Node) -> _Second | None:
     """The second part of a norm, None for other nodes and for norms without."""
+    if node not in reading.shapes:
+        # Of parameters only: its value is a constant.
+        return None
     kind = _kind(reading.captured, node)
     if kind is None:
         return None

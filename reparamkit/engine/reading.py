@@ -205,7 +205,7 @@ class _Reader:
             found = self._call()
         kept = self.prune(self.node, found)
         if kept and not self._seen(AFTER):
-            self.out.forms[self.node] = [*kept, *self.out.forms[self.node]]
+            self.out.forms[self.node] = [*kept, *self.out.forms.get(self.node, [])]
 
     def _seen(self, table: str) -> bool:
         """Whether hooks see (and may change) what goes into the node, or comes out of it: forms begin and end there."""
@@ -335,6 +335,9 @@ class _Reader:
 
     def _as_source(self, shape: Shape, node: fx.Node | None = None) -> None:
         node = node or self.node
+        if isinstance(node.meta.get("val"), (tuple, list)):
+            # Several values in one: what takes them apart makes tensors.
+            return
         self.out.shapes[node] = shape
         self.out.forms[node] = [Candidate(source_form(node.name, *shape), frozenset())]
 

@@ -215,13 +215,19 @@ class Finisher:
     def _live(self) -> set[str]:
         """Paths of modules, parameters and buffers that something still uses."""
         names = {name: module for name, module in self.captured.root.named_modules() if name}
-        swallowed = {f.path for f in self.captured.frames if id(f) in self.inlined}
+        swallowed = {f.path for f in self.captured.frames if id(f) in self.inlined} - self._called()
         kept = {n for n in names if n not in swallowed and self.dead.isdisjoint(upwards(n))}
         kept |= {n for n, module in names.items() if module in self.places.counted}
         for name in sorted(kept, key=lambda n: -n.count(".")):
             if self._is_spent(names[name]) and kept.isdisjoint(f"{name}.{child}" for child in names[name]._modules):
                 kept.remove(name)
         return kept | self.captured.targets.keys()
+
+    def _called(self) -> set[str]:
+        """Paths of modules that code goes on calling, if not at all places where it did."""
+        written = self.inlined | self.frames.keys()
+        left = [f for f in self.captured.frames if id(f) not in self.inlined]
+        return {f.path for f in left if self.captured.made_in[f] or id(f.parent) not in written}
 
     def _counted(self) -> set[nn.Module]:
         """The lists and rows that code has in hand which is not written again: it may ask for their length."""
@@ -315,14 +321,14 @@ class Finisher:
                 node.target = name
 
     def _remove_dead_modules(self) -> None:
-        used, merged = self._used(), frozenset(self.paths.values())
+        used, merged, called = self._used(), frozenset(self.paths.values()), self._called()
         written = self.inlined | self.frames.keys()
         self.dead |= {path for path, frame in self.rows.items() if id(frame) in written}
         for path in sorted(self.dead, key=lambda p: -p.count(".")):
             if path not in self.captured.targets and self._is_old(path, merged):
                 self._remove(path, used)
         for frame in sorted(self.captured.frames, key=lambda f: -f.path.count(".")):
-            if id(frame) in self.inlined and self._is_old(frame.path, merged):
+            if id(frame) in self.inlined and frame.path not in called and self._is_old(frame.path, merged):
                 self._hollow(frame.path, used)
 
     def _is_old(self, path: str, merged: frozenset[str]) -> bool:

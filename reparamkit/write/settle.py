@@ -24,12 +24,21 @@ def settle(captured: Captured, written: Written, tape: Tape) -> None:
     for name, module in written.layers.items():
         like = next(iter(_tensors(captured, [written.anchors[name]])), None)
         like = like if like is not None and like.is_floating_point() else next(iter(floating), _any(captured))
+        like = _as_precise(like, floating, written.site.value.meta.get("val"))
         written.warnings += _cast(module, like, trainable, tape)
 
 
 def _any(captured: Captured) -> Tensor | None:
     """A parameter of the model, for the dtype of a merge that reads none."""
     return next((p for p in captured.root.parameters() if p.dtype != torch.float64), None)
+
+
+def _as_precise(like: Tensor | None, others: Iterable[Tensor], value: object) -> Tensor | None:
+    """A tensor of the dtype that a value has, if this one would round it: a sum with a coarser one is as precise."""
+    if like is None or not isinstance(value, Tensor) or not value.is_floating_point():
+        return like
+    rounds = torch.finfo(like.dtype).eps > torch.finfo(value.dtype).eps
+    return next((t for t in others if t.dtype == value.dtype), like) if rounds else like
 
 
 def _tensors(captured: Captured, nodes: Iterable[fx.Node]) -> Iterable[Tensor]:
