@@ -14,7 +14,7 @@ from .capture.capture import Captured
 from .capture.parts import Parts
 from .engine.norms import second_flops
 from .engine.placing import node_cost
-from .engine.reading import Reading
+from .engine.reading import WRITTEN, Reading
 from .engine.scope import place_of
 from .engine.site import Plan, Rejected, Site
 from .layers.hooks import has_hooks
@@ -178,7 +178,7 @@ def _member(node: fx.Node) -> str:
 
 def _of_layers(plan: Plan) -> Plan:
     """The plan without what stood in the way of merging a merged layer once more: no layer of the user's was left."""
-    own = {node: reasons for node, reasons in plan.refusals.items() if "rules" not in node.meta}
+    own = {node: reasons for node, reasons in plan.refusals.items() if WRITTEN not in node.meta}
     return replace(plan, refusals=own)
 
 
@@ -188,7 +188,8 @@ def _refusals(work: Work, plan: Plan) -> tuple[Refusal, ...]:
     said, reading = work.said, work.reading
     left = set(work.captured.graph.nodes)
     for node in reading.read:
-        reasons = _reasons(plan, said, node, reading) if node in left and _worth_telling(node, reading) else []
+        is_theirs = node in left and WRITTEN not in node.meta
+        reasons = _reasons(plan, said, node, reading) if is_theirs and _worth_telling(node, reading) else []
         if reasons:
             found.append(_refusal(work, plan, node, reasons))
     unread = [n for n in {**plan.refusals, **said} if n not in reading.read and n in left]

@@ -977,3 +977,14 @@ def test_a_copy_that_is_in_another_mode_than_the_model_is_put_into_its_mode():
     assert not any(module.training for module in fused.modules())
     assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
     same(run(fused, X), run(net, X))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.ConvTranspose1d])
+def test_a_layer_that_adds_to_the_size_stays_of_its_kind(kind: type[nn.Conv1d] | type[nn.ConvTranspose1d]):
+    """Either could do what the other does; a transposed one multiplies less often, and takes longer."""
+    padding = 2 if kind is nn.Conv1d else 0
+    model = build(lambda: seq(kind(4, 6, 3, padding=padding), nn.BatchNorm1d(6)))
+    x = sample((2, 4, 9), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert [type(layer) for layer in fused.modules() if getattr(layer, "weight", None) is not None] == [kind]
+    assert error(run(fused, x), run(model, x)) <= 1e-6

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from structures import build, conv_norm, seq
+from structures.pieces import Causal
 from torch import nn
 
 import reparamkit
@@ -232,6 +233,13 @@ def test_a_reason_of_many_layers_names_some_and_counts_the_rest():
     assert len(found.refusals) == 40
     assert lines.startswith("  0.norm (BatchNorm2d), 0.conv (Conv2d), ")
     assert " and 32 more: zero padding" in lines
+
+
+def test_a_merged_layer_is_not_among_what_was_left():
+    """The causal convolution is merged with its norm, and what its crop leaves would gain nothing."""
+    found = reparamkit.explain(randomize(Causal(3, 1)), torch.randn(2, 4, 9))
+    assert [merge.path for merge in found.merges] == ["conv"]
+    assert not found.refusals
 
 
 def test_a_graph_rule_prints_no_flops_of_what_has_no_price():

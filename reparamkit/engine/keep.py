@@ -16,10 +16,10 @@ from ..layers.windows import is_uneven
 from ..layers.writers import plan
 from .absorb import is_scale
 from .options import FLOPS, STORED, Option, Options
-from .placing import Means, Placed, place
-from .reading import Candidate, Reading, Shape
+from .placing import Means, Placed, place, spreads
+from .reading import Candidate, Reading
 from .scope import check_calls
-from .site import Rejected, Settled
+from .site import Rejected, Settled, Shapes
 
 CHEAPEST, DEEPEST = 2, 2
 """How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
@@ -114,7 +114,8 @@ class Keeper:
     def _planned(self, node: fx.Node, candidate: Candidate, uneven: bool) -> Option | None:
         """How a form would be written. uneven: whether one end of an input may be padded by a pass of its own."""
         prices = self.options.prices
-        means = Means(prices.weigh, partial(plan, uneven=uneven))
+        transposed = any(spreads(self.captured, member) for member in candidate.members)
+        means = Means(prices.weigh, partial(plan, uneven=uneven, transposed=transposed))
         try:
             placed = place(candidate.form, means, prices.sizes_of)
             self._check(node, candidate)
@@ -213,9 +214,10 @@ class Keeper:
         return any(not name.users.keys() <= candidate.members for name in names)
 
 
-def shapes_of_inputs(reading: Reading, node: fx.Node) -> tuple[Shape | None, ...]:
-    """The shapes of what a node reads, as far as they are known."""
-    return tuple(reading.shapes.get(one) for one in node.all_input_nodes)
+def shapes_of_inputs(reading: Reading, node: fx.Node) -> Shapes:
+    """The shapes of what a node reads, and the sizes that prices are made of."""
+    shapes = [reading.shapes.get(one, ((), True)) for one in node.all_input_nodes]
+    return tuple((shape, tuple(size.hint for size in shape[0])) for shape in shapes)
 
 
 _Ranked = tuple[tuple[bool, float], int, Candidate]

@@ -15,8 +15,9 @@ from ..algebra.probe import PROBE
 from ..algebra.segments import parts_of
 from ..algebra.size import Pin, Size, Symbol, free_size
 from ..algebra.views import Crop, Mean, Resampled, View
+from ..capture.capture import Captured
 from ..errors import NotFusable
-from ..layers.convolutions import multiply_adds, padding_cost, uneven_cost
+from ..layers.convolutions import is_transposed, multiply_adds, padding_cost, uneven_cost
 from ..layers.plans import LayerPlan
 from ..layers.price import Cost, numel
 from ..layers.writers import shift_cost, turned
@@ -313,10 +314,15 @@ def node_cost(reading: Reading, node: fx.Node, stored: int = 0, form: Form | Non
         return Cost(0, launches * numel(form.sizes), stored, launches)
     if does_nothing(form) and computes_the_same(reading.captured, node):
         return Cost(0, numel(form.sizes), stored, 1)
-    return layer_cost(form, stored)
+    return layer_cost(form, stored, spreads(reading.captured, node))
 
 
-def layer_cost(form: Form, stored: int) -> Cost:
+def spreads(captured: Captured, node: fx.Node) -> bool:
+    """Whether a node is a transposed convolution."""
+    return is_transposed(type(captured.module(node)) if node.op == "call_module" else node.target)
+
+
+def layer_cost(form: Form, stored: int, transposed: bool = False) -> Cost:
     """What a node costs that computes `form` directly, with `stored` numbers."""
     op = form.sample
     elements = numel(form.sizes)
@@ -330,7 +336,7 @@ def layer_cost(form: Form, stored: int) -> Cost:
         return Cost(0, elements, stored, 1)
     shift = shift_cost(form.bias) if form.bias is not None and _stands_alone(op, form.bias) else Cost()
     if op.has(Role.IN, Role.OUT, Role.STENCIL):
-        return Cost(multiply_adds(op), 0, stored, 1) + padding_cost(op) + uneven_cost(op) + shift
+        return Cost(multiply_adds(op, transposed), 0, stored, 1) + padding_cost(op) + uneven_cost(op) + shift
     if shift.launches and op.is_identity:
         return shift + Cost(0, 0, stored, 0)
     if op.is_identity and form.bias is None:

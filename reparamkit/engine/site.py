@@ -70,7 +70,9 @@ class Rejected:
     after: Cost
 
 
-Settled = Mapping[fx.Node, tuple[Shape | None, ...]]
+Shapes = tuple[tuple[Shape, tuple[int, ...]], ...]
+"""Of what a node reads: the sizes, and what prices take them to be."""
+Settled = Mapping[fx.Node, Shapes]
 """Values that are not looked at again as long as their inputs have these shapes."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..algebra.operator import Link, Operator, Role
 from ..errors import NotFusable
@@ -23,7 +24,7 @@ from .plans import (
 from .price import Cost, numel
 from .windows import Spread, Window, ends_padded, is_full, is_uneven, keeps_size, spread, unpadded, window
 
-F, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
+FREE, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
 
 CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -41,26 +42,28 @@ TRANSPOSED: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d] | type
     3: nn.ConvTranspose3d,
 }
 
+TRANSPOSED_FUNCTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
-def conv_of(rank: int, uneven: bool = False) -> Attempt:
+
+def conv_of(rank: int, uneven: bool = False, transposed: bool = False) -> Attempt:
     """How to write a convolution over so many dimensions. uneven: whether zeros may be added to one end of its input
-    by a pass of its own.
+    by a pass of its own. transposed: whether a transposed one may do what a plain one can.
     """
-    return lambda op, bias: _conv(op, bias, rank, uneven)
+    return lambda op, bias: _conv(op, bias, rank, uneven, transposed)
 
 
-def _conv(op: Operator, bias: Operator | None, rank: int, uneven: bool) -> LayerPlan:
+def _conv(op: Operator, bias: Operator | None, rank: int, uneven: bool, transposed: bool) -> LayerPlan:
     dims = len(op.value)
     if not op.has(IN, OUT, S):
         raise NotFusable("nothing is mixed")
     if dims - rank != 2 and not (op.open_rank and dims - rank > 2):
         raise NotFusable(f"a {rank}-d convolution needs {rank + 2} dimensions")
     channel = dims - rank - 1
-    check_passes(op, range(channel), (F,))
-    check_passes(op, range(channel + 1, dims), (F, S))
+    check_passes(op, range(channel), (FREE,))
+    check_passes(op, range(channel + 1, dims), (FREE, S))
     mixed, vector = mixing(op, channel, grouped=True), vector_along(bias, channel)
     spatial = list(_spatial(mixed, channel))
-    if _spreads(mixed):
+    if _spreads(mixed, transposed):
         return _transposed_plan(mixed, vector, channel, [spread(link) for link in spatial])
     made = _conv_plan(mixed, vector, channel, [window(link) for link in spatial])
     if not (any(map(is_uneven, spatial)) and (uneven or all(map(keeps_size, spatial)))):
@@ -68,17 +71,31 @@ def _conv(op: Operator, bias: Operator | None, rank: int, uneven: bool) -> Layer
     return min(made, _padded_first(mixed, vector, channel, spatial), key=lambda each: each.cost.flops)
 
 
-def multiply_adds(op: Operator) -> int:
-    """Of a layer that mixes: each number of the value gathers a window, or each of the source is spread over one."""
-    work = math.prod(op.links[i].leg_size for i in op.legs if op.links[i].role in (S, OUT if _spreads(op) else IN))
-    return numel(op.source_sizes if _spreads(op) else op.value_sizes) * work
+def multiply_adds(op: Operator, transposed: bool = False) -> int:
+    """Of a layer that mixes: each number of the value gathers a window, or each of the source is spread over one.
+
+    transposed: whether the layer is a transposed convolution, where a plain one could do it.
+    """
+    spreads = _spreads(op, transposed)
+    work = math.prod(op.links[i].leg_size for i in op.legs if op.links[i].role in (S, OUT if spreads else IN))
+    return numel(op.source_sizes if spreads else op.value_sizes) * work
 
 
-def _spreads(op: Operator) -> bool:
-    """Whether a transposed convolution is the cheaper one: it upsamples, or adds to the size."""
+def is_transposed(kind: object) -> bool:
+    """Whether a class of layers, or a function, is a transposed convolution."""
+    classes = tuple(TRANSPOSED.values())
+    return (isinstance(kind, type) and issubclass(kind, classes)) or kind in TRANSPOSED_FUNCTIONS
+
+
+def _spreads(op: Operator, transposed: bool) -> bool:
+    """Whether a transposed convolution is written: for what upsamples; for what adds to the size only in the place of
+    one, as it multiplies less often, but takes longer than a plain one.
+    """
     stencils = [link for link in op.links if link.role is S]
     if any(link.up > 1 for link in stencils):
         return True
+    if not transposed:
+        return False
     added = [link.size_out.hint - link.size_in.hint for link in stencils]
     return max(added, default=0) > 0 and min(added) >= 0 and all(map(is_full, stencils))
 

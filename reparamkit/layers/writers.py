@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 
 from torch import nn
 
@@ -34,10 +35,11 @@ from .shift import Shift
 F, S, IN, OUT, BORDER = Role.FREE, Role.STENCIL, Role.IN, Role.OUT, Role.BORDER
 
 
-def plan(op: Operator, bias: Operator | None, uneven: bool = False) -> LayerPlan:
+def plan(op: Operator, bias: Operator | None, uneven: bool = False, transposed: bool = False) -> LayerPlan:
     """The cheapest layer that computes ``op(x) + bias``, or one that computes ``op(x)`` and one that adds the bias.
 
     uneven: whether zeros may be added to one end of the input by a pass of its own, to spare taps that are zero.
+    transposed: whether a transposed convolution may do what a plain one can.
     Raises `NotFusable` if no such layers do on tensors of these dimensions.
     """
     if len(op.source) != len(op.value):
@@ -45,8 +47,7 @@ def plan(op: Operator, bias: Operator | None, uneven: bool = False) -> LayerPlan
     if op.resamples:
         return padded(op, bias)
     op = strided(whole(op))
-    attempts = (*ATTEMPTS, *UNEVEN) if uneven else ATTEMPTS
-    plans = [made for attempt in attempts if (made := tried(attempt, op, bias)) is not None]
+    plans = [made for attempt in _attempts(uneven, transposed) if (made := tried(attempt, op, bias)) is not None]
     if not plans and bias is not None and (beside := tried(_beside, op, bias)) is not None:
         return beside
     if not plans:
@@ -197,7 +198,8 @@ def _linear(op: Operator, bias: Operator | None) -> LayerPlan:
     )
 
 
-ATTEMPTS: tuple[Attempt, ...] = (_scale, _linear, *(conv_of(rank) for rank in CONVS))
-"""Ways to write an operator as one layer."""
-UNEVEN: tuple[Attempt, ...] = tuple(conv_of(rank, uneven=True) for rank in CONVS)
-"""Ways to write it as zeros around its input and a layer."""
+@cache
+def _attempts(uneven: bool, transposed: bool) -> tuple[Attempt, ...]:
+    """Ways to write an operator as one layer, or as zeros around its input and a layer."""
+    convs = [conv_of(rank, with_zeros, transposed) for with_zeros in (False, True)[: 1 + uneven] for rank in CONVS]
+    return _scale, _linear, *convs
