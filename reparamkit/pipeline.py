@@ -282,8 +282,8 @@ def _reported(
     (price, original), (final, result) = before, after
     if request.example is None:
         # Nominal sizes depend on how much of a rank is known, so only the prices of the merges compare.
-        saved = sum(plan.saved for work in works for plan in work.plans)
-        final = replace(final, flops=price.flops - saved)
+        saved = sum(done.site.saved for work in works for done in work.done)
+        final = replace(final, flops=price.flops - round(saved))
     made = summarize(works, parts, price, final, error, {rule.name: rule.equation for rule in request.rules})
     return replace(
         made,
@@ -355,23 +355,22 @@ def _fused_part(captured: Captured, request: Request, tape: Tape, swapped: list[
     judge = trials.judge if request.measured else _unjudged
     writer = Writer(captured, request.as_graph, _unproved, _unheard, judge, tape, swapped)
     said = _apply_patterns(captured, request, writer)
-    plans: list[Plan] = []
     shown: dict[int, tuple[Picture, ...]] = {}
     if swapped is not None:
         # Norms are joined at the end only, so what needs none taken apart comes first.
-        _merged(captured, request, writer, plans, shown)
+        _merged(captured, request, writer, shown)
     scope = request.scope(captured)
     if NORM_INTO_LINEAR in scope.permitted and has_norms(captured):
         with tape:
             take_apart(captured, scope, _read(captured), lambda n, why: said.setdefault(n, []).append(why))
-    reading = _merged(captured, request, writer, plans, shown)
+    plan, reading = _merged(captured, request, writer, shown)
     if request.objective == "launches" and STACK_LAYERS in scope.permitted:
         stacks = stack(captured, request.scope(captured), _read(captured))
-        reading = _merged(captured, request, writer, [], shown)
+        _, reading = _merged(captured, request, writer, shown)
         unstack(captured, stacks)
     seen = [shown.get(id(one), ()) for one, _ in writer.done]
     model, done = writer.finish()
-    return Work(model, captured, plans, said, reading, done, seen, trials.found)
+    return Work(model, captured, plan, said, reading, done, seen, trials.found)
 
 
 def _simplify(reading: Reading) -> None:
@@ -385,9 +384,9 @@ def _simplify(reading: Reading) -> None:
 
 
 def _merged(
-    captured: Captured, request: Request, writer: Writer, plans: list[Plan], shown: dict[int, tuple[Picture, ...]]
-) -> Reading:
-    """Choose and write until there is nothing left; `plans` and `shown` receive the plans, and pictures by merge."""
+    captured: Captured, request: Request, writer: Writer, shown: dict[int, tuple[Picture, ...]]
+) -> tuple[Plan, Reading]:
+    """Choose and write until there is nothing left; `shown` receives the pictures, by merge."""
     writable = writer.attempt if request.measured else writer.check
     prices: set[float] = set()
     plan: Plan | None = None
@@ -402,9 +401,8 @@ def _merged(
         reading.spend()
         # The price of unknown sizes is a guess, and may rise once a merge is written: the end is where one comes again.
         price = OBJECTIVES[request.objective](plan.before)
-        plans.append(plan)
         if price in prices or not writer.write(plan.sites):
-            return reading
+            return plan, reading
         prices.add(price)
 
 

@@ -33,7 +33,7 @@ class Work:
 
     model: nn.Module
     captured: Captured
-    plans: Sequence[Plan]
+    plan: Plan
     said: Mapping[fx.Node, list[str]]
     reading: Reading
     done: Sequence[Done]
@@ -116,7 +116,7 @@ def summarize(
     )
     root = works[0].captured.root
     left = [Refusal(path or "(root)", _class_at(root, path), reason) for path, reason in parts.opaque.items()]
-    refusals = [refusal for work in works for refusal in _refusals(work, _of_layers(work.plans[-1]))]
+    refusals = [refusal for work in works for refusal in _refusals(work, _of_layers(work.plan))]
     return Report(
         merges, (*left, *refusals), before, after, works[0].captured.tier, error, type(root).__name__, _cautions(works)
     )

@@ -67,11 +67,10 @@ def _improve(planners: Sequence[Planner], options: Options) -> None:
 def _joined(planners: Sequence[Planner], options: Options) -> Plan:
     """The plans of all regions as one."""
     order = options.captured.aliases.order
-    sites = sorted((site for p in planners for site in p.plan.sites), key=lambda site: order[site.value])
+    sites = sorted((site for p in planners for site in p.sites), key=lambda site: order[site.value])
     before = sum((p.original for p in planners), Cost())
-    saved = -sum(p.excess.flops for p in planners)
     refusals = _refusals(planners, options)
-    return Plan(sites, refusals, before, options.rejected, options.idle, saved, _settled(planners, options))
+    return Plan(sites, refusals, before, options.rejected, options.idle, _settled(planners, options))
 
 
 def _refusals(planners: Sequence[Planner], options: Options) -> dict[fx.Node, list[str]]:

@@ -239,14 +239,21 @@ class Planner:
 
     def _excess(self, plan: Selection) -> Excess:
         stored = plan.price.stored - sum(bias_numbers(site.placed) for site in plan.sites)
-        return Excess(-self._saved(plan), stored - self.original.stored)
+        return Excess(-round(sum(self._saved(plan))), stored - self.original.stored)
 
-    def _saved(self, plan: Selection) -> int:
-        """The FLOPs that are saved: a piece of several merges, or one that stays, is computed as often."""
+    @property
+    def sites(self) -> list[Site]:
+        """The merges of the best plan so far, each with what it saves."""
+        found = zip(self.plan.sites, self._saved(self.plan), strict=True)
+        return [replace(site, saved=saved) for site, saved in found]
+
+    def _saved(self, plan: Selection) -> Iterator[float]:
+        """The FLOPs that each merge saves: a piece of several merges, or one that stays, is computed as often."""
         uses = Counter(member for site in plan.sites for member in site.members)
         stay = plan.needed - {site.value for site in plan.sites}
-        again = sum((n - 1 + (member in stay)) * self._cost(member).flops for member, n in uses.items())
-        return sum(site.before.flops - site.after.flops for site in plan.sites) - again
+        again = {m: (n - 1 + (m in stay)) / n * self._cost(m).flops for m, n in uses.items()}
+        for site in plan.sites:
+            yield site.before.flops - site.after.flops - sum(again[member] for member in site.members)
 
     @cached_property
     def original(self) -> Cost:

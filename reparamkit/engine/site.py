@@ -30,6 +30,7 @@ class Site:
     rules: that made it. before, after: the price of the members, and of what is written for them.
     placed: the form to write; replacement: the module to call instead, for a graph rule.
     absorbed: scales among the members in whose place, for all that read them, is the value before; and views of them.
+    saved: FLOPs, less those of members that are computed elsewhere too.
     """
 
     value: fx.Node
@@ -40,6 +41,7 @@ class Site:
     placed: Placed | None = None
     replacement: Replacement | None = None
     absorbed: frozenset[fx.Node] = frozenset()
+    saved: float = 0.0
 
     @property
     def core(self) -> frozenset[fx.Node]:
@@ -80,7 +82,7 @@ Settled = Mapping[fx.Node, Shapes]
 class Plan:
     """What to write. sites: in program order. refusals: per node left as it is, why. before: the price of everything
     affine as it is. rejected: per value the cheapest merge that is not made. idle: values of merges that would save
-    nothing. saved: FLOPs. settled: what is left as it is.
+    nothing. settled: what is left as it is.
     """
 
     sites: list[Site]
@@ -88,5 +90,4 @@ class Plan:
     before: Cost
     rejected: Mapping[fx.Node, Rejected]
     idle: Set[fx.Node]
-    saved: int
     settled: Settled
