@@ -27,6 +27,7 @@ from .engine.borders import join_borders
 from .engine.choose import choose
 from .engine.dead import drop_dead
 from .engine.identities import drop_identities
+from .engine.literals import fold_sizes
 from .engine.norms import has_norms, take_apart
 from .engine.outside import look_outside
 from .engine.parts import name_parts
@@ -378,6 +379,7 @@ def _simplify(reading: Reading) -> None:
     captured = reading.captured
     if join_borders(captured):
         reading = _read(captured)
+    fold_sizes(captured, reading)
     drop_identities(captured, reading)
     drop_dead(captured, reading)
     read_early(captured, reading)

@@ -988,3 +988,40 @@ def test_a_layer_that_adds_to_the_size_stays_of_its_kind(kind: type[nn.Conv1d] |
     fused = reparamkit.fuse(model, x)
     assert [type(layer) for layer in fused.modules() if getattr(layer, "weight", None) is not None] == [kind]
     assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+class SamePadding(nn.Conv2d):
+    """Pads by the sizes of its input and of its kernel, as TensorFlow does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: shape (n, c, h, w)."""
+        pads: list[int] = []
+        for n, k, s in zip(x.shape[:1:-1], self.weight.shape[:1:-1], self.stride[::-1], strict=True):
+            whole = max((-(-n // s) - 1) * s + k - n, 0)
+            pads += [whole // 2, whole - whole // 2]
+        return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride)
+
+
+def test_a_weight_is_not_kept_for_the_code_that_reads_its_size():
+    model = build(lambda: seq(SamePadding(3, 4, 3, 2), norm(4), nn.ReLU()))
+    x = sample((2, 3, 11, 9), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert sum(p.numel() for p in fused.parameters()) == 3 * 4 * 9 + 4
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+class Unfollowed(nn.Module):
+    """A long row of sums, behind which the forward decides on data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: shape (n, c)."""
+        for _ in range(64):
+            x = x + x.relu()
+        return -x if x.sum() > 0 else x
+
+
+def test_what_decides_on_data_is_found_out_at_once():
+    """Each sum is asked once whether it is constant, not once per way to it, of which there are 2**64."""
+    model = build(lambda: seq(nn.Linear(4, 4), nn.BatchNorm1d(4), Unfollowed()))
+    x = sample((3, 4), torch.float32)
+    assert [merge.path for merge in reparamkit.report(reparamkit.fuse(model, x)).merges] == ["1"]

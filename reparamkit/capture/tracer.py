@@ -89,16 +89,36 @@ class Opaque:
 
 def _constant(node: fx.Node, root: nn.Module) -> Any:
     """The real value of a node, if it depends on parameters and buffers only."""
+    made_of = _before(node)
+    if not all(map(_follows, made_of)):
+        return None
+    values: dict[fx.Node, Any] = {}
+    for each in made_of:
+        if each.op == "get_attr":
+            values[each] = attribute(root, str(each.target))
+        else:
+            args, kwargs = (fx.node.map_arg(given, values.__getitem__) for given in (each.args, each.kwargs))
+            with torch.no_grad():
+                values[each] = _called(each, args, kwargs)
+    return values[node]
+
+
+def _before(node: fx.Node) -> list[fx.Node]:
+    """A node, and before it all that it is made of, each once and in program order."""
+    found, waiting = {node}, [node]
+    while waiting:
+        new = [one for one in waiting.pop().all_input_nodes if one not in found]
+        found.update(new)
+        waiting += new
+    return [each for each in node.graph.nodes if each in found]
+
+
+def _follows(node: fx.Node) -> bool:
+    """Whether the value of a node follows from those of its inputs; a parameter or buffer is there."""
     if node.op == "get_attr":
-        return attribute(root, str(node.target))
-    if node.op not in ("call_function", "call_method") or not node.all_input_nodes or node.meta.get("random"):
-        return None
-    inputs = {n: _constant(n, root) for n in node.all_input_nodes}
-    if any(value is None for value in inputs.values()) or _writes(node.target, node.kwargs):
-        return None
-    args, kwargs = fx.node.map_arg(node.args, inputs.__getitem__), fx.node.map_arg(node.kwargs, inputs.__getitem__)
-    with torch.no_grad():
-        return _called(node, args, kwargs)
+        return True
+    is_call = node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
+    return is_call and not node.meta.get("random") and not _writes(node.target, node.kwargs)
 
 
 def _number(value: Any) -> Any:
