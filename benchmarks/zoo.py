@@ -573,8 +573,9 @@ are the errors at another batch size and, where the model takes it, another imag
 `torch.fx.experimental.optimization.fuse`, `timm` is `timm.utils.reparameterize_model`: operations
 left, and in brackets the batch norms left, or the exception.
 
-A detector with random weights gives many boxes the same score, and their order is then a matter of rounding: that is
-the difference of ssdlite320. `s` is the processor time of `fuse`, proofs included.
+Rows are of several versions: a model is run again when something that concerns it changes. A detector with random
+weights gives many boxes the same score, and their order is then a matter of rounding: that is the difference of
+ssdlite320. `s` is the time of `fuse`, proofs included.
 
 """
 
@@ -606,8 +607,8 @@ def _summary(lines: list[dict[str, Any]], good: list[dict[str, Any]]) -> str:
         f" the better of the two other tools, model by model, leaves {sum(map(best, good)):,}.",
         f"Batch norms {total('before', 'bn'):,} -> {total('after', 'bn'):,},"
         f" of which {total('after', 'foldable'):,} could be folded into a neighbour.",
-        f"Median time to fuse: {median(seconds):.1f} s of one processor, proofs included. Without proofs it is"
-        f" {median(ratios):.1f} times a copy and `torch.fx.symbolic_trace`, of the {len(ratios)} that this takes.",
+        f"Median time to fuse: {median(seconds):.1f} s, proofs included, one thread. Without proofs it is, in processor"
+        f" time, {median(ratios):.1f} times a copy and `torch.fx.symbolic_trace`: of {len(ratios)} that this takes.",
     ]
     return "\n".join(sentences) + "\n"
 
