@@ -1010,6 +1010,23 @@ def test_a_weight_is_not_kept_for_the_code_that_reads_its_size():
     assert error(run(fused, x), run(model, x)) <= 1e-6
 
 
+class SelfPadding(nn.Conv2d):
+    """Pads by itself as much as its kernel needs, which may be nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: shape (n, c, h, w)."""
+        p = self.kernel_size[0] // 2
+        return F.conv2d(F.pad(x, (p, p, p, p)), self.weight, None, self.stride)
+
+
+def test_a_padding_by_nothing_is_no_obstacle():
+    model = build(lambda: seq(nn.Sequential(nn.ReLU(), SelfPadding(3, 4, 1, 2), norm(4))))
+    x = sample((2, 3, 11, 9), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in fused.modules())
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
 class Unfollowed(nn.Module):
     """A long row of sums, behind which the forward decides on data."""
 

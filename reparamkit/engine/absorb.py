@@ -30,11 +30,15 @@ def leading(reading: Reading, placed: Placed, named: Mapping[str, fx.Node]) -> l
 
 
 def is_scale(reading: Reading, node: fx.Node) -> bool:
-    """Whether a node gives a tensor of the shape of the only value it reads, number by number, and has no hooks."""
+    """Whether a node gives a tensor of the shape of the only value it reads, number by number, and has no hooks. What
+    gives the same numbers, as a padding by nothing, is none: it goes with a merge like any member.
+    """
     form, captured = reading.read.get(node), reading.captured
     if form is None or len(form.terms) != 1 or node in captured.aliases.writers or watched(captured, node):
         return False
     (term,) = form.terms.values()
+    if term.op.is_identity and form.bias is None:
+        return False
     through = all(link.role in (Role.FREE, Role.DIAGONAL) and not link.segmented for link in term.op.links)
     return through and term.op.source == term.op.value and not any(step.views for t in term.trails for step in t)
 
