@@ -188,8 +188,7 @@ def _refusals(work: Work, plan: Plan) -> tuple[Refusal, ...]:
     said, reading = work.said, work.reading
     left = set(work.captured.graph.nodes)
     for node in reading.read:
-        is_theirs = node in left and WRITTEN not in node.meta
-        reasons = _reasons(plan, said, node, reading) if is_theirs and _worth_telling(node, reading) else []
+        reasons = _reasons(plan, said, node, reading) if node in left and _worth_telling(node, reading) else []
         if reasons:
             found.append(_refusal(work, plan, node, reasons))
     unread = [n for n in {**plan.refusals, **said} if n not in reading.read and n in left]
@@ -204,7 +203,9 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, readi
         return own
     unread = [n for n in node.all_input_nodes if n not in reading.read]
     behind, before = ([why for n in some for why in plan.refusals.get(n, [])] for some in (node.users, unread))
-    idle = ["the merge would save nothing"] * (not plan.idle.isdisjoint((node, *node.users)))
+    # That a merged layer gains nothing from yet another merge is no news.
+    is_idle = WRITTEN not in node.meta and not plan.idle.isdisjoint((node, *node.users))
+    idle = ["the merge would save nothing"] * is_idle
     return own or behind or _alone(node, reading) or before or idle
 
 
