@@ -360,7 +360,8 @@ def _capture_seconds(model: nn.Module) -> float | None:
     """What `torch.fx.symbolic_trace` and a copy take; None if the model cannot be traced like that."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            return _processor_seconds(lambda: (copy.deepcopy(model), fx.symbolic_trace(model)))
+            # Of the copy: models with caches keep what a trace leaves there.
+            return _processor_seconds(lambda: fx.symbolic_trace(copy.deepcopy(model)))
     except Exception:
         return None
 
