@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from processor import processor_seconds
 from torch import Tensor, fx, nn
 
 import reparamkit
@@ -58,19 +58,12 @@ def chain(block: Callable[[], nn.Module], length: int) -> nn.Module:
     return model.eval()
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """The processor time of one call, which other programs on the machine do not count in."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
 def line(kind: str, length: int) -> str:
     """One line of the table."""
     model = chain(BLOCKS[kind], length)
-    base = seconds(lambda: (fx.symbolic_trace(model), copy.deepcopy(model)))
-    plain = seconds(lambda: reparamkit.fuse(model, verify=False))
-    proved = seconds(lambda: reparamkit.fuse(model))
+    base = processor_seconds(lambda: (fx.symbolic_trace(model), copy.deepcopy(model)))
+    plain = processor_seconds(lambda: reparamkit.fuse(model, verify=False))
+    proved = processor_seconds(lambda: reparamkit.fuse(model))
     cells = (1e3 * base / length, 1e3 * plain / length, 1e3 * proved / length)
     return f"| {kind} | {length} | {' | '.join(f'{ms:.1f}' for ms in cells)} | {plain / base:.1f} |\n"
 

@@ -13,7 +13,6 @@ import copy
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT.parent)]
 
 from nets import dbb_resnet18, unireplknet_like  # noqa: E402
+from processor import processor_seconds  # noqa: E402
 from zoo import randomize  # noqa: E402
 
 import reparamkit  # noqa: E402
@@ -55,13 +55,7 @@ CASES = {
 
 def seconds(call: Callable[[], object]) -> float:
     """The processor time of one call, the median of three."""
-
-    def once() -> float:
-        start = time.process_time()
-        call()
-        return time.process_time() - start
-
-    return statistics.median(once() for _ in range(3))
+    return statistics.median(processor_seconds(call) for _ in range(3))
 
 
 def measure(case: Case) -> Ratios:

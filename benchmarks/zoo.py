@@ -23,6 +23,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from processor import processor_seconds
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse as stock_fuse
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -350,18 +351,12 @@ def error(found: list[Tensor], wanted: list[Tensor]) -> float:
     return max((float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs), default=0.0)
 
 
-def _processor_seconds(call: Callable[[], object]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
 def _capture_seconds(model: nn.Module) -> float | None:
     """What `torch.fx.symbolic_trace` and a copy take; None if the model cannot be traced like that."""
     try:
         with warnings.catch_warnings(action="ignore"):
             # Of the copy: models with caches keep what a trace leaves there.
-            return _processor_seconds(lambda: fx.symbolic_trace(copy.deepcopy(model)))
+            return processor_seconds(lambda: fx.symbolic_trace(copy.deepcopy(model)))
     except Exception:
         return None
 
@@ -378,7 +373,7 @@ def examine(entry: Entry, peers: bool = True) -> dict[str, Any]:
     # What torch loads when it is first used is not the model's.
     reparamkit.fuse(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)).eval(), torch.ones(1, 1, 1, 1))
     found["capture_seconds"] = _capture_seconds(model)
-    found["plain_seconds"] = _processor_seconds(
+    found["plain_seconds"] = processor_seconds(
         lambda: reparamkit.fuse(model, example, example_kwargs=call[1], verify=False)
     )
     start = time.process_time()

@@ -165,11 +165,11 @@ class Link:
 
     def pinned(self, pins: Mapping[Symbol, Pin]) -> Link:
         """The same link, with what is known of its sizes."""
-        if not self.resamples:
-            size = self.size.substitute(pins)
-            return self if size is self.size else replace(self, size=size)
+        size = self.size.substitute(pins)
+        if size is self.size and not self.resamples:
+            return self
         maps, after = (tuple(each.pinned(pins) for each in some) for some in (self.maps, self.after))
-        return replace(self, size=self.size.substitute(pins), maps=maps, after=after)
+        return replace(self, size=size, maps=maps, after=after)
 
 
 @dataclass(frozen=True, eq=False)

@@ -89,28 +89,28 @@ class Opaque:
 
 def _constant(node: fx.Node, root: nn.Module) -> Any:
     """The real value of a node, if it depends on parameters and buffers only."""
-    made_of = _before(node)
-    if not all(map(_follows, made_of)):
-        return None
     values: dict[fx.Node, Any] = {}
-    for each in made_of:
+    for each in _made_of(node):
         if each.op == "get_attr":
             values[each] = attribute(root, str(each.target))
         else:
             args, kwargs = (fx.node.map_arg(given, values.__getitem__) for given in (each.args, each.kwargs))
             with torch.no_grad():
                 values[each] = _called(each, args, kwargs)
-    return values[node]
+    return values.get(node)
 
 
-def _before(node: fx.Node) -> list[fx.Node]:
-    """A node, and before it all that it is made of, each once and in program order."""
+def _made_of(node: fx.Node) -> list[fx.Node]:
+    """A node, and before it all that its value follows from, each once; nothing if it follows from something else."""
     found, waiting = {node}, [node]
     while waiting:
-        new = [one for one in waiting.pop().all_input_nodes if one not in found]
+        one = waiting.pop()
+        if not _follows(one):
+            return []
+        new = [each for each in one.all_input_nodes if each not in found]
         found.update(new)
         waiting += new
-    return [each for each in node.graph.nodes if each in found]
+    return sorted(found)
 
 
 def _follows(node: fx.Node) -> bool:

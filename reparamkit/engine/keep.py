@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 from torch import fx
 
@@ -15,7 +15,7 @@ from ..layers.price import Cost
 from ..layers.windows import is_uneven
 from ..layers.writers import plan
 from .absorb import is_scale
-from .options import FLOPS, STORED, Option, Options
+from .options import FLOPS, STORED, Option, Options, bias_numbers
 from .placing import Means, Placed, place, spreads
 from .reading import Candidate, Reading
 from .scope import check_calls
@@ -114,7 +114,7 @@ class Keeper:
     def _planned(self, node: fx.Node, candidate: Candidate, uneven: bool) -> Option | None:
         """How a form would be written. uneven: whether one end of an input may be padded by a pass of its own."""
         prices = self.options.prices
-        transposed = any(spreads(self.captured, member) for member in candidate.members)
+        transposed = not self._transposed.isdisjoint(candidate.members)
         means = Means(prices.weigh, partial(plan, uneven=uneven, transposed=transposed))
         try:
             placed = place(candidate.form, means, prices.sizes_of)
@@ -129,6 +129,11 @@ class Keeper:
         pins = {symbol: size for term in candidate.form.terms.values() for symbol, size in term.op.pins}
         before = sum((prices.cost_inside(m, pins) for m in candidate.members), Cost())
         return Option(placed.cost, tuple(dict.fromkeys(sources)), candidate.members, placed, before)
+
+    @cached_property
+    def _transposed(self) -> set[fx.Node]:
+        """The transposed convolutions of the graph."""
+        return {node for node in self.captured.graph.nodes if spreads(self.captured, node)}
 
     def _kept_inputs(self, candidate: Candidate, placed: Placed) -> list[fx.Node]:
         """What the views that stay need besides the value they view: sizes."""
@@ -168,7 +173,7 @@ class Keeper:
         before, after = option.before, option.cost
         if after.flops > before.flops and FLOPS not in self.options.may_raise:
             yield FLOPS, before.flops, after.flops
-        stored = after.stored - option.bias_numbers
+        stored = after.stored - bias_numbers(option.placed)
         if stored > before.stored and STORED not in self.options.may_raise:
             yield STORED, before.stored, stored
 

@@ -8,7 +8,6 @@ from torch import fx
 
 from ..algebra.size import Size
 from ..capture.capture import Captured
-from ..capture.trees import leaves
 from .reading import Reading
 
 
@@ -22,9 +21,9 @@ def fold_sizes(captured: Captured, reading: Reading) -> None:
     for node in known:
         for user in [user for user in node.users if user not in known]:
             user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), lambda n: known.get(n, n))
-    handed = _handed(captured)
+    passed = captured.passed
     for node in reversed(known):
-        if not node.users and node not in handed:
+        if not node.users and node not in passed:
             captured.graph.erase_node(node)
     captured.forget()
 
@@ -35,9 +34,3 @@ def _numbers(size: Any) -> Any:
         found = tuple(map(_numbers, size))
         return None if None in found else found
     return size.factor if isinstance(size, Size) and size.known else None
-
-
-def _handed(captured: Captured) -> set[fx.Node]:
-    """What calls get as arguments, or return."""
-    frames = ((frame.args, frame.kwargs, frame.output) for frame in captured.frames)
-    return {leaf for leaf in leaves(list(frames)) if isinstance(leaf, fx.Node)}

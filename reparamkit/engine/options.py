@@ -38,11 +38,6 @@ class Option:
     parts: dict[fx.Node, float] | None = None
     price: float | None = None
 
-    @property
-    def bias_numbers(self) -> int:
-        """Numbers in biases of weights, which do not count as growth."""
-        return bias_numbers(self.placed)
-
 
 @dataclass(eq=False)
 class Options:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from ..algebra.operator import Link, Operator, Role
 from ..errors import NotFusable
@@ -83,8 +84,7 @@ def multiply_adds(op: Operator, transposed: bool = False) -> int:
 
 def is_transposed(kind: object) -> bool:
     """Whether a class of layers, or a function, is a transposed convolution."""
-    classes = tuple(TRANSPOSED.values())
-    return (isinstance(kind, type) and issubclass(kind, classes)) or kind in TRANSPOSED_FUNCTIONS
+    return (isinstance(kind, type) and issubclass(kind, _ConvTransposeNd)) or kind in TRANSPOSED_FUNCTIONS
 
 
 def _spreads(op: Operator, transposed: bool) -> bool:

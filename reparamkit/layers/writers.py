@@ -201,5 +201,4 @@ def _linear(op: Operator, bias: Operator | None) -> LayerPlan:
 @cache
 def _attempts(uneven: bool, transposed: bool) -> tuple[Attempt, ...]:
     """Ways to write an operator as one layer, or as zeros around its input and a layer."""
-    convs = [conv_of(rank, with_zeros, transposed) for with_zeros in (False, True)[: 1 + uneven] for rank in CONVS]
-    return _scale, _linear, *convs
+    return _scale, _linear, *(conv_of(rank, uneven, transposed) for rank in CONVS)
