@@ -571,7 +571,7 @@ left, and in brackets the batch norms left, or the exception.
 
 Rows are of several versions: a model is run again when something that concerns it changes. A detector with random
 weights gives many boxes the same score, and their order is then a matter of rounding: that is the difference of
-ssdlite320. `s` is the time of `fuse`, proofs included.
+ssdlite320. `s` is the seconds of `fuse`, proofs included: of a clock in older rows, of one processor in newer ones.
 
 """
 
