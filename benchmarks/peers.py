@@ -42,6 +42,8 @@ from zoo import randomize  # noqa: E402
 ROUNDS = 6
 PATIENCE = 90
 """Seconds that an engine may take to convert a model."""
+REST = 0.05
+"""Seconds between two engines: with 0.03 none depends on which ran before it."""
 Run = Callable[[], Any]
 Engine = Callable[[nn.Module, Tensor], Run]
 
@@ -232,15 +234,16 @@ def measure(name: str, names: list[str], batch: int, seconds: float) -> dict[str
 
 
 def settled(clock: Clock) -> Clock:
-    """Times the second of two calls: the threads of the engine that ran before go on spinning for a while, and take
-    the processor from the first.
+    """Times the second of two calls, after a rest: the threads of the engine that ran before go on spinning for a
+    while, and take the processor from the next.
     """
 
-    def second(run: Run) -> float:
+    def rested(run: Run) -> float:
+        time.sleep(REST)
         run()
         return clock(run)
 
-    return second
+    return rested
 
 
 def started(entry: dict[str, Any], form: str, build: Callable[[], Run], exact: Tensor) -> Run | None:

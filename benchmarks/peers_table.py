@@ -16,9 +16,10 @@ INTRODUCTION = """\
 # Engines
 
 What does re-parameterisation bring in front of an engine that optimises by itself? Each engine runs the model as it was
-trained (*alone*) and what `reparamkit.fuse` made of it (*after*). All of a row runs in turns, in one process; of two
-calls in a row the second is timed, since the threads of the engine before may still be spinning. The ratio is
-alone / after: the median of the pairs within the rounds, with its 95% interval. Weights and norm statistics are random.
+trained (*alone*) and what `reparamkit.fuse` made of it (*after*). All of a row runs in turns, in one process; each
+rests first, and of two calls the second is timed, since the threads of the engine before may still be spinning. The
+ratio is alone / after: the median of the pairs within the rounds, with its 95% interval. Weights and norm statistics
+are random.
 
     python benchmarks/peers.py
 
