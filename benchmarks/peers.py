@@ -1,4 +1,4 @@
-"""Latency of engines alone and after reparamkit: ``python benchmarks/peers.py``, about 30 minutes on two idle cores.
+"""Latency of engines alone and after reparamkit: ``python benchmarks/peers.py``, about 20 minutes on two idle cores.
 
 Within a row everything is measured in turns, so that all see the same machine. A row has each engine on the model as it
 is trained (*alone*), on the fused model (*after*), and for some rows on a network written by hand for inference

@@ -23,7 +23,7 @@ are random.
 
     python benchmarks/peers.py
 
-measures what is missing, about 30 minutes on two idle cores, and can be stopped and started again. An engine that takes
+measures what is missing, about 20 minutes on two idle cores, and can be stopped and started again. An engine that takes
 more than 90 seconds to convert a model is left out there (`TimeoutError`).
 """
 NOTHING = "Nothing has been measured yet.\n"
