@@ -39,6 +39,7 @@ from .engine.sizes import read_early
 from .engine.stacking import stack, unstack
 from .errors import CaptureError, CoverageError, EquivalenceError, InvalidInputError, RecipeError
 from .exported import graph_of, tensors_in
+from .garbage import rarely_collected
 from .inputs import Example, checked_inputs, checked_model, tried
 from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
@@ -123,7 +124,7 @@ def fuse(
         model, example_kwargs = graph_of(model), None
     as_graph = as_graph or (isinstance(model, fx.GraphModule) and not inplace)
     own = [model] if isinstance(model, nn.Module) and not inplace else []
-    with ONE_AT_A_TIME, compiled_opened(), kept(*own):
+    with ONE_AT_A_TIME, rarely_collected(), compiled_opened(), kept(*own):
         request = requested(
             model,
             example_inputs,

@@ -20,6 +20,7 @@ EVERYTHING = {
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "garbage": set(),
     "algebra": {"errors"},
     "layers": {"algebra", "errors"},
     "rulebook": {"algebra", "errors"},
@@ -54,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "trial",
         "localize",
         "exported",
+        "garbage",
     },
     "cli": {*EVERYTHING, "pipeline", "request", "show", "testing", "timing", "exported", "__init__"},
     "__init__": {*EVERYTHING, "pipeline", "registry", "testing", "inject", "timing"},

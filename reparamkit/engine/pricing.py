@@ -18,12 +18,15 @@ from .reading import Reading, reads_rank, reads_shape
 
 @dataclass(eq=False)
 class Prices:
-    """Of the nodes of a graph, as far as it has been read. passes: nodes that are affine over earlier values only."""
+    """Of the nodes of a graph, as far as it has been read. passes: nodes that are affine over earlier values only.
+    numbers, inside: what was asked before.
+    """
 
     captured: Captured
     reading: Reading
     passes: set[fx.Node] = field(default_factory=set)
     numbers: dict[fx.Node, int] = field(default_factory=dict)
+    inside: dict[tuple[fx.Node, frozenset[tuple[Symbol, Pin]]], Cost] = field(default_factory=dict)
 
     def cost(self, node: fx.Node, form: Form | None = None) -> Cost:
         """The price of a node as it is; nothing if it is not affine, since it stays in every plan. form: its own, where
@@ -43,7 +46,10 @@ class Prices:
         form = self.reading.read.get(node)
         links = (link for term in form.terms.values() for link in term.op.links) if form and pins else ()
         known = {s: pins[s] for link in links for s in roots(link.size) if s in pins}
-        return self.cost(node, form.mapped(lambda op: pin(op, known)) if form and known else None)
+        key = node, frozenset(known.items())
+        if key not in self.inside:
+            self.inside[key] = self.cost(node, form.mapped(lambda op: pin(op, known)) if form and known else None)
+        return self.inside[key]
 
     def stored(self, node: fx.Node) -> int:
         """Numbers in the parameters and buffers a node reads; of those that others read as well, its part."""

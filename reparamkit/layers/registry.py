@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -69,8 +70,13 @@ class Reader:
         """The readable name of what it reads."""
         return ", ".join(dict.fromkeys(getattr(t, "__name__", str(t)) for t in self.targets))
 
+    @cached_property
+    def signature(self) -> inspect.Signature:
+        """The arguments that it understands."""
+        return inspect.signature(self.read)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        signature = inspect.signature(self.read)
+        signature = self.signature
         named = [n for n, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL and n in kwargs]
         # ``permute(x, dims=(0, 2, 1))`` for a reader of ``*dims``.
         args += tuple(kwargs.pop(name) for name in named)
