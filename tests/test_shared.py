@@ -266,6 +266,26 @@ def test_calls_that_were_not_traced():
     assert any("times in a run" in refusal.reason for refusal in reparamkit.report(fused).refusals)
 
 
+class CalledForNothing(nn.Module):
+    """A layer that is also called where nobody reads what it gives, on a map without borders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.blur = nn.Conv2d(9, 1, 1), nn.Conv2d(1, 1, 3, bias=False)
+
+    def forward(self, x):
+        self.mix(x.mean((2, 3), keepdim=True))
+        return self.blur(self.mix(x))
+
+
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_a_call_that_nobody_reads_is_a_call(with_inputs: bool):
+    model, x = build(CalledForNothing), torch.randn(2, 9, 7, 6)
+    fused = reparamkit.fuse(model, *[x] * with_inputs, objective="launches")
+    assert torch.equal(fused(x), model(x))
+    assert "called at 2 places" in str(reparamkit.report(fused))
+
+
 def test_a_method_written_again_leaves_shared_pairs():
     """A pair that is called in a method whose code changes stays as it is, or is merged; the outputs are equal."""
     make = lambda: Model(  # noqa: E731

@@ -12,8 +12,8 @@ from .reading import Reading, checks, reads_rank
 
 
 def drop_dead(captured: Captured, reading: Reading) -> None:
-    """Erase what only computes a value that is unread; `captured.watched` receives what it read, since the model's own
-    code goes on reading it where it is not written again.
+    """Erase what only computes a value that is unread. The model's own code goes on doing so where it is not written
+    again: `captured.watched` receives what it reads, `captured.unread` the modules that it calls.
     """
     known = {*reading.read, *reading.sizes, *reading.constants}
     # A guard on parameters holds: what is merged does not follow them either.
@@ -28,6 +28,7 @@ def drop_dead(captured: Captured, reading: Reading) -> None:
         passing &= not reads_rank(node)
         if not node.users and node in pure and not passing and node not in captured.aliases.writers:
             captured.watched.update(dict.fromkeys(n for n in node.all_input_nodes if n not in reading.sizes))
+            captured.unread.update([id(captured.module(node))] if node.op == "call_module" else [])
             captured.graph.erase_node(node)
     captured.forget()
 
