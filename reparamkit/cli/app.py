@@ -241,7 +241,8 @@ def verify_command(
         fused = fuse(found.model, given, **options(found.model, rules, without, only, skip, objective))
     if fused_weights is not None:
         load_weights(fused, fused_weights)
-    results = [verify(fused, found.model, redrawn(given, seed)) for seed in range(trials)]
+    with tell.working("comparing"):
+        results = [verify(fused, found.model, redrawn(given, seed)) for seed in range(trials)]
     for result in results:
         tell.say(str(result))
     tell.said["trials"] = [{"error": r.error, "tolerance": r.tolerance, "passed": r.passed} for r in results]
