@@ -825,7 +825,7 @@ def test_verify_compares_numbers():
 
 
 def test_a_rule_that_fails_leaves_the_model():
-    """An error out of a user's reader comes out as it is, and the model is as before."""
+    """An error in a user's reader comes out with its words, and the model is as before."""
     model = build(lambda: seq(conv(3, 4), OneOff(4)))
     before = operations(model, X)
     with READERS.restored():
