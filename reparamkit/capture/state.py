@@ -60,7 +60,7 @@ class State:
             now.clear()
             now.update(attributes)
             for name, content in contents.items():
-                _refill(now[name], content)
+                refill(now[name], content)
         return changed
 
 
@@ -127,7 +127,8 @@ def _same_items(now: Any, before: Any) -> bool:
     return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
 
 
-def _refill(container: Any, content: Any) -> None:
+def refill(container: Any, content: Any) -> None:
+    """Put back what a container had."""
     container.clear()
     (container.update if isinstance(container, (dict, set)) else container.extend)(content)
 
