@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..sourcecode.uses import is_torchs
-from .state import CONTAINERS, refill
+from .state import CONTAINERS, refill, same_items
 from .trees import leaves
 
 Cached = functools._lru_cache_wrapper
@@ -40,12 +40,16 @@ class Shelves:
         """The nodes of traced values that were put there; the containers that got some have what they had."""
         nodes: set[fx.Node] = set()
         for container, before in self._kept:
-            entries = [*container.items()] if isinstance(container, dict) else [*container]
-            found = {leaf.node for leaf in leaves(entries) if isinstance(leaf, fx.Proxy)}
+            found = set() if same_items(container, before) else _traced(container)
             if found:
                 refill(container, before)
             nodes |= found
         return nodes
+
+
+def _traced(container: Any) -> set[fx.Node]:
+    entries = [*container.items()] if isinstance(container, dict) else [*container]
+    return {leaf.node for leaf in leaves(entries) if isinstance(leaf, fx.Proxy)}
 
 
 def _caches(model: nn.Module) -> Iterator[functools._lru_cache_wrapper[Any]]:
