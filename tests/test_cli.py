@@ -113,6 +113,8 @@ def test_convert_fuses_other_weights_without_the_model(folder: Path):
     found = load_file(folder / "converted.safetensors")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    none = run(folder, "convert", "recipe.json", "nothing.safetensors", "-o", "none.safetensors")
+    assert (none.returncode, none.stdout) == (Code.USAGE, "")
     again = run(folder, "convert", "recipe.json", "converted.safetensors", "-o", "twice.safetensors")
     assert (again.returncode, again.stdout) == (Code.MODEL, "recipe for Net: 14 tensors -> 9, 2 of them computed\n")
     assert "one of the fused model already" in again.stderr

@@ -168,6 +168,8 @@ def convert_command(
     check_target("-o", output, (".safetensors", ".json"))
     check_distinct({"RECIPE": recipe_file, "WEIGHTS": checkpoint, "-o": output})
     found = read_recipe(recipe_file)
+    if not checkpoint.is_file():
+        raise Failure(Code.USAGE, f"there is no file '{checkpoint}'", "check the path of the weights")
     tell.say(found)
     with tell.working("converting"):
         convert_state_dict(found, checkpoint, output)
