@@ -26,7 +26,7 @@ from torch import nn
 
 import reparamkit
 from reparamkit.cli.demo import Branches, example, network
-from reparamkit.reporting import Node, Report
+from reparamkit.reporting import Merge, Node, Price, Report
 from reparamkit.testing import randomize
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +41,7 @@ PROBE = """
   const bottom = $("graphs").clientHeight / zoom + BUCKET + 40;
   const drawn = [...document.querySelectorAll("#drawing rect.box")];
   found.outside = drawn.filter((box) => box.y.baseVal.value > bottom).length;
+  found.costs = report.merges.map((_, site) => $(`site-${site}`).textContent.includes("FLOPs"));
   document.querySelector(".row").click();
   found.detail = $("detail").innerText;
   found.canvases = document.querySelectorAll("#detail canvas").length;
@@ -169,6 +170,8 @@ def check(name: str, report: Report, folder: Path) -> list[str]:
         "a click shows path, equation and cost": all(
             text in found["detail"] for text in (merge.path, merge.equations[0], f"{merge.before.flops:,}")
         ),
+        "FLOPs are of what has a price": found["costs"] == [_is_priced(merge) for merge in report.merges]
+        and ("FLOPs" in found["detail"]) == _is_priced(merge),
         "and the weights": found["canvases"] == len(merge.pictures) > 0,
         "and marks the merge": found["chosen"] > 0,
         "search finds": found["hits"] >= norms > 0,
@@ -181,6 +184,16 @@ def check(name: str, report: Report, folder: Path) -> list[str]:
     times = f"ready after {found['start']:5.0f} ms, with views after {found['rebuilt']:5.0f} ms more"
     print(f"{name:<8} {everything:>6} nodes, {times}")
     return [f"{name}: not so: {what}" for what, good in wanted.items() if not good]
+
+
+def _is_priced(merge: Merge) -> bool:
+    return max(merge.before.flops, merge.after.flops) > 0
+
+
+def unpriced(report: Report) -> Report:
+    """As if graph rules had merged what has no price."""
+    free = Price(0, 0, 1)
+    return replace(report, merges=tuple(replace(merge, before=free, after=free) for merge in report.merges))
 
 
 def listed(report: Report) -> dict[str, int]:
@@ -208,7 +221,13 @@ def main() -> int:
     block = reparamkit.explain(randomize(nn.Sequential(Branches(8))), torch.randn(1, 8, 9, 9))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        reports = {"block": block, "demo": demo, "dense": dense(12), "large": repeated(block, 5000 // 8)}
+        reports = {
+            "block": block,
+            "free": unpriced(block),
+            "demo": demo,
+            "dense": dense(12),
+            "large": repeated(block, 5000 // 8),
+        }
         wrong = [line for name, report in reports.items() for line in check(name, report, folder)]
         if options.write:
             screenshots(demo, folder)

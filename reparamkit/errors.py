@@ -3,7 +3,7 @@
     ReparamkitError
     ├── InvalidInputError      the model or the example inputs cannot be used at all
     ├── CaptureError           the model's forward cannot be traced
-    ├── RuleError              a rule or reader is malformed, or its name is taken
+    ├── RuleError              a rule or reader is malformed, fails, or its name is taken
     ├── CoverageError          less was merged than `min_coverage` asks for
     ├── EquivalenceError       a merged piece does not equal the piece it replaces
     ├── GuardError             a fused model is called with sizes it was not proved for
@@ -31,7 +31,7 @@ class CaptureError(ReparamkitError):
 
 
 class RuleError(ReparamkitError, ValueError):
-    """A rule or reader is refused when it is declared."""
+    """A rule or reader is refused when it is declared, or fails when it is used."""
 
 
 class CoverageError(ReparamkitError):

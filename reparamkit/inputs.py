@@ -50,6 +50,8 @@ def checked_model(model: Any) -> nn.Module:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise InvalidInputError(f"'{name}' is not initialised: run the lazy model once before fusing")
+        if type(tensor).__module__.startswith("torch.distributed"):
+            raise InvalidInputError(f"'{name}' is sharded (a {type(tensor).__name__}): fuse before you shard the model")
         if tensor.is_meta:
             raise InvalidInputError(f"'{name}' is on the meta device: load the weights before fusing")
     return model
@@ -93,7 +95,6 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
         raise InvalidInputError(f"example_kwargs must be a dict of keyword arguments, found {example_kwargs!r}")
     args = () if example_inputs is None else example_inputs
     inputs = Inputs(args if isinstance(args, tuple) else (args,), dict(example_kwargs or {}))
-    _check_kind(model, inputs)
     before, versions = State(model), _versions(model)
     with _noted(model) as (calls, absent):
         output = tried(model, inputs)
@@ -111,6 +112,7 @@ def tried(model: nn.Module, inputs: Inputs) -> Any:
     try:
         return undisturbed(model, inputs)
     except Exception as error:
+        _check_kind(model, inputs)
         raise InvalidInputError(
             f"the model rejects the example inputs ({type(error).__name__}: {error}); pass a tensor, or the tuple of"
             " positional arguments, that model(...) takes"
@@ -150,6 +152,7 @@ def _noted(model: nn.Module) -> Iterator[tuple[Counter[str], dict[str, set[int |
 
 
 def _check_kind(model: nn.Module, inputs: Inputs) -> None:
+    """Raises `InvalidInputError` if inputs that the model does not take are of another dtype, or elsewhere."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         return

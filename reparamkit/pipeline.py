@@ -22,6 +22,7 @@ from .capture.capture import Captured
 from .capture.parts import Parts, capture_parts
 from .capture.scripts import compiled_opened
 from .capture.state import intact, kept
+from .capture.trees import leaves
 from .compare import AMPLIFIED, Verification, compare, compare_wide, sensitivity, undisturbed
 from .engine.borders import join_borders
 from .engine.choose import choose
@@ -117,7 +118,7 @@ def fuse(
         CaptureError: the model's forward cannot be traced; the message says what to do.
         CoverageError: less was merged than `min_coverage`; names the layers. (With `inplace`, the model is fused.)
         EquivalenceError: a merge is not equal to what it replaces; names the site. Nothing is returned.
-        RuleError: an unknown rule, or a rule that returns no module.
+        RuleError: an unknown rule, a rule that returns no module, or a rule or reader that fails.
     """
     if isinstance(model, ExportedProgram):
         example_inputs = tensors_in((example_inputs, example_kwargs)) or tensors_in(model.example_inputs)
@@ -419,6 +420,9 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     # The weight that a weight norm left behind has a history, and such tensors cannot be copied.
     memo |= {id(t): t.detach() for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor)}
+    # So has what a forward remembers of its parameters, in a dictionary by device or size.
+    remembered = leaves([list(vars(m).values()) for m in model.modules()])
+    memo |= {id(t): t.detach() for t in remembered if isinstance(t, Tensor) and not t.is_leaf}
     try:
         made = copy.deepcopy(model, memo)
     except Exception as error:
@@ -564,12 +568,18 @@ def _whole(fused: nn.Module, original: nn.Module, request: Request) -> float | N
     try:
         output = undisturbed(fused, inputs)
     except Exception as error:
+        if request.as_graph and not all(isinstance(each, Tensor) for each in (*inputs.args, *inputs.kwargs.values())):
+            raise InvalidInputError(
+                "as_graph=True makes a graph that takes tensors, one after the other, and the example inputs have"
+                " others, or tensors in containers: fuse without it"
+            ) from error
         raise EquivalenceError(
             f"the fused model fails on the example inputs ({type(error).__name__}: {error}); if a copy.deepcopy of the"
             " model does so too, pass inplace=True; otherwise please report it"
         ) from error
     found = compare(output, request.example.output, _through(fused, request.example))
-    if not found.passed and found.error > AMPLIFIED * sensitivity(original, inputs):
+    if not found.passed and found.error > AMPLIFIED * (allowed := sensitivity(original, inputs)):
+        _check_copies(original, request.example, allowed)
         widened = None if original is fused else compare_wide(fused, original, inputs)
         if widened is not None and widened.passed:
             return widened.error
@@ -578,3 +588,13 @@ def _whole(fused: nn.Module, original: nn.Module, request: Request) -> float | N
             f"the fused model as a whole is {found}; every single merge was proved, please report it"
         )
     return found.error
+
+
+def _check_copies(model: nn.Module, example: Example, allowed: float) -> None:
+    """Raises `InvalidInputError` if a copy computes something else, as of a model that finds its parts by identity."""
+    found = compare(undisturbed(copy.deepcopy(model), example.inputs), example.output, model.parameters())
+    if not found.passed and found.error > AMPLIFIED * allowed:
+        raise InvalidInputError(
+            f"a copy.deepcopy of the model computes something else than the model ({found}): pass inplace=True to fuse"
+            " it in place"
+        )

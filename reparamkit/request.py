@@ -65,7 +65,7 @@ def requested(
     """The options of a call of `fuse`, checked, and its inputs tried. Raises `InvalidInputError` and `RuleError`."""
     if not (isinstance(min_coverage, (int, float)) and 0 <= min_coverage <= 1):
         raise InvalidInputError(f"min_coverage={min_coverage!r}: give a share from 0 to 1")
-    if objective not in OBJECTIVES:
+    if not isinstance(objective, str) or objective not in OBJECTIVES:
         raise InvalidInputError(f"objective={objective!r}: choose one of {', '.join(OBJECTIVES)}")
     check_no_global_hooks()
     chosen = chosen_rules(rules, extra_rules, without)
@@ -105,7 +105,11 @@ def chosen_rules(
     for rule in _each(extra):
         base.add(rule)
     for unwanted in _each(without):
-        base.remove(_rule(unwanted).name)
+        if (name := getattr(unwanted, "name", unwanted)) in base:
+            base.remove(name)
+        else:
+            # One that is not among these anyway, or a name that none has.
+            _rule(unwanted)
     return tuple(sorted(base, key=lambda rule: rule.pattern is None))
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .algebra.form import source_form
+from .algebra.form import Form, source_form
 from .algebra.size import free_size
 from .capture.capture import Inputs
 from .compare import relative_error, undisturbed
 from .errors import EquivalenceError, NotFusable, RuleError
-from .layers.registry import READERS
+from .layers.registry import READERS, Reader
 from .layers.writers import plan
 from .pipeline import fuse, report
 from .proof import SITE_TOLERANCE
@@ -90,12 +90,25 @@ def check_reader(make_layer: Callable[[], nn.Module], shape: Shape, *, trials: i
             raise RuleError(f"there is no reader for {type(layer).__name__}: declare one with @reparamkit.reader")
         x = _input(shape, draw)
         sizes = tuple(free_size("x", d - x.dim(), n) for d, n in enumerate(x.shape))
-        form = reader(layer, source_form("x", sizes))
+        form = _read(reader, layer, source_form("x", sizes))
         if len(form.terms) != 1:
             raise NotFusable("check_reader checks layers of one input")
         written = plan(form.sample, form.bias).build()
         for each in (x, _like(x, shape, draw)):
             _compare(written(each), layer(each), type(layer).__name__, each)
+
+
+def _read(reader: Reader, layer: nn.Module, x: Form) -> Form:
+    try:
+        found = reader(layer, x)
+    except NotFusable:
+        raise
+    except Exception as error:
+        raise RuleError(f"the reader of {reader.name} fails ({type(error).__name__}: {error})") from error
+    found = found[0] if isinstance(found, tuple) and found else found
+    if not isinstance(found, Form):
+        raise RuleError(f"the reader of {reader.name} returned {type(found).__name__}, not a form")
+    return found
 
 
 def _input(shape: Shape, draw: random.Random) -> Tensor:

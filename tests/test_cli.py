@@ -52,6 +52,17 @@ class Tied(nn.Module):
         return self.head(self.b(self.a(self.embed(x))))
 
 
+class Talking(Net):
+    def forward(self, x):
+        print("called")
+        return super().forward(x)
+
+
+def talking():
+    print("made")
+    return randomize(Talking())
+
+
 def broken():
     raise OSError("no such\\nlicence")
 
@@ -102,6 +113,8 @@ def test_convert_fuses_other_weights_without_the_model(folder: Path):
     found = load_file(folder / "converted.safetensors")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    none = run(folder, "convert", "recipe.json", "nothing.safetensors", "-o", "none.safetensors")
+    assert (none.returncode, none.stdout) == (Code.USAGE, "")
     again = run(folder, "convert", "recipe.json", "converted.safetensors", "-o", "twice.safetensors")
     assert (again.returncode, again.stdout) == (Code.MODEL, "recipe for Net: 14 tensors -> 9, 2 of them computed\n")
     assert "one of the fused model already" in again.stderr
@@ -218,6 +231,15 @@ def test_debug_shows_the_trace(folder: Path):
     assert done.returncode == Code.MODEL
     assert "Traceback" in done.stderr
     assert "in broken" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["fuse", "explain", "verify"])
+def test_what_a_model_prints_is_no_part_of_the_answer(folder: Path, command: str):
+    done = run(folder, command, "tiny.py:talking", *INPUT, "--json")
+    assert done.returncode == Code.DONE, done.stderr
+    assert json.loads(done.stdout)["command"] == command
+    assert "made" in done.stderr
+    assert "called" in done.stderr
 
 
 def test_wrong_arguments_are_one_line(folder: Path):

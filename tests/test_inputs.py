@@ -31,6 +31,18 @@ def lazy() -> nn.Module:
     return seq(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4)).eval()
 
 
+class Shard(nn.Parameter):
+    """Stands for a DTensor, which only a process group makes."""
+
+    __module__ = "torch.distributed.tensor"
+
+
+def sharded() -> nn.Module:
+    model = net()
+    model[2][0].weight = torch.Tensor._make_subclass(Shard, model[2][0].weight.data)
+    return model
+
+
 @dataclass(frozen=True)
 class Bad:
     """model: what is given to `fuse`. options: its other arguments. says: patterns the message matches."""
@@ -49,6 +61,7 @@ BAD = (
     Bad("a class", lambda: nn.Identity, ("nn.Module", "type|class")),
     Bad("training mode", lambda: net().train(), ("training mode", r"model\.eval\(\)")),
     Bad("meta weights", on_meta, ("'2.0.weight'", "meta", "load")),
+    Bad("sharded weights", sharded, ("'2.0.weight'", "a Shard", "before you shard")),
     Bad("lazy weights", lazy, ("'0.weight'", "not initialised", "run")),
     Bad("too few dimensions", net, ("rejects the example inputs", "RuntimeError"), (X[0, 0],)),
     Bad("other channels", net, ("rejects the example inputs", "channels"), (X[:, :2],)),

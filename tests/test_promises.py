@@ -824,8 +824,17 @@ def test_verify_compares_numbers():
     assert not reparamkit.verify(*models, X).passed
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_verify_compares_tensors_in_one_of_unequal_sizes():
+    models = [
+        build(lambda k=k: Model(lambda m, x: torch.nested.nested_tensor([x[0, 0], k * x[1, 0, :2]]))) for k in (1, 2)
+    ]
+    assert reparamkit.verify(models[0], models[0], X).passed
+    assert not reparamkit.verify(*models, X).passed
+
+
 def test_a_rule_that_fails_leaves_the_model():
-    """An error out of a user's reader comes out as it is, and the model is as before."""
+    """An error in a user's reader comes out with its words, and the model is as before."""
     model = build(lambda: seq(conv(3, 4), OneOff(4)))
     before = operations(model, X)
     with READERS.restored():

@@ -319,6 +319,8 @@ BAD: dict[str, tuple[Callable[[Weights], Any], str]] = {
     "another shape": (_with(FIRST, lambda t: t[:1]), f"'{FIRST}' has shape"),
     "another rank": (_with(FIRST_NORM, lambda t: t[None]), f"'{FIRST_NORM}' has shape"),
     "no tensor": (_with(FIRST, lambda t: "weights"), f"lacks '{FIRST}'"),
+    "complex numbers": (_with(FIRST, lambda t: t + 1j), f"'{FIRST}' is of torch.complex64, and was of torch.float32"),
+    "quantised to bytes": (_with(FIRST, lambda t: (t * 100).to(torch.int8)), "numbers of another kind"),
     "NaN": (_with(FIRST_NORM, lambda t: t * torch.nan), f"'{FIRST_NORM}' is merged, and has infinite"),
     "overflow": (_with(FIRST, lambda t: t * 0 + 3e38), "overflows float32"),
     "empty": (lambda s: {}, "lacks"),
@@ -569,6 +571,16 @@ def test_targets_that_cannot_be_written(target: str, tmp_path: Path):
     with pytest.raises(RecipeError):
         reparamkit.convert_state_dict(net_and_fused()[1], weights(), tmp_path / target)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_no_target(tmp_path: Path):
+    (tmp_path / "out.safetensors").mkdir()
+    with pytest.raises(RecipeError, match="that is a folder"):
+        reparamkit.convert_state_dict(net_and_fused()[1], weights(), tmp_path / "out.safetensors")
+    with pytest.raises(RecipeError, match="found int"):
+        reparamkit.convert_state_dict(net_and_fused()[1], weights(), 3)
+    assert list((tmp_path / "out.safetensors").iterdir()) == []
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 # --- loading ----------------------------------------------------------------------------------------

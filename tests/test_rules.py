@@ -15,6 +15,7 @@ import reparamkit
 from reparamkit import Match, NotFusable, Rule, RuleError, call, reader, rule, rules, value
 from reparamkit.layers.registry import READERS
 from reparamkit.rulebook.builtin import RULES
+from reparamkit.testing import check_reader
 
 X = sample(MAPS[0], torch.float32)
 
@@ -140,6 +141,37 @@ def test_a_reader_that_returns_no_form_is_refused():
 
     fused = reparamkit.fuse(build(lambda: seq(conv(4, 4), Affine(4))), X)
     assert any("int" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+def fails(*args: Any) -> Any:
+    raise KeyError("gama")
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_reader_that_fails_is_named_and_so_is_the_layer(inplace: bool):
+    """The error is ours, and says where; the model is as it was."""
+    reader(Affine)(fails)
+    model = build(lambda: seq(conv(4, 4), Affine(4)))
+    before = run(model, X)
+    with pytest.raises(RuleError, match=r"reader of Affine fails on '1' \(KeyError: 'gama'\).*NotFusable"):
+        reparamkit.fuse(model, X, inplace=inplace)
+    assert error(run(model, X), before) == 0
+
+
+@pytest.mark.parametrize(
+    ("read", "says"),
+    [(fails, "KeyError: 'gama'"), (lambda layer, x: layer, "returned Affine"), (lambda layer, x: (), "")],
+)
+def test_check_reader_names_a_reader_that_fails(read: Any, says: str):
+    reader(Affine)(read)
+    with pytest.raises(RuleError, match=f"reader of Affine.*{says}"):
+        check_reader(lambda: Affine(4), (2, 4, 5, 5))
+
+
+def test_a_reader_that_returns_nothing_at_all_is_refused():
+    reader(Affine)(lambda layer, x: ())
+    found = reparamkit.explain(build(lambda: seq(conv(4, 4), Affine(4))), X)
+    assert any("returned tuple, not a form" in refusal.reason for refusal in found.refusals)
 
 
 def test_a_subclass_with_its_own_forward_is_not_read():
@@ -324,6 +356,30 @@ def test_a_rule_must_build_a_module():
     )
     with pytest.raises(RuleError, match=r"nothing.*NoneType"):
         reparamkit.fuse(twice(), X, extra_rules=[made])
+
+
+@pytest.mark.parametrize(
+    ("guard", "made", "says"),
+    [
+        (fails, lambda match: nn.ReLU(), r"the guard of rule 'mine' fails \(KeyError: 'gama'\).*without"),
+        (None, fails, r"the build of rule 'mine' fails \(KeyError: 'gama'\).*without"),
+        (None, lambda match: match.module("nothing"), "the build of rule 'mine' fails"),
+        (lambda match: False, lambda match: nn.ReLU(), r"returned False.*NotFusable\(reason\)"),
+    ],
+    ids=["guard", "build", "a wrong name", "a guard that answers"],
+)
+def test_a_rule_that_fails_is_named(guard: Any, made: Any, says: str):
+    """An error in the code of a rule is ours; a guard that says no by its answer is not taken for one that agrees."""
+    mine = rule(name="mine", equation="a = b", pattern=call(nn.ReLU, value("x")), guard=guard, register=False)(made)
+    with pytest.raises(RuleError, match=says):
+        reparamkit.fuse(twice(), X, extra_rules=[mine])
+
+
+def test_a_rule_that_is_not_among_those_of_the_call_may_be_left_out():
+    for options in ({"rules": ["chain"], "without": ["parallel_sum"]}, {"without": ["chain", "chain"]}):
+        reparamkit.fuse(twice(), X, **options)
+    with pytest.raises(RuleError, match="nothing"):
+        reparamkit.fuse(twice(), X, without=["nothing"])
 
 
 def test_a_value_read_elsewhere_protects_a_pattern():

@@ -1,4 +1,4 @@
-"""Caches of functions (functools.lru_cache) that a trace filled: with values that stand for others."""
+"""Caches that a trace filled with values that stand for others: of functions (functools.lru_cache), and containers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from ..sourcecode.uses import is_torchs
+from .state import CONTAINERS, refill, same_items
+from .trees import leaves
 
 Cached = functools._lru_cache_wrapper
 
@@ -27,8 +29,38 @@ def caches_left(model: nn.Module) -> Iterator[None]:
                 cached.cache_clear()
 
 
+class Shelves:
+    """The containers that have a name in the files and classes of a model, for its code to put something into."""
+
+    def __init__(self, model: nn.Module) -> None:
+        found = {id(value): value for name, value in _named(model) if type(value) in CONTAINERS and name[:2] != "__"}
+        self._kept = [(each, each.copy()) for each in found.values()]
+
+    def cleared(self) -> set[fx.Node]:
+        """The nodes of traced values that were put there; the containers that got some have what they had."""
+        nodes: set[fx.Node] = set()
+        for container, before in self._kept:
+            found = set() if same_items(container, before) else _traced(container)
+            if found:
+                refill(container, before)
+            nodes |= found
+        return nodes
+
+
+def _traced(container: Any) -> set[fx.Node]:
+    entries = [*container.items()] if isinstance(container, dict) else [*container]
+    return {leaf.node for leaf in leaves(entries) if isinstance(leaf, fx.Proxy)}
+
+
 def _caches(model: nn.Module) -> Iterator[functools._lru_cache_wrapper[Any]]:
     """Methods with a cache, and such functions of the files that the methods are in."""
+    # A static method is in the class as what it is made of.
+    functions = (getattr(value, "__func__", value) for _, value in _named(model))
+    yield from (function for function in functions if isinstance(function, Cached))
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What the classes of a model have, and the files that they are in."""
     bases = {base for module in model.modules() for base in type(module).__mro__ if not is_torchs(base)}
     for names in [vars(base) for base in bases] + [vars(sys.modules.get(base.__module__, base)) for base in bases]:
-        yield from (value for value in list(names.values()) if isinstance(value, Cached))
+        yield from list(names.items())

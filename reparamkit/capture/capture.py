@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
+from .caches import Shelves
 from .draws import random_state_kept
 from .guards import expect
 from .paths import module_at
@@ -219,8 +220,9 @@ class Captured:
 
     @cached_property
     def deciding(self) -> set[Frame]:
-        """The calls in whose own code a branch was taken."""
-        return {self.frame(node) for node in self.graph.nodes if node.target is expect}
+        """The calls in whose own code a branch was taken, or may have been by the rank of a tensor."""
+        ranks = {frame for frame in self.frames if frame.ranks}
+        return ranks | {self.frame(node) for node in self.graph.nodes if node.target is expect}
 
     def forget(self) -> None:
         """The graph was changed: what was computed from it is computed again."""
@@ -347,13 +349,15 @@ def _named_in(graph: fx.Graph, op: str) -> dict[str, list[Frame]]:
 
 @contextmanager
 def _state_kept(model: nn.Module) -> Iterator[tuple[set[int], set[fx.Node]]]:
-    """Undo what a forward does to its modules while it is traced; yields the modules (ids) that were changed, and the
-    nodes of the values that were stored in them.
+    """Undo what a forward does to its modules, and to containers in its files, while it is traced; yields the modules
+    (ids) that were changed, or whose code changed something there, and the nodes of the values that were stored.
     """
-    before, changed, stored = State(model), set[int](), set[fx.Node]()
+    before, shelves, changed, stored = State(model), Shelves(model), set[int](), set[fx.Node]()
     try:
         yield changed, stored
     finally:
+        stored |= shelves.cleared()
+        changed |= {id(frame.module) for node in stored for frame in node.meta["frame"].stack}
         stored |= {leaf.node for leaf in leaves(before.now()) if isinstance(leaf, fx.Proxy)}
         before.drop_new(CONSTANT)
         changed |= before.restore()
@@ -395,14 +399,13 @@ class _Names:
 
 def _structure(model: nn.Module, inputs: Inputs | None) -> _Names:
     signature = inspect.signature(model.forward)
-    if inputs is None:
-        required = [p.name for p in signature.parameters.values() if _required(p)]
-        return _Names((), {name: Named(name) for name in required}, {})
-    # What is no tensor (a cache, a list) stays itself while it is traced, and may be written into.
-    own = inputs.copied()
-    bound = signature.bind(*own.args, **own.kwargs)
     values: dict[str, Tensor] = {}
-    kwargs = {name: _named(name, value, values) for name, value in bound.arguments.items()}
+    kwargs: dict[str, Any] = {p.name: Named(p.name) for p in signature.parameters.values() if _required(p)}
+    if inputs is not None:
+        # What is no tensor (a cache, a list) stays itself while it is traced, and may be written into.
+        own = inputs.copied()
+        bound = signature.bind(*own.args, **own.kwargs)
+        kwargs = {name: _named(name, value, values) for name, value in bound.arguments.items()}
     args: tuple[Any, ...] = ()
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -410,7 +413,9 @@ def _structure(model: nn.Module, inputs: Inputs | None) -> _Names:
         elif parameter.kind is parameter.VAR_POSITIONAL and parameter.name in kwargs:
             before = [n for n in signature.parameters if n in kwargs]
             before = before[: before.index(parameter.name)]
-            args = (*(kwargs.pop(n) for n in before), *kwargs.pop(parameter.name))
+            args = (*args, *(kwargs.pop(n) for n in before), *kwargs.pop(parameter.name))
+        elif parameter.kind is parameter.POSITIONAL_ONLY and parameter.name in kwargs:
+            args = (*args, kwargs.pop(parameter.name))
     return _Names(args, kwargs, values)
 
 

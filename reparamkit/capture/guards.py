@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, fx
@@ -32,9 +32,23 @@ def is_guard(target: object) -> bool:
 @_recorded
 def expect(found: Any, traced: Any) -> None:
     """A branch was taken for `traced`; another value would need the other branch."""
-    if found != traced:
+    # Under torch.jit.trace a size is a tensor of one number.
+    several = isinstance(found, Tensor) and found.numel() != 1
+    if several or found != traced:
+        now = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
         raise GuardError(
-            f"this model was fused for inputs where a size or condition is {traced!r}, now it is {found!r}:"
+            f"this model was fused for inputs where a size or condition is {traced!r}, now it is {now}:"
+            " fuse again with example_inputs of this kind"
+        )
+
+
+@_recorded
+def expect_entries(found: Any, *traced: Any) -> None:
+    """Code went through a list of so many elements, or a dictionary of these keys, or looked for others."""
+    names = tuple(found) if isinstance(found, Mapping) else tuple(range(len(found)))
+    if set(names) != set(traced):
+        raise GuardError(
+            f"this model was fused for an argument with the entries {list(traced)}, now it has {list(names)}:"
             " fuse again with example_inputs of this kind"
         )
 

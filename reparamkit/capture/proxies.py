@@ -59,6 +59,8 @@ class ValueProxy(fx.Proxy):
             return _Attribute(self, name)
         found = self.tracer.attribute_of(value, name)
         if isinstance(value, Tensor) and name in FIXED_ATTRIBUTES:
+            if name == "ndim":
+                self.tracer.asks_for_rank(sys._getframe(1))
             if name in LENT:
                 self.tracer.lending.note(sys._getframe(1), Lent(self.node, name, found))
             return found
@@ -151,6 +153,7 @@ class ValueProxy(fx.Proxy):
         if self.value is UNKNOWN:
             raise self._needs_values(f"the number of parts of the value {self.node}")
         if isinstance(self.value, torch.Size):
+            self.tracer.asks_for_rank(sys._getframe(1))
             return len(self.value)
         tensor = isinstance(self.value, Tensor)
         return int(self.size(0) if tensor else self.tracer.create_proxy("call_function", len, (self,), {}))
@@ -253,6 +256,8 @@ class _Attribute(ValueProxy):
         made = self.tracer.create_proxy("call_method", self.name, (self.root, *args), kwargs)
         value = made.value
         if self.name in RANK_METHODS and value is not UNKNOWN:
+            if isinstance(value, int):
+                self.tracer.asks_for_rank(sys._getframe(1))
             return value
         return made
 

@@ -60,7 +60,7 @@ class State:
             now.clear()
             now.update(attributes)
             for name, content in contents.items():
-                _refill(now[name], content)
+                refill(now[name], content)
         return changed
 
 
@@ -74,7 +74,7 @@ class Contents:
     @property
     def stay(self) -> bool:
         """Whether nothing was put into them or taken out."""
-        return all(_same_items(now, before) for now, before in self._kept)
+        return all(same_items(now, before) for now, before in self._kept)
 
 
 def _containers(structure: Any) -> Iterator[Any]:
@@ -118,16 +118,18 @@ def _contents(module: nn.Module) -> dict[str, Any]:
 
 def _equal(now: Mapping[str, Any], contents: Mapping[str, Any]) -> bool:
     """Whether containers have what they had."""
-    return all(_same_items(now[name], content) for name, content in contents.items())
+    return all(same_items(now[name], content) for name, content in contents.items())
 
 
-def _same_items(now: Any, before: Any) -> bool:
+def same_items(now: Any, before: Any) -> bool:
+    """Whether a container has the same things."""
     if isinstance(before, dict):
         return _same(now, before)
     return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
 
 
-def _refill(container: Any, content: Any) -> None:
+def refill(container: Any, content: Any) -> None:
+    """Put back what a container had."""
     container.clear()
     (container.update if isinstance(container, (dict, set)) else container.extend)(content)
 

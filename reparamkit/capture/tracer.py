@@ -23,6 +23,7 @@ from torch.fx.node import Argument, Target
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
+from ..sourcecode.origins import is_users
 from ..sourcecode.writes import in_place
 from .buffers import other_buffers
 from .draws import Draws, no_plain_draws
@@ -58,7 +59,7 @@ class Frame:
     args, kwargs, output: as in the call, with graph nodes in the place of tensors.
     modes: those that it was called in. asks: whether its code asks for them. lists: the lists and rows of modules that
     its code has in hand, which it may count. fills: whether its code changes a container that it is given.
-    lent: as of a node.
+    ranks: whether its code asks for the rank of a tensor. lent: as of a node.
     """
 
     path: str
@@ -71,6 +72,7 @@ class Frame:
     asks: bool = False
     lists: set[nn.Module] = field(default_factory=set)
     fills: bool = False
+    ranks: bool = False
     lent: Taken = field(default_factory=dict)
 
     @cached_property
@@ -277,7 +279,7 @@ class Tracer(fx.Tracer):
 
         def forward(root: nn.Module) -> Any:
             before = Contents(given)
-            output = type(frame.module).forward(frame.module, *given[0], **given[1])
+            output = frame.module.forward(*given[0], **given[1])
             frame.output, frame.fills = map_leaves(as_node, output), not before.stay
             return output
 
@@ -394,6 +396,11 @@ class Tracer(fx.Tracer):
         by = _outside(sys._getframe(1))
         self.refusals.append((by, by.f_lasti, reason))
         return CaptureError(reason)
+
+    def asks_for_rank(self, by: FrameType) -> None:
+        """The code that `by` runs gets to know how many dimensions a tensor has."""
+        if self.frame is not None and is_users(_outside(by)):
+            self.frame.ranks = True
 
     def _asks_for_modes(self) -> None:
         if self.frame is not None and not self.idle:

@@ -20,9 +20,15 @@ def fields_of(record: Any) -> dict[str, Any]:
     return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
+def _is_whole(value: object) -> bool:
+    """Whether a value is a named tuple that cannot be made of any other entries, as a PackedSequence."""
+    named = isinstance(value, tuple) and hasattr(value, "_fields")
+    return named and not str(type(value).__new__.__module__).startswith("namedtuple_")
+
+
 def map_leaves(change: Callable[[Any], Any], value: Any) -> Any:
     """The same structure with every leaf changed; a dataclass in which nothing changes stays the same object."""
-    return tree_map(lambda leaf: _mapped(change, leaf), value)
+    return tree_map(lambda leaf: _mapped(change, leaf), value, is_leaf=_is_whole)
 
 
 def _mapped(change: Callable[[Any], Any], leaf: Any) -> Any:
@@ -45,7 +51,7 @@ def leaves(value: Any) -> list[Any]:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    for leaf in tree_leaves(value):
+    for leaf in tree_leaves(value, is_leaf=_is_whole):
         if is_record(leaf):
             yield from _leaves(list(fields_of(leaf).values()))
         else:

@@ -168,6 +168,8 @@ def convert_command(
     check_target("-o", output, (".safetensors", ".json"))
     check_distinct({"RECIPE": recipe_file, "WEIGHTS": checkpoint, "-o": output})
     found = read_recipe(recipe_file)
+    if not checkpoint.is_file():
+        raise Failure(Code.USAGE, f"there is no file '{checkpoint}'", "check the path of the weights")
     tell.say(found)
     with tell.working("converting"):
         convert_state_dict(found, checkpoint, output)
@@ -241,7 +243,8 @@ def verify_command(
         fused = fuse(found.model, given, **options(found.model, rules, without, only, skip, objective))
     if fused_weights is not None:
         load_weights(fused, fused_weights)
-    results = [verify(fused, found.model, redrawn(given, seed)) for seed in range(trials)]
+    with tell.working("comparing"):
+        results = [verify(fused, found.model, redrawn(given, seed)) for seed in range(trials)]
     for result in results:
         tell.say(str(result))
     tell.said["trials"] = [{"error": r.error, "tolerance": r.tolerance, "passed": r.passed} for r in results]

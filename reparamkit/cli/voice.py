@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,11 @@ class Voice:
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
         """Shows on a terminal what takes its time."""
-        if self.as_json or self.quiet or not self.progress.is_terminal:
+        if self.as_json or self.quiet:
+            # What the code of a model prints is no part of the object.
+            with redirect_stdout(sys.stderr):
+                yield
+        elif not self.progress.is_terminal:
             yield
         else:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..capture.capture import Captured, Outside
 from ..capture.proxies import attribute
+from ..sourcecode.parse import forward_of
 from ..sourcecode.uses import OWN, TENSORS, Uses, is_torchs
 
 BUFFERS = frozenset({"buffers", "named_buffers", "_buffers"})
@@ -43,7 +44,7 @@ class _Code:
     def follow_untraced(self, is_leaf: IsLeaf, calls: Mapping[str, int] | None) -> None:
         """The forwards that run, of modules that were not traced."""
         traced = {frame.module for part in self.parts for frame in part.frames}
-        own = {m for m in self.paths if m not in traced and not is_leaf(m) and not is_torchs(type(m).forward)}
+        own = {m for m in self.paths if m not in traced and not is_leaf(m) and not is_torchs(forward_of(m))}
         waiting = [module for module in _running(self.parts, calls) if module in own]
         own.difference_update(waiting)
         while waiting:
@@ -70,7 +71,7 @@ class _Code:
         uses = Uses()
         frames = {frame.module: None for part in self.parts for frame in part.frames}
         for module in frames:
-            if not is_torchs(type(module).forward):
+            if not is_torchs(forward_of(module)):
                 uses.follow(module)
         # The code is followed on all its branches; these lists were asked for.
         made = set().union(OWN, *(part.lists for part in self.parts))
@@ -96,7 +97,7 @@ def _run_by(module: nn.Module, own: Collection[nn.Module]) -> Iterator[nn.Module
     """The modules with code of the user's that a call of a module runs first: itself, or those inside a row."""
     if module in own:
         yield module
-    elif is_torchs(type(module).forward):
+    elif is_torchs(forward_of(module)):
         for child in module.children():
             yield from _run_by(child, own)
 

@@ -65,14 +65,35 @@ def next_site(
 def _site(captured: Captured, scope: Scope, rule: GraphRule, node: fx.Node, found: Found) -> Site:
     members = frozenset(found.members)
     _check_members(captured, scope, node, members)
-    if rule.guard is not None:
-        rule.guard(found)
+    _check_guard(rule, found)
     assert rule.build is not None
-    module = rule.build(found)
+    module = _of_rule(rule, "build", rule.build, found)
     if not isinstance(module, nn.Module):
         raise RuleError(f"the build of rule '{rule.name}' returned {type(module).__name__}, not an nn.Module")
     replacement = Replacement(tuple(found.values.values()), module)
     return Site(node, members, (rule.name,), Cost(), Cost(), replacement=replacement)
+
+
+def _check_guard(rule: GraphRule, found: Found) -> None:
+    answer = None if rule.guard is None else _of_rule(rule, "guard", rule.guard, found)
+    if answer is not None:
+        raise RuleError(
+            f"the guard of rule '{rule.name}' returned {answer!r:.50}: it refuses by raising NotFusable(reason), and"
+            " returns nothing"
+        )
+
+
+def _of_rule(rule: GraphRule, what: str, function: Callable[[Any], Any], found: Found) -> Any:
+    """What a function of a rule makes of a match."""
+    try:
+        return function(found)
+    except (NotFusable, MemoryError):
+        raise
+    except Exception as error:
+        raise RuleError(
+            f"the {what} of rule '{rule.name}' fails ({type(error).__name__}: {error}): correct it, or pass"
+            f" without=['{rule.name}']"
+        ) from error
 
 
 def _check_members(captured: Captured, scope: Scope, value: fx.Node, members: frozenset[fx.Node]) -> None:

@@ -22,7 +22,7 @@ from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import SIZES, Captured
 from ..capture.guards import is_guard
 from ..capture.tracer import FACTORIES
-from ..errors import NotFusable
+from ..errors import NotFusable, RuleError
 from ..layers.hooks import AFTER, BEFORE
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module, computes_weight
@@ -417,7 +417,16 @@ class _Reader:
             forms = reader(*args, **kwargs)
         except (IndexError, ValueError, AssertionError) as error:
             raise NotFusable(f"its reader does not know this call ({type(error).__name__}: {error})") from error
-        return [self._candidate(reader, choice, form) for form in (forms if isinstance(forms, tuple) else (forms,))]
+        except (NotFusable, MemoryError):
+            raise
+        except Exception as error:
+            where = self.captured.path(self.node)
+            raise RuleError(
+                f"the reader of {reader.name} fails on '{where}' ({type(error).__name__}: {error}): correct it, or"
+                " let it raise NotFusable(reason) where it does not hold"
+            ) from error
+        forms = forms if isinstance(forms, tuple) and forms else (forms,)
+        return [self._candidate(reader, choice, form) for form in forms]
 
     def _candidate(self, reader: Reader, choice: dict[fx.Node, Candidate], form: Any) -> Candidate:
         if not isinstance(form, Form):

@@ -8,13 +8,14 @@ arguments it understands; a call with any other argument is not read.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..algebra.form import Form
 from ..errors import NotFusable, RuleError
@@ -44,8 +45,8 @@ NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 """Names that functions of torch take as well, for what they call otherwise."""
 CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
 """The way from a call of a module to its forward."""
-CONSTANTS = (Tensor, Tensor | None, "Tensor", "Tensor | None")
-"""How a reader declares an argument that must not be a value."""
+VALUES = frozenset({"Form", "Operand", "Scale", "Any", "object"})
+"""What the declaration of an argument of a reader has in it if the argument may be a value."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,21 @@ class Reader:
         except TypeError as error:
             raise NotFusable(f"an argument of {self.name} that is not understood ({error})") from None
         for name, value in given.items():
-            if isinstance(value, Form) and signature.parameters[name].annotation in CONSTANTS:
+            if any(isinstance(each, Form) for each in _each(value)) and not _takes_values(signature.parameters[name]):
                 raise NotFusable(f"its {name} is computed from the input, or written in place while the forward runs")
         return self.read(*args, **kwargs)
+
+
+def _takes_values(parameter: inspect.Parameter) -> bool:
+    """Whether an argument of a reader may be a value, by its declaration, if there is one."""
+    declared = parameter.annotation
+    if declared is parameter.empty:
+        return True
+    return not VALUES.isdisjoint(re.findall(r"\w+", declared if isinstance(declared, str) else str(declared)))
+
+
+def _each(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _renamed(name: str, signature: inspect.Signature) -> str:

@@ -25,6 +25,8 @@ def convert(
     conversion.check()
     if target is None:
         return {name: conversion.output(name) for name in recipe.outputs}
+    if not isinstance(target, (str, Path)):
+        raise RecipeError(f"the target is a path, found {type(target).__name__}")
     write(Path(target), recipe.outputs, conversion.part, conversion.output)
     return None
 
@@ -109,7 +111,10 @@ class _Conversion:
         tensor = self.source.tensor(self._held(name))
         if tuple(tensor.shape) != original.shape:
             raise RecipeError(f"'{name}' has shape {tuple(tensor.shape)}, the model {original.shape}")
-        return _ordered(tensor.to("cpu", dtype_of(original.dtype)), original)
+        wanted = dtype_of(original.dtype)
+        if (tensor.is_floating_point(), tensor.is_complex()) != (wanted.is_floating_point, wanted.is_complex):
+            raise RecipeError(f"'{name}' is of {tensor.dtype}, and was of {wanted}: numbers of another kind")
+        return _ordered(tensor.to("cpu", wanted), original)
 
     def _held(self, name: str) -> str:
         """The name under which the checkpoint has an input."""

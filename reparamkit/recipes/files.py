@@ -177,8 +177,8 @@ def write(target: Path, outputs: Mapping[str, Fused], part: Callable[[str], str]
     """
     if target.suffix not in (".safetensors", INDEX):
         raise RecipeError(f"'{target}': the name must end in .safetensors, or in {INDEX} for several files")
-    if not target.parent.is_dir():
-        raise RecipeError(f"'{target}': there is no such folder")
+    if not target.parent.is_dir() or target.is_dir():
+        raise RecipeError(f"'{target}': " + ("that is a folder" if target.is_dir() else "there is no such folder"))
     if target.suffix == ".safetensors":
         _write_file(target, outputs, compute)
         return

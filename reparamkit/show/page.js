@@ -383,7 +383,7 @@ function costs(merge) {
   const line = (name, old, now) => element("tr", {}, ...[name, exact(old), exact(now), change(old, now)].map((cell) => element("td", {}, cell)));
   return element("table", {},
     element("tr", {}, ...["", "before", "after", ""].map((cell) => element("th", {}, cell))),
-    line("FLOPs", merge.before.flops, merge.after.flops), line("stored numbers", merge.before.stored, merge.after.stored));
+    ...(isPriced(merge) ? [line("FLOPs", merge.before.flops, merge.after.flops)] : []), line("stored numbers", merge.before.stored, merge.after.stored));
 }
 
 function showNode(panel, node) {
@@ -418,6 +418,8 @@ function drawnPicture(picture) {
 
 // --- the list -----------------------------------------------------------------------------------------
 
+/** A graph rule may replace what has no price. */
+const isPriced = ({ before, after }) => before.flops > 0 || after.flops > 0;
 const saved = (merge) => merge.before.flops - merge.after.flops;
 const ORDERS = {
   program: () => 0,
@@ -451,10 +453,10 @@ function showList() {
 
 function mergeRow(site) {
   const merge = report.merges[site];
-  const cost = `${change(merge.before.flops, merge.after.flops) || "±0"} FLOPs`;
+  const cost = isPriced(merge) ? `${change(merge.before.flops, merge.after.flops) || `+${exact(merge.after.flops)}`} FLOPs · ` : "";
   return element("button", { class: "row" + isOn(site), id: `site-${site}`, style: `--mark:${strong(site)}`, onclick: () => choose({ site }, true) },
     element("b", {}, merge.path), element("span", {}, `${merge.members.length} → ${merge.layer} · ${merge.rules.join(", ")}`),
-    element("span", {}, `${cost} · error ${power(merge.error)}`));
+    element("span", {}, `${cost}error ${power(merge.error)}`));
 }
 
 const refusalRow = (refusal) => element("button", { class: "row", onclick: () => goTo(refusal.path) },

@@ -6,17 +6,19 @@ A trace shows one way. Where the code has others (a flag, an optional argument),
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from .parse import method_source, path_of, per_class
+from .parse import method_source, once, path_of
 
 BRANCHES = (ast.If, ast.IfExp, ast.While, ast.BoolOp, ast.Try, ast.Match)
 
 
-@per_class
-def branched_on(cls: type) -> frozenset[str]:
-    """The parameters of a class's forward that its branches depend on."""
-    tree = method_source(cls.forward)  # type: ignore[attr-defined]
+@once
+def branched_on(forward: Callable[..., Any]) -> frozenset[str]:
+    """The parameters of a forward that its branches depend on."""
+    tree = method_source(forward)
     if tree is None:
         return frozenset()
     tests = [node for node in ast.walk(tree) if isinstance(node, BRANCHES)]
@@ -27,22 +29,29 @@ def branched_on(cls: type) -> frozenset[str]:
     return frozenset(deciding)
 
 
-@per_class
-def catches(cls: type) -> bool:
-    """Whether the forward of a class goes on after some errors."""
-    tree = method_source(cls.forward)  # type: ignore[attr-defined]
+@once
+def catches(forward: Callable[..., Any]) -> bool:
+    """Whether a forward goes on after some errors."""
+    tree = method_source(forward)
     return tree is not None and any(isinstance(node, ast.ExceptHandler) for node in ast.walk(tree))
 
 
-@per_class
-def remembered(cls: type) -> frozenset[str]:
-    """The attributes that the forward of a class changes, or an item of, and that its branches depend on."""
-    tree = method_source(cls.forward)  # type: ignore[attr-defined]
+@once
+def remembered(forward: Callable[..., Any]) -> frozenset[str]:
+    """The attributes that a forward changes, or an item of, and that its branches depend on."""
+    tree = method_source(forward)
     nodes = [] if tree is None else list(ast.walk(tree))
     tested = [_attributes(getattr(node, "test", node)) for node in nodes if isinstance(node, BRANCHES)]
     stored = (n for n in nodes if isinstance(n, (ast.Attribute, ast.Subscript)) and isinstance(n.ctx, ast.Store))
     changed = {path_of(n.value if isinstance(n, ast.Subscript) else n) for n in stored}
     return frozenset(changed & set().union(*tested) - {""})
+
+
+@once
+def names_in(forward: Callable[..., Any]) -> frozenset[str] | None:
+    """The variables that a forward does anything with; None if its code is not known."""
+    tree = method_source(forward)
+    return None if tree is None else frozenset(_names(tree))
 
 
 def _attributes(node: ast.AST) -> set[str]:
@@ -60,15 +69,15 @@ def _locals(tree: ast.AST) -> frozenset[str]:
     return frozenset((arguments | stored) - {"self"})
 
 
-@per_class
-def certain_calls(cls: type) -> dict[str, frozenset[str]]:
-    """Of a class's forward the paths of the modules it calls whatever its branches are ("always": none if it may
+@once
+def certain_calls(forward: Callable[..., Any]) -> dict[str, frozenset[str]]:
+    """Of a forward the paths of the modules it calls whatever its branches are ("always": none if it may
     return early), and of those whose results it reads once, outside of branches ("once").
     """
-    tree = method_source(cls.forward)  # type: ignore[attr-defined]
+    tree = method_source(forward)
     if tree is None:
         return {"always": frozenset(), "once": frozenset()}
-    flow = _Flow(_locals(tree), remembered(cls))
+    flow = _Flow(_locals(tree), remembered(forward))
     flow.visit(tree)
     always = frozenset() if flow.returns_early else frozenset(flow.always)
     return {"always": always, "once": always - flow.exposed}

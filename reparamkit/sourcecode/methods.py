@@ -9,17 +9,17 @@ import ast
 import inspect
 from collections.abc import Iterable, Iterator
 
-from .parse import ASKING, Paths, method_source, path_of, per_class
+from .parse import ASKING, Paths, method_source, once, path_of
 
 
-@per_class
+@once
 def called_by_methods(cls: type) -> Paths:
     """The modules that the methods call."""
     found = {name: frozenset(_called(tree)) for name, tree in _methods(cls)}
     return {name: called for name, called in found.items() if called}
 
 
-@per_class
+@once
 def read_by_methods(cls: type) -> Paths:
     """What the methods read and did not set themselves.
 
@@ -29,7 +29,7 @@ def read_by_methods(cls: type) -> Paths:
     return {name: frozenset(_read(tree)) for name, tree in _methods(cls)}
 
 
-@per_class
+@once
 def read_by_forward(cls: type) -> frozenset[str]:
     """What the forward reads, and the methods of the object that it calls."""
     read, waiting, found = read_by_methods(cls), {"forward"}, frozenset[str]()

@@ -7,9 +7,12 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from torch import nn
+
+K = TypeVar("K")
 T = TypeVar("T")
 ASKING = frozenset({"isinstance", "hasattr", "getattr", "id", "type", "print"})
 """Functions that can be asked of any object."""
@@ -17,17 +20,25 @@ Paths = dict[str, frozenset[str]]
 """Per method of a user's class, inherited ones too, some paths below the module."""
 
 
-def per_class(find: Callable[[type], T]) -> Callable[[type], T]:
-    """Find only once for each class, and keep no class alive."""
-    known: WeakKeyDictionary[type, T] = WeakKeyDictionary()
+def once(find: Callable[[K], T]) -> Callable[[K], T]:
+    """Find only once for each class or function, and keep none alive."""
+    known: WeakKeyDictionary[K, T] = WeakKeyDictionary()
 
     @functools.wraps(find)
-    def look_up(cls: type) -> T:
-        if cls not in known:
-            known[cls] = find(cls)
-        return known[cls]
+    def look_up(key: K) -> T:
+        if key not in known:
+            known[key] = find(key)
+        return known[key]
 
     return look_up
+
+
+def forward_of(module: nn.Module, cls: type[nn.Module] | None = None) -> Callable[..., Any]:
+    """The function that a call of a module runs: a forward of its own, or that of its class (or of `cls` instead)."""
+    found: Any = vars(module).get("forward", (cls or type(module)).forward)
+    while isinstance(found, functools.partial):
+        found = found.func
+    return getattr(found, "__func__", found)  # type: ignore[no-any-return]
 
 
 def source(function: object) -> ast.AST | None:

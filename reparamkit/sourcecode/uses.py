@@ -17,7 +17,7 @@ from types import CellType, FunctionType, MethodType, ModuleType
 
 from torch import Tensor, nn
 
-from .parse import ASKING, source
+from .parse import ASKING, forward_of, source
 from .values import (
     Bound,
     Group,
@@ -106,13 +106,13 @@ class Uses:
 
     def follow(self, module: nn.Module) -> None:
         """The forward of a module."""
-        forward = vars(module).get("forward", type(module).forward)
+        forward = forward_of(module)
         for again in (False, True):
             # What is stored in an attribute may be read by what ran before.
             if not again or self.stored:
                 self._runs, self._results = 0, {} if again else self._results
                 self._times.clear()
-                self.run(getattr(forward, "__func__", forward), [one(module)], {})
+                self.run(forward, [one(module)], {})
 
     def run(self, function: object, args: list[Value], kwargs: Mapping[str, Value]) -> Value:
         """A call of a function; returns what it may return."""

@@ -7,7 +7,7 @@ import inspect
 
 from torch import nn
 
-from .parse import per_class, source
+from .parse import once, source
 
 AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
 """What ``x += y`` and the like do to a tensor in place. (There is no ``x @= y``.)"""
@@ -23,10 +23,12 @@ def in_place(name: str) -> bool:
 
 def may_write(module: nn.Module) -> bool:
     """Whether code that was not traced may write into the tensors it gets."""
-    return any(getattr(m, "inplace", False) or _class_may_write(type(m)) for m in module.modules())
+    return any(
+        getattr(m, "inplace", False) or "forward" in vars(m) or _class_may_write(type(m)) for m in module.modules()
+    )
 
 
-@per_class
+@once
 def _class_may_write(cls: type) -> bool:
     """Whether a forward, or a method that it calls, has code that writes, or cannot be read."""
     own = [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in ("torch", "builtins")]

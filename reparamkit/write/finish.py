@@ -272,6 +272,8 @@ class Finisher:
         self._keep_constants(graph, frame.module)
         written = method(graph, gradients=not without_gradients(self.captured, frame, inlined))
         change(frame.module, replace(changes_of(frame.module), forward=written))
+        # A method that was set as the forward of this module alone: its code is what was written.
+        vars(frame.module).pop("forward", None)
 
     def _hide(self, before: Mapping[str, nn.Module]) -> None:
         """Hide the methods that cannot work any more."""

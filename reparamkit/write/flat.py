@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import fx
+from torch import Tensor, fx
 
 from ..capture.capture import Captured
+from ..capture.guards import expect_rank
 from .frames import read_lent
 
 
@@ -17,8 +18,19 @@ def graph_module(captured: Captured) -> fx.GraphModule:
     # A plain copy: what is unpickled is traced again, as plain graphs are, and knows nothing of our tracer.
     graph, here = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.output(graph.graph_copy(captured.graph, here))
+    if any(frame.ranks for frame in captured.frames):
+        _check_ranks(captured, graph, here)
     first = next((n for n, p in captured.root.named_parameters() if p.is_floating_point()), "")
     for node, copy in here.items():
         own = partial(graph.get_attr, first) if first else lambda: None
         read_lent(captured, node.meta.get("lent", {}), copy, here, own)
     return fx.GraphModule(captured.root, graph, type(captured.root).__name__)
+
+
+def _check_ranks(captured: Captured, graph: fx.Graph, here: dict[fx.Node, fx.Node]) -> None:
+    """The code asked for the number of dimensions of a tensor, which follows from those of the inputs."""
+    for node in captured.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            with graph.inserting_after(here[node]):
+                graph.call_function(expect_rank, (here[node], value.dim()))

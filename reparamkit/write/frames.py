@@ -10,6 +10,7 @@ import importlib
 import inspect
 import io
 import itertools
+import keyword
 import linecache
 import operator
 import tokenize
@@ -21,10 +22,10 @@ from typing import Any
 
 import torch
 import torch.fx.immutable_collections
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
-from ..capture.guards import expect, expect_given
+from ..capture.guards import expect, expect_entries, expect_given, expect_rank
 from ..capture.lending import Taken
 from ..capture.modes import Modes
 from ..capture.proxies import attribute
@@ -33,9 +34,11 @@ from ..capture.trees import fields_of, is_record
 from ..engine.sizes import size_of
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
-from ..sourcecode.flow import catches, remembered
+from ..sourcecode.flow import catches, names_in, remembered
+from ..sourcecode.parse import forward_of
 
 PLAIN = (bool, int, float, str, type(None))
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 WRITABLE = (*PLAIN, complex, torch.dtype, torch.device, torch.memory_format, torch.layout, type(...))
 """What is no container and can be written as code."""
 _files = itertools.count()
@@ -66,6 +69,7 @@ class _Fold:
     # --- arguments -------------------------------------------------------------------------------
 
     def _parameters(self) -> None:
+        """The arguments, and checks that they are what was traced where the code may go by it."""
         signature = inspect.signature(self.frame.module.forward)
         bound = signature.bind(*self.frame.args, **self.frame.kwargs)
         made = {p.name: (p, self._placeholder(p)) for p in signature.parameters.values()}
@@ -77,9 +81,9 @@ class _Fold:
                 raise NotFusable(f"whether it gets an argument '{name}' is not known: pass example_inputs")
             if isinstance(value, fx.Node) and not {position, name}.isdisjoint(absent):
                 raise NotFusable(f"argument '{name}' of its forward is None in a run, and was a tensor in the trace")
-            if position and isinstance(value, fx.Node):
-                self.graph.call_function(expect_given, (node,))
-            self._known(node, value, parameter, given)
+            self._known(node, value, parameter, given, position == 0)
+            if parameter.kind in VARIADIC and not given:
+                self._each(node, {}, parameter)
 
     def _is_guess(self, parameter: inspect.Parameter) -> bool:
         """Whether it was only assumed that nothing is given for a parameter."""
@@ -94,22 +98,40 @@ class _Fold:
             raise NotFusable(f"parameter '{parameter.name}' of its forward has a default that cannot be written")
         return self.graph.create_node("placeholder", parameter.name, (parameter.default,))
 
-    def _known(self, node: fx.Node, value: Any, parameter: inspect.Parameter, given: bool) -> None:
+    def _known(
+        self, node: fx.Node, value: Any, parameter: inspect.Parameter, given: bool = True, first: bool = False
+    ) -> None:
         """Follow tensors into containers; check the rest against what was traced."""
         if isinstance(value, fx.Node):
+            if not first:
+                self.graph.call_function(expect_given, (node,))
+            self._check_rank(node, value)
             self.here[self.captured.current(value)] = node
         elif isinstance(value, (list, tuple)):
             self._each(node, dict(enumerate(value)), parameter)
         elif isinstance(value, Mapping):
             self._each(node, value, parameter)
-        elif isinstance(value, PLAIN):
-            self.graph.call_function(expect, (node, value))
+        elif is_record(value):
+            for name, each in fields_of(value).items():
+                self._known(self.graph.call_function(getattr, (node, name)), each, parameter)
+        elif isinstance(value, WRITABLE):
+            self.graph.call_function(expect, (node, value))  # type: ignore[arg-type]
         elif value is not parameter.empty:
             raise NotFusable(f"argument '{parameter.name}' is a {type(value).__name__}, which cannot be checked")
 
+    def _check_rank(self, node: fx.Node, value: fx.Node) -> None:
+        """Where the code asks for the number of dimensions of a tensor, it is that of the arguments it follows from."""
+        tensor = value.meta.get("val")
+        asked = any(each.ranks for each in (self.frame, *self.captured.called_in[self.frame]))
+        if asked and isinstance(tensor, Tensor):
+            self.graph.call_function(expect_rank, (node, tensor.dim()))
+
     def _each(self, node: fx.Node, values: Mapping[Any, Any], parameter: inspect.Parameter) -> None:
+        named = names_in(original_forward(self.frame.module))
+        if parameter.kind not in VARIADIC or named is None or parameter.name in named:
+            self.graph.call_function(expect_entries, (node, *values))
         for key, value in values.items():
-            self._known(self.graph.call_function(operator.getitem, (node, key)), value, parameter, True)
+            self._known(self.graph.call_function(operator.getitem, (node, key)), value, parameter)
 
     # --- body ------------------------------------------------------------------------------------
 
@@ -192,7 +214,8 @@ class _Fold:
                 self.here[node] = size_of(self.graph, seen, dim)
                 break
         if node not in self.here:
-            raise NotFusable(f"module '{self.frame.path}' uses a value that does not reach it as an argument")
+            where = f"module '{self.frame.path}'" if self.frame.path else "the model"
+            raise NotFusable(f"{where} uses a value that does not reach it as an argument")
         return self.here[node]
 
     def _relative(self, path: str) -> str:
@@ -253,7 +276,7 @@ def fold(captured: Captured, frame: Frame, inlined: frozenset[int], merged: Iter
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether a module is torch's and has none inside; a row that is empty by now had some."""
-    own = str(type(module).forward.__module__).startswith("torch.nn.modules.")
+    own = str(forward_of(module).__module__).startswith("torch.nn.modules.")
     return own and not isinstance(module, nn.Sequential) and not any(True for _ in module.children())
 
 
@@ -282,13 +305,18 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int], gone: set[
         # The hooks of the outermost call are run around what is written.
         if each.parent is not None and has_hooks(each.module):
             raise NotFusable(f"{where} has hooks, and its forward would have to be written again")
+        own = vars(each.module).get("forward")
+        if own is not None and getattr(getattr(own, "func", own), "__self__", None) is not each.module:
+            raise NotFusable(f"the forward of {where} is a function that was set on it, and no method of its own")
         if id(each.module) in captured.stateful:
-            raise NotFusable(f"the forward of {where} sets attributes of the module")
-        if each in captured.deciding and (names := remembered(original_class(each.module))):
+            raise NotFusable(
+                f"the forward of {where} sets attributes of the module, or puts values into containers of its file"
+            )
+        if each in captured.deciding and (names := remembered(original_forward(each.module))):
             raise NotFusable(f"the forward of {where} takes branches by what it keeps in '{min(names)}'")
         if each.asks:
             raise NotFusable(f"the forward of {where} asks torch for autocast or grad mode")
-        if catches(original_class(each.module)):
+        if catches(original_forward(each.module)):
             raise NotFusable(f"the forward of {where} catches errors")
     contexts = _contexts(captured, frame, inlined, gone)
     if not (contexts <= {frame.modes} or without_gradients(captured, frame, inlined)):
@@ -334,9 +362,18 @@ class Method:
         return forward
 
 
+MARK = "<keyword>"
+"""Makes of a word of Python a name that fx looks up by getattr."""
+
+
 def method(graph: fx.Graph, gradients: bool = True) -> Method:
-    """The graph as the source of a forward method."""
+    """The graph, which is used up, as the source of a forward method."""
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            path = str(node.target).split(".")
+            node.target = ".".join(MARK + name if keyword.iskeyword(name) else name for name in path)
     code = graph.python_code("self")
+    code.src = code.src.replace(MARK, "")
     source = code.src.lstrip() if gradients else f"@torch.no_grad()\n{code.src.lstrip()}"
     used = {token.string for token in tokenize.generate_tokens(io.StringIO(source).readline)}
     names = {name: value for name, value in (code.globals | {"torch": torch}).items() if name in used}
@@ -403,7 +440,7 @@ class Changes:
             "__module__": base.__module__,
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
-            "__reduce_ex__": lambda module, protocol: (_rebuilt, (base, self), module.__dict__),
+            "__reduce_ex__": lambda module, protocol: (_rebuilt, (base, self), module.__getstate__()),
             "merged_changes": self,
             "extra_repr": _settings,
         }
@@ -447,6 +484,11 @@ def changes_of(module: nn.Module) -> Changes:
 def change(module: nn.Module, changes: Changes) -> None:
     """Change the class of a module, from the one the user wrote."""
     module.__class__ = changes.applied(original_class(module))
+
+
+def original_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward that the user wrote, for its class or for this module alone."""
+    return forward_of(module, original_class(module))
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:

@@ -21,7 +21,7 @@ from ..engine.scope import below, broken_methods, called_plainly, innermost, par
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..sourcecode.flow import branched_on, catches, certain_calls, remembered
-from .frames import original_class
+from .frames import original_forward
 
 PREFIX = "_merged_"
 """The graph calls merged layers by this name until they get their place in the model."""
@@ -292,17 +292,17 @@ def _certain(captured: Captured, frame: Frame, layer: fx.Node, last: bool) -> bo
     """
     if frame.asks:
         return False
-    cls = original_class(frame.module)
-    if frame not in captured.deciding and not catches(cls) and not remembered(cls) and not _has_flags(frame):
+    forward = original_forward(frame.module)
+    if frame not in captured.deciding and not catches(forward) and not remembered(forward) and not _has_flags(frame):
         return True
-    calls = certain_calls(cls)["always" if last else "once"]
+    calls = certain_calls(forward)["always" if last else "once"]
     place = f"{place_of(layer).removeprefix(f'{frame.path}.' if frame.path else '')}."
     return any(place.startswith(f"{path}.") for path in calls)
 
 
 def _has_flags(frame: Frame) -> bool:
     """Whether a branch in its code depends on an argument that is no tensor."""
-    names = branched_on(original_class(frame.module))
+    names = branched_on(original_forward(frame.module))
     bound = inspect.signature(frame.module.forward).bind(*frame.args, **frame.kwargs)
     bound.apply_defaults()
     return any(name in names and not isinstance(value, fx.Node) for name, value in bound.arguments.items())
