@@ -687,6 +687,25 @@ def test_a_parameter_that_is_read_twice_is_stored_once():
     assert made.after.flops <= made.before.flops
 
 
+class ReadElsewhere(nn.Module):
+    """A convolution before a norm, whose weight the code also uses by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(3, 3), norm(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + F.conv2d(torch.tanh(x), self.conv.weight, padding=1)
+
+
+@pytest.mark.parametrize("example", [X, None], ids=["with inputs", "without inputs"])
+def test_a_weight_that_stays_for_other_code_is_no_gain(example: Tensor | None):
+    """A merged layer would have a second one beside it: stored numbers would rise."""
+    made = reparamkit.explain(build(ReadElsewhere), example)
+    assert made.after.stored <= made.before.stored
+    assert any("raise stored numbers" in refusal.reason for refusal in made.refusals)
+
+
 @pytest.mark.parametrize("example", [X, None], ids=["with inputs", "without inputs"])
 def test_a_graph_module_stays_one(example: Tensor | None):
     """It is merged in its graph, and can be copied, saved and compiled again as any other."""
