@@ -706,6 +706,22 @@ def test_a_weight_that_stays_for_other_code_is_no_gain(example: Tensor | None):
     assert any("raise stored numbers" in refusal.reason for refusal in made.refusals)
 
 
+def test_a_bias_that_was_one_before_makes_no_room_for_a_weight():
+    """Of two block-diagonal layers with a shuffle between, one full layer has as many FLOPs, and more numbers."""
+    model = build(
+        lambda: Model(
+            lambda m, x: m.b(m.shuffle(m.a(x))) + m.shift,
+            a=nn.Conv1d(6, 6, 1, groups=3, bias=False),
+            shuffle=nn.ChannelShuffle(3),
+            b=nn.Conv1d(6, 6, 1, groups=2, bias=False),
+            shift=nn.Parameter(torch.ones(6, 1)),
+        )
+    )
+    made = reparamkit.explain(model, sample((2, 6, 5), torch.float32))
+    assert made.after.stored <= made.before.stored
+    assert made.after.ops < made.before.ops
+
+
 @pytest.mark.parametrize("example", [X, None], ids=["with inputs", "without inputs"])
 def test_a_graph_module_stays_one(example: Tensor | None):
     """It is merged in its graph, and can be copied, saved and compiled again as any other."""

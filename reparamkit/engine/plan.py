@@ -12,7 +12,7 @@ from torch import fx
 from ..errors import NotFusable
 from ..layers.price import Cost
 from .absorb import absorbed, is_scale, leading
-from .options import FLOPS, STORED, Option, Options, bias_numbers
+from .options import FLOPS, STORED, Option, Options
 from .placing import Placed
 from .reading import checks
 from .regions import Region
@@ -243,7 +243,9 @@ class Planner:
         return self._excess(self.plan)
 
     def _excess(self, plan: Selection) -> Excess:
-        stored = plan.price.stored - sum(bias_numbers(site.placed) for site in plan.sites)
+        stay = plan.needed - {site.value for site in plan.sites}
+        gone = set[fx.Node]().union(*(site.members for site in plan.sites)) - stay
+        stored = plan.price.stored - self.options.added_bias((site.placed for site in plan.sites), gone)
         return Excess(-round(sum(self._saved(plan))), stored - self.original.stored)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,6 +59,13 @@ class Prices:
         if node not in self.numbers:
             self.numbers[node] = self._count(node)
         return self.numbers[node]
+
+    def shift(self, node: fx.Node) -> int:
+        """How many of the numbers that a node reads are a bias."""
+        form = self.reading.read.get(node)
+        if form is None or form.bias is None:
+            return 0
+        return min(self.stored(node), math.prod(link.leg_size for link in form.bias.links if link.has_leg))
 
     def _count(self, node: fx.Node) -> int:
         if node.op == "call_module":
