@@ -67,10 +67,12 @@ def _opaque(reading: Reading) -> int:
 
 
 def _sums(reading: Reading) -> int:
-    """Elements of sums that are not read alone, as shapes may differ: a merge over earlier values counts them."""
+    """Elements of sums that are not read alone, as shapes may differ: a merge over earlier values counts them, with
+    nominal sizes where the rank is open.
+    """
     captured = reading.captured
     added = (n for n in captured.graph.nodes if _is_opaque(n, reading) and target_name(n, captured.module) in SUMS)
-    return sum(numel(sizes) for n in added if (sizes := reading.sizes_of(n)))
+    return sum(numel(reading.sizes_of(n) or reading.shapes[n][0]) for n in added if n in reading.shapes)
 
 
 SUMS = frozenset(["add", "iadd", "sub", "isub"])
@@ -96,6 +98,7 @@ def _computes(node: fx.Node) -> bool:
         "chunk",
         "split",
         "part",
+        "taken",
     )
     return not is_view and not name.startswith("expect") and (value is None or isinstance(value, Tensor))
 

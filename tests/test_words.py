@@ -123,6 +123,40 @@ def test_a_layer_that_pads_with_another_constant():
     check(lambda: seq(nn.ConstantPad2d(1, 0.5), conv(4, 4, p=0), norm(4)), "pad conv", True, MAP)
 
 
+# --- parts ------------------------------------------------------------------------------------------
+
+
+def _unbound(m: Any, x: Tensor) -> Tensor:
+    u, v = m.a(x).view(*x.shape[:2], 2, 8).unbind(2)
+    return u + v * m.g
+
+
+def _unbound_in_front(m: Any, x: Tensor) -> Tensor:
+    b, n, c = x.shape
+    return sum(torch.unbind(m.a(x).reshape(b, n, 2, c).permute(2, 0, 1, 3)))  # type: ignore[return-value]
+
+
+def _selected(m: Any, x: Tensor) -> Tensor:
+    parts = m.a(x).unflatten(-1, (2, 8))
+    return torch.select(parts, -2, 0) - parts.select(2, -1)
+
+
+@pytest.mark.parametrize("body", [_unbound, _unbound_in_front, _selected])
+def test_parts_that_lose_their_dimension(body: Any):
+    """As those of q, k and v, of one layer each."""
+    check(lambda: Model(body, a=nn.Linear(8, 16), g=nn.Parameter(torch.rand(8))), "linear", True, (2, 5, 8), (1, 7, 8))
+
+
+def test_elements_of_a_free_dimension_stay():
+    """There must be two rows, which no layer knows."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        u, v = m.a(x).unbind(1)
+        return m.b(u) + v
+
+    check(lambda: Model(body, a=nn.Linear(8, 8), b=nn.Linear(8, 8)), "linear linear add", True, (3, 2, 8), (1, 2, 8))
+
+
 # --- which merges -----------------------------------------------------------------------------------
 
 
