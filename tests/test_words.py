@@ -157,6 +157,30 @@ def test_elements_of_a_free_dimension_stay():
     check(lambda: Model(body, a=nn.Linear(8, 8), b=nn.Linear(8, 8)), "linear linear add", True, (3, 2, 8), (1, 2, 8))
 
 
+# --- numbers ----------------------------------------------------------------------------------------
+
+
+def _ended(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b((y / m.g if m.divide else m.n(y)).relu())
+
+
+@WAYS
+@pytest.mark.parametrize("divide", [True, False], ids=["by zero", "by no variance"])
+def test_what_is_not_finite_stays(divide: bool, with_inputs: bool):
+    """A weight that is infinite is none that could be merged; the other layers are."""
+    model = build(
+        lambda: Model(_ended, a=conv(4, 4), n=norm(4), g=nn.Parameter(torch.ones(4, 1, 1)), b=conv_norm(4, 4))
+    )
+    model.divide = divide
+    model.g.data[2], model.n.running_var[1], model.n.eps = 0, 0, 0
+    x = sample(MAP, torch.float32)
+    fused = reparamkit.fuse(model, x if with_inputs else None)
+    assert operations(fused, x) == ("conv div relu conv" if divide else "conv norm relu conv")
+    assert torch.equal(run(fused, x).isfinite(), run(model, x).isfinite())
+    assert any("not finite" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
 # --- which merges -----------------------------------------------------------------------------------
 
 
