@@ -411,3 +411,12 @@ def test_flops_of_unknown_sizes_are_compared_with_what_was_merged():
     made = reparamkit.explain(model)
     assert 0 < made.after.flops < made.before.flops
     assert sum(merge.before.flops for merge in made.merges) <= made.before.flops
+
+
+def test_a_norm_beside_a_merged_layer_has_the_reason_of_that():
+    """Both convolutions behind the norm became one, which cannot take it in: that is linear, and stands beside it."""
+    model = build(lambda: seq(nn.BatchNorm2d(4), Sum([nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 1, 2)]), nn.ReLU()))
+    made = reparamkit.explain(model, torch.randn(2, 4, 6, 6))
+    assert len(made.merges) == 1
+    assert [refusal.path for refusal in made.refusals] == ["0"]
+    assert "zero padding" in made.refusals[0].reason
