@@ -70,7 +70,7 @@ class Piece:
 def check(piece: Piece, where: str) -> float:
     """The largest relative error of a merge in float64, over inputs of several sizes.
 
-    Raises `EquivalenceError` if it is more than rounding.
+    Raises `EquivalenceError` if it is more than rounding, `NotFusable` if the layers give no numbers to compare with.
     """
     tried: list[_Try] = []
     for elements, size in sorted((_elements(piece, size), k) for k, size in enumerate(SIZES)):
@@ -81,6 +81,8 @@ def check(piece: Piece, where: str) -> float:
         raise NotFusable("the layers could not be run on any input that was tried, so the merge is not proved")
     for each in tried:
         if not each.error <= SITE_TOLERANCE:
+            if not bool(each.wanted.isfinite().all()):
+                raise NotFusable("the layers give numbers that are not finite, so the merge is not proved")
             raise EquivalenceError(_difference(each, where))
     return max(each.error for each in tried)
 

@@ -67,10 +67,12 @@ def _opaque(reading: Reading) -> int:
 
 
 def _sums(reading: Reading) -> int:
-    """Elements of sums that are not read alone, as shapes may differ: a merge over earlier values counts them."""
+    """Elements of sums that are not read alone, as shapes may differ: a merge over earlier values counts them, with
+    nominal sizes where the rank is open.
+    """
     captured = reading.captured
     added = (n for n in captured.graph.nodes if _is_opaque(n, reading) and target_name(n, captured.module) in SUMS)
-    return sum(numel(sizes) for n in added if (sizes := reading.sizes_of(n)))
+    return sum(numel(reading.sizes_of(n) or reading.shapes[n][0]) for n in added if n in reading.shapes)
 
 
 SUMS = frozenset(["add", "iadd", "sub", "isub"])
@@ -96,6 +98,7 @@ def _computes(node: fx.Node) -> bool:
         "chunk",
         "split",
         "part",
+        "taken",
     )
     return not is_view and not name.startswith("expect") and (value is None or isinstance(value, Tensor))
 
@@ -188,7 +191,8 @@ def _refusals(work: Work, plan: Plan) -> tuple[Refusal, ...]:
     said, reading = work.said, work.reading
     left = set(work.captured.graph.nodes)
     for node in reading.read:
-        reasons = _reasons(plan, said, node, reading) if node in left and _worth_telling(node, reading) else []
+        is_told = node in left and _worth_telling(node, reading)
+        reasons = (_reasons(plan, said, node, reading) or _of_merged(work, node)) if is_told else []
         if reasons:
             found.append(_refusal(work, plan, node, reasons))
     unread = [n for n in {**plan.refusals, **said} if n not in reading.read and n in left]
@@ -209,6 +213,12 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, readi
     return own or behind or _alone(node, reading) or before or idle
 
 
+def _of_merged(work: Work, node: fx.Node) -> list[str]:
+    """Why the merged layers that read a layer of the user's do not take it in as well."""
+    merged = [] if WRITTEN in node.meta else [user for user in node.users if WRITTEN in user.meta]
+    return [why for user in merged for why in work.plan.refusals.get(user, [])]
+
+
 def _own_reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node) -> list[str]:
     return [*said.get(node, []), *plan.refusals.get(node, [])]
 
@@ -226,13 +236,19 @@ def _is_layer(node: fx.Node) -> bool:
 
 def _alone(node: fx.Node, reading: Reading) -> list[str]:
     """For an element-wise layer: it has no linear neighbour at all."""
-    if not _is_layer(node) or reading.read[node].sample.has(Role.IN, Role.OUT, Role.STENCIL):
-        return []
     around = [n for n in (*node.all_input_nodes, *node.users) if n not in reading.constants]
+    if not _is_layer(node) or any(_is_linear(n, reading) for n in (node, *around)):
+        return []
     unread = [n for n in around if n not in reading.read]
     names = dict.fromkeys(n.op if n.op == "placeholder" else _named(n, reading) for n in unread or around)
     what = "are not affine, or not known to be" if unread else "only move numbers, or stay"
     return [f"nothing linear beside it to merge with: its neighbours {what} ({', '.join(names)})"]
+
+
+def _is_linear(node: fx.Node, reading: Reading) -> bool:
+    """Whether a node is a window, or a full matrix."""
+    form = reading.read.get(node)
+    return form is not None and form.sample.has(Role.IN, Role.OUT, Role.STENCIL)
 
 
 def _named(node: fx.Node, reading: Reading) -> str:

@@ -687,6 +687,41 @@ def test_a_parameter_that_is_read_twice_is_stored_once():
     assert made.after.flops <= made.before.flops
 
 
+class ReadElsewhere(nn.Module):
+    """A convolution before a norm, whose weight the code also uses by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(3, 3), norm(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + F.conv2d(torch.tanh(x), self.conv.weight, padding=1)
+
+
+@pytest.mark.parametrize("example", [X, None], ids=["with inputs", "without inputs"])
+def test_a_weight_that_stays_for_other_code_is_no_gain(example: Tensor | None):
+    """A merged layer would have a second one beside it: stored numbers would rise."""
+    made = reparamkit.explain(build(ReadElsewhere), example)
+    assert made.after.stored <= made.before.stored
+    assert any("raise stored numbers" in refusal.reason for refusal in made.refusals)
+
+
+def test_a_bias_that_was_one_before_makes_no_room_for_a_weight():
+    """Of two block-diagonal layers with a shuffle between, one full layer has as many FLOPs, and more numbers."""
+    model = build(
+        lambda: Model(
+            lambda m, x: m.b(m.shuffle(m.a(x))) + m.shift,
+            a=nn.Conv1d(6, 6, 1, groups=3, bias=False),
+            shuffle=nn.ChannelShuffle(3),
+            b=nn.Conv1d(6, 6, 1, groups=2, bias=False),
+            shift=nn.Parameter(torch.ones(6, 1)),
+        )
+    )
+    made = reparamkit.explain(model, sample((2, 6, 5), torch.float32))
+    assert made.after.stored <= made.before.stored
+    assert made.after.ops < made.before.ops
+
+
 @pytest.mark.parametrize("example", [X, None], ids=["with inputs", "without inputs"])
 def test_a_graph_module_stays_one(example: Tensor | None):
     """It is merged in its graph, and can be copied, saved and compiled again as any other."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from structures import build, conv_norm, seq
+from structures import Sum, build, conv_norm, seq
 from structures.pieces import Causal
 from torch import nn
 
@@ -396,3 +396,27 @@ def test_half_precision_that_loses_digits_is_named():
 
 def test_no_warnings_without_a_reason(both: Report):
     assert both.warnings == ()
+
+
+def test_flops_of_unknown_sizes_are_compared_with_what_was_merged():
+    """A sum whose rank is open costs as much in the model as in the merge that takes it in."""
+    model = build(
+        lambda: seq(
+            Sum([nn.Conv2d(4, 16, 1), conv_norm(4, 16, 1)]),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(16, 5, 1),
+            nn.Conv2d(5, 3, 1),
+        )
+    )
+    made = reparamkit.explain(model)
+    assert 0 < made.after.flops < made.before.flops
+    assert sum(merge.before.flops for merge in made.merges) <= made.before.flops
+
+
+def test_a_norm_beside_a_merged_layer_has_the_reason_of_that():
+    """Both convolutions behind the norm became one, which cannot take it in: that is linear, and stands beside it."""
+    model = build(lambda: seq(nn.BatchNorm2d(4), Sum([nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 1, 2)]), nn.ReLU()))
+    made = reparamkit.explain(model, torch.randn(2, 4, 6, 6))
+    assert len(made.merges) == 1
+    assert [refusal.path for refusal in made.refusals] == ["0"]
+    assert "zero padding" in made.refusals[0].reason

@@ -91,6 +91,7 @@ MAY_ALIAS = frozenset(
         "broadcast_to",
         "imag",
         "part",
+        "taken",
         "split_with_sizes",
         "unsafe_chunk",
         "unsafe_split",

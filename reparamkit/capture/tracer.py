@@ -8,6 +8,7 @@ and computed with, and a branch on a size is taken and recorded as a guard. The 
 from __future__ import annotations
 
 import inspect
+import operator
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
 from ..sourcecode.origins import is_users
-from ..sourcecode.writes import in_place
+from ..sourcecode.writes import AUGMENTED, in_place
 from .buffers import other_buffers
 from .draws import Draws, no_plain_draws
 from .guards import is_guard
@@ -37,6 +38,7 @@ from .state import Contents
 from .trees import leaves, map_leaves
 from .variadic import plain, traced_numbers_taken
 
+OPERATORS = frozenset(getattr(operator, f"i{name}") for name in AUGMENTED)
 CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
 """The way from a call of a module to its forward."""
 ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -199,13 +201,17 @@ def _writes(target: Target, kwargs: Mapping[str, Any]) -> bool:
     return in_place(str(getattr(target, "__name__", target))) or kwargs.get("out") is not None
 
 
-def _renamed(value: Any, now: fx.Node) -> None:
-    """A tensor that a call of a module, or one inside it, made, and that it writes into by a method, is from here on
-    what that returned.
+def _is_renamed(value: Any, by: fx.Node) -> bool:
+    """Whether a node gives the tensor that it writes into, one that the call of a module it is in, or one inside that,
+    made: who has the tensor then has what the node gives. A method that writes is of tensors only, and so are layers;
+    what an operator writes into may be a number.
     """
     made = type(value) is ValueProxy and value.node.op.startswith("call")
-    if made and now.meta["frame"] in value.node.meta["frame"].stack and hasattr(Tensor, str(now.target)):
-        value.node = now
+    if not made or by.meta["frame"] not in value.node.meta["frame"].stack:
+        return False
+    if by.op == "call_method":
+        return hasattr(Tensor, str(by.target))
+    return isinstance(value.value, Tensor) or by.target not in OPERATORS
 
 
 def _writes_constant(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -368,8 +374,9 @@ class Tracer(fx.Tracer):
             self._asked.clear()
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         proxy.node.meta["lent"] = self.lending.taken(sys._getframe(1), args, kwargs)
-        if kind == "call_method" and _writes(target, {}):
-            _renamed(args[0], proxy.node)
+        if args and self._gives_argument(proxy.node) and _is_renamed(args[0], proxy.node):
+            args[0].node = proxy.node
+            proxy = args[0]
         if kind not in ("placeholder", "output") and not is_guard(target) and _is_known(proxy.node):
             self.busy = True
             try:
@@ -381,6 +388,14 @@ class Tracer(fx.Tracer):
             finally:
                 self.busy = False
         return proxy
+
+    def _gives_argument(self, node: fx.Node) -> bool:
+        """Whether a node gives its first argument, which it writes into."""
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            return _is_torchs(type(module), "forward") and bool(getattr(module, "inplace", False))
+        named = node.target is not operator.setitem and "out" not in node.kwargs and _writes(node.target, {})
+        return named or (node.op == "call_function" and bool(node.kwargs.get("inplace")))
 
     def _value(self, node: fx.Node) -> Any:
         recorded = self.outputs.get(id(self.root.get_submodule(str(node.target)))) if node.op == "call_module" else None

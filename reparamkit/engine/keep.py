@@ -15,7 +15,7 @@ from ..layers.price import Cost
 from ..layers.windows import is_uneven
 from ..layers.writers import plan
 from .absorb import is_scale
-from .options import FLOPS, STORED, Option, Options, bias_numbers
+from .options import FLOPS, STORED, Option, Options
 from .placing import Means, Placed, place, spreads
 from .reading import Candidate, Reading
 from .scope import check_calls
@@ -173,7 +173,7 @@ class Keeper:
         before, after = option.before, option.cost
         if after.flops > before.flops and FLOPS not in self.options.may_raise:
             yield FLOPS, before.flops, after.flops
-        stored = after.stored - bias_numbers(option.placed)
+        stored = after.stored - self.options.added_bias([option.placed], option.members)
         if stored > before.stored and STORED not in self.options.may_raise:
             yield STORED, before.stored, stored
 

@@ -161,6 +161,12 @@ class Options:
         """Whether a value is affine, a constant or a size: a region of the graph begins and ends at all others."""
         return node in self.affine or node in self.reading.constants or node in self.reading.sizes
 
+    def added_bias(self, placed: Iterable[Placed | None], gone: Iterable[fx.Node]) -> int:
+        """Numbers in biases of merged layers, less those that were biases before: a bias added to an existing weight is
+        not counted as growth. gone: the members that no longer are.
+        """
+        return max(0, sum(map(_bias_numbers, placed)) - sum(map(self.prices.shift, gone)))
+
     @cached_property
     def _handed(self) -> set[fx.Node]:
         """Arguments of calls in which nothing reads them: as long as there is the call, they are computed for it."""
@@ -172,7 +178,6 @@ class Options:
         return found
 
 
-def bias_numbers(placed: Placed | None) -> int:
-    """Numbers in biases of weights: a bias added to an existing weight is not counted as growth."""
+def _bias_numbers(placed: Placed | None) -> int:
     layers = [term.layer for term in placed.terms] if placed else []
     return sum(layer.bias for layer in layers if layer is not None)

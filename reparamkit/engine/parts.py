@@ -11,7 +11,7 @@ from torch import fx
 
 from ..algebra.size import Size
 from ..capture.capture import Captured
-from ..layers.parts import chunk, part
+from ..layers.parts import chunk, part, taken
 
 SPLITS: dict[object, tuple[Callable[..., Any], tuple[str, ...]]] = {
     torch.split: (part, ("tensor", "split_size_or_sections", "dim")),
@@ -19,12 +19,16 @@ SPLITS: dict[object, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "split_with_sizes": (part, ("self", "split_sizes", "dim")),
     torch.chunk: (chunk, ("input", "chunks", "dim")),
     "chunk": (chunk, ("self", "chunks", "dim")),
+    torch.unbind: (taken, ("input", "dim")),
+    "unbind": (taken, ("self", "dim")),
 }
-"""Per call that splits: the function that gives one part, and the names of the call's arguments."""
+"""Per call that splits: the function that gives one part, and the names of the call's arguments, the tensor first and
+the dimension last.
+"""
 
 
 def name_parts(captured: Captured) -> None:
-    """``torch.split(x, n, d)[k]`` becomes ``part(x, n, d, k)`` where the code takes all parts one by one."""
+    """``torch.split(x, n, d)[k]`` becomes ``part(x, n, d, k)`` and so on, where the code takes parts one by one."""
     passed = captured.passed
     for node in list(captured.graph.nodes):
         found = SPLITS.get(node.target)
@@ -41,12 +45,19 @@ def number_of_parts(split: object, sizes: Callable[[fx.Node], Sequence[Size]]) -
     found = SPLITS.get(split.target) if isinstance(split, fx.Node) else None
     if not isinstance(split, fx.Node) or found is None:
         return None
-    value, how, dim = _arguments(split, found[1])[0]
-    size = sizes(value)[dim] if isinstance(value, fx.Node) and isinstance(dim, int) and sizes(value) else None
-    if not isinstance(how, int) or size is None or not size.known:
+    (value, *how), _ = _arguments(split, found[1])
+    if not all(isinstance(each, int) for each in how) or not isinstance(value, fx.Node) or not sizes(value):
         return None
-    length = how if found[0] is part else -(-size.factor // how)
-    return -(-size.factor // length)
+    size = sizes(value)[how[-1]]
+    return _counted(found[0], size.factor, how[0]) if size.known else None
+
+
+def _counted(function: Callable[..., Any], size: int, how: int) -> int:
+    """how: the length of every part, or their number."""
+    if function is taken:
+        return size
+    length = how if function is part else -(-size // how)
+    return -(-size // length)
 
 
 def _takes_one(user: fx.Node) -> bool:
@@ -54,19 +65,19 @@ def _takes_one(user: fx.Node) -> bool:
 
 
 def _arguments(split: fx.Node, names: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
-    """The tensor, how it is split and the dimension; and what else there is."""
+    """The tensor, how it is split if there are ways, and the dimension; and what else there is."""
     arguments = dict(zip(names, split.args, strict=False)) | split.kwargs
     return [arguments.pop(name, 0) for name in names], arguments
 
 
 def _named(captured: Captured, node: fx.Node, function: Callable[..., Any], names: tuple[str, ...]) -> None:
-    (value, how, dim), more = _arguments(node, names)
+    given, more = _arguments(node, names)
     if more:
         return
     counts = [user for user in node.users if user.target is len]
     for user in [user for user in node.users if user not in counts]:
         with captured.graph.inserting_before(user):
-            made = captured.graph.call_function(function, (value, how, dim, user.args[1]))
+            made = captured.graph.call_function(function, (*given, user.args[1]))
         made.meta = dict(user.meta)
         user.replace_all_uses_with(made)
         captured.replaced[user] = made

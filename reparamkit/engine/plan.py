@@ -12,7 +12,7 @@ from torch import fx
 from ..errors import NotFusable
 from ..layers.price import Cost
 from .absorb import absorbed, is_scale, leading
-from .options import FLOPS, STORED, Option, Options, bias_numbers
+from .options import FLOPS, STORED, Option, Options
 from .placing import Placed
 from .reading import checks
 from .regions import Region
@@ -204,29 +204,34 @@ class Planner:
     # --- better plans ------------------------------------------------------------------------------
 
     def _improved(self, others: Excess, tries: Iterator[int]) -> Selection | None:
-        """A better plan without one of the merges that share their pieces, or without all merges through a piece; or
-        with one of the merges through a piece again, all of which were given up.
+        """A better plan: without one of the merges that share their pieces, or without all merges through a piece,
+        whichever is best; or with one of the merges through a piece again, all of which were given up.
         """
-        for (banned, pinned, site), _ in zip(self._moves(), tries, strict=False):
-            before = self.options.banned, self.options.pinned
-            self._forbid(self.options.banned | banned, pinned)
-            other = self._written(trial=True)
-            if self._rank(other, others) < self._rank(self.plan, others):
+        before = self.options.banned, self.options.pinned
+        for site, moves in self._moves():
+            best, state = self.plan, before
+            for (banned, pinned), _ in zip(moves, tries, strict=False):
+                self._forbid(before[0] | banned, pinned)
+                other = self._written(trial=True)
+                if self._rank(other, others) < self._rank(best, others):
+                    best, state = other, (self.options.banned, self.options.pinned)
+            self._forbid(*state)
+            if best is not self.plan:
                 if site is not None:
                     self.reading.no(site.value, "its pieces are needed elsewhere too: merging would add work")
-                return other
-            self._forbid(*before)
+                return best
         return None
 
-    def _moves(self) -> Iterator[tuple[set[Merge], set[fx.Node], Site | None]]:
-        """What to try: merges to ban, the pieces that are pinned then, and the merge that is given up by it."""
+    def _moves(self) -> Iterator[tuple[Site | None, list[tuple[set[Merge], set[fx.Node]]]]]:
+        """What to try instead of each merge that shares its pieces, and of each piece that no merge may have inside:
+        merges to ban, and the pieces that are pinned then.
+        """
         pinned = self.options.pinned
         for site, shared in _overlapping(self.plan):
-            yield {site.merge}, pinned, site
-            yield from ((set(), pinned | {piece}, site) for piece in shared)
+            yield site, [({site.merge}, pinned), *((set[Merge](), pinned | {piece}) for piece in shared)]
         for piece in sorted(pinned.intersection(self.region), key=lambda n: n.name):
             merges = set(self.options.through(piece, self.region))
-            yield from ((merges - {kept}, pinned - {piece}, None) for kept in self.options.through(piece, self.region))
+            yield None, [(merges - {kept}, pinned - {piece}) for kept in self.options.through(piece, self.region)]
 
     def _rank(self, plan: Selection, others: Excess) -> tuple[float, float]:
         """By how much a plan is worse than the model itself, which it may not be in the end; and its price."""
@@ -238,7 +243,9 @@ class Planner:
         return self._excess(self.plan)
 
     def _excess(self, plan: Selection) -> Excess:
-        stored = plan.price.stored - sum(bias_numbers(site.placed) for site in plan.sites)
+        stay = plan.needed - {site.value for site in plan.sites}
+        gone = set[fx.Node]().union(*(site.members for site in plan.sites)) - stay
+        stored = plan.price.stored - self.options.added_bias((site.placed for site in plan.sites), gone)
         return Excess(-round(sum(self._saved(plan))), stored - self.original.stored)
 
     @property

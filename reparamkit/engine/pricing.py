@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from torch import fx
+from torch import Tensor, fx, nn
 
 from ..algebra.form import Form
 from ..algebra.operator import pin
@@ -57,21 +60,49 @@ class Prices:
             self.numbers[node] = self._count(node)
         return self.numbers[node]
 
+    def shift(self, node: fx.Node) -> int:
+        """How many of the numbers that a node reads are a bias."""
+        form = self.reading.read.get(node)
+        if form is None or form.bias is None:
+            return 0
+        return min(self.stored(node), math.prod(link.leg_size for link in form.bias.links if link.has_leg))
+
     def _count(self, node: fx.Node) -> int:
         if node.op == "call_module":
             module = self.captured.module(node)
             tensors = [*module.parameters(), *module.buffers()]
-            return sum(t.numel() for t in tensors if t.is_floating_point())
-        return sum(self.reading.constants[n].numel() // self._shared_by(n) for n in self._leaves(node))
+            return sum(t.numel() // self._shared_by(t) for t in tensors if t.is_floating_point())
+        return sum(self.reading.constants[n].numel() // self._shared_by(self._parameter(n)) for n in self._leaves(node))
 
-    def _shared_by(self, parameter: fx.Node) -> int:
-        """How many nodes that are no parameter arithmetic themselves read a parameter, or what is computed from it."""
-        found, waiting = set[fx.Node](), {parameter}
+    def _parameter(self, leaf: fx.Node) -> Tensor:
+        found = self.captured.attribute(leaf)
+        assert isinstance(found, Tensor)
+        return found
+
+    def _shared_by(self, parameter: Tensor) -> int:
+        """How many modules have a parameter, and nodes that are no parameter arithmetic themselves read it, or what is
+        computed from it.
+        """
+        owners, leaves = self._readers.get(id(parameter), (set(), set()))
+        found, waiting = set[fx.Node](), leaves
         while waiting:
             users = {user for node in waiting for user in readers_of(node)} - found
             found |= users
             waiting = users & self.reading.constants.keys()
-        return max(1, len(found - self.reading.constants.keys()))
+        return max(1, len(owners) + len(found - self.reading.constants.keys()))
+
+    @cached_property
+    def _readers(self) -> dict[int, tuple[set[nn.Module], set[fx.Node]]]:
+        """Per tensor the modules called that have it, and the nodes that are it."""
+        found: dict[int, tuple[set[nn.Module], set[fx.Node]]] = defaultdict(lambda: (set(), set()))
+        for node in self.captured.graph.nodes:
+            if node.op == "call_module":
+                module = self.captured.module(node)
+                for tensor in (*module.parameters(), *module.buffers()):
+                    found[id(tensor)][0].add(module)
+            elif node.op == "get_attr":
+                found[id(self.captured.attribute(node))][1].add(node)
+        return found
 
     def _leaves(self, node: fx.Node) -> set[fx.Node]:
         """The parameters a node reads, each once however often its value is computed from it."""

@@ -452,12 +452,18 @@ class _Reader:
         return args, kwargs
 
     def _size(self, reader: Reader, node: fx.Node) -> Any:
-        value = self.out.sizes.get(node)
+        # A layer that comes after it was read may have fixed the size.
+        value = self._informed(self.out.sizes.get(node))
         if isinstance(value, Size) and value.known:
             return value.factor
         if reader.sizes and isinstance(value, (Size, tuple)):
             return value
         raise NotFusable(f"an argument that is computed at run time ({node})")
+
+    def _informed(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(self._informed, value))
+        return value.substitute(self.out.facts) if isinstance(value, Size) else value
 
 
 # --- sizes ------------------------------------------------------------------------------------------

@@ -48,9 +48,10 @@ def read_pad(input: Form, pad: Sequence[int], mode: str = "constant", value: flo
 
 
 @READERS.reader(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, moves=1)
-def read_zero_pad_layer(layer: nn.ZeroPad2d, input: Form) -> tuple[Form, ...]:
-    """Zeros around the last one, two or three dimensions; a negative number crops."""
-    return read_pad(input, list(layer.padding))
+@READERS.reader(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, moves=1)
+def read_zero_pad_layer(layer: nn.ConstantPad2d, input: Form) -> tuple[Form, ...]:
+    """Zeros around the last one, two or three dimensions; a negative number crops. Refuses another constant."""
+    return read_pad(input, list(layer.padding), value=layer.value)
 
 
 @READERS.reader(*MODES, moves=1)

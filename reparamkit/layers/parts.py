@@ -17,7 +17,7 @@ from ..algebra.segments import concatenated, cropped, fixed_dim, selected
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
 from .registry import READERS
-from .views import flat, read_unsqueeze
+from .views import flat, read_getitem, read_unsqueeze
 
 STACK_LAYERS = "stack_layers"
 Lengths = int | Sequence[int]
@@ -194,6 +194,18 @@ def read_chunk(input: Form, chunks: int, dim: int, number: int) -> Form:
     x, dim = _seen(input, dim)
     x = fixed_dim(x, dim)
     return read_part(x, -(-x.sizes[dim].factor // chunks), dim, number)
+
+
+def taken(input: Tensor, dim: int, index: int) -> Tensor:
+    """Element `index` of ``torch.unbind(input, dim)``: a view without the dimension."""
+    return torch.select(input, dim, index)
+
+
+@READERS.reader(taken, torch.select, "select", moves=0)
+def read_taken(input: Form, dim: int, index: int) -> Form:
+    """One position of a dimension, without the dimension."""
+    before, after = (slice(None),) * dim, (slice(None),) * (-dim - 1)
+    return read_getitem(input, (*before, index) if dim >= 0 else (Ellipsis, index, *after))
 
 
 def _seen(x: Form, dim: int) -> tuple[Form, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from ..algebra.form import Form
 from ..algebra.operator import pin
 from ..algebra.regroup import known_rank, permute, reshape, same
 from ..algebra.segments import cropped, in_multiples, selected
-from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product
+from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, whole_multiples
 from ..errors import NotFusable
 from .pool import without_units
 from .registry import READERS
@@ -79,7 +80,18 @@ def _fixed_by(before: list[Size], wanted: list[Size]) -> dict[Symbol, Pin]:
     if wanted[:1] == [fixed(-1)] and rest.known and product(before).divide(rest) is None:
         tails = (before[d:] for d in range(1, len(before)))
         pins |= next((traced_pins(tail) for tail in tails if product(tail).hint == rest.factor), {})
-    return pins
+    return pins or _whole_parts(product(before), wanted)
+
+
+def _whole_parts(total: Size, wanted: list[Size]) -> dict[Symbol, Pin]:
+    """That a free size is a multiple of a number, without which a -1 would stand for no whole number: n of 3 in
+    ``(b, n, 4) -> (b, -1, 12)``. total: the product of all sizes.
+    """
+    others = product(size for size in wanted if size != fixed(-1))
+    rest = Size(1, total.symbols).divide(Size(1, others.symbols))
+    if fixed(-1) not in wanted or rest is None or others.factor <= 0:
+        return {}
+    return whole_multiples(rest, others.factor // math.gcd(others.factor, total.factor))
 
 
 @READERS.reader(torch.flatten, "flatten")
