@@ -202,11 +202,19 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, readi
     if NORM_INTO_LINEAR in reading.read[node].used:
         return own
     unread = [n for n in node.all_input_nodes if n not in reading.read]
-    behind, before = ([why for n in some for why in plan.refusals.get(n, [])] for some in (node.users, unread))
+    behind, before = (
+        [_of_other(n, why, reading) for n in some for why in plan.refusals.get(n, [])] for some in (node.users, unread)
+    )
     # That a merged layer gains nothing from yet another merge is no news.
     is_idle = WRITTEN not in node.meta and not plan.idle.isdisjoint((node, *node.users))
     idle = ["the merge would save nothing"] * is_idle
     return own or behind or _alone(node, reading) or before or idle
+
+
+def _of_other(node: fx.Node, why: str, reading: Reading) -> str:
+    """A reason of what stands beside a layer, by name where it speaks of itself."""
+    name = place_of(node) or reading.captured.path(node)
+    return f"'{name}' beside it: {why}" if why.startswith(("it ", "its ")) else why
 
 
 def _own_reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node) -> list[str]:

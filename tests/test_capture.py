@@ -600,6 +600,28 @@ def test_a_model_that_cannot_be_copied():
         reparamkit.fuse(model, X)
 
 
+class Tapped(nn.Module):
+    """Reads what a hook kept of a block on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(4, 4), conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a.seen = None
+        return self.b(F.relu(self.a(x))) + self.a.seen[:1]
+
+
+def test_code_that_relies_on_a_hook_is_told_by_the_hook():
+    """A module with hooks is called, and its hooks do not run while the code around it is traced."""
+    model = build(Tapped)
+    model.a.register_forward_hook(lambda module, args, output: setattr(module, "seen", output))
+    fused = reparamkit.fuse(model, X)
+    reasons = " ".join(refusal.reason for refusal in reparamkit.report(fused).refusals)
+    assert "not subscriptable; the hooks of 'a' do not run in a trace, which may be why" in reasons
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+
+
 # --- what code asks of its inputs -------------------------------------------------------------------
 
 
