@@ -21,6 +21,8 @@ from .layers.wide import wide, wide_module
 
 AMPLIFIED = 16
 """How much more than one rounding of the weights may separate two ways to compute one model."""
+ROUNDINGS = 6
+"""How many are tried: with few outputs, one alone may happen to move them hardly at all."""
 
 
 def tolerance(dtype: torch.dtype, fan_in: int = 4096, depth: int = 64) -> float:
@@ -153,19 +155,26 @@ def undisturbed(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def sensitivity(model: nn.Module, inputs: Inputs) -> float:
-    """How far one rounding of its own weights moves the output of a model, as a relative error.
+    """How far one rounding of its own weights moves the output of a model, as a relative error; the most of several.
 
     Some models amplify rounding so much that no two ways to compute them agree.
     """
     generator = torch.Generator().manual_seed(0)
-    # Of two copies: a copy may compute something else than the model, which is no matter of rounding.
-    plain, twin = copy.deepcopy(model), copy.deepcopy(model)
+    # Of copies: a copy may compute something else than the model, which is no matter of rounding.
+    wanted = undisturbed(copy.deepcopy(model), inputs)
+    twins = (_rounded_anew(model, generator) for _ in range(ROUNDINGS))
+    return max(compare(undisturbed(twin, inputs), wanted).error for twin in twins)
+
+
+def _rounded_anew(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy of the model whose numbers differ from its own by one rounding."""
+    twin = copy.deepcopy(model)
     with torch.no_grad():
         for tensor in (*twin.parameters(), *twin.buffers()):
             if tensor.is_floating_point():
                 noise = torch.randn(tensor.shape, generator=generator).to(tensor)
                 tensor.mul_(1 + torch.finfo(tensor.dtype).eps * noise)
-    return compare(undisturbed(twin, inputs), undisturbed(plain, inputs)).error
+    return twin
 
 
 def compare_wide(found: nn.Module, wanted: nn.Module, inputs: Inputs) -> Verification | None:

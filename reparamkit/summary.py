@@ -206,7 +206,9 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, readi
     if NORM_INTO_LINEAR in reading.read[node].used:
         return own
     unread = [n for n in node.all_input_nodes if n not in reading.read]
-    behind, before = ([why for n in some for why in plan.refusals.get(n, [])] for some in (node.users, unread))
+    behind, before = (
+        [_of_other(n, why, reading) for n in some for why in plan.refusals.get(n, [])] for some in (node.users, unread)
+    )
     # That a merged layer gains nothing from yet another merge is no news.
     is_idle = WRITTEN not in node.meta and not plan.idle.isdisjoint((node, *node.users))
     idle = ["the merge would save nothing"] * is_idle
@@ -217,6 +219,12 @@ def _of_merged(work: Work, node: fx.Node) -> list[str]:
     """Why the merged layers that read a layer of the user's do not take it in as well."""
     merged = [] if WRITTEN in node.meta else [user for user in node.users if WRITTEN in user.meta]
     return [why for user in merged for why in work.plan.refusals.get(user, [])]
+
+
+def _of_other(node: fx.Node, why: str, reading: Reading) -> str:
+    """A reason of what stands beside a layer, by name where it speaks of itself."""
+    name = place_of(node) or reading.captured.path(node)
+    return f"'{name}' beside it: {why}" if why.startswith(("it ", "its ")) else why
 
 
 def _own_reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node) -> list[str]:

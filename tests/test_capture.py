@@ -600,6 +600,59 @@ def test_a_model_that_cannot_be_copied():
         reparamkit.fuse(model, X)
 
 
+class Tapped(nn.Module):
+    """Reads what a hook kept of a block on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(4, 4), conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a.seen = None
+        return self.b(F.relu(self.a(x))) + self.a.seen[:1]
+
+
+def test_code_that_relies_on_a_hook_is_told_by_the_hook():
+    """A module with hooks is called, and its hooks do not run while the code around it is traced."""
+    model = build(Tapped)
+    model.a.register_forward_hook(lambda module, args, output: setattr(module, "seen", output))
+    fused = reparamkit.fuse(model, X)
+    reasons = " ".join(refusal.reason for refusal in reparamkit.report(fused).refusals)
+    assert "not subscriptable; the hooks of 'a' do not run in a trace, which may be why" in reasons
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+
+
+class Counting(nn.Module):
+    """Code that cannot be traced, with a table of sizes that it might write into."""
+
+    def forward(self, x: Tensor, table: Tensor, sizes: tuple[int, int]) -> Tensor:
+        return x.flatten(2)[..., : int(table.prod())].sum(-1) / sizes[0]
+
+
+class Noting(nn.Module):
+    """Writes the sizes of a value into a table, and hands both on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.count = conv_norm(4, 4, s=2), Counting()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        height, width = y.shape[-2:]
+        table = torch.empty(2, dtype=torch.long)
+        table[0] = height
+        table[1] = width
+        return self.count(F.relu(y), table, (height, width))
+
+
+def test_a_size_is_not_in_the_memory_of_what_has_it():
+    """What is written into a table of sizes changes nothing of the values whose sizes they are."""
+    model = build(Noting)
+    fused = reparamkit.fuse(model, X)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+
+
 # --- what code asks of its inputs -------------------------------------------------------------------
 
 

@@ -44,6 +44,7 @@ import reparamkit
 from reparamkit import EquivalenceError, GuardError, InvalidInputError
 from reparamkit.layers.norm import read_batch_norm_layer
 from reparamkit.layers.registry import READERS
+from reparamkit.testing import randomize
 
 IMAGE = (2, 3, 12, 10)
 X = sample(IMAGE, torch.float32)
@@ -827,6 +828,25 @@ def test_a_wrong_reader_is_found(factor: float, with_inputs: bool, inplace: bool
 
 class OneOff(nn.BatchNorm2d):
     """A norm with a reader of its own."""
+
+
+class Steep(nn.Module):
+    """One number, a million times as sensitive as the layers before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = conv_norm(2, 2)
+
+    def forward(self, x):
+        return torch.sin(1e6 * self.layers(x).mean())
+
+
+def test_a_model_that_amplifies_rounding_is_fused():
+    """What one rounding of the weights does may be next to nothing by chance: it is not asked once."""
+    for seed in range(60):
+        torch.manual_seed(seed)
+        model = randomize(Steep()).double().eval()
+        reparamkit.fuse(model, torch.randn(1, 2, 3, 3).double())
 
 
 def test_verify_is_strict():

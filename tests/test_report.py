@@ -242,6 +242,49 @@ def test_a_merged_layer_is_not_among_what_was_left():
     assert not found.refusals
 
 
+class Gate(nn.Module):
+    """A scale and a shift by operators, read by an average before a layer, and by the product with what that gives."""
+
+    def __init__(self, channels: int = 4):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.rand(1) + 0.5), nn.Parameter(torch.rand(1))
+        self.pool, self.conv = nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        x = self.scale * x + self.shift
+        return x * self.conv(self.pool(x)).sigmoid()
+
+
+def test_a_reason_names_a_merged_layer_by_what_it_is_and_where():
+    model = nn.Sequential(nn.ReLU(), Gate()).eval()
+    for only in (None, ["1"]):
+        found = reparamkit.report(reparamkit.fuse(model, torch.randn(2, 4, 6, 6), only=only))
+        reasons = " ".join(refusal.reason for refusal in found.refusals)
+        assert "the scale of the merged Scale in 1 is also read by" in reasons
+        assert "_merged" not in reasons
+        assert "only=" not in reasons
+
+
+class Again(nn.Module):
+    """Two layers, and one norm behind both."""
+
+    def __init__(self, channels: int = 4):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return self.norm(self.b(self.norm(self.a(x)).relu())).relu()
+
+
+def test_a_reason_of_a_neighbour_names_it():
+    """It is the norm that is called twice, not the layers."""
+    found = reparamkit.report(reparamkit.fuse(Again().eval(), torch.randn(2, 4, 6, 6)))
+    reasons = {refusal.path: refusal.reason for refusal in found.refusals}
+    assert reasons["norm"].startswith("its module is called at 2 places")
+    assert reasons["a"].startswith("'norm' beside it: its module is called at 2 places")
+
+
 def test_a_graph_rule_prints_no_flops_of_what_has_no_price():
     with reparamkit.rules.restored():
 

@@ -477,6 +477,12 @@ TRAPS = (
     ),
     Trap(
         11,
+        "an even kernel per channel, padded to the same size, and its norm",
+        lambda: seq(nn.Conv2d(4, 4, (1, 4), padding="same", groups=4), norm(4)),
+        "pad conv",
+    ),
+    Trap(
+        11,
         "a branch padded on one side",
         lambda: Model(lambda m, x: m.a(F.pad(x, (1, 0, 1, 0))) + m.b(x), a=conv(4, 4, 2, p=0), b=conv(4, 4)),
         "conv",

@@ -227,12 +227,19 @@ class Aliases:
 
 def _may_share(node: fx.Node, module_of: ModuleOf) -> Iterator[fx.Node]:
     """The arguments whose memory the value of a node may be in, as far as its name tells."""
-    if not node.op.startswith("call") or not node.all_input_nodes:
+    if not node.op.startswith("call") or not node.all_input_nodes or _is_number(node):
         return
     if node.meta.get("opaque"):
-        yield from node.all_input_nodes
+        yield from (each for each in node.all_input_nodes if not _is_number(each))
     elif target_name(node, module_of) in MAY_ALIAS | MAY_COMPUTE:
         yield node.all_input_nodes[0]
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether the value of a node is known to be a number, or several, as a size is: it is in no tensor's memory."""
+    value = node.meta.get("val")
+    numbers = value if isinstance(value, tuple) else (value,)
+    return bool(numbers) and all(isinstance(each, (int, float)) for each in numbers)
 
 
 def _sharing(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:

@@ -256,9 +256,10 @@ class Captured:
 
     def path(self, node: fx.Node) -> str:
         """Where a node is in the model: its module's path, or the path of the method that made it."""
-        if node.op in ("call_module", "get_attr"):
+        if node.op in ("call_module", "get_attr") and str(node.target) not in self.held:
             return str(node.target)
-        return self.frame(node).path or "(root)"
+        # What is held has a name of ours.
+        return str(node.meta.get("place") or self.frame(node).path or "(root)")
 
 
 def know_sizes(captured: Captured, module: nn.Module, calls: Sequence[Inputs]) -> None:
@@ -323,7 +324,8 @@ def _captured(
         # Tracing the parts one by one would not be the remedy.
         raise
     except Exception as error:
-        raise _capture_error(tracer, path, inputs, error) from error
+        hooked = next((name for name, each in opaque.items() if each.module._forward_hooks), None)
+        raise _capture_error(tracer, path, inputs, error, hooked) from error
     tier = "values" if sized else "symbolic"
     return Captured(
         model,
@@ -372,7 +374,10 @@ def _missing(model: nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in named.items() if not hasattr(model, name.partition(".")[0])}
 
 
-def _capture_error(tracer: Tracer, path: str, inputs: Inputs | None, error: Exception) -> CaptureError:
+def _capture_error(
+    tracer: Tracer, path: str, inputs: Inputs | None, error: Exception, hooked: str | None
+) -> CaptureError:
+    """hooked: a module inside with hooks, which the code may rely on."""
     where = path if tracer.failed is None else tracer.failed.path
     if isinstance(error, ReparamkitError):
         return CaptureError(str(error), where)
@@ -382,6 +387,8 @@ def _capture_error(tracer: Tracer, path: str, inputs: Inputs | None, error: Exce
         else "fuse its submodules one by one (model.part = reparamkit.fuse(model.part, ...))"
     )
     reason = f"{type(error).__name__}: {error}"
+    if hooked is not None:
+        reason += f"; the hooks of '{hooked}' do not run in a trace, which may be why"
     return CaptureError(f"the forward of {where or 'the model'} cannot be traced ({reason}); {advice}", where)
 
 

@@ -191,6 +191,9 @@ class Planner:
         if node.op == "output":
             return "the output"
         name = str(getattr(node.target, "__name__", node.target))
+        if node.op == "call_module":
+            # Without a place of its own it stands for a merge.
+            name = f"the merged {type(self.captured.module(node)).__name__}"
         return place_of(node) or f"{name} in {self.captured.path(node)}"
 
     def _check_even(self, plan: Selection) -> set[Merge]:

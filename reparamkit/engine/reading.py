@@ -6,11 +6,11 @@ that reaches back furthest, since low-rank paths and branches pay only at a late
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from math import prod
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -82,8 +82,8 @@ SAME_SHAPE = frozenset(
     ]
 )
 """Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast)."""
-EXACT = frozenset([operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg])
-"""Arithmetic that makes numbers of numbers."""
+PURE = frozenset([operator.neg.__module__, math.sqrt.__module__])
+"""Modules of functions that make numbers of numbers."""
 MAY_BROADCAST = frozenset(["mul", "add", "sub", "div", "imul", "iadd", "addcmul"])
 
 WRITTEN = "rules"
@@ -394,7 +394,7 @@ class _Reader:
         forms = [self.out.forms[n][: -2 if self._seen(BEFORE) else None : -1] for n in inputs]
         first, *level = (tuple(f[min(k, len(f) - 1)] for f in forms) for k in range(max(map(len, forms))))
         rest: list[tuple[Candidate, ...]] = []
-        if prod(map(len, forms)) <= MAX_SORTED:
+        if math.prod(map(len, forms)) <= MAX_SORTED:
             rest = sorted(product(*forms), key=lambda chosen: len({name for c in chosen for name in c.form.terms}))
         for chosen in dict.fromkeys((first, *level, *rest[: MAX_COMBINATIONS + 1])):
             if chosen == first or not self._mixed(chosen):
@@ -545,8 +545,10 @@ def _computed(node: fx.Node, args: list[Any]) -> Any:
     if node.target is operator.getitem and isinstance(args[0], tuple) and isinstance(args[1], (int, slice)):
         return args[0][args[1]]
     numbers = [fixed(a) if isinstance(a, int) and not isinstance(a, bool) else a for a in args]
-    if node.target in EXACT and all(isinstance(a, Size) and a.known for a in numbers):
-        return fixed(node.target(*(a.factor for a in numbers)))
+    result = calculated(node, [a.factor if isinstance(a, Size) and a.known else a for a in numbers])
+    if result is not None:
+        # What is no size is a number as any other that the code knows.
+        return fixed(result) if isinstance(result, int) else None
     if len(numbers) == 2 and all(isinstance(a, Size) for a in numbers):
         if node.target is operator.mul:
             return numbers[0] * numbers[1]
@@ -554,6 +556,18 @@ def _computed(node: fx.Node, args: list[Any]) -> Any:
             exact = numbers[0].divide(numbers[1])
             return exact or _floored(node.target, *numbers) or _opaque(node)
     return _opaque(node)
+
+
+def calculated(node: fx.Node, numbers: Sequence[Any]) -> int | float | None:
+    """What a function that makes a number of numbers gives for these; None if it is none, or they are not all there."""
+    plain = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in numbers)
+    if not (plain and numbers) or node.kwargs or getattr(node.target, "__module__", None) not in PURE:
+        return None
+    try:
+        result = node.target(*numbers)  # type: ignore[operator]
+    except (ArithmeticError, ValueError):
+        return None
+    return result if isinstance(result, (int, float)) and not isinstance(result, bool) else None
 
 
 def _floored(divide: object, size: Size, by: Size) -> Size | None:

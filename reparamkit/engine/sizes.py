@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +13,10 @@ from ..algebra.size import Size
 from ..capture.capture import Captured
 from ..capture.tracer import Frame
 from ..capture.trees import leaves
-from .reading import Reading, Shape, reads_rank
+from .reading import Reading, Shape, calculated, reads_rank
 
 SHAPE_ARGUMENTS = frozenset({"reshape", "view", "expand", "unflatten"})
 """Calls that take a tuple of sizes."""
-ARITHMETIC = frozenset({operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg})
 
 
 def read_early(captured: Captured, reading: Reading) -> None:
@@ -126,8 +124,10 @@ class _Sizes:
 
     def _fold(self, node: fx.Node) -> None:
         """Arithmetic of numbers that were sizes."""
-        if node.op == "call_function" and node.target in ARITHMETIC and node not in self.reading.constants:
-            _replace(node, node.target(*node.args))
+        number = calculated(node, node.args)
+        if number is not None:
+            _replace(node, number)
+            self.captured.graph.erase_node(node)
 
     def _redirect(self, node: fx.Node, value: Any) -> None:
         found = self._expressed(value, node)

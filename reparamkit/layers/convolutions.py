@@ -113,7 +113,8 @@ def _padded_first(op: Operator, vector: Operator | None, channel: int, spatial: 
 
 def uneven_cost(op: Operator) -> Cost:
     """Of a convolution that pads one end by more: torch pads its input by a pass of its own."""
-    uneven = op.has(IN, OUT) and any(map(is_uneven, op.links))
+    # What is the same for all channels is no convolution: a padding, an average.
+    uneven = op.has(IN, OUT, D) and any(map(is_uneven, op.links))
     return Cost(0, numel(op.source_sizes), 0, 1) if uneven else Cost()
 
 

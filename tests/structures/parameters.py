@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -116,6 +118,25 @@ class Standardised(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         var, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True, unbiased=False)
         return F.conv2d(x, (self.weight - mean) / torch.sqrt(var + 1e-10), self.bias, padding=self.padding)
+
+
+class Signs(torch.autograd.Function):
+    """The sign of each weight, and one factor of their number."""
+
+    @staticmethod
+    def forward(ctx, w):
+        return math.sqrt(2.0 / (w.shape[1] * w.shape[2] * w.shape[3])) * w.sign()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class OneBit(nn.Conv2d):
+    """A convolution whose weights are one bit each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, Signs.apply(self.weight), padding=self.padding)
 
 
 class Rotated(nn.Module):
@@ -321,6 +342,14 @@ PARAMETERS = (
         "conv",
         equation="W = (V - mean(V)) / std(V), computed once",
         source="BiT, Kolesnikov et al. 2020",
+    ),
+    Structure(
+        "one bit per weight",
+        lambda: seq(OneBit(4, 5, 3, padding=1, bias=False), norm(5)),
+        MAPS,
+        "conv",
+        equation="W = sqrt(2 / (c k k)) sign(V), computed once",
+        source="McDonnell 2018",
     ),
     Structure(
         "a rotation by blocks",
