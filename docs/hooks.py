@@ -1,8 +1,8 @@
 """MkDocs hooks: pages that are not written twice.
 
-The README, CONTRIBUTING, the changelog and the READMEs of the examples become pages as they are, with their links
-turned to the site and the pictures beside them. The page Rules is made from the registry and the table of readers, the
-page Gallery from the structures of the tests, the page Engines from the results of its benchmark.
+The README, CONTRIBUTING, the changelog, the READMEs of the examples and some results become pages as they are, with
+their links turned to the site and the pictures beside them. The page Rules is made from the registry and the table of
+readers, the page Gallery from the structures of the tests, the page Engines from the results of its benchmark.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ PAGES = {
     "examples/repmlpnet/README.md": "repmlpnet.md",
     "examples/resmlp/README.md": "resmlp.md",
     "examples/segmentation/README.md": "segmentation.md",
+    "benchmarks/results/growth.md": "growth.md",
+    "benchmarks/results/large.md": "large.md",
 }
 """Files of the repository that are pages of the site."""
 
