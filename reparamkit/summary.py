@@ -216,8 +216,9 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, readi
 
 
 def _of_merged(work: Work, node: fx.Node) -> list[str]:
-    """Why the merged layers that read a layer of the user's do not take it in as well."""
-    merged = [] if WRITTEN in node.meta else [user for user in node.users if WRITTEN in user.meta]
+    """Why the merged layers that read an element-wise layer of the user's do not take it in as well."""
+    is_told = WRITTEN not in node.meta and not _is_linear(node, work.reading)
+    merged = [user for user in node.users if is_told and WRITTEN in user.meta]
     return [why for user in merged for why in work.plan.refusals.get(user, [])]
 
 
