@@ -62,5 +62,6 @@ def _caches(model: nn.Module) -> Iterator[functools._lru_cache_wrapper[Any]]:
 def _named(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """What the classes of a model have, and the files that they are in."""
     bases = {base for module in model.modules() for base in type(module).__mro__ if not is_torchs(base)}
-    for names in [vars(base) for base in bases] + [vars(sys.modules.get(base.__module__, base)) for base in bases]:
+    files = {base.__module__ for base in bases} & sys.modules.keys()
+    for names in [vars(base) for base in bases] + [vars(sys.modules[file]) for file in files]:
         yield from list(names.items())

@@ -28,7 +28,8 @@ def drop_dead(captured: Captured, reading: Reading) -> None:
         passing &= not reads_rank(node)
         if not node.users and node in pure and not passing and node not in captured.aliases.writers:
             captured.watched.update(dict.fromkeys(n for n in node.all_input_nodes if n not in reading.sizes))
-            captured.unread.update([id(captured.module(node))] if node.op == "call_module" else [])
+            if node.op == "call_module":
+                captured.unread[id(captured.module(node))] += 1
             captured.graph.erase_node(node)
     captured.forget()
 
