@@ -20,9 +20,13 @@ from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
 from ..layers.wide import CASTS, computes_weight
-from ..sourcecode.methods import called_by_methods
+from ..sourcecode.flow import Way
+from ..sourcecode.methods import called_by_methods, ways_of_methods
 from .held import held_by_objects
 from .sharing import evenly_partnered
+
+Ways = Mapping[str, frozenset[Way]]
+"""Per path that the code of a method calls, in which branches it does."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,42 @@ def partial_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Metho
     return {method for method in running if not nodes <= captured.methods[method]}
 
 
+def varying_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
+    """The methods that made all of these nodes, and whose code has other ways, on which it may make a part of them."""
+    nodes = {node for node in members if target_name(node, captured.module) not in MAY_ALIAS}
+    if len(nodes) < 2:
+        return set()
+    around = innermost([captured.frame(node) for node in nodes])
+    running = frozenset.intersection(*(node.meta.get("methods", frozenset()) for node in nodes))
+    code = ways_of_methods(type(around.module))
+    own = [name for module, name in running if module is around.module and name in code]
+    return {(around.module, name) for name in own if _varies(captured, around, code[name], nodes)}
+
+
+def _varies(captured: Captured, around: Frame, calls: Ways, nodes: Set[fx.Node]) -> bool:
+    """Whether a method of the module of a call may make some of these nodes without the others. calls: of its code."""
+    return _differ(calls, {_ways_to(captured, around, calls, node) for node in nodes})
+
+
+def _ways_to(captured: Captured, around: Frame, calls: Ways, node: fx.Node) -> frozenset[Way]:
+    """The ways on which code calls what makes a node: a module inside, or a method."""
+    inner = _called_at(captured, around, node).removeprefix(f"{around.path}." if around.path else "")
+    made = captured.methods
+    helpers = {name for name in calls if node in made.get((around.module, name), ())}
+    return _ways(calls, [inner]) or frozenset().union(*(calls[name] for name in helpers))
+
+
+def _ways(calls: Ways, paths: Iterable[str]) -> frozenset[Way]:
+    """The ways on which code calls the module of these paths, or one around it."""
+    outer = {each for path in paths for each in upwards(path)}
+    return frozenset().union(*(ways for called, ways in calls.items() if called and called in outer))
+
+
+def _differ(calls: Ways, found: Set[frozenset[Way]]) -> bool:
+    """Whether code may go one of these ways and not the others; an empty one is not known."""
+    return "" in calls and (len(found) > 1 or frozenset() in found)
+
+
 def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
     """The calls that a merge cuts through must not be observed.
 
@@ -270,12 +310,21 @@ def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method
     """
     members = list(members)
     around = innermost([captured.frame(node) for node in members])
-    places = [captured.names(place) for place in {place_of(node) for node in members} - {""}]
+    places = [captured.names(place) for place in {_called_at(captured, around, node) for node in members} - {""}]
     paths = {"", *(outer for names in places for path in names for outer in upwards(path.rpartition(".")[0]))}
     owners = {(frame.path, frame.module) for frame in around.stack}
     owners |= {(path, module) for path in paths if (module := module_at(captured.root, path)) is not None}
-    idle = {(one, name) for path, one in owners for name in _partial_users(path, _unrun(captured, one), places)}
-    return partial_methods(captured, members) | (idle - captured.methods.keys() - captured.outside.methods)
+    idle = {(one, name) for path, one in owners for name in _partial_users(captured, path, one, places)}
+    ran = partial_methods(captured, members) | varying_methods(captured, members)
+    return ran | (idle - captured.methods.keys() - captured.outside.methods)
+
+
+def _called_at(captured: Captured, around: Frame, node: fx.Node) -> str:
+    """The path of the module that code has to call for a node: of its layer, or of the call inside `around` whose code
+    it is.
+    """
+    inner = captured.frame(node).stack[len(around.stack) :]
+    return place_of(node) or (inner[0].path if inner else "")
 
 
 def _unrun(captured: Captured, module: nn.Module) -> dict[str, Set[str]]:
@@ -284,14 +333,17 @@ def _unrun(captured: Captured, module: nn.Module) -> dict[str, Set[str]]:
     return {name: called for name, called in methods.items() if name != "forward" or module in captured.outside.idle}
 
 
-def _partial_users(path: str, methods: Mapping[str, Set[str]], members: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The methods of the module at a path whose code calls some members and not all. members: the paths of each."""
-    if not methods:
-        return
+def _partial_users(captured: Captured, path: str, module: nn.Module, members: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The methods of the module at a path whose code calls some members and not all, or may. members: the paths of
+    each.
+    """
+    methods = _unrun(captured, module)
+    code = ways_of_methods(type(module)) if methods else {}
     inside = [[name.removeprefix(f"{path}." if path else "") for name in names] for names in members]
     for name, called in methods.items():
         used = [any(inner == c or inner.startswith(f"{c}.") for c in called for inner in paths) for paths in inside]
-        if any(used) and not all(used):
+        ways = {_ways(code[name], paths) for paths in inside}
+        if any(used) and (not all(used) or (len(ways) > 1 and _differ(code[name], ways))):
             yield name
 
 

@@ -6,27 +6,15 @@ A trace shows one way. Where the code has others (a flag, an optional argument),
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .parse import method_source, once, path_of
 
+Way = tuple[tuple[int, ...], int]
+"""The branches that a call is in, and how many ways out of the code come before it."""
 BRANCHES = (ast.If, ast.IfExp, ast.While, ast.BoolOp, ast.Try, ast.Match)
-
-
-@once
-def branched_on(forward: Callable[..., Any]) -> frozenset[str]:
-    """The parameters of a forward that its branches depend on."""
-    tree = method_source(forward)
-    if tree is None:
-        return frozenset()
-    tests = [node for node in ast.walk(tree) if isinstance(node, BRANCHES)]
-    deciding = {name for node in tests for name in _names(getattr(node, "test", node))}
-    for node in reversed([n for n in ast.walk(tree) if isinstance(n, ast.Assign)]):
-        if any(isinstance(t, ast.Name) and t.id in deciding for target in node.targets for t in ast.walk(target)):
-            deciding |= _names(node.value)
-    return frozenset(deciding)
 
 
 @once
@@ -40,7 +28,11 @@ def catches(forward: Callable[..., Any]) -> bool:
 def remembered(forward: Callable[..., Any]) -> frozenset[str]:
     """The attributes that a forward changes, or an item of, and that its branches depend on."""
     tree = method_source(forward)
-    nodes = [] if tree is None else list(ast.walk(tree))
+    return frozenset() if tree is None else _remembered(tree)
+
+
+def _remembered(tree: ast.AST) -> frozenset[str]:
+    nodes = list(ast.walk(tree))
     tested = [_attributes(getattr(node, "test", node)) for node in nodes if isinstance(node, BRANCHES)]
     stored = (n for n in nodes if isinstance(n, (ast.Attribute, ast.Subscript)) and isinstance(n.ctx, ast.Store))
     changed = {path_of(n.value if isinstance(n, ast.Subscript) else n) for n in stored}
@@ -69,6 +61,20 @@ def _locals(tree: ast.AST) -> frozenset[str]:
     return frozenset((arguments | stored) - {"self"})
 
 
+def _following(tree: ast.AST) -> frozenset[str]:
+    """The arguments after the first, and the variables that get something computed with them."""
+    _, *found = [node.arg for node in ast.walk(tree) if isinstance(node, ast.arg) and node.arg != "self"] or [""]
+    known, size = set(found), -1
+    while size < len(known):
+        size = len(known)
+        for node in ast.walk(tree):
+            value = getattr(node, "iter" if isinstance(node, ast.For) else "value", None)
+            if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.NamedExpr, ast.For)) and value:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                known |= set().union(*map(_names, targets)) if _names(value) & known else set()
+    return frozenset(known)
+
+
 @once
 def certain_calls(forward: Callable[..., Any]) -> dict[str, frozenset[str]]:
     """Of a forward the paths of the modules it calls whatever its branches are ("always": none if it may
@@ -77,23 +83,83 @@ def certain_calls(forward: Callable[..., Any]) -> dict[str, frozenset[str]]:
     tree = method_source(forward)
     if tree is None:
         return {"always": frozenset(), "once": frozenset()}
-    flow = _Flow(_locals(tree), remembered(forward))
+    flow = _Flow(_locals(tree), _remembered(tree))
     flow.visit(tree)
     always = frozenset() if flow.returns_early else frozenset(flow.always)
     return {"always": always, "once": always - flow.exposed}
 
 
-@dataclass
-class _Flow(ast.NodeVisitor):
-    """Follows the statements in order. A branch on attributes of the module alone is none: they were so in the trace.
+def ways(tree: ast.AST, variables: Mapping[str, Iterable[str]]) -> dict[str, frozenset[Way]]:
+    """Of the code of a method, per path that it calls, in which branches it does; "" stands for what it computes
+    itself, if it has branches. Branches by what follows from the first argument alone, the data, are none. variables:
+    the paths of the modules that local names may be.
+    """
+    found = _Ways(_following(tree), _remembered(tree), variables)
+    found.visit(tree)
+    return {path: frozenset(calls) for path, calls in found.calls.items()}
 
-    own: the local names. remembered: attributes that the forward changes. depth: in how many branches. holding: per
-    variable the layers whose result it may have. read: the layers whose result was read from a variable. exposed: those
-    whose result is read again, or in a branch.
+
+@dataclass
+class _Branching(ast.NodeVisitor):
+    """Knows the branches of a method. One on attributes of the module alone is none: they were so in the trace.
+
+    own: the local names. remembered: attributes that the method changes.
     """
 
     own: frozenset[str]
     remembered: frozenset[str]
+
+    def decides(self, node: ast.AST) -> bool:
+        """Whether the code has several ways here."""
+        tested = getattr(node, "test", None) or node
+        return isinstance(node, BRANCHES) and bool(_names(tested) & self.own or _attributes(tested) & self.remembered)
+
+
+@dataclass
+class _Ways(_Branching):
+    """Notes what is called where. inside: the branches around. exits: how many ways out came before."""
+
+    variables: Mapping[str, Iterable[str]]
+    inside: tuple[int, ...] = ()
+    exits: int = 0
+    calls: dict[str, set[Way]] = field(default_factory=dict)
+
+    def visit(self, node: ast.AST) -> None:
+        """Any node; what an ``if`` does otherwise is another branch than what it does."""
+        if not self.decides(node):
+            super().visit(node)
+            return
+        around = self.inside
+        self.calls.setdefault("", set()).add((around, self.exits))
+        for number, (name, part) in enumerate(ast.iter_fields(node)):
+            self.inside = around if name == "test" else (*around, node.lineno, node.col_offset, number)  # type: ignore[attr-defined]
+            for each in part if isinstance(part, list) else [part]:
+                if isinstance(each, ast.AST):
+                    self.visit(each)
+        self.inside = around
+
+    def visit_Call(self, node: ast.Call) -> None:
+        """A call of a module, or of a method."""
+        self.generic_visit(node)
+        names = self.variables.get(node.func.id, ()) if isinstance(node.func, ast.Name) else [path_of(node.func)]
+        for name in filter(None, names):
+            self.calls.setdefault(name, set()).add((self.inside, self.exits))
+
+    def _leave(self, node: ast.AST) -> None:
+        self.generic_visit(node)
+        self.exits += bool(self.inside)
+
+    visit_Return = visit_Break = visit_Continue = _leave
+
+
+@dataclass
+class _Flow(_Branching):
+    """Follows the statements in order.
+
+    depth: in how many branches. holding: per variable the layers whose result it may have. read: the layers whose
+    result was read from a variable. exposed: those whose result is read again, or in a branch.
+    """
+
     depth: int = 0
     holding: dict[str, set[str]] = field(default_factory=dict)
     always: set[str] = field(default_factory=set)
@@ -103,9 +169,8 @@ class _Flow(ast.NodeVisitor):
 
     def visit(self, node: ast.AST) -> None:
         """Any node."""
-        test = getattr(node, "test", None)
-        deciding = _names(test or node) & self.own or _attributes(test or node) & self.remembered
-        if isinstance(node, BRANCHES) and deciding:
+        if self.decides(node):
+            test = getattr(node, "test", None)
             if test is not None:
                 self.visit(test)
             self.depth += 1

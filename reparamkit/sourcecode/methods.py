@@ -9,6 +9,7 @@ import ast
 import inspect
 from collections.abc import Iterable, Iterator
 
+from .flow import Way, ways
 from .parse import ASKING, Paths, method_source, once, path_of
 
 
@@ -17,6 +18,12 @@ def called_by_methods(cls: type) -> Paths:
     """The modules that the methods call."""
     found = {name: frozenset(_called(tree)) for name, tree in _methods(cls)}
     return {name: called for name, called in found.items() if called}
+
+
+@once
+def ways_of_methods(cls: type) -> dict[str, dict[str, frozenset[Way]]]:
+    """Per method in which branches it calls what, as `ways` has it."""
+    return {name: ways(tree, _variables(tree, results=False)) for name, tree in _methods(cls)}
 
 
 @once

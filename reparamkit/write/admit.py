@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import fx
 
@@ -14,7 +15,8 @@ from ..engine.sharing import alike, is_shared
 from ..engine.site import Site
 from ..errors import NotFusable
 from .finish import Finisher
-from .splice import Splicer, Written, is_chain
+from .rows import Part, is_chain, parts_of
+from .splice import Splicer, Written
 
 Refuse = Callable[[fx.Node, str], None]
 """Is told why the site of a value is not written."""
@@ -23,7 +25,8 @@ Refuse = Callable[[fx.Node, str], None]
 @dataclass(eq=False)
 class Admission:
     """Of the sites of one model. as_graph: no code is written. chains: values (by identity) of rows of modules, for
-    which no method is written again. shared: their modules (by identity) that are called at several places.
+    which no method is written again. shared: their modules (by identity) that are called at several places. spread: per
+    value (by identity) of a row of calls whose own code has members in it, these calls; the code around them stays.
     """
 
     captured: Captured
@@ -33,6 +36,7 @@ class Admission:
     refuse: Refuse
     chains: set[int] = field(default_factory=set)
     shared: set[int] = field(default_factory=set)
+    spread: dict[int, tuple[Part, ...]] = field(default_factory=dict)
 
     def is_row(self, written: Written) -> bool:
         """Whether a site in the graph is a row of modules, in a method that stays as it is."""
@@ -45,7 +49,11 @@ class Admission:
         able = [site for site in sites if self._admit_scales(site)]
         rows = [site for site in able if is_chain(self.captured, site)]
         known = {id(row) for row in rows}
-        written = [site for site in able if id(site) not in known and self.admit(site)]
+        others = [site for site in able if id(site) not in known]
+        spread = [site for site in others if self._spread(site)]
+        known |= {id(site) for site in spread}
+        written = [site for site in others if id(site) not in known and self.admit(site)]
+        written += [site for site in spread if self._stays_spread(site) or self.admit(site)]
         while touched := self._touched(rows):
             # A neighbour in the same method is written again, so these rows are as well.
             written += [row for row in rows if id(row) in touched and self.admit(row)]
@@ -63,11 +71,52 @@ class Admission:
             self._check_hooks(site.members)
             return
         site = self.as_row(site)
-        self.splicer.check(site)
         for scale in written_out(site):
             self.finisher.check(self.captured.frame(scale), [scale], _guarded(site))
-        if not is_chain(self.captured, site):
+        if is_chain(self.captured, site):
+            self.splicer.check(site)
+        elif not self._parts(site):
+            self.splicer.check(site)
             self._check(site, site.core)
+
+    def _spread(self, site: Site) -> bool:
+        """Mark a row to be written into the calls that it is spread over, if other code than forward makes it."""
+        parts = self._parts(site)
+        self.spread |= {id(site.value): parts} if parts else {}
+        for part in parts:
+            if part.frame is not None:
+                self.finisher.rewrite(part.frame, part.nodes)
+        return bool(parts)
+
+    def _parts(self, site: Site) -> tuple[Part, ...]:
+        """The calls that a row is spread over, if a method around them runs, which would not see what is written into
+        forward, or if forward cannot be written again.
+        """
+        parts = parts_of(self.captured, site)
+        around = innermost([self.captured.frame(m) for m in site.core])
+        methods = {module for node in site.core for module, _ in node.meta["methods"]}
+        if not parts or not (around.module in methods or self._fails(self._check, site, site.core)):
+            return ()
+        return () if any(self._fails(self._check_part, site, part) for part in parts) else parts
+
+    def _check_part(self, site: Site, part: Part) -> None:
+        self._check_hooks(part.nodes)
+        if part.frame is not None:
+            self.finisher.check(part.frame, part.nodes, _guarded(site))
+
+    def _fails(self, check: Callable[..., None], *arguments: Any) -> bool:
+        try:
+            check(*arguments)
+        except NotFusable:
+            return True
+        return False
+
+    def _stays_spread(self, site: Site) -> bool:
+        """Whether no code around the calls that a row is spread over takes them in."""
+        if any(id(part.frame) in self.finisher.inlined for part in self.spread[id(site.value)]):
+            del self.spread[id(site.value)]
+            return False
+        return True
 
     def _check(self, site: Site, members: Collection[fx.Node]) -> None:
         """Raises `NotFusable` if the method around some members of a site cannot be written again."""

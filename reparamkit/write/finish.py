@@ -144,6 +144,26 @@ class Finisher:
         self.dead -= {anchor, *others}
         self._retarget(name, anchor)
 
+    def spread(self, written: Written) -> None:
+        """A row in the code of several calls: these are written again, and the layers of the row make way."""
+        ((name, anchor),) = written.anchors.items()
+        for part in written.parts:
+            if part.frame is not None:
+                self.dead |= {str(node.target) for node in part.nodes if node.op == "call_module"}
+            else:
+                self.swaps[part.path] = nn.Identity().eval()
+                self.rows[part.path] = self.captured.frame(part.nodes[0])
+        home = next(part for part in written.parts if anchor in part.nodes)
+        if name not in self.captured.targets:
+            del self.captured.held[name]
+        elif home.frame is not None:
+            self.moves[name] = place_of(anchor), home.frame
+        else:
+            self.swaps[home.path] = self.captured.held.pop(name)
+            self.dead.discard(home.path)
+            del self.rows[home.path]
+            self._retarget(name, home.path)
+
     def region(self, written: Written) -> None:
         """Any other site."""
         for name, anchor in written.anchors.items():
@@ -259,7 +279,8 @@ class Finisher:
         return next(name for name in names if name not in live and not self.places.has(name))
 
     def _retarget(self, old: str, new: str) -> None:
-        self.paths[old] = new
+        names = [name for name, path in self.paths.items() if path == old] or [old]
+        self.paths |= dict.fromkeys(names, new)
         nodes = self.captured.targets.pop(old, [])
         for node in nodes:
             node.target = new
@@ -274,6 +295,45 @@ class Finisher:
         change(frame.module, replace(changes_of(frame.module), forward=written))
         # A method that was set as the forward of this module alone: its code is what was written.
         vars(frame.module).pop("forward", None)
+
+    def open_layers(self) -> None:
+        """A norm or another layer of torch by its class, whose own work is merged, is what its code still calls."""
+        with intact(self.captured.root):
+            places = Places(self.captured.root)
+            for frame in self.frames.values():
+                is_left = id(frame) not in self.inlined and places.has(frame.path) and _is_layer(frame.module)
+                left = self._left(frame) if is_left else None
+                if left is not None:
+                    places.put(frame.path, left, called=True)
+            places.replace_held()
+
+    def _left(self, frame: Frame) -> nn.Module | None:
+        """The modules that the code of a call still calls, one after the other; None if it does more."""
+        inside = self.captured.root.get_submodule(frame.path)
+        value, *body, output = fold(self.captured, frame, frozenset(self.inlined)).nodes
+        found: dict[str, nn.Module] = {}
+        for node in body:
+            name = str(node.target)
+            if node.target is expect_rank and node.args[0] is value:
+                found["expect"] = Expect(node.args[1]).eval()
+            elif node.op == "call_module" and node.args == (value,) and not node.kwargs and "." not in name:
+                found[name] = inside.get_submodule(name)
+                value = node
+            else:
+                return None
+        if output.args != (value,):
+            return None
+        return self._row_of(frame.path, found, inside.training)
+
+    def _row_of(self, path: str, modules: dict[str, nn.Module], training: bool) -> nn.Module:
+        """These modules, in a container if they need one. path: of what they are inside."""
+        names = [f"{path}.{name}" for name in modules]
+        if len(names) == 1 and names[0] in self.paths.values():
+            self._retarget(names[0], path)
+            return modules.popitem()[1]
+        made = nn.Sequential(OrderedDict(modules)) if modules else nn.Identity()
+        made.training = training
+        return made
 
     def _hide(self, before: Mapping[str, nn.Module]) -> None:
         """Hide the methods that cannot work any more."""
@@ -367,6 +427,12 @@ class Finisher:
             self.places.put(path, None)
         elif not isinstance(module, nn.Sequential):
             self.places.put(path, _container(module))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether it is, by its class, one of torch's layers."""
+    bases = set(original_class(module).__mro__) - {nn.Module, nn.Sequential, nn.Identity, *LISTS}
+    return any(base.__module__.startswith("torch.nn.modules.") for base in bases)
 
 
 def _literal_size(node: fx.Node) -> int | None:

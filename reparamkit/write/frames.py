@@ -312,11 +312,12 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int], gone: set[
             raise NotFusable(
                 f"the forward of {where} sets attributes of the module, or puts values into containers of its file"
             )
-        if each in captured.deciding and (names := remembered(original_forward(each.module))):
+        codes = codes_of(captured, each.module)
+        if each in captured.deciding and (names := frozenset().union(*map(remembered, codes))):
             raise NotFusable(f"the forward of {where} takes branches by what it keeps in '{min(names)}'")
         if each.asks:
             raise NotFusable(f"the forward of {where} asks torch for autocast or grad mode")
-        if catches(original_forward(each.module)):
+        if any(map(catches, codes)):
             raise NotFusable(f"the forward of {where} catches errors")
     contexts = _contexts(captured, frame, inlined, gone)
     if not (contexts <= {frame.modes} or without_gradients(captured, frame, inlined)):
@@ -489,6 +490,13 @@ def change(module: nn.Module, changes: Changes) -> None:
 def original_forward(module: nn.Module) -> Callable[..., Any]:
     """The forward that the user wrote, for its class or for this module alone."""
     return forward_of(module, original_class(module))
+
+
+def codes_of(captured: Captured, module: nn.Module) -> list[Callable[..., Any]]:
+    """The forward of a module, and those methods of it that ran."""
+    names = [name for one, name in captured.methods if one is module and name != "forward"]
+    methods = [inspect.getattr_static(original_class(module), name, None) for name in names]
+    return [original_forward(module), *(found for found in methods if isinstance(found, FunctionType))]
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:

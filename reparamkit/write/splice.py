@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
 import operator
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -17,11 +15,10 @@ from ..capture.guards import expect, expect_multiple, expect_rank, expect_size
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.placing import Placed, Placement
-from ..engine.scope import below, broken_methods, called_plainly, innermost, partial_methods, place_of
+from ..engine.scope import below, broken_methods, innermost, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
-from ..sourcecode.flow import branched_on, catches, certain_calls, remembered
-from .frames import original_forward
+from .rows import Part
 
 PREFIX = "_merged_"
 """The graph calls merged layers by this name until they get their place in the model."""
@@ -33,7 +30,8 @@ class Written:
 
     result: the node that has the value now. layers: per temporary name the merged layer (float64) and the
     node whose place it takes. nodes: all new nodes. frame: the innermost call around all members.
-    warnings: about the numbers of the layers. partial: methods that made a part of what is replaced.
+    warnings: about the numbers of the layers. partial: methods that made a part of what is replaced. parts: the calls
+    that a row is spread over, if only their code changes; `frame` is then around the merged layer alone.
     """
 
     site: Site
@@ -44,6 +42,14 @@ class Written:
     anchors: dict[str, fx.Node] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     partial: set[Method] = field(default_factory=set)
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def core(self) -> list[tuple[Frame, Collection[fx.Node]]]:
+        """The calls whose methods are written again for it, with the members that their code has."""
+        if not self.parts:
+            return [(self.frame, self.site.core)]
+        return [(part.frame, part.nodes) for part in self.parts if part.frame is not None]
 
 
 @dataclass(eq=False)
@@ -56,12 +62,16 @@ class Splicer:
     def __post_init__(self) -> None:
         self.current = self.captured.current
 
-    def begin(self, site: Site) -> Written:
-        """A site to be spliced."""
-        return Written(site, self._home(site), site.value, partial=broken_methods(self.captured, site.members))
+    def begin(self, site: Site, parts: tuple[Part, ...] = ()) -> Written:
+        """A site to be spliced. parts: of a row that stays spread over them."""
+        partial = broken_methods(self.captured, site.members)
+        return Written(site, self._home(site, parts), site.value, partial=partial, parts=parts)
 
-    def _home(self, site: Site) -> Frame:
-        return innermost([self.captured.frame(m) for m in site.core])
+    def _home(self, site: Site, parts: tuple[Part, ...] = ()) -> Frame:
+        if not parts or site.placed is None:
+            return innermost([self.captured.frame(m) for m in site.core])
+        anchor = self.captured.named[str(site.placed.terms[0].anchor)]
+        return next(p.frame or self.captured.frame(anchor) for p in parts if anchor in p.nodes)
 
     def check(self, site: Site) -> None:
         """Raises `NotFusable` if the code that would check a size does not see it."""
@@ -85,6 +95,7 @@ class Splicer:
             self.captured.moved(written.nodes)
         self._describe(written)
         self.captured.replaced[site.value] = written.result
+        self._spread(written)
 
     def _describe(self, written: Written) -> None:
         value = written.site.value
@@ -96,9 +107,31 @@ class Splicer:
             node.meta["place"] = place_of(written.anchors.get(str(node.target), node))
         written.result.meta.setdefault("val", value.meta.get("val"))
 
+    def _spread(self, written: Written) -> None:
+        """Let what is between the parts of a row be its input before the merged layer, and its value from there on; and
+        check the rank in code that does not only call the layer.
+        """
+        placed, graph = written.site.placed, self.captured.graph
+        if not written.parts or placed is None:
+            return
+        nodes = [node for part in written.parts for node in part.nodes]
+        anchor = nodes.index(self.captured.named[str(placed.terms[0].anchor)])
+        source = self.current(self.captured.named[placed.terms[0].source])
+        self.captured.replaced |= dict.fromkeys(nodes[:anchor], source) | dict.fromkeys(nodes[anchor:], written.result)
+        if placed.guards:
+            code = min((p for p in written.parts if p.frame is not None), key=lambda p: nodes[anchor] in p.nodes)
+            before = nodes.index(code.nodes[0]) <= anchor
+            op = placed.form.sample
+            with graph.inserting_after(written.result):
+                given = (source, len(op.source_sizes)) if before else (written.result, len(op.value_sizes))
+                check = graph.call_function(expect_rank, given)
+            check.meta |= written.result.meta | {"frame": code.frame, "place": ""}
+            written.nodes.append(check)
+
     def _form(self, written: Written, placed: Placed) -> fx.Node:
         opened = below(self.captured, written.frame, written.site.core)
-        for symbol, pin in sorted(placed.guards, key=lambda g: str(g[0].origin)):
+        guards = () if written.parts else placed.guards
+        for symbol, pin in sorted(guards, key=lambda g: str(g[0].origin)):
             if not (symbol.stands_for_dims and self._rank_guard(written.frame, opened, placed)):
                 self._guard(*self._source(written.frame, opened, symbol), pin)
         results = [self._term(written, placement) for placement in placed.terms]
@@ -225,7 +258,8 @@ class Splicer:
 
     def withdraw(self, written: Written) -> None:
         """Take the merged layers out of the graph again."""
-        self.captured.replaced.pop(written.site.value, None)
+        for node in (written.site.value, *(node for part in written.parts for node in part.nodes)):
+            self.captured.replaced.pop(node, None)
         if written.result is not written.site.value:
             written.result.replace_all_uses_with(written.site.value, propagate_meta=False)
         for node in reversed(written.nodes):
@@ -239,91 +273,3 @@ def _between(first: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
     """The nodes after one and before another."""
     while (first := first.next) is not last:
         yield first
-
-
-def is_chain(captured: Captured, site: Site) -> bool:
-    """Whether the members, those absorbed and views before a layer aside, are a row of module calls, each read by the
-    next only, that needs no guard (but one on the rank): then modules can be swapped and nobody's code is rewritten.
-    """
-    if site.placed is None or len(site.placed.terms) != 1 or _split(captured, site):
-        return False
-    placement = site.placed.terms[0]
-    way = [captured.named[step.node] for step in placement.trail]
-    if placement.layer is None or placement.layer.calls or set(way) < site.members:
-        return False
-    first = next(k for k, step in enumerate(placement.trail) if step.is_layer and way[k] not in site.absorbed)
-    row = way[first:]
-    layers = [n for n, step in zip(row, placement.trail[first:], strict=True) if step.is_layer]
-    linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row))
-    linked = linked and all(_shape_kept(captured, site.placed, k, node) for k, node in enumerate(row, first))
-    modules = all(n.op == "call_module" and called_plainly(n) for n in layers) and not _read_directly(captured, layers)
-    modules = modules and not _decided(captured, layers)
-    return linked and modules and (_only_rank_guards(site.placed) if len(row) > 1 else not site.placed.guards)
-
-
-def _split(captured: Captured, site: Site) -> bool:
-    """Whether a method made a part of what is merged, and not all that is no absorbed scale."""
-    return any(not site.core <= captured.methods[each] for each in partial_methods(captured, site.members))
-
-
-def is_swap(captured: Captured, site: Site) -> bool:
-    """Whether a graph rule replaces the only call of a module by one of the same arguments: no code is rewritten."""
-    (first, *others) = site.members
-    if others or first.op != "call_module" or site.replacement is None:
-        return False
-    once = captured.targets[str(first.target)] == [first]
-    return once and first.args == site.replacement.inputs and not first.kwargs
-
-
-def _decided(captured: Captured, layers: list[fx.Node]) -> bool:
-    """Whether some of the modules may run without the others, as a branch was taken in the code that calls them."""
-    around = innermost([captured.frame(n) for n in layers])
-    return not all(
-        _certain(captured, frame, layer, last=layer is layers[-1])
-        for layer in layers
-        for frame in captured.frame(layer).stack
-        if around in frame.stack
-    )
-
-
-def _certain(captured: Captured, frame: Frame, layer: fx.Node, last: bool) -> bool:
-    """Whether a call runs the layer on every way through its code, and (but for the last one) only hands its result on
-    to the next.
-    """
-    if frame.asks:
-        return False
-    forward = original_forward(frame.module)
-    if frame not in captured.deciding and not catches(forward) and not remembered(forward) and not _has_flags(frame):
-        return True
-    calls = certain_calls(forward)["always" if last else "once"]
-    place = f"{place_of(layer).removeprefix(f'{frame.path}.' if frame.path else '')}."
-    return any(place.startswith(f"{path}.") for path in calls)
-
-
-def _has_flags(frame: Frame) -> bool:
-    """Whether a branch in its code depends on an argument that is no tensor."""
-    names = branched_on(original_forward(frame.module))
-    bound = inspect.signature(frame.module.forward).bind(*frame.args, **frame.kwargs)
-    bound.apply_defaults()
-    return any(name in names and not isinstance(value, fx.Node) for name, value in bound.arguments.items())
-
-
-def _read_directly(captured: Captured, layers: list[fx.Node]) -> bool:
-    """Whether the model's code reads a parameter of one of these modules itself."""
-    return any(place_of(layer) in captured.owners for layer in layers)
-
-
-def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) -> bool:
-    """Whether a value in the row, if the model's code reads its shape, keeps it when modules are swapped."""
-    if node not in captured.watched:
-        return True
-    position = placed.terms[0].position
-    assert position is not None
-    op = placed.form.sample
-    return captured.watched[node] == (op.value_sizes if number >= position else op.source_sizes, op.open_rank)
-
-
-def _only_rank_guards(placed: Placed) -> bool:
-    guards = placed.guards
-    views = any(step.views for step in placed.terms[0].trail)
-    return not guards or (not views and all(s.stands_for_dims for s, _ in guards))

@@ -20,8 +20,9 @@ from ..recipes.tape import Tape
 from .admit import Admission, Refuse, written_out
 from .finish import Finisher
 from .flat import graph_module
+from .rows import is_swap
 from .settle import settle
-from .splice import Splicer, Written, is_swap
+from .splice import Splicer, Written
 
 Prove = Callable[[Captured, Written], float | None]
 """Checks one merge in float64; returns its error, raises if it is wrong."""
@@ -138,7 +139,7 @@ class Writer:
         self._mark_again()
         self._leave_absorbed()
         self._collect(unit)
-        frames = [one.frame for one in unit if self.finisher.touches(one.site.core)]
+        frames = [frame for one in unit for frame, members in one.core if self.finisher.touches(members)]
         self.finisher.finish([*frames, *(self.captured.frame(s) for one in unit for s in written_out(one.site))])
         self.in_place |= set(map(id, unit))
         for written in unit:
@@ -205,7 +206,7 @@ class Writer:
 
     def _write_one(self, site: Site) -> Written | None:
         """Splice, prove and settle one site; None if its numbers do not fit the model's dtype, or it is not wanted."""
-        written = self.splicer.begin(site)
+        written = self.splicer.begin(site, self.admission.spread.get(id(site.value), ()))
         try:
             with self.tape:
                 self.splicer.splice(written)
@@ -239,7 +240,7 @@ class Writer:
     def attempt(self, site: Site) -> None:
         """As `check`, and the judge is asked about the site as it would be written."""
         self.check(site)
-        written = self.splicer.begin(site)
+        written = self.splicer.begin(site, self.admission.spread.get(id(site.value), ()))
         try:
             self.splicer.splice(written)
             settle(self.captured, written, self.tape)
@@ -259,6 +260,7 @@ class Writer:
         if pending or self.swapped is None:
             self._collect(pending)
             self.finisher.finish(None if self.as_graph else list(self.finisher.frames.values()))
+        self.finisher.open_layers()
         root = self.captured.root
         model = graph_module(self.captured) if self.as_graph else root
         placed = {id(module) for module in root.modules()}
@@ -270,7 +272,9 @@ class Writer:
         for written in unit:
             first.setdefault(id(written.layers), written)
         for written in first.values():
-            if self.admission.is_row(written):
+            if written.parts:
+                self.finisher.spread(written)
+            elif self.admission.is_row(written):
                 self.finisher.chain(written)
             else:
                 self.finisher.region(written)
@@ -287,7 +291,8 @@ class Writer:
         done = [written for written, _ in self.done] if not self.as_graph else []
         for written in done:
             if id(written.site.value) not in self.admission.chains | self.swaps:
-                self.finisher.rewrite(written.frame, written.site.core)
+                for frame, members in written.core:
+                    self.finisher.rewrite(frame, members)
             for scale in written_out(written.site):
                 self.finisher.rewrite(self.captured.frame(scale), [scale])
         for written in done:

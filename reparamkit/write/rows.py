@@ -1,0 +1,187 @@
+"""Rows: merges of calls that follow one another, so that the code around them stays as it is."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from ..capture.capture import Captured
+from ..capture.tracer import Frame
+from ..engine.placing import Placed
+from ..engine.scope import called_plainly, innermost, partial_methods, place_of, varying_methods
+from ..engine.sharing import is_shared
+from ..engine.site import Site
+from ..sourcecode.flow import catches, certain_calls, names_in, remembered
+from .frames import codes_of, original_forward
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one call of a module has of a row.
+
+    nodes: in program order. frame: the call whose own code they are; None for a layer, that is swapped.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    frame: Frame | None = None
+
+    @property
+    def path(self) -> str:
+        """Of the module that is called."""
+        return place_of(self.nodes[0]) if self.frame is None else self.frame.path
+
+
+@dataclass(frozen=True)
+class Row:
+    """The members of a site that are a row: each is read by the next only. layers: those that do not only regroup.
+
+    anchor: the node whose place the merged layer takes.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    layers: tuple[fx.Node, ...]
+    anchor: fx.Node
+
+
+def row_of(captured: Captured, site: Site) -> Row | None:
+    """The row that the members are, those absorbed and views before a layer aside; None if they are none."""
+    if site.placed is None or len(site.placed.terms) != 1 or _split(captured, site):
+        return None
+    placement = site.placed.terms[0]
+    way = [captured.named[step.node] for step in placement.trail]
+    if placement.layer is None or placement.layer.calls or placement.position is None or set(way) < site.members:
+        return None
+    first = next(k for k, step in enumerate(placement.trail) if step.is_layer and way[k] not in site.absorbed)
+    row = way[first:]
+    layers = [n for n, step in zip(row, placement.trail[first:], strict=True) if step.is_layer]
+    linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row))
+    linked = linked and all(_shape_kept(captured, site.placed, k, node) for k, node in enumerate(row, first))
+    return Row(tuple(row), tuple(layers), way[placement.position]) if linked else None
+
+
+def is_chain(captured: Captured, site: Site) -> bool:
+    """Whether it is a row of module calls that needs no guard (but one on the rank): then modules can be swapped and
+    nobody's code is rewritten.
+    """
+    row = row_of(captured, site)
+    if row is None or site.placed is None:
+        return False
+    modules = all(n.op == "call_module" and called_plainly(n) for n in row.layers)
+    modules = modules and not _read_directly(captured, row.layers)
+    modules = modules and not _decided(captured, [Part((layer,)) for layer in row.layers])
+    return modules and (_only_rank_guards(site.placed) if len(row.nodes) > 1 else not site.placed.guards)
+
+
+def parts_of(captured: Captured, site: Site) -> tuple[Part, ...]:
+    """The calls that the members of a row are spread over, if only the code inside of them has to change; () if not."""
+    row = row_of(captured, site)
+    if row is None or site.placed is None or row.layers != row.nodes or is_shared(captured, site):
+        return ()
+    parts = _grouped(captured, row.nodes)
+    called = [part.nodes[0] for part in parts if part.frame is None]
+    ranked = not site.placed.guards or (_only_rank_guards(site.placed) and not site.placed.form.sample.open_rank)
+    fitting = len(parts) > 1 and ranked and not _read_directly(captured, called)
+    fitting = fitting and all(_hands_on(captured, part, part is parts[-1]) for part in parts)
+    return tuple(parts) if fitting and not _decided(captured, parts) else ()
+
+
+def _grouped(captured: Captured, nodes: Iterable[fx.Node]) -> list[Part]:
+    nodes = list(nodes)
+    code = {captured.frame(n) for n in nodes if n.op != "call_module" or not called_plainly(n)}
+    outer = {frame for frame in code if code.isdisjoint(frame.stack[:-1])}
+    found: list[Part] = []
+    for node in nodes:
+        frame = next((each for each in captured.frame(node).stack if each in outer), None)
+        if frame is not None and found and found[-1].frame is frame:
+            found[-1] = Part((*found[-1].nodes, node), frame)
+        else:
+            found.append(Part((node,), frame))
+    return found
+
+
+def _hands_on(captured: Captured, part: Part, last: bool) -> bool:
+    """Whether what a call has of a row is all that it returns, if the row goes on; no other place calls the module."""
+    if part.frame is None:
+        return True
+    alone = captured.module_calls[id(part.frame.module)] == 1 and part.frame.parent is not None
+    output = part.frame.output
+    return alone and (last or (isinstance(output, fx.Node) and captured.current(output) is part.nodes[-1]))
+
+
+def _split(captured: Captured, site: Site) -> bool:
+    """Whether a method made a part of what is merged, or may, and not all that is no absorbed scale."""
+    partial = partial_methods(captured, site.members)
+    in_parts = any(not site.core <= captured.methods[each] for each in partial)
+    return in_parts or bool(varying_methods(captured, site.core))
+
+
+def is_swap(captured: Captured, site: Site) -> bool:
+    """Whether a graph rule replaces the only call of a module by one of the same arguments: no code is rewritten."""
+    (first, *others) = site.members
+    if others or first.op != "call_module" or site.replacement is None:
+        return False
+    once = captured.targets[str(first.target)] == [first]
+    return once and first.args == site.replacement.inputs and not first.kwargs
+
+
+def _decided(captured: Captured, parts: Sequence[Part]) -> bool:
+    """Whether some of the modules may run without the others, as a branch was taken in the code that calls them."""
+    callers = {part: captured.frame(part.nodes[0]) if part.frame is None else part.frame.parent for part in parts}
+    around = innermost([caller for caller in callers.values() if caller is not None])
+    return not all(
+        _certain(captured, frame, part.path, last=part is parts[-1])
+        for part, caller in callers.items()
+        for frame in (caller.stack if caller is not None else ())
+        if around in frame.stack
+    )
+
+
+def _certain(captured: Captured, frame: Frame, path: str, last: bool) -> bool:
+    """Whether a call runs the module at a path on every way through its code, and (but for the last one) only hands its
+    result on to the next.
+    """
+    if frame.asks:
+        return False
+    codes = codes_of(captured, frame.module)
+    open_ways = frame in captured.deciding or any(catches(code) or remembered(code) for code in codes)
+    if not open_ways and not _has_flags(frame):
+        return True
+    calls = certain_calls(codes[0])["always" if last else "once"]
+    place = f"{path.removeprefix(f'{frame.path}.' if frame.path else '')}."
+    return any(place.startswith(f"{called}.") for called in calls)
+
+
+def _has_flags(frame: Frame) -> bool:
+    """Whether its code goes by an argument that is no tensor; it may hand that on to other methods and functions."""
+    forward = original_forward(frame.module)
+    names = names_in(forward)
+    bound = inspect.signature(frame.module.forward).bind(*frame.args, **frame.kwargs)
+    bound.apply_defaults()
+    return any(
+        (names is None or name in names) and not isinstance(value, fx.Node) for name, value in bound.arguments.items()
+    )
+
+
+def _read_directly(captured: Captured, layers: Sequence[fx.Node]) -> bool:
+    """Whether the model's code reads a parameter of one of these modules itself."""
+    return any(place_of(layer) in captured.owners for layer in layers)
+
+
+def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) -> bool:
+    """Whether a value in the row, if the model's code reads its shape, keeps it when modules are swapped."""
+    if node not in captured.watched:
+        return True
+    position = placed.terms[0].position
+    assert position is not None
+    op = placed.form.sample
+    return captured.watched[node] == (op.value_sizes if number >= position else op.source_sizes, op.open_rank)
+
+
+def _only_rank_guards(placed: Placed) -> bool:
+    guards = placed.guards
+    views = any(step.views for step in placed.terms[0].trail)
+    return not guards or (not views and all(s.stands_for_dims for s, _ in guards))

@@ -1,0 +1,230 @@
+"""Methods beside forward: they go on working, and compute what they did."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from structures import build, conv_norm, error, operations, sample
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import reparamkit
+
+X = sample((2, 4, 9, 9), torch.float32)
+
+
+class SameConv(nn.Conv2d):
+    """Pads as much as its input needs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, (stride, _), (kernel, _) = x.shape[-1], self.stride, self.kernel_size
+        pad = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        x = F.pad(x, (pad // 2, pad - pad // 2, pad // 2, pad - pad // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride)
+
+
+class StandardConv(nn.Conv2d):
+    """Standardises its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std = self.weight.mean((1, 2, 3), keepdim=True), self.weight.std((1, 2, 3), keepdim=True)
+        return F.conv2d(x, (self.weight - mean) / (std + 1e-5), self.bias, self.stride, self.padding)
+
+
+class NormAct(nn.BatchNorm2d):
+    """A norm and an activation, as one layer."""
+
+    def __init__(self, channels: int, act: type[nn.Module] = nn.SiLU) -> None:
+        super().__init__(channels)
+        self.act = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        return self.act(F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.1, self.eps))
+
+
+class Affine(nn.Module):
+    """A scale and a shift per channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale, self.shift = (nn.Parameter(torch.rand(channels, 1, 1) + 0.5) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+CONVS: dict[str, Callable[[], nn.Module]] = {
+    "padded as needed": lambda: SameConv(4, 8, 3, 2, bias=False),
+    "standardised": lambda: StandardConv(4, 8, 3, 2, 1),
+    "plain": lambda: nn.Conv2d(4, 8, 3, 2, 1),
+}
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "norm with activation": lambda: NormAct(8),
+    "norm with an idle activation": lambda: NormAct(8, nn.Identity),
+    "norm": lambda: nn.BatchNorm2d(8),
+    "affine": lambda: Affine(8),
+}
+
+
+class Net(nn.Module):
+    """Features and a head, each a method."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.norm, self.body, self.fc = conv, norm, conv_norm(8, 8), nn.Linear(8, 3)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Maps. shape (B, 8, H, W)."""
+        return self.body(self.norm(self.stem(x)).relu())
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Scores. shape (B, 3)."""
+        return self.fc(x.mean((2, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("conv", CONVS)
+def test_code_around_the_calls_that_a_row_is_spread_over_stays(conv: str, norm: str, inplace: bool):
+    """What a method calls is merged inside of what it calls: the method and the forward around it are the user's."""
+    model = build(lambda: Net(CONVS[conv](), NORMS[norm]()))
+    reference, fused = copy.deepcopy(model), reparamkit.fuse(model, X, inplace=inplace)
+    assert type(fused).forward is Net.forward
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert {"norm", "scale"}.isdisjoint(operations(fused, X).split())
+    for each in (fused, copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        for x in (X, X[:1], sample((3, 4, 9, 9), torch.float32), sample((2, 4, 13, 13), torch.float32)):
+            assert error(each(x), reference(x)) <= 1e-6
+            assert error(each.forward_features(x), reference.forward_features(x)) <= 1e-6
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_is_not_four_dimensional_is_refused_by_a_spread_row(norm: str):
+    """The rank was known when the numbers of the row were merged."""
+    fused = reparamkit.fuse(build(lambda: Net(CONVS["standardised"](), NORMS[norm]())), X)
+    with pytest.raises((reparamkit.ReparamkitError, RuntimeError, ValueError, IndexError)):
+        fused(X[0, :, :, 0])
+
+
+class Peeking(Net):
+    """Shows what the first convolution gives."""
+
+    def first(self, x: Tensor) -> Tensor:
+        """Before the norm."""
+        return self.stem(x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("conv", CONVS)
+def test_a_method_that_calls_a_part_of_a_row_gives_what_it_gave(conv: str, norm: str):
+    """It would see the norm merged into what it calls."""
+    model = build(lambda: Peeking(CONVS[conv](), NORMS[norm]()))
+    fused = reparamkit.fuse(model, X)
+    assert error(fused.first(X), model.first(X)) <= 1e-6
+    assert error(fused(X), model(X)) <= 1e-6
+
+
+class Optional(Net):
+    """Norms if it is told to, in a method that forward hands the choice on to."""
+
+    def forward_features(self, x: Tensor, norm: bool = True) -> Tensor:
+        """Maps. shape (B, 8, H, W)."""
+        x = self.stem(x)
+        if norm:
+            x = self.norm(x)
+        return self.body(x.relu())
+
+    def forward(self, x: Tensor, norm: bool = True) -> Tensor:
+        return self.forward_head(self.forward_features(x, norm))
+
+
+class OptionalInside(Optional):
+    """The same, and forward does not say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+class Early(Optional):
+    """Leaves before the norm."""
+
+    def forward_features(self, x: Tensor, norm: bool = True) -> Tensor:
+        """Maps. shape (B, 8, H, W)."""
+        y = self.stem(x)
+        if not norm:
+            return self.body(y.relu())
+        y = self.norm(y)
+        return self.body(y.relu())
+
+
+def agrees(fused: nn.Module, model: nn.Module, call: Callable[[nn.Module], Tensor]) -> bool:
+    """Whether both compute the same, or the fused model says that it does not take this."""
+    try:
+        found = call(fused)
+    except (reparamkit.ReparamkitError, AttributeError):
+        return True
+    return error(found, call(model)) <= 1e-6
+
+
+@pytest.mark.parametrize("kind", [Optional, OptionalInside, Early])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("conv", CONVS)
+def test_a_method_that_may_call_a_part_of_a_merge_never_gives_another_result(conv: str, norm: str, kind: type[Net]):
+    """One way through it was traced; the others are taken by an argument."""
+    model = build(lambda: kind(CONVS[conv](), NORMS[norm]()))
+    fused = reparamkit.fuse(model, X)
+    assert error(fused(X), model(X)) <= 1e-6
+    for flag in (True, False):
+        assert agrees(fused, model, lambda m, flag=flag: m.forward_features(X, norm=flag))
+        if kind is not OptionalInside:
+            assert agrees(fused, model, lambda m, flag=flag: m(X, norm=flag))
+
+
+class Embedding(nn.Module):
+    """A norm and a head; the values between are to be had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc_norm, self.drop, self.head = nn.LayerNorm(8), nn.Dropout(0.1), nn.Linear(8, 3)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Scores, or what they are computed from."""
+        x = self.drop(self.fc_norm(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(x.relu())
+
+
+def test_values_that_a_method_returns_on_request_stay():
+    model, x = build(Embedding), sample((2, 8), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert error(fused.forward_head(x, pre_logits=True), model.forward_head(x, pre_logits=True)) <= 1e-6
+
+
+class Together(Net):
+    """Does without the whole of a row, or has all of it."""
+
+    def forward_features(self, x: Tensor, plain: bool = False) -> Tensor:
+        """Maps. shape (B, 8, H, W)."""
+        if not plain:
+            x = self.stem(x)
+            x = self.norm(x)
+        return x
+
+
+def test_what_a_branch_has_as_a_whole_is_merged():
+    model = build(lambda: Together(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)))
+    model.fc = nn.Linear(8, 3)
+    fused = reparamkit.fuse(model, X)
+    assert isinstance(fused.norm, nn.Identity)
+    assert torch.equal(fused.forward_features(X, plain=True), X)
+    assert error(fused.forward_features(X), model.forward_features(X)) <= 1e-6
