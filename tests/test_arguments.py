@@ -483,3 +483,34 @@ def test_words_of_python_may_be_names(options: dict[str, bool]):
     fused = reparamkit.fuse(model, x, **options)
     assert operations(fused, X).split().count("conv") == 4
     assert error(run(pickle.loads(pickle.dumps(fused)), X), wanted) <= 1e-6
+
+
+class Sized(nn.Module):
+    """Two branches in one, in a shape that has the batch of what comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(8, 8, 1), nn.Conv1d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x) + self.b(x)
+        return y.reshape(y.shape[0], 8, 3, 2)
+
+
+class WritesFirst(nn.Module):
+    """Changes a part of a value, and hands it on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.scale, self.inner = nn.Conv1d(4, 4, 1), nn.Parameter(torch.rand(4, 1) + 0.5), Sized()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (x * x).clone()
+        y[:, :4] += self.c(x[:, :4] * self.scale)
+        return self.inner(y)
+
+
+def test_a_call_sees_what_was_written_to_its_argument_before():
+    """The size that it reads is known before, and does not move the call."""
+    model, x = build(WritesFirst), sample((2, 8, 6), torch.float32)
+    assert error(reparamkit.fuse(model, x, verify=False)(x), model(x)) <= 1e-6

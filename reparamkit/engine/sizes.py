@@ -108,7 +108,9 @@ class _Sizes:
         key = other, dim, home
         if key not in self.made:
             graph = self.captured.graph
-            with graph.inserting_after(other):
+            # An argument may be written to before the call that reads its size begins.
+            inside = home in self.captured.frame(other).stack
+            with graph.inserting_after(other) if inside else graph.inserting_before(like):
                 read = size_of(graph, other, dim)
             read.meta = {**like.meta, "frame": home, "also": []}
             read.meta.pop("val", None)
