@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import fx
 
@@ -50,7 +49,7 @@ class Admission:
         rows = [site for site in able if is_chain(self.captured, site)]
         known = {id(row) for row in rows}
         others = [site for site in able if id(site) not in known]
-        spread = [site for site in others if self._spread(site)]
+        spread = [site for site in others if self._in_method(site) and self._spread(site)]
         known |= {id(site) for site in spread}
         written = [site for site in others if id(site) not in known and self.admit(site)]
         written += [site for site in spread if self._stays_spread(site) or self.admit(site)]
@@ -75,12 +74,21 @@ class Admission:
             self.finisher.check(self.captured.frame(scale), [scale], _guarded(site))
         if is_chain(self.captured, site):
             self.splicer.check(site)
-        elif not self._parts(site):
-            self.splicer.check(site)
-            self._check(site, site.core)
+        elif not (self._in_method(site) and self._parts(site)):
+            try:
+                self.splicer.check(site)
+                self._check(site, site.core)
+            except NotFusable:
+                if not self._parts(site):
+                    raise
+
+    def _in_method(self, site: Site) -> bool:
+        """Whether another method than forward makes a site: it would not see what is written into forward."""
+        around = innermost([self.captured.frame(m) for m in site.core])
+        return any(module is around.module for node in site.core for module, _ in node.meta["methods"])
 
     def _spread(self, site: Site) -> bool:
-        """Mark a row to be written into the calls that it is spread over, if other code than forward makes it."""
+        """Mark a row to be written into the calls that it is spread over, if that can be done."""
         parts = self._parts(site)
         self.spread |= {id(site.value): parts} if parts else {}
         for part in parts:
@@ -89,27 +97,21 @@ class Admission:
         return bool(parts)
 
     def _parts(self, site: Site) -> tuple[Part, ...]:
-        """The calls that a row is spread over, if a method around them runs, which would not see what is written into
-        forward, or if forward cannot be written again.
-        """
+        """The calls that a row is spread over, if their code can be written again."""
         parts = parts_of(self.captured, site)
-        around = innermost([self.captured.frame(m) for m in site.core])
-        methods = {module for node in site.core for module, _ in node.meta["methods"]}
-        if not parts or not (around.module in methods or self._fails(self._check, site, site.core)):
+        try:
+            for part in parts:
+                self._check_part(site, part)
+        except NotFusable:
             return ()
-        return () if any(self._fails(self._check_part, site, part) for part in parts) else parts
+        return parts
 
     def _check_part(self, site: Site, part: Part) -> None:
         self._check_hooks(part.nodes)
+        if id(part.frame) in self.finisher.inlined:
+            raise NotFusable(f"the code around '{part.path}' is written again, and has its code in it")
         if part.frame is not None:
             self.finisher.check(part.frame, part.nodes, _guarded(site))
-
-    def _fails(self, check: Callable[..., None], *arguments: Any) -> bool:
-        try:
-            check(*arguments)
-        except NotFusable:
-            return True
-        return False
 
     def _stays_spread(self, site: Site) -> bool:
         """Whether no code around the calls that a row is spread over takes them in."""
@@ -147,21 +149,26 @@ class Admission:
         return whole if not apart and is_chain(self.captured, whole) else site
 
     def admit(self, site: Site) -> bool:
-        """Mark the site's method to be written again, if it can be."""
-        return self._admit(site, site.core)
+        """Mark the site's method to be written again, or those that it is spread over, if they can be."""
+        try:
+            self._check(site, site.core)
+        except NotFusable as no:
+            if not self._spread(site):
+                self.refuse(site.value, no.reason)
+                return False
+        else:
+            self.finisher.rewrite(innermost([self.captured.frame(m) for m in site.core]), site.core)
+        return True
 
     def _admit_scales(self, site: Site) -> bool:
         """The same for the methods that its absorbed scales are in."""
-        return all(self._admit(site, [scale]) for scale in written_out(site))
-
-    def _admit(self, site: Site, members: Collection[fx.Node]) -> bool:
-        frame = innermost([self.captured.frame(m) for m in members])
-        try:
-            self._check(site, members)
-        except NotFusable as no:
-            self.refuse(site.value, no.reason)
-            return False
-        self.finisher.rewrite(frame, members)
+        for scale in written_out(site):
+            try:
+                self._check(site, [scale])
+            except NotFusable as no:
+                self.refuse(site.value, no.reason)
+                return False
+            self.finisher.rewrite(self.captured.frame(scale), [scale])
         return True
 
 

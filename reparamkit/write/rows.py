@@ -84,7 +84,7 @@ def parts_of(captured: Captured, site: Site) -> tuple[Part, ...]:
     parts = _grouped(captured, row.nodes)
     called = [part.nodes[0] for part in parts if part.frame is None]
     ranked = not site.placed.guards or (_only_rank_guards(site.placed) and not site.placed.form.sample.open_rank)
-    fitting = len(parts) > 1 and ranked and not _read_directly(captured, called)
+    fitting = 1 < len(parts) > len(called) and ranked and not _read_directly(captured, called)
     fitting = fitting and all(_hands_on(captured, part, part is parts[-1]) for part in parts)
     return tuple(parts) if fitting and not _decided(captured, parts) else ()
 
