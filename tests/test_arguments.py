@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -514,3 +515,26 @@ def test_a_call_sees_what_was_written_to_its_argument_before():
     """The size that it reads is known before, and does not move the call."""
     model, x = build(WritesFirst), sample((2, 8, 6), torch.float32)
     assert error(reparamkit.fuse(model, x, verify=False)(x), model(x)) <= 1e-6
+
+
+class Padding(nn.Module):
+    """Pads small inputs, and needs a branch for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pair[0](x)
+        return self.pair[1](nn.functional.pad(y, (0, 1)) if 9 - x.shape[-1] < 0 else y)
+
+
+def test_a_condition_that_is_checked_can_be_recorded_by_torch():
+    """To torch.jit.trace a size is a tensor, and a condition one of truth."""
+    model = build(Padding)
+    fused = reparamkit.fuse(model, X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        recorded = torch.jit.trace(fused, X, check_trace=False)
+    assert error(recorded(X), model(X)) <= 1e-6

@@ -32,9 +32,9 @@ def is_guard(target: object) -> bool:
 @_recorded
 def expect(found: Any, traced: Any) -> None:
     """A branch was taken for `traced`; another value would need the other branch."""
-    # Under torch.jit.trace a size is a tensor of one number.
-    several = isinstance(found, Tensor) and found.numel() != 1
-    if several or found != traced:
+    # Under torch.jit.trace a size, or what is computed of it, is a tensor of one number.
+    number = found.item() if isinstance(found, Tensor) and found.numel() == 1 else found
+    if isinstance(number, Tensor) or number != traced:
         now = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
         raise GuardError(
             f"this model was fused for inputs where a size or condition is {traced!r}, now it is {now}:"
