@@ -26,7 +26,7 @@ from torch import nn
 
 import reparamkit
 from reparamkit.cli.demo import Branches, example, network
-from reparamkit.reporting import Merge, Node, Price, Report
+from reparamkit.reporting import Merge, Node, Price, Refusal, Report
 from reparamkit.testing import randomize
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,14 +51,14 @@ PROBE = """
   found.hits = hits.size;
   found.lit = document.querySelectorAll("#drawing rect.box.hit").length;
   type("no such layer anywhere");
-  found.none = document.querySelectorAll(".row").length;
+  found.none = document.querySelectorAll(".row:not(.warning)").length;
   type("");
-  found.rows = document.querySelectorAll(".row").length;
+  found.rows = document.querySelectorAll(".row:not(.warning)").length;
   found.filtered = {};
   for (const option of $("rule").options) {
     $("rule").value = option.value;
     $("rule").dispatchEvent(new Event("change"));
-    found.filtered[option.value] = document.querySelectorAll(".row").length;
+    found.filtered[option.value] = document.querySelectorAll(".row:not(.warning)").length;
   }
   $("rule").value = "";
   $("rule").dispatchEvent(new Event("change"));
@@ -80,10 +80,14 @@ PROBE = """
   $("theme").click();
   found.papers.push(paper());
   found.overlaps = 0;
-  const rows = new Map();
-  for (const b of scene.boxes) rows.set(`${b.side} ${b.y}`, [...(rows.get(`${b.side} ${b.y}`) || []), b]);
-  for (const row of rows.values()) for (const a of row) for (const b of row)
-    if (a !== b && Math.abs(a.x - b.x) < (a.width + b.width) / 2 - 0.5) found.overlaps++;
+  const sorted = [...scene.boxes].sort((a, b) => a.y - b.y);
+  const overlap = (a, b) => a.side === b.side && Math.abs(a.x - b.x) < (a.width + b.width) / 2 - 0.5
+    && b.y - a.y < (a.height + b.height) / 2 - 0.5;
+  sorted.forEach((a, k) => {
+    for (let j = k + 1; j < sorted.length && sorted[j].y - a.y < 40; j++) found.overlaps += overlap(a, sorted[j]);
+  });
+  found.warnings = document.querySelectorAll(".row.warning").length;
+  found.left = [...document.querySelectorAll(".row.left")].map((row) => (row.click(), $("detail").innerText));
   document.body.dataset.found = JSON.stringify(found);
 }
 </script>
@@ -152,6 +156,23 @@ def dense(depth: int) -> Report:
     return reparamkit.explain(randomize(Dense()), torch.randn(1, 2, 3, 3))
 
 
+def parts() -> Report:
+    """A model that is traced in parts, with layers that are left, and a norm of a dead channel."""
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(Branches(4), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x) if x.sum() > 0 else x
+
+    model = randomize(nn.Sequential(Branches(4), Branching(), nn.ReLU(), nn.BatchNorm2d(4)))
+    statistics = model.get_submodule("0.skip").get_buffer("running_var")
+    statistics[0], statistics[1] = 1e-14, 1e3
+    return reparamkit.explain(model, torch.rand(1, 4, 5, 5))
+
+
 def check(name: str, report: Report, folder: Path) -> list[str]:
     """What is wrong with the page of a report; prints what was measured."""
     found = used(report, folder, name)
@@ -178,12 +199,22 @@ def check(name: str, report: Report, folder: Path) -> list[str]:
         "search lists nothing for nothing": found["none"] == 0,
         "each rule filters": found["filtered"] == listed(report),
         "all merges and refusals are listed": found["rows"] == len(report.merges) + len(report.refusals),
+        "all warnings are": found["warnings"] == len(report.warnings),
+        "what was left says why, and what to do": len(found["left"]) == len(report.refusals)
+        and all(
+            r.reason in text and r.advice.advice in text for r, text in zip(_shown(report), found["left"], strict=True)
+        ),
         "hovering tells": bool(found["tip"]),
         "light and dark differ": found["papers"][0] != found["papers"][1],
     }
     times = f"ready after {found['start']:5.0f} ms, with views after {found['rebuilt']:5.0f} ms more"
     print(f"{name:<8} {everything:>6} nodes, {times}")
     return [f"{name}: not so: {what}" for what, good in wanted.items() if not good]
+
+
+def _shown(report: Report) -> list[Refusal]:
+    """In the order of the list."""
+    return [refusal for group in report.groups for refusal in group.refusals]
 
 
 def _is_priced(merge: Merge) -> bool:
@@ -226,6 +257,7 @@ def main() -> int:
             "free": unpriced(block),
             "demo": demo,
             "dense": dense(12),
+            "parts": parts(),
             "large": repeated(block, 5000 // 8),
         }
         wrong = [line for name, report in reports.items() for line in check(name, report, folder)]

@@ -1,10 +1,10 @@
 "use strict";
-// The page of a report. `report` is Report.to_json with `groups` and `coverage`; see reparamkit/report.py for its fields.
+// The page of a report. `report` is Report.to_json with `groups` and `coverage`; see reparamkit/reporting.py for its fields.
 const report = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const HIDDEN = new Set(["view", "size", "constant"]);
-const GAP = 26, MARGIN = 40, TOP = 44, BUCKET = 600, LARGE = 1500, TANGLED = 20000;
+const GAP = 26, MARGIN = 40, TOP = 44, BUCKET = 600, LARGE = 1500, TANGLED = 2000, NEAR = 8, LEGIBLE = 0.6;
 
 // --- small helpers ----------------------------------------------------------------------------------
 
@@ -69,8 +69,14 @@ function visible(nodes, minor) {
 
 // --- layout: cut where all paths meet, dagre between two cuts ------------------------------------------
 
+/** Below its kind a box has the path of its module; the input of a part, that of the part. */
+function label(node) {
+  const part = report.parts[parseInt(node.name) || 0];
+  return node.op === "call_module" ? node.path : node.role === "input" && part ? part.path : "";
+}
+
 function boxSize(node) {
-  const path = node.op === "call_module" ? tail(node.path, 26) : "";
+  const path = tail(label(node), 26);
   return { path, width: Math.max(44, 22 + 6.6 * node.kind.length, path ? 16 + 5.9 * path.length : 0), height: path ? 36 : 24 };
 }
 
@@ -98,21 +104,29 @@ function laidOut(boxes, edges) {
 }
 
 function arranged(boxes, edges) {
-  const span = edges.reduce((sum, [a, b]) => sum + b - a, 0);
-  if (boxes.length <= LARGE && span <= TANGLED) {
+  if (boxes.length <= LARGE) {
     try { return byDagre(boxes, edges); } catch (error) { console.warn("dagre:", error.message); }
   }
   return byRows(boxes, edges);
 }
 
+/** By dagre; of a tangle, in which everything reads everything before it, far edges only run along the side. */
 function byDagre(boxes, edges) {
+  const span = edges.reduce((sum, [a, b]) => sum + b - a, 0), first = new Map(), last = new Map();
+  for (const [a, b] of edges) {
+    first.set(a, Math.min(first.get(a) ?? b, b));
+    last.set(b, Math.max(last.get(b) ?? a, a));
+  }
+  const near = edges.map(([a, b]) => span <= TANGLED || b - a <= NEAR || first.get(a) === b || last.get(b) === a);
   const graph = new dagre.graphlib.Graph();
   graph.setGraph({ ranksep: GAP, nodesep: 18, edgesep: 10, ranker: boxes.length > 400 ? "longest-path" : "network-simplex" });
   boxes.forEach((box, k) => graph.setNode(String(k), { width: box.width, height: box.height }));
-  edges.forEach(([a, b]) => graph.setEdge(String(a), String(b), {}));
+  edges.forEach(([a, b], k) => near[k] && graph.setEdge(String(a), String(b), {}));
   dagre.layout(graph);
   const places = boxes.map((_, k) => ({ x: graph.node(String(k)).x, y: graph.node(String(k)).y }));
-  const bends = edges.map(([a, b]) => graph.edge(String(a), String(b)).points.slice(1, -1));
+  const right = Math.max(...places.map((place, k) => place.x + boxes[k].width / 2));
+  const aside = (a, b, k) => [places[a].y + 26, places[b].y - 26].map((y) => ({ x: right + 10 + 3 * (k % 10), y }));
+  const bends = edges.map(([a, b], k) => near[k] ? graph.edge(String(a), String(b)).points.slice(1, -1) : aside(a, b, k));
   return centred(boxes, places, bends);
 }
 
@@ -142,9 +156,19 @@ function centred(boxes, places, bends) {
   };
 }
 
-/** A graph as pieces between cuts, each with its own coordinates. */
+/** What is drawn of a graph; what nothing connects, as the parts of a model that was traced in parts, one below the other. */
 function pieces(nodes, minor) {
-  const items = visible(nodes, minor);
+  const items = visible(nodes, minor), read = new Set(items.flatMap((item) => item.inputs)), parts = [[]];
+  const alone = ({ node, inputs }) => node.role === "output" || !inputs.length && !read.has(node.name);
+  for (const item of items) {
+    parts[parts.length - 1].push(item);
+    if (alone(item)) parts.push([]);
+  }
+  return parts.filter((part) => part.length).flatMap((part, k) => split(part, k ? 2 * GAP : 0));
+}
+
+/** A part as pieces between cuts, each with its own coordinates. gap: above the first. */
+function split(items, gap) {
   const boxes = items.map((each) => ({ node: each.node, ...boxSize(each.node) }));
   const at = new Map(items.map((each, k) => [each.node.name, k]));
   const stops = cuts(items);
@@ -157,9 +181,9 @@ function pieces(nodes, minor) {
       const i = at.get(name);
       if (i >= from && i < j) edges.push([i - from, j - from]);
     });
-    found.push({ boxes: part, edges, ...laidOut(part, edges), from: part[0].node.name });
+    found.push({ boxes: part, edges, ...laidOut(part, edges), from: part[0].node.name, gap: k ? 0 : gap });
   }
-  if (items.length === 1) found.push({ boxes, edges: [], ...laidOut(boxes, []), from: boxes[0].node.name });
+  if (items.length === 1) found.push({ boxes, edges: [], ...laidOut(boxes, []), from: boxes[0].node.name, gap });
   return found;
 }
 
@@ -167,7 +191,7 @@ function pieces(nodes, minor) {
 function stacked(before, after) {
   const right = new Map(after.map((piece, k) => [piece.from, k]));
   let y = TOP, next = 0, ahead = TOP, widthLeft = 0, widthRight = 0;
-  const place = (piece, top) => { piece.y = top; return top + piece.depth; };
+  const place = (piece, top) => { piece.y = top + piece.gap; return piece.y + piece.depth; };
   const flush = (until) => { while (next < until) ahead = place(after[next++], ahead); };
   for (const piece of before) {
     const match = right.get(piece.from);
@@ -331,7 +355,7 @@ function tip(event, node, site) {
 function choose(what, move) {
   selected = what;
   document.querySelectorAll(".row.on").forEach((row) => row.classList.remove("on"));
-  const row = what && what.site !== undefined ? $(`site-${what.site}`) : null;
+  const row = what && (what.refusal !== undefined ? $(`left-${what.refusal}`) : what.site !== undefined ? $(`site-${what.site}`) : null);
   if (row) { row.classList.add("on"); row.scrollIntoView({ block: "nearest" }); }
   showDetail();
   if (fitted) fit();
@@ -343,23 +367,28 @@ function choose(what, move) {
 function centre(what) {
   const region = what.site === undefined ? null : scene.regions[0].get(what.site) || scene.regions[1].get(what.site);
   const box = what.node && scene.named[what.side].get(what.node);
-  const y = region ? (region.y1 + region.y2) / 2 : box ? box.y : null;
-  if (y !== null) $("graphs").scrollTop = y * zoom - $("graphs").clientHeight / 2;
-  if (box) $("graphs").scrollLeft = box.x * zoom - $("graphs").clientWidth / 2;
+  const [x, y] = region ? [(region.x1 + region.x2) / 2, (region.y1 + region.y2) / 2] : box ? [box.x, box.y] : [];
+  if (y === undefined) return;
+  $("graphs").scrollTop = y * zoom - $("graphs").clientHeight / 2;
+  $("graphs").scrollLeft = x * zoom - $("graphs").clientWidth / 2;
 }
 
-const goTo = (path) => {
+/** The operation at a path, as something to choose; nothing if the graph has none. */
+function at(path) {
   const node = report.graph_before.find((each) => each.path === path && each.op === "call_module")
     || report.graph_before.find((each) => each.path === path || each.kind === path);
-  if (node) choose({ side: 0, node: node.name, site: node.sites[node.sites.length - 1] }, true);
-};
+  return node && { side: 0, node: node.name, site: node.sites[node.sites.length - 1] };
+}
+
+const goTo = (path) => { if (at(path)) choose(at(path), true); };
 
 function showDetail() {
   const panel = $("detail");
   panel.replaceChildren();
   if (!selected) return;
   panel.append(element("button", { class: "close", title: "Close (Esc)", onclick: () => choose(null) }, "×"));
-  if (selected.site !== undefined) showMerge(panel, report.merges[selected.site], selected.site);
+  if (selected.refusal !== undefined) showRefusal(panel, report.refusals[selected.refusal]);
+  else if (selected.site !== undefined) showMerge(panel, report.merges[selected.site], selected.site);
   if (selected.node) showNode(panel, (selected.side ? report.graph_after : report.graph_before).find((n) => n.name === selected.node));
 }
 
@@ -379,20 +408,33 @@ function showMerge(panel, merge, site) {
   panel.append(element("ul", {}, ...merge.members.map((member) => element("li", {}, element("button", { onclick: () => goTo(member) }, member)))));
 }
 
+function showRefusal(panel, refusal) {
+  panel.style.removeProperty("--mark");
+  const group = report.groups.find((each) => each.refusals.includes(report.refusals.indexOf(refusal)));
+  panel.append(element("h2", {}, refusal.path), element("div", { class: "soft" }, refusal.layer));
+  panel.append(element("h3", {}, `left: ${group.title}`), element("div", {}, refusal.reason));
+  panel.append(element("h3", {}, "what to do"), element("div", {}, group.advice));
+  if (refusal.before) panel.append(element("h3", {}, "cost, if it were merged"), costs(refusal));
+}
+
 function costs(merge) {
   const line = (name, old, now) => element("tr", {}, ...[name, exact(old), exact(now), change(old, now)].map((cell) => element("td", {}, cell)));
   return element("table", {},
     element("tr", {}, ...["", "before", "after", ""].map((cell) => element("th", {}, cell))),
-    ...(isPriced(merge) ? [line("FLOPs", merge.before.flops, merge.after.flops)] : []), line("stored numbers", merge.before.stored, merge.after.stored));
+    ...(isPriced(merge) ? [line("FLOPs", merge.before.flops, merge.after.flops)] : []),
+    line("stored numbers", merge.before.stored, merge.after.stored),
+    line("operations", merge.before.launches, merge.after.launches),
+    ...(merge.before.milliseconds ? [line("milliseconds", merge.before.milliseconds, merge.after.milliseconds)] : []));
 }
 
 function showNode(panel, node) {
+  const alone = selected.site === undefined && selected.refusal === undefined;
   if (selected.site === undefined) panel.style.removeProperty("--mark");
-  panel.append(element("h3", {}, selected.site === undefined ? "operation" : "the operation you clicked"));
-  panel.append(element(selected.site === undefined ? "h2" : "b", {}, `${node.kind} ${node.op === "call_module" ? node.path : ""}`));
+  panel.append(element("h3", {}, alone ? "operation" : "the operation"));
+  panel.append(element(alone ? "h2" : "b", {}, `${node.kind} ${node.op === "call_module" ? node.path : ""}`));
   for (const text of [node.detail, sizes(node) && `value: ${sizes(node)}`, node.op !== "call_module" && node.path && `in ${node.path}`])
     if (text) panel.append(element("div", { class: "soft" }, text));
-  if (node.op === "call_module" && selected.site === undefined) for (const each of refused.get(node.path) || [])
+  if (node.op === "call_module" && alone) for (const each of refused.get(node.path) || [])
     panel.append(element("h3", {}, `left: ${each.group.title}`), element("div", {}, each.reason), element("h3", {}, "what to do"), element("div", {}, each.group.advice));
 }
 
@@ -438,10 +480,15 @@ function showList() {
     const merge = report.merges[k];
     return (!rule || merge.rules.includes(rule)) && wanted(words, merge.path, merge.layer, ...merge.rules, ...merge.members);
   }).sort(ORDERS[$("order").value]);
-  const rows = rule === "left" ? [] : sites.map(mergeRow);
+  const warned = rule ? [] : report.warnings.filter((each) => wanted(words, each.path, each.text));
+  const rows = warned.length ? [element("h2", {}, "warnings"), ...warned.map(warningRow)] : [];
+  if (rule !== "left") rows.push(...sites.map(mergeRow));
   let left = 0;
   if (!rule || rule === "left") for (const group of report.groups) {
-    const found = group.refusals.map((k) => report.refusals[k]).filter((r) => wanted(words, r.path, r.layer, r.reason, group.title));
+    const found = group.refusals.filter((k) => {
+      const { path, layer, reason } = report.refusals[k];
+      return wanted(words, path, layer, reason, group.title);
+    });
     left += found.length;
     if (found.length) rows.push(element("h2", {}, `left: ${group.title}`), element("p", {}, `what to do: ${group.advice}`), ...found.map(refusalRow));
   }
@@ -459,8 +506,15 @@ function mergeRow(site) {
     element("span", {}, `${cost}error ${power(merge.error)}`));
 }
 
-const refusalRow = (refusal) => element("button", { class: "row", onclick: () => goTo(refusal.path) },
-  element("b", {}, refusal.path), element("span", {}, `${refusal.layer}: ${refusal.reason}`));
+function refusalRow(number) {
+  const { path, layer, reason } = report.refusals[number];
+  const on = selected && selected.refusal === number ? " on" : "";
+  return element("button", { class: "row left" + on, id: `left-${number}`, onclick: () => choose({ ...at(path), refusal: number }, true) },
+    element("b", {}, path), element("span", {}, `${layer}: ${reason}`));
+}
+
+const warningRow = (warning) => element("button", { class: "row warning", onclick: () => goTo(warning.path) },
+  element("b", {}, warning.path), element("span", {}, warning.text));
 
 // --- the frame ----------------------------------------------------------------------------------------
 
@@ -473,7 +527,7 @@ function showHead() {
   }
   if (report.error !== null) $("totals").append(element("div", {}, element("dt", {}, "relative error"), element("dd", {}, Number(report.error).toExponential(1))));
   const { merged, left, share } = report.coverage;
-  $("totals").append(element("div", {}, element("dt", {}, "merged"), element("dd", {}, `${merged} of ${merged + left} mergeable layers (${(100 * share).toFixed(0)}%)`)));
+  $("totals").append(element("div", {}, element("dt", {}, "merged"), element("dd", {}, `${exact(merged)} of ${exact(merged + left)} mergeable layers (${(100 * share).toFixed(0)}%)`)));
   const rules = [...new Set(report.merges.flatMap((merge) => merge.rules))].sort();
   $("rule").append(element("option", { value: "" }, "all rules"), ...rules.map((rule) => element("option", { value: rule }, rule)), element("option", { value: "left" }, "left as they are"));
 }
@@ -499,10 +553,12 @@ function setZoom(value) {
   draw();
 }
 
-/** Both graphs side by side in the width there is, as long as nobody asks for another zoom. */
+/** Both graphs side by side in the width there is, if they can be read so, as long as nobody asks for another zoom. */
 function fit() {
   fitted = true;
-  setZoom(Math.max(0.3, Math.min(1.1, $("graphs").clientWidth / scene.width)));
+  const wide = $("graphs").clientWidth;
+  setZoom(Math.max(LEGIBLE, Math.min(1.1, wide / scene.width)));
+  if (!selected) $("graphs").scrollLeft = scene.heads[0].x * zoom - wide / 3;
 }
 
 function zoomBy(factor) {
