@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from .errors import InvalidInputError
 from .show.advice import Advice, advice
 from .show.data import decoded, encoded, parsed
 from .show.page import page
-from .show.terminal import renderable
+from .show.terminal import renderables
+from .show.text import Left, Printed, Rows, clipped, counted, lines, some, visible
 
-SHOWN = 8
-"""How many layers that were left for one reason are printed; the fields have all."""
+SHOWN, WIDE, LONG = 8, 48, 72
+"""How many layers that were left for one reason are printed, and how much of a name; the fields have all."""
 SCHEMA, VERSION = "reparamkit.report", 2
 """Name and version of the JSON form. The version rises when a field changes its meaning or goes."""
 
@@ -150,7 +151,8 @@ class Node:
 @dataclass(frozen=True)
 class Coverage:
     """How many of the layers that could be merged were. merged: affine modules, batch norms among them, that a merge
-    replaced. left: affine modules that were refused, and batch norms that nothing was said about.
+    replaced. left: modules that were refused, and batch norms that nothing was said about; not modules that torch
+    computes in one call, such as attention, as nobody looked into them.
     """
 
     merged: int
@@ -212,7 +214,7 @@ class Report:
     @property
     def summary(self) -> str:
         """How much was done, in a line."""
-        return f"{len(self.merges)} merges, {len(self.refusals)} refusals"
+        return f"{counted(len(self.merges), 'merge')}, {counted(len(self.refusals), 'refusal')}"
 
     @property
     def largest_error(self) -> float:
@@ -227,7 +229,7 @@ class Report:
         # A layer that a merge took up and that is also read elsewhere is still there.
         still = {node.name for node in self.graph_after}
         merged = {path for path, node in layers.items() if node.sites and node.affine and node.name not in still}
-        refused = {refusal.path for refusal in self.refusals} - merged
+        refused = {refusal.path for refusal in self.refusals if refusal.advice.counts} - merged
         silent = {path for path, node in layers.items() if "BatchNorm" in node.kind} - merged - refused
         return Coverage(len(merged), len(refused) + len(silent))
 
@@ -276,12 +278,11 @@ class Report:
         return {"schema": SCHEMA, "version": VERSION, **encoded(self)}
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        return "\n".join(lines(_printed(self)))
 
-    def __rich__(self) -> Any:
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         # Called by rich itself, so it is there.
-        cautions = [f"{each.path}: {each.text}" for each in self.warnings]
-        return renderable(self.summary, list(_totals(self)), cautions, _merged(self), _refused(self))
+        return renderables(_printed(self), options.max_width)
 
 
 def _kept(text: str, path: str | Path | None) -> str:
@@ -290,42 +291,41 @@ def _kept(text: str, path: str | Path | None) -> str:
     return text
 
 
-# --- as text ------------------------------------------------------------------------------------------
-
-Table = list[tuple[str, ...]]
-"""Rows of cells, the first the head; empty if there is nothing to show."""
+# --- in words -----------------------------------------------------------------------------------------
 
 
-def _lines(report: Report) -> Iterator[str]:
-    yield report.summary
-    for name, old, new, change in _totals(report):
-        yield f"  {name:<10} {old:>14} -> {new:>14}  {change}".rstrip()
-    if report.error is not None:
-        yield f"  whole model: relative error {report.error:.1e}"
-    if len(report.parts) > 1 or any(part.path for part in report.parts):
-        yield from (f"  part {part}" for part in report.parts)
-    yield from (f"  warning: {each.path}: {each.text}" for each in report.warnings)
-    if report.merges:
-        yield ""
-        yield from _table(_merged(report))
-    if report.refusals:
-        yield ""
-        yield from _left(report)
+def _printed(report: Report) -> Printed:
+    return Printed(
+        report.summary,
+        tuple(_totals(report)),
+        tuple(map(visible, _notes(report))),
+        tuple(visible(f"{each.path}: {each.text}") for each in report.warnings),
+        _merged(report),
+        tuple(Left(each.advice.title, tuple(_reasons(each)), each.advice.advice) for each in report.groups),
+    )
 
 
-def _totals(report: Report) -> Iterator[tuple[str, str, str, str]]:
+def _totals(report: Report) -> Iterator[tuple[str, ...]]:
     for name in ("parameters", "stored", "ops", "flops"):
         old, new = getattr(report.before, name), getattr(report.after, name)
         yield name, f"{old:,}", f"{new:,}", f"({new / old - 1:+.1%})" if old else ""
 
 
-def _merged(report: Report) -> Table:
+def _notes(report: Report) -> Iterator[str]:
+    if report.error is not None:
+        yield f"whole model: relative error {report.error:.1e}"
+    if len(report.parts) > 1 or any(part.path for part in report.parts):
+        yield from (f"part {part}" for part in report.parts)
+
+
+def _merged(report: Report) -> Rows:
     measured = any(merge.before.milliseconds for merge in report.merges)
+    head = ("merged into", "layer", "replaces", "rules", "flops", *(["ms"] if measured else []), "error")
     rows = [
         (
-            merge.path,
+            _place(merge.path),
             merge.layer,
-            shorten(", ".join(merge.members), 44),
+            some([_place(member, WIDE) for member in merge.members], WIDE),
             ", ".join(merge.rules),
             _flops(merge),
             *([f"{merge.before.milliseconds or 0:.3g} -> {merge.after.milliseconds or 0:.3g}"] if measured else []),
@@ -333,8 +333,12 @@ def _merged(report: Report) -> Table:
         )
         for merge in report.merges
     ]
-    head = ("merged into", "layer", "replaces", "rules", "flops", *(["ms"] if measured else []), "error")
-    return [head, *rows] if rows else []
+    return (head, *rows) if rows else ()
+
+
+def _place(path: str, width: int = LONG) -> str:
+    """A path as it is printed."""
+    return clipped(visible(path), width)
 
 
 def _flops(merge: Merge) -> str:
@@ -343,27 +347,31 @@ def _flops(merge: Merge) -> str:
     return f"{brief(before)} -> {brief(after)}" if before or after else ""
 
 
-def _refused(report: Report) -> list[tuple[str, str, list[str]]]:
-    """Per group its title, the advice, and a line per reason."""
-    return [(group.advice.title, group.advice.advice, list(_reasons(group))) for group in report.groups]
-
-
 def _reasons(group: Group) -> Iterator[str]:
-    places: dict[str, list[str]] = {}
+    found: dict[str, list[Refusal]] = {}
     for refusal in group.refusals:
-        places.setdefault(refusal.reason, []).append(f"{refusal.path} ({refusal.layer})")
-    for reason, where in places.items():
-        more = f" and {len(where) - SHOWN} more" if len(where) > SHOWN else ""
-        yield f"{', '.join(where[:SHOWN])}{more}: {reason}"
+        found.setdefault(FACTOR.sub("", refusal.reason), []).append(refusal)
+    for alike in found.values():
+        where = ", ".join(f"{_place(each.path)} ({each.layer})" for each in alike[:SHOWN])
+        more = f" and {len(alike) - SHOWN} more" if len(alike) > SHOWN else ""
+        yield visible(f"{where}{more}: {_ranged([each.reason for each in alike])}")
 
 
-def _left(report: Report) -> Iterator[str]:
-    yield "left as it is"
-    yield "-------------"
-    for title, remedy, lines in _refused(report):
-        yield title
-        yield from (f"  {line}" for line in lines)
-        yield f"  what to do: {remedy}"
+FACTOR = re.compile(r"\b\d+(\.\d+)?(?=x\b)")
+"""By how much a merge would raise a cost, in a reason."""
+
+
+def _ranged(reasons: Sequence[str]) -> str:
+    """One text for reasons that differ in their factors only: "1.8x" and "2.4x" are "1.8x to 2.4x"."""
+    columns = zip(*([found[0] for found in FACTOR.finditer(reason)] for reason in reasons), strict=True)
+    spans = [(min(column, key=float), max(column, key=float)) for column in columns]
+    texts = iter([low if low == high else f"{low}x to {high}" for low, high in spans])
+    return FACTOR.sub(lambda _: next(texts), reasons[0])
+
+
+def factors(reason: str) -> list[float]:
+    """By how much a merge would raise costs, as a reason says."""
+    return [float(found[0]) for found in FACTOR.finditer(reason)]
 
 
 def brief(number: int) -> str:
@@ -372,10 +380,3 @@ def brief(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return str(number)
-
-
-def _table(rows: Table) -> Iterator[str]:
-    head = rows[0]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
-    for row in (head, tuple("-" * w for w in widths), *rows[1:]):
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -15,12 +15,12 @@ from .capture.parts import Parts
 from .engine.norms import second_flops
 from .engine.placing import node_cost
 from .engine.reading import WRITTEN, Reading
-from .engine.scope import place_of
+from .engine.scope import matches, place_of
 from .engine.site import Plan, Rejected, Site
 from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
 from .layers.price import Cost, numel
-from .reporting import Caution, Merge, Picture, Price, Refusal, Report, Totals
+from .reporting import FACTOR, Caution, Merge, Picture, Price, Refusal, Report, Totals, factors
 from .trial import Pair, Trial
 from .write.write import Done
 
@@ -83,24 +83,15 @@ def _is_opaque(node: fx.Node, reading: Reading) -> bool:
     return node.op.startswith("call") and not known and _computes(node)
 
 
+VIEWS = frozenset(["reshape", "view", "permute", "transpose", "flatten", "chunk", "split", "part", "taken", "getitem"])
+IDLE = VIEWS | {"getattr", "size", "_assert"}
+"""Calls that compute no numbers: views, questions and checks."""
+
+
 def _computes(node: fx.Node) -> bool:
     value = node.meta.get("val")
     name = str(getattr(node.target, "__name__", node.target))
-    is_view = name in (
-        "reshape",
-        "view",
-        "permute",
-        "transpose",
-        "getitem",
-        "getattr",
-        "size",
-        "flatten",
-        "chunk",
-        "split",
-        "part",
-        "taken",
-    )
-    return not is_view and not name.startswith("expect") and (value is None or isinstance(value, Tensor))
+    return name not in IDLE and not name.startswith("expect") and (value is None or isinstance(value, Tensor))
 
 
 def summarize(
@@ -120,9 +111,40 @@ def summarize(
     root = works[0].captured.root
     left = [Refusal(path or "(root)", _class_at(root, path), reason) for path, reason in parts.opaque.items()]
     refusals = [refusal for work in works for refusal in _refusals(work, _of_layers(work.plan))]
+    told = {refusal.path for refusal in (*left, *refusals)}
+    closed = [Refusal(path, _class_at(root, path), CLOSED) for path in _closed(works) if path not in told]
     return Report(
-        merges, (*left, *refusals), before, after, works[0].captured.tier, error, type(root).__name__, _cautions(works)
+        merges,
+        (*left, *refusals, *closed),
+        before,
+        after,
+        works[0].captured.tier,
+        error,
+        type(root).__name__,
+        _cautions(works),
     )
+
+
+CLOSED = "torch computes it in one call: the layers inside it are not looked into"
+
+
+def _closed(works: Sequence[Work]) -> list[str]:
+    """The modules of torch that have layers inside, such as attention, and are one node of a graph."""
+    traced = [work.captured.frames[0].path for work in works]
+    return [
+        path
+        for work in works
+        for path, module in _called(work).items()
+        if type(module).__module__.startswith("torch.")
+        and any(True for child in module.children() for _ in child.parameters())
+        and not any(matches(part, path) for part in traced)
+    ]
+
+
+def _called(work: Work) -> dict[str, nn.Module]:
+    """The modules that are called and were not read, by path."""
+    nodes = [n for n in work.captured.graph.nodes if n.op == "call_module" and n not in work.reading.read]
+    return {place_of(node): work.captured.module(node) for node in nodes}
 
 
 def _cautions(works: Sequence[Work]) -> tuple[Caution, ...]:
@@ -280,10 +302,18 @@ def _worth_telling(node: fx.Node, reading: Reading) -> bool:
 def _refusal(work: Work, plan: Plan, node: fx.Node, reasons: Sequence[str]) -> Refusal:
     captured = work.captured
     layer = type(captured.module(node)).__name__ if node.op == "call_module" else _member(node)
-    refusal = Refusal(place_of(node) or captured.path(node), layer, "; ".join(dict.fromkeys(reasons)))
+    refusal = Refusal(place_of(node) or captured.path(node), layer, "; ".join(_distinct(reasons)))
     for value in (node, *node.users):
         rejected = plan.rejected.get(value)
         if rejected is not None and node in rejected.members:
             before, after = _prices(rejected, work.trials.get((value, rejected.members)))
             return replace(refusal, before=before, after=after)
     return refusal
+
+
+def _distinct(reasons: Sequence[str]) -> Sequence[str]:
+    """Of reasons that differ in their factors only, the one with the smallest."""
+    found: dict[str, str] = {}
+    for reason in sorted(reasons, key=factors):
+        found.setdefault(FACTOR.sub("", reason), reason)
+    return sorted(found.values(), key=reasons.index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import io
 import json
 import math
 import re
@@ -98,7 +99,7 @@ def test_print_tells_reasons_once_and_what_to_do(both: Report):
     assert text.count(both.refusals[0].reason) == 1
     assert both.groups[0].advice.advice in text
     assert all(f"{refusal.path} ({refusal.layer})" in text for refusal in both.refusals)
-    assert text.startswith("1 merges, 4 refusals\n")
+    assert text.startswith("1 merge, 4 refusals\n")
 
 
 def reasons() -> Iterator[str]:
@@ -133,7 +134,7 @@ def test_every_kind_of_advice_is_used_and_complete():
     assert all(each.title and each.advice for each in TABLE)
     told = {advice(reason).kind for reason in reasons()}
     # These are said by code that does not raise: the chooser, the summary, the capture.
-    assert set(kinds) - told <= {"alone", "captured", "cost"}
+    assert set(kinds) - told <= {"alone", "captured", "closed", "cost"}
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,46 @@ def test_every_kind_of_advice_is_used_and_complete():
 )
 def test_advice(reason: str, kind: str):
     assert advice(reason).kind == kind
+
+
+class Alike(nn.Module):
+    """Expands and projects, wider and wider: merging these would cost more, by other factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.pairs = nn.ModuleList(nn.Sequential(nn.Linear(4 * n, 4), nn.Linear(4, 4 * n)) for n in (4, 8, 16))
+
+    def forward(self, x):
+        return [pair(x[..., : pair[0].in_features]).relu() for pair in self.pairs]
+
+
+def test_reasons_that_differ_in_their_factors_are_one_line():
+    """With the range of the factors."""
+    found = reparamkit.explain(Alike().eval(), torch.randn(2, 64))
+    texts = {refusal.reason for refusal in found.refusals}
+    assert texts == {f"the merge would raise FLOPs {n}x" for n in ("2.0", "4.0", "8.0")}
+    (line,) = [line for line in str(found).splitlines() if "would raise" in line]
+    assert line.endswith("the merge would raise FLOPs 2.0x to 8.0x")
+    assert all(f"pairs.{k}.{j} (Linear)" in line for k in range(3) for j in range(2))
+
+
+def test_a_module_that_torch_computes_in_one_call_has_a_reason_and_is_not_counted():
+    """Nobody looked into attention, so that its layers are neither merged nor left."""
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = randomize(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.ReLU(), block))
+    found = reparamkit.explain(model, torch.randn(2, 5, 4))
+    assert [(each.path, each.layer) for each in found.refusals if each.advice.kind == "closed"] == [
+        ("3", "TransformerEncoderLayer")
+    ]
+    assert (found.coverage.merged, found.coverage.left) == (2, 0)
+
+
+def test_modules_of_torch_that_are_looked_into_have_no_such_reason():
+    """A row with a hook is traced by itself; what has no layers inside is no block."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.LSTM(4, 4)).eval()
+    model[0].register_forward_hook(lambda module, args, output: None)
+    found = reparamkit.explain(model, torch.randn(2, 4))
+    assert [each for each in found.refusals if each.advice.kind == "closed"] == []
 
 
 # --- coverage -----------------------------------------------------------------------------------------
@@ -297,6 +338,83 @@ def test_a_graph_rule_prints_no_flops_of_what_has_no_price():
     assert "0 -> 0" not in str(found).partition("merged into")[2]
 
 
+# --- as text ----------------------------------------------------------------------------------------
+
+
+class Named(nn.Module):
+    """Layers with names that a terminal would obey, or that are long."""
+
+    NAMES = ("\x1b[31mred\x1b]0;title\x07", "two\nlines", "\u202ebackwards", "[bold]name[/bold]", "long" * 100)
+
+    def __init__(self):
+        super().__init__()
+        for name in self.NAMES:
+            self.add_module(name, nn.Sequential(PreNorm(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+
+    def forward(self, x):
+        for part in self.children():
+            x = part(x)
+        return x
+
+
+def shown(report: Report, width: int) -> str:
+    """As rich prints it on a terminal of that width."""
+    file = io.StringIO()
+    pytest.importorskip("rich.console").Console(file=file, width=width).print(report)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def named() -> Report:
+    """A report of such names, with a warning."""
+    model = randomize(Named())
+    model.get_submodule(Named.NAMES[0])[2].running_var[1] = 1e-14
+    model.get_submodule(Named.NAMES[0])[2].running_var[2] = 1e3
+    found = reparamkit.explain(model, torch.randn(1, 4, 5, 5))
+    assert found.warnings
+    return found
+
+
+@pytest.mark.parametrize("width", [0, 20, 80, 250])
+def test_names_cannot_command_a_terminal(named: Report, width: int):
+    """In plain text, and at any width with rich: what is not printable is written out."""
+    text = shown(named, width) if width else str(named)
+    assert all(line.isprintable() for line in text.splitlines())
+    for part in ("\\x1b[31mred", "two\\nlines", "\\u202ebackwards", "[bold]name[/bold]"):
+        assert part[:8] in text
+
+
+def test_long_names_are_cut_at_the_front(named: Report):
+    assert max(map(len, str(named).splitlines())) < 1000
+    assert "...onglong" in str(named)
+
+
+def test_rich_shows_what_plain_text_does():
+    """Above all the error of the whole model, and the parts it was traced in."""
+
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Branches()
+
+        def forward(self, x):
+            return self.body(x) if x.sum() > 0 else x
+
+    found = reparamkit.explain(randomize(nn.Sequential(Branches(), Branching())), torch.ones(1, 4, 5, 5))
+    plain = [word for line in str(found).splitlines() for word in line.split() if set(word) != {"-"}]
+    words = set(shown(found, 250).split())
+    assert [word for word in plain if word not in words and word not in ("left", "as", "it", "is")] == []
+    assert "relative error" in shown(found, 250)
+
+
+@pytest.mark.parametrize("width", [10, 24, 60])
+def test_a_narrow_terminal_cuts_nothing_off(both: Report, width: int):
+    text = "".join(shown(both, width).split())
+    assert "…" not in text
+    for part in (f"{both.before.flops:,}", both.merges[0].path, *both.merges[0].rules, both.groups[0].advice.advice):
+        assert "".join(part.split()) in text
+
+
 # --- pictures -----------------------------------------------------------------------------------------
 
 
@@ -374,7 +492,7 @@ def test_json_of_another_kind_is_refused(both: Report, change: dict[str, object]
 
 def test_text_that_is_no_json_is_refused():
     with pytest.raises(reparamkit.InvalidInputError, match="no JSON"):
-        Report.from_json("1 merges, 0 refusals")
+        Report.from_json("1 merge, 0 refusals")
 
 
 # --- the page -------------------------------------------------------------------------------------------

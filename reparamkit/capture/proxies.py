@@ -184,7 +184,7 @@ class ValueProxy(fx.Proxy):
         if isinstance(value, Tensor):
             raise self.tracer.refusal(
                 f"{what} depends on the data of {self.node}{where(self.tracer)}: such code cannot be captured;"
-                " compute it with tensor operations (the submodules are captured by themselves)"
+                " compute it with tensor operations, such as torch.where"
             )
         answer = convert(value)
         if isinstance(value, torch.Size):

@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .. import __version__
+from ..reporting import Report
 from ..show.data import encoded
+from ..show.text import visible
 
 STATUS = {"debug": False, "json": False}
 """How errors are shown; set by the command as soon as its options are known."""
@@ -31,13 +33,17 @@ class Voice:
     said: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.out, self.progress = Console(soft_wrap=True), Console(stderr=True)
+        self.out, self.progress = Console(), Console(stderr=True)
 
     def say(self, text: Any) -> None:
-        """A line for people, on stdout."""
-        if not (self.as_json or self.quiet):
-            # A file or a pipe gets the plain text, which other programs can read.
-            self.out.print(text, markup=False, highlight=False) if self.out.is_terminal else print(text)
+        """A line or a report for people, on stdout."""
+        if self.as_json or self.quiet:
+            return
+        if self.out.is_terminal and isinstance(text, Report):
+            self.out.print(text, markup=False, highlight=False)
+        else:
+            # A file or a pipe gets plain text, which other programs can read.
+            print(*map(visible, str(text).splitlines()), sep="\n")
 
     def note(self, text: str) -> None:
         """A line on stderr."""

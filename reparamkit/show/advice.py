@@ -9,13 +9,15 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Advice:
     """One kind of reason. kind: its name. title: what these reasons have in common. advice: what the user could do.
-    pattern: a regular expression that is found in such a reason, and in no other.
+    pattern: a regular expression that is found in such a reason, and in no other. counts: whether what was left for it
+    is among the mergeable layers.
     """
 
     kind: str
     title: str
     advice: str
     pattern: str
+    counts: bool = True
 
 
 TABLE = (
@@ -46,8 +48,16 @@ TABLE = (
         r"resampl|averages of windows|averages over whole axes|one position is read|nearest positions|that crops",
     ),
     Advice(
+        "closed",
+        "is one call of torch",
+        "nothing, if that call is what you want; a block that is written with nn.Linear and"
+        " F.scaled_dot_product_attention is looked into",
+        r"torch computes it in one call",
+        counts=False,
+    ),
+    Advice(
         "cost",
-        "exact, and would cost more",
+        "exact, and would not pay",
         'nothing, for speed; objective="launches" takes merges that raise FLOPs or stored numbers',
         r"would raise |would add work|would save nothing|is not cheaper than|slower when merged|cannot be timed",
     ),
@@ -61,7 +71,8 @@ TABLE = (
     Advice(
         "sizes",
         "needs sizes",
-        "pass example_inputs: then sizes are known, and what holds for them only is guarded",
+        "pass example_inputs, if there were none: then sizes are known, and what holds for them only is guarded; what"
+        " mixes a size that stays free, such as the batch, cannot be one layer",
         r"pass example_inputs|rank of (this|a) tensor|unknown rank|fixed sizes? |size is free|free sizes?"
         r"|free number of"
         r"|sizes cannot be followed|whose size cannot be followed|cannot be followed|partly free"
@@ -74,7 +85,7 @@ TABLE = (
         "used at several places",
         "give each place a module of its own (copy.deepcopy) before fusing",
         r"called at \S+ places|times in a run|times inside a module|tied to another|read elsewhere|in use elsewhere"
-        r"|uses a part of what would be merged|was traced apart|is cut through|code of the model reads"
+        r"|was traced apart|is cut through|code of the model reads"
         r"|could leave it none",
     ),
     Advice(
@@ -131,6 +142,7 @@ TABLE = (
         "make the forward around it plain: values come in as arguments, results go out as results; or pass"
         " as_graph=True, which writes no code",
         r"its forward|whose forward|the forward of|uses a value|which is not inside it|generated method"
+        r"|uses a part of what would be merged"
         r"|is a GraphModule|holds it in an object|reader does not know|a value from inside the merge"
         r"|cannot be checked|does not reach|hands on a|whose keys are not names|as a plain number",
     ),

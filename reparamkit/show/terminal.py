@@ -3,54 +3,59 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from typing import Any
+
+from .text import Printed, Rows, aligned
 
 STYLES = {"merged into": "bold", "layer": "green", "rules": "cyan", "flops": "magenta", "ms": "blue", "error": "dim"}
 
 
-def renderable(
-    summary: str,
-    totals: Iterable[tuple[str, str, str, str]],
-    cautions: Sequence[str],
-    merged: Sequence[tuple[str, ...]],
-    refused: Iterable[tuple[str, str, Sequence[str]]],
-) -> Any:
-    """The parts of a report as one object that rich can print.
+def renderables(printed: Printed, width: int) -> Iterator[Any]:
+    """The parts of a report as objects that rich can print. width: of the terminal.
 
-    summary: one line. totals: (name, before, after, change). cautions: lines. merged: rows of a table, the first its
-    head. refused: (title, advice, lines). rich is imported here, since the package does without it.
+    rich is imported here, since the package does without it. No markup: a path may have brackets.
     """
-    text, console = importlib.import_module("rich.text"), importlib.import_module("rich.console")
-    parts = [text.Text(summary, style="bold"), _totals(totals)]
-    parts += [text.Text(f"warning: {line}", style="bold yellow") for line in cautions]
-    if merged:
-        parts.append(_merged(merged))
-    for title, remedy, lines in refused:
-        parts.append(text.Text(f"left: {title}", style="bold yellow"))
-        parts += [text.Text(f"  {line}") for line in lines]
-        parts.append(text.Text(f"  what to do: {remedy}", style="green"))
-    return console.Group(*parts)
-
-
-def _totals(rows: Iterable[tuple[str, str, str, str]]) -> Any:
     text = importlib.import_module("rich.text").Text
-    table = importlib.import_module("rich.table").Table(box=None, show_header=False, pad_edge=False)
-    for justify in ("left", "right", "center", "right", "left"):
-        table.add_column(justify=justify)
-    for name, before, after, change in rows:
-        table.add_row(name, before, "->", text(after, style="bold"), change)
-    return table
+    yield text(printed.summary, style="bold")
+    yield from map(_indented, (*aligned(printed.totals), *printed.notes))
+    yield from (_indented(f"warning: {line}", "bold yellow") for line in printed.cautions)
+    if printed.merged:
+        yield _table(printed.merged) if _columns(printed.merged) <= width else _stacked(printed.merged)
+    for group in printed.left:
+        yield text(f"left: {group.title}", style="bold yellow")
+        yield from map(_indented, group.lines)
+        yield _indented(f"what to do: {group.remedy}", "green")
 
 
-def _merged(rows: Sequence[tuple[str, ...]]) -> Any:
-    box = importlib.import_module("rich.box")
-    table = importlib.import_module("rich.table").Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def _indented(line: str, style: str = "") -> Any:
+    """A line that begins, and goes on where it is too long, two columns to the right."""
+    text = importlib.import_module("rich.text").Text(line, style)
+    return importlib.import_module("rich.padding").Padding(text, (0, 0, 0, 2), expand=False)
+
+
+def _columns(rows: Rows) -> int:
+    """How wide the table is: each cell on one line, and what rich puts between them."""
+    return sum(max(map(len, column)) + 3 for column in zip(*rows, strict=True))
+
+
+def _table(rows: Rows) -> Any:
+    text, box = importlib.import_module("rich.text").Text, importlib.import_module("rich.box").SIMPLE_HEAD
+    table = importlib.import_module("rich.table").Table(box=box, pad_edge=False)
     for name in rows[0]:
-        justify = "right" if name == "error" else "left"
-        table.add_column(name, style=STYLES.get(name), overflow="fold", justify=justify)
-    text = importlib.import_module("rich.text").Text
+        table.add_column(name, style=STYLES.get(name), overflow="fold", justify="right" if name == "error" else "left")
     for row in rows[1:]:
-        # No markup: a path may have brackets, and whoever prints may have switched markup off.
-        table.add_row(*(text(cell) for cell in row))
+        table.add_row(*map(text, row))
     return table
+
+
+def _stacked(rows: Rows) -> Any:
+    """A paragraph per row, for a terminal that is too narrow for the table."""
+    text = importlib.import_module("rich.text").Text
+    shown = text()
+    for place, *cells in rows[1:]:
+        shown.append(f"\n{place}\n", style=STYLES["merged into"])
+        for name, cell in zip(rows[0][1:], cells, strict=True):
+            if cell:
+                shown.append(f"  {name} ").append(f"{cell}\n", style=STYLES.get(name))
+    return shown
