@@ -16,12 +16,13 @@ from torch import nn
 
 import reparamkit
 from reparamkit.cli import app, files, spec
-from reparamkit.cli.failures import Code, Failure
+from reparamkit.cli.failures import Code, Failure, as_failure
 from reparamkit.reporting import Report
 from reparamkit.testing import randomize
 
 TINY = '''
 """A model of this file's own."""
+import os
 import torch
 from torch import nn
 from reparamkit.testing import randomize
@@ -67,6 +68,11 @@ def broken():
     raise OSError("no such\\nlicence")
 
 
+def moves():
+    os.chdir("/")
+    return build()
+
+
 def ends():
     raise SystemExit(0)
 
@@ -81,6 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model, and weights for it that its file does not have."""
     made = tmp_path_factory.mktemp("cli")
     (made / "tiny.py").write_text(TINY)
+    (made / "script.py").write_text("raise SystemExit(1)")
     save_file(randomize(built(made), seed=7).state_dict(), made / "weights.safetensors")
     return made
 
@@ -131,7 +138,7 @@ def test_fuse_writes_what_is_asked_for(folder: Path):
     targets = ("-o", "fused.safetensors", "--pt2", "fused.pt2", "--report", "report.html")
     done = run(folder, "fuse", "tiny.py:build", "--weights", "weights.safetensors", *INPUT, *targets)
     assert done.returncode == Code.DONE, done.stderr
-    assert done.stdout.startswith("1 merges, 2 refusals")
+    assert done.stdout.startswith("1 merge, 2 refusals")
     assert done.stderr == ""
 
     model = randomize(built(folder), seed=7)
@@ -328,7 +335,7 @@ main()
     environment = {**os.environ, "PYTHONPATH": str(Path(reparamkit.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == Code.MISSING, done.stderr
-    assert done.stdout.startswith("1 merges")
+    assert done.stdout.startswith("1 merge,")
     assert done.stderr == "reparamkit: this needs the package 'typer' (pip install 'reparamkit[cli]')\n"
 
 
@@ -343,9 +350,10 @@ main()
         (("--without", "chian"), "no rule 'chian'"),
         (("--only", "heads.*"), "names no module"),
         (("--skip", "heads.*"), "names no module"),
+        (("--objective", "measured"), "give its inputs: --input"),
     ],
 )
-def test_choices_that_name_nothing(folder: Path, capsys, arguments: tuple[str, str], message: str):
+def test_choices_that_cannot_be_followed(folder: Path, capsys, arguments: tuple[str, str], message: str):
     assert app.run(["explain", f"{folder / 'tiny.py'}:build", *arguments]) == Code.USAGE
     assert message in capsys.readouterr().err
 
@@ -362,6 +370,17 @@ def test_a_file_that_is_no_recipe(folder: Path, capsys):
     (folder / "noise.json").write_bytes(b"\xff\xfe")
     assert app.run(["convert", str(folder / "noise.json"), *arguments[1:]]) == Code.MODEL
     assert "noise.json: " in capsys.readouterr().err
+
+
+def test_inputs_that_the_model_rejects_say_which_option(folder: Path, capsys):
+    assert app.run(["fuse", f"{folder / 'tiny.py'}:build", "--input", "1,4,9,9"]) == Code.MODEL
+    assert capsys.readouterr().err.endswith("(here: --input 1,3,224,224)\n")
+
+
+def test_errors_cannot_command_a_terminal():
+    failure = as_failure(ValueError("\x1b[31mred\x1b]0;title\x07\u202e\nnext"))
+    assert str(failure).isprintable()
+    assert "\\x1b]0;title\\x07\\u202e next" in str(failure)
 
 
 def test_numbers_on_a_terminal_have_no_markup(folder: Path):
@@ -383,6 +402,7 @@ def test_numbers_on_a_terminal_have_no_markup(folder: Path):
         ("{}/tiny.py:biuld", Code.USAGE, "did you mean build"),
         ("{}/tiny.py:number", Code.MODEL, "gives a int"),
         ("{}/tiny.py:ends", Code.MODEL, "SystemExit"),
+        ("{}/script.py:build", Code.MODEL, "SystemExit"),
         ("no_such_package_here.models:build", Code.USAGE, "there is no module"),
     ],
 )
@@ -451,6 +471,12 @@ def test_configurations_of_transformers(tmp_path: Path):
     with pytest.raises(Failure, match="hf:resnet") as found:
         spec.load_model(f"hf:{tmp_path}")
     assert found.value.code == Code.USAGE
+
+
+def test_a_model_that_changes_the_folder_does_not_move_what_is_written(folder: Path, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert app.run(["fuse", "tiny.py:moves", *INPUT, "-o", "moved.safetensors", "-q"]) == Code.DONE
+    assert (folder / "moved.safetensors").exists()
 
 
 def test_specs_that_name_a_model(folder: Path):

@@ -122,9 +122,9 @@ def fuse_command(
         check_target(option, path, suffixes)
     check_distinct({"--weights": weights, **{option: path for option, path, _ in (*targets, *texts)}})
     found = loaded(tell, model, weights, inputs)
-    exporting = found.given if pt2 or onnx else ()
+    exporting = found.needed() if pt2 or onnx else ()
     with tell.working("fusing"):
-        fused = fuse(found.model, found.inputs, **options(found.model, rules, without, only, skip, objective))
+        fused = fuse(found.model, found.inputs, **options(found, rules, without, only, skip, objective))
     made = report(fused)
     tell.said.update(brief(made))
     tell.say(made)
@@ -203,7 +203,7 @@ def explain_command(
     check_target("--report", report_file, (".html", ".json"))
     found = loaded(tell, model, weights, inputs)
     with tell.working("fusing"):
-        made = explain(found.model, found.inputs, **options(found.model, rules, without, only, skip, objective))
+        made = explain(found.model, found.inputs, **options(found, rules, without, only, skip, objective))
     tell.said.update(brief(made))
     tell.say(made)
     tell.say(f"merged: {made.coverage}")
@@ -238,9 +238,9 @@ def verify_command(
     """Compare the fused model with the model, on random inputs."""
     tell = voice("verify", as_json, quiet, debug)
     found = loaded(tell, model, weights, inputs)
-    given = found.given
+    given = found.needed()
     with tell.working("fusing"):
-        fused = fuse(found.model, given, **options(found.model, rules, without, only, skip, objective))
+        fused = fuse(found.model, given, **options(found, rules, without, only, skip, objective))
     if fused_weights is not None:
         load_weights(fused, fused_weights)
     with tell.working("comparing"):
@@ -272,9 +272,9 @@ def bench_command(
     """Time the model and the fused model, in turns, eagerly on the CPU."""
     tell = voice("bench", as_json, quiet, debug)
     found = loaded(tell, model, weights, inputs)
-    given = found.given
+    given = found.needed()
     with tell.working("fusing"):
-        fused = fuse(found.model, given, **options(found.model, rules, without, only, skip, objective))
+        fused = fuse(found.model, given, **options(found, rules, without, only, skip, objective))
     with tell.working("measuring"):
         result = benchmark(found.model, fused, given, rounds=rounds)
     tell.say(str(result))
@@ -297,7 +297,7 @@ def demo_command(
     tell.say(made)
     keep_report(tell, report_file, made)
     if report_file is None:
-        tell.say("\nreparamkit demo --report demo.html draws it")
+        tell.say("reparamkit demo --report demo.html draws it")
     tell.finish()
 
 

@@ -6,6 +6,7 @@ import re
 from enum import IntEnum
 
 from ..errors import EquivalenceError, ReparamkitError
+from ..show.text import visible
 
 
 class Code(IntEnum):
@@ -37,7 +38,8 @@ def as_failure(error: Exception) -> Failure:
     if isinstance(error, EquivalenceError):
         return Failure(Code.CHECK, str(error), "nothing was written")
     if isinstance(error, ReparamkitError):
-        return Failure(Code.MODEL, str(error), "")
+        about_inputs = re.search(r"example.inputs?\b", str(error))
+        return Failure(Code.MODEL, str(error), "here: --input 1,3,224,224" if about_inputs else "")
     if isinstance(error, OSError):
         return Failure(Code.USAGE, str(error), "check the path, the rights, and the space on the disk")
     what = f"{type(error).__name__}: {error}"
@@ -51,5 +53,5 @@ def missing(package: str, extra: str) -> Failure:
 
 def one_line(text: str) -> str:
     """The text without line breaks and colours, shortened to what a terminal can show."""
-    joined = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+    joined = visible(" ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split()))
     return joined if len(joined) <= 400 else joined[:397] + "..."

@@ -24,9 +24,8 @@ class Loaded:
     model: nn.Module
     inputs: tuple[Tensor, ...] | None
 
-    @property
-    def given(self) -> tuple[Tensor, ...]:
-        """The inputs, for commands that run the model."""
+    def needed(self) -> tuple[Tensor, ...]:
+        """The inputs, for what runs the model. Raises `Failure` without them."""
         if self.inputs is None:
             raise Failure(Code.USAGE, "this runs the model", "give its inputs: --input 1,3,224,224")
         return self.inputs
@@ -44,20 +43,22 @@ def loaded(voice: Voice, spec: str, weights: Path | None, inputs: Sequence[str] 
 
 
 def options(
-    model: nn.Module,
+    found: Loaded,
     rules: list[str] | None,
     without: list[str] | None,
     only: list[str] | None,
     skip: list[str] | None,
     objective: str,
 ) -> dict[str, Any]:
-    """The options of `reparamkit.fuse` for this model. Raises `Failure` where one of them names nothing."""
+    """The options of `reparamkit.fuse` for this model. Raises `Failure` where one names nothing, or needs inputs."""
     if objective not in OBJECTIVES:
         raise Failure(Code.USAGE, f"--objective {objective}", f"choose one of {', '.join(OBJECTIVES)}")
     try:
         chosen_rules(rules or None, (), without or ())
         for option, patterns in (("--only", only), ("--skip", skip)):
-            chosen_paths(model, option, patterns or ())
+            chosen_paths(found.model, option, patterns or ())
     except (InvalidInputError, RuleError) as error:
         raise Failure(Code.USAGE, str(error), "") from error
+    if objective == "measured":
+        found.needed()
     return {"rules": rules or None, "without": without or (), "only": only, "skip": skip, "objective": objective}

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import chdir
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
@@ -35,7 +36,9 @@ def load_model(spec: str) -> nn.Module:
     home, _, name = spec.partition(":") if spec.startswith("hf:") else spec.rpartition(":")
     if not home or not name:
         raise Failure(Code.USAGE, f"'{spec}' names no model", FORMS)
-    model = ZOOS[home](name) if home in ZOOS else _called(_module(home), name, spec)
+    # Paths on the command line are meant from where it was given, wherever the code of the model goes.
+    with chdir(Path.cwd()):
+        model = ZOOS[home](name) if home in ZOOS else _called(_module(home), name, spec)
     if not isinstance(model, nn.Module):
         raise Failure(Code.MODEL, f"{spec} gives a {type(model).__name__}", "it must return a torch.nn.Module")
     return model.eval()
@@ -105,10 +108,12 @@ def _module(home: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{home}.".startswith(f"{error.name}."):
             raise Failure(Code.USAGE, f"there is no module '{home}'", FORMS) from error
-        raise Failure(Code.MODEL, f"importing {home} raised {type(error).__name__}: {error}", _DEBUG) from error
+        next_step = _MAIN if isinstance(error, SystemExit) else _DEBUG
+        raise Failure(Code.MODEL, f"importing {home} raised {type(error).__name__}: {error}", next_step) from error
 
 
 _DEBUG = "run with --debug for the trace"
+_MAIN = "what a script does belongs under: if __name__ == '__main__'"
 
 
 def _from_file(path: Path) -> ModuleType:
