@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 import sys
 import xml.etree.ElementTree as xml
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from example_modules import import_example
 from structures import DENSE, Sum, conv_norm, norm, seq
+from test_imports import PUBLIC
 from torch import nn
 
 import reparamkit
@@ -33,12 +38,54 @@ def test_the_tests_beside_the_laws_are_there():
     assert named - there == set()
 
 
+def parts(kind: object) -> Iterator[type]:
+    """The dataclasses that the fields of one are made of, itself included."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        yield kind
+        for hint in get_type_hints(kind).values():
+            yield from parts(hint)
+    for inner in get_args(kind):
+        yield from parts(inner)
+
+
+def test_the_reference_has_all_that_is_public():
+    """All names of the package, and all that a report, a verification and a measurement consist of."""
+    pages = "".join((ROOT / "docs" / name).read_text() for name in ("reference.md", "inject.md"))
+    there = {name.rpartition(".")[2] for name in re.findall(r"^::: reparamkit\.([\w.]+)$", pages, re.M)}
+    there |= set(re.findall(r"^### (\w+)$", pages, re.M)) | {
+        each.__name__ for each in vars(reparamkit.errors).values() if isinstance(each, type)
+    }
+    made = {
+        part.__name__
+        for kind in (reparamkit.Report, reparamkit.Verification, reparamkit.Benchmark)
+        for part in parts(kind)
+    }
+    assert {*PUBLIC, *made} - {"__version__"} - there == set()
+
+
 def test_the_hooks_run_what_ci_runs():
     """Each command of the pre-commit hooks is a step of .ci/run."""
     entries = re.findall(r"entry: ([^,}\n]+)", (ROOT / ".pre-commit-config.yaml").read_text())
     steps = (ROOT / ".ci" / "run").read_text()
     assert len(entries) == 6
     assert [entry for entry in entries if f"step {entry}" not in steps] == []
+
+
+example = import_example(("segmentation", "repmlpnet"), "model", "segmenter")
+FIGURES = [
+    ("repmlpnet", lambda: example.model.create_model("repmlpnet_tiny32", 10, in_channels=1), 64),
+    ("segmentation", lambda: example.segmenter.new_segmenter("small", 1, 11, 16), 2),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "batch"), FIGURES, ids=[name for name, *_ in FIGURES])
+def test_the_readmes_of_the_examples_count_as_the_report_does(name: str, make: Callable[[], nn.Module], batch: int):
+    """Parameters, operations and FLOPs do not depend on the training, so a page that has others is old."""
+    found = reparamkit.explain(randomize(make()), torch.randn(batch, 1, 32, 32))
+    text = (ROOT / "examples" / name / "README.md").read_text()
+    for line in ("parameters", "ops", "flops"):
+        shown = {"ops": "operations", "flops": "FLOPs of the affine layers"}.get(line, line)
+        assert f"| {shown} | {getattr(found.before, line):,} | {getattr(found.after, line):,} |" in text
 
 
 def drawn(model: nn.Module, x: torch.Tensor) -> list[xml.Element]:
