@@ -59,6 +59,11 @@ class Talking(Net):
         return super().forward(x)
 
 
+class Ending(Net):
+    def forward(self, x):
+        raise SystemExit(0)
+
+
 def talking():
     print("made")
     return randomize(Talking())
@@ -302,10 +307,29 @@ def test_tied_weights_come_back(folder: Path):
     assert done.returncode == Code.DONE, done.stderr
 
 
-def test_the_shell_completes_commands_and_rules(folder: Path):
-    """As bash asks for it."""
-    asked = {"_REPARAMKIT_COMPLETE": "complete_bash", "COMP_WORDS": "reparamkit fuse --without loc", "COMP_CWORD": "3"}
-    assert run(folder, **asked).stdout.split() == ["locality_injection"]
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands_and_rules(folder: Path, shell: str):
+    """As each shell asks for it, and without a word about anything else, which would be written into the prompt."""
+    words = {"COMP_WORDS": "reparamkit fuse --without loc", "COMP_CWORD": "3"}
+    asked = {"_TYPER_COMPLETE_ARGS": words["COMP_WORDS"], "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    done = run(folder, _REPARAMKIT_COMPLETE=f"complete_{shell}", **words, **asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "locality_injection" in done.stdout
+    assert "chain" not in done.stdout
+
+
+def test_completion_is_installed(folder: Path, tmp_path: Path):
+    known = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = run(folder, "--install-completion", "bash", **known)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / ".bashrc").exists()
+
+
+def test_a_forward_that_ends_the_process_is_a_failure_of_the_model(folder: Path):
+    done = run(folder, "fuse", "tiny.py:Ending", *INPUT, "-o", "ended.safetensors")
+    assert (done.returncode, done.stdout) == (Code.MODEL, "")
+    assert done.stderr == "reparamkit: the code of the model ended the process (run it by itself)\n"
+    assert not (folder / "ended.safetensors").exists()
 
 
 def test_an_exported_program_is_fused(folder: Path):

@@ -333,10 +333,8 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except SystemExit as error:
-        # typer's answer to a pipe that nobody reads any more, or what a model's forward did.
-        if isinstance(error.__context__, BrokenPipeError):
-            return 141
-        return _failed(error, Failure(Code.MODEL, "the code of the model ended the process", "run it by itself"))
+        # typer's answer to a shell that asks for completions, and to a pipe that nobody reads any more.
+        return 141 if isinstance(error.__context__, BrokenPipeError) else int(error.code or 0)
 
 
 def _failed(error: BaseException, failure: Failure) -> int:

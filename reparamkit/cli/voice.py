@@ -19,6 +19,7 @@ from .. import __version__
 from ..reporting import Report
 from ..show.data import encoded
 from ..show.text import visible
+from .failures import Code, Failure
 
 STATUS = {"debug": False, "json": False}
 """How errors are shown; set by the command as soon as its options are known."""
@@ -57,7 +58,15 @@ class Voice:
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
-        """Shows on a terminal what takes its time."""
+        """Shows on a terminal what takes its time. Raises `Failure` if the code of a model ends the process."""
+        try:
+            with self._shown(what):
+                yield
+        except SystemExit as error:
+            raise Failure(Code.MODEL, "the code of the model ended the process", "run it by itself") from error
+
+    @contextmanager
+    def _shown(self, what: str) -> Iterator[None]:
         if self.as_json or self.quiet:
             # What the code of a model prints is no part of the object.
             with redirect_stdout(sys.stderr):
