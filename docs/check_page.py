@@ -72,7 +72,7 @@ PROBE = """
   $("graphs").scrollTop = 1e9;
   draw();
   found.last = found.boxes();
-  const box = document.querySelector("#drawing rect.box");
+  const box = document.querySelector("#drawing rect.box[style]") || document.querySelector("#drawing rect.box");
   box.dispatchEvent(new MouseEvent("mousemove", { clientX: 9, clientY: 9 }));
   found.tip = $("tip").textContent;
   const paper = () => getComputedStyle(document.body).backgroundColor;
@@ -204,7 +204,7 @@ def check(name: str, report: Report, folder: Path) -> list[str]:
         and all(
             r.reason in text and r.advice.advice in text for r, text in zip(_shown(report), found["left"], strict=True)
         ),
-        "hovering tells": bool(found["tip"]),
+        "hovering tells": any(text in found["tip"] for text in ("input", "output", *merge.equations)),
         "light and dark differ": found["papers"][0] != found["papers"][1],
     }
     times = f"ready after {found['start']:5.0f} ms, with views after {found['rebuilt']:5.0f} ms more"

@@ -25,6 +25,7 @@ function shape(tag, attributes, text) {
   return made;
 }
 
+const summary = (merges, left) => `${exact(merges)} merge${merges === 1 ? "" : "s"}, ${exact(left)} left as ${left === 1 ? "it is" : "they are"}`;
 const exact = (number) => number.toLocaleString("en-US");
 const change = (old, now) => old ? `${now > old ? "+" : ""}${(100 * (now / old - 1)).toFixed(1)}%` : "";
 const sizes = (node) => node.shape ? `${node.shape.map((n) => n < 0 ? "?" : n).join(" × ") || "scalar"}` : "";
@@ -340,7 +341,8 @@ function drawBox(stage, box) {
 
 function tip(event, node, site) {
   const merge = site === undefined ? null : report.merges[site];
-  const lines = [`${node.kind}  ${node.path}`, node.detail, sizes(node), merge && `merged into ${merge.path} (${merge.rules.join(", ")})`];
+  const lines = [`${node.kind}  ${node.path}`, node.detail, sizes(node)];
+  if (merge) lines.push(`merged into ${merge.path}`, ...merge.rules.map((rule, k) => `${rule}: ${merge.equations[k] || ""}`));
   for (const each of refused.get(node.path) || []) if (node.op === "call_module") lines.push(`left: ${each.reason}`);
   const box = $("tip");
   box.textContent = lines.filter(Boolean).join("\n");
@@ -495,7 +497,7 @@ function showList() {
   $("list").replaceChildren(...rows);
   hits = new Set(words.length ? [...report.graph_before, ...report.graph_after].filter((node) => wanted(words, node.kind, node.path, node.name)) : []);
   const count = words.length ? `, ${hits.size} operations` : "";
-  $("found").textContent = `${rule === "left" ? 0 : sites.length} merges, ${left} left as they are${count}`;
+  $("found").textContent = summary(rule === "left" ? 0 : sites.length, left) + count;
 }
 
 function mergeRow(site) {
@@ -519,7 +521,7 @@ const warningRow = (warning) => element("button", { class: "row warning", onclic
 // --- the frame ----------------------------------------------------------------------------------------
 
 function showHead() {
-  $("title").append(report.model || "model", element("small", {}, `${report.merges.length} merges, ${report.refusals.length} left as they are`));
+  $("title").append(report.model || "model", element("small", {}, summary(report.merges.length, report.refusals.length)));
   const names = { parameters: "parameters", ops: "operations", flops: "FLOPs" };
   for (const [name, title] of Object.entries(names)) {
     const [old, now] = [report.before[name], report.after[name]];
