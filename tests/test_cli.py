@@ -165,6 +165,10 @@ def test_fuse_speaks_json(folder: Path):
     said = json.loads(done.stdout)
     assert said["merges"] == []
     assert "left out by skip=" in {refusal["reason"] for refusal in said["refusals"]}
+    assert all(refusal["what_to_do"] for refusal in said["refusals"])
+    assert said["warnings"] == []
+    assert [part["path"] for part in said["parts"]] == [""]
+    assert not {"graph_before", "pictures"} & {*said, *(name for merge in said["merges"] for name in merge)}
     kept = Report.from_json((folder / "report.json").read_text())
     assert said["coverage"]["share"] == kept.coverage.share
     assert said["written"] == {"report": "report.json"}

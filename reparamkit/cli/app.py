@@ -56,12 +56,14 @@ app = typer.Typer(name="reparamkit", no_args_is_help=True, pretty_exceptions_ena
 
 
 def brief(found: Report) -> dict[str, Any]:
-    """The report without graphs and pictures, for --json."""
+    """The report without graphs and pictures, and with what to do about each layer that was left, for --json."""
     data = json.loads(found.to_json())
     for merge in data["merges"]:
         del merge["pictures"]
+    for refusal, said in zip(found.refusals, data["refusals"], strict=True):
+        said["what_to_do"] = refusal.advice.advice
     coverage = found.coverage
-    kept = {name: data[name] for name in ("merges", "refusals", "before", "after", "tier", "error")}
+    kept = {name: each for name, each in data.items() if not name.startswith("graph_")}
     return {**kept, "coverage": {"merged": coverage.merged, "left": coverage.left, "share": coverage.share}}
 
 

@@ -89,6 +89,12 @@ TABLE = (
         r"|could leave it none",
     ),
     Advice(
+        "method",
+        "is used in part by a method",
+        "compute what belongs together in one method, or remove the method if nothing calls it",
+        r"uses a part of what would be merged",
+    ),
+    Advice(
         "hooks",
         "is observed by hooks",
         "remove the hooks before fuse and set them again on the fused model",
@@ -142,7 +148,6 @@ TABLE = (
         "make the forward around it plain: values come in as arguments, results go out as results; or pass"
         " as_graph=True, which writes no code",
         r"its forward|whose forward|the forward of|uses a value|which is not inside it|generated method"
-        r"|uses a part of what would be merged"
         r"|is a GraphModule|holds it in an object|reader does not know|a value from inside the merge"
         r"|cannot be checked|does not reach|hands on a|whose keys are not names|as a plain number",
     ),
