@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
@@ -112,7 +112,7 @@ def summarize(
     left = [Refusal(path or "(root)", _class_at(root, path), reason) for path, reason in parts.opaque.items()]
     refusals = [refusal for work in works for refusal in _refusals(work, _of_layers(work.plan))]
     told = {refusal.path for refusal in (*left, *refusals)}
-    closed = [Refusal(path, _class_at(root, path), CLOSED) for path in _closed(works) if path not in told]
+    closed = [refusal for refusal in _closed(works) if refusal.path not in told]
     return Report(
         merges,
         (*left, *refusals, *closed),
@@ -126,19 +126,22 @@ def summarize(
 
 
 CLOSED = "torch computes it in one call: the layers inside it are not looked into"
+QUANTISED = "its weights are quantised: fuse before quantising"
 
 
-def _closed(works: Sequence[Work]) -> list[str]:
-    """The modules of torch that have layers inside, such as attention, and are one node of a graph."""
+def _closed(works: Sequence[Work]) -> Iterator[Refusal]:
+    """The modules of torch that are one node of a graph though they have layers inside, such as attention, and those
+    with quantised weights; and why they stay.
+    """
     traced = [work.captured.frames[0].path for work in works]
-    return [
-        path
-        for work in works
-        for path, module in _called(work).items()
-        if type(module).__module__.startswith("torch.")
-        and any(True for child in module.children() for _ in child.parameters())
-        and not any(matches(part, path) for part in traced)
-    ]
+    for path, module in (called for work in works for called in _called(work).items()):
+        home = type(module).__module__
+        if not home.startswith("torch.") or any(matches(part, path) for part in traced):
+            continue
+        if ".quantized" in home:
+            yield Refusal(path, type(module).__name__, QUANTISED)
+        elif any(True for child in module.children() for _ in child.parameters()):
+            yield Refusal(path, type(module).__name__, CLOSED)
 
 
 def _called(work: Work) -> dict[str, nn.Module]:

@@ -183,6 +183,18 @@ def test_a_module_that_torch_computes_in_one_call_has_a_reason_and_is_not_counte
     assert (found.coverage.merged, found.coverage.left) == (2, 0)
 
 
+@pytest.mark.filterwarnings("ignore")  # that quantisation moves to another package
+def test_quantised_layers_have_a_reason():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4)).eval()
+    model[3] = torch.ao.quantization.quantize_dynamic(nn.Sequential(model[3]))[0]
+    found = reparamkit.explain(model, torch.randn(2, 4))
+    assert [(each.path, each.reason) for each in found.refusals] == [
+        ("3", "its weights are quantised: fuse before quantising")
+    ]
+    assert found.refusals[0].advice.kind == "dtype"
+    assert len(found.merges) == 1
+
+
 def test_modules_of_torch_that_are_looked_into_have_no_such_reason():
     """A row with a hook is traced by itself; what has no layers inside is no block."""
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.LSTM(4, 4)).eval()
