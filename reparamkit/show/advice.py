@@ -150,7 +150,7 @@ TABLE = (
         " as_graph=True, which writes no code",
         r"its forward|whose forward|the forward of|uses a value|which is not inside it|generated method"
         r"|is a GraphModule|holds it in an object|reader does not know|a value from inside the merge"
-        r"|cannot be checked|does not reach|hands on a|whose keys are not names|as a plain number",
+        r"|cannot be checked|does not reach|hands on a|whose keys are not names|as a plain number|has its code in it",
     ),
     Advice(
         "alone",
