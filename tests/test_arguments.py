@@ -538,3 +538,29 @@ def test_a_condition_that_is_checked_can_be_recorded_by_torch():
         warnings.simplefilter("ignore", FutureWarning)
         recorded = torch.jit.trace(fused, X, check_trace=False)
     assert error(recorded(X), model(X)) <= 1e-6
+
+
+class Partitioned(nn.Module):
+    """A dense layer and two convolutions on parts of a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.a, self.b = nn.Linear(16, 16), conv_norm(1, 1, 1), conv_norm(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        parts = x.reshape(b, c, h // 4, 4, w // 4, 4).permute(0, 1, 2, 4, 3, 5)
+        maps = parts.reshape(-1, 1, 4, 4)
+        return self.fc(parts.reshape(-1, 16)).reshape(-1, 1, 4, 4) + (self.a(maps) + self.b(maps))
+
+
+def test_a_size_is_checked_where_an_argument_has_it():
+    """The size is that of the model's input, which the call inside does not see: a norm keeps it."""
+    model = build(lambda: seq(norm(4), Partitioned()))
+    fused = reparamkit.fuse(model, X)
+    (merge,) = reparamkit.report(fused).merges
+    assert "locality_injection" in merge.rules
+    larger = sample((3, 4, 12, 4), torch.float32)
+    assert error(fused(larger), model(larger)) <= 1e-6
+    with pytest.raises((GuardError, RuntimeError)):
+        fused(sample((2, 4, 9, 8), torch.float32))

@@ -144,7 +144,10 @@ class Planner:
         return (w for w, value in self.reading.writes.items() if value in sources and order[w] < order[reader])
 
     def _site(self, node: fx.Node, option: Option, placed: Placed) -> Site:
-        return Site(node, option.members, tuple(sorted(placed.form.used)), option.before, option.cost, placed)
+        shapes, named = self.options.reading.shapes, self.options.captured.named
+        sizes = {name: shapes[named[name]][0] for name in placed.form.terms}
+        rules = tuple(sorted(placed.form.used))
+        return Site(node, option.members, rules, option.before, option.cost, placed, sizes=sizes)
 
     # --- what a plan must respect ------------------------------------------------------------------
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from ..algebra.size import Size, Symbol
 from ..layers.price import Cost
 from .placing import Placed
 from .reading import Shape
@@ -28,7 +29,8 @@ class Site:
     """One merge: `members` are replaced, `value` is what they computed.
 
     rules: that made it. before, after: the price of the members, and of what is written for them.
-    placed: the form to write; replacement: the module to call instead, for a graph rule.
+    placed: the form to write. sizes: those of the values that it reads, by name. replacement: the module to call
+        instead, for a graph rule.
     absorbed: scales among the members in whose place, for all that read them, is the value before; and views of them.
     saved: FLOPs, less those of members that are computed elsewhere too.
     """
@@ -42,6 +44,15 @@ class Site:
     replacement: Replacement | None = None
     absorbed: frozenset[fx.Node] = frozenset()
     saved: float = 0.0
+    sizes: Mapping[str, tuple[Size, ...]] = field(default_factory=dict)
+
+    def readable(self, symbol: Symbol) -> list[tuple[str, int]]:
+        """Where a free size can be read: names of values, and dimensions (from the right)."""
+        name, dim = symbol.origin
+        found = [(str(name), dim)] if isinstance(dim, int) else []
+        for each, sizes in self.sizes.items() if not symbol.stands_for_dims else ():
+            found += [(each, k - len(sizes)) for k, size in enumerate(sizes) if size == Size(1, (symbol,))]
+        return found
 
     @property
     def core(self) -> frozenset[fx.Node]:

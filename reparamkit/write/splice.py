@@ -79,7 +79,7 @@ class Splicer:
         opened = below(self.captured, frame, site.core)
         for symbol, _ in placed.guards if placed is not None else ():
             if placed is not None and not (symbol.stands_for_dims and self._ranked(frame, opened, placed)):
-                self._source(frame, opened, symbol)
+                self._source(frame, opened, site, symbol)
 
     def splice(self, written: Written) -> None:
         """Insert the merged layers after the site's value; nothing uses them yet."""
@@ -133,7 +133,7 @@ class Splicer:
         guards = () if written.parts else placed.guards
         for symbol, pin in sorted(guards, key=lambda g: str(g[0].origin)):
             if not (symbol.stands_for_dims and self._rank_guard(written.frame, opened, placed)):
-                self._guard(*self._source(written.frame, opened, symbol), pin)
+                self._guard(*self._source(written.frame, opened, written.site, symbol), pin)
         results = [self._term(written, placement) for placement in placed.terms]
         if placed.dim is not None:
             return self.captured.graph.call_function(torch.cat, (results, placed.dim))
@@ -197,14 +197,13 @@ class Splicer:
         else:
             self.captured.graph.call_function(expect_rank, (node, dim + pin))
 
-    def _source(self, frame: Frame, opened: set[int], symbol: Symbol) -> tuple[fx.Node, int]:
-        """The value and the dimension that a symbol is the size of."""
-        name, dim = symbol.origin
-        node = self.current(self.captured.named[str(name)])
-        assert isinstance(dim, int)
-        if not self._reaches(frame, opened, node):
-            raise NotFusable(f"a size that a guard must check ({name}) does not reach '{frame.path}'")
-        return node, dim
+    def _source(self, frame: Frame, opened: set[int], site: Site, symbol: Symbol) -> tuple[fx.Node, int]:
+        """A value and the dimension that a symbol is the size of."""
+        for name, dim in site.readable(symbol):
+            node = self.current(self.captured.named[name])
+            if self._reaches(frame, opened, node):
+                return node, dim
+        raise NotFusable(f"a size that a guard must check ({symbol.origin[0]}) does not reach '{frame.path}'")
 
     def _term(self, written: Written, placement: Placement) -> fx.Node:
         value = self.current(self.captured.named[placement.source])
