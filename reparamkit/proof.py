@@ -16,6 +16,7 @@ from .algebra.operator import Operator
 from .algebra.size import Size, Symbol, roots
 from .capture.capture import Captured
 from .capture.lending import lender
+from .capture.trees import filled
 from .compare import place_of_error, relative_error
 from .errors import EquivalenceError, GuardError, NotFusable
 from .layers.hooks import has_hooks
@@ -224,7 +225,7 @@ class _Wide:
         def value(n: fx.Node) -> Any:
             return torch.zeros((), dtype=torch.float64) if n is read and n not in known else known[n]
 
-        args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
+        args, kwargs = filled((node.args, node.kwargs), value)
         with torch.no_grad():
             found = self._found(node, args, kwargs)
         # Parameter arithmetic may begin with a tensor of the model's own dtype.

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structures import Model, build, conv, conv_norm, error, norm, run, sample, seq
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 import reparamkit
 from reparamkit import CaptureError, CoverageError, GuardError, InvalidInputError
+from reparamkit.capture import parts
 
 X = sample((2, 4, 8, 8), torch.float32)
 Pair = namedtuple("Pair", "first second")
@@ -163,6 +165,25 @@ def checked(m: Any, x: Tensor) -> Tensor:
     return m.b(F.relu(m.a(x)))
 
 
+def selected(m: Any, x: Tensor) -> Tensor:
+    """As old code says it."""
+    places = Variable(torch.tensor([3, 0, 1, 2]))
+    return m.b(F.relu(Variable(m.a(x))).index_select(1, index=places))
+
+
+@torch.fx.wrap
+def clip(window: list[int], size: Sequence[int]) -> None:
+    """Makes a window not larger than an image."""
+    for k, most in enumerate(size):
+        window[k] = min(window[k], most)
+
+
+def windowed(m: Any, x: Tensor) -> Tensor:
+    window = [16, 4]
+    clip(window, x.shape[2:])
+    return m.b(F.relu(m.a(x)[:, :, : window[0], : window[1]])) * window[0]
+
+
 class OwnSwish(torch.autograd.Function):
     """Has a backward of its own, so its forward runs without gradients."""
 
@@ -210,6 +231,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], dict[str, Any]
     "None among the results": (two(lambda m, x: (m.b(F.relu(m.a(x))), None, [None, {"no": None}])), (X,), {}),
     "any arguments": (Keywords, (X, X), {"flag": True, "z": X}),
     "checkpoint": (two(lambda m, x: m.b(F.relu(checkpoint(m.a, x, use_reentrant=False)))), (X,), {}),
+    "variables": (two(selected), (X,), {}),
+    "a list that a function changes": (two(windowed), (X,), {}),
     "nested containers": (
         lambda: Model(nested, blocks=nn.ModuleList(nn.ModuleDict({"c": conv_norm(4, 4)}) for _ in range(2))),
         (X,),
@@ -1187,3 +1210,43 @@ def test_several_values_in_one_are_no_tensor_of_unknown_rank():
     report = reparamkit.report(reparamkit.fuse(build(Attending), sample((2, 5, 8), torch.float32)))
     assert [m.members for m in report.merges] == [("a", "b")]
     assert not report.refusals
+
+
+@pytest.mark.parametrize("name", ["variables", "a list that a function changes"])
+def test_what_c_code_or_fx_would_refuse_is_a_part_of_one_graph(name: str):
+    """Also what a function does to a list, which the code around it sees."""
+    model = build(MODELS[name][0])
+    fused = reparamkit.fuse(model, X, as_graph=True)
+    for x in (X, sample((3, 4, 8, 6), torch.float32)):
+        assert error(run(fused, x), run(model, x)) <= 1e-5
+
+
+class Deciding(nn.Module):
+    """A branch on data between two pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(4, 4), seq(conv_norm(4, 4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(y if y.sum() > 0 else y.abs())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("example", [None, X])
+def test_one_trace_finds_what_cannot_be_traced(example: Tensor | None, monkeypatch: pytest.MonkeyPatch):
+    """A model of many such modules is not traced once for each of them."""
+    traces: list[str] = []
+    capture = parts.capture
+
+    def counted(model: nn.Module, path: str, *given: Any, **more: Any) -> Any:
+        traces.append(path)
+        return capture(model, path, *given, **more)
+
+    monkeypatch.setattr(parts, "capture", counted)
+    model = build(lambda: seq(*(each for _ in range(6) for each in (conv_norm(4, 4), Deciding()))))
+    fused = reparamkit.fuse(model, example)
+    for x in (X, -X, sample((1, 4, 5, 6), torch.float32)):
+        assert error(run(fused, x), run(model, x)) <= 1e-5
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    assert traces.count("") <= 5

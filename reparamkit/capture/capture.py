@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from .guards import expect
 from .paths import module_at
 from .proxies import attribute
 from .state import State
-from .tracer import Frame, Method, Named, Opaque, Tracer, WritesConstant, as_fake
+from .tracer import AGAIN, FillsArgument, Frame, GoingOn, Method, Named, Opaque, Tracer, WritesConstant, as_fake
 from .trees import leaves, map_leaves
 
 
@@ -287,17 +287,26 @@ def capture(
     is_leaf: Callable[[nn.Module], bool],
     opaque: Mapping[str, Opaque],
     sized: bool = True,
+    going_on: GoingOn | None = None,
 ) -> Captured:
     """Trace the submodule at `path` of `model` (in place: it is a private copy).
 
     opaque: modules to call and not to trace, by path. sized: use the sizes of the inputs, which are those of any call.
     Raises `CaptureError` if its forward cannot be traced, saying where and what to do.
     """
-    sized = sized and inputs is not None
+    trace = partial(_captured, model, path, inputs, is_leaf, opaque, sized and inputs is not None, going_on)
     try:
-        return _captured(model, path, inputs, is_leaf, opaque, sized, factories=False)
+        return _with_factories(trace, through=False)
+    except FillsArgument:
+        return _with_factories(trace, through=True)
+
+
+def _with_factories(trace: Callable[..., Captured], through: bool) -> Captured:
+    """Tensors that are made of nothing are in the graph only if the forward writes into them."""
+    try:
+        return trace(through, factories=False)
     except WritesConstant:
-        return _captured(model, path, inputs, is_leaf, opaque, sized, factories=True)
+        return trace(through, factories=True)
 
 
 def _captured(
@@ -307,10 +316,12 @@ def _captured(
     is_leaf: Callable[[nn.Module], bool],
     opaque: Mapping[str, Opaque],
     sized: bool,
+    going_on: GoingOn | None,
+    through: bool,
     factories: bool,
 ) -> Captured:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    tracer = Tracer(is_leaf, mode, opaque.values(), factories)
+    tracer = Tracer(is_leaf, mode, opaque.values(), factories, through, going_on)
     names = _structure(model.get_submodule(path), inputs)
     values = map_leaves(as_fake(mode), names.values) if sized else {}
     try:
@@ -318,14 +329,14 @@ def _captured(
         with random_state_kept(), _state_kept(model) as (changed, stored), torch.enable_grad():
             graph = tracer.traced_call(model, path, names.args, names.kwargs, values)
             named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
-    except WritesConstant as error:
-        raise WritesConstant(str(error), path if tracer.failed is None else tracer.failed.path) from error
+    except AGAIN as error:
+        raise type(error)(str(error), path if tracer.failed is None else tracer.failed.path) from error
     except MemoryError:
         # Tracing the parts one by one would not be the remedy.
         raise
     except Exception as error:
-        hooked = next((name for name, each in opaque.items() if each.module._forward_hooks), None)
-        raise _capture_error(tracer, path, inputs, error, hooked) from error
+        where = path if tracer.failed is None else tracer.failed.path
+        raise CaptureError(why_not(where, inputs, error, opaque), where) from error
     tier = "values" if sized else "symbolic"
     return Captured(
         model,
@@ -374,22 +385,21 @@ def _missing(model: nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in named.items() if not hasattr(model, name.partition(".")[0])}
 
 
-def _capture_error(
-    tracer: Tracer, path: str, inputs: Inputs | None, error: Exception, hooked: str | None
-) -> CaptureError:
-    """hooked: a module inside with hooks, which the code may rely on."""
-    where = path if tracer.failed is None else tracer.failed.path
+def why_not(path: str, inputs: Inputs | None, error: Exception, opaque: Mapping[str, Opaque]) -> str:
+    """Why the module at a path cannot be traced, with what to do."""
     if isinstance(error, ReparamkitError):
-        return CaptureError(str(error), where)
+        return str(error)
     advice = (
         "pass example_inputs, which lets sizes and branches on sizes be traced"
         if inputs is None
         else "fuse its submodules one by one (model.part = reparamkit.fuse(model.part, ...))"
     )
     reason = f"{type(error).__name__}: {error}"
+    # The code may rely on the hooks of a module inside.
+    hooked = next((name for name, each in opaque.items() if each.module._forward_hooks), None)
     if hooked is not None:
         reason += f"; the hooks of '{hooked}' do not run in a trace, which may be why"
-    return CaptureError(f"the forward of {where or 'the model'} cannot be traced ({reason}); {advice}", where)
+    return f"the forward of {path or 'the model'} cannot be traced ({reason}); {advice}"
 
 
 # --- inputs -----------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +14,12 @@ from torch.utils._pytree import tree_flatten
 
 from ..errors import CaptureError, InvalidInputError
 from .buffers import other_buffers
-from .capture import Captured, Inputs, capture, know_sizes, run
-from .tracer import Opaque
+from .capture import Captured, Inputs, capture, know_sizes, run, why_not
+from .tracer import GoingOn, Opaque
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+FEW = 2
+"""So many modules that cannot be traced are found one by one, each by a trace of its own."""
 Asked = Callable[[nn.Module], bool]
 _Calls = dict[str, list[tuple[Inputs, Any]]]
 """Per path of a module the inputs and outputs of each of its calls."""
@@ -56,9 +59,8 @@ def capture_parts(
             parts.captured += split
         except CaptureError as error:
             first = first or error
-        for name in found.opaque.keys() & parts.opaque.keys():
-            reason = f"'{name or 'the model'}' around it cannot be traced"
-            queue += [(inner, given, reason) for inner, given in _inside(model, name, found, inputs)]
+        failed = [name for name in found.opaque if name in parts.opaque]
+        queue += _inside(model, failed, found, inputs)
     if not parts.captured:
         assert first is not None
         raise first
@@ -78,7 +80,7 @@ class _Part:
 
     def leave_hooked(self, has_hooks: Asked) -> Iterator[tuple[str, Inputs | None]]:
         """Leave the outermost modules inside that have hooks as calls; yields them, with the inputs of their call."""
-        hooked = dict(self._hooked(has_hooks, self.model.get_submodule(self.path), self.path))
+        hooked = dict(self._hooked(has_hooks, self.module, self.path))
         calls = self._calls(hooked)
         self.opaque |= {path: Opaque(module, _outputs(calls[path])) for path, module in hooked.items()}
         yield from _given(hooked, calls if self.inputs is not None else None, "and has hooks", self.reasons)
@@ -97,10 +99,11 @@ class _Part:
         """The calls of modules inside, if there are inputs."""
         if self.inputs is None or not wanted:
             return {path: [] for path in wanted}
-        return _recorded(self.model.get_submodule(self.path), self.inputs, wanted)
+        return _recorded(self.module, self.inputs, wanted)
 
     def capture(self) -> Captured:
         """Trace, and as long as that fails, leave the module where it fails as a call."""
+        failures = 0
         while True:
             try:
                 return capture(self.model, self.path, self.inputs, self.is_leaf, self.opaque)
@@ -112,6 +115,9 @@ class _Part:
                 self._leave(where)
                 if where == self.path:
                     raise
+            failures += 1
+            if failures == FEW:
+                self._leave_all()
 
     def around(self, shared: Sequence[Captured]) -> Captured:
         """Trace once more, and only call what was captured by itself."""
@@ -123,6 +129,23 @@ class _Part:
         module = self.model.get_submodule(path)
         calls = self._calls({path: module}) if path != self.path else {path: []}
         self.opaque[path] = Opaque(module, _outputs(calls[path]))
+
+    def _leave_all(self) -> None:
+        """Leave all modules as calls where one trace fails that then goes on."""
+        inside = {name: module for name, module in self.module.named_modules() if name and not self.is_leaf(module)}
+        calls = {} if self.inputs is None else _recorded(self.module, self.inputs, inside, also_inputs=False)
+        going_on = GoingOn({id(inside[name]): _outputs(found) for name, found in calls.items()})
+        with suppress(CaptureError):
+            capture(self.model, self.path, self.inputs, self.is_leaf, self.opaque, going_on=going_on)
+        for path, error in going_on.failed.items():
+            module = self.model.get_submodule(path)
+            self.reasons[path] = why_not(path, self.inputs, error, self.opaque)
+            self.opaque[path] = Opaque(module, going_on.outputs.get(id(module), ()))
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is traced."""
+        return self.model.get_submodule(self.path)
 
 
 def _split(part: _Part, captured: Captured, inputs: Inputs) -> list[Captured]:
@@ -171,12 +194,22 @@ def _equal(x: object, y: object) -> bool:
     return isinstance(x, (bool, int, float, str, type(None))) and type(x) is type(y) and x == y
 
 
-def _inside(model: nn.Module, path: str, part: _Part, inputs: Inputs | None) -> Iterator[tuple[str, Inputs | None]]:
-    """The modules inside one that cannot be traced, with the inputs of their one call."""
-    children = dict(_children(model.get_submodule(path), path))
-    children = {name: child for name, child in children.items() if not part.is_leaf(child)}
+def _inside(
+    model: nn.Module, failed: Iterable[str], part: _Part, inputs: Inputs | None
+) -> Iterator[tuple[str, Inputs | None, str]]:
+    """The modules inside those that cannot be traced, with the inputs of their one call, and what is around them. Those
+    without tensors have nothing to merge.
+    """
+    around = {name: path for path in failed for name, _ in _children(model.get_submodule(path), path)}
+    children = {name: model.get_submodule(name) for name in around}
+    children = {name: child for name, child in children.items() if not part.is_leaf(child) and _has_tensors(child)}
     calls = _recorded(model, inputs, children) if inputs is not None and children else None
-    return _given(children, calls, "inside a module that cannot be traced", part.reasons)
+    for name, given in _given(children, calls, "inside a module that cannot be traced", part.reasons):
+        yield name, given, f"'{around[name] or 'the model'}' around it cannot be traced"
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    return any(True for _ in itertools.chain(module.parameters(), module.buffers()))
 
 
 def _given(
@@ -206,21 +239,20 @@ def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
             yield inner, child
 
 
-def _recorded(model: nn.Module, inputs: Inputs, wanted: dict[str, nn.Module]) -> _Calls:
+def _recorded(model: nn.Module, inputs: Inputs, wanted: Mapping[str, nn.Module], also_inputs: bool = True) -> _Calls:
     """Per path the inputs and outputs of each call in one real run."""
-    calls: _Calls = {path: [] for path in wanted}
-    paths = {id(module): path for path, module in wanted.items()}
+    calls: dict[nn.Module, list[tuple[Inputs, Any]]] = {module: [] for module in wanted.values()}
     given: list[Inputs] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        given.append(Inputs(args, kwargs).copied())
+        given.append(Inputs(args, kwargs).copied() if also_inputs else Inputs())
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        calls[paths[id(module)]].append((given.pop(), output))
+        calls[module].append((given.pop(), output))
 
     # The last hooks of a module: forward gets what others made of the inputs, and they may change its output.
-    before = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in wanted.values()]
-    after = [module.register_forward_hook(leave, with_kwargs=True) for module in wanted.values()]
+    before = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in calls]
+    after = [module.register_forward_hook(leave, with_kwargs=True) for module in calls]
     try:
         with other_buffers(model, Tensor.clone):
             run(model, inputs.copied())
@@ -232,4 +264,4 @@ def _recorded(model: nn.Module, inputs: Inputs, wanted: dict[str, nn.Module]) ->
     finally:
         for handle in (*before, *after):
             handle.remove()
-    return calls
+    return {path: calls[module] for path, module in wanted.items()}

@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 TABLES = ("_parameters", "_buffers", "_modules")
+LAYERS = ("_parameters", "_modules")
+"""The tables that torch puts nothing else into."""
+PLAIN = (bool, int, float, str, type(None))
 CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 """What an attribute may be, and code may put something into."""
 
@@ -25,8 +28,9 @@ class State:
         self._kept = [(m, type(m), dict(vars(m)), _contents(m)) for m in modules]
 
     def now(self) -> list[Any]:
-        """The attributes that the modules have at present."""
-        return [value for module, *_ in self._kept for value in vars(module).values()]
+        """The attributes of the modules at present that may hold what is neither plain nor a layer."""
+        values = (value for module, *_ in self._kept for name, value in vars(module).items() if name not in LAYERS)
+        return [value for value in values if type(value) not in PLAIN and (type(value) not in CONTAINERS or value)]
 
     def drop_new(self, prefix: str) -> None:
         """Remove the attributes of such names that were added since."""
@@ -45,8 +49,7 @@ class State:
     @property
     def has_its_layers(self) -> bool:
         """Whether the modules have the children and parameters that they had."""
-        tables = ("_parameters", "_modules")
-        return all(_same(vars(module)[t], contents[t]) for module, *_, contents in self._kept for t in tables)
+        return all(_same(vars(module)[t], contents[t]) for module, *_, contents in self._kept for t in LAYERS)
 
     def restore(self) -> set[int]:
         """Put everything back; returns the modules (by identity) that had been changed."""

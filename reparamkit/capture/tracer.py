@@ -11,7 +11,8 @@ import inspect
 import operator
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import FrameType, MethodDescriptorType
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.fx.node import Argument, Target
+from torch.fx.node import Target
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
@@ -35,8 +36,10 @@ from .modes import Modes, modes, modes_noted
 from .proxies import ValueProxy, attribute, where
 from .scripts import scripts_opened
 from .state import Contents
-from .trees import leaves, map_leaves
+from .trees import filled, leaves, map_leaves
+from .variables import variables_read
 from .variadic import plain, traced_numbers_taken
+from .wrapped import wraps_opened
 
 OPERATORS = frozenset(getattr(operator, f"i{name}") for name in AUGMENTED)
 CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
@@ -91,6 +94,16 @@ class Opaque:
     outputs: Sequence[Any]
 
 
+@dataclass(frozen=True, eq=False)
+class GoingOn:
+    """outputs: per module (by identity) of its calls in a real run, if there was one. failed: receives, by their paths,
+    the errors of the modules that cannot be traced.
+    """
+
+    outputs: Mapping[int, Sequence[Any]]
+    failed: dict[str, Exception] = field(default_factory=dict)
+
+
 def _constant(node: fx.Node, root: nn.Module) -> Any:
     """The real value of a node, if it depends on parameters and buffers only."""
     values: dict[fx.Node, Any] = {}
@@ -98,7 +111,7 @@ def _constant(node: fx.Node, root: nn.Module) -> Any:
         if each.op == "get_attr":
             values[each] = attribute(root, str(each.target))
         else:
-            args, kwargs = (fx.node.map_arg(given, values.__getitem__) for given in (each.args, each.kwargs))
+            args, kwargs = filled((each.args, each.kwargs), values.__getitem__)
             with torch.no_grad():
                 values[each] = _called(each, args, kwargs)
     return values.get(node)
@@ -160,6 +173,14 @@ def _is_users(method: object) -> bool:
 
 class WritesConstant(CaptureError):
     """The forward writes a traced value into a tensor that is none."""
+
+
+class FillsArgument(CaptureError):
+    """A function that is one node changes a list that it is given, which the code around it sees."""
+
+
+AGAIN = (WritesConstant, FillsArgument)
+"""Errors of a trace that another one may not have."""
 
 
 class _Calls(TorchFunctionMode):
@@ -226,7 +247,9 @@ class Tracer(fx.Tracer):
     opaque: further such modules, which may not even run on fake values. failed: the call in which tracing stopped.
     refusals: why it cannot go on.
     mode: the fake mode of the values that are known. factories: whether tensors that are made
-    of nothing are traced, which is needed only if the forward writes into them.
+    of nothing are traced, which is needed only if the forward writes into them. through: whether functions that
+    torch.fx.wrap names are gone through, which is needed only if they change a list that they are given.
+    going_on: where a module cannot be traced, the trace goes on with what a call of it gives.
     """
 
     def __init__(
@@ -235,8 +258,11 @@ class Tracer(fx.Tracer):
         mode: FakeTensorMode,
         opaque: Iterable[Opaque] = (),
         factories: bool = False,
+        through: bool = False,
+        going_on: GoingOn | None = None,
     ) -> None:
         super().__init__()
+        self._through, self._going_on = through, going_on
         self.outputs = {id(each.module): list(each.outputs) for each in opaque}
         self._is_leaf: Callable[[nn.Module], bool] = lambda module: id(module) in self.outputs or is_leaf(module)
         self.mode = mode
@@ -267,13 +293,21 @@ class Tracer(fx.Tracer):
         self.frame = Frame(path, root.get_submodule(path), None)
         self.frames = [self.frame]
         self.lists: set[str] = set()
-        noted = lists_noted(self.lists), modes_noted(self._asks_for_modes)
-        with _Calls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened(), noted[0], noted[1]:
+        with ExitStack() as stack:
+            for each in self._contexts():
+                stack.enter_context(each)
             graph = self.trace(root)
         if self.refusals:
             # Code that caught the error took another way than it takes with tensors.
             raise CaptureError(self.refusals[0][-1])
         return graph
+
+    def _contexts(self) -> Iterator[AbstractContextManager[Any]]:
+        """What torch does otherwise while this traces."""
+        yield from (_Calls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened(), variables_read())
+        yield from (lists_noted(self.lists), modes_noted(self._asks_for_modes))
+        if self._through:
+            yield wraps_opened()
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -319,16 +353,27 @@ class Tracer(fx.Tracer):
         frame = Frame(self.path_of_module(m), m, outer, given[0], given[1])
         frame.lent = self.lending.taken(sys._getframe(1), args, kwargs)
         self.frames.append(frame)
-        self.frame = frame
+        self.frame, refusals = frame, len(self.refusals)
         try:
             output = super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.failed = self.failed or frame
-            raise
+        except Exception as error:
+            self.frame = outer
+            if self._going_on is None or self.failed is not None or isinstance(error, AGAIN):
+                self.failed = self.failed or frame
+                raise
+            del self.refusals[refusals:]
+            self._leave(frame, error, self._going_on)
+            return self._leaf(m, forward, args, kwargs)
         finally:
             self.frame = outer
         frame.output, frame.fills = map_leaves(as_node, output), not before.stay
         return output
+
+    def _leave(self, frame: Frame, error: Exception, going_on: GoingOn) -> None:
+        """From now on the module of a call is one node. The trace is good for nothing but what fails behind it."""
+        going_on.failed[frame.path] = error
+        begun = sum(each.module is frame.module for each in self.frames)
+        self.outputs[id(frame.module)] = list(going_on.outputs.get(id(frame.module), ())[begun - 1 :])
 
     def _leaf(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call of a module that is one node."""
@@ -387,6 +432,9 @@ class Tracer(fx.Tracer):
                     raise self.refusal(f"{proxy.node} depends on the data of its input{where(self)}") from error
             finally:
                 self.busy = False
+        if proxy.node.meta.get("fills"):
+            # Who calls sees what is in it then, and the graph has what was in it before.
+            raise FillsArgument(f"{proxy.node} changes a list that it is given{where(self)}")
         return proxy
 
     def _gives_argument(self, node: fx.Node) -> bool:
@@ -491,17 +539,15 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
             made.meta["val"] = evaluate_node(made, root, mode)
         return made.meta["val"]
 
-    def fake(argument: Argument) -> Any:
-        return fx.node.map_arg(argument, known)
-
-    args, kwargs = fake(node.args), fake(node.kwargs)
+    args, kwargs = filled((node.args, node.kwargs), known)
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
     # A norm in training mode counts its batches in a buffer, and may read the count.
     with torch.no_grad(), other_buffers(module, Tensor.clone), mode, Draws() as draws:
-        before = [_versions(known(n)) for n in node.all_input_nodes]
+        before, given = [_versions(known(n)) for n in node.all_input_nodes], Contents((args, kwargs))
         found = _result(node, root, mode, args, kwargs)
         after = [_versions(known(n)) for n in node.all_input_nodes]
-    node.meta.update(random=draws.found, writes=[a != b for a, b in zip(before, after, strict=True)])
+    writes = [a != b for a, b in zip(before, after, strict=True)]
+    node.meta.update(random=draws.found, writes=writes, fills=node.op == "call_function" and not given.stay)
     return found
 
 

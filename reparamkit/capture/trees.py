@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 
@@ -56,3 +57,21 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from _leaves(list(fields_of(leaf).values()))
         else:
             yield leaf
+
+
+def filled(given: Any, value: Callable[[fx.Node], Any]) -> Any:
+    """The arguments of a node with values for nodes. Lists and dictionaries are new ones, as in the code of a call,
+    which may write into them; those of a graph do not take that.
+    """
+    if isinstance(given, fx.Node):
+        return value(given)
+    if isinstance(given, list):
+        return [filled(each, value) for each in given]
+    if isinstance(given, dict):
+        return {key: filled(each, value) for key, each in given.items()}
+    if isinstance(given, tuple):
+        entries = [filled(each, value) for each in given]
+        return type(given)(*entries) if hasattr(given, "_fields") else tuple(entries)
+    if isinstance(given, slice):
+        return slice(*(filled(each, value) for each in (given.start, given.stop, given.step)))
+    return given

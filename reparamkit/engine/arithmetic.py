@@ -15,6 +15,7 @@ from ..capture.capture import Captured
 from ..capture.draws import Draws
 from ..capture.lending import lender
 from ..capture.tracer import FACTORIES
+from ..capture.trees import filled
 from ..errors import CaptureError
 from ..layers.wide import CASTS, wide_call, wide_module
 
@@ -90,7 +91,7 @@ def evaluated(captured: Captured, node: fx.Node, constants: Known, sizes: Known)
             return torch.zeros((), dtype=torch.float64)
         return tree_map(widened, constants[n])
 
-    args, kwargs = fx.node.map_arg(node.args, known), fx.node.map_arg(node.kwargs, known)
+    args, kwargs = filled((node.args, node.kwargs), known)
     with torch.no_grad(), Draws() as draws:
         if node.op == "call_module":
             found = wide_module(captured.module(node))(*args, **kwargs)
