@@ -982,6 +982,69 @@ def test_a_second_forward_that_leaves_a_layer_out_is_hidden():
     assert any("method 'forward_fuse' of the model" in refusal.reason for refusal in report.refusals)
 
 
+class Tapping(nn.Module):
+    """A row of a convolution and a norm, twice, with methods that call both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act, self.row = conv(4, 4), norm(4), nn.ReLU(), conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.conv(x)))
+        for layer in self.row:
+            x = layer(x)
+        return x
+
+    def tapped(self, x: Tensor, at: tuple[int, ...] = (0, 1)) -> list[Tensor]:
+        """As forward_intermediates of timm."""
+        found = []
+        x = self.conv(x)
+        if 0 in at:
+            found.append(x)
+        x = self.norm(x)
+        return [*found, x]
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Something between them."""
+        return self.norm(2 * self.conv(x))  # type: ignore[no-any-return]
+
+    def reversed(self, x: Tensor) -> Tensor:
+        """The other order."""
+        y = self.norm(x)
+        return self.conv(y)  # type: ignore[no-any-return]
+
+    def listed(self, x: Tensor) -> list[Tensor]:
+        """What each layer gives, as of a network that compares images."""
+        found, layers = [], self.row
+        for layer in layers:
+            x = layer(x)
+            found.append(x)
+        return found
+
+    def in_order(self, x: Tensor, flag: bool = True) -> Tensor:
+        """As the forward does it."""
+        y = self.conv(x)
+        y = self.norm(y) if self.norm is not None else y
+        if flag:
+            y = self.act(y)
+        for _, layer in enumerate(self.row):
+            y = layer(y)
+        return y + 1
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", ["tapped", "scaled", "reversed", "listed", "in_order"])
+def test_a_method_that_uses_what_is_between_keeps_its_value_or_is_hidden(name: str, inside: bool):
+    """It is not enough to call the layers of a merge: the first hands its result on to the next, and to nobody else."""
+    model = build(lambda: seq(Tapping(), nn.ReLU()) if inside else Tapping())
+    fused = reparamkit.fuse(model, X)
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+    (found, wanted) = (each[0] if inside else each for each in (fused, model))
+    if name == "in_order" or hasattr(found, name):
+        pairs = zip(tensors(getattr(found, name)(X)), tensors(getattr(wanted, name)(X)), strict=True)
+        assert all(error(a, b) <= 1e-5 for a, b in pairs)
+
+
 @pytest.mark.parametrize("last", [nn.BatchNorm1d(4), seq(nn.LayerNorm(64), nn.Linear(64, 3))], ids=["batch", "layer"])
 @pytest.mark.parametrize("dims", [(1, 2), (-2, -1)])
 def test_dimensions_that_are_not_known_are_no_error(dims: tuple[int, int], last: nn.Module):
@@ -1250,3 +1313,127 @@ def test_one_trace_finds_what_cannot_be_traced(example: Tensor | None, monkeypat
         assert error(run(fused, x), run(model, x)) <= 1e-5
     assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
     assert traces.count("") <= 5
+
+
+# --- what hooks hand on, and code that went elsewhere -----------------------------------------------------
+
+
+class Store:
+    """What hooks put somewhere."""
+
+    def __init__(self) -> None:
+        self.found: list[Tensor] = []
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        """A hook. output: any shape."""
+        self.found = [*self.found, output]
+
+    def taken(self) -> list[Tensor]:
+        """What was put there, once."""
+        found, self.found = self.found, []
+        return found
+
+
+class Keeping(nn.Module):
+    """Hooks keep what its layers give; its own code, or that of its head, goes on with that."""
+
+    def __init__(self, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.a, self.b, self.act, self.last = (
+            conv_norm(4, 4),
+            conv_norm(4, 4),
+            nn.ReLU(),
+            seq(nn.ReLU(), conv_norm(4, 4)),
+        )
+        self.head, self.store = head, Store()
+        for layer in (self.act, self.last):
+            layer.register_forward_hook(self.store)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.last(self.act(self.a(x) + self.b(x)))
+        found = [*self.store.taken(), y]
+        return found if self.head is None else self.head(found)
+
+
+class Joining(nn.Module):
+    """Of several values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4), norm(4)
+
+    def forward(self, found: list[Tensor]) -> Tensor:
+        return self.norm(self.conv(found[0] - found[1]))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("head", [None, Joining], ids=["itself", "head"])
+def test_what_hooks_hand_on_is_not_lost(head: type[nn.Module] | None):
+    """No trace runs them: code around them stays, and a head that uses what they keep is traced by itself."""
+    model = build(lambda: Keeping(None if head is None else head()))
+    fused = reparamkit.fuse(model, X)
+    for x in (X, sample((1, 4, 5, 6), torch.float32)):
+        found, wanted = tensors(run_on(fused, (x,))), tensors(run_on(model, (x,)))
+        assert all(error(a, b) <= 1e-5 for a, b in zip(found, wanted, strict=True))
+    assert isinstance(fused.last[1][1], nn.Identity)
+    assert head is None or not isinstance(fused.head.norm, _BatchNorm)
+
+
+class Crossing(nn.Module):
+    """A norm that is taken in by the block before, with a method beside its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv, self.skip = norm(4), conv(4, 4), conv(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return self.conv(F.relu(y)) + self.skip(y)  # type: ignore[no-any-return]
+
+    def tapped(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The result, and what is inside."""
+        y = self.norm(x)
+        return self.conv(F.relu(y)) + self.skip(y), y
+
+
+class Blocks(nn.Module):
+    """A row of such blocks, that methods go through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = seq(conv(4, 4), *(Crossing() for _ in range(3)), nn.ReLU())
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the forward calls."""
+        return self.row(x)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x).mean((2, 3))
+
+    def taps(self, x: Tensor) -> list[Tensor]:
+        """As forward_intermediates of timm."""
+        found = []
+        for block in self.row:
+            if isinstance(block, Crossing):
+                x, tap = block.tapped(x)
+                found.append(tap)
+            else:
+                x = block(x)
+        return found
+
+    def through(self, x: Tensor) -> Tensor:
+        """The blocks one by one."""
+        for block in self.row:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("name", ["features", "taps", "through"])
+def test_a_method_that_calls_modules_whose_code_went_elsewhere_is_hidden(name: str):
+    """What is left of such a module is no module of its kind."""
+    model = build(lambda: seq(Blocks(), nn.ReLU()))
+    fused = reparamkit.fuse(model, X)
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+    assert reparamkit.report(fused).merges
+    if hasattr(fused[0], name):
+        pairs = zip(tensors(getattr(fused[0], name)(X)), tensors(getattr(model[0], name)(X)), strict=True)
+        assert all(error(a, b) <= 1e-5 for a, b in pairs)

@@ -60,7 +60,11 @@ def capture_parts(
         except CaptureError as error:
             first = first or error
         failed = [name for name in found.opaque if name in parts.opaque]
-        queue += _inside(model, failed, found, inputs)
+        alone = dict(found.alone(failed))
+        queue += [(name, given, "it cannot be traced with what is around it") for name, given in alone.items()]
+        queue += _inside(model, [name for name in failed if name not in alone], found, inputs)
+    for each in parts.captured:
+        parts.opaque.pop(each.frames[0].path, None)
     if not parts.captured:
         assert first is not None
         raise first
@@ -141,6 +145,15 @@ class _Part:
             module = self.model.get_submodule(path)
             self.reasons[path] = why_not(path, self.inputs, error, self.opaque)
             self.opaque[path] = Opaque(module, going_on.outputs.get(id(module), ()))
+
+    def alone(self, failed: Sequence[str]) -> Iterator[tuple[str, Inputs]]:
+        """Of the modules where a trace failed those that one by itself may take, with their inputs if called once: what
+        a hook hands on is missing in a trace around both.
+        """
+        inside = [name for name in failed if name != self.path]
+        if inside and any(each.module._forward_hooks for each in self.opaque.values()):
+            calls = self._calls({name: self.model.get_submodule(name) for name in inside})
+            yield from ((name, found[0][0]) for name, found in calls.items() if len(found) == 1)
 
     @property
     def module(self) -> nn.Module:

@@ -33,6 +33,7 @@ from .guards import is_guard
 from .lending import Lending, Taken
 from .listing import lists_noted
 from .modes import Modes, modes, modes_noted
+from .observers import without_observers
 from .proxies import ValueProxy, attribute, where
 from .scripts import scripts_opened
 from .state import Contents
@@ -564,7 +565,10 @@ def _result(node: fx.Node, root: nn.Module, mode: FakeTensorMode, args: Any, kwa
         return map_leaves(as_fake(mode), attribute(root, str(node.target)))
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        return torch.empty_like(*args) if _is_like_input(module, args, kwargs) else module(*args, **kwargs)
+        if _is_like_input(module, args, kwargs):
+            return torch.empty_like(*args)
+        with without_observers(module):
+            return module(*args, **kwargs)
     return _called(node, args, kwargs)
 
 

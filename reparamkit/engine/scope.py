@@ -21,12 +21,15 @@ from ..errors import NotFusable
 from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
 from ..layers.wide import CASTS, computes_weight
 from ..sourcecode.flow import Way
+from ..sourcecode.handing import ELSEWHERE, hands_on_otherwise, readers_of_results
 from ..sourcecode.methods import called_by_methods, ways_of_methods
 from .held import held_by_objects
 from .sharing import evenly_partnered
 
 Ways = Mapping[str, frozenset[Way]]
 """Per path that the code of a method calls, in which branches it does."""
+CODE = "()"
+"""Stands for what the code of a module itself does, after its path."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +317,9 @@ def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method
     paths = {"", *(outer for names in places for path in names for outer in upwards(path.rpartition(".")[0]))}
     owners = {(frame.path, frame.module) for frame in around.stack}
     owners |= {(path, module) for path in paths if (module := module_at(captured.root, path)) is not None}
+    links = _links(captured, members)
     idle = {(one, name) for path, one in owners for name in _partial_users(captured, path, one, places)}
+    idle |= {(one, name) for path, one in owners for name in _other_users(captured, path, one, links)}
     ran = partial_methods(captured, members) | varying_methods(captured, members)
     return ran | (idle - captured.methods.keys() - captured.outside.methods)
 
@@ -344,6 +349,40 @@ def _partial_users(captured: Captured, path: str, module: nn.Module, members: Se
         used = [any(inner == c or inner.startswith(f"{c}.") for c in called for inner in paths) for paths in inside]
         ways = {_ways(code[name], paths) for paths in inside}
         if any(used) and (not all(used) or (len(ways) > 1 and _differ(code[name], ways))):
+            yield name
+
+
+def _links(captured: Captured, members: Collection[fx.Node]) -> dict[str, set[str]]:
+    """Per place of a member, by each of its names, those of the members that get its result."""
+    found: dict[str, set[str]] = {}
+    for node in members:
+        readers = set(node.users).intersection(members) if place_of(node) else ()
+        given = {name for reader in readers for name in _names(captured, reader)}
+        found.update((name, given) for name in _names(captured, node) if given)
+    return found
+
+
+def _names(captured: Captured, node: fx.Node) -> Iterator[str]:
+    """The names of the place of a node; a function is something inside the module whose code calls it."""
+    if place_of(node):
+        yield from captured.names(place_of(node))
+    else:
+        yield from (f"{path}.{CODE}" if path else CODE for path in captured.names(captured.frame(node).path))
+
+
+def _other_users(captured: Captured, path: str, module: nn.Module, links: Mapping[str, set[str]]) -> Iterator[str]:
+    """The methods of the module at a path that no trace runs and that do something else with what one member gives to
+    others.
+    """
+    start = f"{path}." if path else ""
+    inside = {place.removeprefix(start): given for place, given in links.items() if place.startswith(start)}
+    own = {
+        place: {ELSEWHERE if name == start + CODE else name.removeprefix(start) for name in given}
+        for place, given in inside.items()
+    }
+    for name in _unrun(captured, module) if own else ():
+        readers = readers_of_results(getattr(type(module), name))
+        if any(hands_on_otherwise(readers, place, given) for place, given in own.items()):
             yield name
 
 

@@ -43,18 +43,19 @@ def _remembered(tree: ast.AST) -> frozenset[str]:
 def names_in(forward: Callable[..., Any]) -> frozenset[str] | None:
     """The variables that a forward does anything with; None if its code is not known."""
     tree = method_source(forward)
-    return None if tree is None else frozenset(_names(tree))
+    return None if tree is None else frozenset(names_under(tree))
 
 
 def _attributes(node: ast.AST) -> set[str]:
     return {path_of(part) for part in ast.walk(node)}
 
 
-def _names(node: ast.AST) -> set[str]:
+def names_under(node: ast.AST) -> set[str]:
+    """All names in some code."""
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 
-def _locals(tree: ast.AST) -> frozenset[str]:
+def locals_of(tree: ast.AST) -> frozenset[str]:
     """Arguments but for self, and variables."""
     arguments = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
@@ -71,7 +72,7 @@ def _following(tree: ast.AST) -> frozenset[str]:
             value = getattr(node, "iter" if isinstance(node, ast.For) else "value", None)
             if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.NamedExpr, ast.For)) and value:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                known |= set().union(*map(_names, targets)) if _names(value) & known else set()
+                known |= set().union(*map(names_under, targets)) if names_under(value) & known else set()
     return frozenset(known)
 
 
@@ -83,7 +84,7 @@ def certain_calls(forward: Callable[..., Any]) -> dict[str, frozenset[str]]:
     tree = method_source(forward)
     if tree is None:
         return {"always": frozenset(), "once": frozenset()}
-    flow = _Flow(_locals(tree), _remembered(tree))
+    flow = _Flow(locals_of(tree), _remembered(tree))
     flow.visit(tree)
     always = frozenset() if flow.returns_early else frozenset(flow.always)
     return {"always": always, "once": always - flow.exposed}
@@ -112,7 +113,9 @@ class _Branching(ast.NodeVisitor):
     def decides(self, node: ast.AST) -> bool:
         """Whether the code has several ways here."""
         tested = getattr(node, "test", None) or node
-        return isinstance(node, BRANCHES) and bool(_names(tested) & self.own or _attributes(tested) & self.remembered)
+        return isinstance(node, BRANCHES) and bool(
+            names_under(tested) & self.own or _attributes(tested) & self.remembered
+        )
 
 
 @dataclass

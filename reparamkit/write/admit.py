@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from ..capture.capture import Captured
+from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
-from ..engine.scope import called_plainly, innermost, place_of, watched
+from ..engine.scope import below, called_plainly, innermost, place_of, watched
 from ..engine.sharing import alike, is_shared
 from ..engine.site import Site
 from ..errors import NotFusable
@@ -111,6 +112,7 @@ class Admission:
         if id(part.frame) in self.finisher.inlined:
             raise NotFusable(f"the code around '{part.path}' is written again, and has its code in it")
         if part.frame is not None:
+            self._check_handed_on(part.frame)
             self.finisher.check(part.frame, part.nodes, _guarded(site))
 
     def _stays_spread(self, site: Site) -> bool:
@@ -131,7 +133,21 @@ class Admission:
         returned = {self.captured.current(leaf) for leaf in leaves(frame.output) if isinstance(leaf, fx.Node)}
         if any(node.users.keys() <= site.members for node in returned & site.core - {site.value}):
             raise NotFusable(f"'{frame.path}' returns a value from inside the merge, which nothing reads")
+        self._check_handed_on(frame)
         self.finisher.check(frame, members, _guarded(site))
+
+    def _check_handed_on(self, frame: Frame) -> None:
+        """Hooks run in no trace: what one hands on to code around its module is missing in what would be written."""
+        for node in self.captured.made_in[frame]:
+            if node.op == "call_module" and self.captured.module(node)._forward_hooks:
+                raise NotFusable(f"'{place_of(node)}' has hooks, and the code around it may use what they hand on")
+
+    def _opened(self, frame: Frame, members: Collection[fx.Node]) -> set[Method]:
+        """The methods that ran in a call whose forward is written again, and that call what goes into that forward."""
+        if not below(self.captured, frame, members):
+            return set()
+        methods = set[Method]().union(*(node.meta["methods"] for node in members))
+        return {(module, name) for module, name in methods if module is frame.module}
 
     def _check_hooks(self, members: Collection[fx.Node]) -> None:
         if any(watched(self.captured, member) for member in members):
@@ -157,7 +173,9 @@ class Admission:
                 self.refuse(site.value, no.reason)
                 return False
         else:
-            self.finisher.rewrite(innermost([self.captured.frame(m) for m in site.core]), site.core)
+            frame = innermost([self.captured.frame(m) for m in site.core])
+            self.finisher.rewrite(frame, site.core)
+            self.finisher.hide(self._opened(frame, site.core))
         return True
 
     def _admit_scales(self, site: Site) -> bool:

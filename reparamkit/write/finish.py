@@ -340,7 +340,11 @@ class Finisher:
         written = {f.module for f in self.frames.values() if id(f) not in self.inlined}
         live = {(module, name) for module, name in self.captured.methods if module not in written}
         outside = self.captured.outside
-        hide_broken(self.captured.root, before, self.hidden, live | outside.methods, outside.idle, original_class)
+        left = {f.path for f in self.captured.frames if id(f) not in self.inlined}
+        opened = {f.path for f in self.captured.frames if id(f) in self.inlined} - left
+        hide_broken(
+            self.captured.root, before, self.hidden, opened, live | outside.methods, outside.idle, original_class
+        )
         for module, names in self.hidden.items():
             known = changes_of(module)
             change(module, replace(known, hidden=tuple((dict(known.hidden) | names).items())))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import nn
 
@@ -20,26 +20,31 @@ def hide_broken(
     root: nn.Module,
     before: Mapping[str, nn.Module],
     hidden: Hidden,
+    opened: set[str],
     live: set[Method],
     idle: set[nn.Module],
     class_of: ClassOf,
 ) -> None:
     """Add to `hidden` the methods that read what is no longer there, or call a hidden method.
 
-    before: the modules as they were, by each of their paths. live: methods that forward goes on calling. idle: modules
+    before: the modules as they were, by each of their paths. opened: paths of modules whose code went into that of one
+    around: their own forward computes nothing that it did. live: methods that forward goes on calling. idle: modules
     whose own forward is a method as any other.
     """
     live = live | {(module, "forward") for module in root.modules() if module not in idle}
     now = dict(root.named_modules(remove_duplicate=False))
     gone = _relative(path for path, module in before.items() if _replaced(module, now.get(path)))
+    inside = _relative(opened)
     # A method may call one of a module inside.
     for path in sorted(now, key=lambda p: -p.count(".")):
         module = now[path]
-        if path in gone or any(child in hidden for child in module.modules()):
-            _hide(module, gone.get(path, set()), hidden, live, class_of)
+        if path in gone or path in inside or any(child in hidden for child in module.modules()):
+            _hide(module, gone.get(path, set()), inside.get(path, set()), hidden, live, class_of)
 
 
-def _hide(module: nn.Module, gone: set[str], hidden: Hidden, live: set[Method], class_of: ClassOf) -> None:
+def _hide(
+    module: nn.Module, gone: set[str], opened: set[str], hidden: Hidden, live: set[Method], class_of: ClassOf
+) -> None:
     reads = read_by_methods(class_of(module))
     while True:
         mine = hidden.get(module, {})
@@ -47,7 +52,7 @@ def _hide(module: nn.Module, gone: set[str], hidden: Hidden, live: set[Method], 
             name: reason
             for name, paths in reads.items()
             if name not in mine and (module, name) not in live and not name.startswith("__")
-            for reason in _reasons(module, paths, gone, hidden)
+            for reason in (*_calls(paths, opened), *_reasons(module, paths, gone, hidden))
         }
         if not found:
             return
@@ -72,6 +77,13 @@ def _reasons(module: nn.Module, paths: frozenset[str], gone: set[str], hidden: H
             yield f"'{path.removesuffix('()')}', which uses what was merged"
 
 
+def _calls(paths: frozenset[str], opened: set[str]) -> Iterator[str]:
+    """What a method calls, or all in a row that it goes through, whose code is elsewhere."""
+    for path in sorted(opened):
+        if f"{path}()" in paths or f"{path.rpartition('.')[0]}.__iter__" in paths:
+            yield f"'{path}', whose code was merged with what is around it"
+
+
 def _is_there(module: nn.Module, owner: str, name: str) -> bool:
     """Whether what takes the place of a layer has what the method reads of it; "*" is anything."""
     found: object = module
@@ -80,7 +92,7 @@ def _is_there(module: nn.Module, owner: str, name: str) -> bool:
     return found is not None and (name.startswith("*") or hasattr(found, name))
 
 
-def _relative(paths: Iterator[str]) -> dict[str, set[str]]:
+def _relative(paths: Iterable[str]) -> dict[str, set[str]]:
     """Per module around them, these paths as seen from there."""
     found: dict[str, set[str]] = {}
     for path in paths:
