@@ -849,3 +849,20 @@ def test_a_part_that_is_written_out_at_one_place_stays_for_the_others():
         fused = reparamkit.fuse(model, x)
         assert reparamkit.report(fused).merges
         assert error(run(fused, x), run(model, x)) <= 1e-5
+
+
+def replaced_first(m: Any, x: Tensor) -> Tensor:
+    """As class attention does it: the first token apart, then both parts of what was joined."""
+    joined = torch.cat([torch.relu(x[:, :1]), x[:, 1:] if m.views else 2 * x], 1)
+    return joined[:, :1] + m.a(joined[:, 1:])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("views", [False, True])
+def test_a_part_of_a_concatenation_is_cropped_once(views: bool, verify: bool):
+    """The way to it crops what the concatenation put before; not one of the two is left alone."""
+    model = build(lambda: Model(replaced_first, a=nn.Linear(8, 8)))
+    model.views = views
+    x = sample((2, 5, 8), torch.float32)
+    fused = reparamkit.fuse(model, x, verify=verify, objective="launches")
+    assert error(run(fused, x), run(model, x)) <= 1e-5

@@ -210,8 +210,11 @@ def _viewed(op: Operator, trails: Sequence[Trail]) -> Trail | None:
 
 
 def _is_viewed(op: Operator, trail: Trail) -> bool:
+    if op.is_identity:
+        # What is cropped on the way of an identity is what a layer before it adds, which no view does.
+        return not any(isinstance(view, Crop) for view in _views(trail))
     try:
-        return op.is_identity or _Between(op, None)(_views(trail), ())[0].is_identity
+        return _Between(op, None)(_views(trail), ())[0].is_identity
     except NotFusable:
         return False
 
