@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -88,8 +88,8 @@ class Keeper:
         # A scale with several readers may have to stay; then a merge begins behind it.
         behind = [e for e in layers if e not in kept and any(map(self._is_shared_scale, e[2].form.terms))]
         # The deepest may need a guard that cannot be written where it is read; then a nearer one does without.
-        free = [e for e in views[1:] if not e[2].form.guards] if views and views[0][2].form.guards else []
-        return [candidate for _, _, candidate in (*kept, *behind[:1], *views[:1], *free[:1])]
+        free = _unguarded(views[:1], views) + _unguarded(kept, [e for e in layers if e not in behind[:1]])
+        return [candidate for _, _, candidate in (*kept, *behind[:1], *views[:1], *free)]
 
     def _is_shared_scale(self, name: str) -> bool:
         node = self.named[name]
@@ -227,6 +227,12 @@ def shapes_of_inputs(reading: Reading, node: fx.Node) -> Shapes:
 
 _Ranked = tuple[tuple[bool, float], int, Candidate]
 """A form with whether it is slower than its members, its price, and its number."""
+
+
+def _unguarded(kept: Sequence[_Ranked], all_of_them: Sequence[_Ranked]) -> list[_Ranked]:
+    """The deepest that needs no guard, if some of those kept do."""
+    guarded = any(entry[2].form.guards for entry in kept)
+    return [entry for entry in all_of_them if entry not in kept and not entry[2].form.guards][:1] if guarded else []
 
 
 def _only_views(candidate: Candidate) -> bool:
