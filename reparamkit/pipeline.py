@@ -33,6 +33,7 @@ from .engine.norms import has_norms, take_apart
 from .engine.outside import look_outside
 from .engine.parts import name_parts
 from .engine.patterns import next_site
+from .engine.raising import Raised, lower_scales, raise_scales, scaled_parts, without
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Everything
 from .engine.site import Plan
@@ -371,9 +372,44 @@ def _fused_part(captured: Captured, request: Request, tape: Tape, swapped: list[
         stacks = stack(captured, request.scope(captured), _read(captured))
         _, reading = _merged(captured, request, writer, shown)
         unstack(captured, stacks)
+    plan, reading = _with_raised(captured, request, writer, shown, plan, reading)
     seen = [shown.get(id(one), ()) for one, _ in writer.done]
     model, done = writer.finish()
     return Work(model, captured, plan, said, reading, done, seen, trials.found)
+
+
+def _with_raised(
+    captured: Captured,
+    request: Request,
+    writer: Writer,
+    shown: dict[int, tuple[Picture, ...]],
+    plan: Plan,
+    reading: Reading,
+) -> tuple[Plan, Reading]:
+    """Scales of a part that are left: let the layer before the split absorb them, as long as there are any."""
+    raised: list[Raised] = []
+    while True:
+        with writer.tape:
+            own = _read(captured)
+            ways = scaled_parts(captured, request.scope(captured), own)
+        made = raise_scales(captured, ways, partial(_prove_raised, own) if request.verify else _trusted)
+        if not made:
+            break
+        raised += made
+        again = {node for way in ways for node in (way.scale, *way.layer)}
+        plan, reading = _merged(captured, request, writer, shown, without(plan, again))
+    lower_scales(captured, raised)
+    return plan, reading
+
+
+def _prove_raised(reading: Reading, old: fx.Node, new: fx.Node, whole: fx.Node) -> None:
+    captured = reading.captured
+    sources = {whole: identity(*reading.shapes[whole])}
+    check(Piece(captured, sources, old, new), f"'{captured.path(old)}'")
+
+
+def _trusted(old: fx.Node, new: fx.Node, whole: fx.Node) -> None:
+    """No proof: `fuse` was called with verify=False."""
 
 
 def _simplify(reading: Reading) -> None:
@@ -388,12 +424,17 @@ def _simplify(reading: Reading) -> None:
 
 
 def _merged(
-    captured: Captured, request: Request, writer: Writer, shown: dict[int, tuple[Picture, ...]]
+    captured: Captured,
+    request: Request,
+    writer: Writer,
+    shown: dict[int, tuple[Picture, ...]],
+    plan: Plan | None = None,
 ) -> tuple[Plan, Reading]:
-    """Choose and write until there is nothing left; `shown` receives the pictures, by merge."""
+    """Choose and write until there is nothing left; `shown` receives the pictures, by merge. plan: what was chosen
+    before, on the graph as it was then.
+    """
     writable = writer.attempt if request.measured else writer.check
     prices: set[float] = set()
-    plan: Plan | None = None
     while True:
         # A merged layer may merge again, now that there is less to choose from.
         writer.erase_dead()

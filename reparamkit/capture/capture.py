@@ -89,6 +89,7 @@ class Captured:
         module (by identity) is called for nothing, which the graph does not show any more.
     times: how often a run of the model runs this graph. why: it is not part of the graph around it.
     apart: per node that has the value of a call, what there was before the call was taken apart.
+    raised: scales that stand elsewhere than in the code, until something absorbs them.
     outside: what is known of other code. lists: the lists of its own parts for which the code asked torch.
     absent: per path of a module the positions and names of arguments that are None in a real run.
     guessed: whether it is a part, and nothing is known of how it is called.
@@ -110,6 +111,7 @@ class Captured:
     times: int = 1
     why: str = ""
     apart: dict[fx.Node, Apart] = field(default_factory=dict)
+    raised: set[fx.Node] = field(default_factory=set)
     outside: Outside = field(default_factory=Outside)
     lists: set[str] = field(default_factory=set)
     absent: Mapping[str, Set[int | str]] = field(default_factory=dict)

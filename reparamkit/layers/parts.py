@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..algebra.build import multiply, offset
 from ..algebra.form import Form
 from ..algebra.regroup import known_rank, same
 from ..algebra.segments import concatenated, cropped, fixed_dim, selected
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
+from .normalize import affine
 from .registry import READERS
 from .views import flat, read_getitem, read_unsqueeze
 
@@ -39,6 +41,34 @@ def stacked(tensors: Sequence[Tensor], dim: int) -> Tensor:
 def read_stacked(tensors: Sequence[Form], dim: int) -> Form:
     """A concatenation, by a permission of its own: `STACK_LAYERS`."""
     return read_cat(tensors, dim).made_by(STACK_LAYERS)
+
+
+Span = tuple[int, int, int]
+"""A part of a tensor: the dimension (from the right), where it begins, and how many positions follow it."""
+
+
+def rescaled(input: Tensor, span: Span, weight: Tensor | None, bias: Tensor | None, *made_of: Any) -> Tensor:
+    """``input * weight + bias`` on one part of it, the rest as it is, while a model is being fused.
+
+    weight, bias: any shape that broadcasts to the part, or None. made_of: the constants that they were computed from.
+    """
+    dim, first, last = span
+    before, part, after = torch.split(input, [first, input.shape[dim] - first - last, last], dim)
+    return torch.cat([before, affine(part, weight, bias, False), after], dim)
+
+
+@READERS.reader(rescaled)
+def read_rescaled(input: Form, span: Span, weight: Tensor | None, bias: Tensor | None, *made_of: Any) -> Form:
+    """The parts before and behind as they are, and between them the part with its scale and shift."""
+    dim, first, last = span
+    x = fixed_dim(input, dim)
+    ends = (0, first, x.sizes[dim].factor - last, x.sizes[dim].factor)
+    parts = [cropped(x, dim, a, b, 1) if a < b else None for a, b in itertools.pairwise(ends)]
+    assert parts[1] is not None
+    part = parts[1] if weight is None else multiply(parts[1], weight)
+    parts[1] = part if bias is None else offset(part, bias)
+    # What stays is no view of its own: the whole is one step.
+    return replace(concatenated([x for x in parts if x is not None], dim), recent=(None,))
 
 
 @READERS.reader(torch.hstack, torch.column_stack, moves=1)

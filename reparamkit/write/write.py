@@ -101,8 +101,10 @@ class Writer:
 
     @property
     def _at_once(self) -> bool:
-        """Whether each merge goes into the model before the next; norms that are apart are joined at the end only."""
-        return self.swapped is not None and not self.captured.apart
+        """Whether each merge goes into the model before the next; norms that are apart are joined at the end only, and
+        scales are put back.
+        """
+        return self.swapped is not None and not self.captured.apart and not self.captured.raised
 
     def _write(self, sites: Sequence[Site]) -> list[Written]:
         writable = self.admission.writable([self.admission.as_row(site) for site in sites])

@@ -27,6 +27,8 @@ from .blocks import (
 from .norms import PreNorm
 from .table import MAPS, TOKENS_8, NearMiss, Shape
 
+TOKENS_5: tuple[Shape, ...] = ((2, 5, 8), (1, 5, 8))
+
 
 class OwnForward(nn.Conv2d):
     """A convolution whose class says more than its weights: the output is clipped."""
@@ -231,6 +233,54 @@ NORM_MISSES = (
 )
 
 NEAR_MISSES = (
+    NearMiss(
+        "a part that is scaled, and read as it is",
+        lambda: Model(
+            lambda m, x: (lambda a, b: (a * m.s).sigmoid() * b.tanh() * a)(*m.conv(x).chunk(2, 1)),
+            conv=conv(4, 8),
+            s=parameter(4, 1, 1),
+        ),
+        MAPS,
+        "conv mul sigmoid tanh mul mul",
+        "would raise FLOPs",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "a scale of one of two slices that overlap",
+        lambda: Model(
+            lambda m, x: (lambda y: (y[:, :5] * m.s).sigmoid() * y[:, 3:])(m.conv(x)),
+            conv=conv(4, 8),
+            s=parameter(5, 1, 1),
+        ),
+        MAPS,
+        "conv mul sigmoid mul",
+        "needed elsewhere too",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "a part of an activation, scaled",
+        lambda: Model(
+            lambda m, x: (lambda a, b: (a * m.s).sigmoid() * b)(*m.conv(x).relu().chunk(2, 1)),
+            conv=conv(4, 8),
+            s=parameter(4, 1, 1),
+        ),
+        MAPS,
+        "conv relu mul sigmoid mul",
+        "would raise",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "queries scaled by a number per token",
+        lambda: Model(
+            lambda m, x: (lambda q, k: (q * m.s).sigmoid() * k)(*m.qk(x).chunk(2, -1)),
+            qk=nn.Linear(8, 8),
+            s=parameter(5, 1),
+        ),
+        TOKENS_5,
+        "linear mul sigmoid mul",
+        "no single layer",
+        needs_inputs=True,
+    ),
     NearMiss(
         "a mask with infinity",
         lambda: Model(

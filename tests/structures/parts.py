@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,61 @@ class Mix(nn.Module):
         return torch.softmax(q @ k, -1) @ v
 
 
+class FusedAttention(nn.Module):
+    """Queries, keys and values of one layer, by heads; the queries are scaled."""
+
+    def __init__(self, scale: float | nn.Parameter) -> None:
+        super().__init__()
+        self.qkv, self.out, self.scale = nn.Linear(8, 24), nn.Linear(8, 8), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        mix = torch.softmax((q * self.scale) @ k.transpose(-2, -1), -1)
+        return self.out((mix @ v).transpose(1, 2).reshape(b, n, c))
+
+
+def gated(body: Callable[[nn.Module, Tensor, Tensor], Tensor], **parts: object) -> Model:
+    """A function of the two halves of a convolution."""
+    return Model(lambda m, x: body(m, *m.conv(x).chunk(2, 1)), conv=conv(4, 8), **parts)
+
+
 PARTS = (
+    Structure(
+        "scaled queries of one layer",
+        lambda: FusedAttention(0.5),
+        TOKENS_8,
+        "linear bmm _softmax bmm linear",
+        needs_inputs=True,
+        equation="s (W x)_q = (D W x)_q, D = s on the rows of q, 1 on all others",
+        near="a part that is scaled, and read as it is",
+    ),
+    Structure(
+        "queries scaled by a number per head",
+        lambda: FusedAttention(parameter(2, 1, 1)),
+        TOKENS_8,
+        "linear bmm _softmax bmm linear",
+        needs_inputs=True,
+        source="XCiT",
+    ),
+    Structure(
+        "a norm of one half, and a gate",
+        lambda: gated(lambda m, a, b: m.norm(a) * b.sigmoid(), norm=norm(4)),
+        MAPS,
+        "conv sigmoid mul",
+        needs_inputs=True,
+        near="a scale of one of two slices that overlap",
+    ),
+    Structure(
+        "scales of the parts of a part",
+        lambda: gated(
+            lambda m, a, b: (a[:, :1] * m.scale).sigmoid() * (a[:, 1:].sum(1, keepdim=True) * b).tanh(),
+            scale=parameter(),
+        ),
+        MAPS,
+        "conv sigmoid sum mul tanh mul",
+        needs_inputs=True,
+    ),
     Structure(
         "queries, keys and values",
         Attention,
