@@ -437,7 +437,7 @@ def _merged(
     prices: set[float] = set()
     while True:
         # A merged layer may merge again, now that there is less to choose from.
-        writer.erase_dead()
+        plan = None if writer.erase_dead() else plan
         captured.forget()
         scope = request.scope(captured)
         plan, reading = choose(captured, READERS, scope, writable, request.objective, writer.tape, plan)

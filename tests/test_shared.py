@@ -402,3 +402,35 @@ def test_names_that_methods_and_options_use():
     for kind, skip in ((Told, None), (Model, "norm")):
         fused = reparamkit.fuse(build(make(kind)), X, skip=skip)
         assert operations(fused, X) == "conv norm"
+
+
+# --- calls for nothing ---------------------------------------------------------------------------------
+
+
+def called_for_nothing(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(m.n(x))
+    m.n(x)
+    return y + y
+
+
+def returned_for_nothing(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(m.n(x)).relu()
+    m.n(x)
+    return y
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["with inputs", "without inputs"])
+def test_a_call_for_nothing_goes_with_the_code_that_makes_it(given: bool):
+    """It does not count where the method is written again; fusing again finds nothing more."""
+    network = build(model(called_for_nothing, a=conv(4, 4, 1)))
+    fused = reparamkit.fuse(network, X if given else None)
+    assert operations(fused, X) == "conv"
+    assert error(run(fused, X), run(network, X)) < 1e-6
+    assert reparamkit.report(reparamkit.fuse(fused, X)).merges == ()
+
+
+def test_a_call_for_nothing_counts_where_the_code_stays():
+    network = build(model(returned_for_nothing, a=conv(4, 4, 1)))
+    fused = reparamkit.fuse(network, X)
+    assert error(run(fused, X), run(network, X)) < 1e-6
+    assert "called at 2 places" in str(reparamkit.report(fused).refusals)

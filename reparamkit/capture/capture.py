@@ -85,8 +85,9 @@ class Captured:
     held: what the graph names and the model has not: constant tensors, merged layers that have no place yet.
     replaced: merged values -> the nodes that have them now.
     constants: values that depend on parameters and buffers only.
-    watched: values whose shape the model's own code reads, though the graph does not any more. unread: how often each
-        module (by identity) is called for nothing, which the graph does not show any more.
+    watched: values whose shape the model's own code reads, though the graph does not any more. unread: modules (by
+        identity) that code calls for nothing, which the graph does not show any more, each with the call of that code.
+    uncalled: how often each module (by identity) was called so by code that is written again, and calls it no more.
     times: how often a run of the model runs this graph. why: it is not part of the graph around it.
     apart: per node that has the value of a call, what there was before the call was taken apart.
     raised: scales that stand elsewhere than in the code, until something absorbs them.
@@ -107,7 +108,8 @@ class Captured:
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     constants: set[fx.Node] = field(default_factory=set)
     watched: dict[fx.Node, object] = field(default_factory=dict)
-    unread: Counter[int] = field(default_factory=Counter)
+    unread: list[tuple[int, Frame]] = field(default_factory=list)
+    uncalled: Counter[int] = field(default_factory=Counter)
     times: int = 1
     why: str = ""
     apart: dict[fx.Node, Apart] = field(default_factory=dict)
@@ -132,7 +134,7 @@ class Captured:
     @cached_property
     def module_calls(self) -> Counter[int]:
         """How often each module object is called, as a node or as a frame (by identity)."""
-        calls = Counter(id(frame.module) for frame in self.frames) + self.unread
+        calls = Counter([*(id(frame.module) for frame in self.frames), *(module for module, _ in self.unread)])
         calls.update(id(self.module(n)) for n in self.graph.nodes if n.op == "call_module")
         return calls
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
+from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured
 from ..capture.guards import is_guard
 from ..capture.trees import leaves
@@ -18,7 +19,7 @@ def drop_dead(captured: Captured, reading: Reading) -> None:
     known = {*reading.read, *reading.sizes, *reading.constants}
     # A guard on parameters holds: what is merged does not follow them either.
     guards = {n for n in captured.graph.nodes if is_guard(n.target) and n not in reading.constants}
-    pure = {n for n in captured.graph.nodes if n in known or reads_rank(n) or _only_computes(n)} - guards
+    pure = {n for n in captured.graph.nodes if n in known or reads_rank(n) or _only_computes(n, captured)} - guards
     passed = captured.passed
     for node in reversed(captured.graph.nodes):
         # What a call gets as an argument is needed for the call, even if nothing is done with it there.
@@ -29,13 +30,17 @@ def drop_dead(captured: Captured, reading: Reading) -> None:
         if not node.users and node in pure and not passing and node not in captured.aliases.writers:
             captured.watched.update(dict.fromkeys(n for n in node.all_input_nodes if n not in reading.sizes))
             if node.op == "call_module":
-                captured.unread[id(captured.module(node))] += 1
+                captured.unread.append((id(captured.module(node)), frame))
             captured.graph.erase_node(node)
     captured.forget()
 
 
-def _only_computes(node: fx.Node) -> bool:
-    """A function or method of torch that gives tensors, and neither draws random numbers nor checks anything."""
+def _only_computes(node: fx.Node, captured: Captured) -> bool:
+    """A view, or a function or method of torch that gives tensors, and neither draws random numbers nor checks
+    anything.
+    """
+    if target_name(node, captured.module) in MAY_ALIAS and node.op != "call_module":
+        return True
     module = str(getattr(node.target, "__module__", "torch") or "torch").partition(".")[0]
     values = leaves(node.meta.get("val"))
     computes = bool(values) and all(isinstance(v, Tensor) for v in values) and module in ("torch", "_operator")

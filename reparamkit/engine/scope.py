@@ -82,7 +82,7 @@ class Scope:
         calls = max(self.captured.module_calls[id(m)] for m in modules if _has_state(m) or m is modules[0])
         if calls > 1 and not evenly_partnered(self.captured, node):
             return f"its module is called at {calls} places: a merge would change all of them"
-        traced = calls * self.captured.times
+        traced = (calls + self.captured.uncalled[id(modules[-1])]) * self.captured.times
         run = self.calls.get(str(node.target), traced) if _has_state(modules[-1]) else traced
         if run != traced:
             return f"its module is called {run} times in a run, and {traced} times in what could be captured"

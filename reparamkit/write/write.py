@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
+from ..capture.guards import is_guard
 from ..engine.norms import join
 from ..engine.scope import watched
 from ..engine.sharing import alike
@@ -309,18 +310,35 @@ class Writer:
         layers, nodes = tuple(written.layers.values()), tuple(written.nodes)
         return Done(written.site, paths, layers, error, nodes, tuple(written.warnings))
 
-    def erase_dead(self) -> None:
-        """Members that nothing reads any more, and the sizes only they needed."""
+    def erase_dead(self) -> bool:
+        """Members that nothing reads any more, and the sizes only they needed. Returns whether dead code of the model
+        went with them: what it read, or called, is free then.
+        """
         gone = {m for written, _ in self.done for m in written.site.members}
+        made = {n for written, _ in self.done for n in written.nodes if not is_guard(n.target)}
+        calls, freed = len(self.captured.unread), False
         passed = (self.captured.passed - gone) | self.finisher.passed()
         for node in reversed(self.captured.graph.nodes):
-            spare = node in gone or node in self.spare or node.op == "get_attr"
+            spare = node in gone or node in made or node in self.spare or node.op == "get_attr"
             if spare and not node.users and node not in passed and not self._is_read_later(node):
                 if node not in gone and isinstance(node.meta.get("val"), Tensor):
                     # Dead code: it still runs, on what it reads, where nothing is written again.
                     self.captured.watched.update(dict.fromkeys(set(node.all_input_nodes) - self.captured.constants))
+                freed |= node in made
                 self.captured.graph.erase_node(node)
+        self._drop_unread()
         self.captured.moved()
+        return freed or len(self.captured.unread) < calls
+
+    def _drop_unread(self) -> None:
+        """Code that is written again calls no module for nothing."""
+        unread = self.captured.unread
+        if unread and not self.as_graph:
+            self._mark_again()
+        written = self.finisher.inlined | self.finisher.frames.keys()
+        gone = [(module, frame) for module, frame in unread if self.as_graph or id(frame) in written]
+        unread[:] = [each for each in unread if each not in gone]
+        self.captured.uncalled.update(module for module, _ in gone)
 
     def _is_read_later(self, writer: fx.Node) -> bool:
         """Whether what an in-place operation writes is still read after it."""
