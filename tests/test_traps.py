@@ -866,3 +866,11 @@ def test_a_part_of_a_concatenation_is_cropped_once(views: bool, verify: bool):
     x = sample((2, 5, 8), torch.float32)
     fused = reparamkit.fuse(model, x, verify=verify, objective="launches")
     assert error(run(fused, x), run(model, x)) <= 1e-5
+
+
+def test_zeros_of_a_layer_do_not_forget_what_it_takes():
+    """The layer is only asked for a shape, and refuses inputs of other channels all the same."""
+    model = build(lambda: Model(lambda m, x: (torch.zeros_like(m.a(x)) + m.b(x)).relu(), a=conv(4, 4), b=norm(4)))
+    for fused in (reparamkit.fuse(model), reparamkit.fuse(model, sample((2, 4, 6, 6), torch.float32))):
+        with pytest.raises((RuntimeError, reparamkit.GuardError)):
+            run(fused, sample((2, 3, 6, 6), torch.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -88,6 +89,11 @@ class Form:
         """Free sizes that must have the traced value, or be a multiple."""
         return frozenset().union(*(term.op.guards for term in self.terms.values()))
 
+    @property
+    def vanishes(self) -> bool:
+        """Whether it is a tensor of zeros (and a bias)."""
+        return all(term.op.vanishes for term in self.terms.values())
+
     def mapped(self, change: Callable[[Operator], Operator]) -> Form:
         """Change every operator and the bias in the same way."""
         terms = {s: replace(term, op=change(term.op)) for s, term in self.terms.items()}
@@ -134,6 +140,8 @@ def source_form(name: str, sizes: tuple[Size, ...], open_rank: bool = False) -> 
 
 def apply(form: Form, layer: Callable[[Operator], Operator], trusted: bool = True) -> Form:
     """The form of ``g(value)``; `layer` builds g on the dimensions of an operator's value."""
+    if form.vanishes:
+        raise NotFusable("a tensor of zeros that is no part of a sum")
     terms = {s: replace(t, op=compose(layer(t.op), t.op, trusted)) for s, t in form.terms.items()}
     # What is read of a concatenation need not be every part of it.
     read = {s: t for s, t in terms.items() if not t.op.is_zero} or terms
@@ -156,11 +164,24 @@ def plus(f: Form, g: Form) -> Form:
         raise NotFusable("a sum that broadcasts")
     shared = f.terms.keys() & g.terms.keys()
     terms = {**f.terms, **g.terms} | {s: _summed(f.terms[s], g.terms[s]) for s in sorted(shared)}
-    return _agreed(Form(terms, added_bias(f.bias, g.bias), (*f.recent, *g.recent, None)))
+    made = _agreed(Form(terms, added_bias(f.bias, g.bias), (*f.recent, *g.recent, None)))
+    return _without_zeros(made, {s: term for s, term in terms.items() if not term.op.vanishes})
 
 
 def _summed(f: Term, g: Term) -> Term:
-    return Term(add(f.op, g.op), tuple(dict.fromkeys(f.trails + g.trails))[:MAX_TRAILS])
+    trails = [term.trails for term in (f, g) if not term.op.vanishes] or [f.trails]
+    return Term(add(f.op, g.op), tuple(dict.fromkeys(itertools.chain(*trails)))[:MAX_TRAILS])
+
+
+def _without_zeros(form: Form, others: Mapping[str, Term]) -> Form:
+    """The terms that are more than zeros. others: they, before they shared what is known of sizes."""
+    if not others or len(others) == len(form.terms):
+        return form
+    known = frozenset[tuple[Symbol, Pin]]().union(*(term.op.pins for term in others.values()))
+    made = replace(form, terms={s: form.terms[s] for s in others})
+    if not made.sample.pins <= known or made.guards != form.guards:
+        raise NotFusable("a sum with zeros, whose shape alone tells a size")
+    return made
 
 
 def added_bias(f: Operator | None, g: Operator | None) -> Operator | None:

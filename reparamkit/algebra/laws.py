@@ -16,9 +16,9 @@ from torch import Tensor
 from ..errors import NotFusable
 from .align import Face, align
 from .border import hits, windowed
-from .operator import Dims, Link, Operator, Role, closed, with_rank
+from .operator import Dims, Link, Operator, Role, closed, pin, with_rank
 from .relink import as_diagonal, as_part, densify, is_shift, narrowed, paired, split, widened, with_border, with_taps
-from .size import fixed
+from .size import fixed, joined_pins
 from .weight import Computed, One, Ones, Sum, Weight
 
 F, D, S = Role.FREE, Role.DIAGONAL, Role.STENCIL
@@ -323,6 +323,8 @@ def add(f: Operator, g: Operator) -> Operator:
     Raises `NotFusable`: the shapes differ (broadcasting), or a join needs a fixed size where it is free.
     """
     f, g = _same_rank(f, g)
+    if f.vanishes or g.vanishes:
+        return _beside_zeros(f, g)
     f, g = _direct_sum(*_same_atoms(f, g))
     f, g = _resampled_like(f, g), _resampled_like(g, f)
     via = f.via | g.via
@@ -335,6 +337,17 @@ def add(f: Operator, g: Operator) -> Operator:
     return replace(
         _summed_operator(f, g), via=via | ({PARALLEL_SUM} - {*via} if LOCALITY_INJECTION not in via else set())
     )
+
+
+def _beside_zeros(f: Operator, g: Operator) -> Operator:
+    """One of two operators, where the other makes zeros of the same shape."""
+    left, gone = (g, f) if f.vanishes else (f, g)
+    pins = joined_pins([*f.pins, *g.pins])
+    if pin(left, pins).value_sizes != pin(gone, pins).value_sizes:
+        raise NotFusable("a sum with zeros that may differ in shape: broadcasting is not merged")
+    # What a layer before the zeros insists on, no layer does any more.
+    told = gone.pins - left.pins
+    return replace(pin(left, dict(told), guard=True), guards=f.guards | g.guards | told)
 
 
 def _resampled_like(op: Operator, like: Operator) -> Operator:

@@ -24,7 +24,7 @@ from functools import cached_property
 
 from ..errors import NotFusable
 from .size import Pin, Size, Symbol, fixed, hidden_size, joined_pins, open_size, product, stencil_size
-from .weight import Computed, One, Weight
+from .weight import Computed, One, Weight, Zeros
 
 Dims = tuple[tuple[int, ...], ...]
 """Per dimension, the numbers of the links that are its atoms."""
@@ -229,9 +229,19 @@ class Operator:
         """Whether nothing is read: the value is zero for every source."""
         return self.stored == 0
 
+    @property
+    def vanishes(self) -> bool:
+        """Whether it makes a tensor of zeros, of which only the shape matters."""
+        return isinstance(self.weight, Zeros)
+
     def has(self, *roles: Role) -> bool:
         """Whether some link has one of the roles."""
         return any(link.role in roles for link in self.links)
+
+
+def zeros(op: Operator) -> Operator:
+    """Zeros of the shape that an operator's value has."""
+    return replace(op, weight=Zeros(tuple(op.links[i].leg_size for i in op.legs)))
 
 
 def open_sizes(tensor: str, probably: tuple[int, ...] = (), least: int = 1) -> tuple[Size, ...]:

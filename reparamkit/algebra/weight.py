@@ -99,6 +99,17 @@ class Ones(Weight):
 
 
 @final
+@dataclass(frozen=True)
+class Zeros(Weight):
+    """The weight of a tensor of zeros, of which nothing is left in a sum with another."""
+
+    shape: tuple[int, ...]
+
+    def tensor(self) -> Tensor:
+        return torch.zeros(self.shape, dtype=torch.float64)
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Diagonals(Weight):
     """A stencil (or diagonal, or identity) axis written as a full matrix between two axes.

@@ -92,6 +92,8 @@ def place(form: Form, means: Means, sizes_of: SizesOf) -> Placed:
 
     Raises `NotFusable` if some term cannot be written as one layer between views.
     """
+    if form.vanishes:
+        raise NotFusable("a tensor of zeros is no layer")
     parts = parts_of(form)
     made = _added(form, means) if parts is None else _concatenated(form, *parts, means)
     checked = {_size_at(sizes_of(p.source), p.source, p.checked) for p in made.terms if p.checked is not None}

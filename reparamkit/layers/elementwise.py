@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from ..algebra.build import multiply, offset
 from ..algebra.form import Form, plus
+from ..algebra.operator import zeros
 from ..algebra.segments import selected
-from ..algebra.size import ONE
+from ..algebra.size import ONE, Size, fixed
 from ..errors import NotFusable
 from .plans import Scale
 from .registry import READERS
+from .views import flat
 from .wide import wide
 
 Operand = Form | Tensor | float
@@ -111,6 +114,21 @@ def _kept(operand: Operand, mask: Tensor) -> Operand:
 def read_neg(input: Form) -> Form:
     """A value times -1."""
     return scaled(input, -1.0)
+
+
+@READERS.reader(torch.zeros_like)
+def read_zeros_like(input: Form) -> Form:
+    """Zeros of the same shape, for a sum to begin with."""
+    return replace(input.mapped(zeros), bias=None, recent=(None,))
+
+
+@READERS.reader("new_zeros", sizes=True)
+def read_new_zeros(input: Form, *size: Any) -> Form:
+    """The same; refuses another shape."""
+    wanted = tuple(n if isinstance(n, Size) else fixed(n) for n in flat(size))
+    if input.open_rank or wanted != input.sizes:
+        raise NotFusable("zeros of another shape")
+    return read_zeros_like(input)
 
 
 def total(a: Operand, b: Operand) -> Form:

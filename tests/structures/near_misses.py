@@ -234,6 +234,16 @@ NORM_MISSES = (
 
 NEAR_MISSES = (
     NearMiss(
+        "a sum with zeros that is spread over pixels",
+        lambda: Model(
+            lambda m, x: torch.zeros_like(x) + m.a(x), a=seq(nn.AdaptiveAvgPool2d(1), conv(4, 4, 1, bias=False))
+        ),
+        MAPS,
+        "zeros_like mean conv add",
+        "broadcasting is not merged",
+        needs_inputs=True,
+    ),
+    NearMiss(
         "a part that is scaled, and read as it is",
         lambda: Model(
             lambda m, x: (lambda a, b: (a * m.s).sigmoid() * b.tanh() * a)(*m.conv(x).chunk(2, 1)),

@@ -38,6 +38,14 @@ def _accumulated(m: Any, x: Tensor) -> Tensor:
     return out
 
 
+def _filled_up(m: Any, x: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    out += m.a(x)
+    for branch in (m.b, m.c):
+        out = out + branch(x)
+    return out
+
+
 def _maybe(m: Any, x: Tensor) -> Tensor:
     identity = 0 if m.c is None else m.c(x)
     return m.a(x) + m.b(x) + identity
@@ -77,6 +85,8 @@ BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "add_": _in_place_method,
     "add_, its result unused": _written_into,
     "0, then +=": _accumulated,
+    "zeros, then +=": _filled_up,
+    "zeros of a branch": lambda m, x: torch.zeros_like(a := m.a(x)).add_(a) + (m.b(x) + m.c(x)),
     "a branch that may be missing": _maybe,
     "torch.add": lambda m, x: torch.add(torch.add(m.a(x), m.b(x)), other=m.c(x)),
     "alpha": lambda m, x: torch.add(m.a(x).add(m.b(x), alpha=0.5), m.c(x), alpha=-2),
