@@ -6,7 +6,7 @@ import copy
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -392,7 +392,7 @@ def _with_raised(
         with writer.tape:
             own = _read(captured)
             ways = scaled_parts(captured, request.scope(captured), own)
-        made = raise_scales(captured, ways, partial(_prove_raised, own) if request.verify else _trusted)
+        made = raise_scales(captured, own, ways, partial(_prove_raised, own) if request.verify else _trusted)
         if not made:
             break
         raised += made
@@ -402,13 +402,13 @@ def _with_raised(
     return plan, reading
 
 
-def _prove_raised(reading: Reading, old: fx.Node, new: fx.Node, whole: fx.Node) -> None:
+def _prove_raised(reading: Reading, old: fx.Node, new: fx.Node, over: Collection[fx.Node]) -> None:
     captured = reading.captured
-    sources = {whole: identity(*reading.shapes[whole])}
+    sources = {node: identity(*reading.shapes[node]) for node in over}
     check(Piece(captured, sources, old, new), f"'{captured.path(old)}'")
 
 
-def _trusted(old: fx.Node, new: fx.Node, whole: fx.Node) -> None:
+def _trusted(old: fx.Node, new: fx.Node, over: Collection[fx.Node]) -> None:
     """No proof: `fuse` was called with verify=False."""
 
 

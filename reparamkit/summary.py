@@ -15,7 +15,7 @@ from .capture.parts import Parts
 from .engine.norms import second_flops
 from .engine.placing import node_cost
 from .engine.reading import WRITTEN, Reading
-from .engine.scope import matches, place_of
+from .engine.scope import matches, name_of, place_of
 from .engine.site import Plan, Rejected, Site
 from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
@@ -201,7 +201,7 @@ def _prices(merge: Site | Rejected, trial: Trial | None) -> tuple[Price, Price]:
 
 
 def _member(node: fx.Node) -> str:
-    return place_of(node) or str(getattr(node.target, "__name__", node.target))
+    return place_of(node) or name_of(node)
 
 
 def _of_layers(plan: Plan) -> Plan:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from structures import Model, build, error, operations, run, sample, wide
+from structures import Model, build, conv, error, norm, operations, run, sample, wide
 from torch import Tensor, nn
 
 import reparamkit
@@ -67,3 +68,89 @@ def test_a_wrong_scale_would_be_found(monkeypatch: pytest.MonkeyPatch):
 
 def test_it_can_be_skipped():
     assert operations(reparamkit.fuse(scaled(4), X, skip="qk"), X) == operations(scaled(4), X)
+
+
+def normed(model: nn.Module, x: Tensor) -> Tensor:
+    y = model.conv(x)
+    return model.norm(y[:, :4]) * y[:, 4:].sigmoid()
+
+
+@pytest.mark.parametrize("option", [{}, {"inplace": True}], ids=str)
+def test_a_norm_of_a_part_leaves_the_model(option: dict[str, Any]):
+    """It is named in the report, and nothing is left of it."""
+    image = sample((2, 4, 6, 6), torch.float64)
+    model = build(lambda: Model(normed, conv=conv(4, 8), norm=norm(4)), torch.float64)
+    want = run(model, image)
+    fused = reparamkit.fuse(model, image, **option)
+    assert error(run(fused, image), want) < 1e-12
+    assert {name.partition(".")[0] for name in fused.state_dict()} == {"conv"}
+    assert [{*merge.members} for merge in reparamkit.report(fused).merges] == [{"conv", "norm"}]
+
+
+def scores(model: nn.Module, x: Tensor) -> Tensor:
+    return ((model.q(x) @ model.k(x).transpose(1, 2)) * model.scale).softmax(-1)
+
+
+@pytest.mark.parametrize("option", [{}, {"inplace": True}, {"as_graph": True}, {"verify": False}], ids=str)
+def test_a_scale_of_a_product_goes_to_a_factor(option: dict[str, Any]):
+    parts = {"q": nn.Linear(8, 6), "k": nn.Linear(8, 6), "scale": nn.Parameter(torch.ones(1))}
+    model = build(lambda: Model(scores, **parts), torch.float64)
+    want, weights = run(model, X), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fused = reparamkit.fuse(model, X, **option)
+    assert operations(fused, X) == "linear linear bmm _softmax"
+    assert error(run(fused, X), want) < 1e-12
+    if not option:
+        assert {*reparamkit.report(fused).merges[0].members} == {"mul", "q"}
+        fused.load_state_dict(reparamkit.convert_state_dict(fused, weights))
+        assert error(run(fused, X), want) < 1e-12
+
+
+def one_read(m: nn.Module, x: Tensor) -> Tensor:
+    q, k = m.q(x), m.k(x)
+    return ((q @ k.mT) * 0.5).tanh() + q.sum()
+
+
+def both_read(m: nn.Module, x: Tensor) -> Tensor:
+    q, k = m.q(x), m.k(x)
+    return ((q @ k.mT) * 0.5).tanh() + q.sum() + k.sum()
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [(one_read, "linear linear bmm tanh sum add"), (both_read, "linear linear bmm mul tanh sum add sum add")],
+)
+def test_a_factor_that_is_read_elsewhere_keeps_its_numbers(body: Callable[[Any, Tensor], Tensor], left: str):
+    """The other factor takes the scale; if both are read elsewhere, neither does."""
+    model = build(lambda: Model(body, q=nn.Linear(8, 6), k=nn.Linear(8, 6)), torch.float64)
+    fused = reparamkit.fuse(model, X)
+    assert operations(fused, X) == left
+    assert error(run(fused, X), run(model, X)) < 1e-12
+
+
+def in_place(m: nn.Module, x: Tensor) -> Tensor:
+    q, k = m.qk(x).chunk(2, -1)
+    q = q * m.scale
+    q += 1
+    return q.sigmoid() * k
+
+
+def viewed(m: nn.Module, x: Tensor) -> Tensor:
+    q, k = m.qk(x).chunk(2, -1)
+    return (q * m.scale).view(x.shape[0], -1).sigmoid() * k.sum((1, 2))[:, None]
+
+
+@pytest.mark.parametrize("body", [in_place, viewed])
+def test_what_is_written_into_or_viewed_stays_a_tensor_of_its_own(body: Callable[[Any, Tensor], Tensor]):
+    """A part of another may neither be, if gradients are recorded or its numbers lie apart."""
+    parts = {"qk": nn.Linear(8, 8), "scale": nn.Parameter(torch.ones(4))}
+    model = build(lambda: Model(body, **parts), torch.float64)
+    fused = reparamkit.fuse(model, X)
+    with torch.enable_grad():
+        assert error(fused(X), run(model, X)) < 1e-12
+
+
+def test_without_sizes_the_report_counts_the_part():
+    """It is as much less, in proportion, as with sizes."""
+    known, unknown = (reparamkit.report(reparamkit.fuse(scaled(4), *given)) for given in ((X,), ()))
+    ratios = [report.after.flops / report.before.flops for report in (known, unknown)]
+    assert abs(ratios[0] - ratios[1]) < 1e-3

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import fx
 
@@ -18,6 +19,7 @@ from ..algebra.views import Crop, Mean, Resampled, View
 from ..capture.capture import Captured
 from ..errors import NotFusable
 from ..layers.convolutions import is_transposed, multiply_adds, padding_cost, uneven_cost
+from ..layers.parts import rescaled
 from ..layers.plans import LayerPlan
 from ..layers.price import Cost, numel
 from ..layers.writers import shift_cost, turned
@@ -317,9 +319,20 @@ def node_cost(reading: Reading, node: fx.Node, stored: int = 0, form: Form | Non
     if node in reading.moves:
         launches = reading.moves[node]
         return Cost(0, launches * numel(form.sizes), stored, launches)
+    if node.target is rescaled:
+        return _part_cost(form, node.args[1], stored)
     if does_nothing(form) and computes_the_same(reading.captured, node):
         return Cost(0, numel(form.sizes), stored, 1)
     return layer_cost(form, stored, spreads(reading.captured, node))
+
+
+def _part_cost(form: Form, span: Any, stored: int) -> Cost:
+    """What it costs to scale a part of a value."""
+    elements = numel(form.sizes)
+    if span is not None:
+        dim, first, last = span
+        elements = elements * (form.sizes[dim].factor - first - last) // form.sizes[dim].factor
+    return Cost(elements, elements, stored, 1)
 
 
 def spreads(captured: Captured, node: fx.Node) -> bool:

@@ -16,7 +16,7 @@ from .options import FLOPS, STORED, Option, Options
 from .placing import Placed
 from .reading import checks
 from .regions import Region
-from .scope import place_of
+from .scope import name_of, place_of
 from .sharing import uneven
 from .site import Merge, Rejected, Site
 
@@ -193,7 +193,7 @@ class Planner:
     def _name(self, node: fx.Node) -> str:
         if node.op == "output":
             return "the output"
-        name = str(getattr(node.target, "__name__", node.target))
+        name = name_of(node)
         if node.op == "call_module":
             # Without a place of its own it stands for a merge.
             name = f"the merged {type(self.captured.module(node)).__name__}"

@@ -1,25 +1,33 @@
-"""Scales of a part of a value, as scales of the whole: then the layer before the split can absorb them.
+"""Scales of a part of a value, or of a product, as scales of the whole or of a factor: the layer that makes it can
+absorb them.
 
-``q, k, v = f(x).chunk(3, -1)`` and ``s q``: the rows of f that make q are multiplied by s, at no cost. The mirror image
-of `absorb`: there all that read a value take its scale, here what makes it does.
+``q, k, v = f(x).chunk(3, -1)`` and ``s q``, or ``s (q k^T)``: the rows of f that make q are multiplied by s, at no
+cost. The mirror image of `absorb`: there all that read a value take its scale, here what makes it does.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping
+import operator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
-from ..algebra.form import as_bias
+from ..algebra.build import multiply
+from ..algebra.form import as_bias, source_form
 from ..algebra.operator import Operator
+from ..algebra.size import fixed
 from ..algebra.views import Crop, Permute, Reshape, Same, View
+from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured
+from ..capture.guards import is_guard
 from ..capture.trees import leaves, map_leaves
 from ..errors import NotFusable
-from ..layers.parts import rescaled
+from ..layers.parts import Span, rescaled
 from ..layers.plans import broadcast, uniform
 from .absorb import is_scale
 from .pricing import readers_of
@@ -27,8 +35,11 @@ from .reading import Reading
 from .scope import Scope
 from .site import Plan
 
-Prove = Callable[[fx.Node, fx.Node, fx.Node], None]
-"""Raises `NotFusable` if two values are not proved to be the same function of a third: the old, the new, the third."""
+Prove = Callable[[fx.Node, fx.Node, Collection[fx.Node]], None]
+"""Raises `NotFusable` if two values are not proved to be the same function of others: the old, the new, the others."""
+ELEMENTWISE: frozenset[object] = frozenset({operator.mul, torch.mul, torch.multiply, "mul", "multiply"})
+MATRICES: frozenset[object] = frozenset({operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", torch.einsum})
+"""Products: a factor of one is a factor of the other, but for what differs along a dimension that is summed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +69,7 @@ class Way:
     @property
     def whole(self) -> fx.Node:
         """The value that is split."""
-        return self.views[0].all_input_nodes[0]
+        return self.args[0]  # type: ignore[no-any-return]
 
 
 def scaled_parts(captured: Captured, scope: Scope, reading: Reading) -> list[Way]:
@@ -73,9 +84,9 @@ def scaled_parts(captured: Captured, scope: Scope, reading: Reading) -> list[Way
     return found
 
 
-def raise_scales(captured: Captured, ways: Collection[Way], prove: Prove) -> list[Raised]:
+def raise_scales(captured: Captured, reading: Reading, ways: Collection[Way], prove: Prove) -> list[Raised]:
     """Let these scales scale the whole. The node stays the same, so that whatever refers to the scale still does."""
-    raised = [_raise(captured, way) for way in ways if _proved(captured, way, prove)]
+    raised = [_raise(captured, way) for way in ways if _proved(captured, reading, way, prove)]
     captured.raised.update(each.scale for each in raised)
     captured.forget()
     return raised
@@ -102,42 +113,90 @@ def _way(captured: Captured, reading: Reading, node: fx.Node) -> Way | None:
     """The way to a scale, if what makes the whole may be a layer that can absorb it."""
     if node in captured.apart or not node.users or not is_scale(reading, node) or reading.writes:
         return None
-    (name,) = reading.read[node].terms
-    views = [captured.named[name]]
-    while (found := _views(reading, views[0])) and _is_plain(found):
-        views.insert(0, views[0].all_input_nodes[0])
-    if not (found and isinstance(crop := found[0], Crop)):
+    if node.op == "call_module" and captured.module_calls[id(captured.module(node))] > 1:
         return None
-    whole = views[0].all_input_nodes[0]
-    layer = _layer(reading, whole)
-    row = [*views, node]
-    alone = all(readers_of(a) == [b] for a, b in itertools.pairwise(row)) and _is_plain(found[1:])
-    if layer is None or not alone or not crop.size.known or not _are_apart(reading, whole, views[0], crop):
-        return None
-    try:
-        args = _arguments(reading, node, whole, crop, tuple(views))
-    except NotFusable:
-        return None
-    way = Way(node, tuple(views), layer, args)
-    return way if _may_move(captured, way) else None
+    form = reading.read[node]
+    (name,) = form.terms
+    constants = [n for n in node.all_input_nodes if n in reading.constants]
+    for row, span, numbers in _back(reading, captured.named[name], _Numbers(form.sample, form.bias), False):
+        whole, *views = row
+        layer = _layer(reading, whole)
+        alone = all(_readers(a) == [b] for a, b in itertools.pairwise([*views, node]))
+        if layer is not None and alone and _is_free(reading, whole, [*views, node][0], span):
+            way = Way(node, tuple(views), layer, (whole, span, *numbers.tensors(), *constants))
+            if _may_move(captured, way):
+                return way
+    return None
 
 
-def _arguments(
-    reading: Reading, scale: fx.Node, whole: fx.Node, crop: Crop, way: Collection[fx.Node]
-) -> tuple[Any, ...]:
-    """Of `rescaled`. Raises `NotFusable` if the scale cannot be followed through the views."""
-    form = reading.read[scale]
-    views = [view for node in way for view in _views(reading, node)]
+@dataclass(frozen=True)
+class _Numbers:
+    """A scale and a shift, on the dimensions of a value."""
 
-    def before(op: Operator) -> Tensor:
-        for view in reversed(views[1:]):
-            op = view.undone(op)
-        return broadcast(uniform(as_bias(op)))
+    op: Operator
+    bias: Operator | None
 
-    constants = [n for n in scale.all_input_nodes if n in reading.constants]
-    ops = None if form.sample.is_identity else form.sample, form.bias
-    numbers = [None if op is None else before(op) for op in ops]
-    return whole, (crop.dim, crop.first, crop.last), *numbers, *constants
+    def before(self, views: Iterable[View]) -> _Numbers:
+        """On those of a value that these views are of. Raises `NotFusable` if they cannot be followed."""
+        op, bias = self.op, self.bias
+        for view in reversed([*views]):
+            op, bias = view.undone(op), None if bias is None else view.undone(bias)
+        return _Numbers(op, bias)
+
+    def tensors(self) -> tuple[Tensor | None, Tensor | None]:
+        """As they broadcast to the value."""
+        weight = None if self.op.is_identity else broadcast(uniform(as_bias(self.op)))
+        return weight, None if self.bias is None else broadcast(uniform(as_bias(self.bias)))
+
+
+_Found = tuple[list[fx.Node], Span | None, _Numbers]
+"""The whole and the nodes behind it, what is scaled of the whole (None: all), and the numbers of the scale there."""
+
+
+def _back(reading: Reading, node: fx.Node, numbers: _Numbers, multiplied: bool) -> Iterator[_Found]:
+    """The values before a scaled one that could be scaled instead. multiplied: whether there is a product between."""
+    views = _views(reading, node)
+    with suppress(NotFusable):
+        if views and isinstance(crop := views[0], Crop):
+            if crop.size.known and _is_plain(views[1:]):
+                yield [node.all_input_nodes[0], node], (crop.dim, crop.first, crop.last), numbers.before(views[1:])
+        elif views and _is_plain(views):
+            for row, span, found in _back(reading, node.all_input_nodes[0], numbers.before(views), multiplied):
+                yield [*row, node], span, found
+        elif multiplied and not views and node in reading.read:
+            yield [node], None, numbers
+    for operand in _factors(reading, node) if not views else ():
+        with suppress(NotFusable):
+            scaled = _Numbers(_of_factor(reading, node, operand, numbers), None)
+            for row, span, found in _back(reading, operand, scaled, True):
+                yield [*row, node], span, found
+
+
+def _factors(reading: Reading, node: fx.Node) -> list[fx.Node]:
+    """The two values whose product a node is, if it is one."""
+    factors = [each for each in node.args if isinstance(each, fx.Node) and each in reading.forms]
+    known = node.target in {*ELEMENTWISE, *MATRICES} and not node.kwargs and node not in reading.read
+    return factors if known and len(factors) == len(node.all_input_nodes) == 2 else []
+
+
+def _of_factor(reading: Reading, node: fx.Node, factor: fx.Node, numbers: _Numbers) -> Operator:
+    """The scale of a product as that of a factor. Raises `NotFusable` unless it is one number, or differs only along
+    dimensions that the factor has as well, and along which nothing is summed.
+    """
+    weight, shift = numbers.tensors()
+    sizes, open_rank = reading.shapes[factor]
+    if weight is None or shift is not None:
+        raise NotFusable("a shift of a product of two values")
+    if weight.numel() == 1:
+        weight = weight.reshape(())
+    apart = {d for d in range(-weight.dim(), 0) if weight.shape[d] != 1}
+    summed = {*apart} if node.target is torch.einsum else set() if node.target in ELEMENTWISE else {-1, -2}
+    known = reading.sizes_of(factor)
+    alike = len(known) == len(reading.sizes_of(node)) >= weight.dim()
+    alike = alike and all(known[d] == fixed(weight.shape[d]) for d in apart)
+    if apart and (apart & summed or not alike):
+        raise NotFusable("a scale of a product of two values that is none of either")
+    return multiply(source_form(factor.name, sizes, open_rank), weight).sample
 
 
 def _views(reading: Reading, node: fx.Node) -> list[View]:
@@ -160,7 +219,7 @@ def _layer(reading: Reading, node: fx.Node) -> frozenset[fx.Node] | None:
     row = {node}
     while views := _views(reading, node):
         before = node.all_input_nodes[0]
-        if not isinstance(views[0], Crop) and (not _is_plain(views) or readers_of(before) != [node]):
+        if not isinstance(views[0], Crop) and (not _is_plain(views) or _readers(before) != [node]):
             return None
         node = before
         row.add(node)
@@ -168,34 +227,49 @@ def _layer(reading: Reading, node: fx.Node) -> frozenset[fx.Node] | None:
     return frozenset(row) if form is not None and any(term.op.legs for term in form.terms.values()) else None
 
 
-def _are_apart(reading: Reading, whole: fx.Node, part: fx.Node, crop: Crop) -> bool:
-    """Whether all other readers of the whole read slices of it that do not meet the part."""
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """What reads the numbers of a value; a guard sees its shape."""
+    return [reader for reader in readers_of(node) if not is_guard(reader.target)]
+
+
+def _is_free(reading: Reading, whole: fx.Node, reader: fx.Node, span: Span | None) -> bool:
+    """Whether all other readers of the whole read slices of it that do not meet what is scaled."""
     # How many parts there are is no number of theirs.
-    read = [node for node in readers_of(whole) if not node.users.keys() <= reading.sizes.keys()]
-    others = [_views(reading, reader) for reader in read if reader is not part]
-    slices = [views[0] for views in others if views and isinstance(views[0], Crop) and views[0].dim == crop.dim]
-    n = crop.size.factor
-    beside = [each.first >= n - crop.last or n - each.last <= crop.first for each in slices]
+    read = [node for node in _readers(whole) if not node.users.keys() <= reading.sizes.keys()]
+    others = [_views(reading, each) for each in read if each is not reader]
+    if span is None or not others:
+        return not others
+    dim, first, last = span
+    slices = [views[0] for views in others if views and isinstance(views[0], Crop) and views[0].dim == dim]
+    beside = [n - each.last <= first or n - last <= each.first for each in slices if (n := each.size.factor)]
     return len(slices) == len(others) and all(beside)
 
 
 def _may_move(captured: Captured, way: Way) -> bool:
-    """Whether no call gets or returns the part, nothing is written in between, and the scale is made by a call around
-    those that read the whole.
+    """Whether no call gets or returns the part, nothing is written into the values, and the scale is made by a call
+    around those that read the whole.
     """
     given = leaves([(frame.args, frame.kwargs, frame.output) for frame in captured.frames])
     passed = {captured.current(leaf) for leaf in given if isinstance(leaf, fx.Node)}
-    written = any(way.whole in captured.aliases.of(writer) for writer in captured.aliases.writers)
+    own = {way.whole, way.scale, *way.views}
+    written = any(not own.isdisjoint(captured.aliases.of(writer)) for writer in captured.aliases.writers)
     frame = captured.frame(way.scale)
     around = all(frame in captured.frame(reader).stack for reader in way.whole.users)
-    return around and not written and passed.isdisjoint(way.views)
+    return around and not written and passed.isdisjoint(way.views) and not _is_viewed(captured, way.scale)
+
+
+def _is_viewed(captured: Captured, node: fx.Node) -> bool:
+    """Whether code counts on the numbers of a value to lie one behind the other, as those of a part may not."""
+    aliases = [user for user in node.users if target_name(user, captured.module) in MAY_ALIAS]
+    return any(user.target in ("view", "view_as") or _is_viewed(captured, user) for user in aliases)
 
 
 # --- there and back ------------------------------------------------------------------------------------
 
 
 def _raise(captured: Captured, way: Way) -> Raised:
-    node, part, whole = way.scale, way.views[-1], way.whole
+    node, whole = way.scale, way.whole
+    part = node.all_input_nodes[0] if not way.views else way.views[-1]
     kept = Raised(node, part, node.op, node.target, node.args, node.kwargs, node.meta.get("val"))
     node.replace_all_uses_with(part)
     _hand_on(captured, {node: part})
@@ -205,6 +279,9 @@ def _raise(captured: Captured, way: Way) -> Raised:
             first.prepend(constant)
     first.prepend(node)
     whole.replace_all_uses_with(node)
+    node.meta.setdefault("stands for", node.target)
+    if node.op == "call_module":
+        node.meta["place"] = str(node.target)
     node.op, node.target, node.args, node.kwargs = "call_function", rescaled, way.args, {}
     node.meta["val"] = whole.meta.get("val")
     return kept
@@ -216,6 +293,8 @@ def _lower(captured: Captured, each: Raised) -> None:
     node.op, node.target = each.op, each.target
     node.args, node.kwargs = fx.node.map_arg((each.args, each.kwargs), captured.current)
     node.meta["val"] = each.val
+    for name in ("stands for", "place"):
+        node.meta.pop(name, None)
     max(node.all_input_nodes).append(node)
     _hand_on(captured, {part: node})
     part.replace_all_uses_with(node, delete_user_cb=lambda user: node < user)
@@ -227,18 +306,21 @@ def _made_of(constants: Iterable[Any]) -> set[fx.Node]:
     return nodes.union(*(_made_of(node.all_input_nodes) for node in nodes))
 
 
-def _proved(captured: Captured, way: Way, prove: Prove) -> bool:
+def _proved(captured: Captured, reading: Reading, way: Way, prove: Prove) -> bool:
     """Run the scale of the whole, and the same views of it."""
     graph = captured.graph
     with graph.inserting_after(way.scale):
         copies = [graph.call_function(rescaled, way.args)]
+    before = way.whole
     for node in way.views:
         with graph.inserting_after(copies[-1]):
             copy = graph.node_copy(node)
-        copy.replace_input_with(node.all_input_nodes[0], copies[-1])
+        copy.replace_input_with(before, copies[-1])
+        before = node
         copies.append(copy)
     try:
-        prove(way.scale, copies[-1], way.whole)
+        others = {n for node in way.views for n in _factors(reading, node)} - {*way.views}
+        prove(way.scale, copies[-1], {way.whole, *others})
     except NotFusable:
         return False
     finally:

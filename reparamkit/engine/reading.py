@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -396,9 +396,10 @@ class _Reader:
         rest: list[tuple[Candidate, ...]] = []
         if math.prod(map(len, forms)) <= MAX_SORTED:
             rest = sorted(product(*forms), key=lambda chosen: len({name for c in chosen for name in c.form.terms}))
-        for chosen in dict.fromkeys((first, *level, *rest[: MAX_COMBINATIONS + 1])):
-            if chosen == first or not self._mixed(chosen):
-                yield dict(zip(inputs, chosen, strict=True))
+        yield dict(zip(inputs, first, strict=True))
+        others = (chosen for chosen in dict.fromkeys((*level, *rest)) if chosen != first and not self._mixed(chosen))
+        for chosen in islice(others, len(level) + MAX_COMBINATIONS):
+            yield dict(zip(inputs, chosen, strict=True))
 
     def _mixed(self, chosen: tuple[Candidate, ...]) -> bool:
         """Whether both a value and a view of a part of it are sources, over parts alone is as good; or a value is read,

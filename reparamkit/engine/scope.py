@@ -229,6 +229,12 @@ def place_of(node: fx.Node) -> str:
     return str(place)
 
 
+def name_of(node: fx.Node) -> str:
+    """The name of what a node calls, or stands for."""
+    target = node.meta.get("stands for", node.target)
+    return str(getattr(target, "__name__", target))
+
+
 def called_plainly(node: fx.Node) -> bool:
     """Whether a module is called as any layer of torch can be: with its input alone."""
     return (len(node.args), *node.kwargs) in ((1,), (0, "input"))

@@ -47,28 +47,36 @@ Span = tuple[int, int, int]
 """A part of a tensor: the dimension (from the right), where it begins, and how many positions follow it."""
 
 
-def rescaled(input: Tensor, span: Span, weight: Tensor | None, bias: Tensor | None, *made_of: Any) -> Tensor:
-    """``input * weight + bias`` on one part of it, the rest as it is, while a model is being fused.
+def rescaled(input: Tensor, span: Span | None, weight: Tensor | None, bias: Tensor | None, *made_of: Any) -> Tensor:
+    """``input * weight + bias`` on one part of it (None: on all), the rest as it is, while a model is being fused.
 
     weight, bias: any shape that broadcasts to the part, or None. made_of: the constants that they were computed from.
     """
+    if span is None:
+        return affine(input, weight, bias, False)
     dim, first, last = span
     before, part, after = torch.split(input, [first, input.shape[dim] - first - last, last], dim)
     return torch.cat([before, affine(part, weight, bias, False), after], dim)
 
 
 @READERS.reader(rescaled)
-def read_rescaled(input: Form, span: Span, weight: Tensor | None, bias: Tensor | None, *made_of: Any) -> Form:
+def read_rescaled(input: Form, span: Span | None, weight: Tensor | None, bias: Tensor | None, *made_of: Any) -> Form:
     """The parts before and behind as they are, and between them the part with its scale and shift."""
+    if span is None:
+        return _affine(input, weight, bias)
     dim, first, last = span
     x = fixed_dim(input, dim)
     ends = (0, first, x.sizes[dim].factor - last, x.sizes[dim].factor)
     parts = [cropped(x, dim, a, b, 1) if a < b else None for a, b in itertools.pairwise(ends)]
     assert parts[1] is not None
-    part = parts[1] if weight is None else multiply(parts[1], weight)
-    parts[1] = part if bias is None else offset(part, bias)
+    parts[1] = _affine(parts[1], weight, bias)
     # What stays is no view of its own: the whole is one step.
     return replace(concatenated([x for x in parts if x is not None], dim), recent=(None,))
+
+
+def _affine(x: Form, weight: Tensor | None, bias: Tensor | None) -> Form:
+    scaled = x if weight is None else multiply(x, weight)
+    return scaled if bias is None else offset(scaled, bias)
 
 
 @READERS.reader(torch.hstack, torch.column_stack, moves=1)

@@ -141,7 +141,7 @@ TABLE = (
         r"|number of dimensions|of rank|needs \d+ dimensions|need.*dimensions"
         r"|come from another dimension|averaged axes|splits or joins an axis|not a scale|nothing is mixed|takes a slice"
         r"|slice that takes nothing|that are cropped|behind a crop"
-        r"|through the graph|sampled again|no single layer computes|would differ from place|is not the same",
+        r"|through the graph|sampled again|zeros|no single layer computes|would differ from place|is not the same",
     ),
     Advice(
         "code",

@@ -18,6 +18,7 @@ from ..capture.trees import leaves
 from ..engine.norms import restore
 from ..engine.scope import below, innermost, place_of
 from ..errors import NotFusable
+from ..layers.parts import rescaled
 from .frames import change, changes_of, fold, method, original_class, without_gradients
 from .hidden import Hidden, because, hide_broken
 from .places import Places
@@ -447,7 +448,10 @@ def _literal_size(node: fx.Node) -> int | None:
 
 
 def _targets(written: Written) -> set[str]:
-    return {str(n.target) for n in written.site.core if n.op == "call_module"}
+    """The modules that its members call, or stand for."""
+    members = written.site.core
+    raised = {place_of(n) for n in members if n.target is rescaled} - {""}
+    return raised | {str(n.target) for n in members if n.op == "call_module"}
 
 
 def _container(module: nn.Module) -> nn.Sequential:

@@ -268,6 +268,39 @@ NEAR_MISSES = (
         needs_inputs=True,
     ),
     NearMiss(
+        "scores that are scaled, and read as they are",
+        lambda: Model(
+            lambda m, x: (lambda a: (a * 0.5).softmax(-1) * a)(m.q(x) @ m.k(x).transpose(1, 2)),
+            q=nn.Linear(8, 8),
+            k=nn.Linear(8, 8),
+        ),
+        TOKENS_8,
+        "linear linear bmm mul _softmax mul",
+        "",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "scores scaled by a number per key",
+        lambda: Model(
+            lambda m, x: ((m.q(x) @ m.k(x).transpose(1, 2)) * m.s).softmax(-1),
+            q=nn.Linear(8, 8),
+            k=nn.Linear(8, 8),
+            s=parameter(5),
+        ),
+        TOKENS_5,
+        "linear linear bmm mul _softmax",
+        "",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "a product of activations, scaled",
+        lambda: Model(lambda m, x: (x.relu() * x.sigmoid() * m.s).tanh(), s=parameter(4, 1, 1)),
+        MAPS,
+        "relu sigmoid mul mul tanh",
+        "",
+        needs_inputs=True,
+    ),
+    NearMiss(
         "a part of an activation, scaled",
         lambda: Model(
             lambda m, x: (lambda a, b: (a * m.s).sigmoid() * b)(*m.conv(x).relu().chunk(2, 1)),
