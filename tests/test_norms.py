@@ -339,3 +339,24 @@ def test_a_table_in_single_precision_rounds_no_sum_of_doubles():
     fused = reparamkit.fuse(model, X.double())
     assert reparamkit.report(fused).merges
     assert error(run(fused, X.double()), run(model, X.double())) <= 1e-14
+
+
+class Weighing(nn.Module):
+    """Scales a part of what a norm gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 3), nn.GroupNorm(1, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.norm(self.conv(x)).split([4, 4], 1)
+        return torch.cat([a, 2 * b], 1)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_norm_whose_scale_a_merge_takes_scales_no_more(verify: bool):
+    """The merged layer stands behind it, and not in its place."""
+    model, x = build(Weighing), sample((2, 1, 5, 6), torch.float32)
+    fused = reparamkit.fuse(model, x, verify=verify)
+    assert error(fused(x), model(x)) <= 1e-6
+    assert error(fused(x[:1]), model(x[:1])) <= 1e-6

@@ -874,3 +874,29 @@ def test_zeros_of_a_layer_do_not_forget_what_it_takes():
     for fused in (reparamkit.fuse(model), reparamkit.fuse(model, sample((2, 4, 6, 6), torch.float32))):
         with pytest.raises((RuntimeError, reparamkit.GuardError)):
             run(fused, sample((2, 3, 6, 6), torch.float32))
+
+
+def mean_of_two(m: Any, x: Tensor) -> Tensor:
+    return torch.flatten(torch.stack([m.a(x), m.b(x)]).mean(0), start_dim=1)
+
+
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_a_rank_that_is_only_possible_ends_in_no_error(with_inputs: bool):
+    """For all that is known, the mean could be one number, which has no dimensions to flatten."""
+    model, x = build(lambda: Model(mean_of_two, a=conv(4, 4), b=conv(4, 4))), sample((2, 4, 5, 5), torch.float32)
+    fused = reparamkit.fuse(model, x) if with_inputs else reparamkit.fuse(model)
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+def shuffled_and_summed(m: Any, x: Tensor) -> Tensor:
+    y = m.out(nn.functional.pixel_shuffle(m.first(m.linear(x)), 2)).flatten(2).transpose(1, 2)
+    y = y.mT.unflatten(-1, (10, 6))
+    return m.a(y) + y
+
+
+def test_a_bias_that_differs_from_place_to_place_ends_in_no_error():
+    """It has no borders, and no layer of borders adds it."""
+    layers = {"linear": nn.Linear(3, 3), "first": nn.Conv2d(2, 16, 3, padding=1), "out": nn.Conv2d(4, 2, 1)}
+    model = build(lambda: Model(shuffled_and_summed, **layers, a=nn.Conv2d(2, 2, 1)))
+    x = sample((2, 2, 5, 3), torch.float32)
+    assert error(run(reparamkit.fuse(model, x), x), run(model, x)) <= 1e-5

@@ -146,6 +146,8 @@ def _shift(bias: Operator) -> LayerPlan:
         raise NotFusable("a border along part of a dimension")
     if any(link.size.hint < link.low + link.high for edge in edges for link in edge):
         raise NotFusable("zero padding: the map is smaller than its borders")
+    if not any(edges):
+        raise NotFusable("a bias that differs from place to place, and not at borders")
     first = next(d for d, edge in enumerate(edges) if edge)
     borders = [(edge[0].low, edge[0].high) if edge else (0, 0) for edge in edges[first:]]
     cost = shift_cost(bias) + Cost(0, 0, bias.stored, 0)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ..capture.capture import Captured
 from ..capture.guards import is_guard
 from ..engine.norms import join
-from ..engine.scope import watched
+from ..engine.scope import place_of, watched
 from ..engine.sharing import alike
 from ..engine.site import Site
 from ..errors import NotFusable
@@ -283,7 +283,10 @@ class Writer:
                 self.finisher.region(written)
 
     def _leave_absorbed(self) -> None:
-        for scale in self.absorbed:
+        """What was absorbed, and what a merge took of a norm that still normalises."""
+        nodes = set(self.captured.graph.nodes)
+        taken = [n for n in self.captured.apart if n not in nodes and place_of(n) in self.captured.targets]
+        for scale in dict.fromkeys((*self.absorbed, *taken)):
             self.finisher.leave(scale)
         self.absorbed.clear()
 
