@@ -27,7 +27,7 @@ from structures import (
 from torch import Tensor, nn
 
 import reparamkit
-from reparamkit import pipeline
+from reparamkit import merging, pipeline
 from reparamkit.write import finish, places, write
 
 X = sample((2, 3, 12, 10), torch.float32)
@@ -55,7 +55,7 @@ def test_in_place_is_what_a_copy_is(case: Structure | NearMiss):
 # --- failures ---------------------------------------------------------------------------------------
 
 PLACES: dict[str, tuple[Any, str]] = {
-    "proof": (pipeline, "check"),
+    "proof": (merging, "check"),
     "numbers": (write, "settle"),
     "place": (finish.Finisher, "_move_layers"),
     "code": (finish.Finisher, "_remove_unread"),
@@ -137,14 +137,14 @@ def test_old_layers_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch):
     model = build(lambda: seq(*(layer for _ in range(6) for layer in (conv_norm(3, 3), nn.ReLU()))))
     old = [weakref.ref(model[2 * k][0].weight) for k in range(6)]
     proved = count(1)
-    whole = pipeline.check
+    whole = merging.check
 
     def check(*args: Any) -> float:
         alive = sum(weight() is not None for weight in old)
         assert alive == 7 - next(proved)
         return whole(*args)
 
-    monkeypatch.setattr(pipeline, "check", check)
+    monkeypatch.setattr(merging, "check", check)
     reparamkit.fuse(model, X, inplace=True)
     assert next(proved) == 7
     assert [weight() for weight in old] == [None] * 6

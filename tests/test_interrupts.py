@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.nn.modules import module as torch_module
 
 import reparamkit
-from reparamkit import ReparamkitError, inputs, pipeline
+from reparamkit import ReparamkitError, inputs, merging, pipeline, whole
 from reparamkit.capture import capture, parts, tracer
 from reparamkit.capture.listing import lists_noted
 from reparamkit.write import finish, places, write
@@ -85,20 +85,20 @@ STAGES: list[tuple[Any, str]] = [
     (tracer, "evaluate_node"),
     (fx.Graph, "create_node"),
     (capture.State, "restore"),
-    (pipeline, "join_borders"),
-    (pipeline, "drop_identities"),
-    (pipeline, "drop_dead"),
-    (pipeline, "read_early"),
-    (pipeline, "choose"),
-    (pipeline, "check"),
+    (merging, "join_borders"),
+    (merging, "drop_identities"),
+    (merging, "drop_dead"),
+    (merging, "read_early"),
+    (merging, "choose"),
+    (merging, "check"),
     (write, "settle"),
-    (pipeline, "pictures"),
+    (merging, "pictures"),
     (finish, "method"),
     (finish, "change"),
     (places.Places, "_fill"),
     (places, "_with_new"),
-    (pipeline, "_owning"),
-    (pipeline, "compare"),
+    (pipeline, "owning"),
+    (whole, "compare"),
     (pipeline, "totals"),
     (pipeline, "summarize"),
 ]
@@ -110,7 +110,7 @@ CASES = [
     pytest.param(*stage, *way, id=f"{stage[1]}, {way[0].__name__}{', in place' * way[1]}")
     for stage in STAGES
     for way in WAYS
-    if not (stage[1] == "_owning" and way[1])
+    if not (stage[1] == "owning" and way[1])
 ]
 
 

@@ -1014,7 +1014,7 @@ class Best(nn.Module):
 
 def test_a_choice_among_equals_is_compared_in_float64(monkeypatch: pytest.MonkeyPatch):
     """Where two models choose otherwise only for rounding, they are equal."""
-    monkeypatch.setattr(reparamkit.pipeline, "AMPLIFIED", 0)
+    monkeypatch.setattr(reparamkit.whole, "AMPLIFIED", 0)
     model = build(Best)
     with torch.no_grad():
         model.a[0].weight.copy_(model.a[0].weight[:, :1].expand_as(model.a[0].weight))

@@ -1,0 +1,69 @@
+"""The copy of a model that is worked on: it shares the tensors of the original until it is done."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .capture.trees import leaves
+from .errors import InvalidInputError
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules that shares the tensors, so that nothing large is copied before it is needed."""
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    # The weight that a weight norm left behind has a history, and such tensors cannot be copied.
+    memo |= {id(t): t.detach() for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor)}
+    # So has what a forward remembers of its parameters, in a dictionary by device or size.
+    remembered = leaves([list(vars(m).values()) for m in model.modules()])
+    memo |= {id(t): t.detach() for t in remembered if isinstance(t, Tensor) and not t.is_leaf}
+    try:
+        made = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise InvalidInputError(
+            f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True to fuse it in place"
+        ) from error
+    if not _is_copy(made, model):
+        raise InvalidInputError(
+            "copy.deepcopy of the model gives no copy of it, with the same weights and other modules (has it a"
+            " __deepcopy__ or __reduce__ of its own?); pass inplace=True to fuse it in place"
+        )
+    _take_modes(made, model)
+    return made
+
+
+def _take_modes(made: nn.Module, model: nn.Module) -> None:
+    """Let a copy be in the mode of the original: it may have been made anew, and have another graph for each mode."""
+    pairs = [(a, b) for a, b in zip(made.modules(), model.modules(), strict=False) if a.training != b.training]
+    if pairs:
+        made.train(model.training)
+    for a, b in pairs:
+        a.training = b.training
+
+
+def _is_copy(made: nn.Module, model: nn.Module) -> bool:
+    """Whether two models have the same tensors, and no module in common."""
+    pairs = list(itertools.zip_longest(made.modules(), model.modules()))
+    pairs = [(a, b) for a, b in pairs if not isinstance(b, torch.jit.ScriptModule)]
+    return all(a is not None and a is not b and _own_tensors(a) == _own_tensors(b) for a, b in pairs)
+
+
+def _own_tensors(module: nn.Module | None) -> dict[str, int]:
+    """The parameters and buffers of a module itself, by identity."""
+    tables = () if module is None else (module._parameters, module._buffers)
+    return {name: id(tensor) for table in tables for name, tensor in table.items()}
+
+
+def owning(model: nn.Module) -> nn.Module:
+    """Give the model its own tensors; ties between modules stay ties."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    table[name] = copy.deepcopy(tensor, memo)  # type: ignore[assignment]
+    return model

@@ -1,0 +1,224 @@
+"""One captured part of a model: simplify its graph, then choose, write and prove merges until none is left."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import Tensor, fx
+
+from .algebra.operator import Operator, identity
+from .capture.capture import Captured
+from .engine.borders import join_borders
+from .engine.choose import choose
+from .engine.dead import drop_dead
+from .engine.identities import drop_identities
+from .engine.literals import fold_sizes
+from .engine.norms import has_norms, take_apart
+from .engine.patterns import next_site
+from .engine.raising import Raised, lower_scales, raise_scales, scaled_parts, without
+from .engine.reading import Candidate, Reading, read
+from .engine.scope import Everything, Scope
+from .engine.site import Plan
+from .engine.sizes import read_early
+from .engine.stacking import stack, unstack
+from .layers.normalize import NORM_INTO_LINEAR
+from .layers.parts import STACK_LAYERS
+from .layers.price import OBJECTIVES
+from .layers.registry import READERS
+from .proof import Piece, check
+from .recipes.tape import Tape
+from .record import pictures
+from .reporting import Picture
+from .request import Request
+from .summary import Work
+from .trial import Trials
+from .write.splice import Written
+from .write.write import Prove, Writer
+
+
+def read_as_it_is(captured: Captured) -> Reading:
+    """A reading for prices and sizes only: each node over its own inputs, whether it may be merged or not."""
+
+    def none(node: fx.Node, found: list[Candidate]) -> list[Candidate]:
+        return []
+
+    return read(captured, READERS, Everything(captured, frozenset()), none, Reading(captured))
+
+
+def simplify(reading: Reading) -> None:
+    """Take out of the graph what stands between layers and computes nothing."""
+    captured = reading.captured
+    if join_borders(captured):
+        reading = read_as_it_is(captured)
+    fold_sizes(captured, reading)
+    drop_identities(captured, reading)
+    drop_dead(captured, reading)
+    read_early(captured, reading)
+
+
+@dataclass(eq=False)
+class Merging:
+    """The merges of one part.
+
+    tape: records how their numbers are made. swapped: receives the paths of layers that are merged in the model itself;
+    None if the part is of a copy. shown: the pictures of each merge, by identity.
+    """
+
+    captured: Captured
+    request: Request
+    tape: Tape
+    swapped: list[str] | None
+    trials: Trials = field(default_factory=Trials)
+    shown: dict[int, tuple[Picture, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        judge = self.trials.judge if self.request.measured else _unjudged
+        as_graph = self.request.as_graph
+        self.writer = Writer(self.captured, as_graph, _unproved, _unheard, judge, self.tape, self.swapped)
+
+    def run(self) -> Work:
+        """Graph rules first, then merges; norms are taken apart, layers stacked and scales raised where it is asked."""
+        self.tape.know(value for value in self.captured.held.values() if isinstance(value, Tensor))
+        said = self._apply_patterns()
+        if self.swapped is not None:
+            # Norms are joined at the end only, so what needs none taken apart comes first.
+            self._merge()
+        self._take_norms_apart(said)
+        plan, reading = self._merge()
+        if self.request.objective == "launches" and STACK_LAYERS in self._scope.permitted:
+            stacks = stack(self.captured, self._scope, read_as_it_is(self.captured))
+            _, reading = self._merge()
+            unstack(self.captured, stacks)
+        plan, reading = self._merge_raised(plan, reading)
+        seen = [self.shown.get(id(one), ()) for one, _ in self.writer.done]
+        model, done = self.writer.finish()
+        return Work(model, self.captured, plan, said, reading, done, seen, self.trials.found)
+
+    @property
+    def _scope(self) -> Scope:
+        """What may be merged of the graph as it is now."""
+        return self.request.scope(self.captured)
+
+    def _take_norms_apart(self, said: dict[fx.Node, list[str]]) -> None:
+        scope = self._scope
+        if NORM_INTO_LINEAR in scope.permitted and has_norms(self.captured):
+            with self.tape:
+                reading = read_as_it_is(self.captured)
+                take_apart(self.captured, scope, reading, lambda n, why: said.setdefault(n, []).append(why))
+
+    def _apply_patterns(self) -> dict[fx.Node, list[str]]:
+        """Graph rules, one match at a time, on the graph as it is then; returns why some did not apply."""
+        rules = [rule for rule in self.request.rules if rule.pattern is not None]
+        said: dict[fx.Node, list[str]] = {}
+        seen: set[tuple[str, str]] = set()
+        while rules:
+            scope = self._scope
+            with self.tape:
+                site = next_site(self.captured, scope, rules, seen, lambda n, why: said.setdefault(n, []).append(why))
+            if site is None:
+                break
+            self._prepare(read_as_it_is(self.captured), said)
+            self.writer.write_pattern(site)
+            self.writer.erase_dead()
+            self.captured.forget()
+        return said
+
+    def _merge(self, plan: Plan | None = None) -> tuple[Plan, Reading]:
+        """Choose and write until there is nothing left. plan: what was chosen before, on the graph as it was then."""
+        writer, objective = self.writer, self.request.objective
+        writable = writer.attempt if self.request.measured else writer.check
+        prices: set[float] = set()
+        while True:
+            # A merged layer may merge again, now that there is less to choose from.
+            plan = None if writer.erase_dead() else plan
+            self.captured.forget()
+            plan, reading = choose(self.captured, READERS, self._scope, writable, objective, self.tape, plan)
+            self._prepare(reading, plan.refusals)
+            writer.see = partial(self._see, reading)
+            reading.spend()
+            # The price of unknown sizes is a guess, and may rise once a merge is written: the end is where one comes
+            # again.
+            price = OBJECTIVES[objective](plan.before)
+            if price in prices or not writer.write(plan.sites):
+                return plan, reading
+            prices.add(price)
+
+    def _merge_raised(self, plan: Plan, reading: Reading) -> tuple[Plan, Reading]:
+        """Scales of a part that are left: let the layer before the split absorb them, as long as there are any."""
+        raised: list[Raised] = []
+        while True:
+            with self.tape:
+                own = read_as_it_is(self.captured)
+                ways = scaled_parts(self.captured, self._scope, own)
+            prove = partial(_prove_raised, own) if self.request.verify else _trusted
+            made = raise_scales(self.captured, own, ways, prove)
+            if not made:
+                break
+            raised += made
+            again = {node for way in ways for node in (way.scale, *way.layer)}
+            plan, reading = self._merge(without(plan, again))
+        lower_scales(self.captured, raised)
+        return plan, reading
+
+    def _prepare(self, reading: Reading, refusals: dict[fx.Node, list[str]]) -> None:
+        """Tell the writer what is known of the graph as it is now."""
+        writer = self.writer
+        writer.spare = {*reading.read, *reading.sizes, *reading.constants}
+        writer.writes = reading.writes
+        writer.prove = _prover(reading) if self.request.verify else _unproved
+        writer.refuse = lambda node, reason: refusals.setdefault(node, []).insert(0, reason)
+
+    def _see(self, reading: Reading, written: Written) -> None:
+        """Draw the weights of a merge."""
+        self.shown[id(written)] = pictures(reading, written)
+
+
+def _prover(reading: Reading) -> Prove:
+    # Of the graph as it was read: merges that are written first take nodes out of it.
+    named = {node.name: node for node in reading.captured.graph.nodes}
+
+    def prove(captured: Captured, written: Written) -> float:
+        site = written.site
+        paths = sorted({captured.path(member) for member in site.members})
+        where = f"'{captured.path(site.value)}' (rules={list(site.rules)}, only={paths})"
+        return check(
+            Piece(captured, _sources(reading, named, written), site.value, written.result, site.members), where
+        )
+
+    return prove
+
+
+def _sources(reading: Reading, named: Mapping[str, fx.Node], written: Written) -> dict[fx.Node, Operator]:
+    """The values a merge reads, each with an operator that tells its sizes."""
+    site = written.site
+    if site.replacement is not None:
+        # The form of a single layer knows the sizes that its weights fix.
+        form = reading.read.get(site.value)
+        known = {} if form is None else {name: term.op for name, term in form.terms.items()}
+        return {n: known.get(n.name, identity(*reading.shapes[n])) for n in site.replacement.inputs}
+    assert site.placed is not None
+    return {named[name]: term.op for name, term in site.placed.form.terms.items()}
+
+
+def _prove_raised(reading: Reading, old: fx.Node, new: fx.Node, over: Collection[fx.Node]) -> None:
+    captured = reading.captured
+    sources = {node: identity(*reading.shapes[node]) for node in over}
+    check(Piece(captured, sources, old, new), f"'{captured.path(old)}'")
+
+
+def _trusted(old: fx.Node, new: fx.Node, over: Collection[fx.Node]) -> None:
+    """No proof: `fuse` was called with verify=False."""
+
+
+def _unproved(captured: Captured, written: Written) -> None:
+    """No proof: `fuse` was called with verify=False."""
+
+
+def _unjudged(captured: Captured, written: Written) -> None:
+    """Every merge that was chosen is wanted."""
+
+
+def _unheard(node: fx.Node, reason: str) -> None:
+    """Nobody to tell: nothing has been read yet."""
