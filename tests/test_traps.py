@@ -900,3 +900,13 @@ def test_a_bias_that_differs_from_place_to_place_ends_in_no_error():
     model = build(lambda: Model(shuffled_and_summed, **layers, a=nn.Conv2d(2, 2, 1)))
     x = sample((2, 2, 5, 3), torch.float32)
     assert error(run(reparamkit.fuse(model, x), x), run(model, x)) <= 1e-5
+
+
+def test_views_that_undo_each_other_before_a_scale_go_with_the_merge():
+    """They are in the code of another module than the scale, which the merge does without."""
+    shuffled = seq(nn.Conv2d(4, 4, 3), nn.PixelShuffle(2), nn.PixelUnshuffle(2))
+    last = nn.Conv2d(4, 2, 4, padding=2, padding_mode="replicate")
+    model = build(lambda: seq(shuffled, norm(4), last, norm(2)))
+    x = sample((2, 4, 9, 8), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert error(run(fused, x), run(model, x)) <= 1e-5

@@ -22,7 +22,8 @@ def leading(reading: Reading, placed: Placed, named: Mapping[str, fx.Node]) -> l
     for term in placed.terms:
         for steps in zip(*placed.form.terms[term.source].trails, strict=False):
             node = named[steps[0].node]
-            last = len(set(steps)) > 1 or node.name in (term.anchor, term.trail[-1].node)
+            # Views that layers between them undo are not on the way that is written.
+            last = len(set(steps)) > 1 or steps[0] not in term.trail or node.name in (term.anchor, term.trail[-1].node)
             if last or not (steps[0].views or is_scale(reading, node)):
                 break
             found.append(node)
