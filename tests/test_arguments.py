@@ -536,6 +536,7 @@ def test_a_condition_that_is_checked_can_be_recorded_by_torch():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
         recorded = torch.jit.trace(fused, X, check_trace=False)
     assert error(recorded(X), model(X)) <= 1e-6
 

@@ -89,8 +89,9 @@ def join(captured: Captured) -> None:
 def restore(captured: Captured, node: fx.Node, apart: Apart) -> None:
     """Make a node the call that it was, of what has the values of its arguments now."""
     node.op, node.target = apart.op, apart.target
-    node.args, node.kwargs = fx.node.map_arg((apart.args, apart.kwargs), captured.current)
     node.meta.pop("place", None)
+    if not node._erased:
+        node.args, node.kwargs = fx.node.map_arg((apart.args, apart.kwargs), captured.current)
 
 
 def second_flops(reading: Reading) -> int:

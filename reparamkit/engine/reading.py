@@ -416,7 +416,7 @@ class _Reader:
         args, kwargs = self._arguments(reader, choice)
         try:
             forms = reader(*args, **kwargs)
-        except (IndexError, ValueError, ZeroDivisionError, AssertionError) as error:
+        except (IndexError, ValueError, AssertionError) as error:
             raise NotFusable(f"its reader does not know this call ({type(error).__name__}: {error})") from error
         except (NotFusable, MemoryError):
             raise

@@ -102,7 +102,8 @@ def read_flatten(input: Form, start_dim: int = 0, end_dim: int = -1) -> Form:
         # (..., C, H, W): the pooling or convolution before it takes a batch, or (guarded) a single sample.
         x = known_rank(x, [len(x.sizes)], certain=False)
     x = _closed(x)
-    rank = len(x.sizes)
+    if not (rank := len(x.sizes)):
+        raise NotFusable("a number without dimensions is flattened")
     first, last = start_dim % rank, end_dim % rank
     joined = product(x.sizes[first : last + 1])
     return reshape(x, [*x.sizes[:first], joined, *x.sizes[last + 1 :]], counts=True)

@@ -284,8 +284,9 @@ class Writer:
 
     def _leave_absorbed(self) -> None:
         """What was absorbed, and what a merge took of a norm that still normalises."""
-        nodes = set(self.captured.graph.nodes)
-        taken = [n for n in self.captured.apart if n not in nodes and place_of(n) in self.captured.targets]
+        left = set(self.captured.graph.nodes)
+        gone = {m for written, _ in self.done for m in written.site.members} - left
+        taken = [n for n in self.captured.apart if n in gone and place_of(n) in self.captured.targets]
         for scale in dict.fromkeys((*self.absorbed, *taken)):
             self.finisher.leave(scale)
         self.absorbed.clear()
