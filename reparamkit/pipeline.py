@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from .capture.caches import caches_left
 from .capture.parts import Parts, capture_parts
 from .capture.scripts import compiled_opened
-from .capture.state import intact, kept
+from .capture.state import TABLES, intact, kept
 from .compare import Verification, compare
 from .copies import owning, sharing_copy
 from .engine.outside import look_outside
@@ -278,10 +278,23 @@ def _reported(
 
 def _recipe(tape: Tape, fused: nn.Module) -> Recipe | RecipeError:
     """The recipe, or why there is none."""
+    if (where := _filed(fused)) is not None:
+        return RecipeError(
+            f"'{where}' keeps tensors in a dictionary, which may follow from parameters, and the fused code has one as"
+            " a constant: load the other weights into the original and fuse that"
+        )
     try:
         return tape.recipe(fused)
     except RecipeError as error:
         return error.with_traceback(None)
+
+
+def _filed(model: nn.Module) -> str | None:
+    """The path of a module whose forward has a constant that a dictionary of the model's holds."""
+    held = [value for m in model.modules() for n, value in vars(m).items() if type(value) is dict and n not in TABLES]
+    filed = {id(each) for values in held for each in values.values() if isinstance(each, Tensor)}
+    made = {name: tensor for name, tensor in model.named_buffers() if name.rpartition(".")[2].startswith("_constant")}
+    return next((name.rpartition(".")[0] for name, tensor in made.items() if id(tensor) in filed), None)
 
 
 def _tell(made: Report) -> None:

@@ -624,3 +624,29 @@ def test_models_of_timm(name: str, tmp_path: Path):
     reparamkit.convert_state_dict(fused, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     fused.load_state_dict(load_file(tmp_path / "out.safetensors"), strict=True)
     assert error(run(fused, x), run(other, x)) <= 1e-4
+
+
+class Caching(nn.Module):
+    """Keeps what it computes of a parameter, per device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(4, 4), conv_norm(4, 4, 1)
+        self.table, self.cache = nn.Parameter(torch.randn(4)), dict[str, Tensor]()
+
+    def bias(self, device: str) -> Tensor:
+        """shape (4, 1, 1)."""
+        if device not in self.cache:
+            self.cache[device] = self.table[[1, 0, 3, 2]].sigmoid()[:, None, None]
+        return self.cache[device]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.a(x) + self.b(x)).relu() * self.bias(str(x.device))
+
+
+def test_a_cache_of_what_follows_from_parameters_is_no_constant_of_a_recipe():
+    """Its numbers are those of the first checkpoint."""
+    x = sample((2, 4, 6, 6), torch.float32)
+    fused = reparamkit.fuse(build(Caching), x)
+    with pytest.raises(RecipeError, match="keeps tensors in a dictionary"):
+        reparamkit.convert_state_dict(fused, build(Caching).state_dict())
