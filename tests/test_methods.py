@@ -228,3 +228,26 @@ def test_what_a_branch_has_as_a_whole_is_merged():
     assert isinstance(fused.norm, nn.Identity)
     assert torch.equal(fused.forward_features(X, plain=True), X)
     assert error(fused.forward_features(X), model.forward_features(X)) <= 1e-6
+
+
+class Tapping(Net):
+    """Returns what is between, if it is asked to, in a method that nothing here runs."""
+
+    def forward_intermediates(self, x: Tensor, first: bool = False) -> list[Tensor]:
+        """Maps. shape (B, 8, H, W)."""
+        found = []
+        x = self.stem(x)
+        if first:
+            found.append(x)
+        return [*found, self.norm(x)]
+
+
+def test_a_method_that_may_return_what_is_between_is_gone_and_the_merge_is_made():
+    """It would return other values; the error says how to keep it."""
+    model = build(lambda: Tapping(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)))
+    fused = reparamkit.fuse(model, X)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert not hasattr(fused, "forward_intermediates")
+    with pytest.raises(AttributeError, match="skip="):
+        _ = fused.forward_intermediates
+    assert error(fused(X), model(X)) <= 1e-6

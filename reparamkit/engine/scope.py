@@ -287,7 +287,7 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
     """The calls that a merge cuts through must not be observed.
 
     Raises `NotFusable`: one has hooks, or a method of the model uses a part of it. (Those of modules inside are hidden
-    then.)
+    then, and those that only may do something else with a value inside of it.)
     """
     frames = {node: captured.frame(node) for node in members}
     if len({node.meta["context"] for node in frames}) > 1:
@@ -300,7 +300,7 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
             if cut.module in captured.outside.used:
                 raise NotFusable(f"'{cut.path}' is cut through: {captured.outside.used[cut.module]}")
     _check_kept(captured, {place_of(node) for node in frames} - {""})
-    broken = sorted(name for module, name in broken_methods(captured, frames) if module is captured.root)
+    broken = sorted(name for module, name in _using_parts(captured, frames) if module is captured.root)
     if broken:
         raise NotFusable(f"method '{broken[0]}' of the model uses a part of what would be merged")
 
@@ -314,20 +314,46 @@ def _check_kept(captured: Captured, places: Collection[str]) -> None:
 
 
 def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
-    """The methods that use a part of what would be merged, whether they ran or not. (Forward is one where no call of
-    the module runs it.)
+    """The methods that use a part of what would be merged, or a value inside of it, whether they ran or not. (Forward
+    is one where no call of the module runs it.)
     """
     members = list(members)
-    around = innermost([captured.frame(node) for node in members])
-    places = [captured.names(place) for place in {_called_at(captured, around, node) for node in members} - {""}]
-    paths = {"", *(outer for names in places for path in names for outer in upwards(path.rpartition(".")[0]))}
-    owners = {(frame.path, frame.module) for frame in around.stack}
-    owners |= {(path, module) for path in paths if (module := module_at(captured.root, path)) is not None}
     links = _links(captured, members)
-    idle = {(one, name) for path, one in owners for name in _partial_users(captured, path, one, places)}
-    idle |= {(one, name) for path, one in owners for name in _other_users(captured, path, one, links)}
-    ran = partial_methods(captured, members) | varying_methods(captured, members)
-    return ran | (idle - captured.methods.keys() - captured.outside.methods)
+    idle = {
+        (one, name) for path, one in _owners(captured, members) for name in _other_users(captured, path, one, links)
+    }
+    return _using_parts(captured, members) | _unseen(captured, idle)
+
+
+def _using_parts(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
+    """The methods that make some of the members and not all, or may."""
+    members = list(members)
+    places = _places(captured, members)
+    idle = {
+        (one, name) for path, one in _owners(captured, members) for name in _partial_users(captured, path, one, places)
+    }
+    return partial_methods(captured, members) | varying_methods(captured, members) | _unseen(captured, idle)
+
+
+def _unseen(captured: Captured, methods: set[Method]) -> set[Method]:
+    return methods - captured.methods.keys() - captured.outside.methods
+
+
+def _places(captured: Captured, members: Sequence[fx.Node]) -> list[tuple[str, ...]]:
+    """The paths of what code has to call for the members, each by all its names."""
+    around = innermost([captured.frame(node) for node in members])
+    places = {_called_at(captured, around, node) for node in members} - {""}
+    return [tuple(captured.names(place)) for place in places]
+
+
+def _owners(captured: Captured, members: Sequence[fx.Node]) -> set[tuple[str, nn.Module]]:
+    """The modules around the members, by their paths."""
+    paths = {
+        outer for names in _places(captured, members) for path in names for outer in upwards(path.rpartition(".")[0])
+    }
+    around = innermost([captured.frame(node) for node in members])
+    found = {(frame.path, frame.module) for frame in around.stack}
+    return found | {(path, one) for path in {"", *paths} if (one := module_at(captured.root, path)) is not None}
 
 
 def _called_at(captured: Captured, around: Frame, node: fx.Node) -> str:
