@@ -103,7 +103,7 @@ def read_flatten(input: Form, start_dim: int = 0, end_dim: int = -1) -> Form:
         x = known_rank(x, [len(x.sizes)], certain=False)
     x = _closed(x)
     if not (rank := len(x.sizes)):
-        raise NotFusable("a number without dimensions is flattened")
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
     first, last = start_dim % rank, end_dim % rank
     joined = product(x.sizes[first : last + 1])
     return reshape(x, [*x.sizes[:first], joined, *x.sizes[last + 1 :]], counts=True)
