@@ -51,7 +51,7 @@ POSITIONS = ("targets", "owners", "made_in", "deciding")
 
 @dataclass(frozen=True, eq=False)
 class Apart:
-    """A call that the graph has as two, as it was."""
+    """A call as it was, before the graph had it as two, or elsewhere."""
 
     op: str
     target: Any
@@ -125,6 +125,16 @@ class Captured:
         while node in self.replaced:
             node = self.replaced[node]
         return node
+
+    def hand_on(self, renamed: Mapping[fx.Node, fx.Node]) -> None:
+        """Let calls that were traced through take and return other nodes."""
+
+        def given_now(leaf: Any) -> Any:
+            return renamed.get(self.current(leaf), leaf) if isinstance(leaf, fx.Node) else leaf
+
+        for frame in self.frames:
+            given = frame.args, frame.kwargs, frame.output
+            frame.args, frame.kwargs, frame.output = map_leaves(given_now, given)
 
     @cached_property
     def aliases(self) -> Aliases:

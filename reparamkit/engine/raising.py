@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,13 +23,14 @@ from ..algebra.operator import Operator
 from ..algebra.size import fixed
 from ..algebra.views import Crop, Permute, Reshape, Same, View
 from ..capture.aliases import MAY_ALIAS, target_name
-from ..capture.capture import Captured
+from ..capture.capture import Apart, Captured
 from ..capture.guards import is_guard
-from ..capture.trees import leaves, map_leaves
+from ..capture.trees import leaves
 from ..errors import NotFusable
 from ..layers.parts import Span, rescaled
 from ..layers.plans import broadcast, uniform
 from .absorb import is_scale
+from .norms import restore
 from .pricing import readers_of
 from .reading import Reading
 from .scope import Scope
@@ -44,14 +45,11 @@ MATRICES: frozenset[object] = frozenset({operator.matmul, torch.matmul, torch.bm
 
 @dataclass(frozen=True, eq=False)
 class Raised:
-    """A scale that stands at the whole. part: the value that it scaled. op, target, args, kwargs, val: what it was."""
+    """A scale that stands at the whole. part: the value that it scaled. was: the call. val: its traced value."""
 
     scale: fx.Node
     part: fx.Node
-    op: str
-    target: Any
-    args: Any
-    kwargs: Any
+    was: Apart
     val: Any
 
 
@@ -270,9 +268,9 @@ def _is_viewed(captured: Captured, node: fx.Node) -> bool:
 def _raise(captured: Captured, way: Way) -> Raised:
     node, whole = way.scale, way.whole
     part = node.all_input_nodes[0] if not way.views else way.views[-1]
-    kept = Raised(node, part, node.op, node.target, node.args, node.kwargs, node.meta.get("val"))
+    kept = Raised(node, part, Apart(node.op, node.target, node.args, node.kwargs), node.meta.get("val"))
     node.replace_all_uses_with(part)
-    _hand_on(captured, {node: part})
+    captured.hand_on({node: part})
     first = min(whole.users)
     for constant in sorted(_made_of(way.args[1:])):
         if first < constant:
@@ -290,13 +288,11 @@ def _raise(captured: Captured, way: Way) -> Raised:
 def _lower(captured: Captured, each: Raised) -> None:
     node, part = each.scale, captured.current(each.part)
     node.replace_all_uses_with(node.all_input_nodes[0])
-    node.op, node.target = each.op, each.target
-    node.args, node.kwargs = fx.node.map_arg((each.args, each.kwargs), captured.current)
+    restore(captured, node, each.was)
     node.meta["val"] = each.val
-    for name in ("stands for", "place"):
-        node.meta.pop(name, None)
+    node.meta.pop("stands for", None)
     max(node.all_input_nodes).append(node)
-    _hand_on(captured, {part: node})
+    captured.hand_on({part: node})
     part.replace_all_uses_with(node, delete_user_cb=lambda user: node < user)
 
 
@@ -327,14 +323,3 @@ def _proved(captured: Captured, reading: Reading, way: Way, prove: Prove) -> boo
         for copy in reversed(copies):
             graph.erase_node(copy)
     return True
-
-
-def _hand_on(captured: Captured, renamed: Mapping[fx.Node, fx.Node]) -> None:
-    """Let calls that were traced through take and return other nodes."""
-
-    def given_now(leaf: Any) -> Any:
-        return renamed.get(captured.current(leaf), leaf) if isinstance(leaf, fx.Node) else leaf
-
-    for frame in captured.frames:
-        given = frame.args, frame.kwargs, frame.output
-        frame.args, frame.kwargs, frame.output = map_leaves(given_now, given)

@@ -318,10 +318,8 @@ def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method
     is one where no call of the module runs it.)
     """
     members = list(members)
-    links = _links(captured, members)
-    idle = {
-        (one, name) for path, one in _owners(captured, members) for name in _other_users(captured, path, one, links)
-    }
+    links, owners = _links(captured, members), _owners(captured, members, _places(captured, members))
+    idle = {(one, name) for path, one in owners for name in _other_users(captured, path, one, links)}
     return _using_parts(captured, members) | _unseen(captured, idle)
 
 
@@ -329,9 +327,8 @@ def _using_parts(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
     """The methods that make some of the members and not all, or may."""
     members = list(members)
     places = _places(captured, members)
-    idle = {
-        (one, name) for path, one in _owners(captured, members) for name in _partial_users(captured, path, one, places)
-    }
+    owners = _owners(captured, members, places)
+    idle = {(one, name) for path, one in owners for name in _partial_users(captured, path, one, places)}
     return partial_methods(captured, members) | varying_methods(captured, members) | _unseen(captured, idle)
 
 
@@ -346,11 +343,11 @@ def _places(captured: Captured, members: Sequence[fx.Node]) -> list[tuple[str, .
     return [tuple(captured.names(place)) for place in places]
 
 
-def _owners(captured: Captured, members: Sequence[fx.Node]) -> set[tuple[str, nn.Module]]:
-    """The modules around the members, by their paths."""
-    paths = {
-        outer for names in _places(captured, members) for path in names for outer in upwards(path.rpartition(".")[0])
-    }
+def _owners(
+    captured: Captured, members: Sequence[fx.Node], places: Sequence[Sequence[str]]
+) -> set[tuple[str, nn.Module]]:
+    """The modules around the members, by their paths. places: of the members, each by all its names."""
+    paths = {outer for names in places for path in names for outer in upwards(path.rpartition(".")[0])}
     around = innermost([captured.frame(node) for node in members])
     found = {(frame.path, frame.module) for frame in around.stack}
     return found | {(path, one) for path in {"", *paths} if (one := module_at(captured.root, path)) is not None}

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
 from ..algebra.operator import Link, Operator, Role
 from ..capture.capture import Captured
-from ..capture.trees import map_leaves
 from ..layers.hooks import has_hooks
 from ..layers.parts import stacked
 from .reading import Reading
@@ -55,7 +52,7 @@ def unstack(captured: Captured, made: list[fx.Node]) -> None:
         for part in list(split.users):
             layer = layers[operator.index(part.args[1])]  # type: ignore[arg-type]
             part.replace_all_uses_with(layer)
-            _hand_on(captured, {part: layer})
+            captured.hand_on({part: layer})
             captured.graph.erase_node(part)
         captured.graph.erase_node(split)
         captured.graph.erase_node(node)
@@ -116,16 +113,5 @@ def _stacked(captured: Captured, reading: Reading, dim: int, layers: list[fx.Nod
             after = graph.call_function(operator.getitem, (split, number))
         after.meta = dict(layer.meta)
         layer.replace_all_uses_with(after, delete_user_cb=lambda user: user is not joined)
-        _hand_on(captured, {layer: after})
+        captured.hand_on({layer: after})
     return joined
-
-
-def _hand_on(captured: Captured, renamed: Mapping[fx.Node, fx.Node]) -> None:
-    """Let calls that were traced through take and return other nodes."""
-
-    def given_now(leaf: Any) -> Any:
-        return renamed.get(captured.current(leaf), leaf) if isinstance(leaf, fx.Node) else leaf
-
-    for frame in captured.frames:
-        given = frame.args, frame.kwargs, frame.output
-        frame.args, frame.kwargs, frame.output = map_leaves(given_now, given)
