@@ -265,7 +265,7 @@ def _reported(
     (price, original), (final, result) = before, after
     if request.example is None:
         # Nominal sizes depend on how much of a rank is known, so only the prices of the merges compare.
-        saved = sum(done.site.saved for work in works for done in work.done)
+        saved = sum(work.captured.times * done.site.saved for work in works for done in work.done)
         final = replace(final, flops=price.flops - round(saved))
     made = summarize(works, parts, price, final, error, {rule.name: rule.equation for rule in request.rules})
     return replace(

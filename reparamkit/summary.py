@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
@@ -44,10 +44,21 @@ class Work:
 def totals(model: nn.Module, readings: Sequence[Reading]) -> Totals:
     """Count a model from the graphs of its parts."""
     parameters = sum(p.numel() for p in model.parameters())
-    affine = sum((node_cost(reading, node) for reading in readings for node in reading.read), Cost())
-    rest = sum(_opaque(reading) for reading in readings)
-    flops = affine.flops + sum(map(second_flops, readings)) + sum(map(_sums, readings))
-    return Totals(parameters, numbers(model), affine.launches + rest, flops)
+    paths = [{*reading.captured.names(reading.captured.frames[0].path)} for reading in readings]
+    parts = set().union(*paths)
+    counts = [_counted(reading, parts - own) for reading, own in zip(readings, paths, strict=True)]
+    launches, flops = map(sum, zip(*counts, strict=True))
+    return Totals(parameters, numbers(model), launches, flops)
+
+
+def _counted(reading: Reading, parts: Set[str]) -> tuple[int, int]:
+    """The operations and FLOPs of a part, in all its runs. parts: the paths of others: their calls are counted there."""
+    own = [node for node in reading.captured.graph.nodes if node.op != "call_module" or node.target not in parts]
+    affine = sum((node_cost(reading, node) for node in own if node in reading.read), Cost())
+    opaque = [node for node in own if _is_opaque(node, reading)]
+    flops = affine.flops + second_flops(reading) + _sums(reading, opaque)
+    times = reading.captured.times
+    return times * (affine.launches + len(opaque)), times * flops
 
 
 def numbers(model: nn.Module) -> int:
@@ -61,17 +72,11 @@ def computing(reading: Reading) -> set[fx.Node]:
     return affine | {node for node in reading.captured.graph.nodes if _is_opaque(node, reading)}
 
 
-def _opaque(reading: Reading) -> int:
-    """Nodes that compute a tensor and are not affine: activations, gates, attention."""
-    return sum(_is_opaque(node, reading) for node in reading.captured.graph.nodes)
-
-
-def _sums(reading: Reading) -> int:
+def _sums(reading: Reading, opaque: Iterable[fx.Node]) -> int:
     """Elements of sums that are not read alone, as shapes may differ: a merge over earlier values counts them, with
     nominal sizes where the rank is open.
     """
-    captured = reading.captured
-    added = (n for n in captured.graph.nodes if _is_opaque(n, reading) and target_name(n, captured.module) in SUMS)
+    added = (node for node in opaque if target_name(node, reading.captured.module) in SUMS)
     return sum(numel(reading.sizes_of(n) or reading.shapes[n][0]) for n in added if n in reading.shapes)
 
 
@@ -79,6 +84,7 @@ SUMS = frozenset(["add", "iadd", "sub", "isub"])
 
 
 def _is_opaque(node: fx.Node, reading: Reading) -> bool:
+    """Whether a node computes a tensor and is not affine: activations, gates, attention."""
     known = node in reading.read or node in reading.sizes or node in reading.constants
     return node.op.startswith("call") and not known and _computes(node)
 

@@ -35,6 +35,7 @@ from structures import (
     seq,
     wide,
 )
+from structures.blocks import parameter
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
@@ -190,6 +191,39 @@ def test_hooks_around_a_merge_are_carried_along(changes: bool, options: dict[str
         before.remove()
         run(fused, X)
         assert len(seen) == 1
+
+
+class Spelled(nn.Module):
+    """Layers that follow each other in code, with what is no module between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1, bias=False), conv(4, 4), conv(4, 4)
+        self.scale = parameter(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.scale * self.b(x) + self.c(x)
+
+
+@pytest.mark.parametrize("options", [{}, {"as_graph": True}], ids=["as a module", "as a graph"])
+def test_hooks_before_a_merge_that_is_written_are_carried_along(options: dict[str, bool]):
+    """The merged layer is the only one that reads what the first layer read, and nothing else comes before it."""
+    net = build(Spelled)
+    net.a.register_forward_pre_hook(lambda module, args: (args[0].flip(-1) + args[0].shape[-1],))
+    fused = reparamkit.fuse(net, X, **options)
+    assert operations(fused, X).split().count("conv") == 1
+    same(run(fused, X), run(net, X))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_hook_before_a_view_is_not_carried_behind_it(verify: bool):
+    """The merged layer stands behind the view, and would show its hooks a tensor of another shape."""
+    layers = {"a": nn.Conv1d(4, 4, 1), "b": nn.Linear(32, 32)}
+    net, x = build(lambda: Model(lambda m, x: m.b(m.a(x).reshape(x.shape[0], -1)), **layers)), torch.randn(2, 4, 8)
+    net.a.register_forward_pre_hook(lambda module, args: (args[0].flip(1) + args[0].shape[-1],))
+    fused = reparamkit.fuse(net, x, verify=verify)
+    same(run(fused, x), run(net, x))
 
 
 @pytest.mark.parametrize("where", ["conv.register_forward_hook", "norm.register_full_backward_hook"])

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from structures import Sum, build, conv_norm, seq
+from structures.parameters import Standardised
 from structures.pieces import Causal
 from torch import nn
 
@@ -593,3 +594,24 @@ def test_a_norm_beside_a_merged_layer_has_the_reason_of_that():
     assert len(made.merges) == 1
     assert [refusal.path for refusal in made.refusals] == ["0"]
     assert "zero padding" in made.refusals[0].reason
+
+
+class Twice(nn.Module):
+    """Calls one block at two places, whose own code computes the weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = Standardised(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.conv(x).relu())
+
+
+def test_a_part_that_runs_twice_is_counted_twice():
+    """Before and after, whether it has code or is a layer of torch; its calls are not counted beside it."""
+    x = torch.randn(2, 4, 5, 9)
+    fused = reparamkit.fuse(build(Twice), x)
+    made = reparamkit.report(fused)
+    assert len(made.merges) == 1
+    assert made.before.flops == made.after.flops == 2 * (2 * 4 * 4 * 90)
+    assert made.before.ops == made.after.ops == 3

@@ -910,3 +910,58 @@ def test_views_that_undo_each_other_before_a_scale_go_with_the_merge():
     x = sample((2, 4, 9, 8), torch.float32)
     fused = reparamkit.fuse(model, x)
     assert error(run(fused, x), run(model, x)) <= 1e-5
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_window_that_does_not_fit_ends_in_no_error(channels: int):
+    """For all that is known, the norm is of vectors: then nothing is left behind the first window."""
+    layers = nn.BatchNorm1d(channels), nn.Conv1d(channels, channels, 3), nn.Conv1d(channels, channels, 5, padding=2)
+    model, x = build(lambda: seq(*layers)), sample((2, channels, 9), torch.float32)
+    assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6
+
+
+def test_a_scale_before_a_crop_is_no_window():
+    """What is cropped behind a scale leaves it one: a convolution would multiply more often."""
+    numbers = nn.ParameterList([torch.rand(4, 1, 1), torch.rand(4, 1, 1)])
+    model = build(lambda: Model(lambda m, x: (x + (x - m.s[0] / m.s[1]))[:, :, 1:-1, 1:], s=numbers))
+    x = sample((2, 4, 6, 7), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    made = reparamkit.report(fused)
+    assert made.merges
+    assert made.after.flops < made.before.flops
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+class Regrouping(nn.Module):
+    """A block that asks its own result for sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = parameter(1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.scale
+        batch, channels, *sizes = x.shape
+        return x.reshape(batch * channels, 1, *sizes)
+
+
+def test_a_size_that_an_argument_has_keeps_no_layer_before_the_call():
+    """It is read from what the layer reads."""
+    model = build(lambda: seq(nn.Softmax(-1), nn.Linear(9, 9), Regrouping()))
+    x = sample((2, 1, 9, 9), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+    assert operations(fused, x) == "_softmax linear"
+
+
+def turned_round(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).reshape(-1, 4, 7)
+    return y.index_select(1, torch.arange(y.shape[1]).flip(0))
+
+
+def test_an_order_that_is_counted_out_is_known():
+    """As many as a size that is known are counted."""
+    model, x = build(lambda: Model(turned_round, a=nn.Linear(28, 28))), sample((2, 28), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert reparamkit.report(fused).merges
+    assert error(run(fused, x), run(model, x)) <= 1e-6

@@ -343,7 +343,9 @@ def _twice(program: Program, fused: nn.Module, trial: Trial) -> Failure | None:
     if found is not None:
         return Failure("fused again: " + found.partition(":")[0], found)
     merges = reparamkit.report(second).merges
-    if merges and not trial.options:
+    # What stands in code the first time, which hooks keep from being written again, are modules in a row afterwards.
+    hooked = any("hooks" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+    if merges and not trial.options and not hooked:
         return Failure("fusing again merges more", f"{reparamkit.report(second)}")
     return None
 

@@ -603,8 +603,8 @@ def hooked(d: Draw, v: int) -> Drawn | None:
     rank, c = len(shape), shape[1]
     layer = norm_layer(d, c, rank) if d.chance(0.5) else conv_layer(d, c, _axes(d, v), c, same=True)
     hook = d.one(
-        "{m}.register_forward_hook(lambda m, a, out: out * 2)",
-        "{m}.register_forward_pre_hook(lambda m, a: (a[0] + 1,))",
+        "{m}.register_forward_hook(lambda m, a, out: out * out.shape[-1])",
+        "{m}.register_forward_pre_hook(lambda m, a: (a[0] + a[0].shape[-1],))",
         "{m}.register_forward_hook(lambda m, a, out: None)",
         "{m}.register_forward_hook(lambda m, a, out: out + a[0])",
     )

@@ -331,6 +331,24 @@ def strided(op: Operator) -> Operator:
     return op
 
 
+def unmoved(op: Operator) -> Operator:
+    """`op` without windows of one tap that give each position its own value, as those behind a crop that is undone."""
+    while (number := next((i for i, link in enumerate(op.links) if _is_unmoved(link)), None)) is not None:
+        leg, links, weight = op.legs.index(number), list(op.links), op.weight
+        links[number] = Link(Role.FREE, op.links[number].size)
+        op = replace(op, links=tuple(links), weight=_squeezed(weight, leg))
+    return op
+
+
+def _is_unmoved(link: Link) -> bool:
+    plain = (link.taps, link.stride, link.c, link.up) == ((0,), 1, -1, 1)
+    return link.role is Role.STENCIL and plain and not link.resamples
+
+
+def _squeezed(weight: Weight, leg: int) -> Weight:
+    return Computed(lambda: weight.tensor().squeeze(leg))
+
+
 def _gathers(link: Link) -> bool:
     return not link.resamples and (link.role is Role.FREE or (link.role is Role.STENCIL and link.up == 1))
 

@@ -47,7 +47,7 @@ CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
 """The way from a call of a module to its forward."""
 ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 """Modules that are made of others, and have a length."""
-FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye})
+FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye, torch.arange, torch.linspace})
 """Functions that make a tensor of nothing, for the forward to fill."""
 
 

@@ -14,7 +14,7 @@ from ..algebra.form import Form, Step, Trail, as_bias
 from ..algebra.operator import Operator, Role
 from ..algebra.probe import PROBE
 from ..algebra.segments import parts_of
-from ..algebra.size import Pin, Size, Symbol, free_size
+from ..algebra.size import Pin, Size, Symbol, fixed, free_size
 from ..algebra.views import Crop, Mean, Resampled, View
 from ..capture.capture import Captured
 from ..errors import NotFusable
@@ -45,6 +45,12 @@ class Placement:
     def anchor(self) -> str | None:
         """The node whose place the layer takes."""
         return None if self.position is None else self.trail[self.position].node
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing but a layer is written."""
+        kept = any(step.views for number, step in enumerate(self.trail) if number != self.position)
+        return self.layer is not None and not self.layer.calls and not kept
 
     @property
     def checked(self) -> int | None:
@@ -96,6 +102,8 @@ def place(form: Form, means: Means, sizes_of: SizesOf) -> Placed:
     """
     if form.vanishes:
         raise NotFusable("a tensor of zeros is no layer")
+    if fixed(0) in form.sizes:
+        raise NotFusable("a tensor without numbers is no layer: some dimension has the size 0")
     parts = parts_of(form)
     made = _added(form, means) if parts is None else _concatenated(form, *parts, means)
     checked = {_size_at(sizes_of(p.source), p.source, p.checked) for p in made.terms if p.checked is not None}

@@ -70,16 +70,14 @@ class _Sizes:
         return read
 
     def _place(self, value: Any, node: fx.Node, tensor: fx.Node) -> tuple[fx.Node, int | None] | None:
-        """Where to read a size, and the dimension (None: the rank is meant): in the innermost call that sees a place,
-        of a value that stays, rather than of one that may merge into the next.
+        """Where to read a size, and the dimension (None: the rank is meant): in the innermost call that sees a value
+        that stays and has it, or one that may merge into the next if no call sees another.
         """
         affine = self.reading.read
-        for frame in reversed(self.captured.frame(node).stack):
-            places = list(self._places(value, frame, self.order[tensor]))
-            if places:
-                best = next((place for place in places if place[0] not in affine), places[0])
-                return best if tensor in affine or best[0] not in affine else None
-        return None
+        calls = reversed(self.captured.frame(node).stack)
+        places = [place for call in calls for place in self._places(value, call, self.order[tensor])]
+        stays = next((place for place in places if place[0] not in affine), None)
+        return stays or (places[0] if places and tensor in affine else None)
 
     def _places(self, value: Any, frame: Frame, end: int) -> Iterator[tuple[fx.Node, int | None]]:
         """Values with this size that a call sees before position `end`."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..algebra.form import as_bias
 from ..algebra.operator import Operator, Role, identity
-from ..algebra.relink import strided, whole
+from ..algebra.relink import strided, unmoved, whole
 from ..errors import NotFusable
 from .convolutions import CONVS, conv_of, padded
 from .plans import (
@@ -46,7 +46,7 @@ def plan(op: Operator, bias: Operator | None, uneven: bool = False, transposed: 
         raise NotFusable("a layer that changes the number of dimensions")
     if op.resamples:
         return padded(op, bias)
-    op = strided(whole(op))
+    op = unmoved(strided(whole(op)))
     plans = [made for attempt in _attempts(uneven, transposed) if (made := tried(attempt, op, bias)) is not None]
     if not plans and bias is not None and (beside := tried(_beside, op, bias)) is not None:
         return beside

@@ -140,7 +140,7 @@ TABLE = (
         r"|mean over the batch|differs from place to place|changes the dimensions"
         r"|number of dimensions|of rank|needs \d+ dimensions|need.*dimensions"
         r"|come from another dimension|averaged axes|splits or joins an axis|not a scale|nothing is mixed|takes a slice"
-        r"|slice that takes nothing|that are cropped|behind a crop"
+        r"|slice that takes nothing|has the size 0|that are cropped|behind a crop"
         r"|through the graph|sampled again|zeros|no single layer computes|would differ from place|is not the same",
     ),
     Advice(

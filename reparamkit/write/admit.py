@@ -14,6 +14,7 @@ from ..engine.scope import below, called_plainly, innermost, place_of, watched
 from ..engine.sharing import alike, is_shared
 from ..engine.site import Site
 from ..errors import NotFusable
+from ..layers.hooks import BEFORE
 from .finish import Finisher
 from .rows import Part, is_chain, parts_of
 from .splice import Splicer, Written
@@ -68,12 +69,13 @@ class Admission:
     def check(self, site: Site) -> None:
         """Raises `NotFusable` if a site cannot be written."""
         if self.as_graph:
-            self._check_hooks(site.members)
+            self._check_hooks(site.members - carrying(self.captured, site))
             return
         site = self.as_row(site)
         for scale in written_out(site):
             self.finisher.check(self.captured.frame(scale), [scale], _guarded(site))
         if is_chain(self.captured, site):
+            self._check_hooks(site.core - carrying(self.captured, site))
             self.splicer.check(site)
         elif not (self._in_method(site) and self._parts(site)):
             try:
@@ -124,7 +126,7 @@ class Admission:
 
     def _check(self, site: Site, members: Collection[fx.Node]) -> None:
         """Raises `NotFusable` if the method around some members of a site cannot be written again."""
-        self._check_hooks(members)
+        self._check_hooks(set(members) - carrying(self.captured, site))
         if is_shared(self.captured, site):
             raise NotFusable("its module is called at several places, and a method would have to be written again")
         if self.finisher.calls(members) & self.shared:
@@ -151,7 +153,7 @@ class Admission:
 
     def _check_hooks(self, members: Collection[fx.Node]) -> None:
         if any(watched(self.captured, member) for member in members):
-            raise NotFusable("it has hooks, and only a row of modules carries them along")
+            raise NotFusable("it has hooks, and no merged layer gets all that they see: it has another input or output")
 
     def _touched(self, rows: Sequence[Site]) -> set[int]:
         """Rows (by identity) in methods that are written again, and what is merged alike."""
@@ -188,6 +190,19 @@ class Admission:
                 return False
             self.finisher.rewrite(self.captured.frame(scale), [scale])
         return True
+
+
+def carrying(captured: Captured, site: Site) -> set[fx.Node]:
+    """The members whose hooks see what goes into the merged layer and comes out of it, if there is one layer and
+    nothing else: it has them then.
+    """
+    placed = site.placed
+    if placed is None or len(placed.terms) != 1 or not placed.terms[0].alone or placed.guards or site.absorbed:
+        return set()
+    source = captured.current(captured.named[placed.terms[0].source])
+    first = [node for node in site.core if source in node.all_input_nodes]
+    seeing = {node: watched(captured, node, BEFORE) for node in {*first, site.value}}
+    return {node for node, before in seeing.items() if first == [node] or not before}
 
 
 def written_out(site: Site) -> list[fx.Node]:
