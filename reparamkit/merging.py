@@ -183,9 +183,9 @@ def _prover(reading: Reading) -> Prove:
         site = written.site
         paths = sorted({captured.path(member) for member in site.members})
         where = f"'{captured.path(site.value)}' (rules={list(site.rules)}, only={paths})"
-        return check(
-            Piece(captured, _sources(reading, named, written), site.value, written.result, site.members), where
-        )
+        sources = _sources(reading, named, written)
+        beside = _beside(reading, written, sources)
+        return check(Piece(captured, sources, site.value, written.result, site.members, beside), where)
 
     return prove
 
@@ -200,6 +200,14 @@ def _sources(reading: Reading, named: Mapping[str, fx.Node], written: Written) -
         return {n: known.get(n.name, identity(*reading.shapes[n])) for n in site.replacement.inputs}
     assert site.placed is not None
     return {named[name]: term.op for name, term in site.placed.form.terms.items()}
+
+
+def _beside(reading: Reading, written: Written, sources: Collection[fx.Node]) -> dict[fx.Node, Operator]:
+    """The values of known sizes that the members of a merge read and the merge does not."""
+    order, members = reading.captured.aliases.order, written.site.members
+    read = {node for member in members for node in member.all_input_nodes if node not in reading.constants}
+    others = sorted((read & reading.shapes.keys()) - members - {*sources}, key=order.__getitem__)
+    return {node: identity(*reading.shapes[node]) for node in others}
 
 
 def _prove_raised(reading: Reading, old: fx.Node, new: fx.Node, over: Collection[fx.Node]) -> None:

@@ -38,7 +38,8 @@ class Piece:
 
     sources: per value that is read, the operator that reads it.
     old, new: the value before and after the merge. members: what is merged; a source among them is merged for one
-    of its readers and read by another, so its value depends on other sources.
+    of its readers and read by another, so its value depends on other sources. beside: per value that members read
+    besides an operator of its sizes: what they make of it may be cut off before the end.
     """
 
     captured: Captured
@@ -46,6 +47,7 @@ class Piece:
     old: fx.Node
     new: fx.Node
     members: frozenset[fx.Node] = frozenset()
+    beside: Mapping[fx.Node, Operator] = field(default_factory=dict)
 
     @cached_property
     def runner(self) -> _Wide:
@@ -125,7 +127,7 @@ def _tries(piece: Piece, size: int | None) -> list[_Try]:
             values = _values(piece, size, leading)
             if not all(value.numel() for value in values.values()):
                 continue
-            wanted = piece.value(piece.old, values, as_traced=size is None)
+            wanted = _wanted(piece, values, size, leading)
         except Exception:
             # The layers as they were do not take these sizes: nothing to compare.
             continue
@@ -161,6 +163,19 @@ def _values(piece: Piece, size: int | None, leading: int) -> dict[fx.Node, Tenso
             # A merge in place before this one: the members read what has the value now.
             values[piece.captured.current(node)] = values[node]
     return values
+
+
+def _wanted(piece: Piece, values: dict[fx.Node, Tensor], size: int | None, leading: int) -> Any:
+    """The value of the old piece. values: of its sources; receives those beside them, if it cannot do without."""
+    try:
+        return piece.value(piece.old, values, as_traced=size is None)
+    except LookupError:
+        for node, op in piece.beside.items():
+            try:
+                values[node] = piece.value(node, values, as_traced=size is None)
+            except LookupError:
+                values[node] = _drawn(op, size, len(values), leading)
+        return piece.value(piece.old, values, as_traced=size is None)
 
 
 def _drawn(op: Operator, size: int | None, number: int, leading: int) -> Tensor:

@@ -965,3 +965,19 @@ def test_an_order_that_is_counted_out_is_known():
     fused = reparamkit.fuse(model, x)
     assert reparamkit.report(fused).merges
     assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+def cut_off(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.norm(torch.cat([x.relu(), m.a(x.sigmoid())], 1))
+    return m.b(y[:, :4]) + m.c(y[:, :4]), y.sigmoid()
+
+
+def test_what_is_cut_off_on_the_way_stands_in_the_way_of_no_proof():
+    """The merge does not read what the model makes of it."""
+    layers = {"norm": norm(8), "a": conv(4, 4), "b": conv(4, 4, 1), "c": nn.Conv2d(4, 4, 1, bias=False)}
+    model, x = build(lambda: Model(cut_off, **layers)), sample((2, 4, 6, 6), torch.float32)
+    fused = reparamkit.fuse(model, x, objective="launches")
+    assert operations(fused, x).count("conv") == 2
+    assert all("could not be run" not in refusal.reason for refusal in reparamkit.report(fused).refusals)
+    for mine, theirs in zip(run(fused, x), run(model, x), strict=True):
+        assert error(mine, theirs) <= 1e-6
