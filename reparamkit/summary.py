@@ -52,7 +52,7 @@ def totals(model: nn.Module, readings: Sequence[Reading]) -> Totals:
 
 
 def _counted(reading: Reading, parts: Set[str]) -> tuple[int, int]:
-    """The operations and FLOPs of a part, in all its runs. parts: the paths of others, whose calls are counted there."""
+    """The operations and FLOPs of a part, in all its runs. parts: paths of others, whose calls are counted there."""
     own = [node for node in reading.captured.graph.nodes if node.op != "call_module" or node.target not in parts]
     affine = sum((node_cost(reading, node) for node in own if node in reading.read), Cost())
     opaque = [node for node in own if _is_opaque(node, reading)]
