@@ -13,6 +13,10 @@ settings.register_profile("fast", max_examples=30, deadline=None, suppress_healt
 settings.register_profile("thorough", max_examples=1000, deadline=None, suppress_health_check=_SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each process has a processor to itself.
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
