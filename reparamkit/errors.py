@@ -56,3 +56,11 @@ class NotFusable(ReparamkitError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Unwritable(NotFusable):
+    """The method of the module at ``path`` cannot be written with all merges in it that were chosen."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(reason)
+        self.path = path

@@ -22,7 +22,7 @@ from .copies import owning, sharing_copy
 from .engine.outside import look_outside
 from .engine.parts import name_parts
 from .engine.reading import Reading
-from .errors import CaptureError, CoverageError, InvalidInputError, RecipeError
+from .errors import CaptureError, CoverageError, InvalidInputError, RecipeError, Unwritable
 from .exported import graph_of, tensors_in
 from .garbage import rarely_collected
 from .inputs import checked_inputs, checked_model, tried
@@ -216,11 +216,22 @@ def verify(
 def _fused(model: nn.Module, request: Request) -> nn.Module:
     swapped: list[str] = []
     try:
-        return _fused_whole(model, request, swapped)
+        return _fused_as_written(model, request, swapped)
     except BaseException as error:
         if swapped:
             error.add_note(f"merged in place before this: {', '.join(swapped)}; the model computes what it computed")
         raise
+
+
+def _fused_as_written(model: nn.Module, request: Request, swapped: list[str]) -> nn.Module:
+    """Merges that a method can only take one without the other are found out when all are there: none is made then."""
+    while True:
+        try:
+            return _fused_whole(model, request, swapped)
+        except Unwritable as no:
+            if no.path in request.unwritable:
+                raise
+            request = replace(request, unwritable={**request.unwritable, no.path: no.reason})
 
 
 def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -19,7 +19,9 @@ from .rulebook.rule import Registry, Rule
 
 @dataclass(frozen=True)
 class Request:
-    """The options of one `fuse`; see there."""
+    """The options of one `fuse`; see there. unwritable: per path of a module whose method turned out not to be writable
+    with all merges in it, why.
+    """
 
     example: Example | None
     rules: tuple[Rule, ...]
@@ -30,6 +32,7 @@ class Request:
     inplace: bool
     as_graph: bool
     min_coverage: float
+    unwritable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def inputs(self) -> Inputs | None:
@@ -44,7 +47,8 @@ class Request:
     def scope(self, captured: Captured) -> Scope:
         """What may be merged in this model."""
         calls = {} if self.example is None else self.example.calls
-        return Scope(captured, frozenset(rule.name for rule in self.rules), self.only, self.skip, calls)
+        permitted = frozenset(rule.name for rule in self.rules)
+        return Scope(captured, permitted, self.only, self.skip, self.unwritable, calls)
 
 
 def requested(

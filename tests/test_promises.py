@@ -43,9 +43,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import reparamkit
 from reparamkit import EquivalenceError, GuardError, InvalidInputError
+from reparamkit.errors import NotFusable
 from reparamkit.layers.norm import read_batch_norm_layer
 from reparamkit.layers.registry import READERS
 from reparamkit.testing import randomize
+from reparamkit.write import finish
+from reparamkit.write.frames import fold
 
 IMAGE = (2, 3, 12, 10)
 X = sample(IMAGE, torch.float32)
@@ -1011,6 +1014,37 @@ def test_a_hook_that_reads_what_went_in_gets_it(place: str):
     getattr(net, place).register_forward_hook(lambda module, args, output: output + args[0].mean())
     fused = reparamkit.fuse(net, X)
     same(run(fused, X), run(net, X))
+
+
+class Pair(nn.Module):
+    """Two blocks that are written again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = repvgg(4), repvgg(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"inplace": True}], ids=["a copy", "in place"])
+def test_a_method_that_cannot_be_written_in_the_end_stays(options: dict[str, bool], monkeypatch: pytest.MonkeyPatch):
+    """Its merges are refused with the reason, and the others are made."""
+
+    def folded(captured: Any, frame: Any, inlined: Any, *members: Any) -> Any:
+        if frame.path == "a" and not members:
+            raise NotFusable("'a' uses a value that does not reach it as an argument")
+        return fold(captured, frame, inlined, *members)
+
+    monkeypatch.setattr(finish, "fold", folded)
+    net, x = build(Pair), sample(MAPS[0], torch.float32)
+    wanted, kind = run(net, x), type(net.a).forward
+    fused = reparamkit.fuse(net, x, **options)
+    same(run(fused, x), wanted)
+    assert operations(fused, x).split().count("conv") == 3
+    assert type(fused.a).forward is kind
+    refused = {refusal.path for refusal in reparamkit.report(fused).refusals if "does not reach it" in refusal.reason}
+    assert refused >= {name for name, layer in net.named_modules() if name[:2] == "a." and isinstance(layer, nn.Conv2d)}
 
 
 class Listed(nn.Module):

@@ -981,3 +981,31 @@ def test_what_is_cut_off_on_the_way_stands_in_the_way_of_no_proof():
     assert all("could not be run" not in refusal.reason for refusal in reparamkit.report(fused).refusals)
     for mine, theirs in zip(run(fused, x), run(model, x), strict=True):
         assert error(mine, theirs) <= 1e-6
+
+
+class NormOfTokens(nn.Module):
+    """A linear layer and a norm of all tokens, in the shape that the layer gave (LeViT)."""
+
+    def __init__(self, ins: int, outs: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(ins, outs, bias=False), nn.BatchNorm1d(outs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return self.norm(x.flatten(0, 1)).reshape_as(x)
+
+
+def test_a_size_is_read_of_an_argument_where_the_value_that_stays_is_out_of_sight():
+    """Outside of each block there is a value that stays and has the sizes; its code sees what it gets."""
+    blocks = {name: NormOfTokens(*sizes) for name, sizes in zip("abcd", 2 * [(8, 16), (16, 8)], strict=True)}
+    table = {"table": nn.Embedding(5, 8)}
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = x.sigmoid() + m.table.weight
+        x = x + m.b(m.a(x).relu())
+        return x + m.d(m.c(x).relu())
+
+    model, x = build(lambda: Model(forward, **blocks, **table)), sample((2, 5, 8), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in fused.modules())
+    assert error(run(fused, x), run(model, x)) <= 1e-5

@@ -34,14 +34,16 @@ CODE = "()"
 
 @dataclass(frozen=True)
 class Scope:
-    """permitted: names of the rules that may be used. only, skip: module paths or patterns (fnmatch). calls: how often
-    a real run called each module, by path (empty: there was none). finite: what is known of tensors.
+    """permitted: names of the rules that may be used. only, skip: module paths or patterns (fnmatch). unwritable: paths
+    of modules whose code stays, with the reason. calls: how often a real run called each module, by path (empty: there
+    was none). finite: what is known of tensors.
     """
 
     captured: Captured
     permitted: frozenset[str]
     only: Sequence[str] | None = None
     skip: Sequence[str] = ()
+    unwritable: Mapping[str, str] = field(default_factory=dict)
     calls: Mapping[str, int] = field(default_factory=dict)
     finite: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
 
@@ -55,6 +57,7 @@ class Scope:
         """Why this node may not be part of a merge, or None."""
         return (
             self._not_chosen(node)
+            or self._in_unwritable(node)
             or self._shared(node)
             or _used_outside(self.captured, node)
             or self._held(node)
@@ -74,6 +77,10 @@ class Scope:
         if self.only is not None and not any(matches(path, pattern) for path in paths for pattern in self.only):
             return "left out by only="
         return None
+
+    def _in_unwritable(self, node: fx.Node) -> str | None:
+        calls = self.captured.frame(node).stack if self.unwritable else ()
+        return next((self.unwritable[call.path] for call in calls if call.path in self.unwritable), None)
 
     def _shared(self, node: fx.Node) -> str | None:
         modules = [frame.module for frame in self.captured.frame(node).stack]

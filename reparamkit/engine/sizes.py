@@ -15,6 +15,8 @@ from ..capture.tracer import Frame
 from ..capture.trees import leaves
 from .reading import Reading, Shape, calculated, reads_rank
 
+Place = tuple[fx.Node, int | None]
+"""A value and a dimension of it; None: their number is meant."""
 SHAPE_ARGUMENTS = frozenset({"reshape", "view", "expand", "unflatten"})
 """Calls that take a tuple of sizes."""
 
@@ -61,25 +63,25 @@ class _Sizes:
         if isinstance(value, Size) and value.known:
             return value.factor
         tensor = _tensor(node, self.reading)
-        place = self._place(value, node, tensor)
-        if place is None:
+        places = self._seen(value, node, tensor)
+        if not places:
             return None
-        read = self._read(*place, node)
+        read = self._read(*places.pop(), node)
         dim = None if isinstance(value, _Rank) else self.reading.shapes[tensor][0].index(value)
-        read.meta["also"].append((tensor, dim))
+        read.meta["also"] += [(tensor, dim), *places]
         return read
 
-    def _place(self, value: Any, node: fx.Node, tensor: fx.Node) -> tuple[fx.Node, int | None] | None:
-        """Where to read a size, and the dimension (None: the rank is meant): in the innermost call that sees a value
-        that stays and has it, or one that may merge into the next if no call sees another.
+    def _seen(self, value: Any, node: fx.Node, tensor: fx.Node) -> list[Place]:
+        """The values that have a size, from the innermost call that sees one on. The last is where to read it: the
+        first that stays, or the only one, which may merge into the next, if none does.
         """
         affine = self.reading.read
         calls = reversed(self.captured.frame(node).stack)
         places = [place for call in calls for place in self._places(value, call, self.order[tensor])]
-        stays = next((place for place in places if place[0] not in affine), None)
-        return stays or (places[0] if places and tensor in affine else None)
+        stays = next((k for k, (other, _) in enumerate(places) if other not in affine), None)
+        return places[: stays + 1] if stays is not None else places[:1] if tensor in affine else []
 
-    def _places(self, value: Any, frame: Frame, end: int) -> Iterator[tuple[fx.Node, int | None]]:
+    def _places(self, value: Any, frame: Frame, end: int) -> Iterator[Place]:
         """Values with this size that a call sees before position `end`."""
         for other in self._visible(frame):
             if self.order[other] >= end:

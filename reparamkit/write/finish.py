@@ -17,7 +17,7 @@ from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.norms import restore
 from ..engine.scope import below, innermost, place_of
-from ..errors import NotFusable
+from ..errors import NotFusable, Unwritable
 from ..layers.parts import rescaled
 from .frames import change, changes_of, fold, method, original_class, without_gradients
 from .hidden import Hidden, because, hide_broken
@@ -189,7 +189,7 @@ class Finisher:
 
     def finish(self, frames: Iterable[Frame] | None) -> None:
         """Change the modules of the root as it was collected, and the methods of these calls (None: of no module, and
-        hide none); all of it or nothing.
+        hide none); all of it or nothing. Raises `Unwritable` if a method cannot be written with all that goes into it.
         """
         before = dict(self.captured.root.named_modules(remove_duplicate=False))
         self.places = Places(self.captured.root)
@@ -290,7 +290,11 @@ class Finisher:
 
     def _regenerate(self, frame: Frame) -> None:
         inlined = frozenset(self.inlined)
-        graph = fold(self.captured, frame, inlined)
+        try:
+            graph = fold(self.captured, frame, inlined)
+        except NotFusable as no:
+            # Each merge could be written by itself.
+            raise Unwritable(frame.path, no.reason) from no
         self._keep_constants(graph, frame.module)
         written = method(graph, gradients=not without_gradients(self.captured, frame, inlined))
         change(frame.module, replace(changes_of(frame.module), forward=written))
