@@ -364,17 +364,17 @@ def test_a_norm_whose_scale_a_merge_takes_scales_no_more(verify: bool):
 
 def gated(m: Any, x: Tensor) -> Tensor:
     """As MambaOut does: a part of what a layer gives is convolved, a gate is another."""
-    g, i, c = torch.split(m.fc1(m.norm(x)), [12, 4, 8], -1)
-    c = m.conv(c.transpose(1, 2)).transpose(1, 2)
-    return m.fc2(g.sigmoid() * torch.cat((i, c), -1))  # type: ignore[no-any-return]
+    g, i, c = torch.split(m.fc1(m.norm(x)), [85, 53, 32], -1)
+    c = m.conv(c.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return m.fc2(g.sigmoid() * torch.cat((i, c), -1)) + x  # type: ignore[no-any-return]
 
 
 def test_a_layer_whose_result_is_split_absorbs_a_norm():
-    """Its rows for one part alone would cost less than a share of the layer, which is computed for the others anyway."""
-    conv = nn.Conv1d(8, 8, 3, padding=1, groups=8)
-    layers = {"norm": nn.LayerNorm(8), "fc1": nn.Linear(8, 24), "conv": conv, "fc2": nn.Linear(12, 8)}
-    model = build(lambda: Model(gated, **layers))
-    fused = reparamkit.fuse(model, X)
+    """Its rows for one part cost less than a share of the layer, and more than a part of what is there anyway."""
+    conv = nn.Conv2d(32, 32, 7, padding=3, groups=32)
+    layers = {"norm": nn.LayerNorm(32), "fc1": nn.Linear(32, 170), "conv": conv, "fc2": nn.Linear(85, 32)}
+    model, x = build(lambda: Model(gated, **layers)), sample((1, 8, 8, 32), torch.float32)
+    fused = reparamkit.fuse(model, x)
     assert list(fused.norm.parameters()) == []
-    assert operations(fused, X) == operations(model, X)
-    assert error(run(fused, X), run(model, X)) <= 1e-6
+    assert operations(fused, x) == operations(model, x)
+    assert error(run(fused, x), run(model, x)) <= 1e-6

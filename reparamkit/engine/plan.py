@@ -135,7 +135,7 @@ class Planner:
             needed |= measured - gone
 
     def _selection(self, needed: set[fx.Node]) -> tuple[Selection, set[fx.Node]]:
-        """The best way to have these values, and the values whose shape is read. What is needed anyway costs nothing."""
+        """The best way to have these values, and those whose shape is read. What is needed anyway costs nothing."""
         reused: dict[fx.Node, Option] = {}
         passed: list[Site] = []
         while True:
