@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -595,6 +596,9 @@ def test_the_command_trains_fuses_compares_and_saves(tmp_path):
     assert result.returncode == 0, result.stderr
     for words in ("computing on cpu", "test accuracy", "flipped predictions", "FLOPs", "latency"):
         assert words in result.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["flipped"], figures["tested"], figures["parameters"]) == (0, 32, [423_354, 418_970])
+    assert [each["batch"] for each in figures["latency"]] == [1, 32]
     model = model_py.create_model("repmlpnet_tiny32", 10, in_channels=1)
     example.weights.load_published(model, tmp_path / "model.safetensors")
     assert load_file(tmp_path / "fused.safetensors")

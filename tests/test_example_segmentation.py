@@ -283,6 +283,9 @@ def test_the_command_trains_fuses_compares_and_saves(tmp_path, capsys):
     for words in ("test mIoU", "flipped pixels", "of 8,192", "FLOPs", "latency", "locality_injection"):
         assert words in printed
     assert len(json.loads((tmp_path / "history.json").read_text())) == 2
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["flipped"], figures["tested"]) == (0, 8192)
+    assert figures["mIoU"][0] == figures["mIoU"][1]
     model = example.segmenter.new_segmenter("small", 1, 11, 4)
     model.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert load_file(tmp_path / "fused.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from errors import FusionError
@@ -52,6 +53,11 @@ class Comparison:
         """How far the best logit is above the second best, (n,), before fusion."""
         best = self.before.double().topk(2, dim=1).values
         return best[:, 0] - best[:, 1]
+
+    def figures(self) -> dict[str, Any]:
+        """Those that a page shows."""
+        flipped = {"flipped": int(self.flipped.sum()), "tested": len(self.labels)}
+        return {"accuracy": list(self.accuracy), **flipped, "relative error": self.relative_error}
 
     def check(self) -> None:
         """Refuse a fused model whose answers differ by more than rounding explains."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from errors import FusionError
@@ -85,6 +86,12 @@ class PixelComparison:
         self.unexplained += int((flipped & (best[:, 0] - best[:, 1] > 2 * error)).sum())
         self.largest_error = max(self.largest_error, error)
         self.largest_logit = max(self.largest_logit, before.abs().max().item())
+
+    def figures(self) -> dict[str, Any]:
+        """Those that a page shows."""
+        found = {"mIoU": [side.mean_iou for side in (self.before, self.after)]}
+        found["pixel accuracy"] = [side.accuracy for side in (self.before, self.after)]
+        return {**found, "flipped": self.flipped, "tested": self.pixels, "relative error": self.relative_error}
 
     def check(self) -> None:
         """Refuse a fused model whose answers differ by more than rounding explains."""
