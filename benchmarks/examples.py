@@ -115,8 +115,8 @@ def verdict(runs: list[Run]) -> str:
     share = mean(accuracy for run in runs for accuracy in run["arms"].values())
     error = (share * (1 - share) / tested) ** 0.5
     return (
-        f"The injected model is better in {better} of these {len(runs)} runs, but they are few, and {tested} images give\n"
-        f"a standard error of {100 * error:.1f} points each: this does not establish a difference."
+        f"The injected model is better in {better} of these {len(runs)} runs, but they are few, and {tested} images\n"
+        f"give a standard error of {100 * error:.1f} points each: this does not establish a difference."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -289,9 +290,11 @@ class Payload:
 )
 def test_a_weights_file_that_is_no_state_dict_is_refused(tmp_path, content, capsys):
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(example.errors.ExampleError, match=r"more than tensors|not a state dict"):
+    with pytest.raises(example.errors.ExampleError, match=r"more than tensors|not a state dict") as caught:
         example.weights.load_published(random_net(), tmp_path / "weights.pth")
     assert "executed" not in capsys.readouterr().out
+    # torch's own words tell how to run it.
+    assert "weights_only=False" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
@@ -299,7 +302,11 @@ def test_a_damaged_or_missing_weights_file_is_refused(tmp_path, name):
     with pytest.raises(example.errors.FileError, match="there is no file"):
         example.weights.load_published(random_net(), tmp_path / name)
     (tmp_path / name).write_bytes(b"\x00" * 100)
-    with pytest.raises(example.errors.FileError, match="damaged"):
+    with pytest.raises(example.errors.FileError, match=rf"{re.escape(name)} is damaged"):
+        example.weights.load_published(random_net(), tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(example.errors.FileError, match=rf"{re.escape(name)} is (a folder|damaged)"):
         example.weights.load_published(random_net(), tmp_path / name)
 
 

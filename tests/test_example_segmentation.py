@@ -304,6 +304,17 @@ def test_the_command_trains_on_image_files(tmp_path, capsys):
     assert "test mIoU" in capsys.readouterr().out
 
 
+def test_labels_of_another_kind_are_named(tmp_path, capsys):
+    """All pixels of class 4, which does not count: there is no mIoU to report."""
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    write_cityscapes(tmp_path / "data")
+    labels = list((tmp_path / "data/gtFine/val").rglob("*.png"))
+    write_images(labels, "L", [4] * len(labels))
+    more = ["--data", "cityscapes", "--data-root", str(tmp_path / "data"), "--workers", "0", "--batch-size", "2"]
+    assert example.train.main([*TINY, *more, "--output", str(tmp_path / "run"), "--epochs", "1"]) == 1
+    assert "no pixel of the test images has a class" in capsys.readouterr().err
+
+
 def test_the_command_explains_a_mistake_in_one_line(tmp_path, capsys):
     arguments = ["--data", "ade20k", "--data-root", str(tmp_path), "--output", str(tmp_path)]
     assert example.train.main(arguments) == 1

@@ -393,6 +393,8 @@ def test_an_output_that_cannot_be_written_is_named_before_anything_is_trained(tm
         {"random": {"cpu": torch.zeros(3)}},
         {"settings": 3},
         {"epoch": "2"},
+        {"epoch": 10**9},
+        {"epoch": -1},
         {"more": 1},
     ],
     ids=str,

@@ -119,7 +119,7 @@ def _check_recipe(parser: argparse.ArgumentParser, chosen: Mapping[str, Any]) ->
 def _check_device(parser: argparse.ArgumentParser, device: torch.device) -> None:
     """Exit with a message if torch does not compute on it."""
     if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no CUDA device here")
+        parser.error(f"--device {device}: torch finds no CUDA device here")
     try:
         torch.ones(1, device=device).item()
     except (RuntimeError, NotImplementedError, AssertionError) as error:

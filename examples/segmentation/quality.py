@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from errors import FusionError
+from errors import DataError, FusionError
 from evaluate import LARGEST_RELATIVE_ERROR
 from torch import Tensor, nn
 
@@ -47,6 +47,8 @@ def mean_iou(model: nn.Module, batches: Batches, classes: int, device: torch.dev
     model.eval()
     for images, labels in batches:
         found.add(model(images.to(device)).argmax(1).cpu(), labels)
+    if not found.counts.any():
+        raise DataError("no pixel of the test images has a class: are the label files those of --data?")
     return found.mean_iou
 
 
