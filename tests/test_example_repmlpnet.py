@@ -268,12 +268,14 @@ def test_weights_that_do_not_fit_name_each_problem_and_change_nothing():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = random_net(1).state_dict()
     state["head.weight"] = torch.zeros(7, 128)
+    state["prebn"] = torch.tensor(float("nan"))
     state["extra"] = state.pop("head.bias")
     with pytest.raises(example.errors.WeightsError) as caught:
         example.weights.load_published(model, state)
     message = str(caught.value)
     assert "missing: head.bias" in message
-    assert "unknown: extra" in message
+    assert "unknown: prebn, extra" in message
+    assert "not finite: prebn" in message
     assert "head.weight is (7, 128), the model has (10, 128)" in message
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

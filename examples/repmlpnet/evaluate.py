@@ -62,7 +62,7 @@ class Comparison:
     def check(self) -> None:
         """Refuse a fused model whose answers differ by more than rounding explains."""
         if not (self.before.isfinite().all() and self.after.isfinite().all()):
-            raise FusionError("a logit is not a finite number")
+            raise FusionError("a logit is not a finite number: if training diverged, try a smaller --lr")
         if self.relative_error > LARGEST_RELATIVE_ERROR:
             raise FusionError(f"a logit is off by {self.relative_error:.1e} of the largest one: not rounding")
         # Each logit moved by at most the largest error, so the best two cannot have changed places.

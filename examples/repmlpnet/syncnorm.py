@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from parallel import processes
-from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -27,14 +27,33 @@ def synchronized(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes: each value goes into the losses of all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _Sum.forward(ctx, gradient)
+
+
+def _total(value: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
+    return total
+
+
 def _forward(norm: _BatchNorm, x: Tensor) -> Tensor:
     """(n, c, ...) -> (n, c, ...), each channel with the mean and variance that it has in all processes."""
     over, channel = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
     count = x.numel() // x.shape[1] * processes()
     with torch.autocast(x.device.type, enabled=False):
-        mean = all_reduce(x.float().sum(over)) / count
+        mean = _total(x.float().sum(over)) / count
         centred = x.float() - mean.reshape(channel)
-        variance = all_reduce(centred.square().sum(over)) / count
+        variance = _total(centred.square().sum(over)) / count
         _track(norm, mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + norm.eps).rsqrt() * norm.weight
         return (centred * scale.reshape(channel) + norm.bias.reshape(channel)).to(x.dtype)

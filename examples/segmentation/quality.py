@@ -76,7 +76,7 @@ class PixelComparison:
     def add(self, before: Tensor, after: Tensor, labels: Tensor) -> None:
         """Count logits (b, k, H, W) of both models."""
         if not (before.isfinite().all() and after.isfinite().all()):
-            raise FusionError("a logit is not a finite number")
+            raise FusionError("a logit is not a finite number: if training diverged, try a smaller --lr")
         error = (before.double() - after.double()).abs().max().item()
         best = before.double().topk(2, dim=1).values
         answers = before.argmax(1), after.argmax(1)
