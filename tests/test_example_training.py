@@ -296,6 +296,7 @@ def test_tensorboard_has_the_record_of_each_epoch(tmp_path):
     losses = board.Scalars("loss")
     assert [event.step for event in losses] == [1, 2]
     assert [event.value for event in losses] == pytest.approx([line["loss"] for line in run.history])
+    assert set(board.Tags()["scalars"]) == {"loss", "learning rate", "test accuracy"}
 
 
 def test_curves_of_a_run_that_was_given_up_are_not_shown(tmp_path):

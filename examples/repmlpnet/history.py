@@ -39,5 +39,5 @@ def board_writer() -> Any:
 def write_board(line: Mapping[str, float], folder: Path) -> None:
     """Add an epoch to the curves of TensorBoard in `folder`; what is there from it on is of a run that was given up."""
     with board_writer()(str(folder / "tensorboard"), purge_step=int(line["epoch"])) as board:
-        for name, value in line.items():
-            board.add_scalar(name, value, int(line["epoch"]))
+        for name in line.keys() - {"epoch"}:
+            board.add_scalar(name, line[name], int(line["epoch"]))

@@ -139,7 +139,8 @@ class Trainer:
 
     def record(self, loss: float) -> str:
         """Measure and save what this epoch brought; returns it in words."""
-        line = {"epoch": self.epoch, "loss": loss, self.name: self.measure(self.trained)}
+        rate = self.scheduler.get_last_lr()[0]
+        line = {"epoch": self.epoch, "loss": loss, "learning rate": rate, self.name: self.measure(self.trained)}
         self.history.append(line)
         # First, so that it is never shorter than the checkpoint says; what is too long is cut off by `resume`.
         write_history(self.history, self.options.output)
