@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 import reparamkit
 
@@ -34,6 +33,7 @@ from evaluate import Comparison, compare  # noqa: E402
 from files import write_atomically  # noqa: E402
 from model import create_model  # noqa: E402
 from options import Options, parse  # noqa: E402
+from progress import Steps  # noqa: E402
 from resmlp import ResMLP  # noqa: E402
 from training import Trainer  # noqa: E402
 
@@ -123,9 +123,9 @@ def run(data: Data, budget: str, arm: str, seed: int) -> dict[str, Any]:
 def train(model: nn.Module, data: Data, options: Options) -> float:
     """The mean loss of the last epoch."""
     trainer, loss = Trainer(model, data, options), float("nan")
-    with tqdm(total=options.epochs * trainer.steps, unit="step", disable=None) as bar:
+    with Steps(options.epochs * trainer.steps) as steps:
         for _ in range(options.epochs):
-            loss = trainer.train_epoch(bar)
+            loss = trainer.train_epoch(steps)
     return loss
 
 

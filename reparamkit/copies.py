@@ -25,12 +25,12 @@ def sharing_copy(model: nn.Module) -> nn.Module:
         made = copy.deepcopy(model, memo)
     except Exception as error:
         raise InvalidInputError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True to fuse it in place"
+            f"the model cannot be copied ({type(error).__name__}: {error}); pass inplace=True to change it itself"
         ) from error
     if not _is_copy(made, model):
         raise InvalidInputError(
             "copy.deepcopy of the model gives no copy of it, with the same weights and other modules (has it a"
-            " __deepcopy__ or __reduce__ of its own?); pass inplace=True to fuse it in place"
+            " __deepcopy__ or __reduce__ of its own?); pass inplace=True to change it itself"
         )
     _take_modes(made, model)
     return made

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from .algebra.build import linear
 from .algebra.form import Form
 from .capture.paths import upwards
+from .copies import owning, sharing_copy
+from .engine.held import held_by_objects
 from .errors import InvalidInputError
-from .inputs import checked_inputs
+from .inputs import check_unwrapped
 from .layers.registry import READERS
 from .rulebook.injected import COMPUTE, InjectedLinear, check_mergeable
 from .sourcecode.methods import read_by_forward
+from .tokens import Seen, Sides, look, stated_grids
+from .write.places import Places
 
 KNOWN = (("ResBlock", "linear_tokens"), ("SpatialGatingUnit", "proj"))
 """Class and attribute of token-mixing layers in timm: ResMLP and the gate of gMLP."""
-TRANSPOSING = (
-    *("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis"),
-    *(Tensor.mT.__get__, Tensor.T.__get__),  # type: ignore[attr-defined]
-)
-"""Functions by name, and attributes."""
-COPIES = ("contiguous", "clone")
+SHOWN = 8
+"""Paths in a message; of more, the number."""
 
 
 def inject_locality(
@@ -54,9 +52,11 @@ def inject_locality(
     Args:
         model: in any mode. It is left as it is, and shares no memory with the result.
         example_inputs: as for `fuse`, to find the layers by running the model: every nn.Linear from n to n features
-            that directly reads a transposed tensor. Not needed for timm's ResMLP and gMLP, or with `layers`.
+            that directly reads a transposed tensor. Not needed for timm's ResMLP and gMLP, or with `layers`; then it
+            only shows the grid.
         layers: paths of the layers, or patterns (as in fnmatch): each an nn.Linear from h*w to h*w features.
-        grid: (h, w), in the order of the tokens, row by row; default: a square.
+        grid: (h, w), in the order of the tokens, row by row. By default the two sizes that a view makes one in the run,
+            or those that the model states (`grid_size` of timm's patch embedding); else a square.
         kernels: sizes of the convolutions, odd and distinct.
         init: the scale of each new batch norm.
         compute: "matmul" multiplies by the matrix of the convolution, "conv" convolves: the same values and
@@ -67,22 +67,24 @@ def inject_locality(
     """
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"expected a torch.nn.Module, found {type(model).__name__}")
-    kernels = _sequence("kernels", kernels, "distinct odd sizes, such as (1, 3)")
+    check_unwrapped(model, "inject into")
+    kernels = _sizes("kernels", kernels, "distinct odd sizes, such as (1, 3)")
+    sides = None if grid is None else _sizes("grid", grid, "two sizes, (h, w)")
     layers = layers if layers is None or isinstance(layers, str) else _sequence("layers", layers, "paths or patterns")
     _check_options(kernels, init, compute)
     found = dict(_linear_layers(model))
-    grids = {name: _grid(name, found[name], grid) for name in _chosen(model, found, example_inputs, layers)}
-    for name in grids:
-        _check_only_called(model, name)
-    changed = model if inplace else copy.deepcopy(model)
-    for name, sides in grids.items():
+    seen = None if example_inputs is None else look(model, found.values(), example_inputs)
+    names = _chosen(model, found, seen, layers)
+    known = stated_grids(model) | (frozenset() if seen is None else seen.grids)
+    grids = {name: _grid(name, found[name], sides, known) for name in names}
+    _check_only_called(model, found, names)
+    changed = model if inplace else owning(sharing_copy(model))
+    places = Places(changed)
+    for name, shape in grids.items():
         fc = changed.get_submodule(name)
         assert isinstance(fc, nn.Linear)
-        made = InjectedLinear(fc, sides, tuple(kernels), init=init, compute=compute)
-        # A layer with two names is one layer.
-        for other in [path for path, layer in _linear_layers(changed) if layer is fc]:
-            parent, _, attribute = other.rpartition(".")
-            changed.get_submodule(parent)._modules[attribute] = made
+        places.put(name, InjectedLinear(fc, shape, kernels, init=init, compute=compute), called=True)
+    places.replace_held()
     return changed
 
 
@@ -106,10 +108,19 @@ def _sequence(option: str, given: Any, words: str) -> tuple[Any, ...]:
         raise InvalidInputError(f"{option}={given!r}: give {words}, in a list") from error
 
 
+def _sizes(option: str, given: Any, words: str) -> tuple[int, ...]:
+    """Whole numbers, of numpy or torch as well."""
+    values = _sequence(option, given, words)
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError as error:
+        raise InvalidInputError(f"{option}={values}: give {words}") from error
+
+
 def _check_options(kernels: Sequence[int], init: float, compute: str) -> None:
     if not isinstance(init, (int, float)) or not math.isfinite(init):
         raise InvalidInputError(f"init={init!r}: give a finite number")
-    odd = all(isinstance(k, int) and k > 0 and k % 2 for k in kernels)
+    odd = all(k > 0 and k % 2 for k in kernels)
     if not kernels or not odd or len(set(kernels)) != len(kernels):
         raise InvalidInputError(f"kernels={tuple(kernels)}: give distinct odd sizes, such as (1, 3)")
     if compute not in COMPUTE:
@@ -117,16 +128,16 @@ def _check_options(kernels: Sequence[int], init: float, compute: str) -> None:
 
 
 def _chosen(
-    model: nn.Module, found: dict[str, nn.Linear], example_inputs: Any, layers: str | Sequence[str] | None
+    model: nn.Module, found: dict[str, nn.Linear], seen: Seen | None, layers: str | Sequence[str] | None
 ) -> list[str]:
-    """One path of each layer to be injected. found: all linear layers by path."""
+    """One path of each layer to be injected. found: all linear layers by path. seen: in a run, if there was one."""
     if layers is not None:
         return _once_each(found, _named(found, (layers,) if isinstance(layers, str) else layers))
     names = {name for name in found if _is_known(model, name)}
-    reading = set() if example_inputs is None else _reading_transposed(model, found, example_inputs)
+    reading = set() if seen is None else {name for name, layer in found.items() if layer in seen.reading}
     names |= {name for name in reading if _is_square(found[name])}
     if not names:
-        raise InvalidInputError(_none_found(found, reading, example_inputs is not None))
+        raise InvalidInputError(_none_found(found, reading, seen is not None))
     return _once_each(found, names)
 
 
@@ -135,9 +146,14 @@ def _none_found(found: dict[str, nn.Linear], reading: set[str], ran: bool) -> st
     if reading:
         first = next(name for name in found if name in reading)
         return f"no linear layer mixes tokens and keeps their number: {_changes(first, found[first])}"
-    square = ", ".join(name for name in found if _is_square(found[name])) or "none"
+    square = _some([name for name in found if _is_square(found[name])])
     way = "name them with layers=[...]" if ran else "pass example_inputs, or name them with layers=[...]"
     return f"no token-mixing linear layer was found: {way}; nn.Linear from n to n features: {square}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more or "none"
 
 
 def _linear_layers(model: nn.Module) -> Iterable[tuple[str, nn.Linear]]:
@@ -179,48 +195,6 @@ def _is_known(model: nn.Module, name: str) -> bool:
     return (type(model.get_submodule(parent)).__name__, attribute) in KNOWN
 
 
-class _Transposed(TorchFunctionMode):
-    """Remembers the tensors that were made by transposing others."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: list[Any] = []
-
-    def __contains__(self, tensor: object) -> bool:
-        return any(tensor is each for each in self.made)
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **kwargs or {})
-        copied = getattr(func, "__name__", "") in COPIES and args[0] in self
-        if copied or func in TRANSPOSING or getattr(func, "__name__", "") in TRANSPOSING:
-            self.made.append(result)
-        return result
-
-
-def _reading_transposed(model: nn.Module, found: dict[str, nn.Linear], example_inputs: Any) -> set[str]:
-    """Layers that read a transposed tensor in a run."""
-    reading: set[nn.Module] = set()
-    transposed = _Transposed()
-
-    def look(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs[0] in transposed:
-            reading.add(layer)
-
-    handles = [layer.register_forward_pre_hook(look) for layer in found.values()]
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad(), transposed:
-            checked_inputs(model.eval(), example_inputs, None)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    return {name for name, layer in found.items() if layer in reading}
-
-
 def _changes(name: str, layer: nn.Linear) -> str:
     """Why a layer can have no convolution beside it."""
     return (
@@ -229,7 +203,16 @@ def _changes(name: str, layer: nn.Linear) -> str:
     )
 
 
-def _check_only_called(model: nn.Module, name: str) -> None:
+def _check_only_called(model: nn.Module, found: dict[str, nn.Linear], names: list[str]) -> None:
+    """Raises `InvalidInputError` if code may use a layer by something else than a call of what has its place."""
+    held = held_by_objects(model)
+    for name in names:
+        _check_not_read(model, name)
+        if found[name] in held:
+            raise InvalidInputError(f"'{name}' cannot be replaced: {held[found[name]]}; leave it out of layers=")
+
+
+def _check_not_read(model: nn.Module, name: str) -> None:
     """Raises `InvalidInputError` if the forward of a module around the layer reads its weight or bias itself."""
     for outer in ("", *upwards(name.rpartition(".")[0])):
         owner = model.get_submodule(outer)
@@ -242,19 +225,30 @@ def _check_only_called(model: nn.Module, name: str) -> None:
             )
 
 
-def _grid(name: str, layer: nn.Linear, grid: tuple[int, int] | None) -> tuple[int, int]:
-    """The grid of one layer. Raises `InvalidInputError` if it has none."""
+def _grid(name: str, layer: nn.Linear, grid: tuple[int, ...] | None, known: frozenset[Sides]) -> Sides:
+    """The grid of one layer. known: grids of the model. Raises `InvalidInputError` if it has none."""
     tokens = layer.in_features
     if not _is_square(layer):
         raise InvalidInputError(f"{_changes(name, layer)}; leave it out of layers=")
     if grid is None:
-        side = math.isqrt(tokens)
-        if side * side != tokens:
-            raise InvalidInputError(f"'{name}' mixes {tokens} tokens, which are no square: pass grid=(h, w)")
-        return side, side
-    sides = _sequence("grid", grid, "two sizes, (h, w)")
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise InvalidInputError(f"grid={grid!r}: give two sizes, (h, w)")
-    if math.prod(sides) != tokens:
-        raise InvalidInputError(f"grid={sides} does not have the {tokens} tokens that '{name}' mixes")
-    return sides[0], sides[1]
+        return _inferred(name, tokens, sorted(sides for sides in known if math.prod(sides) == tokens))
+    if len(grid) != 2 or min(grid) < 1:
+        raise InvalidInputError(f"grid={grid}: give two sizes, (h, w)")
+    if math.prod(grid) != tokens:
+        raise InvalidInputError(f"grid={grid} does not have the {tokens} tokens that '{name}' mixes")
+    return grid[0], grid[1]
+
+
+def _inferred(name: str, tokens: int, known: list[Sides]) -> Sides:
+    """The grid of so many tokens: the one that is known, or a square."""
+    side = math.isqrt(tokens)
+    if len(known) > 1:
+        raise InvalidInputError(
+            f"'{name}' mixes {tokens} tokens, which are {' or '.join(map(str, known))} in this model: pass grid=(h, w)"
+        )
+    if not known and side * side != tokens:
+        raise InvalidInputError(
+            f"'{name}' mixes {tokens} tokens, which are no square: pass grid=(h, w); tokens that are no pixels, "
+            "such as one for the class, have no place on a grid"
+        )
+    return known[0] if known else (side, side)

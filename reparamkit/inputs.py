@@ -23,10 +23,10 @@ from .compare import compare, undisturbed
 from .errors import InvalidInputError
 
 WRAPPERS = {
-    "OptimizedModule": "a torch.compile'd model: fuse the model you compiled (compiled._orig_mod), then compile again",
-    "DistributedDataParallel": "a DistributedDataParallel wrapper: fuse its .module",
-    "DataParallel": "a DataParallel wrapper: fuse its .module",
-    "FullyShardedDataParallel": "an FSDP wrapper: gather the weights and fuse its .module",
+    "OptimizedModule": "a torch.compile'd model: {do} the model you compiled (compiled._orig_mod), then compile again",
+    "DistributedDataParallel": "a DistributedDataParallel wrapper: {do} its .module",
+    "DataParallel": "a DataParallel wrapper: {do} its .module",
+    "FullyShardedDataParallel": "an FSDP wrapper: gather the weights and {do} its .module",
 }
 
 GLOBAL_HOOKS = (
@@ -40,9 +40,7 @@ def checked_model(model: Any) -> nn.Module:
     """The model, if it can be fused. Raises `InvalidInputError` otherwise."""
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"expected a torch.nn.Module, found {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InvalidInputError("the model is a ScriptModule, whose code is fixed: fuse the nn.Module before scripting")
-    _check_unwrapped(model)
+    check_unwrapped(model, "fuse")
     if model.training:
         raise InvalidInputError(
             "the model is in training mode, where batch norm uses the statistics of the batch: call model.eval()"
@@ -66,10 +64,15 @@ def check_no_global_hooks() -> None:
         )
 
 
-def _check_unwrapped(model: nn.Module) -> None:
+def check_unwrapped(model: nn.Module, do: str) -> None:
+    """Raises `InvalidInputError` if the model is in a wrapper, or compiled. do: what to do without, in words."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidInputError(
+            f"the model is a ScriptModule, whose code is fixed: {do} the nn.Module before scripting"
+        )
     for cls in type(model).__mro__:
         if cls.__name__ in WRAPPERS and cls.__module__.startswith("torch."):
-            raise InvalidInputError(f"the model is {WRAPPERS[cls.__name__]}")
+            raise InvalidInputError(f"the model is {WRAPPERS[cls.__name__].format(do=do)}")
 
 
 @dataclass(frozen=True)

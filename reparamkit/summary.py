@@ -321,8 +321,9 @@ def _refusal(work: Work, plan: Plan, node: fx.Node, reasons: Sequence[str]) -> R
 
 
 def _distinct(reasons: Sequence[str]) -> Sequence[str]:
-    """Of reasons that differ in their factors only, the one with the smallest."""
+    """Of reasons that differ in their factors only, the one with the smallest; what a rule says, with its name."""
     found: dict[str, str] = {}
+    reasons = [each for each in reasons if not any(other.endswith(f"': {each}") for other in reasons)]
     for reason in sorted(reasons, key=factors):
         found.setdefault(FACTOR.sub("", reason), reason)
     return sorted(found.values(), key=reasons.index)

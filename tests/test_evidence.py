@@ -11,6 +11,8 @@ import torch
 from example_modules import ROOT, import_example
 from torch import nn
 
+from reparamkit.testing import randomize
+
 RESULTS = ROOT / "benchmarks" / "results" / "evidence.csv"
 
 
@@ -154,6 +156,18 @@ def test_the_committed_lines_are_of_the_settings_in_the_script(modules):
     evidence, page = modules
     settings = page.read(RESULTS).settings
     assert {name: settings[name] for name in evidence.budgets_and_arms()} == evidence.budgets_and_arms()
+
+
+def test_the_committed_lines_have_the_sizes_of_today(modules):
+    """The fused size does not depend on the training: a page that has another is older than what fuse can do."""
+    evidence, page = modules
+    results = page.read(RESULTS)
+    for arm, make in evidence.ARMS.items():
+        model = randomize(make()).eval()
+        fused = evidence.reparamkit.fuse(model, torch.randn(2, 1, evidence.IMAGE_SIZE, evidence.IMAGE_SIZE))
+        today = tuple(str(evidence.parameters(each)) for each in (model, fused))
+        rows = [row for budget in evidence.BUDGETS for row in results.of(budget, arm)]
+        assert {(row["parameters"], row["fused_parameters"]) for row in rows} == {today}, arm
 
 
 def test_an_interval_is_students(modules):

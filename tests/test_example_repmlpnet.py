@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -266,12 +268,14 @@ def test_weights_that_do_not_fit_name_each_problem_and_change_nothing():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = random_net(1).state_dict()
     state["head.weight"] = torch.zeros(7, 128)
+    state["prebn"] = torch.tensor(float("nan"))
     state["extra"] = state.pop("head.bias")
     with pytest.raises(example.errors.WeightsError) as caught:
         example.weights.load_published(model, state)
     message = str(caught.value)
     assert "missing: head.bias" in message
-    assert "unknown: extra" in message
+    assert "unknown: prebn, extra" in message
+    assert "not finite: prebn" in message
     assert "head.weight is (7, 128), the model has (10, 128)" in message
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -288,9 +292,11 @@ class Payload:
 )
 def test_a_weights_file_that_is_no_state_dict_is_refused(tmp_path, content, capsys):
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(example.errors.ExampleError, match=r"more than tensors|not a state dict"):
+    with pytest.raises(example.errors.ExampleError, match=r"more than tensors|not a state dict") as caught:
         example.weights.load_published(random_net(), tmp_path / "weights.pth")
     assert "executed" not in capsys.readouterr().out
+    # torch's own words tell how to run it.
+    assert "weights_only=False" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
@@ -298,7 +304,11 @@ def test_a_damaged_or_missing_weights_file_is_refused(tmp_path, name):
     with pytest.raises(example.errors.FileError, match="there is no file"):
         example.weights.load_published(random_net(), tmp_path / name)
     (tmp_path / name).write_bytes(b"\x00" * 100)
-    with pytest.raises(example.errors.FileError, match="damaged"):
+    with pytest.raises(example.errors.FileError, match=rf"{re.escape(name)} is damaged"):
+        example.weights.load_published(random_net(), tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(example.errors.FileError, match=rf"{re.escape(name)} is (a folder|damaged)"):
         example.weights.load_published(random_net(), tmp_path / name)
 
 
@@ -595,6 +605,9 @@ def test_the_command_trains_fuses_compares_and_saves(tmp_path):
     assert result.returncode == 0, result.stderr
     for words in ("computing on cpu", "test accuracy", "flipped predictions", "FLOPs", "latency"):
         assert words in result.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["flipped"], figures["tested"], figures["parameters"]) == (0, 32, [423_354, 418_970])
+    assert [each["batch"] for each in figures["latency"]] == [1, 32]
     model = model_py.create_model("repmlpnet_tiny32", 10, in_channels=1)
     example.weights.load_published(model, tmp_path / "model.safetensors")
     assert load_file(tmp_path / "fused.safetensors")

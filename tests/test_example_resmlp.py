@@ -149,8 +149,9 @@ def test_the_fused_model_has_the_form_of_the_plain_one_and_its_answers(tmp_path,
     data = digits(chosen)
     plain, injected = (example.train.new_model(chosen.of_arm(arm), data) for arm in ("plain", "injected"))
     randomize(injected)
-    fused = example.train.fuse(injected, plain, data, chosen)
+    fused, figures = example.train.fuse(injected, plain, data, chosen)
     assert shapes(fused) == shapes(plain)
+    assert (figures["flipped"], figures["tested"]) == (0, 16)
     plain.load_state_dict(fused.state_dict())
     x = next(iter(data.test_batches(8)))[0]
     torch.testing.assert_close(plain.eval()(x), injected(x))
@@ -187,7 +188,11 @@ def test_the_command_trains_both_fuses_compares_and_saves(tmp_path):
         assert words in result.stdout
     plain, fused = (load_file(tmp_path / name) for name in ("plain/model.safetensors", "fused.safetensors"))
     assert {name: t.shape for name, t in plain.items()} == {name: t.shape for name, t in fused.items()}
-    assert len(json.loads((tmp_path / "injected" / "history.json").read_text())) == 2
+    histories = {arm: json.loads((tmp_path / arm / "history.json").read_text()) for arm in ("plain", "injected")}
+    assert [line["epoch"] for line in histories["injected"]] == [1, 2]
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["arms"] == {arm: history[-1]["test accuracy"] for arm, history in histories.items()}
+    assert figures["accuracy"] == [figures["arms"]["injected"]] * 2
     model = example.resmlp.ResMLP(10, image_size=32, patch_size=8, in_channels=1, dim=8, depth=2)
     model.load_state_dict(fused)
     assert reparamkit.explain(model.eval(), torch.randn(1, 1, 32, 32)).after.parameters > 0

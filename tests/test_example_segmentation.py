@@ -283,6 +283,9 @@ def test_the_command_trains_fuses_compares_and_saves(tmp_path, capsys):
     for words in ("test mIoU", "flipped pixels", "of 8,192", "FLOPs", "latency", "locality_injection"):
         assert words in printed
     assert len(json.loads((tmp_path / "history.json").read_text())) == 2
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["flipped"], figures["tested"]) == (0, 8192)
+    assert figures["mIoU"][0] == figures["mIoU"][1]
     model = example.segmenter.new_segmenter("small", 1, 11, 4)
     model.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert load_file(tmp_path / "fused.safetensors")
@@ -299,6 +302,17 @@ def test_the_command_trains_on_image_files(tmp_path, capsys):
     more = ["--data", "cityscapes", "--data-root", str(tmp_path / "data"), "--workers", "0", "--batch-size", "2"]
     assert example.train.main([*TINY, *more, "--output", str(tmp_path / "run"), "--epochs", "1"]) == 0
     assert "test mIoU" in capsys.readouterr().out
+
+
+def test_labels_of_another_kind_are_named(tmp_path, capsys):
+    """All pixels of class 4, which does not count: there is no mIoU to report."""
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    write_cityscapes(tmp_path / "data")
+    labels = list((tmp_path / "data/gtFine/val").rglob("*.png"))
+    write_images(labels, "L", [4] * len(labels))
+    more = ["--data", "cityscapes", "--data-root", str(tmp_path / "data"), "--workers", "0", "--batch-size", "2"]
+    assert example.train.main([*TINY, *more, "--output", str(tmp_path / "run"), "--epochs", "1"]) == 1
+    assert "no pixel of the test images has a class" in capsys.readouterr().err
 
 
 def test_the_command_explains_a_mistake_in_one_line(tmp_path, capsys):

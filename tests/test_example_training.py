@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from example_modules import import_example, run_example
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 from torch._utils import ExceptionWrapper
@@ -20,7 +22,7 @@ import reparamkit
 example = import_example(
     ("repmlpnet",),
     *("checkpoint", "command", "data", "errors", "evaluate", "files", "flags", "history", "imagefolder", "mixing"),
-    *("model", "options", "parallel", "recompute", "training"),
+    *("model", "options", "parallel", "progress", "recompute", "training"),
 )
 TINY = ["--epochs", "2", "--limit-train", "48", "--limit-test", "16", "--batch-size", "16", "--device", "cpu"]
 needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="needs torchvision")
@@ -103,6 +105,9 @@ def test_options_that_do_not_fit_each_other_are_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         example.options.parse(["--compile", "--recompute", "--batch-size", "15"])
     assert "leave out --recompute" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        example.options.parse(["--compile", "--sync-bn", "--batch-size", "15"])
+    assert "leave out --sync-bn" in capsys.readouterr().err
 
 
 # Augmentation
@@ -291,6 +296,32 @@ def test_tensorboard_has_the_record_of_each_epoch(tmp_path):
     losses = board.Scalars("loss")
     assert [event.step for event in losses] == [1, 2]
     assert [event.value for event in losses] == pytest.approx([line["loss"] for line in run.history])
+    assert set(board.Tags()["scalars"]) == {"loss", "learning rate", "test accuracy"}
+
+
+def test_curves_of_a_run_that_was_given_up_are_not_shown(tmp_path):
+    """Nor is an epoch shown twice that was written, and whose checkpoint was not."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard")
+    trainer(tmp_path, "--tensorboard").train()
+    run = trainer(tmp_path, "--tensorboard", "--resume", "never", "--epochs", "1")
+    run.train()
+    losses = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in losses] == [(1, pytest.approx(run.history[0]["loss"]))]
+
+
+def test_a_terminal_shows_where_a_run_is(monkeypatch):
+    """Loss, learning rate and speed; a file gets nothing of it."""
+    monkeypatch.setattr(example.progress, "SECONDS", 0)
+    shown = {}
+    for terminal in (True, False):
+        console = Console(file=StringIO(), force_terminal=terminal, width=150)
+        with example.progress.Steps(4, console=console) as steps:
+            for _ in range(3):
+                steps.advance(2, torch.tensor(1.25), 1e-3, 16)
+        shown[terminal] = console.file.getvalue()
+    assert shown[False] == ""
+    for words in ("epoch 2", "3/4", "loss 1.250", "lr 0.001", "images/s"):
+        assert words in shown[True]
 
 
 def test_missing_tensorboard_is_named_before_anything_is_trained(tmp_path, monkeypatch):
@@ -363,6 +394,8 @@ def test_an_output_that_cannot_be_written_is_named_before_anything_is_trained(tm
         {"random": {"cpu": torch.zeros(3)}},
         {"settings": 3},
         {"epoch": "2"},
+        {"epoch": 10**9},
+        {"epoch": -1},
         {"more": 1},
     ],
     ids=str,
@@ -443,6 +476,17 @@ def test_two_processes_continue_the_run_of_one_to_the_same_weights(tmp_path):
     assert two.stdout.count("after epoch 1 of 2") == 1
     assert [two.stdout.count(f"epoch {n}/2: ") for n in (1, 2)] == [1, 2]
     assert (tmp_path / "two" / "fused.safetensors").exists()
+
+
+def test_two_processes_with_batch_norms_of_whole_batches_compute_what_one_does(tmp_path):
+    """RepMLPNet's would else see a half each, and the loss differ by percents; also where blocks are computed twice."""
+    tiny = [*TINY, "--shift", "0", "--threads", "1", "--sync-bn", "--recompute", "--no-fuse"]
+    runs = {n: run_example("repmlpnet/train.py", *tiny, "--output", str(tmp_path / n), processes=int(n)) for n in "12"}
+    assert [run.returncode for run in runs.values()] == [0, 0], runs["2"].stderr
+    # Weights that the next batch norm makes up for have no gradient but rounding, of which Adam makes steps.
+    one, two = ([line["loss"] for line in example.history.read_history(tmp_path / n)] for n in runs)
+    assert len(one) == 2
+    assert two == pytest.approx(one, rel=1e-5)
 
 
 def kill_after(options, resmlp) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -220,6 +222,95 @@ def test_a_layer_with_two_names_stays_one():
     assert changed.b is changed.a
 
 
+def test_sizes_may_be_numbers_of_torch():
+    layer = layers_of(inject_locality(Net(), layers="*.mix", grid=torch.tensor([3, 4]), kernels=torch.tensor([1, 3])))
+    assert (layer["blocks.0.mix"].grid, layer["blocks.0.mix"].kernels) == ((3, 4), (1, 3))
+
+
+@pytest.mark.parametrize(("h", "w"), [(3, 4), (2, 8), (8, 2)])
+def test_a_run_shows_the_grid(h, w):
+    """16 tokens need not be 4 x 4: the view that makes one axis of two says what they are."""
+    changed = inject_locality(Net(h, w), images(2, h, w), layers="*.mix")
+    assert {layer.grid for layer in layers_of(changed).values()} == {(h, w)}
+
+
+def test_timms_patch_embedding_states_the_grid():
+    mixer = pytest.importorskip("timm.models.mlp_mixer", reason="timm is not installed")
+    sizes = {"img_size": (8, 32), "patch_size": 4, "in_chans": 1, "num_blocks": 1, "embed_dim": 12, "mlp_ratio": 2}
+    model = mixer.MlpMixer(5, **sizes, block_layer=mixer.ResBlock, norm_layer=mixer.Affine)
+    assert {layer.grid for layer in layers_of(inject_locality(model)).values()} == {(2, 8)}
+
+
+def test_two_grids_of_as_many_tokens_are_not_guessed_between():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(16, 16)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.mix(a.flatten(2)) + self.mix(b.flatten(2))
+
+    x = (torch.randn(1, 3, 2, 8), torch.randn(1, 3, 4, 4))
+    with pytest.raises(InvalidInputError, match=r"16 tokens, which are \(2, 8\) or \(4, 4\) in this model: pass grid"):
+        inject_locality(Two(), x, layers="mix")
+    assert layers_of(inject_locality(Two(), x, layers="mix", grid=(8, 2)))["mix"].grid == (8, 2)
+
+
+def test_a_layer_in_a_list_is_replaced_there_too():
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(12, 12)
+            self.steps = [self.mix, nn.ReLU()]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.steps[1](self.steps[0](x))
+
+    model = Listed()
+    changed = inject_locality(model, layers="mix", grid=(3, 4))
+    assert isinstance(changed.mix, InjectedLinear)
+    assert changed.steps[0] is changed.mix
+    assert model.steps[0] is model.mix
+
+
+def test_a_layer_that_an_object_holds_is_refused():
+    """Code may call it by that object, where the convolutions would be missing."""
+    model = Net()
+    model.kept = SimpleNamespace(layer=model.blocks[1].mix)
+    with pytest.raises(InvalidInputError, match=r"'blocks\.1\.mix' cannot be replaced: 'kept' holds it"):
+        inject_locality(model, layers="*.mix", grid=(3, 4))
+    assert len(layers_of(inject_locality(model, layers="blocks.0.mix", grid=(3, 4)))) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (nn.DataParallel, r"inject into its \.module"),
+        (lambda model: torch.compile(model, backend="eager"), "inject into the model you compiled"),
+        (torch.jit.script, "inject into the nn.Module before scripting"),
+    ],
+)
+def test_a_wrapped_model_is_refused(wrap, words):
+    """DistributedDataParallel would not average the gradients of parameters that it has never seen."""
+    with pytest.raises(InvalidInputError, match=words):
+        inject_locality(wrap(nn.Sequential(nn.Linear(12, 12))), layers="*", grid=(3, 4))
+
+
+def test_a_pruned_model_is_injected():
+    model = Net()
+    nn.utils.prune.l1_unstructured(model.head, "weight", 0.5)
+    model(images())
+    changed = inject_locality(model, layers="*.mix", grid=(3, 4))
+    assert torch.equal(changed(images()), model(images()))
+
+
+def test_a_message_names_some_of_many_layers():
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(20)))
+    with pytest.raises(InvalidInputError, match=r"features: 0, 1, 2, 3, 4, 5, 6, 7 and 12 more$"):
+        inject_locality(model)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -237,6 +328,7 @@ def test_a_layer_with_two_names_stays_one():
         ({"layers": "*.mix", "grid": (3, 4), "kernels": (3, 3)}, "distinct odd sizes"),
         ({"layers": "*.mix", "grid": (3, 4), "compute": "fft"}, "choose one of conv, matmul"),
         ({"layers": "*.mix", "grid": (-3, -4)}, "two sizes"),
+        ({"layers": "*.mix", "grid": (12,)}, "two sizes"),
         ({"layers": "*.mix", "grid": (3.0, 4.0)}, "two sizes"),
         ({"layers": "*.mix", "grid": 12}, "two sizes"),
         ({"layers": "*.mix", "grid": (3, 4), "kernels": 3}, "in a list"),
@@ -450,6 +542,18 @@ def test_what_was_injected_merges_on_with_its_neighbours(row):
     torch.testing.assert_close(fused(x), changed(x))
 
 
+def test_a_weight_that_is_computed_from_others_merges():
+    """It is computed in float64, as the proof does it."""
+    _, changed, x = injected("own")
+    nn.utils.parametrizations.weight_norm(changed.blocks[0].mix.fc)
+    nn.utils.parametrizations.spectral_norm(changed.blocks[1].mix.repconv3.conv)
+    randomize(changed)
+    fused = fuse(changed, x, rules=["locality_injection"])
+    assert not layers_of(fused)
+    with torch.no_grad():
+        assert relative(fused(x), changed(x)) < 1e-5
+
+
 def test_half_precision_is_rounded_once():
     _, changed, x = injected("own")
     randomize(changed).to(torch.bfloat16)
@@ -479,7 +583,8 @@ def test_a_hook_on_a_part_is_refused():
     assert list(layers_of(fused)) == ["blocks.0.mix"]
     assert relative(fused(x), changed(x)) < 1e-5
     (refusal,) = [r for r in report(fused).refusals if r.path == "blocks.0.mix"]
-    assert "its 'fc' has hooks" in refusal.reason
+    assert refusal.reason.count("its 'fc' has hooks") == 1
+    assert refusal.reason.startswith("rule 'locality_injection': ")
 
 
 def test_a_part_that_became_another_layer_is_refused():

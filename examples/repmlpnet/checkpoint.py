@@ -53,6 +53,8 @@ def _checked(content: Any) -> Checkpoint:
     found = Checkpoint(**content)
     if not isinstance(found.settings, dict) or not isinstance(found.epoch, int):
         raise TypeError
+    if not 0 <= found.epoch <= found.settings.get("epochs", 0):
+        raise TypeError
     return found
 
 
@@ -66,7 +68,7 @@ def find(folder: Path, settings: Mapping[str, Any], resume: str) -> Checkpoint |
     if found is not None and found.settings == settings:
         return found
     if resume == "always":
-        raise CheckpointError(f"{folder} has no run to continue{_differences(found, settings)}")
+        raise CheckpointError(f"--resume always: {folder} has no run to continue{_differences(found, settings)}")
     _move_aside(folder / NAME, _differences(found, settings))
     return None
 

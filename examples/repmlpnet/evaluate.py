@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from errors import FusionError
@@ -53,10 +54,15 @@ class Comparison:
         best = self.before.double().topk(2, dim=1).values
         return best[:, 0] - best[:, 1]
 
+    def figures(self) -> dict[str, Any]:
+        """Those that a page shows."""
+        flipped = {"flipped": int(self.flipped.sum()), "tested": len(self.labels)}
+        return {"accuracy": list(self.accuracy), **flipped, "relative error": self.relative_error}
+
     def check(self) -> None:
         """Refuse a fused model whose answers differ by more than rounding explains."""
         if not (self.before.isfinite().all() and self.after.isfinite().all()):
-            raise FusionError("a logit is not a finite number")
+            raise FusionError("a logit is not a finite number: if training diverged, try a smaller --lr")
         if self.relative_error > LARGEST_RELATIVE_ERROR:
             raise FusionError(f"a logit is off by {self.relative_error:.1e} of the largest one: not rounding")
         # Each logit moved by at most the largest error, so the best two cannot have changed places.

@@ -48,6 +48,10 @@ def read_tensors(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileError(f"there is no file {path}") from None
-    # The unpickler raises nearly anything on damaged bytes, a KeyError for instance.
+    except IsADirectoryError:
+        raise FileError(f"{path} is a folder") from None
+    # The unpickler raises nearly anything on damaged bytes, a KeyError for instance; and what torch says of a file that
+    # would run code is how to let it.
     except Exception as error:
-        raise FileError(f"{path} is damaged, or holds more than tensors and plain values: {error}") from error
+        what = "is damaged, or holds more than tensors and plain values, which is never loaded"
+        raise FileError(f"{path} {what} ({type(error).__name__})") from error

@@ -58,6 +58,7 @@ class Shared:
     channels_last: bool
     compile: str | None
     recompute: bool
+    sync_bn: bool
     workers: int | None
     output: Path
     resume: str
@@ -98,6 +99,8 @@ def _check(parser: argparse.ArgumentParser, chosen: Mapping[str, Any]) -> None:
     _check_device(parser, chosen["device"])
     if chosen["compile"] and chosen["compile"] not in (known := torch.compiler.list_backends(exclude_tags=())):
         parser.error(f"--compile {chosen['compile']}: torch has the backends {', '.join(known)}")
+    if chosen["compile"] and chosen["sync_bn"]:
+        parser.error("--compile does not see through the sums over all processes: leave out --sync-bn")
     if chosen["compile"] and chosen["recompute"]:
         parser.error("--compile decides itself what to recompute: leave out --recompute")
 
@@ -116,7 +119,7 @@ def _check_recipe(parser: argparse.ArgumentParser, chosen: Mapping[str, Any]) ->
 def _check_device(parser: argparse.ArgumentParser, device: torch.device) -> None:
     """Exit with a message if torch does not compute on it."""
     if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no CUDA device here")
+        parser.error(f"--device {device}: torch finds no CUDA device here")
     try:
         torch.ones(1, device=device).item()
     except (RuntimeError, NotImplementedError, AssertionError) as error:
@@ -176,6 +179,8 @@ def add_place(group: argparse._ArgumentGroup, output: str) -> None:
     group.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help=words)
     words = "forget what the blocks computed and compute it again for the gradient: less memory, more time"
     group.add_argument("--recompute", action="store_true", help=words)
+    words = "batch norms over the whole batch, and not over the part of each process"
+    group.add_argument("--sync-bn", action="store_true", help=words)
     group.add_argument("--threads", type=threads, metavar="N", help="CPU threads (as many as torch takes)")
     group.add_argument("--workers", type=whole, metavar="N", help="processes that read image files")
 

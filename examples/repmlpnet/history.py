@@ -37,7 +37,7 @@ def board_writer() -> Any:
 
 
 def write_board(line: Mapping[str, float], folder: Path) -> None:
-    """Add an epoch to the curves of TensorBoard in `folder`."""
-    with board_writer()(str(folder / "tensorboard")) as board:
-        for name, value in line.items():
-            board.add_scalar(name, value, int(line["epoch"]))
+    """Add an epoch to the curves of TensorBoard in `folder`; what is there from it on is of a run that was given up."""
+    with board_writer()(str(folder / "tensorboard"), purge_step=int(line["epoch"])) as board:
+        for name in line.keys() - {"epoch"}:
+            board.add_scalar(name, line[name], int(line["epoch"]))

@@ -1,7 +1,7 @@
 """Training in several processes, on one machine or many, as torchrun starts them: one per GPU.
 
 A batch is cut into as many parts as there are processes, so a run computes what it would in one process, but for batch
-norms: their statistics are those of a part.
+norms: their statistics are those of a part, unless syncnorm.py makes them those of the batch.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import checkpoint
@@ -18,12 +18,13 @@ from files import check_folder
 from flags import Shared
 from history import board_writer, read_history, write_board, write_history
 from mixing import mixing
+from progress import Steps
 from recompute import recomputed
+from syncnorm import synchronized
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 Measure = Callable[[nn.Module], float]
 """The quality of a model on the test images; larger is better."""
@@ -70,26 +71,35 @@ class Trainer:
         self.resume()
         left = self.options.epochs - self.epoch
         silent = parallel.rank() > 0 or not left
-        with tqdm(total=left * self.steps, unit="step", disable=True if silent else None) as bar:
+        with Steps(left * self.steps, silent=silent) as steps:
             while self.epoch < self.options.epochs:
-                loss = self.train_epoch(bar)
+                loss = self.train_epoch(steps)
                 if parallel.rank() == 0:
-                    bar.write(self.record(loss))
+                    print(self.record(loss))
         return self.trained
 
-    def train_epoch(self, bar: tqdm[None]) -> float:
+    def train_epoch(self, steps: Steps) -> float:
         """One pass over the training images; returns the mean loss."""
         self.model.train()
         total = torch.zeros((), device=self.options.device)
-        with recomputed(self.model.blocks if self.options.recompute else ()):  # type: ignore[arg-type]
+        with self.ways_to_compute():
             for images, labels in self.batches:
-                total += self.step(self.placed(images), labels.to(self.options.device))
-                bar.update()
+                loss = self.step(self.placed(images), labels.to(self.options.device))
+                total += loss
+                steps.advance(self.epoch + 1, loss, self.scheduler.get_last_lr()[0], len(labels) * parallel.processes())
         self.epoch += 1
         loss = parallel.mean(total).item() / self.steps
         if not math.isfinite(loss):
             raise TrainingError(f"the loss of epoch {self.epoch} is {loss}; try a smaller --lr than {self.options.lr}")
         return loss
+
+    @contextmanager
+    def ways_to_compute(self) -> Iterator[None]:
+        """What blocks and batch norms do differently while training, if it was asked for."""
+        blocks = self.model.blocks if self.options.recompute else ()
+        norms = self.model.modules() if self.options.sync_bn else ()
+        with recomputed(blocks), synchronized(norms):  # type: ignore[arg-type]
+            yield
 
     def placed(self, images: Tensor) -> Tensor:
         """Images (b, c, h, w) where and in the order of memory in which the model reads them."""
@@ -129,7 +139,8 @@ class Trainer:
 
     def record(self, loss: float) -> str:
         """Measure and save what this epoch brought; returns it in words."""
-        line = {"epoch": self.epoch, "loss": loss, self.name: self.measure(self.trained)}
+        rate = self.scheduler.get_last_lr()[0]
+        line = {"epoch": self.epoch, "loss": loss, "learning rate": rate, self.name: self.measure(self.trained)}
         self.history.append(line)
         # First, so that it is never shorter than the checkpoint says; what is too long is cut off by `resume`.
         write_history(self.history, self.options.output)

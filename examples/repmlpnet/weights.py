@@ -54,7 +54,8 @@ def _check_fits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
     ]
     missing = [name for name in expected if name not in given]
     unknown = [name for name in given if name not in expected]
-    problems = {"missing": missing, "unknown": unknown, "wrong shape": wrong_shape}
+    broken = [name for name, value in given.items() if value.is_floating_point() and not value.isfinite().all()]
+    problems = {"missing": missing, "unknown": unknown, "wrong shape": wrong_shape, "not finite": broken}
     if text := "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names):
         raise WeightsError(f"the weights do not fit this model ({text}); nothing was loaded")
 

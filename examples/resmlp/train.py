@@ -17,9 +17,9 @@ from command import command  # noqa: E402
 from data import Data, load_images  # noqa: E402
 from errors import FusionError  # noqa: E402
 from evaluate import accuracy, compare  # noqa: E402
-from latency import compare_latency  # noqa: E402
+from figures import Figures, print_size, print_speed, write_figures  # noqa: E402
 from resmlp import ResMLP  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import nn  # noqa: E402
 from training import Trainer  # noqa: E402
 from weights import save_weights  # noqa: E402
 
@@ -34,11 +34,12 @@ def run(options: Options) -> None:
     models = {arm: train(options.of_arm(arm), data) for arm in ARMS}
     if parallel.rank() > 0:
         return
-    fused = fuse(models["injected"], models["plain"], data, options)
+    fused, figures = fuse(models["injected"], models["plain"], data, options)
     save_weights(fused, options.output / "fused.safetensors")
     correct = {
         arm: accuracy(model, data.test_batches(options.batch_size), options.device) for arm, model in models.items()
     }
+    write_figures({**figures, "arms": correct, "epochs": options.epochs, "seed": options.seed}, options.output)
     print(f"\ntest accuracy after {options.epochs} epochs, one seed: ", end="")
     print(f"{correct['plain']:.2%} without injection, {correct['injected']:.2%} with it")
     print(f"written to {options.output}")
@@ -74,16 +75,16 @@ def train(options: Options, data: Data) -> nn.Module:
     return trained
 
 
-def fuse(injected: nn.Module, plain: nn.Module, data: Data, options: Options) -> nn.Module:
-    """The injected model in the form of the plain one, after the two forms were compared and figures printed."""
+def fuse(injected: nn.Module, plain: nn.Module, data: Data, options: Options) -> tuple[nn.Module, Figures]:
+    """The injected model in the form of the plain one, and the figures of the comparison, which are printed too."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     images = next(iter(data.test_batches(options.batch_size)))[0].to(options.device)
     fused: nn.Module = reparamkit.fuse(injected, images, rules=["locality_injection"])
-    print(f"\n{reparamkit.report(fused)}\n")
+    report = reparamkit.report(fused)
+    print(f"\n{report}\n")
     check_structure(fused, plain)
-    print_answers(injected, fused, data, options)
-    print_speed(injected, fused, images)
-    return fused
+    answers = print_answers(injected, fused, data, options)
+    return fused, {**answers, **print_size(report), **print_speed(injected, fused, images)}
 
 
 def check_structure(fused: nn.Module, plain: nn.Module) -> None:
@@ -95,7 +96,7 @@ def check_structure(fused: nn.Module, plain: nn.Module) -> None:
     print(f"structure            that of the model without injection, {len(found)} tensors")
 
 
-def print_answers(before: nn.Module, after: nn.Module, data: Data, options: Options) -> None:
+def print_answers(before: nn.Module, after: nn.Module, data: Data, options: Options) -> Figures:
     """Print how the answers of the two forms differ; raise an error if rounding cannot explain it."""
     result = compare(before, after, data.test_batches(options.batch_size), options.device)
     trained, fused = result.accuracy
@@ -103,12 +104,7 @@ def print_answers(before: nn.Module, after: nn.Module, data: Data, options: Opti
     print(f"flipped predictions  {int(result.flipped.sum())} of {len(result.labels)}")
     print(f"largest logit error  {result.largest_error:.2e} ({result.relative_error:.1e} of the largest logit)")
     result.check()
-
-
-def print_speed(before: nn.Module, after: nn.Module, images: Tensor) -> None:
-    """Print the latency on one image and on the whole batch `images` (b, c, h, w)."""
-    for batch in (images[:1], images):
-        print(f"latency, fp32        {compare_latency(before, after, batch)}")
+    return result.figures()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

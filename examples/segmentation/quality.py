@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from errors import FusionError
+from errors import DataError, FusionError
 from evaluate import LARGEST_RELATIVE_ERROR
 from torch import Tensor, nn
 
@@ -46,6 +47,8 @@ def mean_iou(model: nn.Module, batches: Batches, classes: int, device: torch.dev
     model.eval()
     for images, labels in batches:
         found.add(model(images.to(device)).argmax(1).cpu(), labels)
+    if not found.counts.any():
+        raise DataError("no pixel of the test images has a class: are the label files those of --data?")
     return found.mean_iou
 
 
@@ -73,7 +76,7 @@ class PixelComparison:
     def add(self, before: Tensor, after: Tensor, labels: Tensor) -> None:
         """Count logits (b, k, H, W) of both models."""
         if not (before.isfinite().all() and after.isfinite().all()):
-            raise FusionError("a logit is not a finite number")
+            raise FusionError("a logit is not a finite number: if training diverged, try a smaller --lr")
         error = (before.double() - after.double()).abs().max().item()
         best = before.double().topk(2, dim=1).values
         answers = before.argmax(1), after.argmax(1)
@@ -85,6 +88,12 @@ class PixelComparison:
         self.unexplained += int((flipped & (best[:, 0] - best[:, 1] > 2 * error)).sum())
         self.largest_error = max(self.largest_error, error)
         self.largest_logit = max(self.largest_logit, before.abs().max().item())
+
+    def figures(self) -> dict[str, Any]:
+        """Those that a page shows."""
+        found = {"mIoU": [side.mean_iou for side in (self.before, self.after)]}
+        found["pixel accuracy"] = [side.accuracy for side in (self.before, self.after)]
+        return {**found, "flipped": self.flipped, "tested": self.pixels, "relative error": self.relative_error}
 
     def check(self) -> None:
         """Refuse a fused model whose answers differ by more than rounding explains."""

@@ -15,12 +15,12 @@ import torch  # noqa: E402
 from arguments import Options, parse  # noqa: E402
 from command import command  # noqa: E402
 from data import Data  # noqa: E402
+from figures import Figures, print_size, print_speed, write_figures  # noqa: E402
 from folders import load_folders  # noqa: E402
-from latency import compare_latency  # noqa: E402
 from quality import compare, mean_iou  # noqa: E402
 from scenes import CLASSES, load_scenes  # noqa: E402
 from segmenter import Segmenter, new_segmenter  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import nn  # noqa: E402
 from training import Trainer  # noqa: E402
 from weights import save_weights  # noqa: E402
 
@@ -76,21 +76,18 @@ def train(options: Options, data: Data) -> nn.Module:
 
 
 def fuse(model: nn.Module, data: Data, options: Options) -> nn.Module:
-    """The fused form of the whole segmentation model, after it was compared with `model` and figures were printed."""
+    """The fused form of the whole model, after it was compared with `model` and figures were printed and kept."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     images = next(iter(data.test_batches(options.batch_size)))[0].to(options.device)
     fused: nn.Module = reparamkit.fuse(model, images[:2])
     report = reparamkit.report(fused)
     print(f"\n{report}\n")
-    print_answers(model, fused, data, options)
-    print(f"parameters           {report.before.parameters:,} -> {report.after.parameters:,}")
-    print(f"FLOPs                {report.before.flops:,} -> {report.after.flops:,}")
-    print(f"operations           {report.before.ops:,} -> {report.after.ops:,}")
-    print_speed(model, fused, images)
+    figures = print_answers(model, fused, data, options)
+    write_figures({**figures, **print_size(report), **print_speed(model, fused, images)}, options.output)
     return fused
 
 
-def print_answers(before: nn.Module, after: nn.Module, data: Data, options: Options) -> None:
+def print_answers(before: nn.Module, after: nn.Module, data: Data, options: Options) -> Figures:
     """Print how the answers of the two forms differ; raise an error if rounding cannot explain it."""
     batches = data.test_batches(options.batch_size)
     result = compare(before, after, batches, data.num_classes, options.device)
@@ -99,12 +96,7 @@ def print_answers(before: nn.Module, after: nn.Module, data: Data, options: Opti
     print(f"flipped pixels       {result.flipped:,} of {result.pixels:,}")
     print(f"largest logit error  {result.largest_error:.2e} ({result.relative_error:.1e} of the largest logit)")
     result.check()
-
-
-def print_speed(before: nn.Module, after: nn.Module, images: Tensor) -> None:
-    """Print the latency on one image and on the whole batch `images` (b, c, H, W)."""
-    for batch in (images[:1], images):
-        print(f"latency, fp32        {compare_latency(before, after, batch)}")
+    return result.figures()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

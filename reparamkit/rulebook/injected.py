@@ -5,6 +5,7 @@ Ding et al., "RepMLPNet: Hierarchical Vision MLP with Re-parameterized Locality"
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -89,14 +90,16 @@ class InjectedLinear(nn.Module):
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """The linear layer (h*w -> h*w, float64) that computes the same in eval mode."""
-        weight = self.fc.weight.double()
-        shift = torch.zeros((), dtype=torch.float64, device=weight.device)
+        # Copies, as parametrized weights are computed from others, in float64 as well.
+        exact = {name: copy.deepcopy(part).double() for name, part in self.named_children()}
+        fc: Any = exact["fc"]
+        weight, shift = fc.weight, torch.zeros((), dtype=torch.float64, device=fc.weight.device)
         for k in self.kernels:
-            kernel, bias = _folded(self.get_submodule(f"repconv{k}"))
+            kernel, bias = _folded(exact[f"repconv{k}"])
             weight, shift = weight + toeplitz(kernel, self.grid), shift + bias
-        bias = shift.expand(len(weight)) if self.fc.bias is None else self.fc.bias.double() + shift
+        bias = shift.expand(len(weight)) if fc.bias is None else fc.bias + shift
         # On the meta device no random number is drawn for weights that are replaced.
-        made = nn.Linear(self.fc.in_features, self.fc.out_features, device="meta")
+        made = nn.Linear(self.in_features, self.out_features, device="meta")
         made.weight, made.bias = nn.Parameter(weight), nn.Parameter(bias.clone())
         return made
 
@@ -125,10 +128,10 @@ def _branch(k: int, init: float, like: Tensor) -> nn.Sequential:
 
 
 def _folded(branch: nn.Module) -> tuple[Tensor, Tensor]:
-    """Kernel (k, k) and bias () of a convolution with the batch norm behind it, in float64."""
+    """Kernel (k, k) and bias () of a convolution with the batch norm behind it, all in float64."""
     conv, bn = (branch.get_submodule(name) for name in ("conv", "bn"))
     values = (conv.weight[0, 0], bn.weight[0], bn.bias[0], bn.running_mean[0], bn.running_var[0])  # type: ignore[index]
-    kernel, gamma, beta, mean, variance = (value.double() for value in values)
+    kernel, gamma, beta, mean, variance = values
     factor = gamma / (variance + bn.eps).sqrt()  # type: ignore[operator]
     return kernel * factor, beta - mean * factor
 
