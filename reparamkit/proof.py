@@ -193,9 +193,9 @@ def needed(
         node = stack.pop()
         if node in wanted or node in known:
             continue
-        number = node.meta.get("val")
-        if as_traced and isinstance(number, int):
-            known[node] = number
+        numbers = node.meta.get("val")
+        if as_traced and _is_size(numbers):
+            known[node] = numbers
             continue
         if node.op == "placeholder":
             raise LookupError(f"{node} is not given")
@@ -205,6 +205,13 @@ def needed(
         inputs = (n for n in node.all_input_nodes if n is not read)
         stack.extend((*inputs, *(write for write in writes if write not in without)))
     return sorted(wanted)
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a value is a number of elements, or several (`x.size()`)."""
+    return isinstance(value, (int, torch.Size)) or (
+        type(value) is tuple and bool(value) and all(isinstance(each, int) for each in value)
+    )
 
 
 def lends_only(captured: Captured, node: fx.Node) -> fx.Node | None:

@@ -46,6 +46,21 @@ class Head(nn.Module):
         return self.norm(self.mix(torch.cat([self.b(x), small], 1))).relu()
 
 
+class Elsewhere(nn.Module):
+    """Maps of two sizes, projected and brought to the size of a map that no layer of the merge reads, and mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.deep = conv(4, 6, s=2), conv(6, 6, s=2)
+        self.a, self.b, self.mix, self.norm = conv(6, 4, 1), conv(6, 4, 1), conv(8, 4, 1, bias=False), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        large = self.down(x).relu()
+        maps = self.a(large), self.b(self.deep(large).relu())
+        same = [F.interpolate(y, size=x.size()[2:], mode="bilinear", align_corners=False) for y in maps]
+        return self.norm(self.mix(torch.cat(same, 1))).relu()
+
+
 RESAMPLED = (
     Structure(
         "3x3, bilinear, norm",
@@ -145,6 +160,15 @@ RESAMPLED = (
         "conv relu conv upsample_bilinear2d conv add relu",
         needs_inputs=True,
         equation="W [f, R(g)] = W1 f + R(W2 g)",
+        source="SegFormer, Xie et al. 2021",
+    ),
+    Structure(
+        "maps brought to the size of one that no layer reads",
+        Elsewhere,
+        MAPS,
+        "conv relu conv relu conv upsample_bilinear2d conv upsample_bilinear2d add relu",
+        needs_inputs=True,
+        equation="W [R(f), R(g)] = R(W1 f) + R(W2 g)",
         source="SegFormer, Xie et al. 2021",
     ),
     Structure(
