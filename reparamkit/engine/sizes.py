@@ -59,7 +59,7 @@ class _Sizes:
             parts = [self._expressed(part, node) for part in value]
             return None if None in parts or not _takes_tuple(node) else tuple(parts)
         if isinstance(value, Size) and value.known:
-            return value.factor
+            return None if self._may_vary(node) else value.factor
         tensor = _tensor(node, self.reading)
         place = self._place(value, node, tensor)
         if place is None:
@@ -68,6 +68,10 @@ class _Sizes:
         dim = None if isinstance(value, _Rank) else self.reading.shapes[tensor][0].index(value)
         read.meta["also"].append((tensor, dim))
         return read
+
+    def _may_vary(self, node: fx.Node) -> bool:
+        """Whether a number that was a literal when it was traced is what code around this call made of a size."""
+        return self.captured.decided_outside(node, self.captured.frame(node))
 
     def _place(self, value: Any, node: fx.Node, tensor: fx.Node) -> tuple[fx.Node, int | None] | None:
         """Where to read a size, and the dimension (None: the rank is meant): in the innermost call that sees a place,
