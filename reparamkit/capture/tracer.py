@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, UnsupportedFakeTensorException
 from torch.fx.node import Target
 from torch.overrides import TorchFunctionMode
 
@@ -431,6 +431,9 @@ class Tracer(fx.Tracer):
                 # A number that follows from parameters is known where it is needed.
                 if _number(_constant(proxy.node, self.root)) is None:
                     raise self.refusal(f"{proxy.node} depends on the data of its input{where(self)}") from error
+            except UnsupportedFakeTensorException:
+                # Of quantised tensors there are no fake ones: what follows from this value is not known.
+                pass
             finally:
                 self.busy = False
         if proxy.node.meta.get("fills"):
