@@ -602,6 +602,26 @@ def test_a_size_taken_as_a_number():
     assert error(results(fused, (x,), {}), results(model, (x,), {})) <= 1e-5
 
 
+class Reaching(nn.Module):
+    """Decides on numbers, and calls what is inside a module that it does not call (decoders of transformers)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrapper = nn.Module()
+        self.wrapper.inner = conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wrapper.inner(x) if x.sum() > 1e9 else self.wrapper.inner(x).relu()
+
+
+def test_a_module_that_is_passed_by():
+    """It is not called; what is inside it is."""
+    model = build(Reaching)
+    fused = reparamkit.fuse(model, X)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+
+
 class Heads(nn.Module):
     """Takes its output apart by the sizes of its input."""
 
