@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -167,7 +167,7 @@ class Merging:
         writer = self.writer
         writer.spare = {*reading.read, *reading.sizes, *reading.constants}
         writer.writes = reading.writes
-        writer.prove = _prover(reading) if self.request.verify else _unproved
+        writer.prove = _prover(reading, writer.is_checked) if self.request.verify else _unproved
         writer.refuse = lambda node, reason: refusals.setdefault(node, []).insert(0, reason)
 
     def _see(self, reading: Reading, written: Written) -> None:
@@ -175,7 +175,8 @@ class Merging:
         self.shown[id(written)] = pictures(reading, written)
 
 
-def _prover(reading: Reading) -> Prove:
+def _prover(reading: Reading, is_checked: Callable[[Written], bool]) -> Prove:
+    """is_checked: whether a merge is in code that is written again, which checks the sizes that it computed with."""
     # Of the graph as it was read: merges that are written first take nodes out of it.
     named = {node.name: node for node in reading.captured.graph.nodes}
 
@@ -183,9 +184,10 @@ def _prover(reading: Reading) -> Prove:
         site = written.site
         paths = sorted({captured.path(member) for member in site.members})
         where = f"'{captured.path(site.value)}' (rules={list(site.rules)}, only={paths})"
+        outside = captured.decided_outside(site.value, written.frame if is_checked(written) else None)
         sources = _sources(reading, named, written)
         beside = _beside(reading, written, sources)
-        return check(Piece(captured, sources, site.value, written.result, site.members, beside), where)
+        return check(Piece(captured, sources, site.value, written.result, site.members, beside, outside), where)
 
     return prove
 

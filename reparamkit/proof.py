@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,10 +26,16 @@ SITE_TOLERANCE = 1e-10
 """Of one merge in float64: rounding is near 1e-15; room for cancellation between branches, none for mistakes."""
 SIZES = (None, 3, 7, 12, 40)
 """What free sizes are set to in the checks; None: as in the example inputs."""
+SMALL = 3
+"""What free sizes are set to where others are looked at."""
 ENOUGH = 2**16
 """Elements: an input larger than this is drawn only if no smaller one could be run."""
 LARGEST = 64 * ENOUGH
 """Elements: no larger input is drawn, but of the sizes of the example inputs."""
+
+
+Dims = Set[tuple[fx.Node, int]]
+"""Dimensions of values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +54,7 @@ class Piece:
     new: fx.Node
     members: frozenset[fx.Node] = frozenset()
     beside: Mapping[fx.Node, Operator] = field(default_factory=dict)
+    numbers_vary: bool = False
 
     @cached_property
     def runner(self) -> _Wide:
@@ -87,7 +94,22 @@ def check(piece: Piece, where: str) -> float:
             if not bool(each.wanted.isfinite().all()):
                 raise NotFusable("the layers give numbers that are not finite, so the merge is not proved")
             raise EquivalenceError(_difference(each, where))
+    if piece.numbers_vary:
+        _check_numbers(piece)
     return max(each.error for each in tried)
+
+
+def _check_numbers(piece: Piece) -> None:
+    """Raises `NotFusable` if the merge holds only for a size of its inputs that is a plain number."""
+    sizes = [(node, d, s.hint) for node, op in piece.sources.items() for d, s in enumerate(op.source_sizes) if s.known]
+    alike = [frozenset((node, d) for node, d, n in sizes if n == number) for number in {n for *_, n in sizes}]
+    for dims in dict.fromkeys((*alike, *(frozenset({(node, d)}) for node, d, _ in sizes))):
+        if not all(each.error <= SITE_TOLERANCE for each in _tries(piece, SMALL, dims)):
+            number = next(n for node, d, n in sizes if (node, d) in dims)
+            raise NotFusable(
+                f"it holds only for tensors of size {number}, which code before it has as a plain number, and no code"
+                " of it would check"
+            )
 
 
 @dataclass(frozen=True)
@@ -117,14 +139,14 @@ def _elements(piece: Piece, size: int | None) -> int:
     return max(math.prod(_number(s, size) for s in op.source_sizes) for op in piece.sources.values())
 
 
-def _tries(piece: Piece, size: int | None) -> list[_Try]:
+def _tries(piece: Piece, size: int | None, doubled: Dims = frozenset()) -> list[_Try]:
     """With free sizes as traced (None), or all set to `size`; nothing if the old piece rejects them.
 
     Raises `NotFusable` if the new one does, and the old one does not.
     """
     for leading in (2, 1, 0) if any(op.open_rank for op in piece.sources.values()) else (0,):
         try:
-            values = _values(piece, size, leading)
+            values = _values(piece, size, leading, doubled)
             if not all(value.numel() for value in values.values()):
                 continue
             wanted = _wanted(piece, values, size, leading)
@@ -147,7 +169,7 @@ def _tries(piece: Piece, size: int | None) -> list[_Try]:
     return []
 
 
-def _values(piece: Piece, size: int | None, leading: int) -> dict[fx.Node, Tensor]:
+def _values(piece: Piece, size: int | None, leading: int, doubled: Dims) -> dict[fx.Node, Tensor]:
     """Inputs for the sources, and for the nodes that have their values now; one that depends on others gets the
     numbers that these give.
     """
@@ -158,7 +180,8 @@ def _values(piece: Piece, size: int | None, leading: int) -> dict[fx.Node, Tenso
             with suppress(LookupError):
                 values[node] = piece.value(node, values, as_traced=size is None)
         if node not in values:
-            values[node] = _drawn(piece.sources[node], size, drawn, leading)
+            dims = {d for each, d in doubled if each is node}
+            values[node] = _drawn(piece.sources[node], size, drawn, leading, dims)
         if piece.members.isdisjoint(node.users):
             # A merge in place before this one: the members read what has the value now.
             values[piece.captured.current(node)] = values[node]
@@ -174,14 +197,16 @@ def _wanted(piece: Piece, values: dict[fx.Node, Tensor], size: int | None, leadi
             try:
                 values[node] = piece.value(node, values, as_traced=size is None)
             except LookupError:
-                values[node] = _drawn(op, size, len(values), leading)
+                values[node] = _drawn(op, size, len(values), leading, ())
         return piece.value(piece.old, values, as_traced=size is None)
 
 
-def _drawn(op: Operator, size: int | None, number: int, leading: int) -> Tensor:
-    """Random numbers; an open first dimension stands for `leading` dimensions."""
+def _drawn(op: Operator, size: int | None, number: int, leading: int, doubled: Collection[int]) -> Tensor:
+    """Random numbers; an open first dimension stands for `leading` dimensions. doubled: dimensions of twice their
+    size.
+    """
     generator = torch.Generator().manual_seed(number)
-    shape = [_number(s, size) for s in op.source_sizes]
+    shape = [_number(s, size) * (2 if d in doubled else 1) for d, s in enumerate(op.source_sizes)]
     if op.open_rank:
         shape[:1] = [2] * leading
     return torch.randn(shape, generator=generator, dtype=torch.float64)

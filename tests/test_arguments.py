@@ -565,3 +565,50 @@ def test_a_size_is_checked_where_an_argument_has_it():
     assert error(fused(larger), model(larger)) <= 1e-6
     with pytest.raises((GuardError, RuntimeError)):
         fused(sample((2, 4, 9, 8), torch.float32))
+
+
+def activated(x: Tensor, sharp: bool = True, **options: Any) -> Tensor:
+    x = x.tanh() if options.get("flat", False) else x.sigmoid()
+    return x * x if sharp else x
+
+
+class CachedKeys(nn.Module):
+    """Keys that are computed unless they are given, and further arguments for others (attention of transformers)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, cache: Tensor | None = None, **options: Any) -> Tensor:
+        k = self.k(x) if cache is None else cache
+        return activated(k, **options)
+
+
+class Handing(nn.Module):
+    """Hands on any arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(8), CachedKeys()
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        return self.inner(self.norm(x), **options)
+
+
+TOKENS = sample((2, 5, 8), torch.float32)
+
+
+@pytest.mark.parametrize("given", [{"flat": False}, {"unread": None, "also": False}], ids=str)
+def test_keywords_that_say_nothing_new(given: dict[str, Any]):
+    """`generate` of transformers gives what the example has not: what the code takes anyway."""
+    model = build(Handing)
+    fused = reparamkit.fuse(model, TOKENS)
+    assert reparamkit.report(fused).merges
+    assert error(called(fused, (TOKENS,), given), called(model, (TOKENS,), given)) <= 1e-6
+
+
+@pytest.mark.parametrize("given", [{"flat": True}, {"flat": None}, {"sharp": False}, {"unread": 1}], ids=str)
+def test_keywords_that_may_say_something_new(given: dict[str, Any]):
+    fused = reparamkit.fuse(build(Handing), TOKENS)
+    with pytest.raises(GuardError):
+        fused(TOKENS, **given)

@@ -602,6 +602,70 @@ def test_a_size_taken_as_a_number():
     assert error(results(fused, (x,), {}), results(model, (x,), {})) <= 1e-5
 
 
+class Reaching(nn.Module):
+    """Decides on numbers, and calls what is inside a module that it does not call (decoders of transformers)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrapper = nn.Module()
+        self.wrapper.inner = conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wrapper.inner(x) if x.sum() > 1e9 else self.wrapper.inner(x).relu()
+
+
+def test_a_module_that_is_passed_by():
+    """It is not called; what is inside it is."""
+    model = build(Reaching)
+    fused = reparamkit.fuse(model, X)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+
+
+class Heads(nn.Module):
+    """Takes its output apart by the sizes of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.q(x) * 0.5).view(*x.shape[:-1], 2, 2).relu()
+
+
+class Tokens(nn.Module):
+    """Gives the module inside as many pixels as it has computed."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = int(x.shape[2] * x.shape[3])
+        return self.inner(x.relu().reshape(x.shape[0], 4, count).transpose(1, 2))
+
+
+class Pooled(nn.Module):
+    """A layer behind as many averages of windows as it has weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = seq(nn.AdaptiveAvgPool1d(4), nn.Conv1d(4, 4, 4, groups=4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.row(x.transpose(1, 2)).relu()
+
+
+@pytest.mark.parametrize("inner", [Heads, Pooled])
+def test_a_size_that_code_around_it_took_as_a_number(inner: Callable[[], nn.Module]):
+    """What is merged inside a module is for all the sizes that this may get, not for a number of the trace."""
+    model = build(lambda: Tokens(inner()))
+    fused = reparamkit.fuse(model, X, objective="launches")
+    for shape in [(2, 4, 8, 8), (1, 4, 8, 16), (3, 4, 6, 10)]:
+        x = sample(shape, torch.float32)
+        assert error(results(fused, (x,), {}), results(model, (x,), {})) <= 1e-5
+
+
 class Watching(nn.Module):
     """Needs a hook that puts a value into it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from collections.abc import Callable
 
@@ -251,3 +252,57 @@ def test_a_method_that_may_return_what_is_between_is_gone_and_the_merge_is_made(
     with pytest.raises(AttributeError, match="skip="):
         _ = fused.forward_intermediates
     assert error(fused(X), model(X)) <= 1e-6
+
+
+def recording(forward: Callable[..., Tensor]) -> Callable[..., object]:
+    """Gives with the output, if it is asked to, what the block inside returns."""
+
+    @functools.wraps(forward)
+    def wrapper(self: nn.Module, x: Tensor, record: bool = False) -> object:
+        seen: list[Tensor] = []
+        if record and not self.block._forward_hooks:
+            self.block.register_forward_hook(lambda module, args, output: seen.append(output))
+        found = forward(self, x)
+        return (found, *seen) if record else found
+
+    return wrapper
+
+
+class Recorded(nn.Module):
+    """A block, and a layer on what it returns."""
+
+    def __init__(self, block: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.block, self.head = block, head
+
+    @recording
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(x)).relu()
+
+
+class Block(nn.Module):
+    """A user's module around one layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.relu())
+
+
+@pytest.mark.parametrize(
+    "pair", [lambda: (nn.LayerNorm(9), nn.Linear(9, 4)), lambda: (nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))]
+)
+def test_what_a_model_records_by_hooks_of_its_own_stays(pair: Callable[[], tuple[nn.Module, nn.Module]]):
+    """The outputs that transformers gives for output_hidden_states=True: hooks that are set when they are asked for."""
+
+    def make() -> nn.Module:
+        layer, head = pair()
+        return Recorded(Block(layer), head)
+
+    model = build(make)
+    fused = reparamkit.fuse(model, X)
+    assert {each.advice.kind for each in reparamkit.report(fused).refusals} == {"recorded"}
+    for found, wanted in zip(fused(X, record=True), model(X, record=True), strict=True):
+        assert error(found, wanted) <= 1e-5

@@ -154,3 +154,19 @@ def test_without_sizes_the_report_counts_the_part():
     known, unknown = (reparamkit.report(reparamkit.fuse(scaled(4), *given)) for given in ((X,), ()))
     ratios = [report.after.flops / report.before.flops for report in (known, unknown)]
     assert abs(ratios[0] - ratios[1]) < 1e-3
+
+
+def of_many_steps(m: nn.Module, x: Tensor) -> Tensor:
+    scale = m.scale
+    for _ in range(40):
+        scale = scale + scale.sigmoid()
+    q, k = m.qk(x).chunk(2, -1)
+    return (q * scale).sigmoid() * k.tanh()
+
+
+def test_a_scale_that_many_steps_make():
+    """Each step is looked at once, though the next one reads it twice."""
+    model = build(lambda: Model(of_many_steps, qk=nn.Linear(8, 8), scale=nn.Parameter(torch.ones(4))), torch.float64)
+    fused = reparamkit.fuse(model, X)
+    assert operations(fused, X) == "linear sigmoid tanh mul"
+    assert error(run(fused, X), run(model, X)) < 1e-12

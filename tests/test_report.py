@@ -196,6 +196,23 @@ def test_quantised_layers_have_a_reason():
     assert len(found.merges) == 1
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_part_that_is_quantised_has_a_reason():
+    """There are no fake quantised tensors: what follows from one is not known, and the rest is merged all the same."""
+    inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    model = nn.Sequential(torch.ao.quantization.QuantWrapper(inner), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
+    model[0].qconfig = torch.ao.quantization.get_default_qconfig("fbgemm")
+    torch.ao.quantization.prepare(model, inplace=True)
+    x = torch.randn(2, 3, 8, 8)
+    model(x)
+    torch.ao.quantization.convert(model, inplace=True)
+    fused = reparamkit.fuse(model, x)
+    found = reparamkit.report(fused)
+    assert [merge.members for merge in found.merges] == [("1", "2")]
+    assert [(each.path, each.advice.kind) for each in found.refusals] == [("0", "captured")]
+    assert torch.allclose(fused(x), model(x), atol=1e-5)
+
+
 def test_modules_of_torch_that_are_looked_into_have_no_such_reason():
     """A row with a hook is traced by itself; what has no layers inside is no block."""
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.LSTM(4, 4)).eval()

@@ -238,9 +238,28 @@ class Captured:
         ranks = {frame for frame in self.frames if frame.ranks}
         return ranks | {self.frame(node) for node in self.graph.nodes if node.target is expect}
 
+    @cached_property
+    def decisions(self) -> list[fx.Node]:
+        """The checks of numbers that code decided by, or took as plain numbers, in program order."""
+        return [node for node in self.graph.nodes if node.target is expect and self._is_decision(node)]
+
+    def _is_decision(self, check: fx.Node) -> bool:
+        """Whether a check is of a number that other inputs may have otherwise; not of what a tensor is or has."""
+        found, traced = check.args[:2]
+        if not isinstance(found, fx.Node) or not isinstance(traced, (bool, int, float)):
+            return False
+        return found not in self.constants and found.target is not getattr and found.target is not hasattr
+
+    def decided_outside(self, node: fx.Node, frame: Frame | None) -> bool:
+        """Whether a plain number in the code of a node may be another for other inputs, which no code of `frame` (None:
+        of any call) checks.
+        """
+        return any(check < node and self.frame(check) is not frame for check in self.decisions)
+
     def forget(self) -> None:
         """The graph was changed: what was computed from it is computed again."""
-        for name in ("named", "aliases", "written", "module_calls", "parameter_uses", "methods", *POSITIONS):
+        facts = ("named", "decisions", "aliases", "written", "module_calls", "parameter_uses", "methods")
+        for name in (*facts, *POSITIONS):
             vars(self).pop(name, None)
 
     def moved(self, added: Iterable[fx.Node] = ()) -> None:

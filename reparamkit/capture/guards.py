@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor, fx
@@ -51,6 +51,18 @@ def expect_entries(found: Any, *traced: Any) -> None:
             f"this model was fused for an argument with the entries {list(traced)}, now it has {list(names)}:"
             " fuse again with example_inputs of this kind"
         )
+
+
+@_recorded
+def expect_keywords(found: Mapping[str, Any], defaults: Collection[tuple[str, Any]], *traced: str) -> None:
+    """As `expect_entries`; what says no more than what the code takes for it anyway may be there too. defaults: pairs
+    of a name that the code reads and what it takes if there is none.
+    """
+    for name, value in found.items():
+        said = value is None or value is False
+        if name not in traced and not (said and all(default is value for n, default in defaults if n == name)):
+            expect_entries(found, *traced)
+    expect_entries({name: None for name in found if name in traced}, *traced)
 
 
 @_recorded

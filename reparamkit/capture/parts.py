@@ -214,11 +214,15 @@ def _inside(
     without tensors have nothing to merge.
     """
     around = {name: path for path in failed for name, _ in _children(model.get_submodule(path), path)}
-    children = {name: model.get_submodule(name) for name in around}
-    children = {name: child for name, child in children.items() if not part.is_leaf(child) and _has_tensors(child)}
-    calls = _recorded(model, inputs, children) if inputs is not None and children else None
-    for name, given in _given(children, calls, "inside a module that cannot be traced", part.reasons):
-        yield name, given, f"'{around[name] or 'the model'}' around it cannot be traced"
+    while around:
+        children = {name: model.get_submodule(name) for name in around}
+        children = {name: child for name, child in children.items() if not part.is_leaf(child) and _has_tensors(child)}
+        calls = _recorded(model, inputs, children) if inputs is not None and children else None
+        for name, given in _given(children, calls, "inside a module that cannot be traced", part.reasons):
+            yield name, given, f"'{around[name] or 'the model'}' around it cannot be traced"
+        # Of a module that is not called, code may call what is inside.
+        passed = [name for name in children if calls is not None and not calls[name]]
+        around = {name: around[path] for path in passed for name, _ in _children(children[path], path)}
 
 
 def _has_tensors(module: nn.Module) -> bool:

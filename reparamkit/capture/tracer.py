@@ -15,12 +15,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import FrameType, MethodDescriptorType
+from types import CodeType, FrameType, MethodDescriptorType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, UnsupportedFakeTensorException
 from torch.fx.node import Target
 from torch.overrides import TorchFunctionMode
 
@@ -65,7 +65,7 @@ class Frame:
     args, kwargs, output: as in the call, with graph nodes in the place of tensors.
     modes: those that it was called in. asks: whether its code asks for them. lists: the lists and rows of modules that
     its code has in hand, which it may count. fills: whether its code changes a container that it is given.
-    ranks: whether its code asks for the rank of a tensor. lent: as of a node.
+    ranks: whether its code asks for the rank of a tensor. lent: as of a node. codes: the user's code that made nodes.
     """
 
     path: str
@@ -80,6 +80,7 @@ class Frame:
     fills: bool = False
     ranks: bool = False
     lent: Taken = field(default_factory=dict)
+    codes: set[CodeType] = field(default_factory=set, repr=False)
 
     @cached_property
     def stack(self) -> tuple[Frame, ...]:
@@ -166,6 +167,16 @@ def _methods(frame: FrameType | None, called: Collection[nn.Module]) -> frozense
                 found.add((owner, code.co_name))
         frame = frame.f_back
     return frozenset(found)
+
+
+def _codes(frame: FrameType | None) -> Iterator[CodeType]:
+    """The user's code that is running, from the innermost to that which a call of a module runs."""
+    seen = False
+    while frame is not None and not (seen and frame.f_code is Tracer.call_module.__code__):
+        if is_users(frame):
+            seen = True
+            yield frame.f_code
+        frame = None if frame.f_code is Tracer.traced_call.__code__ else frame.f_back
 
 
 def _is_users(method: object) -> bool:
@@ -399,6 +410,8 @@ class Tracer(fx.Tracer):
         node.meta["opaque"] = kind == "call_module" and id(self.root.get_submodule(str(target))) in self.outputs
         node.meta["methods"] = _methods(sys._getframe(1), self._called())
         node.meta["context"] = modes()
+        if self.frame is not None:
+            self.frame.codes.update(_codes(sys._getframe(1)))
         return node
 
     def _called(self) -> Collection[nn.Module]:
@@ -431,6 +444,9 @@ class Tracer(fx.Tracer):
                 # A number that follows from parameters is known where it is needed.
                 if _number(_constant(proxy.node, self.root)) is None:
                     raise self.refusal(f"{proxy.node} depends on the data of its input{where(self)}") from error
+            except UnsupportedFakeTensorException:
+                # Of quantised tensors there are no fake ones: what follows from this value is not known.
+                pass
             finally:
                 self.busy = False
         if proxy.node.meta.get("fills"):

@@ -15,10 +15,10 @@ from ..layers.price import Cost
 from ..layers.windows import is_uneven
 from ..layers.writers import plan
 from .absorb import is_scale
+from .cuts import check_calls
 from .options import FLOPS, STORED, Option, Options
 from .placing import Means, Placed, place, spreads
 from .reading import Candidate, Reading
-from .scope import check_calls
 from .site import Rejected, Settled, Shapes
 
 CHEAPEST, DEEPEST = 2, 2

@@ -10,7 +10,8 @@ from torch import fx, nn
 from ..capture.capture import Captured
 from ..errors import NotFusable, RuleError
 from ..layers.price import Cost
-from .scope import WATCHED, Scope, check_calls, watched
+from .cuts import check_calls
+from .scope import WATCHED, Scope, watched
 from .site import Replacement, Site
 
 

@@ -14,6 +14,7 @@ from ..algebra.form import Form
 from ..algebra.operator import pin
 from ..algebra.size import Pin, Size, Symbol, roots
 from ..capture.capture import Captured
+from ..capture.reach import reached
 from ..layers.price import Cost, numel
 from .placing import node_cost
 from .reading import Reading, reads_rank, reads_shape
@@ -106,8 +107,9 @@ class Prices:
 
     def _leaves(self, node: fx.Node) -> set[fx.Node]:
         """The parameters a node reads, each once however often its value is computed from it."""
-        constants = [n for n in self.reading.made_of(node) if n in self.reading.constants]
-        return set().union(*({n} if n.op == "get_attr" else self._leaves(n) for n in constants))
+        constants = self.reading.constants
+        found = reached([node], lambda n: [m for m in self.reading.made_of(n) if m in constants])
+        return {n for n in found if n.op == "get_attr" and n is not node}
 
     def weigh(self, name: str) -> int:
         """Numbers stored at the node of this name; the place of a call that was taken apart is not free."""

@@ -25,6 +25,7 @@ from ..algebra.views import Crop, Permute, Reshape, Same, View
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Apart, Captured
 from ..capture.guards import is_guard
+from ..capture.reach import reached
 from ..capture.trees import leaves
 from ..errors import NotFusable
 from ..layers.parts import Span, rescaled
@@ -296,10 +297,9 @@ def _lower(captured: Captured, each: Raised) -> None:
     part.replace_all_uses_with(node, delete_user_cb=lambda user: node < user)
 
 
-def _made_of(constants: Iterable[Any]) -> set[fx.Node]:
+def _made_of(constants: Iterable[Any]) -> list[fx.Node]:
     """Constants, and all that they are computed from."""
-    nodes = {each for each in constants if isinstance(each, fx.Node)}
-    return nodes.union(*(_made_of(node.all_input_nodes) for node in nodes))
+    return reached((each for each in constants if isinstance(each, fx.Node)), lambda node: node.all_input_nodes)
 
 
 def _proved(captured: Captured, reading: Reading, way: Way, prove: Prove) -> bool:

@@ -290,36 +290,6 @@ def _differ(calls: Ways, found: Set[frozenset[Way]]) -> bool:
     return "" in calls and (len(found) > 1 or frozenset() in found)
 
 
-def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
-    """The calls that a merge cuts through must not be observed.
-
-    Raises `NotFusable`: one has hooks, or a method of the model uses a part of it. (Those of modules inside are hidden
-    then, and those that only may do something else with a value inside of it.)
-    """
-    frames = {node: captured.frame(node) for node in members}
-    if len({node.meta["context"] for node in frames}) > 1:
-        raise NotFusable("the forward of the model changes grad mode inside it")
-    around = innermost(list(frames.values()))
-    for frame in frames.values():
-        for cut in frame.stack[len(around.stack) :]:
-            if has_hooks(cut.module):
-                raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
-            if cut.module in captured.outside.used:
-                raise NotFusable(f"'{cut.path}' is cut through: {captured.outside.used[cut.module]}")
-    _check_kept(captured, {place_of(node) for node in frames} - {""})
-    broken = sorted(name for module, name in _using_parts(captured, frames) if module is captured.root)
-    if broken:
-        raise NotFusable(f"method '{broken[0]}' of the model uses a part of what would be merged")
-
-
-def _check_kept(captured: Captured, places: Collection[str]) -> None:
-    """Modules that have to keep a parameter only merge what is inside them."""
-    for path, why in captured.outside.keeping.items():
-        inside = [any(path in upwards(name) for name in captured.names(place)) for place in places]
-        if any(inside) and not all(inside):
-            raise NotFusable(f"{why}, and a merge with what is outside of it could leave it none")
-
-
 def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
     """The methods that use a part of what would be merged, or a value inside of it, whether they ran or not. (Forward
     is one where no call of the module runs it.)
@@ -327,10 +297,10 @@ def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method
     members = list(members)
     links, owners = _links(captured, members), _owners(captured, members, _places(captured, members))
     idle = {(one, name) for path, one in owners for name in _other_users(captured, path, one, links)}
-    return _using_parts(captured, members) | _unseen(captured, idle)
+    return using_parts(captured, members) | _unseen(captured, idle)
 
 
-def _using_parts(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
+def using_parts(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
     """The methods that make some of the members and not all, or may."""
     members = list(members)
     places = _places(captured, members)

@@ -61,7 +61,7 @@ class _Sizes:
             parts = [self._expressed(part, node) for part in value]
             return None if None in parts or not _takes_tuple(node) else tuple(parts)
         if isinstance(value, Size) and value.known:
-            return value.factor
+            return None if self._may_vary(node) else value.factor
         tensor = _tensor(node, self.reading)
         places = self._seen(value, node, tensor)
         if not places:
@@ -70,6 +70,10 @@ class _Sizes:
         dim = None if isinstance(value, _Rank) else self.reading.shapes[tensor][0].index(value)
         read.meta["also"] += [(tensor, dim), *places]
         return read
+
+    def _may_vary(self, node: fx.Node) -> bool:
+        """Whether a number that was a literal when it was traced is what code around this call made of a size."""
+        return self.captured.decided_outside(node, self.captured.frame(node))
 
     def _seen(self, value: Any, node: fx.Node, tensor: fx.Node) -> list[Place]:
         """The values that have a size, from the innermost call that sees one on. The last is where to read it: the

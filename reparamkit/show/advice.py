@@ -64,9 +64,9 @@ TABLE = (
     Advice(
         "captured",
         "could not be traced",
-        "the modules inside were fused by themselves; to reach this one, pass example_inputs and replace branches on"
-        " values by tensor operations (torch.where)",
-        r"cannot be captured|cannot be traced|could not be traced|are captured by themselves",
+        "the modules inside were fused by themselves; to reach this one, pass example_inputs if there were none, and"
+        " replace branches on values by tensor operations (torch.where)",
+        r"cannot be captured|cannot be traced|could not be traced|are captured by themselves|depends on the data of",
     ),
     Advice(
         "sizes",
@@ -93,6 +93,12 @@ TABLE = (
         "is used in part by a method",
         "compute what belongs together in one method, or remove the method if nothing calls it",
         r"uses a part of what would be merged",
+    ),
+    Advice(
+        "recorded",
+        "is what the model can be asked for",
+        "nothing: values inside that a flag returns (output_hidden_states) stay as they are",
+        r"may record",
     ),
     Advice(
         "hooks",

@@ -25,7 +25,7 @@ import torch.fx.immutable_collections
 from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
-from ..capture.guards import expect, expect_entries, expect_given, expect_rank
+from ..capture.guards import expect, expect_entries, expect_given, expect_keywords, expect_rank
 from ..capture.lending import Taken
 from ..capture.modes import Modes
 from ..capture.proxies import attribute
@@ -34,6 +34,7 @@ from ..capture.trees import fields_of, is_record
 from ..engine.sizes import size_of
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
+from ..sourcecode.defaults import Default, defaults_of
 from ..sourcecode.flow import catches, names_in, remembered
 from ..sourcecode.parse import forward_of
 
@@ -129,9 +130,21 @@ class _Fold:
     def _each(self, node: fx.Node, values: Mapping[Any, Any], parameter: inspect.Parameter) -> None:
         named = names_in(original_forward(self.frame.module))
         if parameter.kind not in VARIADIC or named is None or parameter.name in named:
-            self.graph.call_function(expect_entries, (node, *values))
+            defaults = self._defaults() if parameter.kind is parameter.VAR_KEYWORD else None
+            if defaults is None:
+                self.graph.call_function(expect_entries, (node, *values))
+            else:
+                self.graph.call_function(expect_keywords, (node, defaults, *values))
         for key, value in values.items():
             self._known(self.graph.call_function(operator.getitem, (node, key)), value, parameter)
+
+    def _defaults(self) -> tuple[Default, ...] | None:
+        """What the code takes for keyword arguments that are not given; None if that is not known."""
+        calls = (self.frame, *self.captured.called_in[self.frame])
+        forwards = [inspect.unwrap(original_forward(call.module)) for call in calls]
+        codes = {code for forward in forwards if (code := getattr(forward, "__code__", None)) is not None}
+        found = defaults_of(codes.union(*(call.codes for call in calls)))
+        return None if found is None else tuple(found)
 
     # --- body ------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
+from ..capture.reach import reached
 from ..errors import NotFusable
 from ..recipes.tape import Tape
 from .splice import Written
@@ -43,14 +44,14 @@ def _as_precise(like: Tensor | None, others: Iterable[Tensor], value: object) ->
 
 def _tensors(captured: Captured, nodes: Iterable[fx.Node]) -> Iterable[Tensor]:
     """Parameters and buffers that nodes read, also through parameter arithmetic."""
-    for node in sorted(nodes, key=lambda n: n.name):
+    starts = sorted(nodes, key=lambda n: n.name)
+    for node in reached(starts, lambda n: [m for m in n.all_input_nodes if m in captured.constants]):
         if node.op == "call_module":
             module = captured.module(node)
             yield from module.parameters()
             yield from module.buffers()
         elif node.op == "get_attr" and isinstance(value := captured.attribute(node), Tensor):
             yield value
-        yield from _tensors(captured, [n for n in node.all_input_nodes if n in captured.constants])
 
 
 def _cast(module: nn.Module, like: Tensor | None, requires_grad: bool, tape: Tape) -> list[str]:

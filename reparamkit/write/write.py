@@ -234,6 +234,10 @@ class Writer:
                 (layer,) = written.layers.values()
                 carry_hooks(self.captured.module(member), layer)
 
+    def is_checked(self, written: Written) -> bool:
+        """Whether the code of a merge is written again, as one."""
+        return not written.parts and not self.admission.is_row(written)
+
     # --- before anything is written ----------------------------------------------------------------
 
     def check(self, site: Site) -> None:

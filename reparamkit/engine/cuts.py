@@ -1,0 +1,56 @@
+"""The calls that a merge cuts through: what is between its layers is none of theirs any more."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from torch import fx
+
+from ..capture.capture import Captured
+from ..capture.paths import upwards
+from ..capture.tracer import Frame
+from ..capture.trees import leaves
+from ..errors import NotFusable
+from ..layers.hooks import has_hooks
+from ..sourcecode.observing import sets_hooks
+from .scope import innermost, place_of, using_parts
+
+
+def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
+    """The calls that a merge cuts through must not be observed.
+
+    Raises `NotFusable`: one has hooks, or a method of the model uses a part of it. (Those of modules inside are hidden
+    then, and those that only may do something else with a value inside of it.)
+    """
+    frames = {node: captured.frame(node) for node in members}
+    if len({node.meta["context"] for node in frames}) > 1:
+        raise NotFusable("the forward of the model changes grad mode inside it")
+    around = innermost(list(frames.values()))
+    for frame in frames.values():
+        for cut in frame.stack[len(around.stack) :]:
+            if has_hooks(cut.module):
+                raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
+            if cut.module in captured.outside.used:
+                raise NotFusable(f"'{cut.path}' is cut through: {captured.outside.used[cut.module]}")
+            if _returns_inside(captured, cut, frames) and any(sets_hooks(type(f.module).forward) for f in cut.stack):
+                raise NotFusable(f"'{cut.path}' returns a value from inside it, which the model itself may record")
+    _check_kept(captured, {place_of(node) for node in frames} - {""})
+    broken = sorted(name for module, name in using_parts(captured, frames) if module is captured.root)
+    if broken:
+        raise NotFusable(f"method '{broken[0]}' of the model uses a part of what would be merged")
+
+
+def _returns_inside(captured: Captured, cut: Frame, members: Collection[fx.Node]) -> bool:
+    """Whether a call returns what one of the members gives to another; not that of a layer, which has no modules."""
+    if not any(True for _ in cut.module.children()):
+        return False
+    returned = {captured.current(leaf) for leaf in leaves(cut.output) if isinstance(leaf, fx.Node)}
+    return any(node in members and not node.users.keys().isdisjoint(members) for node in returned)
+
+
+def _check_kept(captured: Captured, places: Collection[str]) -> None:
+    """Modules that have to keep a parameter only merge what is inside them."""
+    for path, why in captured.outside.keeping.items():
+        inside = [any(path in upwards(name) for name in captured.names(place)) for place in places]
+        if any(inside) and not all(inside):
+            raise NotFusable(f"{why}, and a merge with what is outside of it could leave it none")

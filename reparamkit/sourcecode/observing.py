@@ -1,0 +1,44 @@
+"""Whether code of a model sets hooks of its own, which then see what the modules inside return."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from types import CodeType, FunctionType
+
+SETTING = frozenset({"register_forward_hook", "register_module_forward_hook"})
+
+
+@cache
+def sets_hooks(function: object) -> bool:
+    """Whether a function may set forward hooks, itself, by what decorates it, or by functions of the same file."""
+    waiting, seen = [function], set[object]()
+    while waiting:
+        each = waiting.pop()
+        if not isinstance(each, FunctionType) or each in seen or _file(each).startswith("torch."):
+            continue
+        seen.add(each)
+        names = set(_names(each.__code__))
+        if names & SETTING:
+            return True
+        near = (each.__globals__.get(name) for name in names)
+        waiting += [found for found in near if isinstance(found, FunctionType) and _file(found) == _file(each)]
+        waiting += [cell.cell_contents for cell in each.__closure__ or () if _is_filled(cell)]
+    return False
+
+
+def _file(function: FunctionType) -> str:
+    """The module whose code a function is; a decorator hands on the name of another."""
+    return str(function.__globals__.get("__name__"))
+
+
+def _is_filled(cell: object) -> bool:
+    return hasattr(cell, "cell_contents")
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """What code reads by name, the functions inside it included."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
