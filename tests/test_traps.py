@@ -876,6 +876,29 @@ def test_zeros_of_a_layer_do_not_forget_what_it_takes():
             run(fused, sample((2, 3, 6, 6), torch.float32))
 
 
+@pytest.mark.parametrize("example", [(2, 4, 6, 6), None])
+def test_zeros_of_a_layer_beside_its_input_do_not_forget_what_it_takes(example: Shape | None):
+    """Nothing is left but the input, of which other channels are refused all the same."""
+    model = build(lambda: Model(lambda m, x: torch.zeros_like(m.a(x)) + x, a=conv(4, 4)))
+    fused = reparamkit.fuse(model, None if example is None else sample(example, torch.float32))
+    for channels in (1, 3):
+        with pytest.raises((RuntimeError, reparamkit.GuardError)):
+            run(fused, sample((2, channels, 6, 6), torch.float32))
+
+
+def test_a_parameter_for_every_sample_is_one_for_the_first_dimension():
+    """Where the rank is another, the code repeats the parameter for every channel."""
+    model = build(
+        lambda: Model(lambda m, x: m.a(x) * m.s.repeat(x.shape[0], 1, 1, 1), a=conv(4, 4), s=parameter(1, 4, 1, 1))
+    )
+    fused = reparamkit.fuse(model, sample((2, 4, 6, 6), torch.float32))
+    for shape in ((3, 4, 5, 5), (4, 6, 6)):
+        x = sample(shape, torch.float32)
+        with suppress(reparamkit.GuardError):
+            assert error(run(fused, x), run(model, x)) <= 1e-5
+            assert run(fused, x).shape == run(model, x).shape
+
+
 def mean_of_two(m: Any, x: Tensor) -> Tensor:
     return torch.flatten(torch.stack([m.a(x), m.b(x)]).mean(0), start_dim=1)
 

@@ -13,5 +13,6 @@ from . import pool as pool
 from . import probed as probed
 from . import resample as resample
 from . import shift as shift
+from . import spread as spread
 from . import unfold as unfold
 from . import views as views

@@ -244,6 +244,16 @@ NEAR_MISSES = (
         needs_inputs=True,
     ),
     NearMiss(
+        "a parameter for every sample of another value",
+        lambda: Model(
+            lambda m, x: m.a(x[:1]) * m.s.expand(x.shape[0], -1, -1, -1), a=conv(4, 4), s=parameter(1, 4, 1, 1)
+        ),
+        MAPS,
+        "conv mul",
+        "may differ in shape",
+        needs_inputs=True,
+    ),
+    NearMiss(
         "a part that is scaled, and read as it is",
         lambda: Model(
             lambda m, x: (lambda a, b: (a * m.s).sigmoid() * b.tanh() * a)(*m.conv(x).chunk(2, 1)),
