@@ -23,7 +23,7 @@ def spread(like: Form, sizes: Sequence[Size], constant: Tensor | None = None) ->
     Raises `NotFusable`: a free size is none of the value's, nor that of a window over it.
     """
     made = like.mapped(lambda op: zeros(_resized(op, sizes)))
-    made = made if constant is None or not constant.count_nonzero() else added(made, constant)
+    made = made if constant is None else added(made, constant)
     return replace(made, recent=(None,))
 
 

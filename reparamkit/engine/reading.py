@@ -80,6 +80,10 @@ SAME_SHAPE = frozenset(
         "dropout",
         "identity",
         "detach",
+        "empty_like",
+        "ones_like",
+        "rand_like",
+        "randn_like",
     ]
 )
 """Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast)."""

@@ -7,6 +7,7 @@ from . import elementwise as elementwise
 from . import linear as linear
 from . import norm as norm
 from . import normalize as normalize
+from . import overwrite as overwrite
 from . import padding as padding
 from . import parts as parts
 from . import pool as pool
