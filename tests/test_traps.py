@@ -899,6 +899,41 @@ def test_a_parameter_for_every_sample_is_one_for_the_first_dimension():
             assert run(fused, x).shape == run(model, x).shape
 
 
+def squashed_copy(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).relu()
+    copy = torch.zeros_like(y) + y
+    return copy.tanh_() + y
+
+
+def copy_of_what_is_squashed(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).relu()
+    copy = torch.zeros_like(y) + y
+    return y.tanh_() + copy
+
+
+def squashed_input(m: Any, x: Tensor) -> Tensor:
+    copy = torch.zeros_like(x) + x
+    return copy.tanh_()
+
+
+def copied_input(m: Any, x: Tensor) -> Tensor:
+    return torch.zeros_like(x) + x
+
+
+@pytest.mark.parametrize("body", [squashed_copy, copy_of_what_is_squashed, squashed_input, copied_input])
+@pytest.mark.parametrize("example", [(2, 4, 6, 6), None], ids=["with inputs", "without inputs"])
+def test_a_copy_is_no_view_of_what_it_is_a_copy_of(body: Callable[..., Any], example: Shape | None):
+    """A sum with zeros has memory of its own: what is written into it, or into the other, is not seen in both."""
+    model = build(lambda: Model(body, a=conv(4, 4)))
+    fused = reparamkit.fuse(model, None if example is None else sample(example, torch.float32), verify=False)
+    mine, theirs = (sample((2, 4, 6, 6), torch.float32) for _ in range(2))
+    with torch.no_grad():
+        out = fused(mine)
+        assert error(out, model(theirs)) <= 1e-6
+        out.zero_()
+    assert torch.equal(mine, theirs)
+
+
 def mean_of_two(m: Any, x: Tensor) -> Tensor:
     return torch.flatten(torch.stack([m.a(x), m.b(x)]).mean(0), start_dim=1)
 

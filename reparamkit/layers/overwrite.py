@@ -54,7 +54,10 @@ def read_overwrite(input: Form, key: Any, value: Form | Tensor | float, passes: 
         for dim in [d for d, k in enumerate(keys) if isinstance(k, int)]:
             value = read_unsqueeze(value, dim)
     # What stays is no view of its own: the whole is one step.
-    return replace(_replaced(input, [_span(k) for k in keys], value), recent=(None,))
+    made = replace(_replaced(input, [_span(k) for k in keys], value), recent=(None,))
+    if any(term.op.is_identity for term in made.terms.values()):
+        raise NotFusable("all of a tensor is overwritten in place, by a value that is there already")
+    return made
 
 
 def _spelled(keys: tuple[Any, ...], rank: int) -> list[Any]:
