@@ -899,6 +899,16 @@ def test_a_parameter_for_every_sample_is_one_for_the_first_dimension():
             assert run(fused, x).shape == run(model, x).shape
 
 
+def test_a_guard_of_a_dimension_that_is_not_there_says_so():
+    """A factor for each sample is guarded by the batch size; a single sample has none."""
+    model = build(
+        lambda: Model(lambda m, x: m.a(x) * m.s - m.t, a=conv(4, 4), s=parameter(2, 4, 1, 1), t=parameter(2, 4, 1, 1))
+    )
+    fused = reparamkit.fuse(model, sample((2, 4, 6, 6), torch.float32))
+    with pytest.raises(reparamkit.GuardError):
+        run(fused, sample((4, 6, 6), torch.float32))
+
+
 def squashed_copy(m: Any, x: Tensor) -> Tensor:
     y = m.a(x).relu()
     copy = torch.zeros_like(y) + y
