@@ -74,7 +74,31 @@ def filled(m: Any, x: Tensor) -> Tensor:
     return m.norm(y)
 
 
+class Halves(nn.Module):
+    """A convolution that returns what it makes in two parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(4, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.conv(x).chunk(2, 1)
+
+
+def halves_apart(m: Any, x: Tensor) -> Tensor:
+    first, last = m.halves(x)
+    return torch.cat([m.a(first), m.b(last)], 1).relu()
+
+
 PARTS = (
+    Structure(
+        "parts that a module returns, a norm on each",
+        lambda: Model(halves_apart, halves=Halves(), a=norm(3), b=norm(3)),
+        MAPS,
+        "conv relu",
+        needs_inputs=True,
+        equation="rows of part k: K_k' = s_k K_k",
+    ),
     Structure(
         "channels that are written into",
         lambda: Model(overwritten, a=conv(4, 5), b=conv(4, 2, 1), scale=parameter(2, 1, 1), norm=conv_norm(5, 4, 1)),
