@@ -909,6 +909,22 @@ def test_a_guard_of_a_dimension_that_is_not_there_says_so():
         run(fused, sample((4, 6, 6), torch.float32))
 
 
+def halves_in_bfloat16(m: Any, x: Tensor) -> Tensor:
+    first, last = m.a(x).bfloat16().chunk(2, -1)
+    first *= m.s
+    return first + last
+
+
+@pytest.mark.parametrize("objective", ["default", "launches"])
+def test_what_is_written_into_keeps_its_format(objective: str):
+    """A value in bfloat16 that is scaled in place by a number in float32 stays in bfloat16."""
+    model = build(lambda: Model(halves_in_bfloat16, a=nn.Linear(8, 8), s=parameter(4)))
+    x = sample((2, 5, 8), torch.float32)
+    fused = reparamkit.fuse(model, x, objective=objective, verify=False)
+    assert run(fused, x).dtype is torch.bfloat16
+    assert error(run(fused, x), run(model, x)) <= 1e-2
+
+
 def squashed_copy(m: Any, x: Tensor) -> Tensor:
     y = m.a(x).relu()
     copy = torch.zeros_like(y) + y
