@@ -16,6 +16,7 @@ from .engine.dead import drop_dead
 from .engine.identities import drop_identities
 from .engine.literals import fold_sizes
 from .engine.norms import has_norms, take_apart
+from .engine.overwrites import follow_overwrites
 from .engine.patterns import next_site
 from .engine.raising import Raised, lower_scales, raise_scales, scaled_parts, without
 from .engine.reading import Candidate, Reading, read
@@ -47,11 +48,15 @@ def read_as_it_is(captured: Captured) -> Reading:
     return read(captured, READERS, Everything(captured, frozenset()), none, Reading(captured))
 
 
+def follow_assignments(captured: Captured) -> None:
+    """Make values of what code assigns to parts of a tensor."""
+    join_borders(captured)
+    follow_overwrites(captured)
+
+
 def simplify(reading: Reading) -> None:
     """Take out of the graph what stands between layers and computes nothing."""
     captured = reading.captured
-    if join_borders(captured):
-        reading = read_as_it_is(captured)
     fold_sizes(captured, reading)
     drop_identities(captured, reading)
     drop_dead(captured, reading)

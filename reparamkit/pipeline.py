@@ -29,7 +29,7 @@ from .inputs import checked_inputs, checked_model, tried
 from .layers.hooks import has_hooks
 from .layers.registry import READERS
 from .localize import first_difference
-from .merging import Merging, read_as_it_is, simplify
+from .merging import Merging, follow_assignments, read_as_it_is, simplify
 from .recipes.convert import convert, refuse_original
 from .recipes.recipe import Recipe
 from .recipes.tape import Tape
@@ -326,6 +326,8 @@ def _check_coverage(made: Report, wanted: float) -> None:
 
 def _begun(model: nn.Module, parts: Parts) -> Measured:
     """What the model costs as it is; what computes nothing is then taken out of the graphs."""
+    for part in parts.captured:
+        follow_assignments(part)
     readings = _readings(parts)
     before = _measured(model, readings)
     for reading in readings:

@@ -243,7 +243,9 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, readi
     # That a merged layer gains nothing from yet another merge is no news.
     is_idle = WRITTEN not in node.meta and not plan.idle.isdisjoint((node, *node.users))
     idle = ["the merge would save nothing"] * is_idle
-    return own or behind or _alone(node, reading) or before or idle
+    # A layer before it that may not be merged is one all the same.
+    kept = [why for why in before if why.startswith("'")]
+    return own or behind or kept or _alone(node, reading) or before or idle
 
 
 def _of_merged(work: Work, node: fx.Node) -> list[str]:

@@ -88,6 +88,23 @@ def test_refusals_are_grouped_by_kind(both: Report):
     assert sorted(group.refusals, key=str) == sorted(both.refusals, key=str)
 
 
+class Twice(nn.Module):
+    """One convolution at two places, a norm behind one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x.relu())).relu() + self.conv(x).relu()
+
+
+def test_a_norm_behind_a_layer_that_stays_is_told_why_that_stays():
+    refusals = {each.path: each.reason for each in reparamkit.explain(randomize(Twice())).refusals}
+    assert refusals["conv"].startswith("its module is called at 2 places")
+    assert refusals["norm"] == f"'conv' beside it: {refusals['conv']}"
+
+
 def test_the_largest_group_comes_first(both: Report):
     refused = reparamkit.explain(randomize(nn.Sequential(PreNorm(), PreNorm())), skip="0")
     sizes = [len(group.refusals) for group in refused.groups]

@@ -434,3 +434,13 @@ def test_a_call_for_nothing_counts_where_the_code_stays():
     fused = reparamkit.fuse(network, X)
     assert error(run(fused, X), run(network, X)) < 1e-6
     assert "called at 2 places" in str(reparamkit.report(fused).refusals)
+
+
+def test_the_shape_of_a_layer_that_stays_is_known():
+    """It is called twice, so it is in no merge; what adds its result to others is in one."""
+    body = lambda m, x: torch.relu(m.b(x) + m.a(x) + m.c(x)) + m.a(-x)  # noqa: E731
+    made = build(lambda: Model(body, a=conv(4, 4), b=conv(4, 4), c=conv(4, 4)))
+    for example in (X, None):
+        fused = reparamkit.fuse(made, example)
+        assert operations(fused, X).split().count("conv") == 3
+        assert error(run(fused, X), run(made, X)) <= 1e-5

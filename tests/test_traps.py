@@ -876,6 +876,90 @@ def test_zeros_of_a_layer_do_not_forget_what_it_takes():
             run(fused, sample((2, 3, 6, 6), torch.float32))
 
 
+@pytest.mark.parametrize("example", [(2, 4, 6, 6), None])
+def test_zeros_of_a_layer_beside_its_input_do_not_forget_what_it_takes(example: Shape | None):
+    """Nothing is left but the input, of which other channels are refused all the same."""
+    model = build(lambda: Model(lambda m, x: torch.zeros_like(m.a(x)) + x, a=conv(4, 4)))
+    fused = reparamkit.fuse(model, None if example is None else sample(example, torch.float32))
+    for channels in (1, 3):
+        with pytest.raises((RuntimeError, reparamkit.GuardError)):
+            run(fused, sample((2, channels, 6, 6), torch.float32))
+
+
+def test_a_parameter_for_every_sample_is_one_for_the_first_dimension():
+    """Where the rank is another, the code repeats the parameter for every channel."""
+    model = build(
+        lambda: Model(lambda m, x: m.a(x) * m.s.repeat(x.shape[0], 1, 1, 1), a=conv(4, 4), s=parameter(1, 4, 1, 1))
+    )
+    fused = reparamkit.fuse(model, sample((2, 4, 6, 6), torch.float32))
+    for shape in ((3, 4, 5, 5), (4, 6, 6)):
+        x = sample(shape, torch.float32)
+        with suppress(reparamkit.GuardError):
+            assert error(run(fused, x), run(model, x)) <= 1e-5
+            assert run(fused, x).shape == run(model, x).shape
+
+
+def test_a_guard_of_a_dimension_that_is_not_there_says_so():
+    """A factor for each sample is guarded by the batch size; a single sample has none."""
+    model = build(
+        lambda: Model(lambda m, x: m.a(x) * m.s - m.t, a=conv(4, 4), s=parameter(2, 4, 1, 1), t=parameter(2, 4, 1, 1))
+    )
+    fused = reparamkit.fuse(model, sample((2, 4, 6, 6), torch.float32))
+    with pytest.raises(reparamkit.GuardError):
+        run(fused, sample((4, 6, 6), torch.float32))
+
+
+def halves_in_bfloat16(m: Any, x: Tensor) -> Tensor:
+    first, last = m.a(x).bfloat16().chunk(2, -1)
+    first *= m.s
+    return first + last
+
+
+@pytest.mark.parametrize("objective", ["default", "launches"])
+def test_what_is_written_into_keeps_its_format(objective: str):
+    """A value in bfloat16 that is scaled in place by a number in float32 stays in bfloat16."""
+    model = build(lambda: Model(halves_in_bfloat16, a=nn.Linear(8, 8), s=parameter(4)))
+    x = sample((2, 5, 8), torch.float32)
+    fused = reparamkit.fuse(model, x, objective=objective, verify=False)
+    assert run(fused, x).dtype is torch.bfloat16
+    assert error(run(fused, x), run(model, x)) <= 1e-2
+
+
+def squashed_copy(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).relu()
+    copy = torch.zeros_like(y) + y
+    return copy.tanh_() + y
+
+
+def copy_of_what_is_squashed(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).relu()
+    copy = torch.zeros_like(y) + y
+    return y.tanh_() + copy
+
+
+def squashed_input(m: Any, x: Tensor) -> Tensor:
+    copy = torch.zeros_like(x) + x
+    return copy.tanh_()
+
+
+def copied_input(m: Any, x: Tensor) -> Tensor:
+    return torch.zeros_like(x) + x
+
+
+@pytest.mark.parametrize("body", [squashed_copy, copy_of_what_is_squashed, squashed_input, copied_input])
+@pytest.mark.parametrize("example", [(2, 4, 6, 6), None], ids=["with inputs", "without inputs"])
+def test_a_copy_is_no_view_of_what_it_is_a_copy_of(body: Callable[..., Any], example: Shape | None):
+    """A sum with zeros has memory of its own: what is written into it, or into the other, is not seen in both."""
+    model = build(lambda: Model(body, a=conv(4, 4)))
+    fused = reparamkit.fuse(model, None if example is None else sample(example, torch.float32), verify=False)
+    mine, theirs = (sample((2, 4, 6, 6), torch.float32) for _ in range(2))
+    with torch.no_grad():
+        out = fused(mine)
+        assert error(out, model(theirs)) <= 1e-6
+        out.zero_()
+    assert torch.equal(mine, theirs)
+
+
 def mean_of_two(m: Any, x: Tensor) -> Tensor:
     return torch.flatten(torch.stack([m.a(x), m.b(x)]).mean(0), start_dim=1)
 

@@ -337,7 +337,12 @@ def offset(x: Form, constant: Tensor) -> Form:
     """``x + constant`` with the usual broadcasting of the constant (not of x)."""
     # A layer's own bias is no chain, a constant added to a layer is.
     via = frozenset() if _is_bare(x) else frozenset({CHAIN})
-    return _offset(x, constant, tuple(constant.shape)).mapped(lambda op: replace(op, via=op.via | via))
+    return added(x, constant).mapped(lambda op: replace(op, via=op.via | via))
+
+
+def added(x: Form, constant: Tensor) -> Form:
+    """The same, as a layer's own."""
+    return _offset(x, constant, tuple(constant.shape))
 
 
 def bordered(x: Form, constant: Tensor, borders: Sequence[tuple[int, int]]) -> Form:
@@ -359,7 +364,11 @@ def _offset(
     x = in_sight(x, len(shape))
     if len(shape) > len(x.sizes):
         raise NotFusable("a sum that broadcasts")
-    field = _field(x.sample, constant, shape, borders)
+    return biased(x, _field(x.sample, constant, shape, borders))
+
+
+def biased(x: Form, field: Operator) -> Form:
+    """The value plus a diagonal operator on a tensor of ones with its dimensions."""
     value, bias = align(Face(x.sample, "value"), Face(field, "value"), trusted=False)
     pins, guards = dict(value.op.pins), value.op.guards
     x = replace(x, bias=added_bias(x.bias, bias.op), recent=(*x.recent, None))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import NotFusable
 from .border import hits, windowed
 from .laws import add, compose
-from .operator import Link, Operator, Role, closed, dropped, identity, pin, with_rank
+from .operator import Link, Operator, Role, closed, dropped, identity, pin, with_rank, zeros
 from .relink import densify, extended
 from .size import Pin, Size, Symbol, fixed, joined_pins
 from .views import View
@@ -140,15 +140,18 @@ def source_form(name: str, sizes: tuple[Size, ...], open_rank: bool = False) -> 
 
 def apply(form: Form, layer: Callable[[Operator], Operator], trusted: bool = True) -> Form:
     """The form of ``g(value)``; `layer` builds g on the dimensions of an operator's value."""
-    if form.vanishes:
-        raise NotFusable("a tensor of zeros that is no part of a sum")
-    terms = {s: replace(t, op=compose(layer(t.op), t.op, trusted)) for s, t in form.terms.items()}
+    terms = {s: replace(t, op=_composed(layer, t.op, trusted)) for s, t in form.terms.items()}
     # What is read of a concatenation need not be every part of it.
     read = {s: t for s, t in terms.items() if not t.op.is_zero} or terms
     bias = form.bias
     if bias is not None:
         bias = reduced(_resampled(compose(layer(bias), bias, trusted)))
     return _agreed(replace(form, terms=read, bias=bias, recent=(*form.recent, None)))
+
+
+def _composed(layer: Callable[[Operator], Operator], op: Operator, trusted: bool) -> Operator:
+    made = compose(layer(op), op, trusted)
+    return zeros(made) if op.vanishes else made
 
 
 def _resampled(bias: Operator) -> Operator:

@@ -17,7 +17,19 @@ from ..errors import NotFusable
 from .align import Face, align
 from .border import hits, windowed
 from .operator import Dims, Link, Operator, Role, closed, pin, with_rank
-from .relink import as_diagonal, as_part, densify, is_shift, narrowed, paired, split, widened, with_border, with_taps
+from .relink import (
+    as_diagonal,
+    as_part,
+    behind_padding,
+    densify,
+    is_shift,
+    narrowed,
+    paired,
+    split,
+    widened,
+    with_border,
+    with_taps,
+)
 from .size import fixed, joined_pins
 from .weight import Computed, One, Ones, Sum, Weight
 
@@ -327,6 +339,7 @@ def add(f: Operator, g: Operator) -> Operator:
         return _beside_zeros(f, g)
     f, g = _direct_sum(*_same_atoms(f, g))
     f, g = _resampled_like(f, g), _resampled_like(g, f)
+    f, g = _padded_like(f, g), _padded_like(g, f)
     via = f.via | g.via
     while (which := _first_apart(f, g)) is not None:
         via |= {_dense_law(f, g, which)} if _lower(f, g, which) is densify else set()
@@ -358,6 +371,16 @@ def _resampled_like(op: Operator, like: Operator) -> Operator:
         if a.role is F and b.after and a.maps == b.maps + b.after:
             links[i] = replace(a, size=b.after[0].before, maps=b.maps, after=b.after)
     return replace(op, links=tuple(links))
+
+
+def _padded_like(op: Operator, like: Operator) -> Operator:
+    """What reads no border of an axis reads as well from the axis with positions around it, as `like` does."""
+    for i, j in zip(_flat(op.source), _flat(like.source), strict=True):
+        a, maps = op.links[i], like.links[j].maps
+        inside = a.role is F or (a.role is S and a.up == 1 and a.taps[0] >= 0 and a.c + a.taps[-1] + 1 <= 0)
+        if inside and not a.resamples and len(maps) == 1 and maps[0].around and maps[0].before == a.size:
+            op = behind_padding(op, i, maps[0])
+    return op
 
 
 def _dense_law(f: Operator, g: Operator, which: _Which) -> str:

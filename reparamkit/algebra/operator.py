@@ -55,13 +55,15 @@ class Resampling:
     positions of the axis, its weights sum to 1. So constants stay, and it commutes with all that is FREE there.
 
     name: what it does, options included; equal names and sizes do the same. before, after: the sizes.
-    taps: multiply-adds per position; 0 for a copy.
+    taps: multiply-adds per position; 0 for a copy. around: how many positions it puts before and behind the axis, which
+    it leaves as it is; None if it does more.
     """
 
     name: tuple[Hashable, ...]
     before: Size
     after: Size
     taps: int = 0
+    around: Edges | None = None
 
     def pinned(self, pins: Mapping[Symbol, Pin]) -> Resampling:
         """With what is known of its sizes."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import NotFusable
-from .operator import NO_MAPS, WHOLE, Dims, Edges, Link, Operator, Role, dropped, kept
+from .operator import NO_MAPS, WHOLE, Dims, Edges, Link, Operator, Resampling, Role, dropped, kept
 from .size import Size, fixed, product
 from .weight import Computed, Diagonals, Ones, Weight
 
@@ -200,6 +200,16 @@ def with_taps(op: Operator, number: int, like: Link) -> Operator:
     positions = [like.taps.index(tap) for tap in link.taps]
     inner = op.weight if link.has_leg else _spread(op.weight, leg, 1)
     return replace(made, weight=_placed(inner, leg, positions, len(like.taps)))
+
+
+def behind_padding(op: Operator, number: int, around: Resampling) -> Operator:
+    """A FREE link, or a STENCIL that reads no border, as one on its axis with positions `around` it, which it skips."""
+    op = with_taps(op, number, Link(Role.STENCIL, op.links[number].size)) if op.links[number].role is Role.FREE else op
+    link, (low, high) = op.links[number], around.around or (0, 0)
+    taps = tuple(tap + low for tap in link.taps)
+    links = list(op.links)
+    links[number] = replace(link, size=around.after, taps=taps, c=link.c - low - high, maps=(around,))
+    return replace(op, links=tuple(links))
 
 
 # --- parts of an axis ---------------------------------------------------------------------------------

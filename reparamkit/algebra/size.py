@@ -170,6 +170,12 @@ def _stencil(symbol: Symbol) -> tuple[Size, int, int]:
     return size, stride, c
 
 
+def window_of(size: Size) -> tuple[Size, int, int] | None:
+    """Of a size that a stencil makes: the size before it, its stride and its c; None of any other."""
+    alone = size.factor == 1 and len(size.symbols) == 1 and size.symbols[0].derived
+    return _stencil(size.symbols[0]) if alone else None
+
+
 def product(sizes: Iterable[Size]) -> Size:
     """The product of sizes, 1 for none."""
     factors = tuple(sizes)

@@ -7,6 +7,7 @@ harmless (nothing else reads the old memory) and which values must be left alone
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 
@@ -194,7 +195,14 @@ class Aliases:
     def writes_between(self, node: fx.Node, start: fx.Node, end: fx.Node) -> list[fx.Node]:
         """Writes into the memory of `node`, after it was made, from `start` on and before `end`."""
         first, last = self.order[start], self.order[end]
-        return [w for w in self.writers if first <= self.order[w] < last and w in self.of(node) and w is not node]
+        found = [w for w in self.writers if first <= self.order[w] < last and w in self.of(node) and w is not node]
+        return [w for w in found if not self.passes_by(w, node)]
+
+    def passes_by(self, writer: fx.Node, node: fx.Node) -> bool:
+        """Whether a write is known to leave a value as it is, though their memory is one."""
+        whole = self.written(writer)
+        assigns = writer.target is operator.setitem or target_of(writer) == ASSIGNS
+        return apart(node, whole) or (assigns and _beside_key(node, whole, writer.args[1]))
 
     def first_reader(self, node: fx.Node, members: Iterable[fx.Node]) -> fx.Node:
         """The first of some nodes to read a value; the value itself if none does."""
@@ -219,10 +227,102 @@ class Aliases:
         """No older name of the memory is read after the write, and it is nobody else's."""
         if writer.target is operator.setitem or "out" in writer.kwargs:
             return False
-        older = {n for n in self.of(writer) if self.order[n] < self.order[writer]}
+        older = {n for n in self.of(writer) if self.order[n] < self.order[writer] and not self.passes_by(writer, n)}
         if any(n.op in ("placeholder", "get_attr") for n in older):
             return False
         return all(self.order[user] <= self.order[writer] for n in older for user in n.users)
+
+
+SPLITS = frozenset({"chunk", "split", "tensor_split", "unbind", "split_with_sizes"})
+"""Views of several parts, none of which meets another."""
+
+
+def apart(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two values are known to be different parts of one, whose numbers do not lie on one another."""
+    row_a, row_b = list(wholes(a)), list(wholes(b))
+    met = next(((i, row_b.index(whole)) for i, whole in enumerate(row_a) if whole in row_b), (0, 0))
+    if 0 in met:
+        return False
+    part_a, part_b = row_a[met[0] - 1], row_b[met[1] - 1]
+    return part_a.target is part_b.target and _is_plain(row_a[met[0]]) and _differ(part_a, part_b)
+
+
+ASSIGNS = "overwrite_"
+"""The name of a function that writes its third argument into its first, where its second says."""
+
+
+def _beside_key(node: fx.Node, whole: fx.Node, key: object) -> bool:
+    """Whether a value is known to be a part of another, and none of its numbers are in the part that a key names."""
+    row = list(wholes(node))
+    part = row[row.index(whole) - 1] if whole in row[1:] else None
+    return part is not None and part.target is operator.getitem and _is_plain(whole) and _keys_differ(part.args[1], key)
+
+
+def wholes(node: fx.Node) -> Iterator[fx.Node]:
+    """A value, what it is a view of, or what was written into to make it, and so on."""
+    while True:
+        yield node
+        whole = node.args[0] if node.args and node.op in ("call_function", "call_method") else None
+        name = target_of(node)
+        if not isinstance(whole, fx.Node) or not (name in MAY_ALIAS or in_place(name)):
+            return
+        node = whole
+
+
+def _is_plain(whole: fx.Node) -> bool:
+    """Whether no two numbers of a value, or of what its parts are of, are known to share a place."""
+    split = target_of(whole) in SPLITS and whole.args
+    value = whole.args[0].meta.get("val") if split and isinstance(whole.args[0], fx.Node) else whole.meta.get("val")
+    return isinstance(value, Tensor) and value.layout is torch.strided and not _overlaps(value)
+
+
+def _overlaps(value: Tensor) -> bool:
+    """Whether two numbers of a tensor may share a place."""
+    span = 1
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size > 1 and stride < span:
+            return True
+        span += stride * (size - 1)
+    return False
+
+
+PARTS = {"part": 4, "chunk": 4, "taken": 3, "select": 3}
+"""Calls that give one part, with how many arguments: the last is its number."""
+
+
+def _differ(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two calls take different parts of one value."""
+    if a.target is operator.getitem:
+        return _keys_differ(a.args[1], b.args[1])
+    one_kind = a.args[:-1] == b.args[:-1] and not (a.kwargs or b.kwargs)
+    return one_kind and PARTS.get(target_of(a)) == len(a.args) and _beside(a.args[-1], b.args[-1])
+
+
+def _keys_differ(a: object, b: object) -> bool:
+    """Whether two keys of one value name parts that do not meet along a dimension, counted from the first."""
+    keys = [key if isinstance(key, tuple) else (key,) for key in (a, b)]
+    return all(isinstance(k, (int, slice)) for key in keys for k in key) and any(map(_beside, *keys))
+
+
+def target_of(node: fx.Node) -> str:
+    """The plain name of a function or method that a node calls."""
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _beside(a: object, b: object) -> bool:
+    """Whether two keys of one dimension name different positions, counted from the begin."""
+    ranges = [_range(key) for key in (a, b)]
+    return None not in ranges and (ranges[0][1] <= ranges[1][0] or ranges[1][1] <= ranges[0][0])  # type: ignore[index]
+
+
+def _range(key: object) -> tuple[float, float] | None:
+    if type(key) is int and key >= 0:
+        return key, key + 1
+    if not isinstance(key, slice) or key.step not in (None, 1):
+        return None
+    start, stop = key.start or 0, math.inf if key.stop is None else key.stop
+    known = all(type(n) is int or n == math.inf for n in (start, stop)) and start >= 0 and stop >= 0
+    return (start, stop) if known else None
 
 
 def _may_share(node: fx.Node, module_of: ModuleOf) -> Iterator[fx.Node]:

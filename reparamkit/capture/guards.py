@@ -88,9 +88,10 @@ def expect_tensor(value: Any) -> None:
 @_recorded
 def expect_size(tensor: Tensor, dim: int, size: int) -> None:
     """A merge was proved for one size of a dimension."""
-    if tensor.shape[dim] != size:
+    found = tensor.shape[dim] if -tensor.dim() <= dim < tensor.dim() else "none"
+    if found != size:
         raise GuardError(
-            f"this model was fused for tensors of size {size} in dimension {dim}, found {tensor.shape[dim]}:"
+            f"this model was fused for tensors of size {size} in dimension {dim}, found {found}:"
             " fuse again with example_inputs of this size"
         )
 

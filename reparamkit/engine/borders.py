@@ -16,17 +16,13 @@ Region = tuple[int, int, int]
 """A border: the dimension (from the right), the positions at its begin and at its end that are filled."""
 
 
-def join_borders(captured: Captured) -> bool:
-    """``y = F.pad(x, p); y[..., :1] = v; y[..., -1:] = v`` becomes ``y = pad_with(x, p, v)`` if all is filled.
-
-    Returns whether something may have changed.
-    """
+def join_borders(captured: Captured) -> None:
+    """``y = F.pad(x, p); y[..., :1] = v; y[..., -1:] = v`` becomes ``y = pad_with(x, p, v)`` if all is filled."""
     padded = [node for node in captured.graph.nodes if node.target is F.pad and _is_zero_padding(node)]
     for node in padded:
         _join(captured, node)
     if padded:
         captured.forget()
-    return bool(padded)
 
 
 def _pads(node: fx.Node) -> Any:

@@ -119,6 +119,7 @@ class Keeper:
         try:
             placed = place(candidate.form, means, prices.sizes_of)
             self._check(node, candidate)
+            self._check_memory(node, placed)
         except NotFusable as no:
             if len(candidate.members) > 1:
                 matrix = "readable only as a full matrix on a fixed size; " if PROBE in candidate.form.used else ""
@@ -211,6 +212,19 @@ class Keeper:
             # A write inside the merge goes with it, unless something else reads what was written.
             if any(w not in candidate.members or self._is_seen(w, node, candidate) for w in writers):
                 raise NotFusable("its input is overwritten in place before the merged layer could read it")
+
+    def _check_memory(self, node: fx.Node, placed: Placed) -> None:
+        """A value of which only a view of another is left is in its memory: nothing may be written into either."""
+        (first, *others), aliases = placed.terms, self.captured.aliases
+        source = self.named[first.source]
+        if others or first.layer is not None or source in aliases.of(node):
+            return
+        names = aliases.of(node) | aliases.of(source)
+        given = any(n.op == "placeholder" for n in aliases.of(source))
+        if given and any(user.op == "output" for n in aliases.of(node) for user in n.users):
+            raise NotFusable("nothing would be left but the input of the model, which is overwritten if the result is")
+        if any(w in names and aliases.order[w] > aliases.order[node] for w in aliases.writers):
+            raise NotFusable("it would be a view of a value, and is overwritten in place later, or the value is")
 
     def _is_seen(self, writer: fx.Node, node: fx.Node, candidate: Candidate) -> bool:
         """Whether anything but a merge reads what is written in it, under whatever name."""

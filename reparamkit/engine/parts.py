@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import fx
 
 from ..algebra.size import Size
 from ..capture.capture import Captured
+from ..capture.trees import leaves, map_leaves
 from ..layers.parts import chunk, part, taken
 
 SPLITS: dict[object, tuple[Callable[..., Any], tuple[str, ...]]] = {
@@ -29,12 +31,43 @@ the dimension last.
 
 def name_parts(captured: Captured) -> None:
     """``torch.split(x, n, d)[k]`` becomes ``part(x, n, d, k)`` and so on, where the code takes parts one by one."""
+    _spell_results(captured)
     passed = captured.passed
     for node in list(captured.graph.nodes):
         found = SPLITS.get(node.target)
         if found is not None and node not in passed and all(_takes_one(user) for user in node.users):
             _named(captured, node, *found)
     captured.forget()
+
+
+def _spell_results(captured: Captured) -> None:
+    """A call that returns what a split gives returns its parts, one by one."""
+    given = {n for frame in captured.frames for n in leaves((frame.args, frame.kwargs)) if isinstance(n, fx.Node)}
+    returned = captured.passed - given
+    for node in [n for n in captured.graph.nodes if n.target in SPLITS and n in returned]:
+        found = node.meta.get("val")
+        if isinstance(found, (list, tuple)) and all(map(_takes_one, node.users)):
+            parts = tuple(_element(captured, node, number) for number in range(len(found)))
+            for frame in captured.frames:
+                frame.output = map_leaves(partial(_spelled, node, type(found)(parts)), frame.output)
+
+
+def _spelled(node: fx.Node, parts: Sequence[fx.Node], leaf: Any) -> Any:
+    return parts if leaf is node else leaf
+
+
+def _element(captured: Captured, node: fx.Node, number: int) -> fx.Node:
+    """An element of what a split gives, in the place of all that the code takes."""
+    with captured.graph.inserting_after(node):
+        made = captured.graph.call_function(operator.getitem, (node, number))
+    made.meta = {**node.meta, "val": node.meta["val"][number]}
+    numbers = (number, number - len(node.meta["val"]))
+    taken = [user for user in node.users if user is not made and user.target is operator.getitem]
+    for user in [user for user in taken if user.args[1] in numbers]:
+        user.replace_all_uses_with(made)
+        captured.replaced[user] = made
+        captured.graph.erase_node(user)
+    return made
 
 
 def number_of_parts(split: object, sizes: Callable[[fx.Node], Sequence[Size]]) -> int | None:

@@ -10,12 +10,13 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice, product
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..algebra.form import CONSTANT_FOLD, Form, source_form
+from ..algebra.form import CONSTANT_FOLD, Form, source_form, with_guarded_rank
 from ..algebra.operator import open_sizes, pin
 from ..algebra.size import Pin, Size, Symbol, fixed, free_size, roots, stencil_size
 from ..capture.aliases import MAY_ALIAS, target_name
@@ -79,6 +80,10 @@ SAME_SHAPE = frozenset(
         "dropout",
         "identity",
         "detach",
+        "empty_like",
+        "ones_like",
+        "rand_like",
+        "randn_like",
     ]
 )
 """Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast)."""
@@ -207,6 +212,9 @@ class _Reader:
         if kept and not self._seen(AFTER):
             self.out.forms[self.node] = [*kept, *self.out.forms.get(self.node, [])]
 
+    def _reads_forms(self) -> bool:
+        return any(n in self.out.forms for n in self.node.all_input_nodes)
+
     def _seen(self, table: str) -> bool:
         """Whether hooks see (and may change) what goes into the node, or comes out of it: forms begin and end there."""
         return watched(self.captured, self.node, table)
@@ -229,10 +237,9 @@ class _Reader:
             return []
         if self.node in self.captured.aliases.writers:
             self._overwritten()
-        inputs = self.node.all_input_nodes
         reader = self._reader()
-        found = self._read(reader) if reader is not None and any(n in self.out.forms for n in inputs) else []
-        known = None if self._seen(AFTER) else self._read_shape() or self._same_shape() or self._given_shape(reader)
+        found = self._read(reader) if reader is not None and self._reads_forms() else self._read_spread()
+        known = None if self._seen(AFTER) else self._known_shape(reader)
         self._as_source(known or self._guessed_shape())
         return found
 
@@ -274,6 +281,19 @@ class _Reader:
         return True
 
     # --- shapes ----------------------------------------------------------------------------------
+
+    def _known_shape(self, reader: Reader | None) -> Shape | None:
+        return self._read_shape() or self._refused_shape(reader) or self._same_shape() or self._given_shape(reader)
+
+    def _refused_shape(self, reader: Reader | None) -> Shape | None:
+        """The shape of a call that may be in no merge, but whose reader knows what it makes of its inputs."""
+        if reader is None or self.node in self.out.read or self._seen(BEFORE) or not self._reads_forms():
+            return None
+        try:
+            form = self._read_all(reader, next(self._choices()))[0].form
+        except (NotFusable, RuleError, MemoryError):
+            return None
+        return None if form.guards else (form.sizes, form.open_rank)
 
     def _read_shape(self) -> Shape | None:
         form = self.out.read.get(self.node)
@@ -386,6 +406,42 @@ class _Reader:
                     self.out.moves[self.node] = reader.moves(*rest) if callable(reader.moves) else reader.moves
         return found
 
+    def _read_spread(self) -> list[Candidate]:
+        """A constant that is given sizes of a value, whose shape is all that it takes of it."""
+        reader, like = self.readers.of_spread(self.node.target), self._sized_like()
+        # The dtype of what is made of nothing is that of the process.
+        unknown = self.node.target in FACTORIES and "val" not in self.node.meta
+        if reader is None or like is None or unknown or self.scope.refusal(self.node) is not None:
+            return []
+        spread = Reader(reader.targets, partial(reader.read, self._ranked(like)), reader.sizes)
+        try:
+            found = self._read_all(spread, {like: Candidate(self._ranked(like), frozenset())})
+        except NotFusable as no:
+            self.out.no(self.node, no.reason)
+            return []
+        self.out.read[self.node] = found[0].form
+        assert isinstance(reader.moves, int)
+        self.out.moves[self.node] = reader.moves
+        return found
+
+    def _sized_like(self) -> fx.Node | None:
+        """The one value that the sizes among the arguments are of; None if there is none, or its rank is open."""
+        names = {str(symbol.origin[0]) for size in self._given_sizes() for symbol in roots(size)}
+        found = self.captured.named.get(next(iter(names))) if len(names) == 1 else None
+        return found if found in self.out.forms and not self.out.shapes[found][1] else None
+
+    def _given_sizes(self) -> list[Size]:
+        given = [self._informed(self.out.sizes.get(n)) for n in self.node.all_input_nodes]
+        every = [size for each in given for size in (each if isinstance(each, tuple) else (each,))]
+        return [size for size in every if isinstance(size, Size)]
+
+    def _ranked(self, like: fx.Node) -> Form:
+        """The form of a value. Code that reads only some of its sizes may read others of a value of another rank."""
+        form = source_form(like.name, *self.out.shapes[like])
+        whole = any(isinstance(self.out.sizes.get(n), tuple) for n in self.node.all_input_nodes)
+        free = {size for size in self.out.sizes_of(like) if not size.known}
+        return form if whole or free <= {*self._given_sizes()} else with_guarded_rank(form)
+
     def _choices(self) -> Iterator[dict[fx.Node, Candidate]]:
         """One candidate per input value; the values themselves first, then all that reach equally far back, then those
         that share their sources.
@@ -432,16 +488,25 @@ class _Reader:
     def _candidate(self, reader: Reader, choice: dict[fx.Node, Candidate], form: Any) -> Candidate:
         if not isinstance(form, Form):
             raise NotFusable(f"the reader of {reader.name} returned {type(form).__name__}, not a form")
+        self._check_shapes_of(choice, form)
         members = frozenset({self.node}).union(*(c.members for c in choice.values()))
         if self.out.arithmetic(self.node):
             form = form.made_by(CONSTANT_FOLD)
         self.scope.check_rules(form)
         return Candidate(form.stepped(self.node.name), members)
 
+    def _check_shapes_of(self, choice: dict[fx.Node, Candidate], form: Form) -> None:
+        """A layer of which only the shape is read checks its input, and would be gone; over its input, a guard does."""
+        shapes = {name for c in choice.values() if c.form.vanishes for name in c.form.terms} - form.terms.keys()
+        if any(self.captured.named[name] in self.out.read for name in shapes):
+            raise NotFusable("zeros of the shape of a layer that is needed for nothing else")
+
     def _arguments(self, reader: Reader, choice: dict[fx.Node, Candidate]) -> tuple[list[Any], dict[str, Any]]:
+        vanishing = any(c.form.vanishes and self._takes_layers(c) for c in choice.values())
+
         def known(node: fx.Node) -> Any:
             if node in choice:
-                return self.out.informed(choice[node].form)
+                return choice[node].form if vanishing else self.out.informed(choice[node].form)
             if node in self.out.constants:
                 return self.out.constants[node]
             return self._size(reader, node)
@@ -451,6 +516,10 @@ class _Reader:
         if self.node.op == "call_module":
             args.insert(0, computed_module(self.captured.module(self.node)))
         return args, kwargs
+
+    def _takes_layers(self, shape: Candidate) -> bool:
+        """Whether a constant has the shape of layers: what they check of their input, nothing checks any more."""
+        return any(m in self.out.read and not self.out.read[m].vanishes for m in shape.members)
 
     def _size(self, reader: Reader, node: fx.Node) -> Any:
         # A layer that comes after it was read may have fixed the size.

@@ -149,8 +149,9 @@ class Scope:
         value = node.meta.get("val")
         if not isinstance(value, Tensor) and node.target in (*CASTS, "to", "type", "type_as", "cpu", "cuda"):
             return "its dtype is not known: pass example_inputs"
-        # A constant beside a value takes the format of the value, or changes it.
-        values = [n.meta.get("val") for n in node.all_input_nodes if n not in self.captured.constants]
+        # A constant beside a value takes the format of the value, or changes it, unless that is written into.
+        in_place = node in self.captured.aliases.writers
+        values = [n.meta.get("val") for n in node.all_input_nodes if in_place or n not in self.captured.constants]
         inputs = [v for v in values if isinstance(v, Tensor)]
         if isinstance(value, Tensor) and any(v.dtype != value.dtype or v.device != value.device for v in inputs):
             return "dtype or device changes here"

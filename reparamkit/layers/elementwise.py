@@ -14,11 +14,11 @@ from ..algebra.build import multiply, offset
 from ..algebra.form import Form, plus
 from ..algebra.operator import zeros
 from ..algebra.segments import selected
-from ..algebra.size import ONE, Size, fixed
+from ..algebra.size import ONE
+from ..algebra.spread import broadcasts, multiplied, shifted
 from ..errors import NotFusable
 from .plans import Scale
 from .registry import READERS
-from .views import flat
 from .wide import wide
 
 Operand = Form | Tensor | float
@@ -46,7 +46,7 @@ def read_rsub(input: Operand, other: Operand, *, alpha: float = 1) -> Form:
 def read_mul(input: Operand, other: Operand) -> Form:
     """A value times a constant that broadcasts to it; refuses a product of two values."""
     if isinstance(input, Form) and isinstance(other, Form):
-        raise NotFusable("a product of two values is not affine")
+        return scaled(other, input) if input.vanishes else scaled(input, other)
     value, factor = (input, other) if isinstance(input, Form) else (other, input)
     return scaled(value, factor)
 
@@ -122,19 +122,11 @@ def read_zeros_like(input: Form) -> Form:
     return replace(input.mapped(zeros), bias=None, recent=(None,))
 
 
-@READERS.reader("new_zeros", sizes=True)
-def read_new_zeros(input: Form, *size: Any) -> Form:
-    """The same; refuses another shape."""
-    wanted = tuple(n if isinstance(n, Size) else fixed(n) for n in flat(size))
-    if input.open_rank or wanted != input.sizes:
-        raise NotFusable("zeros of another shape")
-    return read_zeros_like(input)
-
-
 def total(a: Operand, b: Operand) -> Form:
     """The form of a + b, where at least one is a form."""
     if isinstance(a, Form) and isinstance(b, Form):
-        return plus(*_of_one_shape(a, b))
+        spread = next(((x, c) for x, c in ((a, b), (b, a)) if broadcasts(c, x) and c.bias is not None), None)
+        return plus(*_of_one_shape(a, b)) if spread is None else shifted(*spread)
     value, other = (a, b) if isinstance(a, Form) else (b, a)
     if not isinstance(value, Form):
         raise NotFusable("a sum of constants")
@@ -159,8 +151,10 @@ def _of_one_shape(a: Form, b: Form) -> tuple[Form, Form]:
 
 def scaled(value: Operand, factor: Operand) -> Form:
     """The form times a constant."""
-    if not isinstance(value, Form) or isinstance(factor, Form):
+    if not isinstance(value, Form) or (isinstance(factor, Form) and not factor.vanishes):
         raise NotFusable("a product of two values is not affine")
+    if isinstance(factor, Form):
+        return multiplied(value, factor)
     if isinstance(factor, (int, float)) and factor == 1:
         return value
     return multiply(value, constant(factor))

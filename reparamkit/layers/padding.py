@@ -69,5 +69,6 @@ def around(x: Form, pads: Sequence[tuple[int, int]], mode: str) -> Form:
     for dim, (low, high) in zip(range(-len(pads), 0), pads, strict=True):
         if low or high:
             size = x.sizes[dim]
-            maps[dim] = Resampling(("pad", mode, low, high), size, stencil_size(size, 1, low + high - 1))
+            after = stencil_size(size, 1, low + high - 1)
+            maps[dim] = Resampling(("pad", mode, low, high), size, after, around=(low, high))
     return resampled(x, maps)

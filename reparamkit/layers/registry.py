@@ -115,9 +115,10 @@ class Readers:
 
     def __init__(self) -> None:
         self._table: dict[object, Reader] = {}
+        self._spread: dict[object, Reader] = {}
 
     def __iter__(self) -> Iterator[Reader]:
-        return iter(dict.fromkeys(self._table.values()))
+        return iter(dict.fromkeys([*self._table.values(), *self._spread.values()]))
 
     def reader(
         self,
@@ -148,6 +149,21 @@ class Readers:
             return read
 
         return declare
+
+    def spread(self, *targets: object, moves: int) -> Callable[[F], F]:
+        """Declare how to read calls of constants alone that are given sizes of a value: the form of the value is the
+        first argument.
+        """
+
+        def declare(read: F) -> F:
+            self._spread.update(dict.fromkeys(targets, Reader(targets, read, sizes=True, moves=moves)))
+            return read
+
+        return declare
+
+    def of_spread(self, target: object) -> Reader | None:
+        """The reader of a call that gives a constant sizes of a value."""
+        return self._spread.get(target)
 
     def forget(self, *targets: object) -> None:
         """Remove the readers of these targets."""

@@ -20,7 +20,7 @@ from reparamkit.layers.writers import plan
 from . import pairs
 from .oracle import apply_operator, evaluate, source
 from .pairs import Layer, accepts, assert_equal
-from .strategies import BROAD, Shape, layers, matrices, scales, shape_after, shapes, tensors
+from .strategies import BROAD, Shape, convs, layers, matrices, scales, shape_after, shapes, tensors
 
 
 @st.composite
@@ -66,6 +66,27 @@ def test_channels_pass(data: DataObject, shape: Shape) -> None:
     x = data.draw(tensors(*shape))
     form = row.read(source(x))
     assert_equal(evaluate(form, x=x), row.run(x))
+
+
+@BROAD
+@given(data=st.data(), shape=shapes(1, largest=5))
+def test_a_branch_without_the_positions_around_is_read_behind_them(data: DataObject, shape: Shape) -> None:
+    """``conv(pad(x)) + f(x)`` is right or refused; of an f that reads no border along the axis it is one operator."""
+    n, channels, stride = shape[-1], shape[1], data.draw(st.integers(1, 2))
+    before, behind = (data.draw(st.lists(st.integers(0, n - 1), max_size=2)) for _ in range(2))
+    k = len(before) + len(behind) + 1
+    reads_none = data.draw(st.booleans())
+    other = data.draw(scales(shape, 1) if reads_none else convs(shape, same=True))
+    other = other >> pairs.cropped(-1, 0, None, stride)
+    weight = data.draw(tensors(channels, channels, k))
+    padded = pairs.surrounded(n, before, behind) >> pairs.conv(weight, None, [stride], [(0, 0)], [1], 1)
+    joined, x = data.draw(st.sampled_from((padded + other, other + padded))), data.draw(tensors(*shape))
+    try:
+        form = joined.read(source(x))
+    except NotFusable:
+        assert not reads_none
+        return
+    assert_equal(evaluate(form, x=x), joined.run(x), exact=False)
 
 
 def views(form: Form) -> Resampled:

@@ -89,7 +89,14 @@ def _overwrites_its_source(m: Any, x: Tensor) -> Tensor:
 
 def _overwrites_a_view(m: Any, x: Tensor) -> Tensor:
     y = m.a(x)
+    view = y[:, :2]
     y[:, :1] = 0
+    return m.norm(y)[:, 2:] + view
+
+
+def _overwrites_a_row(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, :, 0] = 0
     return m.norm(y)
 
 
@@ -241,6 +248,16 @@ NEAR_MISSES = (
         MAPS,
         "zeros_like mean conv add",
         "broadcasting is not merged",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "a parameter for every sample of another value",
+        lambda: Model(
+            lambda m, x: m.a(x[:1]) * m.s.expand(x.shape[0], -1, -1, -1), a=conv(4, 4), s=parameter(1, 4, 1, 1)
+        ),
+        MAPS,
+        "conv mul",
+        "may differ in shape",
         needs_inputs=True,
     ),
     NearMiss(
@@ -708,7 +725,18 @@ NEAR_MISSES = (
         "in-place|in place",
     ),
     NearMiss(
-        "a slice that is overwritten", _branches(_overwrites_a_view), MAPS, "conv fill_ norm", "in-place|in place"
+        "a slice that is overwritten, and read by another name",
+        _branches(_overwrites_a_view),
+        MAPS,
+        "conv fill_ norm add",
+        "in-place|in place",
+    ),
+    NearMiss(
+        "a row of pixels that is overwritten",
+        _branches(_overwrites_a_row),
+        MAPS,
+        "conv fill_ norm",
+        "in-place|in place",
     ),
     NearMiss(
         "the input of the model is overwritten",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +37,18 @@ class Mix(nn.Module):
 class FusedAttention(nn.Module):
     """Queries, keys and values of one layer, by heads; the queries are scaled."""
 
-    def __init__(self, scale: float | nn.Parameter) -> None:
+    def __init__(self, scale: float | nn.Parameter, in_place: bool = False) -> None:
         super().__init__()
-        self.qkv, self.out, self.scale = nn.Linear(8, 24), nn.Linear(8, 8), scale
+        self.qkv, self.out, self.scale, self.in_place = nn.Linear(8, 24), nn.Linear(8, 8), scale, in_place
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
-        mix = torch.softmax((q * self.scale) @ k.transpose(-2, -1), -1)
+        if self.in_place:
+            q *= self.scale
+        else:
+            q = q * self.scale
+        mix = torch.softmax(q @ k.transpose(-2, -1), -1)
         return self.out((mix @ v).transpose(1, 2).reshape(b, n, c))
 
 
@@ -52,7 +57,74 @@ def gated(body: Callable[[nn.Module, Tensor, Tensor], Tensor], **parts: object) 
     return Model(lambda m, x: body(m, *m.conv(x).chunk(2, 1)), conv=conv(4, 8), **parts)
 
 
+def overwritten(m: Any, x: Tensor) -> Tensor:
+    """Every way to write into channels."""
+    y = m.a(x)
+    y[:, :2] += m.b(x)
+    y[:, 2:4].sub_(x[:, :2])
+    y[:, -1] = 0.5
+    y[:, 1:3, ...] = y[:, 1:3] * m.scale + y[:, :2]
+    return m.norm(y)
+
+
+def filled(m: Any, x: Tensor) -> Tensor:
+    """Two halves that are assigned to a new tensor, and what follows in a module of its own."""
+    y = torch.empty_like(x)
+    y[:, :2], y[:, 2:] = m.b(x), m.c(x)
+    return m.norm(y)
+
+
+class Halves(nn.Module):
+    """A convolution that returns what it makes in two parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(4, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.conv(x).chunk(2, 1)
+
+
+def halves_apart(m: Any, x: Tensor) -> Tensor:
+    first, last = m.halves(x)
+    return torch.cat([m.a(first), m.b(last)], 1).relu()
+
+
 PARTS = (
+    Structure(
+        "parts that a module returns, a norm on each",
+        lambda: Model(halves_apart, halves=Halves(), a=norm(3), b=norm(3)),
+        MAPS,
+        "conv relu",
+        needs_inputs=True,
+        equation="rows of part k: K_k' = s_k K_k",
+    ),
+    Structure(
+        "channels that are written into",
+        lambda: Model(overwritten, a=conv(4, 5), b=conv(4, 2, 1), scale=parameter(2, 1, 1), norm=conv_norm(5, 4, 1)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="y with z in rows R: P_R' y + P_R z, P_R the projection on R",
+        near="a slice that is overwritten, and read by another name",
+    ),
+    Structure(
+        "halves assigned to a new tensor",
+        lambda: Model(filled, b=conv(4, 2), c=conv(4, 2), norm=seq(norm(4), nn.ReLU())),
+        MAPS,
+        "conv relu",
+        needs_inputs=True,
+        equation="K' = [s1 K1; s2 K2]",
+        near="a row of pixels that is overwritten",
+    ),
+    Structure(
+        "queries that are scaled in place",
+        lambda: FusedAttention(0.5, in_place=True),
+        TOKENS_8,
+        "linear bmm _softmax bmm linear",
+        needs_inputs=True,
+        equation="s (W x)_q = (D W x)_q, D = s on the rows of q, 1 on all others",
+    ),
     Structure(
         "scaled queries of one layer",
         lambda: FusedAttention(0.5),

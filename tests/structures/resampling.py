@@ -87,6 +87,15 @@ RESAMPLED = (
         near="norm before padding",
     ),
     Structure(
+        "3x3 by reflection, 1x1 and identity",
+        lambda: Sum([seq(padded("reflect"), norm(4)), conv_norm(4, 4, 1), norm(4)]),
+        MAPS,
+        "reflection_pad2d conv",
+        needs_inputs=True,
+        equation="what reads no border reads x as the inside of R(x): K' = s3 K3 + pad(s1 K1) + s0 delta",
+        near="reflected padding",
+    ),
+    Structure(
         "3x3, replication, norm",
         lambda: seq(conv(4, 6), nn.ReplicationPad2d(1), norm(6)),
         MAPS,

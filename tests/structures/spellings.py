@@ -100,6 +100,31 @@ BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
+def _filled_zeros(m: Any, x: Tensor) -> Tensor:
+    out = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    for branch in (m.a, m.b, m.c):
+        out += branch(x)
+    return out
+
+
+def _counted_zeros(m: Any, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.new_zeros(n, c, h, w) + m.a(x) + m.b(x) + m.c(x) + torch.full((n, 1, h, w), 0.5, dtype=x.dtype)
+
+
+def _for_every_sample(m: Any, x: Tensor) -> Tensor:
+    shift = m.c.bias.view(1, -1, 1, 1)
+    y = shift.expand_as(x) + m.a(x) * shift.repeat(x.shape[0], 1, 1, 1)
+    return y + m.b(x) * shift.expand(x.shape[0], -1, x.shape[2], x.shape[3]) + m.c(x)
+
+
+SPREAD: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "zeros of a shape, then +=": _filled_zeros,
+    "zeros and halves of the sizes": _counted_zeros,
+    "a parameter for every sample": _for_every_sample,
+}
+
+
 SPELLINGS = (
     *(
         Structure(
@@ -110,6 +135,17 @@ SPELLINGS = (
             equation="K' = K3 + pad(K1) + delta, with the factors of the sum",
         )
         for name, body in BODIES.items()
+    ),
+    *(
+        Structure(
+            name,
+            _spelled(body),
+            MAPS,
+            "conv",
+            needs_inputs=True,
+            equation="K' = K3 + pad(K1) + delta, as zeros and parameters are alike at any size of x",
+        )
+        for name, body in SPREAD.items()
     ),
     Structure(
         "nested",

@@ -1,0 +1,203 @@
+"""Writes into a part of a tensor as values: what is read of the tensor afterwards is a value of its own.
+
+``y[:, :4] += z`` changes what every name of y has from there on. Where no name but y itself is read later, this is
+``part = y[:, :4] + z; y = overwrite_(y, (:, :4), part)``, in which each name has one value.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from typing import Any
+
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ..capture.aliases import MAY_ALIAS, apart, target_of, wholes
+from ..capture.capture import Captured
+from ..capture.tracer import Frame, evaluate_node
+from ..capture.trees import leaves, map_leaves
+from ..layers.overwrite import is_static, overwrite_
+
+IN_PLACE = "in place"
+"""What the meta of arithmetic has that the code does in place: where."""
+PLAIN: dict[object, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    "add_": "add",
+    "sub_": "sub",
+    "mul_": "mul",
+    "div_": "div",
+}
+"""Arithmetic that writes into its first operand, and what gives the same in a tensor of its own."""
+
+
+def follow_overwrites(captured: Captured) -> None:
+    """Let every write into a part that can be followed give a value."""
+    aliases, given = captured.aliases, _follow_from_inputs(captured.graph)
+    found = [w for w in aliases.writers if w in aliases.barriers or any(apart(n, w) for n in aliases.of(w))]
+    # What is written into parameter arithmetic is followed where that is computed.
+    found = [w for w in found if not given.isdisjoint(w.all_input_nodes)]
+    for writer in found:
+        _Write(captured, writer).follow()
+
+
+def _follow_from_inputs(graph: fx.Graph) -> set[fx.Node]:
+    """The values that depend on an input of the model."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+class _Write:
+    """One write: the views that lead to what it writes into, the innermost first."""
+
+    def __init__(self, captured: Captured, writer: fx.Node) -> None:
+        self.captured, self.writer = captured, writer
+        self.aliases = captured.aliases
+        self.now = self.aliases.order.get(writer, -1)
+        self.row: list[fx.Node] = []
+
+    def follow(self) -> None:
+        """Replace it, if all that is read of the memory later is a name in the row, or a part beside it."""
+        self.row = _row(self.writer.args[0])
+        if self.now < 0 or not self.row or not self._hands_on():
+            return
+        if self.writer.target is operator.setitem and self._owns():
+            self._put_back(self._assigned())
+            self.captured.forget()
+        elif self._is_arithmetic() and self._owns() and self._stays_apart():
+            self._put_back(self._computed())
+            self.captured.forget()
+
+    def _stays_apart(self) -> bool:
+        """Whether a value of its own is not seen to be one: nothing is written into it, nor where it would be as long
+        as it is read.
+        """
+        order, names = self.aliases.order, self.aliases.of(self.writer)
+        own = [n for n in names if self.writer in wholes(n)]
+        last = max([self.now, *(order[user] for n in own for user in n.users if user in order)])
+        later = [w for w in self.aliases.writers if w in names and order[w] > self.now]
+        others = [w for w in later if not (self._is_own(w) or self.aliases.passes_by(w, self.row[0]))]
+        return all(order[w] > last and w not in own for w in others)
+
+    def _is_own(self, writer: fx.Node) -> bool:
+        """Whether a write assigns the value to the place that it is from, as ``y[key] += z`` does."""
+        return len(self.row) > 1 and writer.args == (self.row[1], self.row[0].args[1], self.writer)
+
+    def _put_back(self, new: fx.Node) -> None:
+        """Each value in what it is a slice of, as far as that is read."""
+        for view, whole in itertools.pairwise(self.row):
+            if not self._read_later(whole, new):
+                return
+            new = self._inserted(whole, view.args[1], new, passes=0)
+
+    def _is_arithmetic(self) -> bool:
+        """Whether a value of its own has the same numbers: it has the dtype and the shape of what is written into."""
+        known = [n.meta.get("val") for n in (self.writer, *self.writer.all_input_nodes)]
+        others = [a for a in self.writer.args[1:] if not isinstance(a, (int, float))]
+        dtypes = {value.dtype for value in known if isinstance(value, Tensor)}
+        shapes = {value.shape for value in (known[0], known[1]) if isinstance(value, Tensor)}
+        certain = len(known) == len([v for v in known if isinstance(v, Tensor)]) and len(dtypes) == len(shapes) == 1
+        return self.writer.target in PLAIN and not self.writer.kwargs and (certain or not others)
+
+    def _owns(self) -> bool:
+        """Whether the forward made the memory, and no name of what is written is read later but those in the row."""
+        older = [n for n in self.aliases.of(self.writer) if self.aliases.order[n] < self.now and n not in self.row]
+        made = all(n.op not in ("placeholder", "get_attr") for n in (*older, *self.row))
+        return made and not any(self._later(n) and not self.aliases.passes_by(self.writer, n) for n in older)
+
+    def _later(self, node: fx.Node) -> list[fx.Node]:
+        return [user for user in node.users if self.aliases.order.get(user, self.now) > self.now]
+
+    def _hands_on(self) -> bool:
+        """Whether every call that got one of the names as an argument was over before the write, or came after it."""
+        return all(self._begins(frame) is not None for frame in self.captured.frames if self._is_given(frame))
+
+    def _is_given(self, frame: Frame) -> bool:
+        given = {self.captured.current(n) for n in leaves((frame.args, frame.kwargs)) if isinstance(n, fx.Node)}
+        return not given.isdisjoint(self.row)
+
+    def _begins(self, frame: Frame) -> bool | None:
+        """Whether a call comes after the write; None if it is not known, or the write is in it."""
+        places = [self.aliases.order[n] for n in self.captured.made_in[frame] if n in self.aliases.order]
+        later = {place > self.now for place in places}
+        return later.pop() if len(later) == 1 and self.now not in places else None
+
+    def _read_later(self, whole: fx.Node, part: fx.Node) -> bool:
+        """Whether a value is read after the write; not if the next that is done to it is to assign the part."""
+        later = sorted(self._later(whole), key=self.aliases.order.__getitem__)
+        assigned = later[:1] and later[0].target is operator.setitem and later[0].args[0] is whole
+        return bool(later) and not (assigned and later[0].args[2] is part)
+
+    def _assigned(self) -> fx.Node:
+        _, key, value = self.writer.args
+        in_place = isinstance(value, fx.Node) and value.meta.get(IN_PLACE) == self.row[0]
+        new = self._inserted(self.row[0], key, value, passes=0 if in_place else 1)
+        self.captured.replaced[self.writer] = new
+        self.captured.graph.erase_node(self.writer)
+        return new
+
+    def _computed(self) -> fx.Node:
+        """The write as plain arithmetic, under its own name."""
+        self.writer.target = PLAIN[self.writer.target]
+        self.writer.meta.pop("writes", None)
+        self.writer.meta[IN_PLACE] = self.row[-1]
+        self._rename(self.row[0], self.writer)
+        if isinstance(self.writer.meta.get("val"), FakeTensor):
+            self.writer.meta["val"] = self.writer.meta["val"].clone()
+            self._move_views(self.writer)
+        return self.writer
+
+    def _move_views(self, node: fx.Node) -> None:
+        """The views of a value are in its new memory."""
+        for user in node.users:
+            if user.args[:1] == (node,) and target_of(user) in MAY_ALIAS and user.op != "call_module":
+                user.meta["val"] = evaluate_node(user, self.captured.root, node.meta["val"].fake_mode)
+                self._move_views(user)
+
+    def _inserted(self, whole: fx.Node, key: Any, part: Any, passes: int) -> fx.Node:
+        """The whole with the part in its place, which is read as the whole from there on."""
+        after = part if isinstance(part, fx.Node) and not part < self.writer else self.writer
+        with self.captured.graph.inserting_after(after):
+            new = self.captured.graph.call_function(overwrite_, (whole, key, part, passes))
+        new.meta = {name: value for name, value in self.writer.meta.items() if name not in ("val", "writes", IN_PLACE)}
+        new.meta |= {"val": whole.meta["val"]} if "val" in whole.meta else {}
+        self._rename(whole, new)
+        return new
+
+    def _rename(self, old: fx.Node, new: fx.Node) -> None:
+        later = set(self._later(old)) - {new, self.writer}
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user in later)
+        around = self.captured.frame(self.writer).stack
+
+        def renamed(leaf: Any) -> Any:
+            return new if self._is(leaf, old) else leaf
+
+        for frame in self.captured.frames:
+            if frame in around or (self._is_given(frame) and self._begins(frame)):
+                frame.output = map_leaves(renamed, frame.output)
+            if frame not in around and self._is_given(frame) and self._begins(frame):
+                frame.args, frame.kwargs = map_leaves(renamed, (frame.args, frame.kwargs))
+
+    def _is(self, leaf: Any, node: fx.Node) -> bool:
+        return isinstance(leaf, fx.Node) and self.captured.current(leaf) is node
+
+
+def _row(target: Any) -> list[fx.Node]:
+    """A value and what it is a slice of, and so on."""
+    row = [target] if isinstance(target, fx.Node) else []
+    while row and row[-1].target is operator.getitem and _is_slice(row[-1]):
+        row.append(row[-1].args[0])  # type: ignore[arg-type]
+    return row
+
+
+def _is_slice(node: fx.Node) -> bool:
+    """Whether a node takes slices of a tensor, with bounds that are known."""
+    whole = node.args[0]
+    value = whole.meta.get("val") if isinstance(whole, fx.Node) else None
+    return isinstance(value, Tensor) and is_static(node.args[1])

@@ -1,0 +1,97 @@
+"""A tensor of which a part is overwritten, as a call that gives the whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..algebra.build import offset
+from ..algebra.form import Form
+from ..algebra.operator import zeros
+from ..algebra.regroup import known_rank, permute
+from ..algebra.segments import concatenated, cropped
+from ..errors import NotFusable
+from .elementwise import constant
+from .registry import READERS
+from .views import read_unsqueeze
+
+
+def overwrite_(input: Tensor, key: Any, value: Any, passes: int = 1) -> Tensor:
+    """``input[key] = value``, and the input. key: slices and numbers.
+
+    passes: what that costs; 0 if the code computes the value there.
+    """
+    input[key] = value
+    return input
+
+
+def is_static(key: Any) -> bool:
+    """Whether a key is made of slices and numbers that are known."""
+    return all(k is Ellipsis or type(k) is int or _is_plain(k) for k in _keys(key))
+
+
+def _is_plain(key: Any) -> bool:
+    bounds = (key.start, key.stop, key.step) if isinstance(key, slice) else ("",)
+    return all(bound is None or type(bound) is int for bound in bounds)
+
+
+def _keys(key: Any) -> tuple[Any, ...]:
+    return key if isinstance(key, tuple) else (key,)
+
+
+@READERS.reader(overwrite_, moves=lambda key, value, passes: passes)
+def read_overwrite(input: Form, key: Any, value: Form | Tensor | float, passes: int) -> Form:
+    """The parts before and behind as they are, and the value between them; refuses an axis of free size."""
+    if input.open_rank or not is_static(key):
+        raise NotFusable("a part is overwritten in place, of a tensor of unknown rank or at unknown positions")
+    if _keys(key)[0] is not Ellipsis:
+        # Counted from the left, another rank has other dimensions.
+        input = known_rank(input, [len(input.sizes)], certain=False)
+    keys = _spelled(_keys(key), len(input.sizes))
+    if isinstance(value, Form):
+        for dim in [d for d, k in enumerate(keys) if isinstance(k, int)]:
+            value = read_unsqueeze(value, dim)
+    # What stays is no view of its own: the whole is one step.
+    made = replace(_replaced(input, [_span(k) for k in keys], value), recent=(None,))
+    if any(term.op.is_identity for term in made.terms.values()):
+        raise NotFusable("all of a tensor is overwritten in place, by a value that is there already")
+    return made
+
+
+def _spelled(keys: tuple[Any, ...], rank: int) -> list[Any]:
+    """One key per dimension."""
+    place = keys.index(Ellipsis) if Ellipsis in keys else len(keys)
+    before, after = keys[:place], keys[place + 1 :]
+    return [*before, *[slice(None)] * (rank - len(before) - len(after)), *after]
+
+
+def _span(key: Any) -> slice:
+    return slice(key, key + 1 or None) if isinstance(key, int) else key
+
+
+def _replaced(x: Form, keys: list[slice], value: Form | Tensor | float) -> Form:
+    """The value in the place of the part that the keys of the last dimensions name."""
+    dim = next((d for d, key in enumerate(keys, start=-len(keys)) if key != slice(None)), None)
+    if dim is None:
+        return _filled(x, value)
+    size = x.sizes[dim]
+    if not size.known:
+        raise NotFusable("a part is overwritten in place, of an axis whose size is free")
+    start, stop, step = keys[dim].indices(size.factor)
+    if step != 1 or start >= stop:
+        raise NotFusable("a part is overwritten in place, with a step or of no positions")
+    inside = _replaced(cropped(x, dim, start, stop, 1), keys[dim + 1 :] if dim + 1 else [], value)
+    before = [cropped(x, dim, 0, start, 1)] if start else []
+    after = [cropped(x, dim, stop, size.factor, 1)] if stop < size.factor else []
+    return concatenated([*before, inside, *after], dim) if before or after else inside
+
+
+def _filled(x: Form, value: Form | Tensor | float) -> Form:
+    """The value in the place of all of x."""
+    if not isinstance(value, Form):
+        return offset(replace(x, bias=None).mapped(zeros), constant(value))
+    if value.sizes != x.sizes:
+        raise NotFusable("a part is overwritten by what may differ in shape: broadcasting is not merged")
+    return permute(value, range(len(value.sizes)))
