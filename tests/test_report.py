@@ -630,7 +630,7 @@ def test_a_norm_beside_a_merged_layer_has_the_reason_of_that():
     assert "zero padding" in made.refusals[0].reason
 
 
-class Twice(nn.Module):
+class TwoRuns(nn.Module):
     """Calls one block at two places, whose own code computes the weight."""
 
     def __init__(self) -> None:
@@ -644,7 +644,7 @@ class Twice(nn.Module):
 def test_a_part_that_runs_twice_is_counted_twice():
     """Before and after, whether it has code or is a layer of torch; its calls are not counted beside it."""
     x = torch.randn(2, 4, 5, 9)
-    fused = reparamkit.fuse(build(Twice), x)
+    fused = reparamkit.fuse(build(TwoRuns), x)
     made = reparamkit.report(fused)
     assert len(made.merges) == 1
     assert made.before.flops == made.after.flops == 2 * (2 * 4 * 4 * 90)
