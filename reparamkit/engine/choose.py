@@ -69,8 +69,6 @@ def _joined(planners: Sequence[Planner], options: Options) -> Plan:
     order = options.captured.aliases.order
     sites = sorted((site for p in planners for site in p.sites), key=lambda site: order[site.value])
     before = sum((p.original for p in planners), Cost())
-    for planner in planners:
-        planner.tell()
     refusals = _refusals(planners, options)
     return Plan(sites, refusals, before, options.rejected, options.idle, _settled(planners, options))
 

@@ -108,23 +108,15 @@ class Options:
 
     def best(self, node: fx.Node) -> Option:
         """The cheapest allowed way to have a value."""
-        return min(self._ways(node), key=self.price)
+        options = [self.as_computed(node)]
+        options += [o for o in self.merges.get(node, []) if self._allowed(node, o)]
+        return min(options, key=self.price)
 
-    def _ways(self, node: fx.Node) -> list[Option]:
-        return [self.as_computed(node), *(o for o in self.merges.get(node, []) if self._allowed(node, o))]
-
-    def reuse(self, site: Site, needed: Set[fx.Node]) -> Option | None:
-        """A cheaper way to have the value of a merge, from values that are needed anyway; None if there is none."""
-        if needed.isdisjoint(site.members - {site.value}):
-            return None
-        known = needed | self.reading.constants.keys() | self.reading.sizes.keys()
-        ways = [option for option in self._ways(site.value) if known.issuperset(option.sources)]
-        best = min(ways, key=self._alone, default=None)
-        return None if best is None or best.members == site.members else best
-
-    def _alone(self, option: Option) -> float:
-        """The price of a way to have a value, if all that it reads is there."""
-        return self.score(option.cost) + self.effort * len(option.members)
+    def is_there(self, site: Site, needed: Set[fx.Node]) -> bool:
+        """Whether the value of a merge costs nothing as it is computed: a view of values that are needed anyway."""
+        option = self.as_computed(site.value)
+        others = needed | self.reading.constants.keys() | self.reading.sizes.keys()
+        return self.score(option.cost) == 0 and others.issuperset(option.sources)
 
     def as_computed(self, node: fx.Node) -> Option:
         """A value as the model computes it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -20,7 +20,6 @@ from .scope import name_of, place_of
 from .sharing import uneven
 from .site import Merge, Rejected, Site
 
-SHARED = "its pieces are needed elsewhere too: merging would add work"
 MAX_TRIES = 200
 """How many other plans are tried; the first is nearly always the best."""
 
@@ -30,14 +29,11 @@ Writable = Callable[[Site], None]
 
 @dataclass(frozen=True)
 class Selection:
-    """One choice for every value: the merges, the nodes that stay, the price of all affine nodes. passed: merges with
-    pieces that are needed anyway, so that another way to their value is cheaper.
-    """
+    """One choice for every value: the merges, the nodes that stay, the price of all affine nodes."""
 
     sites: list[Site]
     needed: set[fx.Node]
     price: Cost
-    passed: tuple[Site, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,13 +78,6 @@ class Planner:
         tries = iter(range(MAX_TRIES))
         while (better := self._improved(others, tries)) is not None:
             self.plan = better
-
-    def tell(self) -> None:
-        """Note why merges were passed over that share pieces with what is needed anyway."""
-        for site in self.plan.passed:
-            scales = [n for n in self._leading(site) if n in self.plan.needed and is_scale(self.reading, n)]
-            shared = self._needed_by(scales[0], self.plan) if scales else SHARED
-            self.reading.no(site.value, shared)
 
     @property
     def overlapping(self) -> set[Merge]:
@@ -135,28 +124,25 @@ class Planner:
             needed |= measured - gone
 
     def _selection(self, needed: set[fx.Node]) -> tuple[Selection, set[fx.Node]]:
-        """The best way to have these values, and those whose shape is read. What is needed anyway costs nothing."""
-        reused: dict[fx.Node, Option] = {}
-        passed: list[Site] = []
+        """The best way to have these values, and those whose shape is read. A view of what is needed anyway is free."""
+        free: set[fx.Node] = set()
         while True:
-            plan, measured = self._covering(set(needed), reused)
-            found = [(site, self.options.reuse(site, plan.needed)) for site in plan.sites]
-            more = {site.value: option for site, option in found if option is not None}
+            plan, measured = self._covering(set(needed), free)
+            more = {site.value for site in plan.sites if self.options.is_there(site, plan.needed)}
             if not more:
-                return replace(plan, passed=tuple(passed)), measured
-            passed += [site for site, option in found if option is not None]
-            reused |= more
+                return plan, measured
+            free |= more
 
-    def _covering(self, needed: set[fx.Node], reused: Mapping[fx.Node, Option]) -> tuple[Selection, set[fx.Node]]:
-        """The way to have these values that is best if shared inputs are divided among their readers, but for those of
-        which another way is given.
+    def _covering(self, needed: set[fx.Node], free: set[fx.Node]) -> tuple[Selection, set[fx.Node]]:
+        """The way to have these values that is best if shared inputs are divided among their readers. free: values that
+        stay views.
         """
         sites: list[Site] = []
         measured: set[fx.Node] = set()
         price = Cost()
         for node in reversed(self.region):
             if node in needed:
-                option = reused.get(node) or self.options.best(node)
+                option = self.options.as_computed(node) if node in free else self.options.best(node)
                 needed.update(self._writes_into(option.sources, node))
                 (measured if node in self.reading.sizes else needed).update(option.sources)
                 price += option.cost
@@ -250,7 +236,7 @@ class Planner:
             self._forbid(*state)
             if best is not self.plan:
                 if site is not None:
-                    self.reading.no(site.value, SHARED)
+                    self.reading.no(site.value, "its pieces are needed elsewhere too: merging would add work")
                 return best
         return None
 
