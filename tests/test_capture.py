@@ -1501,3 +1501,31 @@ def test_a_method_that_calls_modules_whose_code_went_elsewhere_is_hidden(name: s
     if hasattr(fused[0], name):
         pairs = zip(tensors(getattr(fused[0], name)(X)), tensors(getattr(model[0], name)(X)), strict=True)
         assert all(error(a, b) <= 1e-5 for a, b in pairs)
+
+
+class Missing:
+    """What stands for a package that is not installed: it can be asked for nothing (as in MONAI)."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise ImportError("no such package")
+
+
+MISSING = Missing()
+
+
+class WithAnOption(nn.Module):
+    """Its code might use a package that is missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return MISSING.norm(self.block(x)) if x.sum() > 1e9 else self.block(x)
+
+
+@pytest.mark.parametrize("make", [lambda: conv_norm(4, 4), WithAnOption])
+def test_a_package_that_is_missing(make: Callable[[], nn.Module]):
+    """Names of the model's files are looked at, and what they stand for is asked for nothing."""
+    fused = reparamkit.fuse(build(make), X)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())

@@ -306,3 +306,27 @@ def test_what_a_model_records_by_hooks_of_its_own_stays(pair: Callable[[], tuple
     assert {each.advice.kind for each in reparamkit.report(fused).refusals} == {"recorded"}
     for found, wanted in zip(fused(X, record=True), model(X, record=True), strict=True):
         assert error(found, wanted) <= 1e-5
+
+
+class Encoding(nn.Module):
+    """Decodes the first half of what its other method, which also has the second half, encodes (autoencoders)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moments, self.decoder = nn.Conv2d(4, 8, 1), nn.Conv2d(4, 4, 1)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.moments(x.relu()).chunk(2, 1)
+        return mean, logvar.exp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encode(x)[0].tanh())
+
+
+def test_a_method_that_makes_more_than_forward_needs():
+    """What forward throws away is no less of what the method gives to others."""
+    model = build(Encoding)
+    fused = reparamkit.fuse(model, X)
+    for found, wanted in zip(fused.encode(X), model.encode(X), strict=True):
+        assert error(found, wanted) <= 1e-6
+    assert error(fused(X), model(X)) <= 1e-6

@@ -54,9 +54,10 @@ def _traced(container: Any) -> set[fx.Node]:
 
 def _caches(model: nn.Module) -> Iterator[functools._lru_cache_wrapper[Any]]:
     """Methods with a cache, and such functions of the files that the methods are in."""
-    # A static method is in the class as what it is made of.
-    functions = (getattr(value, "__func__", value) for _, value in _named(model))
-    yield from (function for function in functions if isinstance(function, Cached))
+    # A static method is in the class as what it is made of. (What stands for a package that is missing can be asked
+    # for nothing.)
+    functions = (value.__func__ if type(value) in (staticmethod, classmethod) else value for _, value in _named(model))
+    yield from (function for function in functions if type(function) is Cached)
 
 
 def _named(model: nn.Module) -> Iterator[tuple[str, Any]]:

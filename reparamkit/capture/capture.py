@@ -87,6 +87,7 @@ class Captured:
     constants: values that depend on parameters and buffers only.
     watched: values whose shape the model's own code reads, though the graph does not any more. unread: modules (by
         identity) that code calls for nothing, which the graph does not show any more, each with the call of that code.
+    unneeded: per value the methods that read it for nothing, which the graph does not show either.
     uncalled: how often each module (by identity) was called so by code that is written again, and calls it no more.
     times: how often a run of the model runs this graph. why: it is not part of the graph around it.
     apart: per node that has the value of a call, what there was before the call was taken apart.
@@ -109,6 +110,7 @@ class Captured:
     constants: set[fx.Node] = field(default_factory=set)
     watched: dict[fx.Node, object] = field(default_factory=dict)
     unread: list[tuple[int, Frame]] = field(default_factory=list)
+    unneeded: dict[fx.Node, set[Method]] = field(default_factory=dict)
     uncalled: Counter[int] = field(default_factory=Counter)
     times: int = 1
     why: str = ""

@@ -14,7 +14,8 @@ from .reading import Reading, checks, reads_rank
 
 def drop_dead(captured: Captured, reading: Reading) -> None:
     """Erase what only computes a value that is unread. The model's own code goes on doing so where it is not written
-    again: `captured.watched` receives what it reads, `captured.unread` the modules that it calls.
+    again: `captured.watched` receives what it reads, `captured.unread` the modules that it calls, and
+    `captured.unneeded` the methods that read a value so.
     """
     known = {*reading.read, *reading.sizes, *reading.constants}
     # A guard on parameters holds: what is merged does not follow them either.
@@ -29,6 +30,8 @@ def drop_dead(captured: Captured, reading: Reading) -> None:
         passing &= not reads_rank(node)
         if not node.users and node in pure and not passing and node not in captured.aliases.writers:
             captured.watched.update(dict.fromkeys(n for n in node.all_input_nodes if n not in reading.sizes))
+            for each in node.all_input_nodes:
+                captured.unneeded.setdefault(each, set()).update(node.meta.get("methods", ()))
             if node.op == "call_module":
                 captured.unread.append((id(captured.module(node)), frame))
             captured.graph.erase_node(node)

@@ -307,7 +307,14 @@ def using_parts(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
     places = _places(captured, members)
     owners = _owners(captured, members, places)
     idle = {(one, name) for path, one in owners for name in _partial_users(captured, path, one, places)}
-    return partial_methods(captured, members) | varying_methods(captured, members) | _unseen(captured, idle)
+    found = partial_methods(captured, members) | varying_methods(captured, members) | _unseen(captured, idle)
+    return found.union(*(_going_on(captured, node) for node in members if not node.users.keys().isdisjoint(members)))
+
+
+def _going_on(captured: Captured, node: fx.Node) -> set[Method]:
+    """The methods that made a value and do more with it, which forward does not need."""
+    made_by: frozenset[Method] = node.meta.get("methods", frozenset())
+    return captured.unneeded.get(node, set()) & made_by
 
 
 def _unseen(captured: Captured, methods: set[Method]) -> set[Method]:

@@ -15,14 +15,14 @@ def sets_hooks(function: object) -> bool:
     waiting, seen = [function], set[object]()
     while waiting:
         each = waiting.pop()
-        if not isinstance(each, FunctionType) or each in seen or _file(each).startswith("torch."):
+        if type(each) is not FunctionType or each in seen or _file(each).startswith("torch."):
             continue
         seen.add(each)
         names = set(_names(each.__code__))
         if names & SETTING:
             return True
         near = (each.__globals__.get(name) for name in names)
-        waiting += [found for found in near if isinstance(found, FunctionType) and _file(found) == _file(each)]
+        waiting += [found for found in near if type(found) is FunctionType and _file(found) == _file(each)]
         waiting += [cell.cell_contents for cell in each.__closure__ or () if _is_filled(cell)]
     return False
 

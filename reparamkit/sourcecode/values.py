@@ -53,7 +53,16 @@ Value = dict[tuple[int, str], Item]
 
 def one(thing: object, listed: str = "") -> Value:
     """A value that is one thing; nothing, if it holds nothing of a model."""
-    return {} if isinstance(thing, PLAIN) else {(id(thing), listed): Item(thing, listed)}
+    return {} if _is_closed(thing) or isinstance(thing, PLAIN) else {(id(thing), listed): Item(thing, listed)}
+
+
+def _is_closed(thing: object) -> bool:
+    """Whether an object can be asked for nothing, as what stands for a package that is missing."""
+    try:
+        _ = thing.__class__
+    except Exception:
+        return True
+    return False
 
 
 def union(values: Iterable[Value]) -> Value:
