@@ -149,13 +149,18 @@ class Scope:
         value = node.meta.get("val")
         if not isinstance(value, Tensor) and node.target in (*CASTS, "to", "type", "type_as", "cpu", "cuda"):
             return "its dtype is not known: pass example_inputs"
-        # A constant beside a value takes the format of the value, or changes it, unless that is written into.
-        in_place = node in self.captured.aliases.writers
-        values = [n.meta.get("val") for n in node.all_input_nodes if in_place or n not in self.captured.constants]
-        inputs = [v for v in values if isinstance(v, Tensor)]
-        if isinstance(value, Tensor) and any(v.dtype != value.dtype or v.device != value.device for v in inputs):
+        if isinstance(value, Tensor) and self._changes_format(node, value):
             return "dtype or device changes here"
         return _odd_dtype(value)
+
+    def _changes_format(self, node: fx.Node, value: Tensor) -> bool:
+        """A constant beside a value takes the format of the value, or changes it, unless that is written into."""
+        tensors = {n: v for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)}
+        inputs = [v for n, v in tensors.items() if n not in self.captured.constants]
+        kept = node in self.captured.aliases.writers
+        return any(v.dtype != value.dtype or v.device != value.device for v in inputs) or (
+            kept and any(torch.result_type(value, v) != value.dtype for v in tensors.values())
+        )
 
 
 class Everything(Scope):
