@@ -282,7 +282,7 @@ def test_a_layer_that_an_object_holds_is_refused():
     assert len(layers_of(inject_locality(model, layers="blocks.0.mix", grid=(3, 4)))) == 1
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 @pytest.mark.parametrize(
     ("wrap", "words"),
     [

@@ -28,10 +28,11 @@ def catches(forward: Callable[..., Any]) -> bool:
 def remembered(forward: Callable[..., Any]) -> frozenset[str]:
     """The attributes that a forward changes, or an item of, and that its branches depend on."""
     tree = method_source(forward)
-    return frozenset() if tree is None else _remembered(tree)
+    return frozenset() if tree is None else remembered_in(tree)
 
 
-def _remembered(tree: ast.AST) -> frozenset[str]:
+def remembered_in(tree: ast.AST) -> frozenset[str]:
+    """The attributes that code changes, or an item of, and that its branches depend on."""
     nodes = list(ast.walk(tree))
     tested = [_attributes(getattr(node, "test", node)) for node in nodes if isinstance(node, BRANCHES)]
     stored = (n for n in nodes if isinstance(n, (ast.Attribute, ast.Subscript)) and isinstance(n.ctx, ast.Store))
@@ -84,7 +85,7 @@ def certain_calls(forward: Callable[..., Any]) -> dict[str, frozenset[str]]:
     tree = method_source(forward)
     if tree is None:
         return {"always": frozenset(), "once": frozenset()}
-    flow = _Flow(locals_of(tree), _remembered(tree))
+    flow = _Flow(locals_of(tree), remembered_in(tree))
     flow.visit(tree)
     always = frozenset() if flow.returns_early else frozenset(flow.always)
     return {"always": always, "once": always - flow.exposed}
@@ -95,13 +96,13 @@ def ways(tree: ast.AST, variables: Mapping[str, Iterable[str]]) -> dict[str, fro
     itself, if it has branches. Branches by what follows from the first argument alone, the data, are none. variables:
     the paths of the modules that local names may be.
     """
-    found = _Ways(_following(tree), _remembered(tree), variables)
+    found = _Ways(_following(tree), remembered_in(tree), variables)
     found.visit(tree)
     return {path: frozenset(calls) for path, calls in found.calls.items()}
 
 
 @dataclass
-class _Branching(ast.NodeVisitor):
+class Branching(ast.NodeVisitor):
     """Knows the branches of a method. One on attributes of the module alone is none: they were so in the trace.
 
     own: the local names. remembered: attributes that the method changes.
@@ -119,7 +120,7 @@ class _Branching(ast.NodeVisitor):
 
 
 @dataclass
-class _Ways(_Branching):
+class _Ways(Branching):
     """Notes what is called where. inside: the branches around. exits: how many ways out came before."""
 
     variables: Mapping[str, Iterable[str]]
@@ -156,7 +157,7 @@ class _Ways(_Branching):
 
 
 @dataclass
-class _Flow(_Branching):
+class _Flow(Branching):
     """Follows the statements in order.
 
     depth: in how many branches. holding: per variable the layers whose result it may have. read: the layers whose

@@ -15,6 +15,7 @@ from ..engine.sharing import alike, is_shared
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE
+from .exposed import check_unexposed, is_exposed
 from .finish import Finisher
 from .rows import Part, is_chain, parts_of
 from .splice import Splicer, Written
@@ -28,6 +29,7 @@ class Admission:
     """Of the sites of one model. as_graph: no code is written. chains: values (by identity) of rows of modules, for
     which no method is written again. shared: their modules (by identity) that are called at several places. spread: per
     value (by identity) of a row of calls whose own code has members in it, these calls; the code around them stays.
+    exposed: scales whose value the code around them may use otherwise.
     """
 
     captured: Captured
@@ -38,6 +40,7 @@ class Admission:
     chains: set[int] = field(default_factory=set)
     shared: set[int] = field(default_factory=set)
     spread: dict[int, tuple[Part, ...]] = field(default_factory=dict)
+    exposed: set[fx.Node] = field(default_factory=set)
 
     def is_row(self, written: Written) -> bool:
         """Whether a site in the graph is a row of modules, in a method that stays as it is."""
@@ -72,7 +75,10 @@ class Admission:
             self._check_hooks(site.members - carrying(self.captured, site))
             return
         site = self.as_row(site)
-        for scale in written_out(site):
+        for scale in site.scales:
+            check_unexposed(self.captured, site, scale)
+            self.exposed |= {scale} if is_exposed(self.captured, site, self.captured.frame(scale)) else set()
+        for scale in self.written_out(site):
             self.finisher.check(self.captured.frame(scale), [scale], _guarded(site))
         if is_chain(self.captured, site):
             self._check_hooks(site.core - carrying(self.captured, site))
@@ -180,9 +186,15 @@ class Admission:
             self.finisher.hide(self._opened(frame, site.core))
         return True
 
+    def written_out(self, site: Site) -> list[fx.Node]:
+        """Absorbed scales that are no module's, or of one with further arguments, or whose value may be used otherwise:
+        the code around them changes, and checks its arguments.
+        """
+        return [n for n in site.scales if n in self.exposed or not place_of(n) or not _is_plain(n)]
+
     def _admit_scales(self, site: Site) -> bool:
         """The same for the methods that its absorbed scales are in."""
-        for scale in written_out(site):
+        for scale in self.written_out(site):
             try:
                 self._check(site, [scale])
             except NotFusable as no:
@@ -205,9 +217,8 @@ def carrying(captured: Captured, site: Site) -> set[fx.Node]:
     return {node for node, before in seeing.items() if first == [node] or not before}
 
 
-def written_out(site: Site) -> list[fx.Node]:
-    """Absorbed scales that are no module's, or of one with further arguments: the code around them changes."""
-    return [n for n in site.scales if not place_of(n) or (n.op == "call_module" and not called_plainly(n))]
+def _is_plain(node: fx.Node) -> bool:
+    return node.op != "call_module" or called_plainly(node)
 
 
 def _guarded(site: Site) -> bool:

@@ -146,13 +146,18 @@ def _certain(captured: Captured, frame: Frame, path: str, last: bool) -> bool:
     """
     if frame.asks:
         return False
-    codes = codes_of(captured, frame.module)
-    open_ways = frame in captured.deciding or any(catches(code) or remembered(code) for code in codes)
-    if not open_ways and not _has_flags(frame):
+    if not has_other_ways(captured, frame):
         return True
-    calls = certain_calls(codes[0])["always" if last else "once"]
+    calls = certain_calls(original_forward(frame.module))["always" if last else "once"]
     place = f"{path.removeprefix(f'{frame.path}.' if frame.path else '')}."
     return any(place.startswith(f"{called}.") for called in calls)
+
+
+def has_other_ways(captured: Captured, frame: Frame) -> bool:
+    """Whether the code of a call may go otherwise than it went in the trace."""
+    codes = codes_of(captured, frame.module)
+    decides = frame in captured.deciding or any(catches(code) or remembered(code) for code in codes)
+    return decides or _has_flags(frame)
 
 
 def _has_flags(frame: Frame) -> bool:

@@ -18,7 +18,7 @@ from ..engine.site import Site
 from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
 from ..recipes.tape import Tape
-from .admit import Admission, Refuse, written_out
+from .admit import Admission, Refuse
 from .finish import Finisher
 from .flat import graph_module
 from .rows import is_swap
@@ -143,7 +143,8 @@ class Writer:
         self._leave_absorbed()
         self._collect(unit)
         frames = [frame for one in unit for frame, members in one.core if self.finisher.touches(members)]
-        self.finisher.finish([*frames, *(self.captured.frame(s) for one in unit for s in written_out(one.site))])
+        scales = [scale for one in unit for scale in self.admission.written_out(one.site)]
+        self.finisher.finish([*frames, *map(self.captured.frame, scales)])
         self.in_place |= set(map(id, unit))
         for written in unit:
             written.site = replace(written.site, placed=None)
@@ -304,7 +305,7 @@ class Writer:
             if id(written.site.value) not in self.admission.chains | self.swaps:
                 for frame, members in written.core:
                     self.finisher.rewrite(frame, members)
-            for scale in written_out(written.site):
+            for scale in self.admission.written_out(written.site):
                 self.finisher.rewrite(self.captured.frame(scale), [scale])
         for written in done:
             self.finisher.hide(written.partial)

@@ -1,0 +1,61 @@
+"""Absorbed scales leave the code as it is: it may not show what they gave to anybody but who absorbs them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+from torch import fx
+
+from ..capture.capture import Captured
+from ..capture.tracer import Frame
+from ..capture.trees import leaves
+from ..engine.scope import innermost, place_of
+from ..engine.site import Site
+from ..errors import NotFusable
+from ..sourcecode.exposing import exposes
+from .frames import original_forward
+from .rows import has_other_ways
+
+
+def check_unexposed(captured: Captured, site: Site, scale: fx.Node) -> None:
+    """Raises `NotFusable` if code around that of a scale, or of what absorbs it, may go another way with its value."""
+    for call in _around(captured, site, scale):
+        if call is not captured.frame(scale) and is_exposed(captured, site, call):
+            raise NotFusable(
+                f"the forward of '{call.path or 'the model'}' may do something else with what"
+                f" '{place_of(scale) or captured.path(scale)}' gives, by its arguments"
+            )
+
+
+def is_exposed(captured: Captured, site: Site, call: Frame) -> bool:
+    """Whether the code of a call may do something else with an absorbed value than it did in the trace."""
+    if not has_other_ways(captured, call):
+        return False
+    given = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs).arguments
+    names = frozenset(name for name, value in given.items() if _has(captured, site, value))
+    users = {user for node in site.absorbed for user in node.users} - site.absorbed
+    readers = frozenset(path for node in users for path in _called(captured, call, node))
+    makers = frozenset(path for node in site.absorbed for path in _called(captured, call, node))
+    return exposes(original_forward(call.module), names, makers - readers, readers)
+
+
+def _around(captured: Captured, site: Site, scale: fx.Node) -> Iterator[Frame]:
+    """The calls between a scale and the layers that absorb it, and the one around all of them."""
+    frames = [captured.frame(node) for node in (scale, *site.core)]
+    around = innermost(frames)
+    yield from dict.fromkeys(call for frame in frames for call in frame.stack if around in call.stack)
+
+
+def _has(captured: Captured, site: Site, value: object) -> bool:
+    """Whether an argument is a scaled value, or has one in it."""
+    return any(isinstance(leaf, fx.Node) and captured.current(leaf) in site.absorbed for leaf in leaves(value))
+
+
+def _called(captured: Captured, call: Frame, node: fx.Node) -> Iterator[str]:
+    """The paths, below that of a call, of the modules that its code may call for a node."""
+    start = f"{call.path}." if call.path else ""
+    stack = captured.frame(node).stack
+    inner = stack[stack.index(call) + 1 :] if call in stack else ()
+    paths = [*(each.path for each in inner), place_of(node)]
+    yield from (path.removeprefix(start) for path in paths if path.startswith(start) and path != call.path and path)
