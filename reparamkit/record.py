@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 
 from .algebra.size import Size
 from .capture.capture import Captured
-from .engine.reading import Reading, Shape
+from .engine.counting import Shape
+from .engine.reading import Reading
 from .engine.scope import place_of
 from .reporting import Node, Part, Picture
 from .write.splice import Written

@@ -380,3 +380,24 @@ def test_a_layer_whose_result_is_split_absorbs_a_norm():
     assert list(fused.norm.parameters()) == []
     assert operations(fused, x) == operations(model, x)
     assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+class Crossed(nn.Module):
+    """Attends to another value if there is one, in models that have the layer for it (GPT-2)."""
+
+    def __init__(self, crosses: bool) -> None:
+        super().__init__()
+        self.own = nn.Linear(8, 8)
+        if crosses:
+            self.crossing = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        return self.own(x) if other is None else self.crossing(x) * other  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("crosses", [True, False])
+def test_a_way_that_calls_a_layer_that_is_not_there_is_none(crosses: bool):
+    model = build(lambda: PreNorm(nn.LayerNorm(8), Crossed(crosses)))
+    fused = reparamkit.fuse(model, X)
+    assert bool(reparamkit.report(fused).merges) is not crosses
+    assert error(run(fused, X), run(model, X)) <= 1e-6

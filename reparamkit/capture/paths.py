@@ -14,6 +14,11 @@ def upwards(path: str) -> Iterator[str]:
         path = path.rpartition(".")[0]
 
 
+def start_of(path: str) -> str:
+    """What the paths of all modules inside the one at a path begin with."""
+    return f"{path}." if path else ""
+
+
 def module_at(module: nn.Module, path: str) -> nn.Module | None:
     """The module at a path inside of one, if there is one."""
     for name in path.split(".") if path else ():

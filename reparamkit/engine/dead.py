@@ -9,7 +9,8 @@ from ..capture.capture import Captured
 from ..capture.guards import is_guard
 from ..capture.trees import leaves
 from .arithmetic import is_random
-from .reading import Reading, checks, reads_rank
+from .counting import checks, reads_rank
+from .reading import Reading
 
 
 def drop_dead(captured: Captured, reading: Reading) -> None:

@@ -12,9 +12,9 @@ from torch import fx
 from ..errors import NotFusable
 from ..layers.price import Cost
 from .absorb import absorbed, is_scale, leading
+from .counting import checks
 from .options import FLOPS, STORED, Option, Options
 from .placing import Placed
-from .reading import checks
 from .regions import Region
 from .scope import name_of, place_of
 from .sharing import uneven

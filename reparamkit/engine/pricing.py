@@ -16,8 +16,9 @@ from ..algebra.size import Pin, Size, Symbol, roots
 from ..capture.capture import Captured
 from ..capture.reach import reached
 from ..layers.price import Cost, numel
+from .counting import reads_rank, reads_shape
 from .placing import node_cost
-from .reading import Reading, reads_rank, reads_shape
+from .reading import Reading
 
 
 @dataclass(eq=False)

@@ -7,8 +7,7 @@ that reaches back furthest, since low-rank paths and branches pay only at a late
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, product
@@ -18,16 +17,16 @@ from torch import Tensor, fx, nn
 
 from ..algebra.form import CONSTANT_FOLD, Form, source_form, with_guarded_rank
 from ..algebra.operator import open_sizes, pin
-from ..algebra.size import Pin, Size, Symbol, fixed, free_size, roots, stencil_size
+from ..algebra.size import Pin, Size, Symbol, fixed, free_size, roots
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import SIZES, Captured
-from ..capture.guards import is_guard
 from ..capture.tracer import FACTORIES
 from ..errors import NotFusable, RuleError
 from ..layers.hooks import AFTER, BEFORE
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module, computes_weight
 from .arithmetic import evaluated, is_constant, rounded_to, widened
+from .counting import Shape, checks, computed, least_rank, opaque, shape_read
 from .parts import number_of_parts
 from .scope import WATCHED, Scope, watched
 
@@ -87,16 +86,10 @@ SAME_SHAPE = frozenset(
     ]
 )
 """Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast)."""
-PURE = frozenset([operator.neg.__module__, math.sqrt.__module__])
-"""Modules of functions that make numbers of numbers."""
 MAY_BROADCAST = frozenset(["mul", "add", "sub", "div", "imul", "iadd", "addcmul"])
 
 WRITTEN = "rules"
 """What the meta of a node has that was written for a merge: its rules."""
-UNKNOWN = object()
-"""A Python value that is some size, or made of sizes."""
-Shape = tuple[tuple[Size, ...], bool]
-"""The sizes of a tensor, and whether the first stands for any number of dimensions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -550,103 +543,21 @@ def _own_shape(node: fx.Node) -> Shape:
     return open_sizes(node.name), True
 
 
-def checks(node: fx.Node) -> bool:
-    """Whether a node is there to raise an error: a guard or an assertion."""
-    return is_guard(node.target) or "assert" in str(getattr(node.target, "__name__", ""))
-
-
 def _size_value(node: fx.Node, known: Reading) -> Any:
     """The value of a node that is a size or a tuple of sizes, else None."""
     if checks(node) or node.target in FACTORIES:
         return None
     first = node.args[0] if node.args else None
     if isinstance(first, fx.Node) and isinstance(known.constants.get(first), Tensor):
-        return _shape_read(node, (tuple(map(fixed, known.constants[first].shape)), False))
+        return shape_read(node, (tuple(map(fixed, known.constants[first].shape)), False))
     if node.target is len and (count := number_of_parts(first, known.sizes_of)) is not None:
         return fixed(count)
     if isinstance(first, fx.Node) and first in known.shapes:
         open_rank = known.shapes[first][1]
-        return _shape_read(node, known.shapes[first] if open_rank else (known.sizes_of(first), False))
+        return shape_read(node, known.shapes[first] if open_rank else (known.sizes_of(first), False))
     inputs = node.all_input_nodes
     if node.op != "call_function" or not any(n in known.sizes for n in inputs):
         number = isinstance(node.meta.get("val"), (int, float)) and not any(n in known.constants for n in inputs)
-        return _opaque(node) if number else None
+        return opaque(node) if number else None
     args = [known.sizes.get(a, a) if isinstance(a, fx.Node) else a for a in node.args]
-    return _computed(node, args)
-
-
-def _shape_read(node: fx.Node, shape: Shape) -> Any:
-    sizes, open_rank = shape
-    if reads_rank(node):
-        return UNKNOWN if open_rank else fixed(len(sizes))
-    if not reads_shape(node):
-        return None
-    is_shape = node.target is getattr
-    if open_rank:
-        return _opaque(node)
-    if len(node.args) == 2 and not is_shape and isinstance(node.args[1], int):
-        return sizes[node.args[1]]
-    return tuple(sizes)
-
-
-def least_rank(node: fx.Node) -> int:
-    """How many dimensions a value has at least, since two of them are swapped by their number."""
-    swapped = [d for d in node.args[1:3] if isinstance(d, int)] if _is_swap(node) else []
-    return max((d + 1 if d >= 0 else -d for d in swapped), default=1)
-
-
-def _is_swap(node: fx.Node) -> bool:
-    return str(getattr(node.target, "__name__", node.target)) in ("transpose", "swapaxes", "swapdims")
-
-
-def reads_shape(node: fx.Node) -> bool:
-    """Whether a node is the shape of a tensor, or a size of it."""
-    is_attribute = node.target is getattr and node.args[1] == "shape"
-    return bool(is_attribute or (node.op == "call_method" and node.target == "size"))
-
-
-def reads_rank(node: fx.Node) -> bool:
-    """Whether a node is the number of dimensions of a tensor."""
-    is_attribute = node.target is getattr and node.args[1] == "ndim"
-    return bool(is_attribute or (node.op == "call_method" and node.target in ("dim", "ndimension")))
-
-
-def _computed(node: fx.Node, args: list[Any]) -> Any:
-    if node.target is operator.getitem and isinstance(args[0], tuple) and isinstance(args[1], (int, slice)):
-        return args[0][args[1]]
-    numbers = [fixed(a) if isinstance(a, int) and not isinstance(a, bool) else a for a in args]
-    result = calculated(node, [a.factor if isinstance(a, Size) and a.known else a for a in numbers])
-    if result is not None:
-        # What is no size is a number as any other that the code knows.
-        return fixed(result) if isinstance(result, int) else None
-    if len(numbers) == 2 and all(isinstance(a, Size) for a in numbers):
-        if node.target is operator.mul:
-            return numbers[0] * numbers[1]
-        if node.target in (operator.floordiv, operator.truediv):
-            exact = numbers[0].divide(numbers[1])
-            return exact or _floored(node.target, *numbers) or _opaque(node)
-    return _opaque(node)
-
-
-def calculated(node: fx.Node, numbers: Sequence[Any]) -> int | float | None:
-    """What a function that makes a number of numbers gives for these; None if it is none, or they are not all there."""
-    plain = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in numbers)
-    if not (plain and numbers) or node.kwargs or getattr(node.target, "__module__", None) not in PURE:
-        return None
-    try:
-        result = node.target(*numbers)  # type: ignore[operator]
-    except (ArithmeticError, ValueError):
-        return None
-    return result if isinstance(result, (int, float)) and not isinstance(result, bool) else None
-
-
-def _floored(divide: object, size: Size, by: Size) -> Size | None:
-    """``n // k`` of a free size: as many as a window of k positions with stride k finds, which is how layers halve."""
-    whole = divide is operator.floordiv and by.known and by.factor > 0
-    return stencil_size(size, by.factor, -by.factor) if whole else None
-
-
-def _opaque(node: fx.Node) -> Any:
-    """A number nothing is known of but its value for the example inputs."""
-    value = node.meta.get("val")
-    return free_size(node.name, -1, value) if isinstance(value, int) and not isinstance(value, bool) else UNKNOWN
+    return computed(node, args)

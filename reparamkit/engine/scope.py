@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..algebra.form import Form
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured, storage
-from ..capture.paths import module_at, upwards
+from ..capture.paths import module_at, start_of, upwards
 from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
@@ -279,7 +279,7 @@ def _varies(captured: Captured, around: Frame, calls: Ways, nodes: Set[fx.Node])
 
 def _ways_to(captured: Captured, around: Frame, calls: Ways, node: fx.Node) -> frozenset[Way]:
     """The ways on which code calls what makes a node: a module inside, or a method."""
-    inner = _called_at(captured, around, node).removeprefix(f"{around.path}." if around.path else "")
+    inner = _called_at(captured, around, node).removeprefix(start_of(around.path))
     made = captured.methods
     helpers = {name for name in calls if node in made.get((around.module, name), ())}
     return _ways(calls, [inner]) or frozenset().union(*(calls[name] for name in helpers))
@@ -363,7 +363,7 @@ def _partial_users(captured: Captured, path: str, module: nn.Module, members: Se
     """
     methods = _unrun(captured, module)
     code = ways_of_methods(type(module)) if methods else {}
-    inside = [[name.removeprefix(f"{path}." if path else "") for name in names] for names in members]
+    inside = [[name.removeprefix(start_of(path)) for name in names] for names in members]
     for name, called in methods.items():
         used = [any(inner == c or inner.startswith(f"{c}.") for c in called for inner in paths) for paths in inside]
         ways = {_ways(code[name], paths) for paths in inside}
@@ -393,7 +393,7 @@ def _other_users(captured: Captured, path: str, module: nn.Module, links: Mappin
     """The methods of the module at a path that no trace runs and that do something else with what one member gives to
     others.
     """
-    start = f"{path}." if path else ""
+    start = start_of(path)
     inside = {place.removeprefix(start): given for place, given in links.items() if place.startswith(start)}
     own = {
         place: {ELSEWHERE if name == start + CODE else name.removeprefix(start) for name in given}

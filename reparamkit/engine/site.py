@@ -9,8 +9,8 @@ from torch import fx, nn
 
 from ..algebra.size import Size, Symbol
 from ..layers.price import Cost
+from .counting import Shape
 from .placing import Placed
-from .reading import Shape
 
 Merge = tuple[fx.Node, frozenset[fx.Node]]
 """The value and the members of a merge."""

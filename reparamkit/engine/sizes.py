@@ -13,7 +13,8 @@ from ..algebra.size import Size
 from ..capture.capture import Captured
 from ..capture.tracer import Frame
 from ..capture.trees import leaves
-from .reading import Reading, Shape, calculated, reads_rank
+from .counting import Shape, calculated, reads_rank
+from .reading import Reading
 
 Place = tuple[fx.Node, int | None]
 """A value and a dimension of it; None: their number is meant."""

@@ -31,6 +31,13 @@ def exposes(code: Callable[..., Any], names: Set[str], makers: Set[str], readers
 _tree = once(method_source)
 
 
+@once
+def paths_called(code: Callable[..., Any]) -> frozenset[str]:
+    """The paths below its module that the code of a method calls."""
+    nodes = ast.walk(_tree(code) or ast.Module([], []))
+    return frozenset(path_of(node.func) for node in nodes if isinstance(node, ast.Call)) - {""}
+
+
 @dataclass
 class _Exposure(Branching):
     """Follows the statements in order. holding: the variables that may be the value now. chosen: those that may be it,

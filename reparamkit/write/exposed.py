@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from torch import fx
 
 from ..capture.capture import Captured
+from ..capture.paths import start_of
 from ..capture.tracer import Frame
 from ..capture.trees import leaves
 from ..engine.scope import innermost, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
-from ..sourcecode.exposing import exposes
+from ..sourcecode.exposing import exposes, paths_called
 from .frames import original_forward
 from .rows import has_other_ways
 
@@ -37,7 +38,10 @@ def is_exposed(captured: Captured, site: Site, call: Frame) -> bool:
     users = {user for node in site.absorbed for user in node.users} - site.absorbed
     readers = frozenset(path for node in users for path in _called(captured, call, node))
     makers = frozenset(path for node in site.absorbed for path in _called(captured, call, node))
-    return exposes(original_forward(call.module), names, makers - readers, readers)
+    code = original_forward(call.module)
+    # A way that calls what the module has not ends in an error.
+    absent = {path for path in paths_called(code) if not hasattr(call.module, path.partition(".")[0])}
+    return exposes(code, names, makers - readers, readers | absent)
 
 
 def _around(captured: Captured, site: Site, scale: fx.Node) -> Iterator[Frame]:
@@ -54,7 +58,7 @@ def _has(captured: Captured, site: Site, value: object) -> bool:
 
 def _called(captured: Captured, call: Frame, node: fx.Node) -> Iterator[str]:
     """The paths, below that of a call, of the modules that its code may call for a node."""
-    start = f"{call.path}." if call.path else ""
+    start = start_of(call.path)
     stack = captured.frame(node).stack
     inner = stack[stack.index(call) + 1 :] if call in stack else ()
     paths = [*(each.path for each in inner), place_of(node)]

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank
-from ..capture.paths import upwards
+from ..capture.paths import start_of, upwards
 from ..capture.state import intact
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
@@ -263,7 +263,7 @@ class Finisher:
     def _place(self, path: str, frame: Frame, live: set[str], taken: set[str]) -> str:
         """live: paths in use, and those of the modules around. taken: of merged layers; nothing hangs below one."""
         owner = self._writer(frame).path
-        prefix = f"{owner}." if owner else ""
+        prefix = start_of(owner)
         if not path.startswith(prefix) or not path:
             path = self._fresh(prefix, live)
         parts = path[len(prefix) :].split(".")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import nn
 
-from ..capture.paths import module_at, upwards
+from ..capture.paths import module_at, start_of, upwards
 from ..capture.tracer import Method
 from ..sourcecode.methods import read_by_methods
 
@@ -68,7 +68,7 @@ def because(module: nn.Module, name: str, what: str) -> str:
 def _reasons(module: nn.Module, paths: frozenset[str], gone: set[str], hidden: Hidden) -> Iterator[str]:
     for path in sorted(paths):
         owner, _, name = path.removesuffix("()").rpartition(".")
-        inside = [inner for inner in gone if name == "**" and f"{inner}.".startswith(f"{owner}." if owner else "")]
+        inside = [inner for inner in gone if name == "**" and f"{inner}.".startswith(start_of(owner))]
         if inside or (any(outer in gone for outer in upwards(owner)) and not _is_there(module, owner, name)):
             yield f"'{min(inside, default=owner)}', which was merged"
         elif path.endswith("()") and path[:-2] in gone and module_at(module, path[:-2]) is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from ..capture.capture import Captured
+from ..capture.paths import start_of
 from ..capture.tracer import Frame
 from ..engine.placing import Placed
 from ..engine.scope import called_plainly, innermost, partial_methods, place_of, varying_methods
@@ -149,7 +150,7 @@ def _certain(captured: Captured, frame: Frame, path: str, last: bool) -> bool:
     if not has_other_ways(captured, frame):
         return True
     calls = certain_calls(original_forward(frame.module))["always" if last else "once"]
-    place = f"{path.removeprefix(f'{frame.path}.' if frame.path else '')}."
+    place = f"{path.removeprefix(start_of(frame.path))}."
     return any(place.startswith(f"{called}.") for called in calls)
 
 

@@ -1,0 +1,104 @@
+"""Numbers that the code of a model makes of sizes: shapes and ranks that it asks for, and arithmetic with them."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from ..algebra.size import Size, fixed, free_size, stencil_size
+from ..capture.guards import is_guard
+
+PURE = frozenset([operator.neg.__module__, math.sqrt.__module__])
+"""Modules of functions that make numbers of numbers."""
+UNKNOWN = object()
+"""A Python value that is some size, or made of sizes."""
+Shape = tuple[tuple[Size, ...], bool]
+"""The sizes of a tensor, and whether the first stands for any number of dimensions."""
+
+
+def checks(node: fx.Node) -> bool:
+    """Whether a node is there to raise an error: a guard or an assertion."""
+    return is_guard(node.target) or "assert" in str(getattr(node.target, "__name__", ""))
+
+
+def shape_read(node: fx.Node, shape: Shape) -> Any:
+    """What a node gives that asks a tensor of this shape for it, or for its rank; None if it asks for neither."""
+    sizes, open_rank = shape
+    if reads_rank(node):
+        return UNKNOWN if open_rank else fixed(len(sizes))
+    if not reads_shape(node):
+        return None
+    is_shape = node.target is getattr
+    if open_rank:
+        return opaque(node)
+    if len(node.args) == 2 and not is_shape and isinstance(node.args[1], int):
+        return sizes[node.args[1]]
+    return tuple(sizes)
+
+
+def least_rank(node: fx.Node) -> int:
+    """How many dimensions a value has at least, since two of them are swapped by their number."""
+    swapped = [d for d in node.args[1:3] if isinstance(d, int)] if _is_swap(node) else []
+    return max((d + 1 if d >= 0 else -d for d in swapped), default=1)
+
+
+def _is_swap(node: fx.Node) -> bool:
+    return str(getattr(node.target, "__name__", node.target)) in ("transpose", "swapaxes", "swapdims")
+
+
+def reads_shape(node: fx.Node) -> bool:
+    """Whether a node is the shape of a tensor, or a size of it."""
+    is_attribute = node.target is getattr and node.args[1] == "shape"
+    return bool(is_attribute or (node.op == "call_method" and node.target == "size"))
+
+
+def reads_rank(node: fx.Node) -> bool:
+    """Whether a node is the number of dimensions of a tensor."""
+    is_attribute = node.target is getattr and node.args[1] == "ndim"
+    return bool(is_attribute or (node.op == "call_method" and node.target in ("dim", "ndimension")))
+
+
+def computed(node: fx.Node, args: list[Any]) -> Any:
+    """The size, or the sizes, that a call gives for these."""
+    if node.target is operator.getitem and isinstance(args[0], tuple) and isinstance(args[1], (int, slice)):
+        return args[0][args[1]]
+    numbers = [fixed(a) if isinstance(a, int) and not isinstance(a, bool) else a for a in args]
+    result = calculated(node, [a.factor if isinstance(a, Size) and a.known else a for a in numbers])
+    if result is not None:
+        # What is no size is a number as any other that the code knows.
+        return fixed(result) if isinstance(result, int) else None
+    if len(numbers) == 2 and all(isinstance(a, Size) for a in numbers):
+        if node.target is operator.mul:
+            return numbers[0] * numbers[1]
+        if node.target in (operator.floordiv, operator.truediv):
+            exact = numbers[0].divide(numbers[1])
+            return exact or _floored(node.target, *numbers) or opaque(node)
+    return opaque(node)
+
+
+def calculated(node: fx.Node, numbers: Sequence[Any]) -> int | float | None:
+    """What a function that makes a number of numbers gives for these; None if it is none, or they are not all there."""
+    plain = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in numbers)
+    if not (plain and numbers) or node.kwargs or getattr(node.target, "__module__", None) not in PURE:
+        return None
+    try:
+        result = node.target(*numbers)  # type: ignore[operator]
+    except (ArithmeticError, ValueError):
+        return None
+    return result if isinstance(result, (int, float)) and not isinstance(result, bool) else None
+
+
+def _floored(divide: object, size: Size, by: Size) -> Size | None:
+    """``n // k`` of a free size: as many as a window of k positions with stride k finds, which is how layers halve."""
+    whole = divide is operator.floordiv and by.known and by.factor > 0
+    return stencil_size(size, by.factor, -by.factor) if whole else None
+
+
+def opaque(node: fx.Node) -> Any:
+    """A number nothing is known of but its value for the example inputs."""
+    value = node.meta.get("val")
+    return free_size(node.name, -1, value) if isinstance(value, int) and not isinstance(value, bool) else UNKNOWN
