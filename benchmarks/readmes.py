@@ -1,4 +1,4 @@
-"""The figures and pictures in the READMEs of the examples: ``python benchmarks/examples.py``.
+"""The figures and pictures in the READMEs of the examples: ``python benchmarks/readmes.py``.
 
 Runs each example as its README says, on one CPU thread, ResMLP with three seeds; writes
 benchmarks/results/examples.json, the tables between the marks of the READMEs, and the pictures. ``--tables`` writes the
