@@ -10,7 +10,7 @@ import pytest
 import torch
 from example_modules import ROOT, import_example
 
-found = import_example(("../benchmarks", "repmlpnet"), "examples", "gpu")
+found = import_example(("../benchmarks", "repmlpnet"), "readmes", "gpu")
 gpu: ModuleType = found.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 QUICK = ["--model", "repmlpnet_tiny32", "--batches", "1", "2", "--training-batch", "2", "--rounds", "6"]
@@ -52,13 +52,13 @@ def test_without_a_gpu_the_script_says_so(capsys):
     assert "--device cuda: torch finds no CUDA device here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", found.examples.SEEDS)
+@pytest.mark.parametrize("name", found.readmes.SEEDS)
 def test_the_tables_of_the_examples_are_those_of_the_committed_runs(name):
-    runs = json.loads(found.examples.RESULTS.read_text())[name]
-    assert len(runs) == found.examples.SEEDS[name]
-    text = found.examples.readme(name).read_text()
+    runs = json.loads(found.readmes.RESULTS.read_text())[name]
+    assert len(runs) == found.readmes.SEEDS[name]
+    text = found.readmes.readme(name).read_text()
     assert text.count("<!-- figures:begin -->\n") == 1
-    assert found.examples.filled(text, found.examples.TABLES[name](runs)) == text
+    assert found.readmes.filled(text, found.readmes.TABLES[name](runs)) == text
 
 
 def test_the_page_of_injection_has_the_committed_table():
