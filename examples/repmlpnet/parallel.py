@@ -6,6 +6,7 @@ norms: their statistics are those of a part, unless syncnorm.py makes them those
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,9 @@ def group(device: torch.device) -> Iterator[None]:
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
             yield
+        # What holds the group goes first, and all leave together: its threads do not outlive a process that ends.
+        gc.collect()
+        distributed.barrier()
     finally:
         distributed.destroy_process_group()
 
