@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .algebra.size import Size
+from .capture.aliases import target_of
 from .capture.capture import Captured
 from .engine.counting import Shape
 from .engine.reading import Reading
@@ -81,7 +82,7 @@ def _kind(captured: Captured, node: fx.Node) -> str:
         return type(captured.module(node)).__name__
     if node.op in ("placeholder", "output", "get_attr"):
         return {"placeholder": "input", "output": "output", "get_attr": "parameter"}[node.op]
-    return str(getattr(node.target, "__name__", node.target))
+    return target_of(node)
 
 
 def _settings(module: nn.Module) -> str:

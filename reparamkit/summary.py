@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .algebra.operator import Role
-from .capture.aliases import target_name
+from .capture.aliases import target_name, target_of
 from .capture.capture import Captured
 from .capture.parts import Parts
 from .engine.norms import second_flops
@@ -96,7 +96,7 @@ IDLE = VIEWS | {"getattr", "size", "_assert"}
 
 def _computes(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    name = str(getattr(node.target, "__name__", node.target))
+    name = target_of(node)
     return name not in IDLE and not name.startswith("expect") and (value is None or isinstance(value, Tensor))
 
 
@@ -297,7 +297,7 @@ def _named(node: fx.Node, reading: Reading) -> str:
     if node.op == "call_module":
         module = reading.captured.module(node)
         return type(module).__name__ + " with hooks" * has_hooks(module)
-    return str(getattr(node.target, "__name__", node.target))
+    return target_of(node)
 
 
 def _worth_telling(node: fx.Node, reading: Reading) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx
 
 from ..algebra.size import Size, fixed, free_size, stencil_size
+from ..capture.aliases import target_of
 from ..capture.guards import is_guard
 
 PURE = frozenset([operator.neg.__module__, math.sqrt.__module__])
@@ -47,7 +48,7 @@ def least_rank(node: fx.Node) -> int:
 
 
 def _is_swap(node: fx.Node) -> bool:
-    return str(getattr(node.target, "__name__", node.target)) in ("transpose", "swapaxes", "swapdims")
+    return target_of(node) in ("transpose", "swapaxes", "swapdims")
 
 
 def reads_shape(node: fx.Node) -> bool:

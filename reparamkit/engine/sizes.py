@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from ..algebra.size import Size
+from ..capture.aliases import target_of
 from ..capture.capture import Captured
 from ..capture.tracer import Frame
 from ..capture.trees import leaves
@@ -211,5 +212,6 @@ def _tensor(node: fx.Node, reading: Reading) -> fx.Node:
 
 def _takes_tuple(node: fx.Node) -> bool:
     """Whether every reader of a shape only passes it on to a reshape."""
-    names = (str(getattr(user.target, "__name__", user.target)) for user in node.users)
-    return all(name in SHAPE_ARGUMENTS for name in names) and all(user.args[0] is not node for user in node.users)
+    return all(target_of(user) in SHAPE_ARGUMENTS for user in node.users) and all(
+        user.args[0] is not node for user in node.users
+    )

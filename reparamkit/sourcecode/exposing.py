@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from .flow import Branching, locals_of, remembered_in
+from .flow import Branching, locals_of, names_under, remembered_in
 from .parse import method_source, once, path_of
 
 ASKED = frozenset({"shape", "ndim", "dtype", "device", "size", "dim", "is_cuda", "requires_grad"})
@@ -58,7 +58,7 @@ class _Exposure(Branching):
         elif isinstance(node, (ast.For, ast.While)):
             self._loop(node)
         elif self.decides(node):
-            self._inside(ast.iter_child_nodes(node))
+            self._several(ast.iter_child_nodes(node), deciding=True)
         else:
             super().visit(node)
 
@@ -83,9 +83,6 @@ class _Exposure(Branching):
             self._several((*node.body, *node.orelse), self.decides(node))
             self.holding |= before
 
-    def _inside(self, nodes: Iterable[ast.AST]) -> None:
-        self._several(nodes, deciding=True)
-
     def _several(self, nodes: Iterable[ast.AST], deciding: bool) -> None:
         self.depth += deciding
         for each in nodes:
@@ -100,7 +97,7 @@ class _Exposure(Branching):
         if not isinstance(node.value, (ast.Name, ast.IfExp)) or not held:
             self.visit(node.value)
         for target in node.targets:
-            names = {part.id for part in ast.walk(target) if isinstance(part, ast.Name)}
+            names = names_under(target)
             self.holding = self.holding | names if held else self.holding - names
             self.chosen = self.chosen | names if chosen else self.chosen - names
             self.found |= held and self.depth > 0 and not isinstance(target, (ast.Name, ast.Tuple))
