@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -217,7 +217,16 @@ def mixed_precision(device: torch.device, amp: str) -> AbstractContextManager[ob
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    """A moving average of weights and statistics. The decay rises to `decay`: an average that holds on to the first,
+    random weights would answer at random in a short run.
+    """
+
+    def moved(averages: Sequence[Tensor], values: Sequence[Tensor], number: Tensor) -> None:
+        done = int(average.n_averaged)
+        get_ema_multi_avg_fn(min(decay, (1 + done) / (10 + done)))(averages, values, number)
+
+    average = AveragedModel(model, multi_avg_fn=moved, use_buffers=True)
+    return average
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -22,6 +22,7 @@ from .caches import Shelves
 from .draws import random_state_kept
 from .guards import expect
 from .paths import module_at
+from .precision import full_precision
 from .proxies import attribute
 from .state import State
 from .tracer import AGAIN, FillsArgument, Frame, GoingOn, Method, Named, Opaque, Tracer, WritesConstant, as_fake
@@ -491,6 +492,6 @@ def _named(name: str, value: Any, values: dict[str, Tensor]) -> Any:
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:
-    """One real run without gradients; the random state of the process is left as it was."""
-    with random_state_kept(), torch.no_grad():
+    """One real run without gradients, with all digits of float32; the random state of the process stays as it was."""
+    with random_state_kept(), full_precision(), torch.no_grad():
         return model(*inputs.args, **inputs.kwargs)

@@ -22,15 +22,24 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def wide_call(target: Any, args: Any, kwargs: Any) -> Any:
-    """Call a function, or a method (by name) of its first argument, with float64 for every floating dtype."""
-    args, kwargs = tree_map(_wide_dtype, (args, kwargs))
-    if isinstance(target, str):
-        return getattr(args[0], "double" if target in CASTS else target)(*args[1:], **kwargs)
-    return target(*args, **kwargs)
+    """Call a function, or a method (by name) of its first argument, with float64 for every floating dtype and the CPU
+    for every device.
+    """
+    args, kwargs = tree_map(_wide_place, (args, dict(kwargs)))
+    if isinstance(kwargs.get("device"), (str, int)):
+        kwargs["device"] = "cpu"
+    if not isinstance(target, str):
+        return target(*args, **kwargs)
+    if target == "cuda" or (target == "to" and any(isinstance(each, str) for each in args[1:2])):
+        return args[0].cpu()
+    return getattr(args[0], "double" if target in CASTS else target)(*args[1:], **kwargs)
 
 
-def _wide_dtype(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+def _wide_place(value: Any) -> Any:
+    """A dtype or device as it is here."""
+    if isinstance(value, torch.dtype) and value.is_floating_point:
+        return torch.float64
+    return torch.device("cpu") if isinstance(value, torch.device) else value
 
 
 def computes_weight(module: nn.Module) -> bool:
