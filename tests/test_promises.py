@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import pickle
 import random
@@ -1174,3 +1175,25 @@ def test_what_decides_on_data_is_found_out_at_once():
     model = build(lambda: seq(nn.Linear(4, 4), nn.BatchNorm1d(4), Unfollowed()))
     x = sample((3, 4), torch.float32)
     assert [merge.path for merge in reparamkit.report(reparamkit.fuse(model, x)).merges] == ["1"]
+
+
+class Ranked(nn.Module):
+    """A block that checks the rank of what it gets, as timm's do; the written code checks it too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(4, 4), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.dim() == 4, "an image")
+        return F.relu(self.a(x) + self.b(x))
+
+
+def test_written_code_with_checks_is_compiled_inside_other_code():
+    """Before torch 2.13 dynamo looks names of an inner function up in the module that its globals name."""
+    model = build(lambda: seq(Ranked(), Ranked()))
+    x = sample((2, 4, 6, 6), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert "expect_rank" in inspect.getsource(type(fused[0]).forward)
+    compiled = torch.compile(fused, backend="eager", fullgraph=True)
+    assert error(run(compiled, x), run(model, x)) <= 1e-6

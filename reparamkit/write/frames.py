@@ -365,14 +365,15 @@ class Method:
 
     def function(self) -> FunctionType:
         """Compile it; the source stays visible to inspect, tracebacks and torch.compile."""
-        names: dict[str, Any] = {"__name__": __name__}
-        names |= {name: _imported(module, path) for name, module, path in self.names}
+        # Without a __name__: before torch 2.13 dynamo looks names up in the module of that name.
+        names: dict[str, Any] = {name: _imported(module, path) for name, module, path in self.names}
         filename = f"<reparamkit {next(_files)}>"
         lines = self.source.splitlines(keepends=True)
         linecache.cache[filename] = (len(self.source), None, lines, filename)
         exec(compile(self.source, filename, "exec"), names)
         forward = names["forward"]
         assert isinstance(forward, FunctionType)
+        forward.__module__ = __name__
         return forward
 
 
