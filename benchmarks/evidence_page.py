@@ -210,5 +210,5 @@ def limits(results: Results) -> str:
 - Equal budgets are equal epochs. An arm with branches takes longer per step while it trains: the last column says how
   much, in CPU seconds on a machine that did other work at the same time, other runs among it.
 - ResMLP and RepMLPNet differ in size and time, and ran at different times: the page compares each with itself only.
-- There was no GPU: speed on one, and ImageNet, were not measured.
+- All runs are on a CPU; ImageNet was not tried.
 """

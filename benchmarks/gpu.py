@@ -12,7 +12,7 @@ import copy
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = create_model(options.model, CLASSES).to(options.device)
     randomize_batch_norm(model)
     formats = [each for each in FORMATS if options.device.type == "cuda" or not each.tf32]
-    text = "\n".join([*table(model, formats, options), ""])
-    print(text)
-    if options.page is not None:
-        marks = r"(<!-- gpu:begin -->\n).*?(<!-- gpu:end -->)"
-        options.page.write_text(re.sub(marks, lambda m: m[1] + text + m[2], options.page.read_text(), flags=re.S))
+    publish("gpu", table(model, formats, options), options.page)
+
+
+def publish(mark: str, lines: Iterable[str], page: Path | None) -> None:
+    """Print a table, and write it between the marks of a page."""
+    text = ""
+    for line in lines:
+        print(line, flush=True)
+        text += f"{line}\n"
+    if page is not None:
+        marks = rf"(<!-- {mark}:begin -->\n).*?(<!-- {mark}:end -->)"
+        page.write_text(re.sub(marks, lambda m: m[1] + text + m[2], page.read_text(), flags=re.S))
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -94,10 +101,14 @@ def table(model: nn.Module, formats: Sequence[Format], options: argparse.Namespa
     yield f"{options.model} on {place(options.device)}, torch {version}, eager, contiguous:\n"
     yield f"| | training, batch {options.training_batch} | {' | '.join(heads)} |"
     yield "|---" * (2 + len(heads)) + "|"
+    trained = copy.deepcopy(model).eval()
+    start = time.perf_counter()
+    pair = trained, reparamkit.fuse(trained, images(model, 1, options.device))
+    print(f"fused in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     for each in formats:
         with each.chosen():
             speed = options.training_batch / training_step(model, each, options)
-            cells = [latency(model, each, n, options) for n in options.batches]
+            cells = [latency(pair, images(model, n, options.device), each, options.rounds) for n in options.batches]
         yield f"| {each.name} | {speed:,.0f} images/s | {' | '.join(cells)} |"
 
 
@@ -134,12 +145,10 @@ def training_step(model: nn.Module, form: Format, options: argparse.Namespace) -
     return median(times[WARM_UP:])
 
 
-def latency(model: nn.Module, form: Format, batch: int, options: argparse.Namespace) -> str:
-    """Both forms on one batch, in weights of the format; they are fused in float32."""
-    x = images(model, batch, options.device)
-    trained = copy.deepcopy(model).eval()
-    fused = reparamkit.fuse(trained, x[:1])
-    found = reparamkit.benchmark(trained.to(form.dtype), fused.to(form.dtype), x.to(form.dtype), rounds=options.rounds)
+def latency(pair: tuple[nn.Module, nn.Module], x: Tensor, form: Format, rounds: int) -> str:
+    """Both forms on one batch, in weights of the format; they were fused in float32."""
+    trained, fused = (copy.deepcopy(each).to(form.dtype) for each in pair)
+    found = reparamkit.benchmark(trained, fused, x.to(form.dtype), rounds=rounds)
     low, high = found.speedup.low, found.speedup.high
     times = f"{found.model.median:.2f}, {found.fused.median:.2f} ms"
     return f"{times}, {found.speedup.median:.2f} x [{low:.2f}, {high:.2f}]"

@@ -1,7 +1,7 @@
 """What injected convolutions cost while training, each way to compute them: ``python benchmarks/injection.py``.
 
 Times whole training steps of ResMLPs (forward, backward, SGD) in turns and reports medians as ratios to the model
-without injection. Writes benchmarks/results/injection.md.
+without injection. Writes benchmarks/results/injection.md, on a GPU injection_cuda.md.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def main() -> None:
     device = torch.device(options.device)
     rows = [(name, _ratios(sizes, batch, device, options.rounds)) for name, (sizes, batch) in SIZES.items()]
     text = "\n".join(_table(rows, options)) + "\n"
-    (ROOT / "benchmarks" / "results" / "injection.md").write_text(text)
+    name = "injection.md" if device.type == "cpu" else f"injection_{device.type}.md"
+    (ROOT / "benchmarks" / "results" / name).write_text(text)
     print(text)
 
 
@@ -94,7 +95,7 @@ def _table(rows: list[tuple[str, dict[str, float]]], options: argparse.Namespace
     lines = [f"{head}| without injection | `conv` | `matmul` |", "|---|---|---|---|"]
     for name, times in rows:
         cells = " | ".join(f"{times[way] / times['plain']:.2f} x" for way in ("conv", "matmul"))
-        lines.append(f"| {name} | {1e3 * times['plain']:.0f} ms | {cells} |")
+        lines.append(f"| {name} | {1e3 * times['plain']:.3g} ms | {cells} |")
     return lines
 
 

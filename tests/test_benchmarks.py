@@ -10,8 +10,9 @@ import pytest
 import torch
 from example_modules import ROOT, import_example
 
-found = import_example(("../benchmarks", "repmlpnet"), "readmes", "gpu")
+found = import_example(("../benchmarks", "repmlpnet"), "readmes", "gpu", "gpu_engines")
 gpu: ModuleType = found.gpu
+engines: ModuleType = found.gpu_engines
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 QUICK = ["--model", "repmlpnet_tiny32", "--batches", "1", "2", "--training-batch", "2", "--rounds", "6"]
 
@@ -41,8 +42,8 @@ def test_a_gpu_is_measured_with_tf32_off_and_on(tmp_path):
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
-def test_a_page_waits_for_the_figures_of_a_gpu():
-    assert gpu.PAGE.read_text().count("<!-- gpu:begin -->\n") == 1
+def test_the_page_has_a_place_for_each_table():
+    assert all(gpu.PAGE.read_text().count(f"<!-- {mark}:begin -->\n") == 1 for mark in ("gpu", "gpu-engines"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -61,7 +62,13 @@ def test_the_tables_of_the_examples_are_those_of_the_committed_runs(name):
     assert found.readmes.filled(text, found.readmes.TABLES[name](runs)) == text
 
 
-def test_the_page_of_injection_has_the_committed_table():
+@pytest.mark.parametrize("name", ["injection", "injection_cuda"])
+def test_the_page_of_injection_has_the_committed_table(name):
     page = (ROOT / "docs" / "inject.md").read_text()
-    _, table = page.split("<!-- benchmark: benchmarks/results/injection.md -->\n")
-    assert table.startswith((ROOT / "benchmarks" / "results" / "injection.md").read_text())
+    _, table = page.split(f"<!-- benchmark: benchmarks/results/{name}.md -->\n")
+    assert table.startswith((ROOT / "benchmarks" / "results" / f"{name}.md").read_text())
+
+
+def test_the_page_of_engines_on_a_gpu_has_the_committed_rows():
+    rows = [json.loads(line) for line in engines.RESULTS.read_text().splitlines()]
+    assert "\n".join(engines.table(rows)) in gpu.PAGE.read_text()
