@@ -108,7 +108,6 @@ def test_near_misses_are_left_on_a_gpu():
         ("to", (torch.ones(3), torch.device("cuda")), {}),
         ("cuda", (torch.ones(3),), {}),
     ],
-    ids=str,
 )
 def test_what_names_its_device_is_proved_on_the_cpu_too(target: object, args: tuple[object, ...], options: dict):
     assert wide_call(target, args, options).device.type == "cpu"
