@@ -13,12 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.overrides import is_tensor_method_or_property
+from torch.nn import functional as F
+from torch.overrides import handle_torch_function, is_tensor_method_or_property
 
 from .patches import Function, Way, patched
+from .trees import leaves
 
 VARIADIC = ("zeros", "ones", "empty", "rand", "randn")
 """Functions of torch that take a shape as several arguments."""
+NUMERIC = ("full", "eye", "arange", "linspace")
+"""Others that take numbers and no tensor."""
+WINDOWS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+"""Functions whose windows may be sizes: ``F.avg_pool2d(x, x.size()[2:])``."""
 METHODS = {name: getattr(Tensor, name) for name in ("expand", "new_zeros", "new_ones", "new_empty")}
 """Methods that do, of a tensor that is not traced. (Others take a traced number as the first size.)"""
 
@@ -28,8 +34,10 @@ def traced_numbers_taken() -> Iterator[None]:
     """Inside, these functions take traced numbers. Calls without any are what they were."""
     # torch lists the methods of tensors once, when it first asks what one is: these must not be ours.
     is_tensor_method_or_property(Tensor.add)
-    functions: dict[str, Way] = {**dict.fromkeys(VARIADIC, partial(_together, 0)), "_check_with": _decided}
-    with patched(torch, functions), patched(Tensor, dict.fromkeys(METHODS, partial(_together, 1))):
+    functions: dict[str, Way] = {**dict.fromkeys(VARIADIC, partial(_together, 0)), **dict.fromkeys(NUMERIC, _handed)}
+    functions["_check_with"] = _decided
+    methods = dict.fromkeys(METHODS, partial(_together, 1))
+    with patched(torch, functions), patched(F, dict.fromkeys(WINDOWS, _handed)), patched(Tensor, methods):
         yield
 
 
@@ -47,4 +55,10 @@ def _together(first: int, make: Function, args: tuple[Any, ...], kwargs: dict[st
     """first: the number of the argument that begins the shape."""
     sizes = args[first:]
     several = len(sizes) > 1 and any(isinstance(size, fx.Proxy) for size in sizes)
-    return make(*args[:first], sizes, **kwargs) if several else make(*args, **kwargs)
+    return _handed(make, (*args[:first], sizes) if several else args, kwargs)
+
+
+def _handed(make: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Old versions of torch refuse traced numbers before they ask what a trace makes of them."""
+    traced = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)]
+    return handle_torch_function(make, traced, *args, **kwargs) if traced else make(*args, **kwargs)

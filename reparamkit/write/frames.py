@@ -202,8 +202,9 @@ class _Fold:
             return slice(*(self._mapped(each) for each in (value.start, value.stop, value.step)))
         if isinstance(value, (list, tuple)):
             parts = [self._mapped(each) for each in value]
-            named = hasattr(value, "_fields")
-            return type(value)(*parts) if named else parts if isinstance(value, list) else tuple(parts)
+            if hasattr(value, "_fields"):
+                return self.graph.call_function(type(value), tuple(parts))
+            return parts if isinstance(value, list) else tuple(parts)
         if isinstance(value, Mapping) or is_record(value):
             items = dict(value) if isinstance(value, Mapping) else fields_of(value)
             return self._made(type(value), {name: self._mapped(each) for name, each in items.items()})
