@@ -1093,3 +1093,41 @@ def test_a_size_is_read_of_an_argument_where_the_value_that_stays_is_out_of_sigh
     fused = reparamkit.fuse(model, x)
     assert not any(isinstance(module, nn.BatchNorm1d) for module in fused.modules())
     assert error(run(fused, x), run(model, x)) <= 1e-5
+
+
+class TwoRanks(nn.ModuleList):
+    """A sum of branches of a single channel, in place; a norm says how many channels there are, of either rank."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self[0](x)
+        for branch in list(self)[1:]:
+            total += branch(x)
+        return total + x
+
+
+def test_what_a_layer_fixes_at_one_rank_is_not_known_at_another():
+    """The channels of a norm over samples are the last dimension, those of one over maps are not."""
+    branches = [
+        seq(nn.BatchNorm1d(1), nn.AvgPool1d(3, 1, 1)),
+        seq(nn.Conv1d(1, 1, 3, padding=1), nn.BatchNorm1d(1)),
+        seq(nn.Conv1d(1, 1, 3, dilation=2, padding=2), nn.Conv1d(1, 1, 3, padding=1), nn.BatchNorm1d(1)),
+    ]
+    model = build(lambda: Model(lambda m, x: m.branches(x.narrow(1, 0, 1)), branches=TwoRanks(branches)))
+    x = sample((2, 4, 5), torch.float32)
+    assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+@pytest.mark.parametrize("name", ["view", "view_as"])
+def test_a_view_of_what_a_layer_made_may_be_none_of_its_input(name: str, readers: int):
+    """The numbers that a layer gets may lie in an order in which there is no such view."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.n(x.transpose(1, 2)[..., :4])
+        x = x.view(-1, 128) if name == "view" else x.view_as(x.reshape(-1, 128))
+        return m.a(x) if readers == 1 else m.a(x).relu() + m.b(x)
+
+    parts = {"n": conv(8, 8, 1, g=8), "a": nn.Linear(128, 16), "b": nn.Linear(128, 16)}
+    model, x = build(lambda: Model(forward, **parts)), sample((2, 4, 8, 8), torch.float32)
+    for example in (x, None):
+        assert error(run(reparamkit.fuse(model, example), x), run(model, x)) <= 1e-6

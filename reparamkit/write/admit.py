@@ -17,6 +17,7 @@ from ..errors import NotFusable
 from ..layers.hooks import BEFORE
 from .exposed import check_unexposed, is_exposed
 from .finish import Finisher
+from .order import check_order
 from .rows import Part, is_chain, parts_of
 from .splice import Splicer, Written
 
@@ -76,6 +77,8 @@ class Admission:
             return
         site = self.as_row(site)
         for scale in site.scales:
+            before = next(n for n in scale.all_input_nodes if n not in self.captured.constants)
+            check_order(self.captured, before, site.absorbed)
             check_unexposed(self.captured, site, scale)
             self.exposed |= {scale} if is_exposed(self.captured, site, self.captured.frame(scale)) else set()
         for scale in self.written_out(site):

@@ -18,6 +18,7 @@ from ..engine.placing import Placed, Placement
 from ..engine.scope import below, broken_methods, innermost, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
+from .order import in_any_order
 from .rows import Part
 
 PREFIX = "_merged_"
@@ -239,6 +240,7 @@ class Splicer:
 
         copy = self.captured.graph.node_copy(node, moved)
         copy.meta = dict(node.meta)
+        in_any_order(copy)
         return copy
 
     def commit(self, written: Written) -> None:
@@ -264,8 +266,9 @@ class Splicer:
         for node in reversed(written.nodes):
             self.captured.graph.erase_node(node)
         self.captured.moved()
+        # Merges that were written alike have the same layers.
         for name in written.layers:
-            del self.captured.held[name]
+            self.captured.held.pop(name, None)
 
 
 def _between(first: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
