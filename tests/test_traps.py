@@ -1131,3 +1131,15 @@ def test_a_view_of_what_a_layer_made_may_be_none_of_its_input(name: str, readers
     model, x = build(lambda: Model(forward, **parts)), sample((2, 4, 8, 8), torch.float32)
     for example in (x, None):
         assert error(run(reparamkit.fuse(model, example), x), run(model, x)) <= 1e-6
+
+
+def test_what_is_known_of_a_dimension_out_of_sight_is_known_once_it_is_seen():
+    """The convolution has the channels of an input that the linear layer takes with any dimensions; this took for ever."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return torch.cat([m.b(x), y], -1)
+
+    model = build(lambda: Model(forward, a=conv(8, 8, g=2), b=nn.Linear(6, 6)))
+    x = sample((2, 8, 3, 6), torch.float32)
+    assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6
