@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from structures import Model, Shape, build, conv, error, norm, run, sample, seq
+from structures import Model, Shape, build, conv, error, norm, operations, run, sample, seq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,6 +68,19 @@ class Unused(nn.Module):
         x = self.n(x)
         self.layer(x)
         return x
+
+
+class Counter(nn.Module):
+    """Counts its calls, so that its code stays."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.row = seq(*layers)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.row(x)
 
 
 class InPlace(nn.ModuleList):
@@ -142,6 +155,51 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Shape | None]] = {
         None,
     ),
 }
+
+
+def folded_before(m: Any, x: Tensor) -> Tensor:
+    return m.counter(F.conv2d(x, m.weight + m.weight.flip(0))).relu()
+
+
+def split_after(m: Any, x: Tensor) -> Tensor:
+    x, y = m.counter(x).split([2, 2], 1)
+    return m.b(torch.cat([x, y * 2], 1))
+
+
+def scaled_after(m: Any, x: Tensor) -> Tensor:
+    return m.counter(m.a(x)) * m.scale
+
+
+def summed_between(m: Any, x: Tensor) -> Tensor:
+    return m.counter(m.a(x) + m.b(x)).relu()
+
+
+BESIDE_CODE: dict[str, Callable[[], nn.Module]] = {
+    "arithmetic on a weight before": lambda: Model(
+        folded_before, weight=nn.Parameter(torch.rand(4, 4, 3, 3)), counter=Counter(conv(4, 4, 1), norm(4))
+    ),
+    "parts after": lambda: Model(split_after, counter=Counter(conv(4, 4, 1)), b=conv(4, 4, 1, bias=False)),
+    "a scale after": lambda: Model(
+        scaled_after, a=conv(4, 4), counter=Counter(norm(4)), scale=nn.Parameter(torch.rand(4, 1, 1))
+    ),
+    "a sum before": lambda: Model(
+        summed_between, a=conv(4, 4), b=conv(4, 4, 1), counter=Counter(conv(4, 4, 1), norm(4))
+    ),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"inplace": True}, {"as_graph": True}], ids=["copy", "in place", "graph"])
+@pytest.mark.parametrize("name", BESIDE_CODE)
+def test_a_layer_in_code_that_stays_merges_with_one_in_code_that_is_written(name: str, options: dict[str, bool]):
+    """The one is swapped, the other is left out where its code is written again; both codes run as before."""
+    model, x = build(BESIDE_CODE[name]), sample(SHAPE, torch.float32)
+    wanted = run(model, x)
+    fused = reparamkit.fuse(model, x, **options)
+    assert operations(fused, x).split().count("conv") == 1
+    assert not reparamkit.report(reparamkit.fuse(fused, x)).merges
+    calls = fused.get_buffer("counter.calls").clone()
+    assert error(run(fused, x), wanted) <= 1e-6
+    assert fused.get_buffer("counter.calls") == calls + 1
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1134,7 +1134,7 @@ def test_a_view_of_what_a_layer_made_may_be_none_of_its_input(name: str, readers
 
 
 def test_what_is_known_of_a_dimension_out_of_sight_is_known_once_it_is_seen():
-    """The convolution has the channels of an input that the linear layer takes with any dimensions; this took for ever."""
+    """A convolution knows the channels of an input that a linear layer takes with any dimensions; it took for ever."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         y = m.a(x)

@@ -29,7 +29,7 @@ UNTRACEABLE = {"deciding"}
 """Kinds of steps that no tracer can follow."""
 NO_WORK = """
     view _unsafe_view _reshape_alias t permute transpose expand unsqueeze squeeze alias detach slice select as_strided
-    split split_with_sizes lift_fresh empty empty_like unbind clone copy_ _to_copy new_zeros zeros_like flip unfold
+    split split_with_sizes lift_fresh empty empty_like unbind clone _to_copy new_zeros zeros_like flip unfold
     view_as_complex diagonal squeeze_ unsqueeze_
 """
 PRODUCTS = frozenset(["convolution", "mm", "addmm", "bmm", "baddbmm"])

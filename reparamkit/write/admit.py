@@ -18,7 +18,7 @@ from ..layers.hooks import BEFORE
 from .exposed import check_unexposed, is_exposed
 from .finish import Finisher
 from .order import check_order
-from .rows import Part, is_chain, parts_of
+from .rows import Part, is_chain, layers_of, parts_of
 from .splice import Splicer, Written
 
 Refuse = Callable[[fx.Node, str], None]
@@ -66,7 +66,8 @@ class Admission:
         self.shared |= {
             call for site in rows if is_shared(self.captured, site) for call in self.finisher.calls(site.core)
         }
-        self.chains |= {id(site.value) for site in rows}
+        self.spread |= {id(site.value): parts for site in rows if (parts := layers_of(self.captured, site))}
+        self.chains |= {id(site.value) for site in rows}.difference(self.spread)
         chosen = {id(site) for site in (*rows, *written)}
         return [site for site in sites if id(site) in chosen]
 
@@ -110,7 +111,7 @@ class Admission:
 
     def _parts(self, site: Site) -> tuple[Part, ...]:
         """The calls that a row is spread over, if their code can be written again."""
-        parts = parts_of(self.captured, site)
+        parts = parts_of(self.captured, site) or layers_of(self.captured, site)
         try:
             for part in parts:
                 self._check_part(site, part)

@@ -151,22 +151,24 @@ class Finisher:
         self._retarget(name, anchor)
 
     def spread(self, written: Written) -> None:
-        """A row in the code of several calls: these are written again, and the layers of the row make way."""
+        """A row in the code of several calls: what is written again has its layers no more, elsewhere they make way."""
         ((name, anchor),) = written.anchors.items()
         for part in written.parts:
             if part.frame is not None:
                 self.dead |= {str(node.target) for node in part.nodes if node.op == "call_module"}
+            elif self.touches(part.nodes):
+                self.dead |= {part.path} - {""}
             else:
                 self.swaps[part.path] = nn.Identity().eval()
                 self.rows[part.path] = self.captured.frame(part.nodes[0])
+                self.dead.discard(part.path)
         home = next(part for part in written.parts if anchor in part.nodes)
         if name not in self.captured.targets:
             del self.captured.held[name]
-        elif home.frame is not None:
-            self.moves[name] = place_of(anchor), home.frame
+        elif home.frame is not None or self.touches(home.nodes):
+            self.moves[name] = place_of(anchor), home.frame or self.captured.frame(anchor)
         else:
             self.swaps[home.path] = self.captured.held.pop(name)
-            self.dead.discard(home.path)
             del self.rows[home.path]
             self._retarget(name, home.path)
 

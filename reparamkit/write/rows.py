@@ -91,6 +91,17 @@ def parts_of(captured: Captured, site: Site) -> tuple[Part, ...]:
     return tuple(parts) if fitting and not _decided(captured, parts) else ()
 
 
+def layers_of(captured: Captured, site: Site) -> tuple[Part, ...]:
+    """The layers of a row of module calls, each as a part, if there is nothing between them and no guard; () if not.
+
+    Where the code that calls one is written again, it calls that layer no more; elsewhere the layer is swapped.
+    """
+    row = row_of(captured, site)
+    if row is None or row.layers != row.nodes or is_shared(captured, site) or not is_chain(captured, site):
+        return ()
+    return tuple(Part((layer,)) for layer in row.layers) if site.placed and not site.placed.guards else ()
+
+
 def _grouped(captured: Captured, nodes: Iterable[fx.Node]) -> list[Part]:
     nodes = list(nodes)
     code = {captured.frame(n) for n in nodes if n.op != "call_module" or not called_plainly(n)}

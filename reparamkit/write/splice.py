@@ -15,7 +15,7 @@ from ..capture.guards import expect, expect_multiple, expect_rank, expect_size
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.placing import Placed, Placement
-from ..engine.scope import below, broken_methods, innermost, place_of
+from ..engine.scope import below, broken_methods, innermost, name_of, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
 from .order import in_any_order
@@ -71,8 +71,12 @@ class Splicer:
     def _home(self, site: Site, parts: tuple[Part, ...] = ()) -> Frame:
         if not parts or site.placed is None:
             return innermost([self.captured.frame(m) for m in site.core])
-        anchor = self.captured.named[str(site.placed.terms[0].anchor)]
+        anchor = self._anchor(site)
         return next(p.frame or self.captured.frame(anchor) for p in parts if anchor in p.nodes)
+
+    def _anchor(self, site: Site) -> fx.Node:
+        assert site.placed is not None
+        return self.captured.named[str(site.placed.terms[0].anchor)]
 
     def check(self, site: Site) -> None:
         """Raises `NotFusable` if the code that would check a size does not see it."""
@@ -83,15 +87,16 @@ class Splicer:
                 self._source(frame, opened, site, symbol)
 
     def splice(self, written: Written) -> None:
-        """Insert the merged layers after the site's value; nothing uses them yet."""
+        """Insert the merged layers after the site's value, or that of a row where it stands; nothing uses them yet."""
         site, graph = written.site, self.captured.graph
-        with graph.inserting_after(site.value):
+        place = self._anchor(site) if written.parts else site.value
+        with graph.inserting_after(place):
             mark = graph.call_function(operator.add, ())
         try:
             with graph.inserting_before(mark):
                 written.result = self._form(written, site.placed) if site.placed else self._replacement(written)
         finally:
-            written.nodes = list(_between(site.value, mark))
+            written.nodes = list(_between(place, mark))
             graph.erase_node(mark)
             self.captured.moved(written.nodes)
         self._describe(written)
@@ -105,7 +110,10 @@ class Splicer:
         for node in written.nodes:
             node.meta.update(frame=written.frame, context=value.meta["context"], methods=running)
             node.meta.update(rules=written.site.rules, history=history)
-            node.meta["place"] = place_of(written.anchors.get(str(node.target), node))
+            anchor = written.anchors.get(str(node.target), node)
+            node.meta["place"] = place_of(anchor)
+            if anchor is not node:
+                node.meta["stands for"] = name_of(anchor)
         written.result.meta.setdefault("val", value.meta.get("val"))
 
     def _spread(self, written: Written) -> None:
@@ -116,7 +124,7 @@ class Splicer:
         if not written.parts or placed is None:
             return
         nodes = [node for part in written.parts for node in part.nodes]
-        anchor = nodes.index(self.captured.named[str(placed.terms[0].anchor)])
+        anchor = nodes.index(self._anchor(written.site))
         source = self.current(self.captured.named[placed.terms[0].source])
         self.captured.replaced |= dict.fromkeys(nodes[:anchor], source) | dict.fromkeys(nodes[anchor:], written.result)
         if placed.guards:

@@ -153,6 +153,8 @@ class Writer:
         self._leave_absorbed()
         self._collect(unit)
         frames = [frame for one in unit for frame, members in one.core if self.finisher.touches(members)]
+        calls = [node for one in unit for part in one.parts for node in part.nodes if self.finisher.touches([node])]
+        frames += map(self.captured.frame, calls)
         scales = [scale for one in unit for scale in self.admission.written_out(one.site)]
         scales += [scale for one in unit for scale in one.site.scales if self.finisher.touches([scale])]
         self.finisher.finish([*frames, *map(self.captured.frame, scales)])
