@@ -784,6 +784,33 @@ def with_one_mean() -> nn.Module:
     return model
 
 
+class Halving(nn.Module):
+    """Writes into what it gets; `last` is what it gives."""
+
+    def __init__(self, last: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.last, self.c = last, conv(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(0.5)
+        x[:, 1:3] *= 3
+        return self.last(self, x)
+
+
+def halved(body: Callable[[Any, Tensor], Tensor], last: Callable[[Any, Tensor], Tensor]) -> Callable[[], nn.Module]:
+    return lambda: Model(body, a=conv(4, 4, 1), b=conv(4, 4, 1), n=norm(4), halving=Halving(last))
+
+
+def read_after_the_call(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.halving(y) + m.n(m.b(y))
+
+
+def read_after_two_calls(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.halving(y) + m.halving(y)
+
+
 WRITES: dict[str, Callable[[], nn.Module]] = {
     "a power through a view": two(power_through_a_view),
     "a remainder of a part": two(remainder_of_a_part),
@@ -795,6 +822,11 @@ WRITES: dict[str, Callable[[], nn.Module]] = {
         written_by_code_that_is_not_traced, a=conv(4, 4), b=conv(4, 4), n=norm(4), m=norm(4), unread=Unread()
     ),
     "one mean of two norms": with_one_mean,
+    "in a call that reads it": halved(lambda m, x: m.n(m.halving(m.a(x))), lambda m, x: m.c(x) + x),
+    "in a call that gives it back": halved(lambda m, x: m.n(m.b(m.halving(m.a(x)))), lambda m, x: x),
+    "in a call, and read after it": halved(read_after_the_call, lambda m, x: m.c(x)),
+    "in two calls": halved(read_after_two_calls, lambda m, x: m.c(x)),
+    "in a call, of the input": halved(lambda m, x: m.n(m.b(m.halving(x))) + m.a(x), lambda m, x: m.c(x)),
 }
 
 
@@ -807,6 +839,14 @@ def test_what_is_written_is_read_as_it_is_then(name: str, with_inputs: bool):
     fused = reparamkit.fuse(model, x if with_inputs else None, objective="launches")
     for shape in MAPS:
         assert error(run(fused, sample(shape, torch.float32)), run(model, sample(shape, torch.float32))) <= 1e-6
+
+
+def test_what_a_call_writes_and_alone_reads_is_followed():
+    """As in code that is no call."""
+    model, x = build(WRITES["in a call that reads it"]), sample(MAPS[0], torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert "mul" not in operations(fused, x)
+    assert error(run(fused, x), run(model, x)) <= 1e-6
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (2, 4, 7), (2, 3, 4, 7)])
