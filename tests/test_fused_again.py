@@ -125,6 +125,11 @@ def given_second(m: Any, x: Tensor) -> Tensor:
     return m.second(m.a(x), y) + m.c(y).relu()
 
 
+def shifted_tokens(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x) + m.b(x) + x
+    return F.linear(x.flatten(2), m.weight) - (m.n.weight / (m.n.running_var + 0.1).sqrt())[..., None]
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], Shape | None]] = {
     "a block for nothing": (
         lambda: Model(unread_block, n=nn.GroupNorm(1, 4), a=conv(4, 4, p=3), masked=Masked(), b=conv(4, 4, 1)),
@@ -150,6 +155,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Shape | None]] = {
         SHAPE,
     ),
     "a tied weight that is called for nothing": (tied, SHAPE),
+    "a shift along a dimension that a layer does not see": (
+        lambda: Model(
+            shifted_tokens, a=conv(4, 4), b=conv(4, 4, 1, g=4), weight=nn.Parameter(torch.rand(80, 80)), n=norm(4)
+        ),
+        None,
+    ),
     "a sum that is affine once a norm is gone": (
         lambda: InPlace([conv(4, 4, 1), seq(conv(4, 4), norm(4), nn.ReLU(inplace=True)), seq(conv(4, 4, 5), norm(4))]),
         None,

@@ -1183,3 +1183,14 @@ def test_what_is_known_of_a_dimension_out_of_sight_is_known_once_it_is_seen():
     model = build(lambda: Model(forward, a=conv(8, 8, g=2), b=nn.Linear(6, 6)))
     x = sample((2, 8, 3, 6), torch.float32)
     assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6
+
+
+def test_a_layer_that_changes_the_channels_is_not_before_a_view_that_names_them():
+    """The channels are any number in the code of the view, and those of a convolution behind it."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = x + x
+        return m.a(x.reshape(x.shape[0], x.shape[1], -1))
+
+    model, x = build(lambda: Model(forward, a=nn.Conv1d(2, 4, 3, 3, 2))), sample((2, 2), torch.float32)
+    assert error(run(reparamkit.fuse(model, x), x), run(model, x)) <= 1e-6
