@@ -12,7 +12,7 @@ from .algebra.operator import Operator, identity
 from .capture.capture import Captured
 from .engine.borders import join_borders
 from .engine.choose import choose
-from .engine.dead import drop_dead
+from .engine.dead import computing, drop_dead
 from .engine.identities import drop_identities
 from .engine.literals import fold_sizes
 from .engine.norms import has_norms, take_apart
@@ -59,7 +59,7 @@ def simplify(reading: Reading) -> None:
     captured = reading.captured
     fold_sizes(captured, reading)
     drop_identities(captured, reading)
-    drop_dead(captured, reading)
+    drop_dead(captured, READERS, reading)
     read_early(captured, reading)
 
 
@@ -170,7 +170,8 @@ class Merging:
     def _prepare(self, reading: Reading, refusals: dict[fx.Node, list[str]]) -> None:
         """Tell the writer what is known of the graph as it is now."""
         writer = self.writer
-        writer.spare = {*reading.read, *reading.sizes, *reading.constants}
+        writer.spare = {*reading.sizes, *reading.constants}
+        writer.computing = computing(self.captured, READERS, reading)
         writer.writes = reading.writes
         writer.prove = _prover(reading, writer.is_checked) if self.request.verify else _unproved
         writer.refuse = lambda node, reason: refusals.setdefault(node, []).insert(0, reason)

@@ -265,6 +265,7 @@ def _captured(model: nn.Module, request: Request) -> Parts:
     for part in parts.captured:
         name_parts(part)
         part.absent = {} if request.example is None else request.example.absent
+        part.opened = set(map(id, part.frames)) if request.as_graph else set()
     look_outside(parts.captured, _is_leaf, None if request.example is None else request.example.calls)
     return parts
 

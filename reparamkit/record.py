@@ -176,7 +176,7 @@ def _picture(weight: _Weight) -> Picture | None:
 def _maps(reading: Reading, written: Written, weights: Sequence[_Weight]) -> list[Picture]:
     """Rows of a full matrix over a map, each as the map it reads, before and after; and the kernels beside it."""
     full = next((w for w in weights if w.merged and math.prod(w.tensor.shape[2:]) == 1), None)
-    size = None if full is None else _map_size(reading, written, full.tensor.shape[1])
+    size = None if full is None else _map_size(reading, written, full.tensor.shape[:2])
     if full is None or size is None:
         return []
     pixels = _pixels(size)
@@ -189,14 +189,16 @@ def _maps(reading: Reading, written: Written, weights: Sequence[_Weight]) -> lis
     ]
 
 
-def _map_size(reading: Reading, written: Written, columns: int) -> tuple[int, int] | None:
-    """Height and width of the map that a convolution among the members sees, if the matrix is over it."""
+def _map_size(reading: Reading, written: Written, matrix: Sequence[int]) -> tuple[int, int] | None:
+    """Height and width of the map that a convolution among the members sees, if the matrix, of which these are the
+    sizes, is from such maps to such maps.
+    """
     for node in written.site.members:
         shape = _shape(node, reading.shapes.get(node))
         op = reading.captured.module(node) if node.op == "call_module" else None
         if isinstance(op, (nn.Conv1d, nn.Conv2d)) and shape is not None:
             height, width = shape[-2:] if isinstance(op, nn.Conv2d) else (1, shape[-1])
-            if min(height, width) > 0 and height * width > 1 and columns % (height * width) == 0:
+            if min(height, width) > 0 and height * width > 1 and not any(n % (height * width) for n in matrix):
                 return height, width
     return None
 

@@ -840,7 +840,7 @@ def test_a_weight_with_a_sparse_part_is_left():
     """The rest of the weight is computed once."""
     model = build(lambda: seq(conv_norm(4, 4), OwnWeight(sparse=True)))
     fused = reparamkit.fuse(model, X)
-    assert [merge.path for merge in reparamkit.report(fused).merges] == ["merged0", "0"]
+    assert [merge.path for merge in reparamkit.report(fused).merges] == ["0.0", "1.merged0"]
     assert error(run(fused, X), run(model, X)) <= 1e-5
 
 

@@ -20,9 +20,10 @@ from reparamkit.layers.norm import read_batch_norm_layer
 from reparamkit.layers.registry import READERS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.fuzz.check import Skip, check
+from benchmarks.fuzz.check import Skip, _decided_by_rounding, check
 from benchmarks.fuzz.draw import program
-from benchmarks.fuzz.program import Program, Step, source
+from benchmarks.fuzz.program import Program, Step, inputs, source
+from benchmarks.fuzz.program import build as build_program
 from benchmarks.fuzz.shrink import shrink
 
 SEEDS = range(100_000, 100_048)
@@ -100,6 +101,24 @@ def _without_proofs(drawn: Program) -> Any:
     from benchmarks.fuzz.check import Trial
 
     yield Trial(True, {"verify": False})
+
+
+def test_a_branch_that_rounding_decides_says_nothing():
+    """The sum of normalised numbers is 0 but for rounding: the model itself goes another way beside its inputs."""
+    norm_and_branch = (
+        Step(1, "conv", (0,), "{out} = {m}({0})", "nn.Conv2d(4, 4, 3, padding=1)"),
+        Step(2, "norm", (1,), "{out} = {m}({0})", "nn.BatchNorm2d(4)"),
+        Step(3, "norm_layer", (2,), "{out} = F.layer_norm({0}, (6, 5))"),
+        Step(4, "deciding", (3,), "{out} = {m}({0})", "Deciding(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))"),
+    )
+    given = Program(1, ((2, 4, 6, 5),), norm_and_branch, (4,))
+    model, x = build_program(given), inputs(given)
+    with torch.no_grad():
+        assert _decided_by_rounding(model, x, [model(*x)], 1e-9)
+    plain = Program(1, ((2, 4, 6, 5),), norm_and_branch[:3], (3,))
+    model = build_program(plain)
+    with torch.no_grad():
+        assert not _decided_by_rounding(model, x, [model(*x)], 1e-9)
 
 
 # --- what it found ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from structures import (
     NearMiss,
     Net,
     Structure,
+    Sum,
     build,
     conv,
     conv_norm,
@@ -176,3 +177,24 @@ def test_a_layer_that_nothing_reads_goes_with_what_is_merged_before_it():
     model = build(lambda: Model(lambda m, x: (lambda y: (y, m.b(y))[0])(m.a(x)), a=conv_norm(3, 4), b=Unread()))
     wanted = run(model, X)
     assert error(run(reparamkit.fuse(model, X, inplace=True), X), wanted) <= 1e-6
+
+
+class Beside(nn.Module):
+    """Branches behind a norm, and what it gets besides, for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.norm = nn.Parameter(torch.rand(4, 1, 1)), nn.BatchNorm2d(4)
+        self.branches = Sum([conv_norm(4, 4, g=4), seq(conv_norm(4, 4, 1, g=4), nn.AvgPool2d(3, 1, 1))])
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        y - self.shift
+        return self.branches(self.norm(x))
+
+
+def test_a_scale_that_a_later_merge_absorbs_leaves_code_that_was_written_before():
+    """The merge of what is computed for nothing writes the code that calls the norm, which is gone after the next."""
+    x = sample((2, 4, 9, 8), torch.float32)
+    model = build(lambda: Model(lambda m, x: m.beside(x, m.row(x)), row=conv_norm(4, 4, 1, g=4), beside=Beside()))
+    wanted = run(model, x)
+    assert error(run(reparamkit.fuse(model, x, inplace=True), x), wanted) <= 1e-6

@@ -401,3 +401,20 @@ def test_a_way_that_calls_a_layer_that_is_not_there_is_none(crosses: bool):
     fused = reparamkit.fuse(model, X)
     assert bool(reparamkit.report(fused).merges) is not crosses
     assert error(run(fused, X), run(model, X)) <= 1e-6
+
+
+@pytest.mark.parametrize("example", [sample((2, 2, 4), torch.float32), None], ids=["with inputs", "without inputs"])
+def test_the_channels_of_a_group_norm_are_counted_from_the_first_dimension(example: Tensor | None):
+    """It takes any rank; what is added behind it is aligned with the last dimensions, which are others then."""
+    parts = {"c": nn.Conv1d(2, 2, 3, padding=1), "n": nn.GroupNorm(1, 2), "shift": nn.Parameter(torch.rand(1, 2, 1))}
+    model = build(lambda: Model(lambda m, x: m.n(m.c(x)) + m.shift, **parts))
+    plain = build(lambda: Model(lambda m, x: m.n(x) + m.shift, n=parts["n"], shift=parts["shift"]))
+    for each, ranks in ((model, [3]), (plain, [3, 4])):
+        fused = reparamkit.fuse(each, example)
+        for x in (sample((2, 2, *[2] * (rank - 3), 4), torch.float32) for rank in ranks):
+            try:
+                found = run(fused, x)
+            except GuardError:
+                assert x.dim() == 4
+                continue
+            assert error(found, run(each, x)) <= 1e-6

@@ -79,6 +79,17 @@ def local() -> tuple[nn.Module, nn.Module]:
     return model, reparamkit.fuse(model, torch.randn(2, 1, 6, 5))
 
 
+class Cropped(nn.Module):
+    """A full matrix over 4 pixels, a convolution beside it, and a layer on a part of their sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.conv, self.last = nn.Linear(4, 4), nn.Conv1d(1, 1, 5, padding=2), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.last((self.fc(x) + self.conv(x))[..., :-1])
+
+
 # --- refusals and advice ------------------------------------------------------------------------------
 
 
@@ -500,6 +511,13 @@ def test_pictures_are_small():
 
 
 # --- JSON -----------------------------------------------------------------------------------------------
+
+
+def test_a_matrix_that_gives_a_part_of_a_map_is_shown_as_a_matrix():
+    """Its rows are of no pixels of the map."""
+    (merge,) = reparamkit.explain(randomize(Cropped()), torch.randn(2, 1, 4)).merges
+    assert "locality_injection" in merge.rules
+    assert [picture.title for picture in merge.pictures if picture.merged] == ["fc: 3 x 4 matrix"]
 
 
 def test_json_round_trip(both: Report, local: tuple[nn.Module, nn.Module]):

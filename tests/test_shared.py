@@ -444,3 +444,31 @@ def test_the_shape_of_a_layer_that_stays_is_known():
         fused = reparamkit.fuse(made, example)
         assert operations(fused, X).split().count("conv") == 3
         assert error(run(fused, X), run(made, X)) <= 1e-5
+
+
+def scaled_at_one_place(m: nn.Module, x: Tensor) -> Tensor:
+    x = F.conv2d(x, m.weight, padding=1)
+    m.counter(x)
+    return m.counter(m.counter(x) * m.scale)
+
+
+class Counter(nn.Module):
+    """A convolution and its norm, behind code that cannot be written again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = conv_norm(4, 4)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.row(x)
+
+
+@pytest.mark.parametrize("example", [X, None], ids=["with inputs", "without inputs"])
+def test_a_scale_before_one_of_the_calls_is_in_no_layer_for_all(example: Tensor | None):
+    """The calls would merge to rows of the same modules, one of them with a scale more."""
+    parts = {"counter": Counter(), "scale": nn.Parameter(torch.rand(4, 1, 1) + 1)}
+    network = build(lambda: Model(scaled_at_one_place, weight=nn.Parameter(torch.rand(4, 4, 3, 3)), **parts))
+    fused = reparamkit.fuse(network, example)
+    assert error(run(fused, X), run(network, X)) <= 1e-6

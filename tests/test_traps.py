@@ -784,6 +784,33 @@ def with_one_mean() -> nn.Module:
     return model
 
 
+class Halving(nn.Module):
+    """Writes into what it gets; `last` is what it gives."""
+
+    def __init__(self, last: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.last, self.c = last, conv(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(0.5)
+        x[:, 1:3] *= 3
+        return self.last(self, x)
+
+
+def halved(body: Callable[[Any, Tensor], Tensor], last: Callable[[Any, Tensor], Tensor]) -> Callable[[], nn.Module]:
+    return lambda: Model(body, a=conv(4, 4, 1), b=conv(4, 4, 1), n=norm(4), halving=Halving(last))
+
+
+def read_after_the_call(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.halving(y) + m.n(m.b(y))
+
+
+def read_after_two_calls(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.halving(y) + m.halving(y)
+
+
 WRITES: dict[str, Callable[[], nn.Module]] = {
     "a power through a view": two(power_through_a_view),
     "a remainder of a part": two(remainder_of_a_part),
@@ -795,6 +822,11 @@ WRITES: dict[str, Callable[[], nn.Module]] = {
         written_by_code_that_is_not_traced, a=conv(4, 4), b=conv(4, 4), n=norm(4), m=norm(4), unread=Unread()
     ),
     "one mean of two norms": with_one_mean,
+    "in a call that reads it": halved(lambda m, x: m.n(m.halving(m.a(x))), lambda m, x: m.c(x) + x),
+    "in a call that gives it back": halved(lambda m, x: m.n(m.b(m.halving(m.a(x)))), lambda m, x: x),
+    "in a call, and read after it": halved(read_after_the_call, lambda m, x: m.c(x)),
+    "in two calls": halved(read_after_two_calls, lambda m, x: m.c(x)),
+    "in a call, of the input": halved(lambda m, x: m.n(m.b(m.halving(x))) + m.a(x), lambda m, x: m.c(x)),
 }
 
 
@@ -807,6 +839,14 @@ def test_what_is_written_is_read_as_it_is_then(name: str, with_inputs: bool):
     fused = reparamkit.fuse(model, x if with_inputs else None, objective="launches")
     for shape in MAPS:
         assert error(run(fused, sample(shape, torch.float32)), run(model, sample(shape, torch.float32))) <= 1e-6
+
+
+def test_what_a_call_writes_and_alone_reads_is_followed():
+    """As in code that is no call."""
+    model, x = build(WRITES["in a call that reads it"]), sample(MAPS[0], torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert "mul" not in operations(fused, x)
+    assert error(run(fused, x), run(model, x)) <= 1e-6
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (2, 4, 7), (2, 3, 4, 7)])
@@ -1093,3 +1133,64 @@ def test_a_size_is_read_of_an_argument_where_the_value_that_stays_is_out_of_sigh
     fused = reparamkit.fuse(model, x)
     assert not any(isinstance(module, nn.BatchNorm1d) for module in fused.modules())
     assert error(run(fused, x), run(model, x)) <= 1e-5
+
+
+class TwoRanks(nn.ModuleList):
+    """A sum of branches of a single channel, in place; a norm says how many channels there are, of either rank."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self[0](x)
+        for branch in list(self)[1:]:
+            total += branch(x)
+        return total + x
+
+
+def test_what_a_layer_fixes_at_one_rank_is_not_known_at_another():
+    """The channels of a norm over samples are the last dimension, those of one over maps are not."""
+    branches = [
+        seq(nn.BatchNorm1d(1), nn.AvgPool1d(3, 1, 1)),
+        seq(nn.Conv1d(1, 1, 3, padding=1), nn.BatchNorm1d(1)),
+        seq(nn.Conv1d(1, 1, 3, dilation=2, padding=2), nn.Conv1d(1, 1, 3, padding=1), nn.BatchNorm1d(1)),
+    ]
+    model = build(lambda: Model(lambda m, x: m.branches(x.narrow(1, 0, 1)), branches=TwoRanks(branches)))
+    x = sample((2, 4, 5), torch.float32)
+    assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+@pytest.mark.parametrize("name", ["view", "view_as"])
+def test_a_view_of_what_a_layer_made_may_be_none_of_its_input(name: str, readers: int):
+    """The numbers that a layer gets may lie in an order in which there is no such view."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.n(x.transpose(1, 2)[..., :4])
+        x = x.view(-1, 128) if name == "view" else x.view_as(x.reshape(-1, 128))
+        return m.a(x) if readers == 1 else m.a(x).relu() + m.b(x)
+
+    parts = {"n": conv(8, 8, 1, g=8), "a": nn.Linear(128, 16), "b": nn.Linear(128, 16)}
+    model, x = build(lambda: Model(forward, **parts)), sample((2, 4, 8, 8), torch.float32)
+    for example in (x, None):
+        assert error(run(reparamkit.fuse(model, example), x), run(model, x)) <= 1e-6
+
+
+def test_what_is_known_of_a_dimension_out_of_sight_is_known_once_it_is_seen():
+    """A convolution knows the channels of an input that a linear layer takes with any dimensions; it took for ever."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return torch.cat([m.b(x), y], -1)
+
+    model = build(lambda: Model(forward, a=conv(8, 8, g=2), b=nn.Linear(6, 6)))
+    x = sample((2, 8, 3, 6), torch.float32)
+    assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6
+
+
+def test_a_layer_that_changes_the_channels_is_not_before_a_view_that_names_them():
+    """The channels are any number in the code of the view, and those of a convolution behind it."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = x + x
+        return m.a(x.reshape(x.shape[0], x.shape[1], -1))
+
+    model, x = build(lambda: Model(forward, a=nn.Conv1d(2, 4, 3, 3, 2))), sample((2, 2), torch.float32)
+    assert error(run(reparamkit.fuse(model, x), x), run(model, x)) <= 1e-6

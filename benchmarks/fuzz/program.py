@@ -168,7 +168,7 @@ def script(program: Program, calls: str) -> str:
     shapes = "".join(f"\n    torch.randn{shape}, " for shape in program.shapes)
     lines = [
         "import torch",
-        "from torch import nn",
+        "from torch import Tensor, nn",
         "from torch.nn import functional as F",
         "",
         "import reparamkit",
@@ -185,7 +185,7 @@ def script(program: Program, calls: str) -> str:
         f"inputs = ({shapes}\n)",
         calls,
     ]
-    return "\n".join(lines).replace("x: Tensor) -> Tensor", "x)") + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _parts_of(body: str) -> Iterator[type]:

@@ -275,14 +275,14 @@ def with_rank(op: Operator, trailing: int) -> Operator:
     links[rest] = Link(Role.FREE, open_size(tensor, taken + missing, symbol.inside))
     links += [Link(Role.FREE, hidden_size(symbol, -d)) for d in range(taken + missing, taken, -1)]
     extra = tuple((len(op.links) + k,) for k in range(missing))
-    wider = replace(
+    # A pin may be older than the sight of its dimension.
+    known = dict(op.pins)
+    return replace(
         op,
-        links=tuple(links),
+        links=tuple(link.pinned(known) for link in links),
         source=(op.source[0], *extra, *op.source[1:]),
         value=(op.value[0], *extra, *op.value[1:]),
     )
-    # A pin may be older than the sight of its dimension.
-    return pin(wider, dict(op.pins))
 
 
 def closed(op: Operator, hidden: int, certain: bool = True) -> Operator:

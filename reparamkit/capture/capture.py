@@ -90,6 +90,7 @@ class Captured:
         identity) that code calls for nothing, which the graph does not show any more, each with the call of that code.
     unneeded: per value the methods that read it for nothing, which the graph does not show either.
     uncalled: how often each module (by identity) was called so by code that is written again, and calls it no more.
+    opened: calls (by identity) that are made no more, as their code is part of other code.
     times: how often a run of the model runs this graph. why: it is not part of the graph around it.
     apart: per node that has the value of a call, what there was before the call was taken apart.
     raised: scales that stand elsewhere than in the code, until something absorbs them.
@@ -113,6 +114,7 @@ class Captured:
     unread: list[tuple[int, Frame]] = field(default_factory=list)
     unneeded: dict[fx.Node, set[Method]] = field(default_factory=dict)
     uncalled: Counter[int] = field(default_factory=Counter)
+    opened: set[int] = field(default_factory=set)
     times: int = 1
     why: str = ""
     apart: dict[fx.Node, Apart] = field(default_factory=dict)
@@ -155,10 +157,20 @@ class Captured:
     def parameter_uses(self) -> Counter[int]:
         """How many modules and attribute reads hold each parameter or buffer storage."""
         uses: Counter[int] = Counter()
-        for module in self.root.modules():
+        gone = {module_at(self.root, path) for path in self.uncalled_paths}
+        for module in (module for module in self.root.modules() if module not in gone):
             tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             uses.update({storage(t) for t in tensors if t.numel()})
         return uses
+
+    @property
+    def uncalled_paths(self) -> list[str]:
+        """Paths of modules that only code called which is part of other code now, where it calls them no more."""
+        return [
+            path
+            for path, frames in self.callers.items()
+            if path not in self.targets and all(id(frame) in self.opened for frame in frames)
+        ]
 
     def names(self, path: str) -> Sequence[str]:
         """All paths of the module at a path: it may be registered at several places."""

@@ -31,16 +31,24 @@ def choose(
     """Read the graph and choose the merges. recording: the context in which readers are called. last: what was chosen,
     and is written now; where that left all as it was, it stays so.
     """
-    reading = Reading(captured)
-    options = Options(captured, reading, objective)
-    keeper = Keeper(options, {} if last is None else last.settled)
     with recording:
-        read(captured, readers, scope, keeper.keep, reading)
+        keeper = _read(captured, readers, scope, objective, last)
+        if last is not None and keeper.reaches_left:
+            # A region that was left may merge with what is affine only now.
+            keeper, last = _read(captured, readers, scope, objective, None), None
+    options = keeper.options
     if last is not None:
         _carry(last, options, keeper.left)
     planners = [Planner(region, options, writable) for region in regions(captured, options.is_inside)]
     _improve(planners, options)
-    return _joined(planners, options), reading
+    return _joined(planners, options), options.reading
+
+
+def _read(captured: Captured, readers: Readers, scope: Scope, objective: str, last: Plan | None) -> Keeper:
+    reading = Reading(captured)
+    keeper = Keeper(Options(captured, reading, objective), {} if last is None else last.settled)
+    read(captured, readers, scope, keeper.keep, reading)
+    return keeper
 
 
 def _carry(last: Plan, options: Options, left: set[fx.Node]) -> None:

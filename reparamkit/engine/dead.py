@@ -2,41 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
 from torch import Tensor, fx
 
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured
 from ..capture.guards import is_guard
 from ..capture.trees import leaves
+from ..layers.registry import Readers
 from .arithmetic import is_random
 from .counting import checks, reads_rank
 from .reading import Reading
 
 
-def drop_dead(captured: Captured, reading: Reading) -> None:
+def drop_dead(captured: Captured, readers: Readers, reading: Reading) -> None:
     """Erase what only computes a value that is unread. The model's own code goes on doing so where it is not written
     again: `captured.watched` receives what it reads, `captured.unread` the modules that it calls, and
     `captured.unneeded` the methods that read a value so.
     """
-    known = {*reading.read, *reading.sizes, *reading.constants}
-    # A guard on parameters holds: what is merged does not follow them either.
-    guards = {n for n in captured.graph.nodes if is_guard(n.target) and n not in reading.constants}
-    pure = {n for n in captured.graph.nodes if n in known or reads_rank(n) or _only_computes(n, captured)} - guards
-    passed = captured.passed
+    pure = {*computing(captured, readers, reading), *reading.sizes, *reading.constants}
+    calls = Calls(captured)
     for node in reversed(captured.graph.nodes):
-        # What a call gets as an argument is needed for the call, even if nothing is done with it there.
-        frame = captured.frame(node)
-        given = {captured.current(leaf) for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)}
-        passing = node in passed or any(n in given and n.op != "placeholder" for n in node.all_input_nodes)
-        passing &= not reads_rank(node)
-        if not node.users and node in pure and not passing and node not in captured.aliases.writers:
+        writes = node in captured.aliases.writers
+        if not node.users and node in pure and not writes and not calls.need(node):
             captured.watched.update(dict.fromkeys(n for n in node.all_input_nodes if n not in reading.sizes))
             for each in node.all_input_nodes:
                 captured.unneeded.setdefault(each, set()).update(node.meta.get("methods", ()))
             if node.op == "call_module":
-                captured.unread.append((id(captured.module(node)), frame))
+                captured.unread.append((id(captured.module(node)), captured.frame(node)))
             captured.graph.erase_node(node)
     captured.forget()
+
+
+class Calls:
+    """The calls that code makes, and goes on making, each with all that it is given and returns.
+
+    written: calls (by identity) whose code is made of the graph, and does no more than that says.
+    """
+
+    def __init__(self, captured: Captured, written: Collection[int] = ()) -> None:
+        self.captured = captured
+        left = [frame for frame in captured.frames if id(frame) not in captured.opened]
+        self.passed = self._nodes((f.args, f.kwargs, f.output) for f in left)
+        self.given = {f: self._nodes([f.args, f.kwargs]) for f in left if id(f) not in written}
+
+    def _nodes(self, values: Iterable[Any]) -> set[fx.Node]:
+        return {self.captured.current(leaf) for leaf in leaves(list(values)) if isinstance(leaf, fx.Node)}
+
+    def need(self, node: fx.Node) -> bool:
+        """Whether a value is for a call. What a call gets as an argument is needed for the call, even if nothing is
+        done with it there; and so is what the call does with it.
+        """
+        given = self.given.get(self.captured.frame(node), ())
+        reads = any(n in given and n.op != "placeholder" for n in node.all_input_nodes)
+        return (node in self.passed or reads) and not reads_rank(node)
+
+
+def handed(captured: Captured) -> set[fx.Node]:
+    """Arguments of calls in which nothing reads them: as long as there is the call, they are computed for it."""
+    found: set[fx.Node] = set()
+    for frame in (frame for frame in captured.frames if id(frame) not in captured.opened):
+        made = {node for node in captured.made_in[frame] if node.op.startswith("call")}
+        given = [leaf for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)]
+        found |= {node for node in map(captured.current, given) if made and made.isdisjoint(node.users)}
+    return found
+
+
+def computing(captured: Captured, readers: Readers, reading: Reading) -> set[fx.Node]:
+    """The nodes that compute a value, and do nothing else."""
+    # A guard on parameters is none: it holds, as what is merged does not follow them either.
+    others = {n for n in captured.graph.nodes if n in reading.sizes or n in reading.constants or is_guard(n.target)}
+    pure = {n for n in captured.graph.nodes if reads_rank(n) or _only_computes(n, captured)}
+    pure.update(_read_by_kind(captured, readers))
+    return (pure.difference(captured.aliases.writers) | reading.read.keys()) - others
+
+
+def _read_by_kind(captured: Captured, readers: Readers) -> Iterator[fx.Node]:
+    """Functions and methods that a reader knows, whether it could read this call or not."""
+    calls = (n for n in captured.graph.nodes if n.op in ("call_function", "call_method"))
+    return (n for n in calls if readers.of_function(n.target) is not None and not is_random(n))
 
 
 def _only_computes(node: fx.Node, captured: Captured) -> bool:

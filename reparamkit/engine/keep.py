@@ -52,6 +52,12 @@ class Keeper:
         self.options.total(node)
         return kept
 
+    @property
+    def reaches_left(self) -> bool:
+        """Whether what was looked at again is affine in a value that was left."""
+        again = self.options.affine - self.left
+        return any(not self.options.affine.isdisjoint(self.left.intersection(n.all_input_nodes)) for n in again)
+
     def _ranked(self, node: fx.Node, found: list[Candidate]) -> list[_Ranked]:
         merges = self.options.merges[node] = []
         folds = self.reading.arithmetic(node) > 0

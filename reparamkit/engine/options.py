@@ -10,8 +10,8 @@ from functools import cached_property
 from torch import fx
 
 from ..capture.capture import Captured
-from ..capture.trees import leaves
 from ..layers.price import OBJECTIVES, Cost
+from .dead import handed
 from .placing import Placed
 from .pricing import Prices, readers_of
 from .reading import Reading
@@ -175,13 +175,7 @@ class Options:
 
     @cached_property
     def _handed(self) -> set[fx.Node]:
-        """Arguments of calls in which nothing reads them: as long as there is the call, they are computed for it."""
-        found: set[fx.Node] = set()
-        for frame in self.captured.frames:
-            made = {node for node in self.captured.made_in[frame] if node.op.startswith("call")}
-            given = [leaf for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)]
-            found |= {node for node in map(self.captured.current, given) if made and made.isdisjoint(node.users)}
-        return found
+        return handed(self.captured)
 
 
 def _bias_numbers(placed: Placed | None) -> int:

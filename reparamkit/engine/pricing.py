@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor, fx, nn
 
 from ..algebra.form import Form
-from ..algebra.operator import pin
+from ..algebra.operator import Operator, pin, with_rank
 from ..algebra.size import Pin, Size, Symbol, roots
 from ..capture.capture import Captured
 from ..capture.reach import reached
@@ -49,7 +49,8 @@ class Prices:
     def cost_inside(self, node: fx.Node, pins: Mapping[Symbol, Pin]) -> Cost:
         """The price of a node for the sizes that a merge around it fixes."""
         form = self.reading.read.get(node)
-        links = (link for term in form.terms.values() for link in term.op.links) if form and pins else ()
+        form = form.mapped(lambda op: _in_sight(op, pins)) if form and pins else None
+        links = (link for term in form.terms.values() for link in term.op.links) if form else ()
         known = {s: pins[s] for link in links for s in roots(link.size) if s in pins}
         key = node, frozenset(known.items())
         if key not in self.inside:
@@ -120,6 +121,16 @@ class Prices:
     def sizes_of(self, name: str) -> tuple[Size, ...]:
         """The sizes of the value of the node of this name."""
         return self.reading.shapes[self.captured.named[name]][0]
+
+
+def _in_sight(op: Operator, pins: Iterable[Symbol]) -> Operator:
+    """An operator with those dimensions of its source in sight of which these sizes are."""
+    if not (op.open_rank and op.source):
+        return op
+    tensor = op.links[op.source[0][0]].size.symbols[0].origin[0]
+    origins = [symbol.origin for symbol in pins]
+    trailing = max((-dim for name, dim, *_ in origins if name == tensor and isinstance(dim, int)), default=0)
+    return with_rank(op, len(op.value) - len(op.source) + trailing)
 
 
 def readers_of(node: fx.Node) -> list[fx.Node]:

@@ -150,8 +150,10 @@ class Reading:
         return [*node.all_input_nodes, *written]
 
     def learn(self, form: Form) -> None:
-        """Keep the sizes that the layers of a form fix without a guard."""
-        known = {pair for term in form.terms.values() for pair in term.op.pins - term.op.guards}
+        """Keep the sizes that the layers of a form fix; not of one that may be none, where a guard fails."""
+        if form.guards:
+            return
+        known = {pair for term in form.terms.values() for pair in term.op.pins}
         self.facts.update((symbol, size) for symbol, size in known if not symbol.stands_for_dims)
 
     def informed(self, form: Form) -> Form:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from torch import fx
 
+from ..capture.aliases import MAY_ALIAS, target_of
 from ..capture.capture import Captured
 
 
@@ -18,8 +19,8 @@ class Merge(Protocol):
 
 
 M = TypeVar("M", bound=Merge)
-Row = tuple[int, ...]
-"""The modules (by identity) that a merge calls, in program order."""
+Row = tuple[int | str, ...]
+"""What a merge calls, in program order: modules (by identity), and functions and methods (by name), views aside."""
 
 
 def evenly_partnered(captured: Captured, node: fx.Node) -> bool:
@@ -49,7 +50,7 @@ def _previous(captured: Captured, node: fx.Node) -> int | None:
 
 def is_shared(captured: Captured, merge: Merge) -> bool:
     """Whether it takes in a module that is called elsewhere too."""
-    return any(captured.module_calls[module] > 1 for module in _row(captured, merge))
+    return any(captured.module_calls[module] > 1 for module in _modules(_row(captured, merge)))
 
 
 def uneven(captured: Captured, merges: Sequence[M]) -> list[M]:
@@ -58,14 +59,14 @@ def uneven(captured: Captured, merges: Sequence[M]) -> list[M]:
         merge
         for group in alike(captured, merges)
         for merge in group
-        if any(captured.module_calls[module] not in (1, len(group)) for module in _row(captured, merge))
+        if any(captured.module_calls[module] not in (1, len(group)) for module in _modules(_row(captured, merge)))
     ]
     largest = max((len(merge.members) for merge in found), default=0)
     return [merge for merge in found if len(merge.members) == largest]
 
 
 def alike(captured: Captured, merges: Iterable[M]) -> list[list[M]]:
-    """The merges of shared modules in groups of the same modules in the same positions, all others alone."""
+    """The merges of shared modules in groups of the same calls in the same positions, all others alone."""
     groups: dict[object, list[M]] = {}
     for merge in merges:
         shared = is_shared(captured, merge)
@@ -74,5 +75,13 @@ def alike(captured: Captured, merges: Iterable[M]) -> list[list[M]]:
 
 
 def _row(captured: Captured, merge: Merge) -> Row:
-    calls = sorted((m for m in merge.members if m.op == "call_module"), key=captured.aliases.order.__getitem__)
-    return tuple(id(captured.module(call)) for call in calls)
+    calls = (m for m in merge.members if m.op == "call_module" or target_of(m) not in MAY_ALIAS)
+    return tuple(_called(captured, call) for call in sorted(calls, key=captured.aliases.order.__getitem__))
+
+
+def _called(captured: Captured, node: fx.Node) -> int | str:
+    return id(captured.module(node)) if node.op == "call_module" else target_of(node)
+
+
+def _modules(row: Row) -> Iterator[int]:
+    return (each for each in row if isinstance(each, int))

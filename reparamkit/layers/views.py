@@ -64,8 +64,8 @@ def read_reshape(input: Form, *shape: Any) -> Form:
     if len(sizes) != len(_sizes(shape)):
         raise NotFusable("a reshape with -1 whose size cannot be followed")
     *first, last = _sizes(shape)
-    # ``x.view(n, -1)`` is a flatten: what is free in it no layer changes.
-    return reshape(x, sizes, counts=last == fixed(-1) and not any(size.known for size in first))
+    # ``x.view(n, -1)`` is a flatten: no layer changes the number of samples, as it may that of channels.
+    return reshape(x, sizes, counts=last == fixed(-1) and len(first) == 1 and not first[0].known)
 
 
 def _fixed_by(before: list[Size], wanted: list[Size]) -> dict[Symbol, Pin]:

@@ -159,6 +159,12 @@ TABLE = (
         r"|cannot be checked|does not reach|hands on a|whose keys are not names|as a plain number|has its code in it",
     ),
     Advice(
+        "order",
+        "is viewed in an order that a layer makes",
+        "write reshape() in place of view()",
+        r"takes a view\(\)",
+    ),
+    Advice(
         "alone",
         "has no linear neighbour",
         "nothing: there is a nonlinearity on both sides",

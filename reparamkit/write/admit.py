@@ -17,7 +17,8 @@ from ..errors import NotFusable
 from ..layers.hooks import BEFORE
 from .exposed import check_unexposed, is_exposed
 from .finish import Finisher
-from .rows import Part, is_chain, parts_of
+from .order import check_order
+from .rows import Part, is_chain, layers_of, parts_of
 from .splice import Splicer, Written
 
 Refuse = Callable[[fx.Node, str], None]
@@ -65,7 +66,8 @@ class Admission:
         self.shared |= {
             call for site in rows if is_shared(self.captured, site) for call in self.finisher.calls(site.core)
         }
-        self.chains |= {id(site.value) for site in rows}
+        self.spread |= {id(site.value): parts for site in rows if (parts := layers_of(self.captured, site))}
+        self.chains |= {id(site.value) for site in rows}.difference(self.spread)
         chosen = {id(site) for site in (*rows, *written)}
         return [site for site in sites if id(site) in chosen]
 
@@ -76,6 +78,8 @@ class Admission:
             return
         site = self.as_row(site)
         for scale in site.scales:
+            before = next(n for n in scale.all_input_nodes if n not in self.captured.constants)
+            check_order(self.captured, before, site.absorbed)
             check_unexposed(self.captured, site, scale)
             self.exposed |= {scale} if is_exposed(self.captured, site, self.captured.frame(scale)) else set()
         for scale in self.written_out(site):
@@ -107,7 +111,7 @@ class Admission:
 
     def _parts(self, site: Site) -> tuple[Part, ...]:
         """The calls that a row is spread over, if their code can be written again."""
-        parts = parts_of(self.captured, site)
+        parts = parts_of(self.captured, site) or layers_of(self.captured, site)
         try:
             for part in parts:
                 self._check_part(site, part)

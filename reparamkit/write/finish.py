@@ -84,9 +84,14 @@ class Finisher:
             )
         method(graph)
 
+    @property
+    def written(self) -> set[int]:
+        """The calls (by identity) whose code is written again, by itself or in that of another."""
+        return self.inlined | self.frames.keys()
+
     def touches(self, members: Iterable[fx.Node]) -> bool:
         """Whether code that calls some of these members is written again."""
-        return bool(self.calls(members) & (self.inlined | self.frames.keys()))
+        return bool(self.calls(members) & self.written)
 
     def calls(self, members: Iterable[fx.Node]) -> set[int]:
         """The calls that hold the code of a row, from the innermost that has all of it on."""
@@ -96,7 +101,7 @@ class Finisher:
 
     def passed(self) -> set[fx.Node]:
         """Arguments of the calls that stay calls in code that is written again, whether they are read there or not."""
-        written = self.inlined | self.frames.keys()
+        written = self.written
         left = {id(f) for f, nodes in self.captured.made_in.items() if nodes} - self.inlined
         calls = [f for f in self.captured.frames if id(f.parent) in written and id(f) in left]
         given = leaves([(f.args, f.kwargs) for f in calls])
@@ -117,7 +122,7 @@ class Finisher:
 
     def _goes_on(self, module: nn.Module, name: str) -> bool:
         """Whether a method ran, in a call whose code stays as it is."""
-        written = self.inlined | self.frames.keys()
+        written = self.written
         left = (f for f in self.captured.frames if f.module is module and id(f) not in written)
         return (module, name) in self.ran and any(True for _ in left)
 
@@ -146,22 +151,24 @@ class Finisher:
         self._retarget(name, anchor)
 
     def spread(self, written: Written) -> None:
-        """A row in the code of several calls: these are written again, and the layers of the row make way."""
+        """A row in the code of several calls: what is written again has its layers no more, elsewhere they make way."""
         ((name, anchor),) = written.anchors.items()
         for part in written.parts:
             if part.frame is not None:
                 self.dead |= {str(node.target) for node in part.nodes if node.op == "call_module"}
+            elif self.touches(part.nodes):
+                self.dead |= {part.path} - {""}
             else:
                 self.swaps[part.path] = nn.Identity().eval()
                 self.rows[part.path] = self.captured.frame(part.nodes[0])
+                self.dead.discard(part.path)
         home = next(part for part in written.parts if anchor in part.nodes)
         if name not in self.captured.targets:
             del self.captured.held[name]
-        elif home.frame is not None:
-            self.moves[name] = place_of(anchor), home.frame
+        elif home.frame is not None or self.touches(home.nodes):
+            self.moves[name] = place_of(anchor), home.frame or self.captured.frame(anchor)
         else:
             self.swaps[home.path] = self.captured.held.pop(name)
-            self.dead.discard(home.path)
             del self.rows[home.path]
             self._retarget(name, home.path)
 
@@ -195,7 +202,7 @@ class Finisher:
         self.places = Places(self.captured.root)
         with intact(self.captured.root):
             self.places.counted = self._counted()
-            self._leave_uncalled()
+            self.dead.update(self.captured.uncalled_paths)
             self._move_layers()
             for frame in sorted(set(map(self._writer, frames or ())), key=lambda f: -f.path.count(".")):
                 self._regenerate(frame)
@@ -227,12 +234,6 @@ class Finisher:
             self.dead.discard(target)
             self._retarget(name, target)
 
-    def _leave_uncalled(self) -> None:
-        """What only modules called that are no more is dead, also if it did nothing and is no part of a merge."""
-        for path, frames in self.captured.callers.items():
-            if path not in self.captured.targets and all(id(frame) in self.inlined for frame in frames):
-                self.dead.add(path)
-
     def _live(self) -> set[str]:
         """Paths of modules, parameters and buffers that something still uses."""
         names = {name: module for name, module in self.captured.root.named_modules() if name}
@@ -246,13 +247,13 @@ class Finisher:
 
     def _called(self) -> set[str]:
         """Paths of modules that code goes on calling, if not at all places where it did."""
-        written = self.inlined | self.frames.keys()
+        written = self.written
         left = [f for f in self.captured.frames if id(f) not in self.inlined]
         return {f.path for f in left if self.captured.made_in[f] or id(f.parent) not in written}
 
     def _counted(self) -> set[nn.Module]:
         """The lists and rows that code has in hand which is not written again: it may ask for their length."""
-        written = self.inlined | self.frames.keys()
+        written = self.written
         return set().union(*(frame.lists for frame in self.captured.frames if id(frame) not in written))
 
     def _is_spent(self, module: nn.Module) -> bool:
@@ -393,7 +394,7 @@ class Finisher:
 
     def _remove_dead_modules(self) -> None:
         used, merged, called = self._used(), frozenset(self.paths.values()), self._called()
-        written = self.inlined | self.frames.keys()
+        written = self.written
         self.dead |= {path for path, frame in self.rows.items() if id(frame) in written}
         for path in sorted(self.dead, key=lambda p: -p.count(".")):
             if path not in self.captured.targets and self._is_old(path, merged):

@@ -18,6 +18,7 @@ from ..engine.sharing import is_shared
 from ..engine.site import Site
 from ..sourcecode.flow import catches, certain_calls, names_in, remembered
 from .frames import codes_of, original_forward
+from .order import is_ordered, needs_order
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def is_chain(captured: Captured, site: Site) -> bool:
     if row is None or site.placed is None:
         return False
     modules = all(n.op == "call_module" and called_plainly(n) for n in row.layers)
-    modules = modules and not _read_directly(captured, row.layers)
+    modules = modules and not _read_directly(captured, row.layers) and _has_views(captured, row)
     modules = modules and not _decided(captured, [Part((layer,)) for layer in row.layers])
     return modules and (_only_rank_guards(site.placed) if len(row.nodes) > 1 else not site.placed.guards)
 
@@ -88,6 +89,17 @@ def parts_of(captured: Captured, site: Site) -> tuple[Part, ...]:
     fitting = 1 < len(parts) > len(called) and ranked and not _read_directly(captured, called)
     fitting = fitting and all(_hands_on(captured, part, part is parts[-1]) for part in parts)
     return tuple(parts) if fitting and not _decided(captured, parts) else ()
+
+
+def layers_of(captured: Captured, site: Site) -> tuple[Part, ...]:
+    """The layers of a row of module calls, each as a part, if there is nothing between them and no guard; () if not.
+
+    Where the code that calls one is written again, it calls that layer no more; elsewhere the layer is swapped.
+    """
+    row = row_of(captured, site)
+    if row is None or row.layers != row.nodes or is_shared(captured, site) or not is_chain(captured, site):
+        return ()
+    return tuple(Part((layer,)) for layer in row.layers) if site.placed and not site.placed.guards else ()
 
 
 def _grouped(captured: Captured, nodes: Iterable[fx.Node]) -> list[Part]:
@@ -185,6 +197,12 @@ def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) 
     assert position is not None
     op = placed.form.sample
     return captured.watched[node] == (op.value_sizes if number >= position else op.source_sizes, op.open_rank)
+
+
+def _has_views(captured: Captured, row: Row) -> bool:
+    """Whether what goes into a row has the views that the code takes before the merged layer."""
+    views = row.nodes[: row.nodes.index(row.anchor)]
+    return not any(map(needs_order, views)) or is_ordered(captured, row.nodes[0].all_input_nodes[0])
 
 
 def _only_rank_guards(placed: Placed) -> bool:

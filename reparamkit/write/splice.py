@@ -15,9 +15,10 @@ from ..capture.guards import expect, expect_multiple, expect_rank, expect_size
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.placing import Placed, Placement
-from ..engine.scope import below, broken_methods, innermost, place_of
+from ..engine.scope import below, broken_methods, innermost, name_of, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
+from .order import in_any_order
 from .rows import Part
 
 PREFIX = "_merged_"
@@ -70,8 +71,12 @@ class Splicer:
     def _home(self, site: Site, parts: tuple[Part, ...] = ()) -> Frame:
         if not parts or site.placed is None:
             return innermost([self.captured.frame(m) for m in site.core])
-        anchor = self.captured.named[str(site.placed.terms[0].anchor)]
+        anchor = self._anchor(site)
         return next(p.frame or self.captured.frame(anchor) for p in parts if anchor in p.nodes)
+
+    def _anchor(self, site: Site) -> fx.Node:
+        assert site.placed is not None
+        return self.captured.named[str(site.placed.terms[0].anchor)]
 
     def check(self, site: Site) -> None:
         """Raises `NotFusable` if the code that would check a size does not see it."""
@@ -82,15 +87,16 @@ class Splicer:
                 self._source(frame, opened, site, symbol)
 
     def splice(self, written: Written) -> None:
-        """Insert the merged layers after the site's value; nothing uses them yet."""
+        """Insert the merged layers after the site's value, or that of a row where it stands; nothing uses them yet."""
         site, graph = written.site, self.captured.graph
-        with graph.inserting_after(site.value):
+        place = self._anchor(site) if written.parts else site.value
+        with graph.inserting_after(place):
             mark = graph.call_function(operator.add, ())
         try:
             with graph.inserting_before(mark):
                 written.result = self._form(written, site.placed) if site.placed else self._replacement(written)
         finally:
-            written.nodes = list(_between(site.value, mark))
+            written.nodes = list(_between(place, mark))
             graph.erase_node(mark)
             self.captured.moved(written.nodes)
         self._describe(written)
@@ -104,7 +110,10 @@ class Splicer:
         for node in written.nodes:
             node.meta.update(frame=written.frame, context=value.meta["context"], methods=running)
             node.meta.update(rules=written.site.rules, history=history)
-            node.meta["place"] = place_of(written.anchors.get(str(node.target), node))
+            anchor = written.anchors.get(str(node.target), node)
+            node.meta["place"] = place_of(anchor)
+            if anchor is not node:
+                node.meta["stands for"] = name_of(anchor)
         written.result.meta.setdefault("val", value.meta.get("val"))
 
     def _spread(self, written: Written) -> None:
@@ -115,7 +124,7 @@ class Splicer:
         if not written.parts or placed is None:
             return
         nodes = [node for part in written.parts for node in part.nodes]
-        anchor = nodes.index(self.captured.named[str(placed.terms[0].anchor)])
+        anchor = nodes.index(self._anchor(written.site))
         source = self.current(self.captured.named[placed.terms[0].source])
         self.captured.replaced |= dict.fromkeys(nodes[:anchor], source) | dict.fromkeys(nodes[anchor:], written.result)
         if placed.guards:
@@ -239,6 +248,7 @@ class Splicer:
 
         copy = self.captured.graph.node_copy(node, moved)
         copy.meta = dict(node.meta)
+        in_any_order(copy)
         return copy
 
     def commit(self, written: Written) -> None:
@@ -264,8 +274,9 @@ class Splicer:
         for node in reversed(written.nodes):
             self.captured.graph.erase_node(node)
         self.captured.moved()
+        # Merges that were written alike have the same layers.
         for name in written.layers:
-            del self.captured.held[name]
+            self.captured.held.pop(name, None)
 
 
 def _between(first: fx.Node, last: fx.Node) -> Iterator[fx.Node]:

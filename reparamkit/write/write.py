@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 
 import networkx as nx
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..capture.capture import Captured
 from ..capture.guards import is_guard
+from ..engine.dead import Calls, handed
 from ..engine.norms import join
 from ..engine.scope import place_of, watched
-from ..engine.sharing import alike
+from ..engine.sharing import alike, uneven
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
@@ -21,6 +22,7 @@ from ..recipes.tape import Tape
 from .admit import Admission, Refuse
 from .finish import Finisher
 from .flat import graph_module
+from .order import in_any_order
 from .rows import is_swap
 from .settle import settle
 from .splice import Splicer, Written
@@ -50,12 +52,12 @@ class Writer:
     """Writes the sites of one model.
 
     as_graph: write into the flat graph only, and change no module's code. prove: checks a merge. refuse: is told why
-    a site could not be written. judge: has the last word on each merge. tape:
-    records how the numbers are made. swapped: None if the model is private, and
-    changed at the end; else each merge is in the model before the next one is computed, and its paths are added here.
-    see: is shown each merge while both the old layers and the new ones are there. spare: nodes without side effects,
-    erased when nothing reads them. writes: in-place operations on parameter arithmetic, with the value that each writes
-    into, erased when nothing reads that afterwards.
+    a site could not be written. judge: has the last word on each merge. tape: records how the numbers are made.
+    swapped: None if the model is private, and changed at the end; else each merge is in the model before the next one
+    is computed, and its paths are added here. see: is shown each merge while both the old layers and the new ones are
+    there. spare, computing: numbers, and nodes that compute a value and do nothing else, erased when nothing reads
+    them. writes: in-place operations on parameter arithmetic, with the value that each writes into, erased when nothing
+    reads that afterwards.
     """
 
     captured: Captured
@@ -67,6 +69,7 @@ class Writer:
     swapped: list[str] | None = None
     see: Callable[[Written], None] = field(default=lambda written: None)
     spare: set[fx.Node] = field(default_factory=set)
+    computing: set[fx.Node] = field(default_factory=set)
     writes: dict[fx.Node, fx.Node] = field(default_factory=dict)
     done: list[tuple[Written, float | None]] = field(default_factory=list)
     in_place: set[int] = field(default_factory=set)
@@ -108,7 +111,7 @@ class Writer:
         return self.swapped is not None and not self.captured.apart and not self.captured.raised
 
     def _write(self, sites: Sequence[Site]) -> list[Written]:
-        writable = self.admission.writable([self.admission.as_row(site) for site in sites])
+        writable = self._even(self.admission.writable([self.admission.as_row(site) for site in sites]))
         scales = {scale for site in writable for scale in site.scales}
         absorbed = {node for site in writable for node in site.absorbed}
         copies = self._skip(scales, absorbed)
@@ -121,6 +124,14 @@ class Writer:
         self._erase(copies)
         self.absorbed += scales & gone
         return written
+
+    def _even(self, sites: list[Site]) -> list[Site]:
+        """Leave out merges of a module that is called at other places too, where it could not be written."""
+        while found := {site.merge for site in uneven(self.captured, sites)}:
+            for value, _ in found:
+                self.refuse(value, "its module is called at several places: not all of them can be written")
+            sites = [site for site in sites if site.merge not in found]
+        return sites
 
     def _write_alike(self, group: list[Site]) -> list[Written]:
         """Write sites that merge the same modules, all or none: one layer serves them all."""
@@ -139,11 +150,13 @@ class Writer:
         """Change the model, with merges that are committed."""
         assert self.swapped is not None
         self.erase_dead()
-        self._mark_again()
         self._leave_absorbed()
         self._collect(unit)
         frames = [frame for one in unit for frame, members in one.core if self.finisher.touches(members)]
+        calls = [node for one in unit for part in one.parts for node in part.nodes if self.finisher.touches([node])]
+        frames += map(self.captured.frame, calls)
         scales = [scale for one in unit for scale in self.admission.written_out(one.site)]
+        scales += [scale for one in unit for scale in one.site.scales if self.finisher.touches([scale])]
         self.finisher.finish([*frames, *map(self.captured.frame, scales)])
         self.in_place |= set(map(id, unit))
         for written in unit:
@@ -176,6 +189,7 @@ class Writer:
                 with graph.inserting_after(node):
                     copy = graph.node_copy(node, current)
                 copy.meta = dict(node.meta)
+                in_any_order(copy)
                 copies.append(copy)
                 self.captured.replaced[node] = copy
         return copies
@@ -186,7 +200,8 @@ class Writer:
         kept = {node for site in sites if id(site.value) not in done for node in site.absorbed}
         for node in kept:
             self.captured.replaced.pop(node, None)
-        broken = [one for one in written if not one.site.absorbed.isdisjoint(kept)]
+        layers = {id(one.layers) for one in written if not one.site.absorbed.isdisjoint(kept)}
+        broken = [one for one in written if id(one.layers) in layers]
         if not broken:
             return written
         for one in broken:
@@ -261,7 +276,6 @@ class Writer:
     def finish(self) -> tuple[nn.Module, list[Done]]:
         """The model with all merges in place."""
         self.erase_dead()
-        self._mark_again()
         self._leave_absorbed()
         join(self.captured)
         pending = [written for written, _ in self.done if id(written) not in self.in_place]
@@ -309,6 +323,8 @@ class Writer:
                 self.finisher.rewrite(self.captured.frame(scale), [scale])
         for written in done:
             self.finisher.hide(written.partial)
+        if not self.as_graph:
+            self.captured.opened = set(self.finisher.inlined)
 
     def _done(self, written: Written, error: float | None, placed: set[int]) -> Done:
         """placed: the modules of the model, by identity."""
@@ -323,28 +339,32 @@ class Writer:
         """Members that nothing reads any more, and the sizes only they needed. Returns whether dead code of the model
         went with them: what it read, or called, is free then.
         """
+        kept = handed(self.captured)
+        self._mark_again()
+        freed = not kept <= handed(self.captured)
         gone = {m for written, _ in self.done for m in written.site.members}
         made = {n for written, _ in self.done for n in written.nodes if not is_guard(n.target)}
-        calls, freed = len(self.captured.unread), False
-        passed = (self.captured.passed - gone) | self.finisher.passed()
+        dead = self.computing - gone - made
+        calls = Calls(self.captured, self.finisher.written)
+        needed = (calls.passed - gone) | self.finisher.passed()
+        count = len(self.captured.unread)
         for node in reversed(self.captured.graph.nodes):
-            spare = node in gone or node in made or node in self.spare or node.op == "get_attr"
-            if spare and not node.users and node not in passed and not self._is_read_later(node):
-                if node not in gone and isinstance(node.meta.get("val"), Tensor):
-                    # Dead code: it still runs, on what it reads, where nothing is written again.
+            idle = node in gone or node in made or node in dead or node in self.spare or node.op == "get_attr"
+            stays = node in needed or (node in dead and calls.need(node)) or self._is_read_later(node)
+            if idle and not node.users and not stays:
+                if node in dead or node in made:
+                    # It still runs, on what it reads, where nothing is written again.
                     self.captured.watched.update(dict.fromkeys(set(node.all_input_nodes) - self.captured.constants))
-                freed |= node in made
+                    freed = True
                 self.captured.graph.erase_node(node)
         self._drop_unread()
         self.captured.moved()
-        return freed or len(self.captured.unread) < calls
+        return freed or len(self.captured.unread) < count
 
     def _drop_unread(self) -> None:
         """Code that is written again calls no module for nothing."""
         unread = self.captured.unread
-        if unread and not self.as_graph:
-            self._mark_again()
-        written = self.finisher.inlined | self.finisher.frames.keys()
+        written = self.finisher.written
         gone = [(module, frame) for module, frame in unread if self.as_graph or id(frame) in written]
         unread[:] = [each for each in unread if each not in gone]
         self.captured.uncalled.update(module for module, _ in gone)
