@@ -29,6 +29,7 @@ from ..sourcecode.origins import is_users
 from ..sourcecode.writes import AUGMENTED, in_place
 from .buffers import other_buffers
 from .draws import Draws, no_plain_draws
+from .fakes import as_fake, failing_quietly
 from .guards import is_guard
 from .lending import Lending, Taken
 from .listing import lists_noted
@@ -317,7 +318,7 @@ class Tracer(fx.Tracer):
     def _contexts(self) -> Iterator[AbstractContextManager[Any]]:
         """What torch does otherwise while this traces."""
         yield from (_Calls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened(), variables_read())
-        yield from (lists_noted(self.lists), modes_noted(self._asks_for_modes))
+        yield from (lists_noted(self.lists), modes_noted(self._asks_for_modes), failing_quietly())
         if self._through:
             yield wraps_opened()
 
@@ -607,8 +608,3 @@ def _called(node: fx.Node, args: Any, kwargs: Any) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def as_fake(mode: FakeTensorMode) -> Callable[[Any], Any]:
-    """Turns tensors into fake ones, and leaves the rest."""
-    return lambda value: mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value

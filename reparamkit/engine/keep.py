@@ -10,6 +10,7 @@ from torch import fx
 
 from ..algebra.form import Form, Trail
 from ..algebra.probe import PROBE
+from ..algebra.size import is_of_rank
 from ..errors import NotFusable
 from ..layers.price import Cost
 from ..layers.windows import is_uneven
@@ -272,4 +273,4 @@ def _because(option: Option) -> str:
 def _guesses(option: Option) -> bool:
     """Whether it was only assumed that a size is that of a constant: the constant may be spread over a size of 1."""
     guards = option.placed.guards if option.placed else ()
-    return any(not (symbol.traced or symbol.stands_for_dims) for symbol, _ in guards)
+    return any(not (symbol.traced or is_of_rank(symbol, pin)) for symbol, pin in guards)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..algebra.build import multiply, offset, scale, shift
 from ..algebra.form import Form
+from ..algebra.regroup import known_rank
 from ..errors import NotFusable
 from .registry import READERS
 
@@ -51,6 +52,8 @@ def read_affine(input: Form, weight: Tensor | None, bias: Tensor | None, channel
     if channels or all(p is None or p.dim() == 1 for p in (weight, bias)):
         # The norm takes no other size, so unlike that of a product this form needs no guard.
         dim = 1 if channels else -1
+        # A group norm takes dimension 1 of a tensor without a batch for its channels as well.
+        input = known_rank(input, [len(input.sizes)], certain=False) if channels and input.open_rank else input
         made = shift(input if weight is None else scale(input, weight, dim), bias, dim)
     else:
         scaled = input if weight is None else multiply(input, weight)
