@@ -330,3 +330,49 @@ def test_a_method_that_makes_more_than_forward_needs():
     for found, wanted in zip(fused.encode(X), model.encode(X), strict=True):
         assert error(found, wanted) <= 1e-6
     assert error(fused(X), model(X)) <= 1e-6
+
+
+class Asking(nn.Module):
+    """Calls itself, or a part, with a dictionary of arguments, as `generate` of a language model does."""
+
+    def __init__(self, part: nn.Module | None = None) -> None:
+        super().__init__()
+        self.part, self.a, self.b = part, conv_norm(4, 4), conv_norm(4, 4, 1)
+
+    def prepared(self, x: Tensor) -> dict[str, Tensor]:
+        return {"x": x, "mask": (x[:, :1] > 0).to(x.dtype)}
+
+    def ask(self, x: Tensor) -> Tensor:
+        inputs = self.prepared(x)
+        return self(**inputs) if self.part is None else self.part.forward(**inputs)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.part is not None:
+            return self.part(x)
+        x = self.a(x) + self.b(x)
+        return x if mask is None else x * mask
+
+
+class Passing(Asking):
+    """Hands its own keyword arguments on."""
+
+    def ask(self, x: Tensor, **kwargs: Tensor) -> Tensor:
+        return self(x, **kwargs)
+
+
+@pytest.mark.parametrize("make", [Asking, lambda: Asking(Asking())], ids=["itself", "a part"])
+def test_methods_may_call_a_forward_with_other_arguments(make: Callable[[], nn.Module]):
+    """What the example does not give, a method gives that no trace has seen."""
+    model = build(make)
+    fused = reparamkit.fuse(model, X)
+    assert error(fused(X), model(X)) <= 1e-6
+    assert error(fused.ask(X), model.ask(X)) <= 1e-6
+    assert any("with other arguments" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+def test_a_method_that_hands_on_its_own_arguments_keeps_no_merge_away():
+    """Called as the forward is, it gives what that does."""
+    model = build(Passing)
+    fused = reparamkit.fuse(model, X)
+    assert operations(fused, X) == "conv"
+    assert error(fused.ask(X), model(X)) <= 1e-6
