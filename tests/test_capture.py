@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structures import Model, build, conv, conv_norm, error, norm, run, sample, seq
+from structures import Model, Sum, build, conv, conv_norm, error, norm, operations, run, sample, seq
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.fx import Proxy
@@ -1529,3 +1529,23 @@ def test_a_package_that_is_missing(make: Callable[[], nn.Module]):
     """Names of the model's files are looked at, and what they stand for is asked for nothing."""
     fused = reparamkit.fuse(build(make), X)
     assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
+class Handing(nn.Module):
+    """Hands on whatever it gets, as wrappers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = build(lambda: Sum([conv_norm(4, 4), conv_norm(4, 4, 1)]))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.module(*args, **kwargs)
+
+
+def test_a_wrapper_that_hands_on_any_arguments_needs_no_example():
+    """Without one its own forward has nothing to hand on; what is inside it is traced by itself."""
+    model = Handing().eval()
+    fused = reparamkit.fuse(model)
+    x = sample((2, 4, 6, 6), torch.float32)
+    assert operations(fused, x) == "conv"
+    assert error(run(fused, x), run(model, x)) <= 1e-6

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten
 from ..errors import CaptureError, InvalidInputError
 from .buffers import other_buffers
 from .capture import Captured, Inputs, capture, know_sizes, run, why_not
+from .state import kept
 from .tracer import GoingOn, Opaque
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
@@ -62,7 +63,9 @@ def capture_parts(
         failed = [name for name in found.opaque if name in parts.opaque]
         alone = dict(found.alone(failed))
         queue += [(name, given, "it cannot be traced with what is around it") for name, given in alone.items()]
-        queue += _inside(model, [name for name in failed if name not in alone], found, inputs)
+        # What fails inside of a module that cannot be traced at all may be taken by itself.
+        left = [path] if path in failed else failed
+        queue += _inside(model, [name for name in left if name not in alone], found, inputs)
     for each in parts.captured:
         parts.opaque.pop(each.frames[0].path, None)
     if not parts.captured:
@@ -271,7 +274,8 @@ def _recorded(model: nn.Module, inputs: Inputs, wanted: Mapping[str, nn.Module],
     before = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in calls]
     after = [module.register_forward_hook(leave, with_kwargs=True) for module in calls]
     try:
-        with other_buffers(model, Tensor.clone):
+        # What a hook keeps is another tensor in each run: a trace would take it for a constant.
+        with kept(model), other_buffers(model, Tensor.clone):
             run(model, inputs.copied())
     except Exception as error:
         raise InvalidInputError(
