@@ -682,7 +682,8 @@ class Watching(nn.Module):
 def test_a_model_that_cannot_be_copied():
     """A hook that writes into the original fails in the copy: said with words."""
     model = build(Watching)
-    model.a.register_forward_hook(lambda module, args, output: setattr(model, "seen", output))
+    known = [model]
+    model.a.register_forward_hook(lambda module, args, output: setattr(known[0], "seen", output))
     with pytest.raises(InvalidInputError, match="inplace=True"):
         reparamkit.fuse(model, X)
 

@@ -149,12 +149,14 @@ class _Part:
             self.reasons[path] = why_not(path, self.inputs, error, self.opaque)
             self.opaque[path] = Opaque(module, going_on.outputs.get(id(module), ()))
 
-    def alone(self, failed: Sequence[str]) -> Iterator[tuple[str, Inputs]]:
+    def alone(self, failed: Sequence[str]) -> Iterator[tuple[str, Inputs | None]]:
         """Of the modules where a trace failed those that one by itself may take, with their inputs if called once: what
-        a hook hands on is missing in a trace around both.
+        a hook hands on is missing in a trace around both, and what a wrapper does if there is no example.
         """
         inside = [name for name in failed if name != self.path]
-        if inside and any(each.module._forward_hooks for each in self.opaque.values()):
+        if self.inputs is None:
+            yield from ((name, None) for name in inside)
+        elif inside and any(each.module._forward_hooks for each in self.opaque.values()):
             calls = self._calls({name: self.model.get_submodule(name) for name in inside})
             yield from ((name, found[0][0]) for name, found in calls.items() if len(found) == 1)
 
@@ -253,7 +255,7 @@ def _outputs(calls: list[tuple[Inputs, Any]]) -> list[Any]:
 def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         inner = f"{path}.{name}" if path else name
-        if isinstance(child, CONTAINERS):
+        if isinstance(child, CONTAINERS) and type(child).forward is nn.Module.forward:
             yield from _children(child, inner)
         else:
             yield inner, child
