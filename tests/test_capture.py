@@ -1550,3 +1550,32 @@ def test_a_wrapper_that_hands_on_any_arguments_needs_no_example():
     x = sample((2, 4, 6, 6), torch.float32)
     assert operations(fused, x) == "conv"
     assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+class Pyramid(nn.Module):
+    """Gives maps by their numbers, as the backbones of torchvision's detectors do."""
+
+    def __init__(self, kind: Callable[[dict[str, Tensor]], Any]) -> None:
+        super().__init__()
+        self.kind, self.a, self.b = kind, conv(4, 4, bias=False), norm(4)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.b(self.a(x) + x)
+        return self.kind({"0": y, "class": y.relu()})
+
+
+class Maps(OrderedDict[str, Tensor]):
+    """A dictionary of one's own."""
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, Maps])
+def test_a_dictionary_whose_keys_are_no_names(kind: Callable[[dict[str, Tensor]], Any]):
+    """Keys of any kind are given back, in a dictionary of the same kind."""
+    model = build(lambda: Pyramid(kind))
+    x = sample((2, 4, 6, 6), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    with torch.no_grad():
+        found, wanted = fused(x), model(x)
+    assert type(found) is type(wanted)
+    assert list(found) == list(wanted)
+    assert all(error(found[name], wanted[name]) <= 1e-6 for name in wanted)

@@ -14,6 +14,7 @@ import keyword
 import linecache
 import operator
 import tokenize
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -217,7 +218,9 @@ class _Fold:
         """A dictionary, or an object that is made from its entries."""
         if issubclass(dict, kind) or kind is fx.immutable_collections.immutable_dict:
             return items
-        if not all(isinstance(name, str) for name in items):
+        if kind is OrderedDict:
+            return self.graph.call_function(kind, (items,))
+        if not all(isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name) for name in items):
             raise NotFusable(f"a {kind.__name__} whose keys are not names cannot be written")
         return self.graph.call_function(kind, (), items)
 
