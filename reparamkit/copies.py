@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Iterator, Mapping
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .capture.state import CONTAINERS
 from .capture.trees import leaves
 from .errors import InvalidInputError
+from .layers.hooks import AFTER, BEFORE, GRADIENTS
 
 
 def sharing_copy(model: nn.Module) -> nn.Module:
@@ -21,6 +25,7 @@ def sharing_copy(model: nn.Module) -> nn.Module:
     # So has what a forward remembers of its parameters, in a dictionary by device or size.
     remembered = leaves([list(vars(m).values()) for m in model.modules()])
     memo |= {id(t): t.detach() for t in remembered if isinstance(t, Tensor) and not t.is_leaf}
+    memo.update((id(each), each) for each in _filled_by_hooks(model))
     try:
         made = copy.deepcopy(model, memo)
     except Exception as error:
@@ -33,7 +38,48 @@ def sharing_copy(model: nn.Module) -> nn.Module:
             " __deepcopy__ or __reduce__ of its own?); pass inplace=True to change it itself"
         )
     _take_modes(made, model)
+    _bind_hooks(made, memo)
     return made
+
+
+def _hooks_of(model: nn.Module) -> Iterator[tuple[dict[Any, Any], Any, FunctionType]]:
+    """The hooks of all modules that are plain functions: the table, the key in it, and the function."""
+    names = (BEFORE, AFTER, *GRADIENTS)
+    tables = (vars(module)[name] for module in model.modules() for name in names if name in vars(module))
+    for table in tables:
+        yield from ((table, key, hook) for key, hook in table.items() if isinstance(hook, FunctionType))
+
+
+def _filled_by_hooks(model: nn.Module) -> Iterator[Any]:
+    """The containers among the attributes of modules that hooks know by a global name: no copy of a hook fills another,
+    so that the copy of the model has the same.
+    """
+    own = {id(value) for module in model.modules() for value in vars(module).values() if type(value) in CONTAINERS}
+    for _, _, hook in _hooks_of(model):
+        named = (hook.__globals__.get(name) for name in hook.__code__.co_names)
+        yield from (value for value in named if id(value) in own)
+
+
+def _bind_hooks(made: nn.Module, memo: Mapping[int, Any]) -> None:
+    """Let hooks that were made in the code of a model, and know it or its containers, know the copy (deepcopy takes a
+    function for a constant).
+    """
+    for table, key, hook in list(_hooks_of(made)):
+        known = [_content(cell) for cell in hook.__closure__ or ()]
+        copied = [memo.get(id(each), each) if isinstance(each, (nn.Module, *CONTAINERS)) else each for each in known]
+        if any(a is not b for a, b in zip(known, copied, strict=True)):
+            closure = tuple(map(CellType, copied))
+            bound = FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, closure)
+            bound.__kwdefaults__ = hook.__kwdefaults__
+            table[key] = bound
+
+
+def _content(cell: CellType) -> Any:
+    """What is in a cell; nothing if its variable was not set yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
 
 
 def _take_modes(made: nn.Module, model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from .capture.capture import Inputs
 from .capture.state import State
 from .compare import compare, undisturbed
 from .errors import InvalidInputError
+from .layers.hooks import AFTER, BEFORE, has_hooks
 
 WRAPPERS = {
     "OptimizedModule": "a torch.compile'd model: {do} the model you compiled (compiled._orig_mod), then compile again",
@@ -107,6 +108,9 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
             "the model gives another output when it runs again on the example inputs, as its forward changes"
             " attributes or parameters: what differs from call to call cannot be compared"
         )
+    if before.has_its_layers and any(has_hooks(module, BEFORE, AFTER) for module in model.modules()):
+        # What hooks have kept of this run is no constant of the model.
+        before.restore()
     return Example(inputs, output, calls, absent)
 
 

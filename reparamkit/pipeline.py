@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from .capture.caches import caches_left
+from .capture.caches import caches_left, empty_tables
 from .capture.parts import Parts, capture_parts
+from .capture.ranks import takes_other_ranks
 from .capture.scripts import compiled_opened
 from .capture.state import TABLES, intact, kept
-from .compare import Verification, compare
+from .compare import Verification, compare, undisturbed
 from .copies import owning, sharing_copy
 from .engine.outside import look_outside
 from .engine.parts import name_parts
@@ -239,17 +241,20 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     at_once = request.inplace and not request.as_graph
     private = model if at_once else sharing_copy(model)
     with intact(private), caches_left(private):
+        if request.inputs is not None:
+            empty_tables(private, partial(undisturbed, private, request.inputs), lambda a, b: compare(a, b).passed)
         parts = _captured(private, request)
         before = _begun(private, parts)
     suspects, tape = suspicious(private), Tape(private)
     works = [Merging(part, request, tape, swapped if at_once else None).run() for part in parts.captured]
     fused = works[0].model
-    kept = _recipe(tape, fused)
+    made_of = _recipe(tape, fused)
     fused = fused if request.inplace else owning(fused)
-    error = check_whole(fused, fused if at_once else model, request)
+    with kept(fused):
+        error = check_whole(fused, fused if at_once else model, request)
     made = _reported(request, works, parts, before, _measured(fused, _readings(parts)), error)
     made = replace(made, warnings=(*suspects, *made.warnings))
-    vars(fused).update({REPORT: made, RECIPE: kept})
+    vars(fused).update({REPORT: made, RECIPE: made_of})
     refuse_original(fused, tape.inputs)
     _tell(made)
     _check_coverage(made, request.min_coverage)
@@ -259,6 +264,7 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
 def _captured(model: nn.Module, request: Request) -> Parts:
     """What could be traced of a model, with the parts of its tensors named."""
     parts = capture_parts(model, request.inputs, _is_leaf, has_hooks, whole=request.as_graph)
+    ranks_vary = request.inputs is not None and takes_other_ranks(model, request.inputs)
     if request.as_graph and parts.opaque:
         path, reason = next(iter(parts.opaque.items()))
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
@@ -266,6 +272,7 @@ def _captured(model: nn.Module, request: Request) -> Parts:
         name_parts(part)
         part.absent = {} if request.example is None else request.example.absent
         part.opened = set(map(id, part.frames)) if request.as_graph else set()
+        part.ranks_vary = ranks_vary
     look_outside(parts.captured, _is_leaf, None if request.example is None else request.example.calls)
     return parts
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structures import Model, build, conv, conv_norm, error, norm, run, sample, seq
+from structures import Model, Sum, build, conv, conv_norm, error, norm, operations, run, sample, seq
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.fx import Proxy
@@ -682,7 +682,8 @@ class Watching(nn.Module):
 def test_a_model_that_cannot_be_copied():
     """A hook that writes into the original fails in the copy: said with words."""
     model = build(Watching)
-    model.a.register_forward_hook(lambda module, args, output: setattr(model, "seen", output))
+    known = [model]
+    model.a.register_forward_hook(lambda module, args, output: setattr(known[0], "seen", output))
     with pytest.raises(InvalidInputError, match="inplace=True"):
         reparamkit.fuse(model, X)
 
@@ -1529,3 +1530,52 @@ def test_a_package_that_is_missing(make: Callable[[], nn.Module]):
     """Names of the model's files are looked at, and what they stand for is asked for nothing."""
     fused = reparamkit.fuse(build(make), X)
     assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
+class Handing(nn.Module):
+    """Hands on whatever it gets, as wrappers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = build(lambda: Sum([conv_norm(4, 4), conv_norm(4, 4, 1)]))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.module(*args, **kwargs)
+
+
+def test_a_wrapper_that_hands_on_any_arguments_needs_no_example():
+    """Without one its own forward has nothing to hand on; what is inside it is traced by itself."""
+    model = Handing().eval()
+    fused = reparamkit.fuse(model)
+    x = sample((2, 4, 6, 6), torch.float32)
+    assert operations(fused, x) == "conv"
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+class Pyramid(nn.Module):
+    """Gives maps by their numbers, as the backbones of torchvision's detectors do."""
+
+    def __init__(self, kind: Callable[[dict[str, Tensor]], Any]) -> None:
+        super().__init__()
+        self.kind, self.a, self.b = kind, conv(4, 4, bias=False), norm(4)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.b(self.a(x) + x)
+        return self.kind({"0": y, "class": y.relu()})
+
+
+class Maps(OrderedDict[str, Tensor]):
+    """A dictionary of one's own."""
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, Maps])
+def test_a_dictionary_whose_keys_are_no_names(kind: Callable[[dict[str, Tensor]], Any]):
+    """Keys of any kind are given back, in a dictionary of the same kind."""
+    model = build(lambda: Pyramid(kind))
+    x = sample((2, 4, 6, 6), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    with torch.no_grad():
+        found, wanted = fused(x), model(x)
+    assert type(found) is type(wanted)
+    assert list(found) == list(wanted)
+    assert all(error(found[name], wanted[name]) <= 1e-6 for name in wanted)

@@ -12,6 +12,7 @@ import torch
 from structures import build, conv_norm, error, operations, sample
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 import reparamkit
 
@@ -311,9 +312,9 @@ def test_what_a_model_records_by_hooks_of_its_own_stays(pair: Callable[[], tuple
 class Encoding(nn.Module):
     """Decodes the first half of what its other method, which also has the second half, encodes (autoencoders)."""
 
-    def __init__(self) -> None:
+    def __init__(self, normed: Callable[[nn.Module], nn.Module]) -> None:
         super().__init__()
-        self.moments, self.decoder = nn.Conv2d(4, 8, 1), nn.Conv2d(4, 4, 1)
+        self.moments, self.decoder = normed(nn.Conv2d(4, 8, 1)), nn.Conv2d(4, 4, 1)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = self.moments(x.relu()).chunk(2, 1)
@@ -323,10 +324,95 @@ class Encoding(nn.Module):
         return self.decoder(self.encode(x)[0].tanh())
 
 
-def test_a_method_that_makes_more_than_forward_needs():
+@pytest.mark.parametrize("normed", [nn.Identity(), weight_norm], ids=["plain", "merged before"])
+def test_a_method_that_makes_more_than_forward_needs(normed: Callable[[nn.Module], nn.Module]):
     """What forward throws away is no less of what the method gives to others."""
-    model = build(Encoding)
+    model = build(lambda: Encoding(normed))
     fused = reparamkit.fuse(model, X)
     for found, wanted in zip(fused.encode(X), model.encode(X), strict=True):
         assert error(found, wanted) <= 1e-6
     assert error(fused(X), model(X)) <= 1e-6
+
+
+class Asking(nn.Module):
+    """Calls itself, or a part, with a dictionary of arguments, as `generate` of a language model does."""
+
+    def __init__(self, part: nn.Module | None = None) -> None:
+        super().__init__()
+        self.part, self.a, self.b = part, conv_norm(4, 4), conv_norm(4, 4, 1)
+
+    def prepared(self, x: Tensor) -> dict[str, Tensor]:
+        return {"x": x, "mask": (x[:, :1] > 0).to(x.dtype)}
+
+    def ask(self, x: Tensor) -> Tensor:
+        inputs = self.prepared(x)
+        return self(**inputs) if self.part is None else self.part.forward(**inputs)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.part is not None:
+            return self.part(x)
+        x = self.a(x) + self.b(x)
+        return x if mask is None else x * mask
+
+
+class Passing(Asking):
+    """Hands its own keyword arguments on."""
+
+    def ask(self, x: Tensor, **kwargs: Tensor) -> Tensor:
+        return self(x, **kwargs)
+
+
+@pytest.mark.parametrize("make", [Asking, lambda: Asking(Asking())], ids=["itself", "a part"])
+def test_methods_may_call_a_forward_with_other_arguments(make: Callable[[], nn.Module]):
+    """What the example does not give, a method gives that no trace has seen."""
+    model = build(make)
+    fused = reparamkit.fuse(model, X)
+    assert error(fused(X), model(X)) <= 1e-6
+    assert error(fused.ask(X), model.ask(X)) <= 1e-6
+    assert any("with other arguments" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+def test_a_method_that_hands_on_its_own_arguments_keeps_no_merge_away():
+    """Called as the forward is, it gives what that does."""
+    model = build(Passing)
+    fused = reparamkit.fuse(model, X)
+    assert operations(fused, X) == "conv"
+    assert error(fused.ask(X), model(X)) <= 1e-6
+
+
+class Layers(nn.Module):
+    """Blocks in a row, whose values a method gives as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks[1](self.blocks[0](x).relu())
+
+    def values(self, x: Tensor) -> list[Tensor]:
+        first = self.blocks[0](x)
+        return [first, self.blocks[1](first.relu())]
+
+
+class Asked(nn.Module):
+    """Has the values of its encoder by a method that no forward runs (extract_features of torchaudio)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.ModuleDict({"layers": Layers()}), nn.Linear(4, 3)
+
+    def extract(self, x: Tensor) -> list[Tensor]:
+        return self.encoder.layers.values(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder.layers(x))
+
+
+def test_a_method_of_the_model_that_calls_one_of_a_part_goes_on_working():
+    """The part would lose its method to a merge, and the model's would raise."""
+    model = build(Asked)
+    fused = reparamkit.fuse(model, X[..., :4])
+    for found, wanted in zip(fused.extract(X[..., :4]), model.extract(X[..., :4]), strict=True):
+        assert error(found, wanted) <= 1e-6
+    assert any("'extract' of the model" in refusal.reason for refusal in reparamkit.report(fused).refusals)

@@ -56,6 +56,15 @@ def test_every_layer_keeps_its_class_and_its_place():
     assert torch.allclose(fused.inner.q.weight, model.inner.q.weight * model.norm.weight)
 
 
+def test_a_shift_that_borders_need_is_no_saving_of_a_norm():
+    """The norm does its shift as it normalises; behind a padded convolution it would be operations of its own."""
+    model = build(lambda: seq(nn.GroupNorm(2, 16), nn.Conv2d(16, 1, 3, padding=1)))
+    x = sample((2, 16, 32, 32), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert operations(fused, x) == operations(model, x)
+    assert any("would raise operations" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
 @pytest.mark.parametrize("shift", [False, True])
 def test_a_layer_gets_a_bias_only_for_a_shift(shift: bool):
     """W beta is added to a layer without bias if there is a beta, zeros count as none."""

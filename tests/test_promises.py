@@ -197,6 +197,84 @@ def test_hooks_around_a_merge_are_carried_along(changes: bool, options: dict[str
         assert len(seen) == 1
 
 
+KEPT: dict[str, Tensor] = {}
+"""Where a hook of a model may keep what it sees."""
+
+
+class Keeping(nn.Module):
+    """Reads what a hook has kept of a layer inside, as DPT of MiDaS does: the hook knows the model, a dictionary of it,
+    or that by a global name.
+    """
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.body, self.head = seq(conv_norm(3, 4), nn.ReLU(), conv_norm(4, 3)), conv_norm(4, 4, 1)
+        self.kept = kept = KEPT if way == "a global dictionary" else {}
+        hooks = {
+            "the model": lambda module, args, output: self.kept.__setitem__("x", output),
+            "a dictionary": lambda module, args, output: kept.__setitem__("x", output),
+            "a global dictionary": lambda module, args, output: KEPT.__setitem__("x", output),
+        }
+        self.body[1].register_forward_hook(hooks[way])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.body(x)
+        return self.head(self.kept["x"])
+
+
+@pytest.mark.parametrize("way", ["the model", "a dictionary", "a global dictionary"])
+def test_hooks_that_know_the_model_know_the_fused_one(way: str):
+    """A copy of the model has its own hooks: those of the original would keep what the original sees."""
+    net = build(lambda: Keeping(way))
+    fused = reparamkit.fuse(net, X)
+    other = X.flip(0) + 1
+    wanted = run(net, other)
+    run(net, X)
+    same(run(fused, other), wanted)
+
+
+class Stored:
+    """A hook that keeps what it saw, as those of fastai do."""
+
+    stored: Tensor
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.stored = output
+
+
+class Skipping(nn.Module):
+    """Adds what a hook keeps of a layer elsewhere."""
+
+    def __init__(self, hook: Stored) -> None:
+        super().__init__()
+        self.hook, self.a, self.b = hook, conv_norm(4, 4), conv_norm(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.a(x) + self.b(x)) + self.hook.stored
+
+
+def hooked_unet(layer: int) -> nn.Module:
+    """The decoder has the hook on a layer of the encoder."""
+    hook = Stored()
+    encoder = seq(conv_norm(3, 4), seq(conv_norm(4, 4), nn.ReLU()), nn.Tanh())
+    encoder[layer].register_forward_hook(hook)
+    return seq(encoder, Skipping(hook))
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used before"])
+@pytest.mark.parametrize("example", [X, None], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("layer", [1, 2], ids=["a block", "a layer"])
+def test_what_a_hook_keeps_is_no_constant(layer: int, example: Tensor | None, used: bool):
+    """Code elsewhere reads it from an object of its own: it is that of the same run, and not of the example's."""
+    net = build(lambda: hooked_unet(layer))
+    if used:
+        run(net, X)
+    fused = reparamkit.fuse(net, example)
+    other = X.flip(0) + 1
+    same(run(fused, other), run(net, other))
+    assert operations(fused, other).count("norm") == 0
+
+
 class Spelled(nn.Module):
     """Layers that follow each other in code, with what is no module between them."""
 

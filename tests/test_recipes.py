@@ -644,9 +644,32 @@ class Caching(nn.Module):
         return (self.a(x) + self.b(x)).relu() * self.bias(str(x.device))
 
 
-def test_a_cache_of_what_follows_from_parameters_is_no_constant_of_a_recipe():
-    """Its numbers are those of the first checkpoint."""
-    x = sample((2, 4, 6, 6), torch.float32)
-    fused = reparamkit.fuse(build(Caching), x)
+@pytest.mark.parametrize("before", [False, True], ids=["new", "used before"])
+def test_a_cache_of_what_follows_from_parameters_is_no_constant(before: bool):
+    """Its numbers are those of the first checkpoint: with others, loaded or converted, they are computed anew."""
+    x, model, other = sample((2, 4, 6, 6), torch.float32), build(Caching), other_weights(build(Caching))
+    if before:
+        run(model, x)
+    fused, wanted = reparamkit.fuse(model, x), run(other, x)
+    loaded = copy.deepcopy(fused)
+    loaded.load_state_dict(reparamkit.convert_state_dict(fused, other.state_dict()))
+    assert error(run(loaded, x), wanted) <= 1e-5
+    fused.load_state_dict(reparamkit.fuse(other, x).state_dict())
+    assert error(run(fused, x), wanted) <= 1e-5
+    assert bool(model.cache) == before
+
+
+class CachingOnce(Caching):
+    """Keeps it for all devices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.a(x) + self.b(x)).relu() * self.bias("any")
+
+
+def test_without_an_example_a_cache_is_a_constant_and_there_is_no_recipe():
+    """Without a run nothing tells whether what a dictionary has would be there again."""
+    model = build(CachingOnce)
+    run(model, sample((2, 4, 6, 6), torch.float32))
+    fused = reparamkit.fuse(model)
     with pytest.raises(RecipeError, match="keeps tensors in a dictionary"):
-        reparamkit.convert_state_dict(fused, build(Caching).state_dict())
+        reparamkit.convert_state_dict(fused, model.state_dict())

@@ -20,7 +20,7 @@ from .builder import Builder
 from .form import Form, added_bias, apply, repeated_bias
 from .laws import CHAIN
 from .operator import Dims, Operator, Resampling, Role, pin
-from .regroup import in_sight, with_dim
+from .regroup import beside, in_sight, with_dim
 from .size import fixed
 from .views import Mean, Resampled
 from .weight import Computed, One, Ones, Vector, Weight, leaf
@@ -127,7 +127,7 @@ def scale(x: Form, factor: Tensor | Vector, dim: int = 1, bias: Tensor | Vector 
 
 def multiply(x: Form, factor: Tensor) -> Form:
     """``x * factor`` with the usual broadcasting of `factor` (not of x)."""
-    x = in_sight(x, factor.dim())
+    x = beside(x, factor.shape)
 
     def build(below: Operator) -> Operator:
         made = Builder(below)
@@ -361,7 +361,7 @@ def _offset(
     borders: Mapping[int, tuple[int, int]] = MappingProxyType({}),
 ) -> Form:
     """``x + constant``, the constant viewed in `shape`; borders: (low, high) of some dimensions, from the right."""
-    x = in_sight(x, len(shape))
+    x = beside(x, shape)
     if len(shape) > len(x.sizes):
         raise NotFusable("a sum that broadcasts")
     return biased(x, _field(x.sample, constant, shape, borders))

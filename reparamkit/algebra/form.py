@@ -14,7 +14,7 @@ from .border import hits, windowed
 from .laws import add, compose
 from .operator import Link, Operator, Role, closed, dropped, identity, pin, with_rank, zeros
 from .relink import densify, extended
-from .size import Pin, Size, Symbol, fixed, joined_pins
+from .size import Pin, Size, Symbol, fixed, joined_pins, present
 from .views import View
 from .weight import Computed, One, Spent, Weight
 
@@ -124,13 +124,25 @@ class Form:
         return replace(self, terms=terms, recent=())
 
 
-def with_guarded_rank(form: Form) -> Form:
-    """The same form, that holds for sources of the traced ranks only."""
-    terms = {
-        s: replace(t, op=replace(t.op, guards=t.op.guards | {(Symbol((s, 0)), len(t.op.source))}))
-        for s, t in form.terms.items()
-    }
+def with_guarded_rank(form: Form, or_more: bool = False) -> Form:
+    """The same form, that holds for sources of the traced ranks only, or of at least as many dimensions."""
+    terms = {s: replace(t, op=_guarded(t.op, _of_rank(s, len(t.op.source), or_more))) for s, t in form.terms.items()}
     return replace(form, terms=terms)
+
+
+def _of_rank(source: str, rank: int, or_more: bool) -> tuple[Symbol, Pin]:
+    first = Symbol((source, -rank))
+    return (first, present(first)) if or_more else (Symbol((source, 0)), rank)
+
+
+def with_guarded_dim(form: Form, dim: int) -> Form:
+    """The same form, that holds for sources that have what dimension `dim` (from the right) of the value is made of."""
+    symbols = form.sizes[dim].symbols
+    return form.mapped(lambda op: _guarded(op, *((symbol, present(symbol)) for symbol in symbols)))
+
+
+def _guarded(op: Operator, *guards: tuple[Symbol, Pin]) -> Operator:
+    return replace(op, guards=op.guards.union(guards))
 
 
 def source_form(name: str, sizes: tuple[Size, ...], open_rank: bool = False) -> Form:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import NotFusable
-from .form import Form, as_bias, with_guarded_rank
+from .form import Form, as_bias, with_guarded_dim, with_guarded_rank
 from .operator import closed, pin, with_rank
 from .size import Size, parts, product
 from .views import Permute, Reshape, Same, View
@@ -77,6 +77,15 @@ def in_sight(x: Form, trailing: int) -> Form:
     if len(x.sizes) < trailing:
         raise NotFusable(f"needs {trailing} dimensions, found {len(x.sizes)}")
     return x
+
+
+def beside(x: Form, shape: Sequence[int]) -> Form:
+    """A value that a constant of this shape is spread over. If it may have fewer dimensions, it would be spread itself
+    over the ones that the shape begins with, which a guard rules out.
+    """
+    hidden = x.open_rank and len(shape) > max(1, len(x.sizes) - 1)
+    x = in_sight(x, len(shape))
+    return with_guarded_dim(x, -len(shape)) if hidden and shape[0] == 1 else x
 
 
 def with_dim(x: Form, dim: int) -> Form:

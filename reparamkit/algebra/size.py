@@ -137,6 +137,16 @@ def multiple(symbol: Symbol, count: int) -> Size:
     return Size(count) * stencil_size(Size(1, (symbol,)), count, -1)
 
 
+def present(symbol: Symbol) -> Size:
+    """That there is a dimension of this size, whatever it is: a multiple of 1."""
+    return Size(1, (symbol,))
+
+
+def is_of_rank(symbol: Symbol, pin: Pin) -> bool:
+    """Whether a pin is of how many dimensions there are, or have to be, and of no size."""
+    return symbol.stands_for_dims or pin == present(symbol)
+
+
 def finer(symbol: Symbol, old: Pin, new: Pin) -> Pin:
     """What two pins of a symbol say together."""
     if isinstance(old, Size) and isinstance(new, Size):

@@ -1,17 +1,19 @@
-"""Caches that a trace filled with values that stand for others: of functions (functools.lru_cache), and containers."""
+"""Caches: those that a trace filled with values that stand for others, of functions (functools.lru_cache) and
+containers; and those that a run filled with what follows from parameters.
+"""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..sourcecode.uses import is_torchs
-from .state import CONTAINERS, refill, same_items
+from .state import CONTAINERS, TABLES, refill, same_items
 from .trees import leaves
 
 Cached = functools._lru_cache_wrapper
@@ -66,3 +68,30 @@ def _named(model: nn.Module) -> Iterator[tuple[str, Any]]:
     files = {base.__module__ for base in bases} & sys.modules.keys()
     for names in [vars(base) for base in bases] + [vars(sys.modules[file]) for file in files]:
         yield from list(names.items())
+
+
+def tables_of(model: nn.Module) -> list[dict[Any, Any]]:
+    """The dictionaries among the attributes of modules that have tensors in them."""
+    named = ((name, value) for module in model.modules() for name, value in vars(module).items())
+    dicts = {id(value): value for name, value in named if isinstance(value, dict) and name not in TABLES}
+    return [each for each in dicts.values() if any(isinstance(leaf, Tensor) for leaf in leaves(list(each.values())))]
+
+
+def empty_tables(model: nn.Module, run: Callable[[], Any], same: Callable[[Any, Any], bool]) -> None:
+    """Empty the dictionaries that a run fills again with what they had: it follows from parameters, and a trace would
+    take it for constants. run: of the model, gives its output. same: whether two values are equal.
+    """
+    kept = [(table, table.copy()) for table in tables_of(model)]
+    output = run() if kept else None
+    try:
+        for table, _ in kept:
+            table.clear()
+        if not (kept and same(run(), output)):
+            raise LookupError
+    except Exception:
+        for table, content in kept:
+            refill(table, content)
+        return
+    for table, content in kept:
+        again = bool(table) and all(key in content and same(value, content[key]) for key, value in table.items())
+        refill(table, {} if again else content)

@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
 from .caches import Shelves
 from .draws import random_state_kept
+from .fakes import as_fake, new_mode
 from .guards import expect
 from .paths import module_at
 from .precision import full_precision
 from .proxies import attribute
 from .state import State
-from .tracer import AGAIN, FillsArgument, Frame, GoingOn, Method, Named, Opaque, Tracer, WritesConstant, as_fake
+from .tracer import AGAIN, FillsArgument, Frame, GoingOn, Method, Named, Opaque, Tracer, WritesConstant
 from .trees import leaves, map_leaves
 
 
@@ -98,6 +98,7 @@ class Captured:
     absent: per path of a module the positions and names of arguments that are None in a real run.
     guessed: whether it is a part, and nothing is known of how it is called.
     callers: per path of a module that the code calls the calls around it, of modules that do nothing as well.
+    ranks_vary: whether the model takes inputs of another rank than the example's.
     """
 
     root: nn.Module
@@ -124,6 +125,7 @@ class Captured:
     absent: Mapping[str, Set[int | str]] = field(default_factory=dict)
     guessed: bool = False
     callers: Mapping[str, Sequence[Frame]] = field(default_factory=dict)
+    ranks_vary: bool = False
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""
@@ -368,7 +370,7 @@ def _captured(
     through: bool,
     factories: bool,
 ) -> Captured:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = new_mode()
     tracer = Tracer(is_leaf, mode, opaque.values(), factories, through, going_on)
     names = _structure(model.get_submodule(path), inputs)
     values = map_leaves(as_fake(mode), names.values) if sized else {}

@@ -107,7 +107,8 @@ def expect_multiple(tensor: Tensor, dim: int, count: int) -> None:
 
 
 @_recorded
-def expect_rank(tensor: Tensor, rank: int) -> None:
-    """A merge was proved for one rank."""
-    if tensor.dim() != rank:
-        raise GuardError(f"this model was fused for tensors of rank {rank}, found rank {tensor.dim()}")
+def expect_rank(tensor: Tensor, rank: int, or_more: bool = False) -> None:
+    """A merge was proved for one rank, or from one on."""
+    found = tensor.dim()
+    if found < rank or (found > rank and not or_more):
+        raise GuardError(f"this model was fused for tensors of rank {rank}{' or more' * or_more}, found rank {found}")

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten
 from ..errors import CaptureError, InvalidInputError
 from .buffers import other_buffers
 from .capture import Captured, Inputs, capture, know_sizes, run, why_not
+from .state import kept
 from .tracer import GoingOn, Opaque
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
@@ -62,7 +63,9 @@ def capture_parts(
         failed = [name for name in found.opaque if name in parts.opaque]
         alone = dict(found.alone(failed))
         queue += [(name, given, "it cannot be traced with what is around it") for name, given in alone.items()]
-        queue += _inside(model, [name for name in failed if name not in alone], found, inputs)
+        # What fails inside of a module that cannot be traced at all may be taken by itself.
+        left = [path] if path in failed else failed
+        queue += _inside(model, [name for name in left if name not in alone], found, inputs)
     for each in parts.captured:
         parts.opaque.pop(each.frames[0].path, None)
     if not parts.captured:
@@ -146,12 +149,14 @@ class _Part:
             self.reasons[path] = why_not(path, self.inputs, error, self.opaque)
             self.opaque[path] = Opaque(module, going_on.outputs.get(id(module), ()))
 
-    def alone(self, failed: Sequence[str]) -> Iterator[tuple[str, Inputs]]:
+    def alone(self, failed: Sequence[str]) -> Iterator[tuple[str, Inputs | None]]:
         """Of the modules where a trace failed those that one by itself may take, with their inputs if called once: what
-        a hook hands on is missing in a trace around both.
+        a hook hands on is missing in a trace around both, and what a wrapper does if there is no example.
         """
         inside = [name for name in failed if name != self.path]
-        if inside and any(each.module._forward_hooks for each in self.opaque.values()):
+        if self.inputs is None:
+            yield from ((name, None) for name in inside)
+        elif inside and any(each.module._forward_hooks for each in self.opaque.values()):
             calls = self._calls({name: self.model.get_submodule(name) for name in inside})
             yield from ((name, found[0][0]) for name, found in calls.items() if len(found) == 1)
 
@@ -250,7 +255,7 @@ def _outputs(calls: list[tuple[Inputs, Any]]) -> list[Any]:
 def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         inner = f"{path}.{name}" if path else name
-        if isinstance(child, CONTAINERS):
+        if isinstance(child, CONTAINERS) and type(child).forward is nn.Module.forward:
             yield from _children(child, inner)
         else:
             yield inner, child
@@ -271,7 +276,8 @@ def _recorded(model: nn.Module, inputs: Inputs, wanted: Mapping[str, nn.Module],
     before = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in calls]
     after = [module.register_forward_hook(leave, with_kwargs=True) for module in calls]
     try:
-        with other_buffers(model, Tensor.clone):
+        # What a hook keeps is another tensor in each run: a trace would take it for a constant.
+        with kept(model), other_buffers(model, Tensor.clone):
             run(model, inputs.copied())
     except Exception as error:
         raise InvalidInputError(

@@ -20,7 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, UnsupportedFakeTensorException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+)
 from torch.fx.node import Target
 from torch.overrides import TorchFunctionMode
 
@@ -29,6 +34,7 @@ from ..sourcecode.origins import is_users
 from ..sourcecode.writes import AUGMENTED, in_place
 from .buffers import other_buffers
 from .draws import Draws, no_plain_draws
+from .fakes import as_fake, failing_quietly
 from .guards import is_guard
 from .lending import Lending, Taken
 from .listing import lists_noted
@@ -217,6 +223,8 @@ class _Calls(TorchFunctionMode):
             return self._node(func, args, kwargs)
         with Draws() as draws:
             found = func(*args, **kwargs)
+        if self.tracer.made is not None:
+            self.tracer.made.update((id(leaf), leaf) for leaf in leaves(found))
         return self._node(func, args, kwargs) if draws.found else found
 
     def _node(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -257,7 +265,7 @@ class Tracer(fx.Tracer):
 
     is_leaf: whether a module is one node of the graph rather than traced through.
     opaque: further such modules, which may not even run on fake values. failed: the call in which tracing stopped.
-    refusals: why it cannot go on.
+    refusals: why it cannot go on. made: the tensors that code makes of no traced ones, by identity, if there are hooks.
     mode: the fake mode of the values that are known. factories: whether tensors that are made
     of nothing are traced, which is needed only if the forward writes into them. through: whether functions that
     torch.fx.wrap names are gone through, which is needed only if they change a list that they are given.
@@ -288,6 +296,7 @@ class Tracer(fx.Tracer):
         self.lending = Lending()
         self._asked: list[tuple[FrameType, int, fx.Node]] = []
         self._tensor_names: dict[int, str] = {}
+        self.made: dict[int, Any] | None = None
         self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
 
     @property
@@ -302,6 +311,7 @@ class Tracer(fx.Tracer):
         self._call = args, kwargs, values
         named = (*root.named_parameters(), *root.named_buffers())
         self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
+        self.made = {} if any(map(_is_hooked, root.modules())) else None
         self.frame = Frame(path, root.get_submodule(path), None)
         self.frames = [self.frame]
         self.lists: set[str] = set()
@@ -317,7 +327,7 @@ class Tracer(fx.Tracer):
     def _contexts(self) -> Iterator[AbstractContextManager[Any]]:
         """What torch does otherwise while this traces."""
         yield from (_Calls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened(), variables_read())
-        yield from (lists_noted(self.lists), modes_noted(self._asks_for_modes))
+        yield from (lists_noted(self.lists), modes_noted(self._asks_for_modes), failing_quietly())
         if self._through:
             yield wraps_opened()
 
@@ -512,6 +522,15 @@ class Tracer(fx.Tracer):
         finally:
             self.busy = False
 
+    def create_arg(self, a: Any) -> Any:
+        """An argument of a node. What a hook has kept of a run, this one or one before, is no constant: it is neither a
+        parameter nor made in the trace.
+        """
+        plain = isinstance(a, Tensor) and id(a) not in self._tensor_names
+        if plain and (isinstance(a, FakeTensor) or (self.made is not None and id(a) not in self.made)):
+            raise self.refusal(f"the forward reads what a hook keeps{where(self)}")
+        return super().create_arg(a)
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers are nodes, everything else is what it is (fx would search them all, each time)."""
         name = None if self.idle else self._tensor_names.get(id(attr_val))
@@ -529,6 +548,12 @@ def _outside(frame: FrameType) -> FrameType:
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(__name__.partition(".")[0]):
         frame = frame.f_back
     return frame
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether hooks that are not torch's own see the values of a forward."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(type(hook).__module__.partition(".")[0] != "torch" for hook in hooks)
 
 
 def _is_torchs(cls: type, name: str) -> bool:
@@ -607,8 +632,3 @@ def _called(node: fx.Node, args: Any, kwargs: Any) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def as_fake(mode: FakeTensorMode) -> Callable[[Any], Any]:
-    """Turns tensors into fake ones, and leaves the rest."""
-    return lambda value: mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value

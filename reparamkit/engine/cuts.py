@@ -13,7 +13,7 @@ from ..capture.trees import leaves
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
 from ..sourcecode.observing import sets_hooks
-from .scope import innermost, place_of, using_parts
+from .scope import innermost, place_of, using_parts, with_callers
 
 
 def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
@@ -35,7 +35,8 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
             if _returns_inside(captured, cut, frames) and any(sets_hooks(type(f.module).forward) for f in cut.stack):
                 raise NotFusable(f"'{cut.path}' returns a value from inside it, which the model itself may record")
     _check_kept(captured, {place_of(node) for node in frames} - {""})
-    broken = sorted(name for module, name in using_parts(captured, frames) if module is captured.root)
+    methods = with_callers(captured, using_parts(captured, frames))
+    broken = sorted(name for module, name in methods if module is captured.root)
     if broken:
         raise NotFusable(f"method '{broken[0]}' of the model uses a part of what would be merged")
 

@@ -10,13 +10,14 @@ from torch import fx
 
 from ..algebra.form import Form, Trail
 from ..algebra.probe import PROBE
+from ..algebra.size import is_of_rank
 from ..errors import NotFusable
 from ..layers.price import Cost
 from ..layers.windows import is_uneven
 from ..layers.writers import plan
 from .absorb import is_scale
 from .cuts import check_calls
-from .options import FLOPS, STORED, Option, Options
+from .options import FLOPS, OPERATIONS, STORED, Option, Options
 from .placing import Means, Placed, place, spreads
 from .reading import Candidate, Reading
 from .site import Rejected, Settled, Shapes
@@ -183,6 +184,11 @@ class Keeper:
         stored = after.stored - self.options.added_bias([option.placed], option.members)
         if stored > before.stored and STORED not in self.options.may_raise:
             yield STORED, before.stored, stored
+        # What was taken apart of a norm is no operation of its own: the norm does it as it normalises.
+        within = option.members & self.captured.apart.keys()
+        run = before.launches - sum(self.options.prices.cost(part).launches for part in within)
+        if within and after.launches > run and OPERATIONS not in self.options.may_raise:
+            yield OPERATIONS, run, after.launches
 
     def _moves_work(self, node: fx.Node, option: Option) -> bool:
         """Whether a layer before the value is among the members: one layer behind views stays as large as it is, even
@@ -278,4 +284,4 @@ def _because(option: Option) -> str:
 def _guesses(option: Option) -> bool:
     """Whether it was only assumed that a size is that of a constant: the constant may be spread over a size of 1."""
     guards = option.placed.guards if option.placed else ()
-    return any(not (symbol.traced or symbol.stands_for_dims) for symbol, _ in guards)
+    return any(not (symbol.traced or is_of_rank(symbol, pin)) for symbol, pin in guards)

@@ -19,8 +19,12 @@ from .site import Merge, Rejected, Site
 
 WORTH = 0.05
 """What each further member of a merge must save, in launches: of two equal merges the smaller one is better."""
-FLOPS, STORED = "FLOPs", "stored numbers"
-MAY_RAISE = {"launches": frozenset({FLOPS, STORED}), "flops": frozenset({STORED})}
+FLOPS, STORED, OPERATIONS = "FLOPs", "stored numbers", "operations"
+MAY_RAISE = {
+    "launches": frozenset({FLOPS, STORED}),
+    "flops": frozenset({STORED, OPERATIONS}),
+    "params": frozenset({OPERATIONS}),
+}
 """What an objective may let rise; for others neither FLOPs nor stored numbers."""
 
 

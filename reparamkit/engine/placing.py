@@ -76,6 +76,12 @@ class Placed:
     dim: int | None = None
     guards: frozenset[tuple[Symbol, Pin]] = frozenset()
 
+    @property
+    def rank(self) -> tuple[int, bool]:
+        """Of a value whose rank is guarded: how many dimensions it has, and whether there may be more."""
+        exact = any(symbol.stands_for_dims for symbol, _ in self.guards)
+        return len(self.form.sizes) - (self.form.open_rank and not exact), not exact
+
 
 Views = tuple[View, ...]
 Plan = Callable[[Operator, Operator | None], LayerPlan]

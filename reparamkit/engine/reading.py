@@ -7,17 +7,17 @@ that reaches back furthest, since low-rank paths and branches pay only at a late
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, product
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, fx, nn
 
 from ..algebra.form import CONSTANT_FOLD, Form, source_form, with_guarded_rank
 from ..algebra.operator import open_sizes, pin
-from ..algebra.size import Pin, Size, Symbol, fixed, free_size, roots
+from ..algebra.size import Pin, Size, Symbol, fixed, free_size, is_of_rank, roots
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import SIZES, Captured
 from ..capture.tracer import FACTORIES
@@ -174,6 +174,7 @@ class Reading:
             known.append(reason)
 
 
+Rank = Literal["exact", "least"]
 Prune = Callable[[fx.Node, list[Candidate]], list[Candidate]]
 
 
@@ -186,7 +187,7 @@ def read(captured: Captured, readers: Readers, scope: Scope, prune: Prune, readi
 
 @dataclass
 class _Reader:
-    """Reads one node."""
+    """Reads one node. rank: what it needs to know of the rank of its inputs, once that was found out."""
 
     captured: Captured
     readers: Readers
@@ -194,6 +195,7 @@ class _Reader:
     prune: Prune
     out: Reading
     node: fx.Node
+    rank: list[Rank | None] = field(default_factory=list)
 
     def run(self) -> None:
         found: list[Candidate] = []
@@ -310,7 +312,7 @@ class _Reader:
         guarded, which a real run had. (Beside a constant of another size, the code may take another way.)
         """
         traced = isinstance(self.node.meta.get("val"), Tensor)
-        return traced and all(symbol.stands_for_dims for symbol, _ in form.guards)
+        return traced and all(is_of_rank(*guard) for guard in form.guards)
 
     def _same_shape(self) -> Shape | None:
         """The shape of the first input, for calls known to keep it; never one that traced values contradict."""
@@ -484,11 +486,39 @@ class _Reader:
         if not isinstance(form, Form):
             raise NotFusable(f"the reader of {reader.name} returned {type(form).__name__}, not a form")
         self._check_shapes_of(choice, form)
+        if (rank := self._rank_needed(reader, choice)) is not None:
+            form = with_guarded_rank(form, or_more=rank == "least")
         members = frozenset({self.node}).union(*(c.members for c in choice.values()))
         if self.out.arithmetic(self.node):
             form = form.made_by(CONSTANT_FOLD)
         self.scope.check_rules(form)
         return Candidate(form.stepped(self.node.name), members)
+
+    def _rank_needed(self, reader: Reader, choice: Mapping[fx.Node, Candidate]) -> Rank | None:
+        """Whether the call does something else with values of another rank than the example's, if others may come."""
+        if not self.captured.ranks_vary:
+            return None
+        if not self.rank:
+            self.rank.append(self._rank_read(reader, choice))
+        return self.rank[0]
+
+    def _rank_read(self, reader: Reader, choice: Mapping[fx.Node, Candidate]) -> Rank | None:
+        """What the call does with values of any rank: that is not known if it needs theirs, or it is behind a guard."""
+        opened: dict[tuple[Size, ...], Form] = {}
+        for node in choice:
+            # What has one shape has it at any rank, unless what made it was guarded.
+            sizes = self.out.shapes[node][0]
+            anew = open_sizes(node.name, tuple(size.hint for size in sizes), max(1, len(sizes)))
+            opened.setdefault(sizes, source_form(node.name, anew, open_rank=True))
+        others = {node: Candidate(opened[self.out.shapes[node][0]], frozenset()) for node in choice}
+        args, kwargs = self._arguments(reader, others)
+        try:
+            forms = reader(*args, **kwargs)
+        except Exception:
+            return "exact"
+        guards = {guard for form in (forms if isinstance(forms, tuple) else (forms,)) for guard in form.guards}
+        exact = any(symbol.stands_for_dims for symbol, _ in guards)
+        return "exact" if exact else "least" if any(is_of_rank(*guard) for guard in guards) else None
 
     def _check_shapes_of(self, choice: dict[fx.Node, Candidate], form: Form) -> None:
         """A layer of which only the shape is read checks its input, and would be gone; over its input, a guard does."""

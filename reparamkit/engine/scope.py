@@ -22,7 +22,7 @@ from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
 from ..layers.wide import CASTS, computes_weight
 from ..sourcecode.flow import Way
 from ..sourcecode.handing import ELSEWHERE, hands_on_otherwise, readers_of_results
-from ..sourcecode.methods import called_by_methods, ways_of_methods
+from ..sourcecode.methods import called_by_methods, read_by_methods, ways_of_methods
 from .held import held_by_objects
 from .sharing import evenly_partnered
 
@@ -316,10 +316,33 @@ def using_parts(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
     return found.union(*(_going_on(captured, node) for node in members if not node.users.keys().isdisjoint(members)))
 
 
+def with_callers(captured: Captured, methods: Iterable[Method]) -> set[Method]:
+    """These methods, and those of the modules around that call them, at any depth; what forward runs is not among
+    those.
+    """
+    found, waiting = set(methods), list(methods)
+    while waiting:
+        module, name = waiting.pop()
+        new = set(_callers(captured, module, name)) - found - captured.methods.keys()
+        found |= new
+        waiting += new
+    return found
+
+
+def _callers(captured: Captured, module: nn.Module, name: str) -> Iterator[Method]:
+    for path in (path for path, each in captured.root.named_modules() if each is module):
+        for outer in ("", *upwards(path)):
+            owner = captured.root.get_submodule(outer)
+            inner = path.removeprefix(start_of(outer)) if owner is not module else ""
+            call, methods = f"{start_of(inner)}{name}()", read_by_methods(type(owner))
+            yield from ((owner, each) for each, read in methods.items() if call in read and each != "forward")
+
+
 def _going_on(captured: Captured, node: fx.Node) -> set[Method]:
     """The methods that made a value and do more with it, which forward does not need."""
     made_by: frozenset[Method] = node.meta.get("methods", frozenset())
-    return captured.unneeded.get(node, set()) & made_by
+    read = (methods for value, methods in captured.unneeded.items() if captured.current(value) is node)
+    return set(made_by).intersection(set().union(*read))
 
 
 def _unseen(captured: Captured, methods: set[Method]) -> set[Method]:

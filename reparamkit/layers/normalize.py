@@ -52,8 +52,12 @@ def read_affine(input: Form, weight: Tensor | None, bias: Tensor | None, channel
     if channels or all(p is None or p.dim() == 1 for p in (weight, bias)):
         # The norm takes no other size, so unlike that of a product this form needs no guard.
         dim = 1 if channels else -1
-        # But it takes any rank: of an open one, a batch of one dimension is assumed.
-        input = known_rank(input, [len(input.sizes)], certain=False) if channels and len(input.sizes) > 1 else input
+        # A group norm takes dimension 1 of a tensor without a batch for its channels as well.
+        input = (
+            known_rank(input, [len(input.sizes)], certain=False)
+            if channels and input.open_rank and len(input.sizes) > 1
+            else input
+        )
         made = shift(input if weight is None else scale(input, weight, dim), bias, dim)
     else:
         scaled = input if weight is None else multiply(input, weight)

@@ -37,6 +37,14 @@ def read_by_methods(cls: type) -> Paths:
 
 
 @once
+def spreading_calls(cls: type) -> Paths:
+    """The modules that the methods call with the entries of a dictionary as keyword arguments, "" for the module
+    itself; the dictionary of a method's own keyword arguments aside.
+    """
+    return {name: frozenset(_spreading(tree)) for name, tree in _methods(cls)}
+
+
+@once
 def read_by_forward(cls: type) -> frozenset[str]:
     """What the forward reads, and the methods of the object that it calls."""
     read, waiting, found = read_by_methods(cls), {"forward"}, frozenset[str]()
@@ -68,6 +76,18 @@ def _called(tree: ast.AST) -> Iterator[str]:
             callee = node.func
             names = variables.get(callee.id, ()) if isinstance(callee, ast.Name) else [path_of(callee)]
             yield from (name for name in names if name)
+
+
+def _spreading(tree: ast.AST) -> Iterator[str]:
+    own = {node.kwarg.arg for node in ast.walk(tree) if isinstance(node, ast.arguments) and node.kwarg}
+    for node in ast.walk(tree):
+        spread = [each.value for each in node.keywords if each.arg is None] if isinstance(node, ast.Call) else []
+        if any(not (isinstance(each, ast.Name) and each.id in own) for each in spread):
+            assert isinstance(node, ast.Call)
+            path = path_of(node.func)
+            if path or (isinstance(node.func, ast.Name) and node.func.id == "self"):
+                *owner, last = path.split(".")
+                yield ".".join(owner if last in ("forward", "__call__") else [*owner, last])
 
 
 def _read(tree: ast.AST) -> Iterator[str]:

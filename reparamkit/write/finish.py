@@ -29,15 +29,15 @@ LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
 class Expect(nn.Identity):
-    """What is left of a merged layer where the merge was proved for one rank of its input: a check."""
+    """What is left of a merged layer where the merge was proved for one rank of its input, or from one on: a check."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, or_more: bool = False) -> None:
         super().__init__()
-        self.rank = rank
+        self.rank, self.or_more = rank, or_more
 
     def forward(self, input: Tensor) -> Tensor:
-        """input: any shape of `rank` dimensions; returned as it is."""
-        expect_rank(input, self.rank)
+        """input: any shape of `rank` dimensions (`or_more`); returned as it is."""
+        expect_rank(input, self.rank, self.or_more)
         return input
 
 
@@ -141,7 +141,7 @@ class Finisher:
             *others, anchor = [by_name[step.node] for step in placed.terms[0].trail if step.node in by_name]
         self.swaps |= {path: nn.Identity().eval() for path in others}
         if placed.guards and others:
-            self.swaps[others[0]] = Expect(len(placed.form.sizes)).eval()
+            self.swaps[others[0]] = Expect(*placed.rank).eval()
         used = name in self.captured.targets
         layer = self.captured.held.pop(name)
         # A layer that was merged further has its place in the swaps of that merge.
@@ -321,7 +321,7 @@ class Finisher:
         for node in body:
             name = str(node.target)
             if node.target is expect_rank and node.args[0] is value:
-                found["expect"] = Expect(node.args[1]).eval()
+                found["expect"] = Expect(*node.args[1:]).eval()
             elif node.op == "call_module" and node.args == (value,) and not node.kwargs and "." not in name:
                 found[name] = inside.get_submodule(name)
                 value = node

@@ -14,6 +14,7 @@ import keyword
 import linecache
 import operator
 import tokenize
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from ..capture.capture import Captured
 from ..capture.guards import expect, expect_entries, expect_given, expect_keywords, expect_rank
 from ..capture.lending import Taken
 from ..capture.modes import Modes
+from ..capture.paths import start_of
 from ..capture.proxies import attribute
 from ..capture.tracer import Frame
 from ..capture.trees import fields_of, is_record
@@ -36,6 +38,7 @@ from ..errors import NotFusable
 from ..layers.hooks import has_hooks
 from ..sourcecode.defaults import Default, defaults_of
 from ..sourcecode.flow import catches, names_in, remembered
+from ..sourcecode.methods import spreading_calls
 from ..sourcecode.parse import forward_of
 
 PLAIN = (bool, int, float, str, type(None))
@@ -216,7 +219,9 @@ class _Fold:
         """A dictionary, or an object that is made from its entries."""
         if issubclass(dict, kind) or kind is fx.immutable_collections.immutable_dict:
             return items
-        if not all(isinstance(name, str) for name in items):
+        if kind is OrderedDict:
+            return self.graph.call_function(kind, (items,))
+        if not all(isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name) for name in items):
             raise NotFusable(f"a {kind.__name__} whose keys are not names cannot be written")
         return self.graph.call_function(kind, (), items)
 
@@ -333,9 +338,26 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int], gone: set[
             raise NotFusable(f"the forward of {where} asks torch for autocast or grad mode")
         if any(map(catches, codes)):
             raise NotFusable(f"the forward of {where} catches errors")
+    _check_callers(captured, frame)
     contexts = _contexts(captured, frame, inlined, gone)
     if not (contexts <= {frame.modes} or without_gradients(captured, frame, inlined)):
         raise NotFusable(f"the forward of {frame.path or 'the model'} changes autocast or grad mode")
+
+
+def _check_callers(captured: Captured, frame: Frame) -> None:
+    """What is written takes the arguments of the example only: no method may give it others, which a trace has not
+    seen.
+    """
+    parameters = inspect.signature(frame.module.forward).parameters.values()
+    given = inspect.signature(frame.module.forward).bind(*frame.args, **frame.kwargs).arguments
+    if all(p.name in given and p.kind is not p.VAR_KEYWORD for p in parameters):
+        return
+    for outer in frame.stack:
+        path = frame.path.removeprefix(start_of(outer.path)) if outer is not frame else ""
+        for name, called in spreading_calls(original_class(outer.module)).items():
+            if name != "forward" and path in called and (outer.module, name) not in captured.methods:
+                where = frame.path or "the model"
+                raise NotFusable(f"'{name}' may call the forward of {where} with other arguments than the example's")
 
 
 def _contexts(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from ..algebra.size import is_of_rank
 from ..capture.capture import Captured
 from ..capture.paths import start_of
 from ..capture.tracer import Frame
@@ -208,4 +209,4 @@ def _has_views(captured: Captured, row: Row) -> bool:
 def _only_rank_guards(placed: Placed) -> bool:
     guards = placed.guards
     views = any(step.views for step in placed.terms[0].trail)
-    return not guards or (not views and all(s.stands_for_dims for s, _ in guards))
+    return not guards or (not views and all(is_of_rank(*guard) for guard in guards))

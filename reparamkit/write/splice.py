@@ -130,10 +130,8 @@ class Splicer:
         if placed.guards:
             code = min((p for p in written.parts if p.frame is not None), key=lambda p: nodes[anchor] in p.nodes)
             before = nodes.index(code.nodes[0]) <= anchor
-            op = placed.form.sample
             with graph.inserting_after(written.result):
-                given = (source, len(op.source_sizes)) if before else (written.result, len(op.value_sizes))
-                check = graph.call_function(expect_rank, given)
+                check = graph.call_function(expect_rank, (source if before else written.result, *placed.rank))
             check.meta |= written.result.meta | {"frame": code.frame, "place": ""}
             written.nodes.append(check)
 
@@ -195,7 +193,9 @@ class Splicer:
         return name
 
     def _guard(self, node: fx.Node, dim: int, pin: Pin) -> None:
-        if isinstance(pin, Size):
+        if isinstance(pin, Size) and pin.factor == 1:
+            self.captured.graph.call_function(expect_rank, (node, -dim, True))
+        elif isinstance(pin, Size):
             if isinstance(node.meta.get("val"), int):
                 raise NotFusable("a size that is computed by the model must be a multiple of a number")
             self.captured.graph.call_function(expect_multiple, (node, dim, pin.factor))

@@ -1,0 +1,46 @@
+"""Whether a model takes inputs of another rank than the example's: one sample without its batch, or several batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from .buffers import other_buffers
+from .caches import caches_left
+from .capture import Inputs, run
+from .fakes import as_fake, failing_quietly, new_mode
+from .state import State
+from .trees import map_leaves
+
+CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda tensor: tensor[0] if tensor.dim() > 1 else tensor,
+    lambda tensor: tensor[0] if tensor.dim() else tensor,
+    lambda tensor: tensor[None],
+)
+"""What makes inputs of another rank of the example's. (Numbers per sample, as time steps, may stay a vector.)"""
+
+
+def takes_other_ranks(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether `model` (a private copy) runs on tensors of other ranks, which are fake ones: only sizes are computed."""
+    before = State(model)
+    with caches_left(model), other_buffers(model, Tensor.clone), failing_quietly(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return any(_runs(model, inputs, change) for change in CHANGES)
+        finally:
+            before.restore()
+
+
+def _runs(model: nn.Module, inputs: Inputs, change: Callable[[Tensor], Tensor]) -> bool:
+    fake, own = as_fake(new_mode()), inputs.copied()
+
+    def changed(leaf: object) -> object:
+        return fake(change(leaf)) if isinstance(leaf, Tensor) else leaf
+
+    try:
+        run(model, Inputs(*map_leaves(changed, (own.args, dict(own.kwargs)))))
+    except Exception:
+        return False
+    return True
