@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from torch import fx
 
+from ..algebra.size import Symbol
 from ..capture.capture import Captured
 from ..layers.price import Cost
 from ..layers.registry import Readers
@@ -31,11 +32,19 @@ def choose(
     """Read the graph and choose the merges. recording: the context in which readers are called. last: what was chosen,
     and is written now; where that left all as it was, it stays so.
     """
-    reading = Reading(captured)
-    options = Options(captured, reading, objective)
-    keeper = Keeper(options, {} if last is None else last.settled)
-    with recording:
-        read(captured, readers, scope, keeper.keep, reading)
+
+    def once(assumed: Mapping[Symbol, int]) -> tuple[Reading, Options, Keeper]:
+        reading = Reading(captured, assumed=assumed)
+        options = Options(captured, reading, objective)
+        keeper = Keeper(options, {} if last is None else last.settled)
+        with recording:
+            read(captured, readers, scope, keeper.keep, reading)
+        return reading, options, keeper
+
+    reading, options, keeper = once({})
+    if reading.stuck & reading.met.keys():
+        # What could not be read for all sizes may be for those that a later layer fixes.
+        reading, options, keeper = once(reading.met)
     if last is not None:
         _carry(last, options, keeper.left)
     planners = [Planner(region, options, writable) for region in regions(captured, options.is_inside)]
