@@ -21,6 +21,8 @@ from .placing import Means, Placed, place, spreads
 from .reading import Candidate, Reading
 from .site import Rejected, Settled, Shapes
 
+DEARER = "the merge would raise"
+"""The beginning of a reason: what costs more, and by how much."""
 CHEAPEST, DEEPEST = 2, 2
 """How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
 
@@ -151,7 +153,7 @@ class Keeper:
         for what, old, new in self._raised(option):
             if len(option.members) > 1:
                 factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
-                self._too_dear(node, option, f"{_because(option)}the merge would raise {what} {factor}")
+                self._too_dear(node, option, f"{_because(option)}{DEARER} {what} {factor}")
             return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
         # A layer over a concatenation that becomes several, and their sum, must save launches.

@@ -426,6 +426,20 @@ NEAR_MISSES = (
         "raise FLOPs",
     ),
     NearMiss(
+        "depthwise then pointwise, a norm behind each",
+        lambda: seq(depthwise(8, bias=False), norm(8), conv(8, 8, 1, bias=False), norm(8)),
+        ((2, 8, 6, 6), (1, 8, 5, 7)),
+        "conv conv",
+        "raise FLOPs",
+    ),
+    NearMiss(
+        "expand then project, a norm behind each",
+        lambda: seq(conv_norm(8, 2, 1), conv_norm(2, 8, 1)),
+        ((2, 8, 6, 6), (1, 8, 5, 7)),
+        "conv conv",
+        "raise FLOPs",
+    ),
+    NearMiss(
         "strips of a large cross",
         lambda: Sum([depthwise(4, (11, 1), p=(5, 0)), depthwise(4, (1, 11), p=(0, 5))]),
         MAPS,
