@@ -263,9 +263,9 @@ def _dearer(work: Work) -> Iterator[Refusal]:
     left = set(work.captured.graph.nodes)
     for node, rejected in work.plan.rejected.items():
         reasons = [why for why in work.plan.refusals.get(node, []) if DEARER in why]
-        if reasons and node in left and WRITTEN in node.meta and _is_linear(node, work.reading):
-            if any(m is not node and _is_linear(m, work.reading) for m in rejected.members & left):
-                yield _refusal(work, work.plan, node, reasons)
+        linear = {member for member in rejected.members & left if _is_linear(member, work.reading)}
+        if reasons and node in linear and len(linear) > 1 and WRITTEN in node.meta:
+            yield _refusal(work, work.plan, node, reasons)
 
 
 def _of_other(node: fx.Node, why: str, reading: Reading) -> str:

@@ -115,8 +115,9 @@ class Form:
         """The same form, one node further along every trail."""
         views = tuple(view for view in self.recent if view is not None)
         if None in self.recent and views:
-            # A layer with views inside cannot be cut open: no layer can be written at it or beyond it.
-            return replace(self, terms={s: replace(t, trails=()) for s, t in self.terms.items()}, recent=())
+            # A layer with views inside cannot be cut open: what is written at it or beyond it reads the source.
+            alone = ((Step(node, is_layer=True),),)
+            return replace(self, terms={s: replace(t, trails=alone) for s, t in self.terms.items()}, recent=())
         step = Step(node, views, is_layer=not views)
         terms = {
             s: replace(term, trails=tuple((*trail, step) for trail in term.trails)) for s, term in self.terms.items()

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from torch import fx
 
 from ..algebra.form import Form, Trail
+from ..algebra.operator import Role
 from ..algebra.probe import PROBE
 from ..errors import NotFusable
 from ..layers.price import Cost
@@ -252,8 +253,9 @@ def _unguarded(kept: Sequence[_Ranked], all_of_them: Sequence[_Ranked]) -> list[
 
 
 def _only_views(candidate: Candidate) -> bool:
-    """Whether a form only regroups its source; such a form costs nothing to keep."""
-    return not any(step.is_layer for trail in _trails(candidate.form) for step in trail)
+    """Whether a form only regroups its source, and is no matrix; such a form costs nothing to keep."""
+    matrix = any(term.op.has(Role.IN, Role.OUT) for term in candidate.form.terms.values())
+    return not (matrix or any(step.is_layer for trail in _trails(candidate.form) for step in trail))
 
 
 def _trails(form: Form) -> Iterator[Trail]:

@@ -7,6 +7,7 @@ that reaches back furthest, since low-rank paths and branches pay only at a late
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +28,7 @@ from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module, computes_weight
 from .arithmetic import evaluated, is_constant, rounded_to, widened
 from .counting import Shape, checks, computed, least_rank, opaque, shape_read
-from .parts import number_of_parts
+from .parts import number_of_parts, taken_apart
 from .scope import WATCHED, Scope, watched
 
 MAX_COMBINATIONS = 16
@@ -237,6 +238,8 @@ class _Reader:
     def _call(self) -> list[Candidate]:
         if self._size_arithmetic() or self._evaluate_constant():
             return []
+        if self.node.target is operator.getitem:
+            self._meet_parts()
         if self.node in self.captured.aliases.writers:
             self._overwritten()
         reader = self._reader()
@@ -426,7 +429,7 @@ class _Reader:
         try:
             read = self._read_all(reader, choice)
         except NotFusable:
-            symbols = {s for c in choice.values() if c.members for size in c.form.sizes for s in roots(size)}
+            symbols = {s for c in choice.values() for size in c.form.sizes for s in roots(size)}
             self.out.stuck |= symbols
             told = {symbol: self.out.assumed[symbol] for symbol in symbols if symbol in self.out.assumed}
             if not told:
@@ -435,6 +438,15 @@ class _Reader:
         for candidate in read:
             self.out.meet(candidate.form.guards)
         return read
+
+    def _meet_parts(self) -> None:
+        """A dimension of which code takes parts that together are all of it has the size that the code says."""
+        whole = self.node.args[0]
+        sizes, open_rank = self.out.shapes.get(whole, ((), True))  # type: ignore[arg-type]
+        if not open_rank:
+            parts = [user.args[1] for user in whole.users if user.target is operator.getitem]  # type: ignore[union-attr]
+            for size, end in zip(sizes, taken_apart(parts, len(sizes)), strict=True):
+                self.out.meet((symbol, symbol.hint) for symbol in roots(size) if end in (size.hint, math.inf))
 
     def _read_spread(self) -> list[Candidate]:
         """A constant that is given sizes of a value, whose shape is all that it takes of it."""

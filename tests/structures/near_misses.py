@@ -49,6 +49,13 @@ class TwoReaders(nn.Module):
         return self.norm(y) * torch.sigmoid(y)
 
 
+class Doubling(nn.Module):
+    """Writes into its argument, and returns nothing."""
+
+    def forward(self, x: Tensor) -> None:
+        x.mul_(2)
+
+
 class AlwaysTraining(nn.BatchNorm2d):
     """A batch norm that ignores eval()."""
 
@@ -92,6 +99,13 @@ def _overwrites_a_view(m: Any, x: Tensor) -> Tensor:
     view = y[:, :2]
     y[:, :1] = 0
     return m.norm(y)[:, 2:] + view
+
+
+def _fills_a_view(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    view = y[:, :2]
+    view.fill_(0.5)
+    return m.norm(y)[:, 2:] * torch.sigmoid(view)
 
 
 def _overwrites_a_row(m: Any, x: Tensor) -> Tensor:
@@ -743,6 +757,25 @@ NEAR_MISSES = (
         _branches(_overwrites_a_view),
         MAPS,
         "conv fill_ norm add",
+        "in-place|in place",
+    ),
+    NearMiss(
+        "a part that is filled, and read by its own name",
+        _branches(_fills_a_view),
+        MAPS,
+        "conv fill_ norm sigmoid mul",
+        "in-place|in place",
+    ),
+    NearMiss(
+        "a layer that writes into what others read",
+        lambda: Model(
+            lambda m, x: (lambda y: (m.write(y), m.norm(y))[1])(m.conv(x)),
+            conv=conv(4, 4),
+            write=Doubling(),
+            norm=norm(4),
+        ),
+        MAPS,
+        "conv mul_ norm",
         "in-place|in place",
     ),
     NearMiss(
