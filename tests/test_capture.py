@@ -1529,3 +1529,30 @@ def test_a_package_that_is_missing(make: Callable[[], nn.Module]):
     """Names of the model's files are looked at, and what they stand for is asked for nothing."""
     fused = reparamkit.fuse(build(make), X)
     assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
+class Adapted(nn.Module):
+    """Gives what it does not have itself as its model's, and asks a weight for what only some have (as PEFT does)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = conv_norm(4, 4)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.model[0].weight
+        return self.model(x) if getattr(weight, "quant_state", None) is None else x
+
+
+def test_a_parameter_may_be_asked_for_what_it_does_not_have():
+    """Whoever gives the parameter, and by whatever name."""
+    model = build(Adapted)
+    fused = reparamkit.fuse(model, X)
+    assert not reparamkit.report(fused).refusals
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    assert error(run(fused, X), run(model, X)) <= 1e-6

@@ -668,6 +668,22 @@ def test_a_norm_of_features_is_not_one_of_tokens(example: Shape | None):
         run(fused, sample((3, 6, 6), torch.float32))
 
 
+def test_a_mean_of_tokens_is_not_taken_for_one_of_channels():
+    """Without example inputs, tokens of which only the channels are known may have a dimension more than a batch."""
+    model = build(lambda: Model(lambda m, x: m.head(m.norm(x).mean(1)), norm=nn.LayerNorm(8), head=nn.Linear(8, 3)))
+    fused = reparamkit.fuse(model)
+    x = sample((2, 5, 8), torch.float32)
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+def test_numbers_made_of_parameters_that_stay_are_more_numbers():
+    """A scale that is computed from a weight takes the place of the computation, not of the weight."""
+    model = build(lambda: Model(lambda m, x: m.fc(x).relu() * m.fc.weight.abs().sum(1), fc=nn.Linear(6, 6)))
+    fused = reparamkit.fuse(model, sample((4, 6), torch.float32))
+    assert sum(p.numel() for p in fused.parameters()) <= sum(p.numel() for p in model.parameters())
+    assert any("raise stored numbers" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
 def swapped_halves(m: Any, x: Tensor) -> Tensor:
     first, second = m.n(x).chunk(2, 1)
     return m.m(torch.cat([second, first], 1))

@@ -94,7 +94,7 @@ class ValueProxy(fx.Proxy):
     def _missing(self, name: str, by: FrameType) -> Any:
         """An attribute that tensors do not have, nor the value if it is known."""
         if self.node.op == "get_attr":
-            return getattr(attribute(self.tracer.root, str(self.node.target)), name)
+            return self.tracer.attribute_of(self.tracer.root, f"{self.node.target}.{name}")
         asked = asks(by, "hasattr", "getattr")
         if self.value is UNKNOWN and not asked:
             return _Attribute(self, name)
@@ -280,6 +280,6 @@ def where(tracer: Any) -> str:
     return f" in module '{path}'" if path else ""
 
 
-def attribute(root: nn.Module, path: str) -> Any:
+def attribute(root: Any, path: str) -> Any:
     """The attribute of `root` at a dotted path."""
     return operator.attrgetter(path)(root)

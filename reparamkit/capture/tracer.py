@@ -497,10 +497,10 @@ class Tracer(fx.Tracer):
         self.refusals = [each for each in self.refusals if each[:2] != (by, by.f_lasti)]
 
     def attribute_of(self, value: Any, name: str) -> Any:
-        """The attribute of a (fake) value."""
+        """The attribute of a (fake) value or a module, at a name or dotted path, as it is."""
         self.busy, before = True, self.busy
         try:
-            return getattr(value, name)
+            return attribute(value, name)
         finally:
             self.busy = before
 
