@@ -533,7 +533,7 @@ def _common_tile(f: Operator, g: Operator) -> _Tile | None:
 def _tiles(op: Operator) -> Iterator[_Tile]:
     for s, i in enumerate(_flat(op.source)):
         for v, o in enumerate(_flat(op.value)):
-            if (op.links[i].role, op.links[o].role) == (IN, OUT):
+            if (op.links[i].role, op.links[o].role) == (IN, OUT) and op.links[i].leg_size and op.links[o].leg_size:
                 yield _Tile(s, v, op.links[o].leg_size, op.links[i].leg_size)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,8 +54,18 @@ def follow_overwrites(captured: Captured) -> None:
     # What is written into parameter arithmetic is followed where that is computed.
     found = [w for w in found if not given.isdisjoint(w.all_input_nodes)]
     _unchain(captured, found)
-    for writer in found:
+    for writer in _latest_first(found):
         _Write(captured, writer).follow()
+
+
+def _latest_first(writers: list[fx.Node]) -> Iterator[fx.Node]:
+    """Whether a write can be followed depends on those after it; of ``y[key] += z`` the sum comes before it is assigned."""
+    done: set[fx.Node] = set()
+    for writer in reversed(writers):
+        value = writer.args[2] if writer.target is operator.setitem else None
+        pair = [each for each in (value, writer) if each in writers and each not in done]
+        done.update(pair)  # type: ignore[arg-type]
+        yield from pair  # type: ignore[misc]
 
 
 def _unchain(captured: Captured, writers: list[fx.Node]) -> None:
@@ -92,12 +103,12 @@ class _Write:
         self.row = _row(self.writer.args[0])
         if self.now < 0 or not self.row or not self._hands_on():
             return
-        if self.writer.target is operator.setitem and self._owns():
+        if self.writer.target is operator.setitem and self._owns() and not self._reads_itself(self.writer.args[2]):
             self._put_back(self._assigned(*self.writer.args[1:]))
             self.captured.forget()
         elif self._fills_part() and self._owns():
             key, self.row = _key(self.row[0]), self.row[1:]
-            self._put_back(self._assigned(key, self.writer.args[1] if len(self.writer.args) > 1 else 0))
+            self._put_back(self._assigned(key, self._filling))
             self.captured.forget()
         elif self._is_arithmetic() and self._owns() and self._stays_apart():
             self._put_back(self._computed())
@@ -106,14 +117,30 @@ class _Write:
     def _fills_part(self) -> bool:
         """Whether it assigns to all of a part, which by its own name nothing reads later."""
         fills = FILLING.get(str(self.writer.target)) == len(self.writer.args) and not self.writer.kwargs
-        return fills and len(self.row) > 1 and not (self.writer.users or self._later(self.row[0]))
+        unread = not (self.writer.users or self._later(self.row[0]))
+        return fills and len(self.row) > 1 and unread and not self._reads_itself(self._filling)
+
+    @property
+    def _filling(self) -> Any:
+        """What is assigned to all of it."""
+        return self.writer.args[1] if len(self.writer.args) > 1 else 0
+
+    def _reads_itself(self, value: Any) -> bool:
+        """Whether what is assigned may lie where it is written, and not in its very place."""
+        if not isinstance(value, fx.Node) or value not in self.aliases.of(self.writer) or self._is_in_place(value):
+            return False
+        return not (apart(value, self.row[0]) or self.aliases.passes_by(self.writer, value))
+
+    def _is_in_place(self, value: fx.Node) -> bool:
+        """Whether a value was computed in the place that it is assigned to."""
+        return value.meta.get(IN_PLACE) == self.row[0] and self.writer.target is operator.setitem
 
     def _stays_apart(self) -> bool:
         """Whether a value of its own is not seen to be one: nothing is written into it, nor where it would be as long
         as it is read.
         """
         order, names = self.aliases.order, self.aliases.of(self.writer)
-        own = [n for n in names if self.writer in wholes(n)]
+        own = [n for n in names if self.writer in wholes(n) or (self._later(n) and self.row[0] in wholes(n))]
         last = max([self.now, *(order[user] for n in own for user in n.users if user in order)])
         later = [w for w in self.aliases.writers if w in names and order[w] > self.now]
         others = [w for w in later if not (self._is_own(w) or self.aliases.passes_by(w, self.row[0]))]
@@ -124,9 +151,9 @@ class _Write:
         return len(self.row) > 1 and writer.args == (self.row[1], _key(self.row[0]), self.writer)
 
     def _put_back(self, new: fx.Node) -> None:
-        """Each value in what it is a slice of, as far as that is read."""
-        for view, whole in itertools.pairwise(self.row):
-            if not self._read_later(whole, new):
+        """Each value in what it is a slice of, as far as that, or what it is a slice of itself, is read."""
+        for number, (view, whole) in enumerate(itertools.pairwise(self.row), start=1):
+            if self._is_assigned(whole, new) or not any(map(self._later, self.row[number:])):
                 return
             new = self._inserted(whole, _key(view), new, passes=0)
 
@@ -170,11 +197,10 @@ class _Write:
         later = {place > self.now for place in places}
         return later.pop() if len(later) == 1 and self.now not in places else None
 
-    def _read_later(self, whole: fx.Node, part: fx.Node) -> bool:
-        """Whether a value is read after the write; not if the next that is done to it is to assign the part."""
+    def _is_assigned(self, whole: fx.Node, part: fx.Node) -> bool:
+        """Whether the next that is done to a value is to assign the part."""
         later = sorted(self._later(whole), key=self.aliases.order.__getitem__)
-        assigned = later[:1] and later[0].target is operator.setitem and later[0].args[0] is whole
-        return bool(later) and not (assigned and later[0].args[2] is part)
+        return bool(later) and later[0].target is operator.setitem and later[0].args[::2] == (whole, part)
 
     def _assigned(self, key: Any, value: Any) -> fx.Node:
         in_place = isinstance(value, fx.Node) and value.meta.get(IN_PLACE) == self.row[0]
