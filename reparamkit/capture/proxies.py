@@ -57,6 +57,8 @@ class ValueProxy(fx.Proxy):
             if getattr(A_TENSOR, name) is None:
                 raise self._needs_values(f"the attribute '{name}' of the value {self.node}")
             return _Attribute(self, name)
+        if name == "requires_grad" and self._is_made() and self.tracer.is_heedless_of_gradients():
+            return False
         found = self.tracer.attribute_of(value, name)
         if isinstance(value, Tensor) and name in FIXED_ATTRIBUTES:
             if name == "ndim":
@@ -121,6 +123,10 @@ class ValueProxy(fx.Proxy):
         if self.node.op == "placeholder":
             self.tracer.create_proxy("call_function", expect_tensor, (self,), {})
         return Tensor
+
+    def _is_made(self) -> bool:
+        """Whether it is a tensor that a run makes or gets, no parameter."""
+        return isinstance(self.value, Tensor) and self.node.op != "get_attr"
 
     def _is_tensor(self) -> bool:
         """Whether a value that is not known is taken for a tensor: an argument, or what a module says it returns."""

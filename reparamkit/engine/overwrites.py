@@ -59,7 +59,7 @@ def follow_overwrites(captured: Captured) -> None:
 
 
 def _latest_first(writers: list[fx.Node]) -> Iterator[fx.Node]:
-    """Whether a write can be followed depends on those after it; of ``y[key] += z`` the sum comes before it is assigned."""
+    """A write can be followed or not by what comes after it; of ``y[key] += z`` the sum comes before it is assigned."""
     done: set[fx.Node] = set()
     for writer in reversed(writers):
         value = writer.args[2] if writer.target is operator.setitem else None
