@@ -250,6 +250,11 @@ def _unreadable(op: Operator) -> int | None:
     """A stencil that makes of ones what only a full matrix can tell."""
     for number, link in enumerate(op.links):
         if link.role is Role.STENCIL and _of_ones(link) is None:
+            if not link.size.known and link.up > 1:
+                raise NotFusable(
+                    "zero padding: a bias or shift before a transposed window is another at each position of a stride,"
+                    " and at the borders"
+                )
             if not link.size.known:
                 raise NotFusable(
                     "zero padding: a bias or shift before a padded window makes border values differ, and how depends"

@@ -465,7 +465,7 @@ NEAR_MISSES = (
         lambda: seq(norm(4), nn.ConvTranspose2d(4, 6, 3, 2)),
         MAPS,
         "norm conv",
-        "zero padding|nothing linear",
+        "each position of a stride",
     ),
     NearMiss(
         "a border that is no bias",
@@ -559,6 +559,18 @@ NEAR_MISSES = (
         MAPS,
         "conv norm",
         "statistics",
+    ),
+    NearMiss(
+        "functional norm that updates its statistics",
+        lambda: Model(
+            lambda m, x: F.batch_norm(m.a(x), m.mean.clone(), m.var.clone(), training=True),
+            a=conv(4, 4),
+            mean=torch.zeros(4),
+            var=torch.ones(4),
+        ),
+        MAPS,
+        "conv norm",
+        "written in place while the forward runs",
     ),
     NearMiss(
         "functional norm in training mode",
