@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import NotFusable
+from ..errors import FreeSize, NotFusable
 from .border import hits, windowed
 from .laws import add, compose
 from .operator import Link, Operator, Role, closed, dropped, identity, pin, with_rank, zeros
@@ -251,12 +251,12 @@ def _unreadable(op: Operator) -> int | None:
     for number, link in enumerate(op.links):
         if link.role is Role.STENCIL and _of_ones(link) is None:
             if not link.size.known and link.up > 1:
-                raise NotFusable(
+                raise FreeSize(
                     "zero padding: a bias or shift before a transposed window is another at each position of a stride,"
                     " and at the borders"
                 )
             if not link.size.known:
-                raise NotFusable(
+                raise FreeSize(
                     "zero padding: a bias or shift before a padded window makes border values differ, and how depends"
                     " on a size that is free"
                 )

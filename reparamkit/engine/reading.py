@@ -22,7 +22,7 @@ from ..algebra.size import ONE, Pin, Size, Symbol, broadcast, fixed, free_size, 
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import SIZES, Captured
 from ..capture.tracer import FACTORIES
-from ..errors import NotFusable, RuleError
+from ..errors import FreeSize, NotFusable, RuleError
 from ..layers.hooks import AFTER, BEFORE
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module, computes_weight
@@ -428,7 +428,7 @@ class _Reader:
         """For all sizes, or else for those that the model meets as numbers further on."""
         try:
             read = self._read_all(reader, choice)
-        except NotFusable:
+        except FreeSize:
             symbols = {s for c in choice.values() for size in c.form.sizes for s in roots(size)}
             self.out.stuck |= symbols
             told = {symbol: self.out.assumed[symbol] for symbol in symbols if symbol in self.out.assumed}
