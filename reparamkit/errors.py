@@ -58,6 +58,10 @@ class NotFusable(ReparamkitError):
         self.reason = reason
 
 
+class FreeSize(NotFusable):
+    """What would hold if a size was known that is free."""
+
+
 class Unwritable(NotFusable):
     """The method of the module at ``path`` cannot be written with all merges in it that were chosen."""
 

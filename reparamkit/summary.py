@@ -12,6 +12,7 @@ from .algebra.operator import Role
 from .capture.aliases import target_name, target_of
 from .capture.capture import Captured
 from .capture.parts import Parts
+from .engine.keep import DEARER
 from .engine.norms import second_flops
 from .engine.placing import node_cost
 from .engine.reading import WRITTEN, Reading
@@ -229,7 +230,7 @@ def _refusals(work: Work, plan: Plan) -> tuple[Refusal, ...]:
     unread = [n for n in {**plan.refusals, **said} if n not in reading.read and n in left]
     told = [n for n in unread if _is_layer(n) or n in said or _of_parameters(n, reading)]
     found += [_refusal(work, plan, node, _own_reasons(plan, said, node)) for node in told]
-    return tuple(found)
+    return (*found, *_dearer(work))
 
 
 def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, reading: Reading) -> list[str]:
@@ -249,10 +250,22 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, readi
 
 
 def _of_merged(work: Work, node: fx.Node) -> list[str]:
-    """Why the merged layers that read an element-wise layer of the user's do not take it in as well."""
-    is_told = WRITTEN not in node.meta and not _is_linear(node, work.reading)
-    merged = [user for user in node.users if is_told and WRITTEN in user.meta]
-    return [why for user in merged for why in work.plan.refusals.get(user, [])]
+    """Why the merged layers that read a layer of the user's do not take it in as well: an element-wise one, or one for
+    which they would cost more.
+    """
+    merged = [user for user in node.users if WRITTEN not in node.meta and WRITTEN in user.meta]
+    linear = _is_linear(node, work.reading)
+    return [why for user in merged for why in work.plan.refusals.get(user, []) if not linear or DEARER in why]
+
+
+def _dearer(work: Work) -> Iterator[Refusal]:
+    """Merged layers that would become one with others at a price that is not paid."""
+    left = set(work.captured.graph.nodes)
+    for node, rejected in work.plan.rejected.items():
+        reasons = [why for why in work.plan.refusals.get(node, []) if DEARER in why]
+        linear = {member for member in rejected.members & left if _is_linear(member, work.reading)}
+        if reasons and node in linear and len(linear) > 1 and WRITTEN in node.meta:
+            yield _refusal(work, work.plan, node, reasons)
 
 
 def _of_other(node: fx.Node, why: str, reading: Reading) -> str:

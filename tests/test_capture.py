@@ -1579,3 +1579,65 @@ def test_a_dictionary_whose_keys_are_no_names(kind: Callable[[dict[str, Tensor]]
     assert type(found) is type(wanted)
     assert list(found) == list(wanted)
     assert all(error(found[name], wanted[name]) <= 1e-6 for name in wanted)
+
+
+class Adapted(nn.Module):
+    """Gives what it does not have itself as its model's, and asks a weight for what only some have (as PEFT does)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = conv_norm(4, 4)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.model[0].weight
+        return self.model(x) if getattr(weight, "quant_state", None) is None else x
+
+
+def test_a_parameter_may_be_asked_for_what_it_does_not_have():
+    """Whoever gives the parameter, and by whatever name."""
+    model = build(Adapted)
+    fused = reparamkit.fuse(model, X)
+    assert not reparamkit.report(fused).refusals
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    assert error(run(fused, X), run(model, X)) <= 1e-6
+
+
+class TwoWays(nn.Module):
+    """A frozen batch norm that saves memory where no gradients are followed (as in detectron2)."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
+        for name, value in (("weight", 1.5), ("bias", 0.3), ("mean", 0.2), ("var", 1.3)):
+            self.register_buffer(name, torch.linspace(value - 0.2, value + 0.2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            scale = self.weight * (self.var + 1e-5).rsqrt() * self.factor
+            shift = self.bias - self.mean * scale
+            return x * scale.reshape(1, -1, 1, 1).to(x.dtype) + shift.reshape(1, -1, 1, 1).to(x.dtype)
+        return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, training=False, eps=1e-5)
+
+
+def test_a_forward_that_asks_for_gradients_and_gives_the_same():
+    """Both ways give one output, so that one is traced, and no guard asks for the other."""
+    model = build(lambda: seq(conv(4, 4), TwoWays(), nn.ReLU(), conv(4, 4, 1), TwoWays()))
+    fused = reparamkit.fuse(model, X)
+    assert not any(isinstance(module, TwoWays) for module in fused.modules())
+    assert error(run(fused, X), run(model, X)) <= 1e-6
+    assert error(fused(X.clone().requires_grad_()), model(X)) <= 1e-6
+
+
+def test_a_forward_that_asks_for_gradients_and_gives_something_else():
+    """A way that another mode would not take is guarded, or its module stays."""
+    model = build(lambda: seq(conv(4, 4), TwoWays(1.01), nn.ReLU()))
+    fused = reparamkit.fuse(model, X)
+    assert error(run(fused, X), run(model, X)) <= 1e-6
+    with suppress(GuardError):
+        assert error(fused(X.clone().requires_grad_()), model(X.clone().requires_grad_())) <= 1e-6

@@ -668,6 +668,22 @@ def test_a_norm_of_features_is_not_one_of_tokens(example: Shape | None):
         run(fused, sample((3, 6, 6), torch.float32))
 
 
+def test_a_mean_of_tokens_is_not_taken_for_one_of_channels():
+    """Without example inputs, tokens of which only the channels are known may have a dimension more than a batch."""
+    model = build(lambda: Model(lambda m, x: m.head(m.norm(x).mean(1)), norm=nn.LayerNorm(8), head=nn.Linear(8, 3)))
+    fused = reparamkit.fuse(model)
+    x = sample((2, 5, 8), torch.float32)
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+def test_numbers_made_of_parameters_that_stay_are_more_numbers():
+    """A scale that is computed from a weight takes the place of the computation, not of the weight."""
+    model = build(lambda: Model(lambda m, x: m.fc(x).relu() * m.fc.weight.abs().sum(1), fc=nn.Linear(6, 6)))
+    fused = reparamkit.fuse(model, sample((4, 6), torch.float32))
+    assert sum(p.numel() for p in fused.parameters()) <= sum(p.numel() for p in model.parameters())
+    assert any("raise stored numbers" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
 def swapped_halves(m: Any, x: Tensor) -> Tensor:
     first, second = m.n(x).chunk(2, 1)
     return m.m(torch.cat([second, first], 1))
@@ -1194,3 +1210,84 @@ def test_a_layer_that_changes_the_channels_is_not_before_a_view_that_names_them(
 
     model, x = build(lambda: Model(forward, a=nn.Conv1d(2, 4, 3, 3, 2))), sample((2, 2), torch.float32)
     assert error(run(reparamkit.fuse(model, x), x), run(model, x)) <= 1e-6
+
+
+def _written_through_names(m: Any, x: Tensor) -> Tensor:
+    """A part and the whole, written into by turns."""
+    y = m.a(x)
+    part = y[:, 3:]
+    part.mul_(2.0).tanh_()
+    y.sub_(0.3)
+    part.add_(1.0)
+    return m.n(y)
+
+
+def _written_in_a_part_of_a_part(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, :2][:, :1].add_(1.0)
+    return m.n(y)
+
+
+def _read_by_two_names(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    part = y[:, 1:]
+    same = part.clamp_(-1, 1).neg_()
+    y[:, :2] *= 2.0
+    part[:, 1::2] = 0.25
+    return m.n(y) + same.sum()
+
+
+def _copied_onto_itself(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, 2:].copy_(y[:, :2])
+    y[:, 1::2] = y[:, :2].clone()
+    return m.n(y)
+
+
+def _nothing_is_left_of_it(m: Any, x: Tensor) -> Tensor:
+    y, z = m.a(x), m.b(x)
+    z[:, 2:].copy_(y[:, 1::2] * 2)
+    y[:, 0:1].fill_(0.5)
+    y[:, 0:1].mul_(2.0).add_(1.0)
+    z[:, 1:3] = 0.25
+    z[:, 3].zero_()
+    z[:, :, 1:] -= m.c(x)[:, :, 1:]
+    return m.n(y) + torch.tanh(z)
+
+
+def _by_calls_of_a_module(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    part, same = y[:, 2:], m.write(y)
+    m.write(part.relu_())
+    return m.n(y) * same.sigmoid()
+
+
+class AddingInPlace(nn.Module):
+    """Writes into its argument, and returns it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(1.5)
+        x += 0.2
+        return x
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        _written_through_names,
+        _written_in_a_part_of_a_part,
+        _read_by_two_names,
+        _copied_onto_itself,
+        _nothing_is_left_of_it,
+        _by_calls_of_a_module,
+    ],
+)
+def test_writes_into_parts(body: Callable[[Any, Tensor], Tensor], with_inputs: bool):
+    """Whatever is written into a part, and by whichever name it is read later, the output is that of the model."""
+    parts = {name: conv(4, 4) for name in "abc"}
+    model = build(lambda: Model(body, **parts, n=norm(4), write=AddingInPlace()), torch.float64)
+    x = sample((2, 4, 8, 8))
+    fused = reparamkit.fuse(model, x if with_inputs else None)
+    for shape in ((2, 4, 8, 8), (1, 4, 5, 6), (0, 4, 8, 8)):
+        torch.testing.assert_close(run(fused, sample(shape)), run(model, sample(shape)), rtol=1e-10, atol=1e-10)

@@ -201,8 +201,17 @@ def _pin(a: Face, b: Face, dim: int, at: int, trusted: bool) -> tuple[Face, Face
         return _pinned_whole(a, dim, product(rest_b).factor, trusted), b
     if len(rest_b) == 1 and product(rest_a).known:
         return a, _pinned_whole(b, dim, product(rest_a).factor, trusted)
+    if trusted and (told := _told(product(rest_a), product(rest_b))):
+        return a.pinned(told, guard=False), b.pinned(told, guard=False)
     pins = equal_multiples(rest_a[0], rest_b[0]) or traced_pins(rest_a + rest_b)
     return a.pinned(pins, guard=True), b.pinned(pins, guard=True)
+
+
+def _told(a: Size, b: Size) -> dict[Symbol, Pin]:
+    """What a free size is whose product with numbers is a number; nothing if that is not all there is."""
+    number, size = (a, b) if a.known else (b, a)
+    alone = number.known and len(size.symbols) == 1 and not size.symbols[0].derived
+    return {size.symbols[0]: number.factor // size.factor} if alone and number.factor % size.factor == 0 else {}
 
 
 def _pinned_whole(face: Face, dim: int, number: int, trusted: bool) -> Face:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import NotFusable
+from ..errors import FreeSize, NotFusable
 from .border import hits, windowed
 from .laws import add, compose
 from .operator import Link, Operator, Role, closed, dropped, identity, pin, with_rank, zeros
@@ -115,8 +115,9 @@ class Form:
         """The same form, one node further along every trail."""
         views = tuple(view for view in self.recent if view is not None)
         if None in self.recent and views:
-            # A layer with views inside cannot be cut open: no layer can be written at it or beyond it.
-            return replace(self, terms={s: replace(t, trails=()) for s, t in self.terms.items()}, recent=())
+            # A layer with views inside cannot be cut open: what is written at it or beyond it reads the source.
+            alone = ((Step(node, is_layer=True),),)
+            return replace(self, terms={s: replace(t, trails=alone) for s, t in self.terms.items()}, recent=())
         step = Step(node, views, is_layer=not views)
         terms = {
             s: replace(term, trails=tuple((*trail, step) for trail in term.trails)) for s, term in self.terms.items()
@@ -261,8 +262,13 @@ def _unreadable(op: Operator) -> int | None:
     """A stencil that makes of ones what only a full matrix can tell."""
     for number, link in enumerate(op.links):
         if link.role is Role.STENCIL and _of_ones(link) is None:
+            if not link.size.known and link.up > 1:
+                raise FreeSize(
+                    "zero padding: a bias or shift before a transposed window is another at each position of a stride,"
+                    " and at the borders"
+                )
             if not link.size.known:
-                raise NotFusable(
+                raise FreeSize(
                     "zero padding: a bias or shift before a padded window makes border values differ, and how depends"
                     " on a size that is free"
                 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..errors import NotFusable
+from ..errors import FreeSize, NotFusable
 from .align import Face, align
 from .border import hits, windowed
 from .operator import Dims, Link, Operator, Role, closed, pin, with_rank
@@ -123,8 +123,8 @@ def _densifiable(link: Link, number: int) -> int:
     if link.size.known:
         return number
     if link.role is MEAN:
-        raise NotFusable("a mean over an axis of free size after a layer that varies along it")
-    raise NotFusable(
+        raise FreeSize("a mean over an axis of free size after a layer that varies along it")
+    raise FreeSize(
         "zero padding: the second window reads past a border at which the first is not zero"
         " (exact only on a fixed size)"
     )
@@ -465,7 +465,7 @@ def _shift(link: Link) -> int:
 def _fixed(link: Link, number: int, other: Link) -> int:
     if link.size.known:
         return number
-    raise NotFusable(
+    raise FreeSize(
         f"a {link.role.value} axis meets a {other.role.value} axis: exact only on a fixed size, and this size is free"
     )
 
@@ -533,7 +533,7 @@ def _common_tile(f: Operator, g: Operator) -> _Tile | None:
 def _tiles(op: Operator) -> Iterator[_Tile]:
     for s, i in enumerate(_flat(op.source)):
         for v, o in enumerate(_flat(op.value)):
-            if (op.links[i].role, op.links[o].role) == (IN, OUT):
+            if (op.links[i].role, op.links[o].role) == (IN, OUT) and op.links[i].leg_size and op.links[o].leg_size:
                 yield _Tile(s, v, op.links[o].leg_size, op.links[i].leg_size)
 
 

@@ -10,7 +10,7 @@ from functools import reduce
 
 import torch
 
-from ..errors import NotFusable
+from ..errors import FreeSize, NotFusable
 from .align import traced_pins
 from .build import matrix, window
 from .builder import Builder
@@ -46,7 +46,7 @@ def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
     x = in_sight(x, -dim)
     size = x.sizes[dim]
     if not size.known and (start < 0 or (stop is not None and stop >= 0)):
-        raise NotFusable("a slice up to a fixed position of a free size")
+        raise FreeSize("a slice up to a fixed position of a free size")
     n = size.factor if size.known else 0
     first = max(n + start, 0) if start < 0 else start
     last = 0 if stop is None else (stop if stop < 0 else min(stop - n, 0))

@@ -201,6 +201,13 @@ def product(sizes: Iterable[Size]) -> Size:
     return Size(factor, tuple(symbols))
 
 
+def broadcast(sizes: Iterable[Size]) -> Size | None:
+    """The size of a dimension that tensors of these sizes have together; None where that depends on free sizes."""
+    others = {size for size in sizes if size != ONE}
+    numbers = {size for size in others if size.known}
+    return ONE if not others else next(iter(numbers or others)) if len(numbers or others) == 1 else None
+
+
 def free_size(tensor: str, dim: int, hint: int | None = None) -> Size:
     """The free size of dimension `dim` of `tensor`; `hint` is its value for the example inputs."""
     if hint is None:

@@ -15,7 +15,7 @@ from typing import final
 from ..errors import NotFusable
 from .align import Face, Side
 from .operator import NO_MAPS, Link, Operator, Resampling, Role
-from .size import ONE, Size
+from .size import ONE, Size, product
 
 
 class View(ABC):
@@ -43,8 +43,8 @@ class View(ABC):
 class Reshape(View):
     """From sizes `before` to sizes `after`, in row-major order.
 
-    counts: whether the call counts dimensions, as flatten and squeeze do. If it only moves those of size 1, it does so
-    for layers around it that have other sizes, too.
+    counts: whether the call counts dimensions, as flatten and squeeze do. If it only moves those of size 1, or joins
+    some, it does so for layers around it that have other sizes, too.
     """
 
     before: tuple[Size, ...]
@@ -65,6 +65,8 @@ class Reshape(View):
         old, new = (tuple(size.substitute(pins) for size in sizes) for sizes in (old, new))
         if self.counts and _without_ones(old) == _without_ones(new):
             return _with_ones(op, side, old, new)
+        if self.counts and side == "source" and op.source_sizes != old and (run := _joined(old, new)) is not None:
+            return _with_joined(op, *run, len(old))
         if side == "value" and op.value_sizes != old:
             raise NotFusable("a layer that changes the dimensions behind a view")
         return _regrouped(op, side, new)
@@ -244,6 +246,21 @@ def _with_ones(op: Operator, side: Side, old: tuple[Size, ...], new: tuple[Size,
     kept = iter([dim for dim, size in zip(face.dims, old, strict=True) if size != ONE])
     dims = tuple(() if size == ONE else next(kept) for size in new)
     return replace(face.op, source=dims) if side == "source" else replace(face.op, value=dims)
+
+
+def _joined(old: tuple[Size, ...], new: tuple[Size, ...]) -> tuple[int, int] | None:
+    """The dimensions of `old`, from the first to before the last, that are one of `new`, all others as they are."""
+    count = len(old) - len(new) + 1
+    ends = ((d, d + count) for d in range(len(new)) if count > 1)
+    return next((e for e in ends if (*old[: e[0]], product(old[slice(*e)]), *old[e[1] :]) == new), None)
+
+
+def _with_joined(op: Operator, first: int, end: int, rank: int) -> Operator:
+    """An operator that reads some dimensions of its source as one."""
+    if op.open_rank or len(op.source) != rank:
+        raise NotFusable("a layer that changes the number of dimensions before a view")
+    joined = tuple(i for dim in op.source[first:end] for i in dim)
+    return replace(op, source=(*op.source[:first], joined, *op.source[end:]))
 
 
 def _regrouped(op: Operator, side: Side, sizes: tuple[Size, ...]) -> Operator:

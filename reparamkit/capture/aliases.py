@@ -311,11 +311,12 @@ def target_of(node: fx.Node) -> str:
 
 def _beside(a: object, b: object) -> bool:
     """Whether two keys of one dimension name different positions, counted from the begin."""
-    ranges = [_range(key) for key in (a, b)]
+    ranges = [position_range(key) for key in (a, b)]
     return None not in ranges and (ranges[0][1] <= ranges[1][0] or ranges[1][1] <= ranges[0][0])  # type: ignore[index]
 
 
-def _range(key: object) -> tuple[float, float] | None:
+def position_range(key: object) -> tuple[float, float] | None:
+    """The first position that a key of one dimension names, and that behind the last; None if they are not known."""
     if type(key) is int and key >= 0:
         return key, key + 1
     if not isinstance(key, slice) or key.step not in (None, 1):

@@ -20,12 +20,24 @@ from .aliases import Aliases
 from .caches import Shelves
 from .draws import random_state_kept
 from .fakes import as_fake, new_mode
+from .gradients import same_with_gradients
 from .guards import expect
 from .paths import module_at
 from .precision import full_precision
 from .proxies import attribute
 from .state import State
-from .tracer import AGAIN, FillsArgument, Frame, GoingOn, Method, Named, Opaque, Tracer, WritesConstant
+from .tracer import (
+    AGAIN,
+    AsksForGradients,
+    FillsArgument,
+    Frame,
+    GoingOn,
+    Method,
+    Named,
+    Opaque,
+    Tracer,
+    WritesConstant,
+)
 from .trees import leaves, map_leaves
 
 
@@ -346,6 +358,16 @@ def capture(
     """
     trace = partial(_captured, model, path, inputs, is_leaf, opaque, sized and inputs is not None, going_on)
     try:
+        return _traced(partial(trace, None))
+    except AsksForGradients:
+        assert inputs is not None
+        given = inputs.copied()
+        return _traced(partial(trace, same_with_gradients(model.get_submodule(path), given.args, given.kwargs)))
+
+
+def _traced(trace: Callable[..., Captured]) -> Captured:
+    """Functions that are one node are gone through only if they change a list."""
+    try:
         return _with_factories(trace, through=False)
     except FillsArgument:
         return _with_factories(trace, through=True)
@@ -367,11 +389,12 @@ def _captured(
     opaque: Mapping[str, Opaque],
     sized: bool,
     going_on: GoingOn | None,
+    heedless: bool | None,
     through: bool,
     factories: bool,
 ) -> Captured:
     mode = new_mode()
-    tracer = Tracer(is_leaf, mode, opaque.values(), factories, through, going_on)
+    tracer = Tracer(is_leaf, mode, opaque.values(), factories, through, going_on, heedless)
     names = _structure(model.get_submodule(path), inputs)
     values = map_leaves(as_fake(mode), names.values) if sized else {}
     try:

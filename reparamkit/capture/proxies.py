@@ -57,6 +57,8 @@ class ValueProxy(fx.Proxy):
             if getattr(A_TENSOR, name) is None:
                 raise self._needs_values(f"the attribute '{name}' of the value {self.node}")
             return _Attribute(self, name)
+        if name == "requires_grad" and self._is_made() and self.tracer.is_heedless_of_gradients():
+            return False
         found = self.tracer.attribute_of(value, name)
         if isinstance(value, Tensor) and name in FIXED_ATTRIBUTES:
             if name == "ndim":
@@ -94,7 +96,7 @@ class ValueProxy(fx.Proxy):
     def _missing(self, name: str, by: FrameType) -> Any:
         """An attribute that tensors do not have, nor the value if it is known."""
         if self.node.op == "get_attr":
-            return getattr(attribute(self.tracer.root, str(self.node.target)), name)
+            return self.tracer.attribute_of(self.tracer.root, f"{self.node.target}.{name}")
         asked = asks(by, "hasattr", "getattr")
         if self.value is UNKNOWN and not asked:
             return _Attribute(self, name)
@@ -121,6 +123,10 @@ class ValueProxy(fx.Proxy):
         if self.node.op == "placeholder":
             self.tracer.create_proxy("call_function", expect_tensor, (self,), {})
         return Tensor
+
+    def _is_made(self) -> bool:
+        """Whether it is a tensor that a run makes or gets, no parameter."""
+        return isinstance(self.value, Tensor) and self.node.op != "get_attr"
 
     def _is_tensor(self) -> bool:
         """Whether a value that is not known is taken for a tensor: an argument, or what a module says it returns."""
@@ -280,6 +286,6 @@ def where(tracer: Any) -> str:
     return f" in module '{path}'" if path else ""
 
 
-def attribute(root: nn.Module, path: str) -> Any:
+def attribute(root: Any, path: str) -> Any:
     """The attribute of `root` at a dotted path."""
     return operator.attrgetter(path)(root)

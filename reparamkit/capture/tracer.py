@@ -197,7 +197,11 @@ class FillsArgument(CaptureError):
     """A function that is one node changes a list that it is given, which the code around it sees."""
 
 
-AGAIN = (WritesConstant, FillsArgument)
+class AsksForGradients(CaptureError):
+    """The forward asks whether gradients of a value are followed."""
+
+
+AGAIN = (WritesConstant, FillsArgument, AsksForGradients)
 """Errors of a trace that another one may not have."""
 
 
@@ -270,6 +274,7 @@ class Tracer(fx.Tracer):
     of nothing are traced, which is needed only if the forward writes into them. through: whether functions that
     torch.fx.wrap names are gone through, which is needed only if they change a list that they are given.
     going_on: where a module cannot be traced, the trace goes on with what a call of it gives.
+    heedless: whether the model was seen to give the same with gradients and without; None if nobody has asked.
     """
 
     def __init__(
@@ -280,8 +285,10 @@ class Tracer(fx.Tracer):
         factories: bool = False,
         through: bool = False,
         going_on: GoingOn | None = None,
+        heedless: bool | None = None,
     ) -> None:
         super().__init__()
+        self._heedless = heedless
         self._through, self._going_on = through, going_on
         self.outputs = {id(each.module): list(each.outputs) for each in opaque}
         self._is_leaf: Callable[[nn.Module], bool] = lambda module: id(module) in self.outputs or is_leaf(module)
@@ -506,11 +513,17 @@ class Tracer(fx.Tracer):
         by = _outside(by)
         self.refusals = [each for each in self.refusals if each[:2] != (by, by.f_lasti)]
 
+    def is_heedless_of_gradients(self) -> bool:
+        """Whether the way that code takes where no gradients are followed is as good as the other."""
+        if self._heedless is None:
+            raise AsksForGradients(f"the forward asks whether gradients are followed{where(self)}")
+        return self._heedless
+
     def attribute_of(self, value: Any, name: str) -> Any:
-        """The attribute of a (fake) value."""
+        """The attribute of a (fake) value or a module, at a name or dotted path, as it is."""
         self.busy, before = True, self.busy
         try:
-            return getattr(value, name)
+            return attribute(value, name)
         finally:
             self.busy = before
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from torch import fx
 
+from ..algebra.size import Symbol
 from ..capture.capture import Captured
 from ..layers.price import Cost
 from ..layers.registry import Readers
@@ -31,24 +32,28 @@ def choose(
     """Read the graph and choose the merges. recording: the context in which readers are called. last: what was chosen,
     and is written now; where that left all as it was, it stays so.
     """
-    with recording:
-        keeper = _read(captured, readers, scope, objective, last)
-        if last is not None and keeper.reaches_left:
-            # A region that was left may merge with what is affine only now.
-            keeper, last = _read(captured, readers, scope, objective, None), None
+
+    def once(last: Plan | None, assumed: Mapping[Symbol, int]) -> Keeper:
+        reading = Reading(captured, assumed=assumed)
+        keeper = Keeper(Options(captured, reading, objective), {} if last is None else last.settled)
+        with recording:
+            read(captured, readers, scope, keeper.keep, reading)
+        return keeper
+
+    keeper, assumed = once(last, {}), dict[Symbol, int]()
+    if (found := keeper.options.reading).stuck & found.met.keys():
+        # What could not be read for all sizes may be for those that a later layer fixes.
+        assumed = found.met
+        keeper = once(last, assumed)
+    if last is not None and keeper.reaches_left:
+        # A region that was left may merge with what is affine only now.
+        keeper, last = once(None, assumed), None
     options = keeper.options
     if last is not None:
         _carry(last, options, keeper.left)
     planners = [Planner(region, options, writable) for region in regions(captured, options.is_inside)]
     _improve(planners, options)
     return _joined(planners, options), options.reading
-
-
-def _read(captured: Captured, readers: Readers, scope: Scope, objective: str, last: Plan | None) -> Keeper:
-    reading = Reading(captured)
-    keeper = Keeper(Options(captured, reading, objective), {} if last is None else last.settled)
-    read(captured, readers, scope, keeper.keep, reading)
-    return keeper
 
 
 def _carry(last: Plan, options: Options, left: set[fx.Node]) -> None:

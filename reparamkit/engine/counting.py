@@ -78,6 +78,8 @@ def computed(node: fx.Node, args: list[Any]) -> Any:
         if node.target in (operator.floordiv, operator.truediv):
             exact = numbers[0].divide(numbers[1])
             return exact or _floored(node.target, *numbers) or opaque(node)
+        if node.target is operator.add and any(a.known and a.factor >= 0 for a in numbers):
+            return _more(*sorted(numbers, key=lambda size: size.known))
     return opaque(node)
 
 
@@ -97,6 +99,11 @@ def _floored(divide: object, size: Size, by: Size) -> Size | None:
     """``n // k`` of a free size: as many as a window of k positions with stride k finds, which is how layers halve."""
     whole = divide is operator.floordiv and by.known and by.factor > 0
     return stencil_size(size, by.factor, -by.factor) if whole else None
+
+
+def _more(size: Size, by: Size) -> Size:
+    """``n + k`` of a free size: as many as a window finds behind a padding that adds so many."""
+    return stencil_size(size, 1, by.factor - 1)
 
 
 def opaque(node: fx.Node) -> Any:

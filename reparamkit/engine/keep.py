@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from torch import fx
 
 from ..algebra.form import Form, Trail
+from ..algebra.operator import Role
 from ..algebra.probe import PROBE
 from ..algebra.size import is_of_rank
 from ..errors import NotFusable
@@ -22,6 +23,8 @@ from .placing import Means, Placed, place, spreads
 from .reading import Candidate, Reading
 from .site import Rejected, Settled, Shapes
 
+DEARER = "the merge would raise"
+"""The beginning of a reason: what costs more, and by how much."""
 CHEAPEST, DEEPEST = 2, 2
 """How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
 
@@ -158,7 +161,7 @@ class Keeper:
         for what, old, new in self._raised(option):
             if len(option.members) > 1:
                 factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
-                self._too_dear(node, option, f"{_because(option)}the merge would raise {what} {factor}")
+                self._too_dear(node, option, f"{_because(option)}{DEARER} {what} {factor}")
             return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
         # A layer over a concatenation that becomes several, and their sum, must save launches.
@@ -262,8 +265,9 @@ def _unguarded(kept: Sequence[_Ranked], all_of_them: Sequence[_Ranked]) -> list[
 
 
 def _only_views(candidate: Candidate) -> bool:
-    """Whether a form only regroups its source; such a form costs nothing to keep."""
-    return not any(step.is_layer for trail in _trails(candidate.form) for step in trail)
+    """Whether a form only regroups its source, and is no matrix; such a form costs nothing to keep."""
+    matrix = any(term.op.has(Role.IN, Role.OUT) for term in candidate.form.terms.values())
+    return not (matrix or any(step.is_layer for trail in _trails(candidate.form) for step in trail))
 
 
 def _trails(form: Form) -> Iterator[Trail]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -21,17 +23,28 @@ from ..layers.overwrite import is_static, overwrite_
 
 IN_PLACE = "in place"
 """What the meta of arithmetic has that the code does in place: where."""
-PLAIN: dict[object, Any] = {
+OPERATORS: dict[object, Any] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
-    "add_": "add",
-    "sub_": "sub",
-    "mul_": "mul",
-    "div_": "div",
 }
-"""Arithmetic that writes into its first operand, and what gives the same in a tensor of its own."""
+"""Operators that write into their first operand, and what gives the same in a tensor of its own."""
+FILLING = {"fill_": 2, "copy_": 2, "zero_": 1}
+"""Methods that assign to all of a tensor, with how many arguments."""
+NO_ARITHMETIC = frozenset({torch.Tag.inplace_view, torch.Tag.nondeterministic_seeded})
+
+
+def plain(target: object) -> Any:
+    """What gives the same in a tensor of its own: of ``x.mul_(y)`` that is ``x.mul(y)``; None for what draws numbers or
+    makes a view.
+    """
+    if not isinstance(target, str):
+        return OPERATORS.get(target)
+    name = target[:-1]
+    packet = getattr(torch.ops.aten, target, None) if target.endswith("_") and hasattr(Tensor, name) else None
+    tags = {tag for each in packet.overloads() for tag in getattr(packet, each).tags} if packet else NO_ARITHMETIC
+    return None if tags & NO_ARITHMETIC else name
 
 
 def follow_overwrites(captured: Captured) -> None:
@@ -40,8 +53,31 @@ def follow_overwrites(captured: Captured) -> None:
     found = [w for w in aliases.writers if w in aliases.barriers or any(apart(n, w) for n in aliases.of(w))]
     # What is written into parameter arithmetic is followed where that is computed.
     found = [w for w in found if not given.isdisjoint(w.all_input_nodes)]
-    for writer in found:
+    _unchain(captured, found)
+    for writer in _latest_first(found):
         _Write(captured, writer).follow()
+
+
+def _latest_first(writers: list[fx.Node]) -> Iterator[fx.Node]:
+    """A write can be followed or not by what comes after it; of ``y[key] += z`` the sum comes before it is assigned."""
+    done: set[fx.Node] = set()
+    for writer in reversed(writers):
+        value = writer.args[2] if writer.target is operator.setitem else None
+        pair = [each for each in (value, writer) if each in writers and each not in done]
+        done.update(pair)  # type: ignore[arg-type]
+        yield from pair  # type: ignore[misc]
+
+
+def _unchain(captured: Captured, writers: list[fx.Node]) -> None:
+    """Let ``x.mul_(a).add_(b)`` be ``x.mul_(a); x.add_(b)``: what a write gives is what it writes into."""
+    for writer in writers:
+        first = writer.args[0]
+        if isinstance(first, fx.Node) and first in writers and (plain(first.target) or first.target in FILLING):
+            whole = first.args[0]
+            assert isinstance(whole, fx.Node)
+            captured.hand_on({first: whole})
+            first.replace_all_uses_with(whole)
+            captured.forget()
 
 
 def _follow_from_inputs(graph: fx.Graph) -> set[fx.Node]:
@@ -67,19 +103,44 @@ class _Write:
         self.row = _row(self.writer.args[0])
         if self.now < 0 or not self.row or not self._hands_on():
             return
-        if self.writer.target is operator.setitem and self._owns():
-            self._put_back(self._assigned())
+        if self.writer.target is operator.setitem and self._owns() and not self._reads_itself(self.writer.args[2]):
+            self._put_back(self._assigned(*self.writer.args[1:]))
+            self.captured.forget()
+        elif self._fills_part() and self._owns():
+            key, self.row = _key(self.row[0]), self.row[1:]
+            self._put_back(self._assigned(key, self._filling))
             self.captured.forget()
         elif self._is_arithmetic() and self._owns() and self._stays_apart():
             self._put_back(self._computed())
             self.captured.forget()
+
+    def _fills_part(self) -> bool:
+        """Whether it assigns to all of a part, which by its own name nothing reads later."""
+        fills = FILLING.get(str(self.writer.target)) == len(self.writer.args) and not self.writer.kwargs
+        unread = not (self.writer.users or self._later(self.row[0]))
+        return fills and len(self.row) > 1 and unread and not self._reads_itself(self._filling)
+
+    @property
+    def _filling(self) -> Any:
+        """What is assigned to all of it."""
+        return self.writer.args[1] if len(self.writer.args) > 1 else 0
+
+    def _reads_itself(self, value: Any) -> bool:
+        """Whether what is assigned may lie where it is written, and not in its very place."""
+        if not isinstance(value, fx.Node) or value not in self.aliases.of(self.writer) or self._is_in_place(value):
+            return False
+        return not (apart(value, self.row[0]) or self.aliases.passes_by(self.writer, value))
+
+    def _is_in_place(self, value: fx.Node) -> bool:
+        """Whether a value was computed in the place that it is assigned to."""
+        return value.meta.get(IN_PLACE) == self.row[0] and self.writer.target is operator.setitem
 
     def _stays_apart(self) -> bool:
         """Whether a value of its own is not seen to be one: nothing is written into it, nor where it would be as long
         as it is read.
         """
         order, names = self.aliases.order, self.aliases.of(self.writer)
-        own = [n for n in names if self.writer in wholes(n)]
+        own = [n for n in names if self.writer in wholes(n) or (self._later(n) and self.row[0] in wholes(n))]
         last = max([self.now, *(order[user] for n in own for user in n.users if user in order)])
         later = [w for w in self.aliases.writers if w in names and order[w] > self.now]
         others = [w for w in later if not (self._is_own(w) or self.aliases.passes_by(w, self.row[0]))]
@@ -87,14 +148,14 @@ class _Write:
 
     def _is_own(self, writer: fx.Node) -> bool:
         """Whether a write assigns the value to the place that it is from, as ``y[key] += z`` does."""
-        return len(self.row) > 1 and writer.args == (self.row[1], self.row[0].args[1], self.writer)
+        return len(self.row) > 1 and writer.args == (self.row[1], _key(self.row[0]), self.writer)
 
     def _put_back(self, new: fx.Node) -> None:
-        """Each value in what it is a slice of, as far as that is read."""
-        for view, whole in itertools.pairwise(self.row):
-            if not self._read_later(whole, new):
+        """Each value in what it is a slice of, as far as that, or what it is a slice of itself, is read."""
+        for number, (view, whole) in enumerate(itertools.pairwise(self.row), start=1):
+            if self._is_assigned(whole, new) or not any(map(self._later, self.row[number:])):
                 return
-            new = self._inserted(whole, view.args[1], new, passes=0)
+            new = self._inserted(whole, _key(view), new, passes=0)
 
     def _is_arithmetic(self) -> bool:
         """Whether a value of its own has the same numbers: it has the dtype and the shape of what is written into."""
@@ -103,7 +164,7 @@ class _Write:
         dtypes = {value.dtype for value in known if isinstance(value, Tensor)}
         shapes = {value.shape for value in (known[0], known[1]) if isinstance(value, Tensor)}
         certain = len(known) == len([v for v in known if isinstance(v, Tensor)]) and len(dtypes) == len(shapes) == 1
-        return self.writer.target in PLAIN and not self.writer.kwargs and (certain or not others)
+        return plain(self.writer.target) is not None and not self.writer.kwargs and (certain or not others)
 
     def _owns(self) -> bool:
         """Whether the forward made the memory, and no name of what is written is read later but those in the row."""
@@ -115,16 +176,16 @@ class _Write:
         return [user for user in node.users if self.aliases.order.get(user, self.now) > self.now]
 
     def _hands_on(self) -> bool:
-        """Whether every call that got one of the names as an argument was over before the write, or came after it, or
-        what it writes is read in it alone.
-        """
+        """Whether every call that got one of the names as an argument was over before the write, or came after it."""
         given = [frame for frame in self.captured.frames if self._is_given(frame)]
-        return all(self._begins(frame) is not None or self._keeps(frame) for frame in given)
+        return all(self._begins(frame) is not None or self._is_left_to(frame) for frame in given)
 
-    def _keeps(self, frame: Frame) -> bool:
-        """Whether the write is in a call, and no code around that reads one of the names later."""
-        inside = [frame in self.captured.frame(user).stack for name in self.row for user in self._later(name)]
-        return frame in self.captured.frame(self.writer).stack and all(inside)
+    def _is_left_to(self, frame: Frame) -> bool:
+        """Whether the write is in a call, and around the call nothing of it is read later but what the call returns."""
+        made = set(self.captured.made_in[frame])
+        around = {n for n in self.aliases.of(self.writer) if not made.issuperset(self._later(n))}
+        returned = {self.captured.current(leaf) for leaf in leaves(frame.output) if isinstance(leaf, fx.Node)}
+        return self.writer in made and around <= returned
 
     def _is_given(self, frame: Frame) -> bool:
         given = {self.captured.current(n) for n in leaves((frame.args, frame.kwargs)) if isinstance(n, fx.Node)}
@@ -136,14 +197,12 @@ class _Write:
         later = {place > self.now for place in places}
         return later.pop() if len(later) == 1 and self.now not in places else None
 
-    def _read_later(self, whole: fx.Node, part: fx.Node) -> bool:
-        """Whether a value is read after the write; not if the next that is done to it is to assign the part."""
+    def _is_assigned(self, whole: fx.Node, part: fx.Node) -> bool:
+        """Whether the next that is done to a value is to assign the part."""
         later = sorted(self._later(whole), key=self.aliases.order.__getitem__)
-        assigned = later[:1] and later[0].target is operator.setitem and later[0].args[0] is whole
-        return bool(later) and not (assigned and later[0].args[2] is part)
+        return bool(later) and later[0].target is operator.setitem and later[0].args[::2] == (whole, part)
 
-    def _assigned(self) -> fx.Node:
-        _, key, value = self.writer.args
+    def _assigned(self, key: Any, value: Any) -> fx.Node:
         in_place = isinstance(value, fx.Node) and value.meta.get(IN_PLACE) == self.row[0]
         new = self._inserted(self.row[0], key, value, passes=0 if in_place else 1)
         self.captured.replaced[self.writer] = new
@@ -152,7 +211,7 @@ class _Write:
 
     def _computed(self) -> fx.Node:
         """The write as plain arithmetic, under its own name."""
-        self.writer.target = PLAIN[self.writer.target]
+        self.writer.target = plain(self.writer.target)
         self.writer.meta.pop("writes", None)
         self.writer.meta[IN_PLACE] = self.row[-1]
         self._rename(self.row[0], self.writer)
@@ -197,11 +256,28 @@ class _Write:
 
 
 def _row(target: Any) -> list[fx.Node]:
-    """A value and what it is a slice of, and so on."""
+    """A value and what it is a slice of, and so on; the place that a value was written to counts as one."""
     row = [target] if isinstance(target, fx.Node) else []
-    while row and row[-1].target is operator.getitem and _is_slice(row[-1]):
-        row.append(row[-1].args[0])  # type: ignore[arg-type]
+    while row and (whole := _home(row[-1]) or _sliced(row[-1])) is not None:
+        row.append(whole)
     return row
+
+
+def _sliced(node: fx.Node) -> fx.Node | None:
+    """What a value is a slice of."""
+    return node.args[0] if node.target is operator.getitem and _is_slice(node) else None  # type: ignore[return-value]
+
+
+def _home(node: fx.Node) -> fx.Node | None:
+    """What has a value in its place that was computed there."""
+    homes = [user for user in node.users if user.target is overwrite_ and user.args[2:] == (node, 0)]
+    return homes[0] if len(homes) == 1 and IN_PLACE in node.meta else None
+
+
+def _key(view: fx.Node) -> Any:
+    """Where a value is in the next of its row."""
+    home = _home(view)
+    return view.args[1] if home is None else home.args[1]
 
 
 def _is_slice(node: fx.Node) -> bool:

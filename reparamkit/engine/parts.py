@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from ..algebra.size import Size
+from ..capture.aliases import position_range
 from ..capture.capture import Captured
 from ..capture.trees import leaves, map_leaves
 from ..layers.parts import chunk, part, taken
@@ -91,6 +92,28 @@ def _counted(function: Callable[..., Any], size: int, how: int) -> int:
         return size
     length = how if function is part else -(-size // how)
     return -(-size // length)
+
+
+def taken_apart(keys: Sequence[object], rank: int) -> list[float]:
+    """Up to where the parts that keys name lie side by side, per dimension: infinity for all that there is, 0 for less
+    than two parts. A key that names a part of several dimensions counts for none.
+    """
+    spelled = [list(key) if isinstance(key, tuple) else [key] for key in keys]
+    plain = [key for key in spelled if all(isinstance(k, slice) or type(k) is int for k in key)]
+    return [_covered([key[d] for key in plain if _is_of(key, d)]) for d in range(rank)]
+
+
+def _is_of(key: Sequence[object], dim: int) -> bool:
+    """Whether a key names a part along one dimension, and all of the others."""
+    return len(key) > dim and all((k == slice(None)) is (d != dim) for d, k in enumerate(key))
+
+
+def _covered(keys: Sequence[object]) -> float:
+    ranges = [position_range(key) for key in keys]
+    end = 0.0
+    for start, stop in sorted(each for each in ranges if each is not None):
+        end = max(end, stop) if start <= end else end
+    return end if len(set(ranges)) > 1 else 0
 
 
 def _takes_one(user: fx.Node) -> bool:

@@ -23,6 +23,9 @@ from .site import Merge, Rejected, Site
 MAX_TRIES = 200
 """How many other plans are tried; the first is nearly always the best."""
 
+ADDS_WORK = "its pieces are needed elsewhere too: merging would add work"
+ADDS_NUMBERS = "its parameters are needed elsewhere too: the merge would raise stored numbers"
+
 Writable = Callable[[Site], None]
 """Raises `NotFusable` if a site cannot be written into the model's code."""
 
@@ -81,11 +84,13 @@ class Planner:
 
     @property
     def overlapping(self) -> set[Merge]:
-        """The merges of the plan with pieces that another merge has too, or that stay."""
-        return {site.merge for site, _ in _overlapping(self.plan)}
+        """The merges of the plan with pieces that another merge has too, or that stay, or parameters that stay."""
+        return {site.merge for site, _ in self._shared(self.plan)}
 
     def give_up(self) -> None:
         """Make no merge that overlaps."""
+        for site, shared in self._shared(self.plan):
+            self.reading.no(site.value, ADDS_WORK if shared else ADDS_NUMBERS)
         self._forbid(self.options.banned | self.overlapping, self.options.pinned)
         self.plan = self._written()
 
@@ -236,7 +241,8 @@ class Planner:
             self._forbid(*state)
             if best is not self.plan:
                 if site is not None:
-                    self.reading.no(site.value, "its pieces are needed elsewhere too: merging would add work")
+                    overlaps = any(other.merge == site.merge for other, _ in _overlapping(self.plan))
+                    self.reading.no(site.value, ADDS_WORK if overlaps else ADDS_NUMBERS)
                 return best
         return None
 
@@ -245,7 +251,7 @@ class Planner:
         merges to ban, and the pieces that are pinned then.
         """
         pinned = self.options.pinned
-        for site, shared in _overlapping(self.plan):
+        for site, shared in self._shared(self.plan):
             yield site, [({site.merge}, pinned), *((set[Merge](), pinned | {piece}) for piece in shared)]
         for piece in sorted(pinned.intersection(self.region), key=lambda n: n.name):
             merges = set(self.options.through(piece, self.region))
@@ -255,6 +261,14 @@ class Planner:
         """By how much a plan is worse than the model itself, which it may not be in the end; and its price."""
         return beyond(self._excess(plan) + others, self.options), self.options.score(plan.price)
 
+    def _shared(self, plan: Selection) -> Iterator[tuple[Site, list[fx.Node]]]:
+        """Merges with pieces or parameters that are not theirs alone; and these pieces."""
+        found = dict.fromkeys(site.merge for site, _ in _overlapping(plan))
+        yield from _overlapping(plan)
+        for site in plan.sites:
+            if site.merge not in found and self.options.prices.staying(site.members - plan.needed | {site.value}):
+                yield site, []
+
     @property
     def excess(self) -> Excess:
         """Of the best plan so far."""
@@ -263,7 +277,8 @@ class Planner:
     def _excess(self, plan: Selection) -> Excess:
         stay = plan.needed - {site.value for site in plan.sites}
         gone = set[fx.Node]().union(*(site.members for site in plan.sites)) - stay
-        stored = plan.price.stored - self.options.added_bias((site.placed for site in plan.sites), gone)
+        stored = plan.price.stored + self.options.prices.staying(gone)
+        stored -= self.options.added_bias((site.placed for site in plan.sites), gone)
         return Excess(-round(sum(self._saved(plan))), stored - self.original.stored)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -70,12 +70,21 @@ class Prices:
             return 0
         return min(self.stored(node), math.prod(link.leg_size for link in form.bias.links if link.has_leg))
 
+    def staying(self, gone: Set[fx.Node]) -> int:
+        """Numbers of which nodes that go were said to read a part, and that stay since others read them."""
+        modules = {self.captured.module(node) for node in gone if node.op == "call_module"}
+        read = [(tensor, count) for node in gone for tensor, count in self._tensors(node)]
+        return sum(count // self._shared_by(t) for t, count in read if self._read_by(t) - gone - modules)
+
     def _count(self, node: fx.Node) -> int:
+        return sum(count // self._shared_by(tensor) for tensor, count in self._tensors(node))
+
+    def _tensors(self, node: fx.Node) -> list[tuple[Tensor, int]]:
+        """The parameters and buffers that a node reads, with how many numbers of them."""
         if node.op == "call_module":
             module = self.captured.module(node)
-            tensors = [*module.parameters(), *module.buffers()]
-            return sum(t.numel() // self._shared_by(t) for t in tensors if t.is_floating_point())
-        return sum(self.reading.constants[n].numel() // self._shared_by(self._parameter(n)) for n in self._leaves(node))
+            return [(t, t.numel()) for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+        return [(self._parameter(n), self.reading.constants[n].numel()) for n in self._leaves(node)]
 
     def _parameter(self, leaf: fx.Node) -> Tensor:
         found = self.captured.attribute(leaf)
@@ -83,16 +92,16 @@ class Prices:
         return found
 
     def _shared_by(self, parameter: Tensor) -> int:
-        """How many modules have a parameter, and nodes that are no parameter arithmetic themselves read it, or what is
+        return max(1, len(self._read_by(parameter)))
+
+    def _read_by(self, parameter: Tensor) -> set[nn.Module | fx.Node]:
+        """The modules that have a parameter, and the nodes that are no parameter arithmetic and read it, or what is
         computed from it.
         """
         owners, leaves = self._readers.get(id(parameter), (set(), set()))
-        found, waiting = set[fx.Node](), leaves
-        while waiting:
-            users = {user for node in waiting for user in readers_of(node)} - found
-            found |= users
-            waiting = users & self.reading.constants.keys()
-        return max(1, len(owners) + len(found - self.reading.constants.keys()))
+        constants = self.reading.constants.keys()
+        below = reached(leaves, lambda n: readers_of(n) if n in constants or n in leaves else [])
+        return {*owners, *(n for n in below if n not in constants and n not in leaves)}
 
     @cached_property
     def _readers(self) -> dict[int, tuple[set[nn.Module], set[fx.Node]]]:

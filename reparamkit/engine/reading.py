@@ -7,8 +7,9 @@ that reaches back furthest, since low-rank paths and branches pay only at a late
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, product
 from typing import Any, Literal
@@ -17,17 +18,17 @@ from torch import Tensor, fx, nn
 
 from ..algebra.form import CONSTANT_FOLD, Form, source_form, with_guarded_rank
 from ..algebra.operator import open_sizes, pin
-from ..algebra.size import Pin, Size, Symbol, fixed, free_size, is_of_rank, roots
+from ..algebra.size import ONE, Pin, Size, Symbol, broadcast, fixed, free_size, is_of_rank, roots
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import SIZES, Captured
 from ..capture.tracer import FACTORIES
-from ..errors import NotFusable, RuleError
+from ..errors import FreeSize, NotFusable, RuleError
 from ..layers.hooks import AFTER, BEFORE
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module, computes_weight
 from .arithmetic import evaluated, is_constant, rounded_to, widened
 from .counting import Shape, checks, computed, least_rank, opaque, shape_read
-from .parts import number_of_parts
+from .parts import number_of_parts, taken_apart
 from .scope import WATCHED, Scope, watched
 
 MAX_COMBINATIONS = 16
@@ -111,6 +112,8 @@ class Reading:
     read: nodes that are affine in their inputs, with the form over those inputs.
     moves: nodes that only move numbers, with the number of operations that takes.
     facts: free sizes that a layer has fixed: no input of another size goes on.
+    met: free sizes that some call meets as numbers, so that a merge there holds for these numbers only. stuck: those of
+        values of which a longer form could not be read. assumed: sizes to try where nothing else can be read.
     reasons: why a node, or a longer form through it, could not be read.
     """
 
@@ -123,6 +126,9 @@ class Reading:
     read: dict[fx.Node, Form] = field(default_factory=dict)
     moves: dict[fx.Node, int] = field(default_factory=dict)
     facts: dict[Symbol, Pin] = field(default_factory=dict)
+    met: dict[Symbol, int] = field(default_factory=dict)
+    stuck: set[Symbol] = field(default_factory=set)
+    assumed: Mapping[Symbol, int] = field(default_factory=dict)
     reasons: dict[fx.Node, list[str]] = field(default_factory=dict)
 
     def arithmetic(self, node: fx.Node) -> int:
@@ -155,6 +161,10 @@ class Reading:
             return
         known = {pair for term in form.terms.values() for pair in term.op.pins}
         self.facts.update((symbol, size) for symbol, size in known if not symbol.stands_for_dims)
+
+    def meet(self, pins: Iterable[tuple[Symbol, Pin]]) -> None:
+        """Keep the sizes that were numbers for the example inputs, and are where some call meets them."""
+        self.met.update((symbol, pin) for symbol, pin in pins if symbol.traced and pin == symbol.hint)
 
     def informed(self, form: Form) -> Form:
         """A form with all that is known of the sizes of what it reads."""
@@ -232,6 +242,8 @@ class _Reader:
     def _call(self) -> list[Candidate]:
         if self._size_arithmetic() or self._evaluate_constant():
             return []
+        if self.node.target is operator.getitem:
+            self._meet_parts()
         if self.node in self.captured.aliases.writers:
             self._overwritten()
         reader = self._reader()
@@ -318,8 +330,10 @@ class _Reader:
         """The shape of the first input, for calls known to keep it; never one that traced values contradict."""
         name = self._name()
         tensors = [n for n in self.node.all_input_nodes if n in self.out.shapes]
-        if name not in SAME_SHAPE or not tensors or (name in MAY_BROADCAST and not self._equal_shapes(tensors)):
+        if name not in SAME_SHAPE or not tensors:
             return None
+        if name in MAY_BROADCAST and not self._equal_shapes(tensors):
+            return self._broadcast_shape(tensors)
         shape = self.out.shapes[tensors[0]]
         value = self.node.meta.get("val")
         if isinstance(value, Tensor) and [s.hint for s in shape[0]] != list(value.shape):
@@ -341,6 +355,17 @@ class _Reader:
         if own[1] or len(sizes) != len(own[0]):
             return None
         return tuple(size or free for size, free in zip(sizes, own[0], strict=True)), False
+
+    def _broadcast_shape(self, tensors: list[fx.Node]) -> Shape | None:
+        """The sizes that the inputs agree on; those of the value itself where they do not."""
+        own, open_rank = _own_shape(self.node)
+        given = [self.out.sizes_of(n) for n in tensors]
+        if open_rank or any(self.out.shapes[n][1] or len(self.out.shapes[n][0]) != len(own) for n in tensors):
+            return None
+        for ends in zip(*given, strict=True):
+            if any(size.known and size != ONE for size in ends):
+                self.out.meet((s, s.hint) for size in ends for s in roots(size))
+        return tuple(broadcast(ends) or free for *ends, free in zip(*given, own, strict=True)), False
 
     def _equal_shapes(self, tensors: list[fx.Node]) -> bool:
         return all(self.out.shapes[n] == self.out.shapes[tensors[0]] for n in tensors)
@@ -390,7 +415,7 @@ class _Reader:
         found = []
         for choice in self._choices():
             try:
-                read = self._read_all(reader, choice)
+                read = self._read_somehow(reader, choice)
             except NotFusable as no:
                 self.out.no(self.node, no.reason)
             else:
@@ -402,6 +427,30 @@ class _Reader:
                     rest = self.node.args[1:]
                     self.out.moves[self.node] = reader.moves(*rest) if callable(reader.moves) else reader.moves
         return found
+
+    def _read_somehow(self, reader: Reader, choice: dict[fx.Node, Candidate]) -> list[Candidate]:
+        """For all sizes, or else for those that the model meets as numbers further on."""
+        try:
+            read = self._read_all(reader, choice)
+        except FreeSize:
+            symbols = {s for c in choice.values() for size in c.form.sizes for s in roots(size)}
+            self.out.stuck |= symbols
+            told = {symbol: self.out.assumed[symbol] for symbol in symbols if symbol in self.out.assumed}
+            if not told:
+                raise
+            read = self._read_all(reader, {n: _guarded(c, told) for n, c in choice.items()})
+        for candidate in read:
+            self.out.meet(candidate.form.guards)
+        return read
+
+    def _meet_parts(self) -> None:
+        """A dimension of which code takes parts that together are all of it has the size that the code says."""
+        whole = self.node.args[0]
+        sizes, open_rank = self.out.shapes.get(whole, ((), True))  # type: ignore[arg-type]
+        if not open_rank:
+            parts = [user.args[1] for user in whole.users if user.target is operator.getitem]  # type: ignore[union-attr]
+            for size, end in zip(sizes, taken_apart(parts, len(sizes)), strict=True):
+                self.out.meet((symbol, symbol.hint) for symbol in roots(size) if end in (size.hint, math.inf))
 
     def _read_spread(self) -> list[Candidate]:
         """A constant that is given sizes of a value, whose shape is all that it takes of it."""
@@ -559,6 +608,11 @@ class _Reader:
         if isinstance(value, tuple):
             return tuple(map(self._informed, value))
         return value.substitute(self.out.facts) if isinstance(value, Size) else value
+
+
+def _guarded(candidate: Candidate, told: Mapping[Symbol, int]) -> Candidate:
+    """A candidate for some sizes only."""
+    return replace(candidate, form=candidate.form.mapped(lambda op: pin(op, told, guard=True)))
 
 
 # --- sizes ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..algebra.form import Form
-from ..capture.aliases import MAY_ALIAS, target_name
+from ..capture.aliases import MAY_ALIAS, STATISTICS, target_name, target_of
 from ..capture.capture import Captured, storage
 from ..capture.paths import module_at, start_of, upwards
 from ..capture.tracer import Frame, Method
@@ -123,7 +123,8 @@ class Scope:
         return None
 
     def _aliased(self, node: fx.Node) -> str | None:
-        if node in self.captured.aliases.barriers:
+        # A norm that writes into its statistics uses those of the batch, and is told so.
+        if node in self.captured.aliases.barriers and target_of(node) not in STATISTICS:
             return "an in-place operation writes into memory that another value still reads"
         return None
 

@@ -11,7 +11,7 @@ from ..algebra.build import offset
 from ..algebra.form import Form
 from ..algebra.operator import zeros
 from ..algebra.regroup import known_rank, permute
-from ..algebra.segments import concatenated, cropped
+from ..algebra.segments import concatenated, cropped, selected
 from ..errors import NotFusable
 from .elementwise import constant
 from .registry import READERS
@@ -80,12 +80,23 @@ def _replaced(x: Form, keys: list[slice], value: Form | Tensor | float) -> Form:
     if not size.known:
         raise NotFusable("a part is overwritten in place, of an axis whose size is free")
     start, stop, step = keys[dim].indices(size.factor)
-    if step != 1 or start >= stop:
-        raise NotFusable("a part is overwritten in place, with a step or of no positions")
+    if start >= stop:
+        raise NotFusable("a part of no positions is overwritten in place")
+    if step > 1:
+        return _replaced_each(x, dim, range(start, stop, step), keys[dim + 1 :] if dim + 1 else [], value)
     inside = _replaced(cropped(x, dim, start, stop, 1), keys[dim + 1 :] if dim + 1 else [], value)
     before = [cropped(x, dim, 0, start, 1)] if start else []
     after = [cropped(x, dim, stop, size.factor, 1)] if stop < size.factor else []
     return concatenated([*before, inside, *after], dim) if before or after else inside
+
+
+def _replaced_each(x: Form, dim: int, positions: range, rest: list[slice], value: Form | Tensor | float) -> Form:
+    """The value in the place of some positions of a dimension: the others as they are, and all in order again."""
+    others = [n for n in range(x.sizes[dim].factor) if n not in positions]
+    inside = _replaced(selected(x, dim, positions), rest, value)
+    order = [*others, *positions]
+    parts = [*([selected(x, dim, others)] if others else []), inside]
+    return selected(concatenated(parts, dim), dim, [order.index(n) for n in range(len(order))])
 
 
 def _filled(x: Form, value: Form | Tensor | float) -> Form:

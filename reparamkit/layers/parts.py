@@ -247,13 +247,12 @@ def read_taken(input: Form, dim: int, index: int) -> Form:
 
 
 def _seen(x: Form, dim: int) -> tuple[Form, int]:
-    """The form with dimension `dim` in sight, and its number from the right; where the rank is open, a batch of one
-    dimension is assumed and guarded.
+    """The form with dimension `dim` in sight, and its number from the right, which is another for another rank: that is
+    guarded. Where the rank is open, a batch of one dimension is assumed.
     """
     if dim < 0:
         return x, dim
-    if x.open_rank and dim < len(x.sizes):
-        x = known_rank(x, [len(x.sizes)], certain=False)
-    if x.open_rank:
+    if x.open_rank and dim >= len(x.sizes):
         raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+    x = known_rank(x, [len(x.sizes)], certain=False)
     return x, dim - len(x.sizes)

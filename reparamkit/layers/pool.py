@@ -188,8 +188,10 @@ def read_sum(input: Form, dim: PerAxis | None = None, keepdim: bool = False) -> 
 
 
 def _spatial_rank(x: Form, dims: Sequence[int]) -> Form:
-    """Dimension numbers from the left say nothing about an open rank: assume a batch of one, guarded."""
-    if len(x.sizes) - 1 != max(dims):
+    """Dimension numbers from the left say nothing about an open rank: assume a batch of one, guarded; not of tokens, of
+    which only the channels are in sight, and which are as likely to have a dimension more.
+    """
+    if len(x.sizes) - 1 != max(dims) or len(dims) == len(x.sizes) - 1:
         raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
     return known_rank(x, [max(dims) + 1], certain=False)
 

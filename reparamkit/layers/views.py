@@ -316,6 +316,9 @@ def read_getitem(input: Form, key: Any) -> Form:
     if x.open_rank and len(keys) == len(x.sizes) >= 3 and Ellipsis not in keys:
         # As many as a batch of what the layer before it makes has dimensions, which a guard checks.
         x = known_rank(x, [len(keys)], certain=False)
+    elif not x.open_rank and keys and keys[0] is not Ellipsis:
+        # Counted from the left, another rank has other dimensions.
+        x = known_rank(x, [len(x.sizes)], certain=False)
     trailing = _trailing(x, keys)
     for dim, part in zip(range(-len(trailing), 0), trailing, strict=True):
         if part != slice(None):

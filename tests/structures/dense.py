@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .blocks import Sum, conv_norm, seq
+from .blocks import Sum, conv, conv_norm, norm, seq
 from .table import FIXED, TOKENS, Structure
 
 
@@ -61,12 +61,26 @@ class PartitionMixer(nn.Module):
         return out.permute(0, 3, 1, 4, 2, 5).reshape(-1, c, 2 * h, 2 * w)
 
 
+class CountingMixer(PartitionMixer):
+    """The same, all of whose sizes are those of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.size()
+        h, w, rows, columns = self.h, self.w, height // self.h, width // self.w
+        context = self.perceptron(self.average(x).reshape(n, -1)).reshape(n, c, rows, 1, columns, 1)
+        parts = (x.reshape(-1, c, rows, h, columns, w) + context).permute(0, 2, 4, 1, 3, 5)
+        out = self.fc_norm(self.fc(parts.reshape(-1, c * h * w, 1, 1)).reshape(-1, c * h * w))
+        out = out.reshape(-1, rows, columns, c, h, w)
+        out += self.local(parts.reshape(-1, c, h, w)).reshape(-1, rows, columns, c, h, w)
+        return out.permute(0, 3, 1, 4, 2, 5).reshape(n, c, height, width)
+
+
 class FlatMap(nn.Module):
     """A fully connected layer over a flattened map beside a convolution: the plainest locality injection."""
 
-    def __init__(self, c: int, h: int, w: int) -> None:
+    def __init__(self, c: int, h: int, w: int, local: nn.Module | None = None) -> None:
         super().__init__()
-        self.fc, self.local = nn.Linear(c * h * w, c * h * w), conv_norm(c, c, 3)
+        self.fc, self.local = nn.Linear(c * h * w, c * h * w), local or conv_norm(c, c, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(x.flatten(1)).reshape(x.shape) + self.local(x)
@@ -133,6 +147,16 @@ DENSE = (
         near="reflected padding",
     ),
     Structure(
+        "repmlp, its channels counted",
+        lambda: CountingMixer(4, 3, 4),
+        ((2, 4, 6, 8), (3, 4, 6, 8)),
+        "pool linear relu linear add conv",
+        needs_inputs=True,
+        equation="F' = s F + T(sum_k s_k K_k), of as many channels as the fully connected layer takes",
+        source="RepMLP, Ding et al. 2021",
+        near="reflected padding",
+    ),
+    Structure(
         "resmlp, behind an affine layer",
         lambda: seq(Affine(5), TokenMixer(3, 4)),
         ((2, 12, 5), (3, 12, 5)),
@@ -158,5 +182,24 @@ DENSE = (
         needs_inputs=True,
         equation="W' = W + T(K)",
         source="RepMLP, Ding et al. 2021",
+    ),
+    Structure(
+        "linear over a map + padded convs in a row",
+        lambda: FlatMap(4, 4, 6, seq(conv(4, 6), norm(6), nn.AvgPool2d(3, 1, 1), conv_norm(6, 4))),
+        FIXED,
+        "linear",
+        needs_inputs=True,
+        equation="W' = W + T(K2) T(A) T(K1), b' of each pixel",
+        source="RepMLP, Ding et al. 2021",
+        near="padded 3x3, padded 3x3",
+    ),
+    Structure(
+        "padded convs in a row, then a linear layer over the map",
+        lambda: seq(conv(4, 4), conv(4, 6, s=2), nn.Flatten(), nn.Linear(36, 5)),
+        FIXED,
+        "linear",
+        needs_inputs=True,
+        equation="W' = W T(K2) T(K1)",
+        near="padded 3x3, padded 3x3",
     ),
 )

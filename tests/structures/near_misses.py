@@ -49,6 +49,13 @@ class TwoReaders(nn.Module):
         return self.norm(y) * torch.sigmoid(y)
 
 
+class Doubling(nn.Module):
+    """Writes into its argument, and returns nothing."""
+
+    def forward(self, x: Tensor) -> None:
+        x.mul_(2)
+
+
 class AlwaysTraining(nn.BatchNorm2d):
     """A batch norm that ignores eval()."""
 
@@ -92,6 +99,13 @@ def _overwrites_a_view(m: Any, x: Tensor) -> Tensor:
     view = y[:, :2]
     y[:, :1] = 0
     return m.norm(y)[:, 2:] + view
+
+
+def _fills_a_view(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    view = y[:, :2]
+    view.fill_(0.5)
+    return m.norm(y)[:, 2:] * torch.sigmoid(view)
 
 
 def _overwrites_a_row(m: Any, x: Tensor) -> Tensor:
@@ -426,6 +440,20 @@ NEAR_MISSES = (
         "raise FLOPs",
     ),
     NearMiss(
+        "depthwise then pointwise, a norm behind each",
+        lambda: seq(depthwise(8, bias=False), norm(8), conv(8, 8, 1, bias=False), norm(8)),
+        ((2, 8, 6, 6), (1, 8, 5, 7)),
+        "conv conv",
+        "raise FLOPs",
+    ),
+    NearMiss(
+        "expand then project, a norm behind each",
+        lambda: seq(conv_norm(8, 2, 1), conv_norm(2, 8, 1)),
+        ((2, 8, 6, 6), (1, 8, 5, 7)),
+        "conv conv",
+        "raise FLOPs",
+    ),
+    NearMiss(
         "strips of a large cross",
         lambda: Sum([depthwise(4, (11, 1), p=(5, 0)), depthwise(4, (1, 11), p=(0, 5))]),
         MAPS,
@@ -437,7 +465,7 @@ NEAR_MISSES = (
         lambda: seq(norm(4), nn.ConvTranspose2d(4, 6, 3, 2)),
         MAPS,
         "norm conv",
-        "zero padding|nothing linear",
+        "each position of a stride",
     ),
     NearMiss(
         "a border that is no bias",
@@ -531,6 +559,18 @@ NEAR_MISSES = (
         MAPS,
         "conv norm",
         "statistics",
+    ),
+    NearMiss(
+        "functional norm that updates its statistics",
+        lambda: Model(
+            lambda m, x: F.batch_norm(m.a(x), m.mean.clone(), m.var.clone(), training=True),
+            a=conv(4, 4),
+            mean=torch.zeros(4),
+            var=torch.ones(4),
+        ),
+        MAPS,
+        "conv norm",
+        "written in place while the forward runs",
     ),
     NearMiss(
         "functional norm in training mode",
@@ -729,6 +769,25 @@ NEAR_MISSES = (
         _branches(_overwrites_a_view),
         MAPS,
         "conv fill_ norm add",
+        "in-place|in place",
+    ),
+    NearMiss(
+        "a part that is filled, and read by its own name",
+        _branches(_fills_a_view),
+        MAPS,
+        "conv fill_ norm sigmoid mul",
+        "in-place|in place",
+    ),
+    NearMiss(
+        "a layer that writes into what others read",
+        lambda: Model(
+            lambda m, x: (lambda y: (m.write(y), m.norm(y))[1])(m.conv(x)),
+            conv=conv(4, 4),
+            write=Doubling(),
+            norm=norm(4),
+        ),
+        MAPS,
+        "conv mul_ norm",
         "in-place|in place",
     ),
     NearMiss(

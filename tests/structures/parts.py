@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Model, conv, conv_norm, depthwise, in_parts, norm, parameter, seq
+from .parameters import FrozenNorm
 from .table import MAPS, TOKENS_8, Structure
 
 
@@ -90,6 +91,30 @@ def halves_apart(m: Any, x: Tensor) -> Tensor:
     return torch.cat([m.a(first), m.b(last)], 1).relu()
 
 
+def chained(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, :2].mul_(m.scale).add_(1.0).sub_(x[:, 2:])
+    y[:, 1::2].copy_(m.b(x)[:, 1::2])
+    y[:, 4:].fill_(1.0)
+    y[:, 3:4].zero_()
+    return m.norm(y)
+
+
+class InPlaceNorm(FrozenNorm):
+    """A frozen batch norm that writes into its input, and returns it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(self.running_mean.view(-1, 1, 1)).div_((self.running_var.view(-1, 1, 1) + 1e-5).sqrt())
+        x.mul_(self.weight.view(-1, 1, 1))
+        x += self.bias.view(-1, 1, 1)
+        return x
+
+
+def normalised(m: Any, x: Tensor) -> Tensor:
+    channels = [x[:, k].unsqueeze(1) * m.scale + shift for k, shift in enumerate(m.shifts)]
+    return m.stem(torch.cat(channels, 1))
+
+
 PARTS = (
     Structure(
         "parts that a module returns, a norm on each",
@@ -116,6 +141,34 @@ PARTS = (
         needs_inputs=True,
         equation="K' = [s1 K1; s2 K2]",
         near="a row of pixels that is overwritten",
+    ),
+    Structure(
+        "writes into a part, one after the other",
+        lambda: Model(chained, a=conv(4, 5), b=conv(4, 5, 1), scale=parameter(2, 1, 1), norm=norm(5)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="rows of the part: s (K x) + t; every other row: the rows of K2, 1 and 0 in the last two",
+        near="a part that is filled, and read by its own name",
+    ),
+    Structure(
+        "a layer that writes into its argument",
+        lambda: seq(conv(4, 5), InPlaceNorm(5), conv(5, 4, 1)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="arithmetic on buffers, in place, is a scale and a shift",
+        near="a layer that writes into what others read",
+    ),
+    Structure(
+        "channels that are normalised one by one",
+        lambda: Model(normalised, shifts=(0.1, -0.2, 0.3, 0.4), scale=1.5, stem=nn.Conv2d(4, 6, 3, 2)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="K' = K diag(a), b' = b + K t: the parts are all channels that there are",
+        source="Inception, as ported to PyTorch with transform_input",
+        near="scale and shift before padding",
     ),
     Structure(
         "queries that are scaled in place",

@@ -112,6 +112,14 @@ def _counted_zeros(m: Any, x: Tensor) -> Tensor:
     return x.new_zeros(n, c, h, w) + m.a(x) + m.b(x) + m.c(x) + torch.full((n, 1, h, w), 0.5, dtype=x.dtype)
 
 
+def _halved_zeros(m: Any, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    out = torch.zeros(n, c, (h + 1) // 2, (1 + w) // 2, dtype=x.dtype)
+    for branch in (m.a, m.b):
+        out = out + branch(x)
+    return out
+
+
 def _for_every_sample(m: Any, x: Tensor) -> Tensor:
     shift = m.c.bias.view(1, -1, 1, 1)
     y = shift.expand_as(x) + m.a(x) * shift.repeat(x.shape[0], 1, 1, 1)
@@ -146,6 +154,14 @@ SPELLINGS = (
             equation="K' = K3 + pad(K1) + delta, as zeros and parameters are alike at any size of x",
         )
         for name, body in SPREAD.items()
+    ),
+    Structure(
+        "zeros of half the sizes, rounded up",
+        lambda: Model(_halved_zeros, a=conv_norm(4, 4, s=2), b=conv_norm(4, 4, 1, s=2)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="K' = K3 + pad(K1): (n + 1) // 2 positions are those of a stride of 2",
     ),
     Structure(
         "nested",
