@@ -9,6 +9,7 @@ import pytest
 import torch
 from structures import Model, build, conv, error, norm, operations, run, sample, wide
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import reparamkit
 
@@ -170,3 +171,19 @@ def test_a_scale_that_many_steps_make():
     fused = reparamkit.fuse(model, X)
     assert operations(fused, X) == "linear sigmoid tanh mul"
     assert error(run(fused, X), run(model, X)) < 1e-12
+
+
+def rejoined(m: Any, x: Tensor) -> Tensor:
+    x = m.mix(x.clamp(-1, 1).reshape(-1, 27)).reshape(-1, 4, 3, 9)
+    a, b = x.split([2, 2], 1)
+    y = torch.zeros_like(x)
+    y[:, :2], y[:, 2:] = m.scale(a), b
+    return F.conv2d(y, m.weight - m.weight.mean(1, keepdim=True), None, 1, 1)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_parts_that_are_joined_again_do_not_take_the_scale_of_one_along(verify: bool):
+    """Of the whole, which the scale is raised to, nothing would be left to put it back behind."""
+    parts = {"mix": nn.Linear(27, 27), "scale": conv(2, 2, 1, g=2), "weight": nn.Parameter(torch.rand(4, 4, 3, 3))}
+    model, x = build(lambda: Model(rejoined, **parts), torch.float64), sample((2, 4, 3, 9), torch.float64)
+    assert error(run(reparamkit.fuse(model, x, verify=verify), x), run(model, x)) < 1e-12

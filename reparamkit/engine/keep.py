@@ -204,6 +204,7 @@ class Keeper:
     def _check(self, node: fx.Node, candidate: Candidate) -> None:
         check_calls(self.captured, candidate.members)
         self._check_stored(node, candidate)
+        self._check_raised(candidate)
         self._check_ranks(candidate.form)
         self._check_writes(node, candidate)
 
@@ -211,6 +212,12 @@ class Keeper:
         stored = {self.captured.current(kept) for kept in self.captured.stored}
         if not stored.isdisjoint(candidate.members - {node}):
             raise NotFusable("the forward of a module keeps a value inside the merge as an attribute")
+
+    def _check_raised(self, candidate: Candidate) -> None:
+        """What a scale is put back behind, if nothing absorbs it, stays."""
+        raised = self.captured.raised.intersection(self.named[name] for name in candidate.form.terms)
+        if any(not candidate.members.isdisjoint(scale.users) for scale in raised):
+            raise NotFusable("the scale of a part keeps its place")
 
     def _check_ranks(self, form: Form) -> None:
         """A rank that was only assumed: of a module that a run calls several times, all calls must have it."""
