@@ -42,7 +42,8 @@ def plain(target: object) -> Any:
     if not isinstance(target, str):
         return OPERATORS.get(target)
     name = target[:-1]
-    packet = getattr(torch.ops.aten, target, None) if target.endswith("_") and hasattr(Tensor, name) else None
+    twin = target.endswith("_") and callable(getattr(Tensor, name, None))
+    packet = getattr(torch.ops.aten, target, None) if twin else None
     tags = {tag for each in packet.overloads() for tag in getattr(packet, each).tags} if packet else NO_ARITHMETIC
     return None if tags & NO_ARITHMETIC else name
 
@@ -107,7 +108,7 @@ class _Write:
             self._put_back(self._assigned(*self.writer.args[1:]))
             self.captured.forget()
         elif self._fills_part() and self._owns():
-            key, self.row = _key(self.row[0]), self.row[1:]
+            key, self.row = self.row[0].args[1], self.row[1:]
             self._put_back(self._assigned(key, self._filling))
             self.captured.forget()
         elif self._is_arithmetic() and self._owns() and self._stays_apart():
@@ -148,14 +149,14 @@ class _Write:
 
     def _is_own(self, writer: fx.Node) -> bool:
         """Whether a write assigns the value to the place that it is from, as ``y[key] += z`` does."""
-        return len(self.row) > 1 and writer.args == (self.row[1], _key(self.row[0]), self.writer)
+        return len(self.row) > 1 and writer.args == (self.row[1], self.row[0].args[1], self.writer)
 
     def _put_back(self, new: fx.Node) -> None:
         """Each value in what it is a slice of, as far as that, or what it is a slice of itself, is read."""
         for number, (view, whole) in enumerate(itertools.pairwise(self.row), start=1):
             if self._is_assigned(whole, new) or not any(map(self._later, self.row[number:])):
                 return
-            new = self._inserted(whole, _key(view), new, passes=0)
+            new = self._inserted(whole, view.args[1], new, passes=0)
 
     def _is_arithmetic(self) -> bool:
         """Whether a value of its own has the same numbers: it has the dtype and the shape of what is written into."""
@@ -256,28 +257,11 @@ class _Write:
 
 
 def _row(target: Any) -> list[fx.Node]:
-    """A value and what it is a slice of, and so on; the place that a value was written to counts as one."""
+    """A value and what it is a slice of, and so on."""
     row = [target] if isinstance(target, fx.Node) else []
-    while row and (whole := _home(row[-1]) or _sliced(row[-1])) is not None:
-        row.append(whole)
+    while row and row[-1].target is operator.getitem and _is_slice(row[-1]):
+        row.append(row[-1].args[0])  # type: ignore[arg-type]
     return row
-
-
-def _sliced(node: fx.Node) -> fx.Node | None:
-    """What a value is a slice of."""
-    return node.args[0] if node.target is operator.getitem and _is_slice(node) else None  # type: ignore[return-value]
-
-
-def _home(node: fx.Node) -> fx.Node | None:
-    """What has a value in its place that was computed there."""
-    homes = [user for user in node.users if user.target is overwrite_ and user.args[2:] == (node, 0)]
-    return homes[0] if len(homes) == 1 and IN_PLACE in node.meta else None
-
-
-def _key(view: fx.Node) -> Any:
-    """Where a value is in the next of its row."""
-    home = _home(view)
-    return view.args[1] if home is None else home.args[1]
 
 
 def _is_slice(node: fx.Node) -> bool:

@@ -357,7 +357,7 @@ class _Reader:
         return tuple(size or free for size, free in zip(sizes, own[0], strict=True)), False
 
     def _broadcast_shape(self, tensors: list[fx.Node]) -> Shape | None:
-        """The sizes that the inputs agree on; those of the value itself where they do not."""
+        """The sizes that the inputs agree on; those of the value itself where they do not, or constants say more."""
         own, open_rank = _own_shape(self.node)
         given = [self.out.sizes_of(n) for n in tensors]
         if open_rank or any(self.out.shapes[n][1] or len(self.out.shapes[n][0]) != len(own) for n in tensors):
@@ -365,7 +365,9 @@ class _Reader:
         for ends in zip(*given, strict=True):
             if any(size.known and size != ONE for size in ends):
                 self.out.meet((s, s.hint) for size in ends for s in roots(size))
-        return tuple(broadcast(ends) or free for *ends, free in zip(*given, own, strict=True)), False
+        agreed = [broadcast(ends) for ends in zip(*given, strict=True)]
+        pairs = zip(agreed, own, strict=True)
+        return tuple(size if size is not None and size.hint == free.hint else free for size, free in pairs), False
 
     def _equal_shapes(self, tensors: list[fx.Node]) -> bool:
         return all(self.out.shapes[n] == self.out.shapes[tensors[0]] for n in tensors)
