@@ -177,9 +177,16 @@ class _Write:
         return [user for user in node.users if self.aliases.order.get(user, self.now) > self.now]
 
     def _hands_on(self) -> bool:
-        """Whether every call that got one of the names as an argument was over before the write, or came after it."""
+        """Whether every call that got one of the names as an argument was over before the write, or came after it, or
+        what it writes is read in it alone, or in what it returns.
+        """
         given = [frame for frame in self.captured.frames if self._is_given(frame)]
-        return all(self._begins(frame) is not None or self._is_left_to(frame) for frame in given)
+        return all(self._begins(f) is not None or self._keeps(f) or self._is_left_to(f) for f in given)
+
+    def _keeps(self, frame: Frame) -> bool:
+        """Whether the write is in a call, and no code around that reads one of the names later."""
+        inside = [frame in self.captured.frame(user).stack for name in self.row for user in self._later(name)]
+        return frame in self.captured.frame(self.writer).stack and all(inside)
 
     def _is_left_to(self, frame: Frame) -> bool:
         """Whether the write is in a call, and around the call nothing of it is read later but what the call returns."""
