@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from structures import build, conv, conv_norm, error, norm, operations, run, sample, seq
+from structures import Sum, build, conv, conv_norm, error, norm, operations, run, sample, seq
 from torch import Tensor, nn
 
 import reparamkit
@@ -382,11 +382,12 @@ def test_what_a_forward_puts_into_containers_of_its_file_is_there(inplace: bool)
         assert error(found, what) <= 1e-6
 
 
-class Remembering(Branches):
+class Remembering(nn.Module):
     """Computes its biases once for each device, with the history that they have."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.sum = Sum([conv_norm(4, 4), conv_norm(4, 4, 1)])
         self.bias, self.known = nn.Parameter(torch.randn(4, 1, 1)), dict[torch.device, Tensor]()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -472,10 +472,9 @@ def test_exported_programs_compute_the_same(tmp_path: Path):
     program = spec.load_model(str(tmp_path / "model.pt2"))
     assert [tuple(each.shape) for each in spec.example_inputs([], "model.pt2", program)] == [(2, 3, 7, 7)]
     fused = reparamkit.fuse(program, x, as_graph=True)
-    reasons = [[each.reason for each in r.refusals] for r in (reparamkit.report(fused), reparamkit.explain(model, x))]
-    assert reasons[0] == reasons[1] != []
-    for found in (program(x), fused(x)):
-        torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-5)
+    assert len(reparamkit.report(fused).merges) >= len(reparamkit.explain(model, x).merges) > 0
+    for outputs in (program(x), fused(x)):
+        torch.testing.assert_close(outputs, model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_program_that_is_none(tmp_path: Path):

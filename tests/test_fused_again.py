@@ -189,7 +189,7 @@ BESIDE_CODE: dict[str, Callable[[], nn.Module]] = {
     "arithmetic on a weight before": lambda: Model(
         folded_before, weight=nn.Parameter(torch.rand(4, 4, 3, 3)), counter=Counter(conv(4, 4, 1), norm(4))
     ),
-    "parts after": lambda: Model(split_after, counter=Counter(conv(4, 4, 1)), b=conv(4, 4, 1, bias=False)),
+    "parts after": lambda: Model(split_after, counter=Counter(conv(4, 4, 1), norm(4)), b=conv(4, 4, 1, bias=False)),
     "a scale after": lambda: Model(
         scaled_after, a=conv(4, 4), counter=Counter(norm(4)), scale=nn.Parameter(torch.rand(4, 1, 1))
     ),

@@ -1298,3 +1298,31 @@ def test_writes_into_parts(body: Callable[[Any, Tensor], Tensor], with_inputs: b
     fused = reparamkit.fuse(model, x if with_inputs else None)
     for shape in ((2, 4, 8, 8), (1, 4, 5, 6), (0, 4, 8, 8)):
         torch.testing.assert_close(run(fused, sample(shape)), run(model, sample(shape)), rtol=1e-10, atol=1e-10)
+
+
+class Rows(nn.Module):
+    """A linear layer and a norm over the rows of all tokens, as LeViT has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Linear(8, 6, bias=False), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.n(x.flatten(0, 1)).reshape_as(x)
+
+
+def test_a_number_that_a_weight_gives_is_no_decision_of_code_before():
+    """The code around has made plain numbers of sizes; that of the channels is none of them."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        side = int(x.shape[1] ** 0.5)
+        return m.rows(x[:, : side * side].relu()) if side > 2 else m.rows(x)
+
+    model = build(lambda: Model(forward, rows=Rows()))
+    x = sample((2, 16, 8), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in fused.modules())
+    for batch in (1, 2, 5):
+        x = sample((batch, 16, 8), torch.float32)
+        assert error(run(fused, x), run(model, x)) <= 1e-6

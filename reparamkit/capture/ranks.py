@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr
+from io import StringIO
 
 from torch import Tensor, nn
 
@@ -25,8 +27,11 @@ CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
 def takes_other_ranks(model: nn.Module, inputs: Inputs) -> bool:
     """Whether `model` (a private copy) runs on tensors of other ranks, which are fake ones: only sizes are computed."""
     before = State(model)
-    with caches_left(model), other_buffers(model, Tensor.clone), failing_quietly(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with ExitStack() as stack:
+        # A graph module prints what fails inside it.
+        quiet = failing_quietly(), warnings.catch_warnings(action="ignore"), redirect_stderr(StringIO())
+        for context in (caches_left(model), other_buffers(model, Tensor.clone), *quiet):
+            stack.enter_context(context)
         try:
             return any(_runs(model, inputs, change) for change in CHANGES)
         finally:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..algebra.operator import Operator, Role
 from ..algebra.size import Size
 from ..capture.aliases import target_of
 from ..capture.capture import Captured
@@ -63,7 +64,7 @@ class _Sizes:
             parts = [self._expressed(part, node) for part in value]
             return None if None in parts or not _takes_tuple(node) else tuple(parts)
         if isinstance(value, Size) and value.known:
-            return None if self._may_vary(node) else value.factor
+            return None if self._may_vary(node, value) else value.factor
         tensor = _tensor(node, self.reading)
         places = self._seen(value, node, tensor)
         if not places:
@@ -73,9 +74,17 @@ class _Sizes:
         read.meta["also"] += [(tensor, dim), *places]
         return read
 
-    def _may_vary(self, node: fx.Node) -> bool:
-        """Whether a number that was a literal when it was traced is what code around this call made of a size."""
-        return self.captured.decided_outside(node, self.captured.frame(node))
+    def _may_vary(self, node: fx.Node, size: Size) -> bool:
+        """Whether a number that was a literal when it was traced is what code around this call made of a size; not if
+        it is that of a weight.
+        """
+        decided = self.captured.decided_outside(node, self.captured.frame(node))
+        return decided and not self._is_made(_tensor(node, self.reading), size)
+
+    def _is_made(self, tensor: fx.Node, size: Size) -> bool:
+        """Whether a layer gives every dimension of this size, for inputs of any size."""
+        form = self.reading.read.get(tensor)
+        return form is not None and bool(form.terms) and all(_makes(term.op, size) for term in form.terms.values())
 
     def _seen(self, value: Any, node: fx.Node, tensor: fx.Node) -> list[Place]:
         """The values that have a size, from the innermost call that sees one on. The last is where to read it: the
@@ -184,6 +193,11 @@ def _replace(node: fx.Node, found: Any) -> None:
     for user in list(node.users):
         user.args = fx.node.map_arg(user.args, lambda n: found if n is node else n)
         user.kwargs = fx.node.map_arg(user.kwargs, lambda n: found if n is node else n)
+
+
+def _makes(op: Operator, size: Size) -> bool:
+    dims = [dim for dim, each in zip(op.value, op.value_sizes, strict=True) if each == size]
+    return bool(dims) and all(op.links[i].role is Role.OUT for dim in dims for i in dim)
 
 
 def _wanted(node: fx.Node, reading: Reading) -> Any:
