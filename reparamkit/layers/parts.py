@@ -247,12 +247,13 @@ def read_taken(input: Form, dim: int, index: int) -> Form:
 
 
 def _seen(x: Form, dim: int) -> tuple[Form, int]:
-    """The form with dimension `dim` in sight, and its number from the right, which is another for another rank: that is
-    guarded. Where the rank is open, a batch of one dimension is assumed.
+    """The form with dimension `dim` in sight, and its number from the right. Where the rank is open, a batch of one
+    dimension is assumed, and guarded.
     """
     if dim < 0:
         return x, dim
     if x.open_rank and dim >= len(x.sizes):
         raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
-    x = known_rank(x, [len(x.sizes)], certain=False)
+    if x.open_rank:
+        x = known_rank(x, [len(x.sizes)], certain=False)
     return x, dim - len(x.sizes)
