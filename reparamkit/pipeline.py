@@ -264,10 +264,10 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
 def _captured(model: nn.Module, request: Request) -> Parts:
     """What could be traced of a model, with the parts of its tensors named."""
     parts = capture_parts(model, request.inputs, _is_leaf, has_hooks, whole=request.as_graph)
-    ranks_vary = request.inputs is not None and takes_other_ranks(model, request.inputs)
     if request.as_graph and parts.opaque:
         path, reason = next(iter(parts.opaque.items()))
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
+    ranks_vary = request.inputs is not None and takes_other_ranks(model, request.inputs)
     for part in parts.captured:
         name_parts(part)
         part.absent = {} if request.example is None else request.example.absent

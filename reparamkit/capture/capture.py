@@ -145,6 +145,10 @@ class Captured:
             node = self.replaced[node]
         return node
 
+    def nodes_in(self, *values: object) -> set[fx.Node]:
+        """The nodes in arguments or results of calls, as they are now, after merges."""
+        return {self.current(leaf) for leaf in leaves(values) if isinstance(leaf, fx.Node)}
+
     def hand_on(self, renamed: Mapping[fx.Node, fx.Node]) -> None:
         """Let calls that were traced through take and return other nodes."""
 

@@ -9,7 +9,6 @@ from torch import fx
 from ..capture.capture import Captured
 from ..capture.paths import upwards
 from ..capture.tracer import Frame
-from ..capture.trees import leaves
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
 from ..sourcecode.observing import sets_hooks
@@ -45,7 +44,7 @@ def _returns_inside(captured: Captured, cut: Frame, members: Collection[fx.Node]
     """Whether a call returns what one of the members gives to another; not that of a layer, which has no modules."""
     if not any(True for _ in cut.module.children()):
         return False
-    returned = {captured.current(leaf) for leaf in leaves(cut.output) if isinstance(leaf, fx.Node)}
+    returned = captured.nodes_in(cut.output)
     return any(node in members and not node.users.keys().isdisjoint(members) for node in returned)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator
 
 from torch import Tensor, fx
 
@@ -45,11 +44,8 @@ class Calls:
     def __init__(self, captured: Captured, written: Collection[int] = ()) -> None:
         self.captured = captured
         left = [frame for frame in captured.frames if id(frame) not in captured.opened]
-        self.passed = self._nodes((f.args, f.kwargs, f.output) for f in left)
-        self.given = {f: self._nodes([f.args, f.kwargs]) for f in left if id(f) not in written}
-
-    def _nodes(self, values: Iterable[Any]) -> set[fx.Node]:
-        return {self.captured.current(leaf) for leaf in leaves(list(values)) if isinstance(leaf, fx.Node)}
+        self.passed = captured.nodes_in([(f.args, f.kwargs, f.output) for f in left])
+        self.given = {f: captured.nodes_in(f.args, f.kwargs) for f in left if id(f) not in written}
 
     def need(self, node: fx.Node) -> bool:
         """Whether a value is for a call. What a call gets as an argument is needed for the call, even if nothing is
@@ -65,8 +61,8 @@ def handed(captured: Captured) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for frame in (frame for frame in captured.frames if id(frame) not in captured.opened):
         made = {node for node in captured.made_in[frame] if node.op.startswith("call")}
-        given = [leaf for leaf in leaves((frame.args, frame.kwargs)) if isinstance(leaf, fx.Node)]
-        found |= {node for node in map(captured.current, given) if made and made.isdisjoint(node.users)}
+        given = captured.nodes_in(frame.args, frame.kwargs) if made else ()
+        found |= {node for node in given if made.isdisjoint(node.users)}
     return found
 
 

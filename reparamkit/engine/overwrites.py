@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..capture.aliases import MAY_ALIAS, apart, target_of, wholes
 from ..capture.capture import Captured
 from ..capture.tracer import Frame, evaluate_node
-from ..capture.trees import leaves, map_leaves
+from ..capture.trees import map_leaves
 from ..layers.overwrite import is_static, overwrite_
 
 IN_PLACE = "in place"
@@ -104,16 +104,20 @@ class _Write:
         self.row = _row(self.writer.args[0])
         if self.now < 0 or not self.row or not self._hands_on():
             return
-        if self.writer.target is operator.setitem and self._owns() and not self._reads_itself(self.writer.args[2]):
-            self._put_back(self._assigned(*self.writer.args[1:]))
+        if (new := self._replaced()) is not None:
+            self._put_back(new)
             self.captured.forget()
-        elif self._fills_part() and self._owns():
+
+    def _replaced(self) -> fx.Node | None:
+        """The value that is there after the write, in the place of the write; None if it cannot be followed."""
+        if not self._owns():
+            return None
+        if self.writer.target is operator.setitem and not self._reads_itself(self.writer.args[2]):
+            return self._assigned(*self.writer.args[1:])
+        if self._fills_part():
             key, self.row = self.row[0].args[1], self.row[1:]
-            self._put_back(self._assigned(key, self._filling))
-            self.captured.forget()
-        elif self._is_arithmetic() and self._owns() and self._stays_apart():
-            self._put_back(self._computed())
-            self.captured.forget()
+            return self._assigned(key, self._filling)
+        return self._computed() if self._is_arithmetic() and self._stays_apart() else None
 
     def _fills_part(self) -> bool:
         """Whether it assigns to all of a part, which by its own name nothing reads later."""
@@ -192,12 +196,10 @@ class _Write:
         """Whether the write is in a call, and around the call nothing of it is read later but what the call returns."""
         made = set(self.captured.made_in[frame])
         around = {n for n in self.aliases.of(self.writer) if not made.issuperset(self._later(n))}
-        returned = {self.captured.current(leaf) for leaf in leaves(frame.output) if isinstance(leaf, fx.Node)}
-        return self.writer in made and around <= returned
+        return self.writer in made and around <= self.captured.nodes_in(frame.output)
 
     def _is_given(self, frame: Frame) -> bool:
-        given = {self.captured.current(n) for n in leaves((frame.args, frame.kwargs)) if isinstance(n, fx.Node)}
-        return not given.isdisjoint(self.row)
+        return not self.captured.nodes_in(frame.args, frame.kwargs).isdisjoint(self.row)
 
     def _begins(self, frame: Frame) -> bool | None:
         """Whether a call comes after the write; None if it is not known, or the write is in it."""

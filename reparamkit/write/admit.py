@@ -9,7 +9,6 @@ from torch import fx
 
 from ..capture.capture import Captured
 from ..capture.tracer import Frame, Method
-from ..capture.trees import leaves
 from ..engine.scope import below, called_plainly, innermost, place_of, watched
 from ..engine.sharing import alike, is_shared
 from ..engine.site import Site
@@ -142,7 +141,7 @@ class Admission:
         if self.finisher.calls(members) & self.shared:
             raise NotFusable("the method around it has a layer that is called at several places, and merged for all")
         frame = innermost([self.captured.frame(m) for m in members])
-        returned = {self.captured.current(leaf) for leaf in leaves(frame.output) if isinstance(leaf, fx.Node)}
+        returned = self.captured.nodes_in(frame.output)
         if any(node.users.keys() <= site.members for node in returned & site.core - {site.value}):
             raise NotFusable(f"'{frame.path}' returns a value from inside the merge, which nothing reads")
         self._check_handed_on(frame)

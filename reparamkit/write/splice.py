@@ -13,7 +13,6 @@ from ..algebra.size import Pin, Size, Symbol
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_multiple, expect_rank, expect_size
 from ..capture.tracer import Frame, Method
-from ..capture.trees import leaves
 from ..engine.placing import Placed, Placement
 from ..engine.scope import below, broken_methods, innermost, name_of, place_of
 from ..engine.site import Site
@@ -170,13 +169,9 @@ class Splicer:
         """
         stack = self.captured.frame(node).stack
         if frame not in stack:
-            return node in self._given(frame.args, frame.kwargs)
+            return node in self.captured.nodes_in(frame.args, frame.kwargs)
         inner = stack[stack.index(frame) + 1 :]
-        return all(id(each) in opened or node in self._given(each.output) for each in inner)
-
-    def _given(self, *values: object) -> set[fx.Node]:
-        """The nodes in arguments or results of a call."""
-        return {self.current(leaf) for leaf in leaves(values) if isinstance(leaf, fx.Node)}
+        return all(id(each) in opened or node in self.captured.nodes_in(each.output) for each in inner)
 
     def _replacement(self, written: Written) -> fx.Node:
         replacement = written.site.replacement
