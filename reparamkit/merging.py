@@ -215,13 +215,24 @@ def _beside(reading: Reading, written: Written, sources: Collection[fx.Node]) ->
     order, members = reading.captured.aliases.order, written.site.members
     read = {node for member in members for node in member.all_input_nodes if node not in reading.constants}
     others = sorted((read & reading.shapes.keys()) - members - {*sources}, key=order.__getitem__)
-    return {node: identity(*reading.shapes[node]) for node in others}
+    return {node: _read_as(reading, node) for node in others}
 
 
 def _prove_raised(reading: Reading, old: fx.Node, new: fx.Node, over: Collection[fx.Node]) -> None:
     captured = reading.captured
-    sources = {node: identity(*reading.shapes[node]) for node in over}
+    sources = {node: _read_as(reading, node) for node in over}
     check(Piece(captured, sources, old, new), f"'{captured.path(old)}'")
+
+
+def _read_as(reading: Reading, node: fx.Node) -> Operator:
+    """An operator that tells the rank and the sizes of a value, as far as one of its readers knows them."""
+    forms = (reading.read[user] for user in node.users if user in reading.read)
+    ops = [form.terms[node.name].op for form in forms if node.name in form.terms]
+
+    def unknown(op: Operator) -> tuple[bool, int]:
+        return op.open_rank, sum(not size.known for size in op.source_sizes)
+
+    return min((identity(*reading.shapes[node]), *ops), key=unknown)
 
 
 def _trusted(old: fx.Node, new: fx.Node, over: Collection[fx.Node]) -> None:

@@ -323,10 +323,19 @@ class _Calls(TorchDispatchMode):
         if name not in VIEWS:
             self.names.append(name)
             first = output[0] if isinstance(output, (tuple, list)) else output
-            window = math.prod(args[1]) if name.startswith("avg_pool") else 1
             counted = isinstance(first, Tensor) and name not in PRODUCTS
-            self.elements += 2 * window * first.numel() if counted else 0
+            self.elements += _each(name, args) * first.numel() if counted else 0
         return output
+
+
+def _each(name: str, args: tuple[Any, ...]) -> int:
+    """The FLOPs of an element-wise operation per element of what it gives; an average reads many for one."""
+    if name.startswith("avg_pool"):
+        return 2 * int(math.prod(args[1]))
+    if name == "mean":
+        return 2 + math.prod(args[0].shape[d] for d in (args[1:] or [range(args[0].dim())])[0] or ())
+    affine = name in ("native_layer_norm", "native_group_norm") and any(isinstance(a, Tensor) for a in args[1:3])
+    return 4 if affine else 2
 
 
 def operations(model: nn.Module, given: tuple[Tensor, ...]) -> tuple[list[str], int]:

@@ -109,6 +109,8 @@ class Permute(View):
         return replace(op, value=tuple(op.value[self.order.index(d)] for d in range(len(self.order))))
 
     def on_source(self, op: Operator) -> Operator:
+        if len(op.source) != len(self.order):
+            raise NotFusable("a layer that changes the number of dimensions before a view")
         return replace(op, source=tuple(op.source[d] for d in self.order))
 
 

@@ -123,8 +123,9 @@ class Scope:
         return None
 
     def _aliased(self, node: fx.Node) -> str | None:
+        aliases = self.captured.aliases
         # A norm that writes into its statistics uses those of the batch, and is told so.
-        if node in self.captured.aliases.barriers and target_of(node) not in STATISTICS:
+        if node in aliases.barriers and not (node in aliases.writers and target_of(node) in STATISTICS):
             return "an in-place operation writes into memory that another value still reads"
         return None
 

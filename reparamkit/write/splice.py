@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
+from ..algebra.form import Step
 from ..algebra.size import Pin, Size, Symbol
+from ..algebra.views import Same
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_multiple, expect_rank, expect_size
 from ..capture.tracer import Frame, Method
@@ -219,9 +221,17 @@ class Splicer:
             elif number == placement.position:
                 value = self._layer(written, placement, node, value)
             elif step.views:
-                value = node if value in node.all_input_nodes else self._replayed(node, previous, value)
+                value = self._viewed(written.site, step, previous, value)
             previous = node
         return value
+
+    def _viewed(self, site: Site, step: Step, previous: fx.Node, value: fx.Node) -> fx.Node:
+        """The view of a value that a step takes. The node itself has it, unless that is a copy written into since."""
+        node, aliases = self.captured.named[step.node], self.captured.aliases
+        changed = node in aliases.order and bool(aliases.writes_between(node, node, site.value))
+        if value in node.all_input_nodes and not changed:
+            return node
+        return value if changed and set(step.views) == {Same()} else self._replayed(node, previous, value)
 
     def _layer(self, written: Written, placement: Placement, node: fx.Node, value: fx.Node) -> fx.Node:
         assert placement.layer is not None
