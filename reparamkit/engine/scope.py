@@ -443,6 +443,13 @@ def innermost(frames: Sequence[Frame]) -> Frame:
     return common[-1]
 
 
+def outer(frame: Frame, inlined: Set[int]) -> Frame:
+    """The call whose code has that of `frame` in it. inlined: calls (by identity) whose code goes into that around."""
+    while id(frame) in inlined and frame.parent is not None:
+        frame = frame.parent
+    return frame
+
+
 def below(captured: Captured, frame: Frame, members: Iterable[fx.Node]) -> set[int]:
     """The calls inside `frame` (by identity) that these members are in."""
     return {

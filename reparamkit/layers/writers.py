@@ -158,7 +158,7 @@ def shift_cost(bias: Operator) -> Cost:
     """What it costs to add a bias, stretched along each dimension that has borders."""
     elements = numel(bias.value_sizes)
     launches = 1 + sum(any(bias.links[i].role is BORDER for i in dim) for dim in bias.value)
-    return Cost(elements, elements, 0, launches)
+    return Cost(0, elements, 0, launches)
 
 
 def _scale(op: Operator, bias: Operator | None) -> LayerPlan:

@@ -16,7 +16,7 @@ from ..capture.state import intact
 from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.norms import restore
-from ..engine.scope import below, innermost, place_of
+from ..engine.scope import below, innermost, outer, place_of
 from ..errors import NotFusable, Unwritable
 from ..layers.parts import rescaled
 from .frames import change, changes_of, fold, method, original_class, without_gradients
@@ -204,7 +204,7 @@ class Finisher:
             self.places.counted = self._counted()
             self.dead.update(self.captured.uncalled_paths)
             self._move_layers()
-            for frame in sorted(set(map(self._writer, frames or ())), key=lambda f: -f.path.count(".")):
+            for frame in sorted({outer(f, self.inlined) for f in frames or ()}, key=lambda f: -f.path.count(".")):
                 self._regenerate(frame)
             self._remove_unread()
             for path, module in self.swaps.items():
@@ -215,12 +215,6 @@ class Finisher:
                 self._hide(before)
         for done in (self.moves, self.swaps, self.places):
             done.clear()
-
-    def _writer(self, frame: Frame) -> Frame:
-        """The call whose method has the code of `frame` in it."""
-        while id(frame) in self.inlined and frame.parent is not None:
-            frame = frame.parent
-        return frame
 
     def _move_layers(self) -> None:
         """Give every merged layer the place of the layer it stands for, as high as that place is free."""
@@ -263,7 +257,7 @@ class Finisher:
 
     def _place(self, path: str, frame: Frame, live: set[str], taken: set[str]) -> str:
         """live: paths in use, and those of the modules around. taken: of merged layers; nothing hangs below one."""
-        owner = self._writer(frame).path
+        owner = outer(frame, self.inlined).path
         prefix = start_of(owner)
         if not path.startswith(prefix) or not path:
             path = self._fresh(prefix, live)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +16,7 @@ from ..capture.capture import Captured
 from ..capture.guards import expect, expect_multiple, expect_rank, expect_size
 from ..capture.tracer import Frame, Method
 from ..engine.placing import Placed, Placement
-from ..engine.scope import below, broken_methods, innermost, name_of, place_of
+from ..engine.scope import below, broken_methods, innermost, name_of, outer, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
 from .order import in_any_order
@@ -56,9 +56,10 @@ class Written:
 
 @dataclass(eq=False)
 class Splicer:
-    """Writes sites into one graph."""
+    """Writes sites into one graph. inlined: calls (by identity) whose code goes into that around them."""
 
     captured: Captured
+    inlined: Set[int]
     count: int = 0
 
     def __post_init__(self) -> None:
@@ -71,9 +72,12 @@ class Splicer:
 
     def _home(self, site: Site, parts: tuple[Part, ...] = ()) -> Frame:
         if not parts or site.placed is None:
-            return innermost([self.captured.frame(m) for m in site.core])
+            return outer(innermost([self.captured.frame(m) for m in site.core]), self.inlined)
         anchor = self._anchor(site)
         return next(p.frame or self.captured.frame(anchor) for p in parts if anchor in p.nodes)
+
+    def _opened(self, frame: Frame, site: Site) -> Set[int]:
+        return below(self.captured, frame, site.core) | self.inlined
 
     def _anchor(self, site: Site) -> fx.Node:
         assert site.placed is not None
@@ -82,7 +86,7 @@ class Splicer:
     def check(self, site: Site) -> None:
         """Raises `NotFusable` if the code that would check a size does not see it."""
         frame, placed = self._home(site), site.placed
-        opened = below(self.captured, frame, site.core)
+        opened = self._opened(frame, site)
         for symbol, _ in placed.guards if placed is not None else ():
             if placed is not None and not (symbol.stands_for_dims and self._ranked(frame, opened, placed)):
                 self._source(frame, opened, site, symbol)
@@ -137,7 +141,7 @@ class Splicer:
             written.nodes.append(check)
 
     def _form(self, written: Written, placed: Placed) -> fx.Node:
-        opened = below(self.captured, written.frame, written.site.core)
+        opened = self._opened(written.frame, written.site)
         guards = () if written.parts else placed.guards
         for symbol, pin in sorted(guards, key=lambda g: str(g[0].origin)):
             if not (symbol.stands_for_dims and self._rank_guard(written.frame, opened, placed)):
@@ -150,14 +154,14 @@ class Splicer:
             result = self.captured.graph.call_function(operator.add, (result, other))
         return result
 
-    def _rank_guard(self, frame: Frame, opened: set[int], placed: Placed) -> bool:
+    def _rank_guard(self, frame: Frame, opened: Set[int], placed: Placed) -> bool:
         """Check the rank of what is read, if it is at hand; whether there is such a value."""
         found = self._ranked(frame, opened, placed)
         if found is not None:
             self.captured.graph.call_function(expect_rank, found)
         return found is not None
 
-    def _ranked(self, frame: Frame, opened: set[int], placed: Placed) -> tuple[fx.Node, int] | None:
+    def _ranked(self, frame: Frame, opened: Set[int], placed: Placed) -> tuple[fx.Node, int] | None:
         """A value that is read and that the code of a call sees, and its rank."""
         for name, term in placed.form.terms.items():
             value = self.current(self.captured.named[name])
@@ -165,7 +169,7 @@ class Splicer:
                 return value, len(term.op.source)
         return None
 
-    def _reaches(self, frame: Frame, opened: set[int], node: fx.Node) -> bool:
+    def _reaches(self, frame: Frame, opened: Set[int], node: fx.Node) -> bool:
         """Whether the code of a call can see a value: it made it, or got it as an argument or as a result. opened: the
         calls inside (by identity) whose code goes into it.
         """
@@ -203,7 +207,7 @@ class Splicer:
         else:
             self.captured.graph.call_function(expect_rank, (node, dim + pin))
 
-    def _source(self, frame: Frame, opened: set[int], site: Site, symbol: Symbol) -> tuple[fx.Node, int]:
+    def _source(self, frame: Frame, opened: Set[int], site: Site, symbol: Symbol) -> tuple[fx.Node, int]:
         """A value and the dimension that a symbol is the size of."""
         for name, dim in site.readable(symbol):
             node = self.current(self.captured.named[name])

@@ -77,8 +77,8 @@ class Writer:
     absorbed: list[fx.Node] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.splicer = Splicer(self.captured)
         self.finisher = Finisher(self.captured)
+        self.splicer = Splicer(self.captured, self.finisher.inlined)
         self.admission = Admission(self.captured, self.as_graph, self.splicer, self.finisher, self._refuse)
 
     def _refuse(self, node: fx.Node, reason: str) -> None:
