@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from structures import Model, Shape, build, conv, error, norm, operations, run, sample, seq
+from structures import Model, Shape, Sum, build, conv, error, norm, operations, run, sample, seq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -160,6 +160,33 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Shape | None]] = {
             shifted_tokens, a=conv(4, 4), b=conv(4, 4, 1, g=4), weight=nn.Parameter(torch.rand(80, 80)), n=norm(4)
         ),
         None,
+    ),
+    "a guard in code that went into the code around": (
+        lambda: seq(
+            nn.Conv1d(1, 8, 3),
+            Sum(
+                [
+                    seq(nn.Conv1d(8, 8, 3, padding=1), nn.BatchNorm1d(8)),
+                    seq(nn.Conv1d(8, 8, 1), nn.Conv1d(8, 8, 5, dilation=2, padding=4), nn.BatchNorm1d(8)),
+                ]
+            ),
+        ),
+        (2, 1, 8),
+    ),
+    "a sum in code that went into the code around": (
+        lambda: seq(
+            nn.Softmax(-1),
+            norm(16),
+            Sum(
+                [
+                    seq(conv(16, 16, 5, g=4), norm(16)),
+                    conv(16, 16, 1, g=2),
+                    seq(norm(16), nn.ReLU()),
+                    nn.Identity(),
+                ]
+            ),
+        ),
+        (2, 16, 5, 5),
     ),
     "a sum that is affine once a norm is gone": (
         lambda: InPlace([conv(4, 4, 1), seq(conv(4, 4), norm(4), nn.ReLU(inplace=True)), seq(conv(4, 4, 5), norm(4))]),

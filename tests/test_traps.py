@@ -1326,3 +1326,73 @@ def test_a_number_that_a_weight_gives_is_no_decision_of_code_before():
     for batch in (1, 2, 5):
         x = sample((batch, 16, 8), torch.float32)
         assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+def _part_of_a_copy(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What is merged reads what the copy was made of: the copy is written into before."""
+    y = x.clone()
+    y[:, :1] = m.a(x.split([1, 2], 1)[0])
+    z = y.reshape(-1, 3, 49).mT
+    return (m.b(z) + z).mT.unflatten(-1, (7, 7)), y
+
+
+def _behind_a_norm_as_a_function(m: Any, x: Tensor) -> Tensor:
+    y = F.batch_norm(x, m.n.running_mean, m.n.running_var, m.n.weight, m.n.bias)
+    y.transpose(1, -1).add_(1)
+    return m.m(y)
+
+
+def _of_a_stack(m: Any, x: Tensor) -> Tensor:
+    """The layer that adds has a dimension more than what is stacked."""
+    return torch.stack((x, x * 2), 1).transpose(1, -1).add_(1).transpose(1, -1)
+
+
+def _of_a_turned_round_copy(m: Any, x: Tensor) -> Tensor:
+    """No layer says how many channels a half of the input has, but the one that reads it."""
+    a, b = x.chunk(2, 1)
+    y = torch.cat((b, a), 1)
+    z = y.clone()
+    z[:, :1] += m.a(y.split([1, 2], 1)[0])
+    return z
+
+
+COPIES: dict[str, tuple[Callable[[Any, Tensor], Any], Callable[[], dict[str, nn.Module]], Shape]] = {
+    "part": (_part_of_a_copy, lambda: {"a": conv(1, 1, 1), "b": nn.Linear(3, 3)}, (2, 3, 7, 7)),
+    "norm": (_behind_a_norm_as_a_function, lambda: {"n": norm(6), "m": norm(6)}, (2, 6, 5, 4)),
+    "stack": (_of_a_stack, dict, (2, 3, 3, 6)),
+    "turned": (_of_a_turned_round_copy, lambda: {"a": conv(1, 1)}, (2, 3, 9, 5)),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_what_is_written_into_a_copy_is_read_behind_it_only(name: str):
+    body, parts, shape = COPIES[name]
+    model, x = build(lambda: Model(body, **parts())), sample(shape, torch.float32)
+    for found, wanted in zip(run(reparamkit.fuse(model, x), x), run(model, x), strict=True):
+        assert error(found, wanted) <= 1e-6
+
+
+def test_a_scale_of_a_part_is_proved_at_the_rank_that_its_split_has():
+    """Without inputs the map may be one image, of which the split would take rows."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a, b = F.conv1d(m.n(x + x), F.pad(m.weight, (1, 1))).split([1, 1], 1)
+        return torch.cat((a, b * 2), 1)
+
+    parts = {"n": nn.BatchNorm1d(2), "weight": nn.Parameter(torch.rand(2, 2, 1))}
+    model = build(lambda: Model(forward, **parts))
+    assert reparamkit.report(reparamkit.fuse(model)).merges
+
+
+def test_what_is_added_from_place_to_place_costs_what_it_costs_when_fused_again():
+    """A pass that adds is one operation per element, whether it is planned or read."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return torch.add(y, m.shift, alpha=0.5) + y
+
+    parts = {"a": nn.Conv1d(4, 8, 4, 3, 3, bias=False), "shift": nn.Parameter(torch.rand(3))}
+    model, x = build(lambda: Model(forward, **parts)), sample((2, 4, 6), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    once, again = (reparamkit.report(each) for each in (fused, reparamkit.fuse(fused, x)))
+    assert once.after.flops == again.before.flops < once.before.flops

@@ -140,7 +140,7 @@ class Admission:
             raise NotFusable("its module is called at several places, and a method would have to be written again")
         if self.finisher.calls(members) & self.shared:
             raise NotFusable("the method around it has a layer that is called at several places, and merged for all")
-        frame = innermost([self.captured.frame(m) for m in members])
+        frame = self.finisher.around(members)
         returned = self.captured.nodes_in(frame.output)
         if any(node.users.keys() <= site.members for node in returned & site.core - {site.value}):
             raise NotFusable(f"'{frame.path}' returns a value from inside the merge, which nothing reads")
@@ -184,7 +184,7 @@ class Admission:
                 self.refuse(site.value, no.reason)
                 return False
         else:
-            frame = innermost([self.captured.frame(m) for m in site.core])
+            frame = self.finisher.around(site.core)
             self.finisher.rewrite(frame, site.core)
             self.finisher.hide(self._opened(frame, site.core))
         return True

@@ -99,6 +99,10 @@ class Finisher:
         around = innermost(frames)
         return {id(f) for frame in frames for f in frame.stack if around in f.stack}
 
+    def around(self, members: Iterable[fx.Node]) -> Frame:
+        """The innermost call whose code has all of these members in it."""
+        return outer(innermost([self.captured.frame(node) for node in members]), self.inlined)
+
     def passed(self) -> set[fx.Node]:
         """Arguments of the calls that stay calls in code that is written again, whether they are read there or not."""
         written = self.written
