@@ -144,13 +144,13 @@ def _try(state: State, failures: Path) -> None:
         small, failure, trial = shrink(drawn, failure, trial, 15)
     key = f"{failure.kind} | {failure.where} | {' '.join(sorted(small.kinds))}"
     state.known[str(failure.key)] += 1
-    first = key not in state.known
+    name = failures / f"{state.next:06d}.py"
+    saved = key not in state.known and state.known[str(failure.key)] <= each
     state.known[key] += 1
-    if first and state.known[str(failure.key)] <= each:
+    if saved:
         failures.mkdir(parents=True, exist_ok=True)
-        name = failures / f"{state.next:06d}.py"
         name.write_text(reproducer(small, failure, trial))
-        print(f"  seed {state.next}: {key} -> {name}", flush=True)
+    print(f"  seed {state.next}: {key}{f' -> {name}' if saved else ''}", flush=True)
 
 
 def reproducer(small: Program, failure: Failure, trial: Trial) -> str:
