@@ -1269,6 +1269,13 @@ def _by_calls_of_a_module(m: Any, x: Tensor) -> Tensor:
     return m.n(y) * same.sigmoid()
 
 
+def _sizes_are_read_after(m: Any, x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[:] = x
+    y += x
+    return F.layer_norm(y, y.shape[-1:])
+
+
 class AddingInPlace(nn.Module):
     """Writes into its argument, and returns it."""
 
@@ -1288,6 +1295,7 @@ class AddingInPlace(nn.Module):
         _copied_onto_itself,
         _nothing_is_left_of_it,
         _by_calls_of_a_module,
+        _sizes_are_read_after,
     ],
 )
 def test_writes_into_parts(body: Callable[[Any, Tensor], Tensor], with_inputs: bool):

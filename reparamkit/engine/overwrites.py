@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ..capture.aliases import MAY_ALIAS, apart, target_of, wholes
 from ..capture.capture import Captured
@@ -227,15 +227,15 @@ class _Write:
         self._rename(self.row[0], self.writer)
         if isinstance(self.writer.meta.get("val"), FakeTensor):
             self.writer.meta["val"] = self.writer.meta["val"].clone()
-            self._move_views(self.writer)
+            self._move_views(self.writer, self.writer.meta["val"].fake_mode)
         return self.writer
 
-    def _move_views(self, node: fx.Node) -> None:
+    def _move_views(self, node: fx.Node, mode: FakeTensorMode) -> None:
         """The views of a value are in its new memory."""
         for user in node.users:
             if user.args[:1] == (node,) and target_of(user) in MAY_ALIAS and user.op != "call_module":
-                user.meta["val"] = evaluate_node(user, self.captured.root, node.meta["val"].fake_mode)
-                self._move_views(user)
+                user.meta["val"] = evaluate_node(user, self.captured.root, mode)
+                self._move_views(user, mode)
 
     def _inserted(self, whole: fx.Node, key: Any, part: Any, passes: int) -> fx.Node:
         """The whole with the part in its place, which is read as the whole from there on."""
