@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
-import re
 import sys
 import tempfile
 import warnings
@@ -34,6 +33,7 @@ import reparamkit
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "tests")]
+from pages import fill  # noqa: E402
 from structures import FlatMap, conv, conv_norm, norm, repvgg, seq  # noqa: E402
 from structures.measure import Operations  # noqa: E402
 from zoo import randomize  # noqa: E402
@@ -199,12 +199,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     write = parser.parse_args().write
     with torch.no_grad():
-        text = "\n".join(table())
-    print(text)
+        lines = list(table())
+    print(*lines, sep="\n")
     if write:
-        page = ROOT / "docs" / "compare.md"
-        marked = r"(?<=<!-- table:begin -->\n).*?(?=<!-- table:end -->)"
-        page.write_text(re.sub(marked, lambda _: f"{text}\n", page.read_text(), flags=re.S))
+        fill(ROOT / "docs" / "compare.md", "table", lines)
 
 
 if __name__ == "__main__":

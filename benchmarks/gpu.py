@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ import reparamkit
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "examples" / "repmlpnet"))
 from model import CONFIGS, create_model, randomize_batch_norm  # noqa: E402
+from pages import fill  # noqa: E402
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 CLASSES = 1000
@@ -71,13 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def publish(mark: str, lines: Iterable[str], page: Path | None) -> None:
     """Print a table, and write it between the marks of a page."""
-    text = ""
+    shown = []
     for line in lines:
         print(line, flush=True)
-        text += f"{line}\n"
+        shown.append(line)
     if page is not None:
-        marks = rf"(<!-- {mark}:begin -->\n).*?(<!-- {mark}:end -->)"
-        page.write_text(re.sub(marks, lambda m: m[1] + text + m[2], page.read_text(), flags=re.S))
+        fill(page, mark, shown)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import resource
 import subprocess
 import sys
@@ -19,11 +18,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from pages import fill
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "examples.json"
 SEEDS = {"repmlpnet": 1, "resmlp": 3, "segmentation": 1}
 """How many runs of each."""
-MARKS = r"(<!-- figures:begin -->\n).*?(<!-- figures:end -->)"
+MARK = "figures"
 Run = dict[str, Any]
 """What a run wrote to figures.json, and its CPU time in seconds."""
 
@@ -36,7 +37,7 @@ def main() -> None:
             found = {name: measured(name, seeds, Path(folder)) for name, seeds in SEEDS.items()}
         RESULTS.write_text(json.dumps(found, indent=2) + "\n")
     for name, runs in json.loads(RESULTS.read_text()).items():
-        readme(name).write_text(filled(readme(name).read_text(), TABLES[name](runs)))
+        fill(readme(name), MARK, TABLES[name](runs))
 
 
 def measured(name: str, seeds: int, folder: Path) -> list[Run]:
@@ -62,11 +63,6 @@ def example(name: str, script: str) -> Path:
 
 def readme(name: str) -> Path:
     return ROOT / "examples" / name / "README.md"
-
-
-def filled(text: str, lines: Iterator[str]) -> str:
-    """A README with other lines between its marks."""
-    return re.sub(MARKS, lambda m: m[1] + "\n".join([*lines, m[2]]), text, flags=re.S)
 
 
 # --- tables ---------------------------------------------------------------------------------------------

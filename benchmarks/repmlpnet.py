@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import copy
 import platform
-import re
 import statistics
 import sys
 import threading
@@ -31,6 +30,7 @@ from reparamkit.timing import clock, in_turns
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples" / "repmlpnet"))
 from model import RepMLPBlock, create_model, randomize_batch_norm  # noqa: E402
+from pages import fill  # noqa: E402
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
@@ -260,9 +260,7 @@ def _write(options: argparse.Namespace, rows: list[tuple[str, str]]) -> None:
     results.mkdir(exist_ok=True)
     (results / "repmlpnet.md").write_text(table + "\n")
     if options.readme:
-        readme = ROOT / "README.md"
-        marks = r"(<!-- benchmark:begin -->).*?(<!-- benchmark:end -->)"
-        readme.write_text(re.sub(marks, lambda m: f"{m[1]}\n{table}\n{m[2]}", readme.read_text(), flags=re.S))
+        fill(ROOT / "README.md", "benchmark", lines)
 
 
 if __name__ == "__main__":

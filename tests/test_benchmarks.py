@@ -10,7 +10,7 @@ import pytest
 import torch
 from example_modules import ROOT, import_example
 
-found = import_example(("../benchmarks", "repmlpnet"), "readmes", "gpu", "gpu_engines")
+found = import_example(("../benchmarks", "repmlpnet"), "pages", "readmes", "gpu", "gpu_engines")
 gpu: ModuleType = found.gpu
 engines: ModuleType = found.gpu_engines
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -58,8 +58,7 @@ def test_the_tables_of_the_examples_are_those_of_the_committed_runs(name):
     runs = json.loads(found.readmes.RESULTS.read_text())[name]
     assert len(runs) == found.readmes.SEEDS[name]
     text = found.readmes.readme(name).read_text()
-    assert text.count("<!-- figures:begin -->\n") == 1
-    assert found.readmes.filled(text, found.readmes.TABLES[name](runs)) == text
+    assert found.pages.filled(text, found.readmes.MARK, found.readmes.TABLES[name](runs)) == text
 
 
 @pytest.mark.parametrize("name", ["injection", "injection_cuda"])
