@@ -39,7 +39,7 @@ from .record import Sketch, described, marked, sketch
 from .reporting import Report, Totals
 from .request import Request, requested
 from .rulebook.rule import Rule
-from .summary import Work, computing, summarize, suspicious, totals
+from .summary import Work, counted, summarize, suspicious, totals
 from .whole import check_whole, through
 from .write.write import Done
 
@@ -352,7 +352,7 @@ def _readings(parts: Parts) -> list[Reading]:
 
 def _measured(model: nn.Module, readings: Sequence[Reading]) -> Measured:
     """What the model costs, and a sketch of every part."""
-    sketches = [sketch(reading, number, computing(reading)) for number, reading in enumerate(readings)]
+    sketches = [sketch(reading, number, counted(reading)) for number, reading in enumerate(readings)]
     return totals(model, readings), sketches
 
 

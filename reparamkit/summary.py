@@ -67,7 +67,7 @@ def numbers(model: nn.Module) -> int:
     return sum(t.numel() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
 
 
-def computing(reading: Reading) -> set[fx.Node]:
+def counted(reading: Reading) -> set[fx.Node]:
     """The nodes that compute something: the operations that are counted."""
     affine = {n for n in reading.read if node_cost(reading, n).launches}
     return affine | {node for node in reading.captured.graph.nodes if _is_opaque(node, reading)}
@@ -77,11 +77,18 @@ def _sums(reading: Reading, opaque: Iterable[fx.Node]) -> int:
     """Elements of sums that are not read alone, as shapes may differ: a merge over earlier values counts them, with
     nominal sizes where the rank is open.
     """
-    added = (node for node in opaque if target_name(node, reading.captured.module) in SUMS)
-    return sum(numel(reading.sizes_of(n) or reading.shapes[n][0]) for n in added if n in reading.shapes)
+    added = ((node, _passes(node, reading)) for node in opaque if node in reading.shapes)
+    return sum(n * numel(reading.sizes_of(node) or reading.shapes[node][0]) for node, n in added if n)
 
 
-SUMS = frozenset(["add", "iadd", "sub", "isub"])
+SUMS = frozenset(["add", "iadd", "sub", "isub", "sum", "mean"])
+JOINS = frozenset(["stack", "cat", "concat"])
+
+
+def _passes(node: fx.Node, reading: Reading) -> int:
+    """How often a sum, or what puts values side by side, goes over what it gives."""
+    name = target_name(node, reading.captured.module)
+    return len(node.all_input_nodes) - 1 if name in JOINS else int(name in SUMS)
 
 
 def _is_opaque(node: fx.Node, reading: Reading) -> bool:

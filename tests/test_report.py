@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from structures import Sum, build, conv_norm, seq
+from structures import Model, Sum, build, conv_norm, seq
 from structures.parameters import Standardised
 from structures.pieces import Causal
 from torch import nn
@@ -637,6 +637,19 @@ def test_flops_of_unknown_sizes_are_compared_with_what_was_merged():
     made = reparamkit.explain(model)
     assert 0 < made.after.flops < made.before.flops
     assert sum(merge.before.flops for merge in made.merges) <= made.before.flops
+
+
+def test_values_side_by_side_cost_in_the_model_what_they_cost_in_a_merge():
+    """No layer says how many channels the input has; a merge that takes the sum in knows it by the norm."""
+
+    def forward(m: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = m.n(x * 2)
+        return torch.stack([y, x]).sum(0), y
+
+    model = build(lambda: Model(forward, n=nn.BatchNorm1d(6)))
+    made = reparamkit.explain(model, torch.randn(2, 6, 8))
+    assert len(made.merges) == 2
+    assert made.after.flops < made.before.flops
 
 
 def test_a_norm_beside_a_merged_layer_has_the_reason_of_that():
