@@ -1,12 +1,15 @@
-"""Run a module on other buffers than its own, so that what its forward writes there is nobody's."""
+"""What a forward writes into buffers: it runs on others than the module's own, so that this is nobody's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+
+from .patches import Function, patched
 
 
 @contextmanager
@@ -30,3 +33,16 @@ def other_buffers(model: nn.Module, make: Callable[[Tensor], Tensor]) -> Iterato
         for module, buffers in before:
             module._buffers.clear()
             module._buffers.update(buffers)
+
+
+def traced_buffers_taken() -> AbstractContextManager[None]:
+    """Inside, a buffer may become a traced value, as by ``self.calls += 1``: torch may take tensors only."""
+    return patched(nn.Module, {"__setattr__": _assigned})
+
+
+def _assigned(assign: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    module, name, value = args
+    if isinstance(value, fx.Proxy) and name in module.__dict__.get("_buffers", ()):
+        module._buffers[name] = value
+    else:
+        assign(module, name, value)

@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import CaptureError
 from ..sourcecode.origins import is_users
 from ..sourcecode.writes import AUGMENTED, in_place
-from .buffers import other_buffers
+from .buffers import other_buffers, traced_buffers_taken
 from .draws import Draws, no_plain_draws
 from .fakes import as_fake, failing_quietly
 from .guards import is_guard
@@ -333,8 +333,8 @@ class Tracer(fx.Tracer):
 
     def _contexts(self) -> Iterator[AbstractContextManager[Any]]:
         """What torch does otherwise while this traces."""
-        yield from (_Calls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened(), variables_read())
-        yield from (lists_noted(self.lists), modes_noted(self._asks_for_modes), failing_quietly())
+        yield from (_Calls(self), traced_numbers_taken(), traced_buffers_taken(), no_plain_draws(), scripts_opened())
+        yield from (variables_read(), lists_noted(self.lists), modes_noted(self._asks_for_modes), failing_quietly())
         if self._through:
             yield wraps_opened()
 
