@@ -196,10 +196,15 @@ class Captured:
 
     @cached_property
     def _several_names(self) -> dict[str, list[str]]:
+        return {path: names for names in self.paths.values() if len(names) > 1 for path in names}
+
+    @cached_property
+    def paths(self) -> dict[nn.Module, list[str]]:
+        """The paths of each module of the model."""
         paths: dict[nn.Module, list[str]] = {}
         for path, module in self.root.named_modules(remove_duplicate=False):
             paths.setdefault(module, []).append(path)
-        return {path: names for names in paths.values() if len(names) > 1 for path in names}
+        return paths
 
     @cached_property
     def written(self) -> set[int]:

@@ -24,15 +24,15 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
     frames = {node: captured.frame(node) for node in members}
     if len({node.meta["context"] for node in frames}) > 1:
         raise NotFusable("the forward of the model changes grad mode inside it")
-    around = innermost(list(frames.values()))
-    for frame in frames.values():
-        for cut in frame.stack[len(around.stack) :]:
-            if has_hooks(cut.module):
-                raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
-            if cut.module in captured.outside.used:
-                raise NotFusable(f"'{cut.path}' is cut through: {captured.outside.used[cut.module]}")
-            if _returns_inside(captured, cut, frames) and any(sets_hooks(type(f.module).forward) for f in cut.stack):
-                raise NotFusable(f"'{cut.path}' returns a value from inside it, which the model itself may record")
+    calls = dict.fromkeys(frames.values())
+    around = innermost([*calls])
+    for cut in dict.fromkeys(cut for call in calls for cut in call.stack[len(around.stack) :]):
+        if has_hooks(cut.module):
+            raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
+        if cut.module in captured.outside.used:
+            raise NotFusable(f"'{cut.path}' is cut through: {captured.outside.used[cut.module]}")
+        if any(sets_hooks(type(f.module).forward) for f in cut.stack) and _returns_inside(captured, cut, frames):
+            raise NotFusable(f"'{cut.path}' returns a value from inside it, which the model itself may record")
     _check_kept(captured, {place_of(node) for node in frames} - {""})
     methods = with_callers(captured, using_parts(captured, frames))
     broken = sorted(name for module, name in methods if module is captured.root)

@@ -332,7 +332,7 @@ def with_callers(captured: Captured, methods: Iterable[Method]) -> set[Method]:
 
 
 def _callers(captured: Captured, module: nn.Module, name: str) -> Iterator[Method]:
-    for path in (path for path, each in captured.root.named_modules() if each is module):
+    for path in captured.paths.get(module, ())[:1]:
         for outer in ("", *upwards(path)):
             owner = captured.root.get_submodule(outer)
             inner = path.removeprefix(start_of(outer)) if owner is not module else ""
@@ -391,9 +391,14 @@ def _partial_users(captured: Captured, path: str, module: nn.Module, members: Se
     inside = [[name.removeprefix(start_of(path)) for name in names] for names in members]
     for name, called in methods.items():
         used = [any(inner == c or inner.startswith(f"{c}.") for c in called for inner in paths) for paths in inside]
-        ways = {_ways(code[name], paths) for paths in inside}
-        if any(used) and (not all(used) or (len(ways) > 1 and _differ(code[name], ways))):
+        if any(used) and (not all(used) or _may_part(code[name], inside)):
             yield name
+
+
+def _may_part(code: Ways, members: Sequence[Sequence[str]]) -> bool:
+    """Whether a method that calls all members has ways on which it calls some of them only."""
+    ways = {_ways(code, paths) for paths in members}
+    return len(ways) > 1 and _differ(code, ways)
 
 
 def _links(captured: Captured, members: Collection[fx.Node]) -> dict[str, set[str]]:
