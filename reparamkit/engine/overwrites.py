@@ -182,20 +182,16 @@ class _Write:
 
     def _hands_on(self) -> bool:
         """Whether every call that got one of the names as an argument was over before the write, or came after it, or
-        what it writes is read in it alone, or in what it returns.
+        what is written in it is read in it alone, or in what it returns.
         """
         given = [frame for frame in self.captured.frames if self._is_given(frame)]
-        return all(self._begins(f) is not None or self._keeps(f) or self._is_left_to(f) for f in given)
-
-    def _keeps(self, frame: Frame) -> bool:
-        """Whether the write is in a call, and no code around that reads one of the names later."""
-        inside = [frame in self.captured.frame(user).stack for name in self.row for user in self._later(name)]
-        return frame in self.captured.frame(self.writer).stack and all(inside)
+        return all(self._begins(f) is not None or self._is_left_to(f) for f in given)
 
     def _is_left_to(self, frame: Frame) -> bool:
         """Whether the write is in a call, and around the call nothing of it is read later but what the call returns."""
-        made = set(self.captured.made_in[frame])
-        around = {n for n in self.aliases.of(self.writer) if not made.issuperset(self._later(n))}
+        made, order = set(self.captured.made_in[frame]), self.aliases.order
+        names = [n for n in self.aliases.of(self.writer) if n in made or order[n] < self.now]
+        around = {n for n in names if not (self.aliases.passes_by(self.writer, n) or made.issuperset(self._later(n)))}
         return self.writer in made and around <= self.captured.nodes_in(frame.output)
 
     def _is_given(self, frame: Frame) -> bool:
