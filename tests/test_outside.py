@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 import reparamkit
 from reparamkit import InvalidInputError
+from reparamkit.sourcecode.following import Following
+from reparamkit.sourcecode.values import Group
 
 X = sample((2, 4, 8, 8), torch.float32).abs()
 
@@ -37,8 +40,35 @@ class Pair(nn.Module):
         """Without the norm."""
         return self.conv(x)
 
+    def __enter__(self) -> nn.Module:
+        return self.conv
+
+    def __exit__(self, *exception: Any) -> None:
+        """Nothing."""
+
+    def __getitem__(self, key: int) -> nn.Module:
+        return (self.conv, self.norm)[key]
+
+    def __add__(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def layers(self) -> Iterator[nn.Module]:
+        """One by one."""
+        yield self.conv
+        yield from (self.norm,)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
+
+
+class Calls:
+    """An object that has a block, and calls its first layer."""
+
+    def __init__(self, block: nn.Sequential) -> None:
+        self.block = block
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.block[0](x)
 
 
 class Branching(nn.Module):
@@ -48,6 +78,7 @@ class Branching(nn.Module):
         super().__init__()
         self.a, self.pair, self.blocks = conv_norm(4, 4), Pair(), nn.ModuleList([conv_norm(4, 4), conv_norm(4, 4)])
         self.otherwise = otherwise.__get__(self)
+        self.kept = {"first": partial(first, self.a), "raw": self.pair.raw, "calls": Calls(self.a)}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pair(self.a(x)) if x.sum() > 0 else self.otherwise(x)
@@ -55,6 +86,32 @@ class Branching(nn.Module):
 
 def first(row: nn.Sequential, x: Tensor) -> Tensor:
     return row[0](x)
+
+
+def made(make: Callable[[], Any]) -> Any:
+    return make()
+
+
+def applied(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def runs(block: nn.Sequential) -> Callable[[], nn.Module]:
+    return lambda: block[0]
+
+
+def seen_elsewhere(x: Tensor) -> Tensor:
+    return SEEN(x)  # type: ignore[no-any-return, misc]
+
+
+SEEN: Any = None
+
+
+def by_a_handed_function(self: Any, x: Tensor) -> Any:
+    def run(block: nn.Module) -> Any:
+        return block(x)
+
+    return applied(run, self.a)
 
 
 def whole(block: nn.Module, x: Tensor) -> Tensor:
@@ -119,6 +176,67 @@ def kept_in_an_attribute(self: Any, x: Tensor) -> Tensor:
     return row[0](x)
 
 
+def added_to_a_list(self: Any, x: Tensor) -> Tensor:
+    layers: list[nn.Module] = []
+    layers += self.a
+    return layers[0](x)
+
+
+def put_in_the_place_of_a_part_of_a_list(self: Any, x: Tensor) -> Tensor:
+    blocks: list[Any] = []
+    blocks[:] = [self.a]
+    return blocks[0][0](x)
+
+
+def rows_joined(self: Any, x: Tensor) -> Tensor:
+    for block in self.blocks + nn.ModuleList([self.a]):
+        x = block[0](x)
+    return x
+
+
+def in_a_pattern(self: Any, x: Tensor) -> Tensor:
+    match {"block": self.a}:
+        case {"block": block}:
+            return block[0](x)
+    return x
+
+
+def of_a_generator(self: Any, x: Tensor) -> Tensor:
+    for layer in self.pair.layers():
+        x = torch.relu(layer(x))
+    return x
+
+
+def defaults_of_a_local_function(self: Any, x: Tensor) -> Tensor:
+    def run(x: Tensor, layer: nn.Module = self.a[0]) -> Tensor:
+        return layer(x)
+
+    return run(x)
+
+
+def entered(self: Any, x: Tensor) -> Tensor:
+    with self.pair as layer:
+        return layer(x)
+
+
+def iterated_by_its_own_code(self: Any, x: Tensor) -> Tensor:
+    for layer in self.pair:
+        x = torch.relu(layer(x))
+    return x
+
+
+def given_to_an_object(self: Any, x: Tensor) -> Tensor:
+    calls = Calls(nn.Sequential(nn.Identity()))
+    calls.block = self.a
+    return calls(x)
+
+
+def by_a_global_name(self: Any, x: Tensor) -> Tensor:
+    global SEEN
+    SEEN = self.a[0]
+    return seen_elsewhere(x)
+
+
 PIECES: dict[str, Callable[[Any, Tensor], Any]] = {
     "a layer": lambda self, x: self.a[0](x),
     "both, with a relu between": lambda self, x: self.a[1](torch.relu(self.a[0](x))),
@@ -136,6 +254,18 @@ PIECES: dict[str, Callable[[Any, Tensor], Any]] = {
     "all parameters": lambda self, x: self.a(x) + sum(p.sum() for p in self.parameters()),
     "a path": lambda self, x: self.get_submodule("a.0")(x),
     "the path of a weight": lambda self, x: x * self.get_parameter("a.0.weight").sum(),
+    "what a handed lambda returns": lambda self, x: made(lambda: self.a[0])(x),
+    "what a handed lambda does": lambda self, x: applied(lambda block: block[0](x), self.a),
+    "what a returned lambda returns": lambda self, x: runs(self.a)()(x),
+    "an operator of a block": lambda self, x: self.pair + x,
+    "an element of a block": lambda self, x: self.pair[0](x),
+    "a method by a computed name": lambda self, x: getattr(self.pair, "ra" + "w")(x),
+    "a partial function": lambda self, x: self.kept["first"](x),
+    "a bound method": lambda self, x: self.kept["raw"](x),
+    "an object that can be called": lambda self, x: self.kept["calls"](x),
+    "the variables of an object": lambda self, x: vars(self)["_modules"]["a"][0](x),
+    "a dictionary by keywords": lambda self, x: dict(block=self.a)["block"][0](x),  # noqa: C408
+    "evaluated text": lambda self, x: eval("self.a[0](x)"),
     "a name for it in passing": lambda self, x: (row := self.a)[0](row[0](x)),
     **{
         each.__name__.replace("_", " "): each
@@ -150,6 +280,16 @@ PIECES: dict[str, Callable[[Any, Tensor], Any]] = {
             with_other_weights,
             chosen,
             kept_in_an_attribute,
+            added_to_a_list,
+            put_in_the_place_of_a_part_of_a_list,
+            rows_joined,
+            in_a_pattern,
+            of_a_generator,
+            defaults_of_a_local_function,
+            entered,
+            iterated_by_its_own_code,
+            given_to_an_object,
+            by_a_global_name,
         )
     },
 }
@@ -163,6 +303,7 @@ WHOLE: dict[str, Callable[[Any, Tensor], Any]] = {
     "a function that calls": lambda self, x: whole(self.a, x),
     "a device": lambda self, x: self.a(x.to(next(self.parameters()).device)),
     "a checkpoint": lambda self, x: checkpoint(self.a, x, use_reentrant=False),
+    "a handed function": by_a_handed_function,
     "attributes by computed names": lambda self, x: [getattr(self, name)(x) for name in ("a", "pair")][1],
 }
 
@@ -193,6 +334,69 @@ def test_what_an_untraced_forward_calls_as_a_whole_is_merged(
         assert error(fused(-X), model(-X)) <= 1e-5
     # The blocks that the example does not call are not known.
     assert len(reparamkit.report(fused).merges) == (2 if with_inputs else 4)
+
+
+def packed(rows: Any, otherwise: Any) -> Any:
+    return [rows, [rows, otherwise], (otherwise, rows)]
+
+
+def packed_twice(rows: Any, otherwise: Any) -> Any:
+    return [packed(rows, otherwise), packed([rows], packed(otherwise, rows))]
+
+
+def packed_often(rows: Any, otherwise: Any) -> Any:
+    return packed_twice(packed_twice(rows, [otherwise]), packed_twice([rows], otherwise))
+
+
+def handed_around(self: Any, x: Tensor) -> Tensor:
+    rows: Any = [self.blocks]
+    for _ in range(4):
+        rows = packed_often(rows, [rows])
+        rows = packed_often(packed_often(rows, rows), packed_often(packed_often(rows, [rows]), [rows]))
+    return self.a(x)
+
+
+def test_code_that_packs_lists_into_lists_is_followed_in_a_moment():
+    """What a place in the code makes is one thing for each object whose method it is."""
+    uses = Following()
+    uses.follow(build(lambda: Branching(handed_around)))
+    assert len(uses.called) == 2
+    assert sum(isinstance(each, Group) for each in uses._made.values()) < 20
+
+
+class Calling(nn.Module):
+    """A call of it may leave out the norm, and an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv_norm(4, 4)
+
+    def __call__(self, x: Tensor, raw: bool = False) -> Any:
+        return self.conv(x) if raw else torch.relu(super().__call__(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize(
+    "make", [lambda: seq(Calling(), conv_norm(4, 4)), lambda: Branching(lambda self, x: self.pair(x, raw=True))]
+)
+def test_a_module_with_a_call_of_its_own_goes_on_being_called(make: Callable[[], nn.Module], with_inputs: bool):
+    """What it may use alone is left."""
+
+    def calling() -> nn.Module:
+        model = make()
+        if isinstance(model, Branching):
+            model.pair = Calling()  # type: ignore[assignment]
+        return model
+
+    model = build(calling)
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-5
+        assert error(fused(-X), model(-X)) <= 1e-5
+    assert len(reparamkit.report(fused).merges) >= 1
 
 
 class Twice(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..sourcecode.uses import is_torchs
+from ..sourcecode.parse import is_torchs
 from .state import CONTAINERS, TABLES, refill, same_items
 from .trees import leaves
 

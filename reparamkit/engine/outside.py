@@ -9,8 +9,10 @@ from torch import nn
 
 from ..capture.capture import Captured, Outside
 from ..capture.proxies import attribute
-from ..sourcecode.parse import forward_of
-from ..sourcecode.uses import OWN, TENSORS, Uses, is_torchs
+from ..sourcecode.following import Following
+from ..sourcecode.parse import forward_of, is_torchs
+from ..sourcecode.uses import Uses
+from ..sourcecode.values import OWN, TENSORS
 
 BUFFERS = frozenset({"buffers", "named_buffers", "_buffers"})
 IsLeaf = Callable[[nn.Module], bool]
@@ -49,7 +51,7 @@ class _Code:
         own.difference_update(waiting)
         while waiting:
             module = waiting.pop()
-            uses = Uses()
+            uses = Following()
             uses.follow(module)
             self._note_untraced(module, uses)
             more = {m for each in uses.called for m in _run_by(each, own)} | {m for m in own if m in uses.read}
@@ -68,7 +70,7 @@ class _Code:
         """What the code that was traced finds in lists of torch, and reads there: the graph has not the parameters, but
         the numbers they had. And layers that it asks for their class.
         """
-        uses = Uses()
+        uses = Following()
         frames = {frame.module: None for part in self.parts for frame in part.frames}
         for module in frames:
             if not is_torchs(forward_of(module)):

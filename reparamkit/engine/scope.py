@@ -21,7 +21,7 @@ from ..errors import NotFusable
 from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
 from ..layers.wide import CASTS, computes_weight
 from ..sourcecode.flow import Way
-from ..sourcecode.handing import ELSEWHERE, hands_on_otherwise, readers_of_results
+from ..sourcecode.handing import EACH, ELSEWHERE, hands_on_otherwise, readers_of_results
 from ..sourcecode.methods import called_by_methods, read_by_methods, ways_of_methods
 from .held import held_by_objects
 from .sharing import evenly_partnered
@@ -431,8 +431,15 @@ def _other_users(captured: Captured, path: str, module: nn.Module, links: Mappin
     }
     for name in _unrun(captured, module) if own else ():
         readers = readers_of_results(getattr(type(module), name))
-        if any(hands_on_otherwise(readers, place, given) for place, given in own.items()):
+        lasts = _lasts(module, {call.removesuffix(EACH) for call in readers if call.endswith(EACH)})
+        if any(hands_on_otherwise(readers, place, given, lasts) for place, given in own.items()):
             yield name
+
+
+def _lasts(module: nn.Module, rows: Iterable[str]) -> dict[str, str]:
+    """Per row of modules in a module, by its path, the name of its last element."""
+    inside = {row: module_at(module, row) for row in rows}
+    return {row: last for row, found in inside.items() if found is not None for last in [*found._modules][-1:]}
 
 
 def matches(path: str, pattern: str) -> bool:

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Iterator
 from types import CodeType
 
-from .parse import once, source
+from .parse import defaults_in, once, source
 
 OTHER = "..."
 """Any default but None, True and False."""
@@ -41,9 +41,7 @@ def _found(tree: ast.AST) -> Iterator[Default]:
 
 
 def _parameters(node: ast.arguments) -> Iterator[Default]:
-    named = [*node.posonlyargs, *node.args]
-    pairs = [*zip(named[::-1], node.defaults[::-1], strict=False), *zip(node.kwonlyargs, node.kw_defaults, strict=True)]
-    yield from ((each.arg, _value(default)) for each, default in pairs if default is not None)
+    yield from ((each.arg, _value(default)) for each, default in defaults_in(node) if default is not None)
 
 
 def _value(node: ast.expr) -> bool | str | None:

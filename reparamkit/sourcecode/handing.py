@@ -184,12 +184,14 @@ def _arguments(call: Any) -> Iterator[ast.AST]:
     yield from (keyword.value for keyword in call.keywords)
 
 
-def hands_on_otherwise(readers: Readers, place: str, given: Set[str]) -> bool:
+def hands_on_otherwise(readers: Readers, place: str, given: Set[str], lasts: Mapping[str, str]) -> bool:
     """Whether a method does something else with what the module at a place gives than to call those at others with it;
-    "" among the `given` is anything else. readers: of the method.
+    "" among the `given` is anything else. readers: of the method. lasts: per row of modules the name of its last.
     """
     return any(
-        _covers(call, place) and not all(_as_one(call, place, each) for each in given) and _takes_else(takers, given)
+        _covers(call, place)
+        and not all(_as_one(call, place, each) for each in given)
+        and _takes_else(takers - ({call} if _is_last(call, place, lasts) else NOTHING), given)
         for call, takers in readers.items()
     )
 
@@ -204,9 +206,15 @@ def _covers(call: str, place: str) -> bool:
 
 
 def _as_one(call: str, place: str, other: str) -> bool:
-    """Whether what hands a result on from one place to the other is inside the call, or in another one."""
-    if call.endswith(EACH):
-        behind = len(call)
-        same = _covers(call, other) and place[behind - 1 :].partition(".")[0] == other[behind - 1 :].partition(".")[0]
-        return same or not _covers(call, other)
-    return _covers(call, other)
+    """Whether what hands a result on from one place to the other is inside the call."""
+    return _covers(call, other) and (not call.endswith(EACH) or _element(call, place) == _element(call, other))
+
+
+def _is_last(call: str, place: str, lasts: Mapping[str, str]) -> bool:
+    """Whether no other element of a row follows the one at a place."""
+    return call.endswith(EACH) and lasts.get(call.removesuffix(EACH)) == _element(call, place)
+
+
+def _element(call: str, place: str) -> str:
+    """The name in a row of the element that a place is in."""
+    return place[len(call) - 1 :].partition(".")[0]

@@ -6,7 +6,7 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -39,6 +39,18 @@ def forward_of(module: nn.Module, cls: type[nn.Module] | None = None) -> Callabl
     while isinstance(found, functools.partial):
         found = found.func
     return getattr(found, "__func__", found)  # type: ignore[no-any-return]
+
+
+def defaults_in(spec: ast.arguments) -> Iterator[tuple[ast.arg, ast.expr | None]]:
+    """The parameters of a function that may have a default, with it."""
+    named = [*spec.posonlyargs, *spec.args]
+    yield from zip(named[::-1], spec.defaults[::-1], strict=False)
+    yield from zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
+
+
+def is_torchs(function: object) -> bool:
+    """Whether a function is torch's, or Python's."""
+    return str(getattr(function, "__module__", None)).partition(".")[0] in ("torch", "builtins", "None")
 
 
 def source(function: object) -> ast.AST | None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from types import FunctionType, ModuleType
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+Function = ast.FunctionDef | ast.Lambda
 Part = nn.Module | Tensor
 HELD = (nn.Module, Tensor)
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 """What holds nothing of a model."""
+
+TENSORS = frozenset({"parameters", "named_parameters", "buffers", "named_buffers", "state_dict"})
+OWN = frozenset({"_parameters", "_buffers"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +51,23 @@ class Item:
 
     thing: object
     listed: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Inner:
+    """A function inside another. result: what it may return. around: the code of each call of the other, which has the
+    variables of both.
+    """
+
+    tree: Function
+    result: Value = field(default_factory=dict)
+    around: list[Any] = field(default_factory=list)
+
+    @property
+    def takes_nothing(self) -> bool:
+        """Whether it has no parameters."""
+        spec = self.tree.args
+        return not (spec.posonlyargs or spec.args or spec.vararg or spec.kwonlyargs or spec.kwarg)
 
 
 Value = dict[tuple[int, str], Item]
@@ -103,24 +126,49 @@ def elements(value: Value) -> Value:
 
 def reached(value: Value) -> Value:
     """The modules, tensors and methods that are in a value, however deep."""
-    found: Value = {}
+    return dict(_walk(value))
+
+
+def _walk(value: Value) -> Iterator[tuple[tuple[int, str], Item]]:
     waiting, seen = list(value.items()), set(value)
     while waiting:
         key, item = waiting.pop()
-        if isinstance(item.thing, (*HELD, Bound, Super, ast.AST)):
-            found[key] = item
+        if isinstance(item.thing, (*HELD, Bound, Super)):
+            yield key, item
             continue
-        inside = elements({key: item})
-        if not isinstance(item.thing, (Group, type, ModuleType, FunctionType)):
-            inside |= union(one(each, item.listed) for each in getattr(item.thing, "__dict__", {}).values())
+        if isinstance(item.thing, Inner) and not item.thing.takes_nothing:
+            yield key, item
+        inside = _inside(item)
         waiting += [(k, i) for k, i in inside.items() if k not in seen]
         seen.update(inside)
-    return found
+
+
+def _inside(item: Item) -> Value:
+    """What can be got out of something that is neither a part of a model nor a method."""
+    thing = item.thing
+    if isinstance(thing, Inner):
+        return thing.result
+    held: Iterable[object] = ()
+    if isinstance(thing, FunctionType):
+        cells = (cell for cell in thing.__closure__ or () if cell != CellType())
+        held = (*(cell.cell_contents for cell in cells), *(thing.__defaults__ or ()))
+    elif isinstance(thing, MethodType):
+        held = (thing.__func__, thing.__self__)
+    elif isinstance(thing, partial):
+        held = (thing.func, *thing.args, *thing.keywords.values())
+    elif not isinstance(thing, (Group, type, ModuleType)):
+        held = getattr(thing, "__dict__", {}).values()
+    return {**elements({(0, ""): item}), **union(one(each, item.listed) for each in held)}
 
 
 def relevant(value: Value) -> Value:
     """Without what has nothing of a model in it: data."""
-    return {key: item for key, item in value.items() if reached({key: item})}
+    return {key: item for key, item in value.items() if holds({key: item})}
+
+
+def holds(value: Value) -> bool:
+    """Whether there is something of a model in a value."""
+    return next(_walk(value), None) is not None
 
 
 def fingerprint(value: Value) -> Iterator[object]:

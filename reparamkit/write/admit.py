@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from torch import fx
+from torch import fx, nn
 
 from ..capture.capture import Captured
 from ..capture.tracer import Frame, Method
-from ..engine.scope import below, called_plainly, innermost, place_of, watched
+from ..engine.scope import below, broken_methods, called_plainly, innermost, place_of, watched
 from ..engine.sharing import alike, is_shared
 from ..engine.site import Site
 from ..errors import NotFusable
@@ -20,6 +21,7 @@ from .order import check_order
 from .rows import Part, is_chain, layers_of, parts_of
 from .splice import Splicer, Written
 
+CALL = "__call__"
 Refuse = Callable[[fx.Node, str], None]
 """Is told why the site of a value is not written."""
 
@@ -41,6 +43,11 @@ class Admission:
     shared: set[int] = field(default_factory=set)
     spread: dict[int, tuple[Part, ...]] = field(default_factory=dict)
     exposed: set[fx.Node] = field(default_factory=set)
+
+    @cached_property
+    def _has_calls(self) -> bool:
+        """Whether a class of the model says what a call does."""
+        return any(type(module).__call__ is not nn.Module.__call__ for module in self.captured.root.modules())
 
     def is_row(self, written: Written) -> bool:
         """Whether a site in the graph is a row of modules, in a method that stays as it is."""
@@ -75,6 +82,7 @@ class Admission:
         if self.as_graph:
             self._check_hooks(site.members - carrying(self.captured, site))
             return
+        self._check_called(site)
         site = self.as_row(site)
         for scale in site.scales:
             before = next(n for n in scale.all_input_nodes if n not in self.captured.constants)
@@ -93,6 +101,14 @@ class Admission:
             except NotFusable:
                 if not self._parts(site):
                     raise
+
+    def _check_called(self, site: Site) -> None:
+        """Raises `NotFusable` if a module has a ``__call__`` of its own that may use a part of a site: other methods
+        are hidden then, but this one every call runs.
+        """
+        for module, name in broken_methods(self.captured, site.members) if self._has_calls else ():
+            if name == CALL:
+                raise NotFusable(f"the {CALL} of {type(module).__name__} uses a part of what would be merged")
 
     def _in_method(self, site: Site) -> bool:
         """Whether another method than forward makes a site: it would not see what is written into forward."""

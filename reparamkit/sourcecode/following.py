@@ -1,0 +1,398 @@
+"""The code of one call, followed on all its branches, with what each variable may stand for."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from types import FunctionType, MethodType
+
+from torch import Tensor, nn
+
+from .attributes import CHILDREN, MODULES, Attributes, methods_of
+from .parse import ASKING, defaults_in, is_torchs
+from .uses import Uses
+from .values import (
+    TENSORS,
+    Bound,
+    Function,
+    Group,
+    Inner,
+    Item,
+    Part,
+    Super,
+    Value,
+    all_of,
+    elements,
+    holds,
+    one,
+    relevant,
+    tensors_of,
+    union,
+)
+from .variables import UNKNOWN, Variables
+
+KEEPING = frozenset({"eval", "train", "to", "requires_grad_", "cuda", "cpu", "float", "half", "double", "bfloat16"})
+"""Methods of a module that return it."""
+PASSING = frozenset({"iter", "list", "tuple", "set", "dict", "enumerate", "zip", "reversed", "sorted", "next"})
+"""Functions whose result has the elements of their arguments."""
+LOOKING = frozenset({"eval", "exec", "locals"})
+"""Functions that see all variables."""
+WRITTEN = (nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""What may stand in the place of a layer after a merge."""
+ROWS = (nn.ModuleList, nn.Sequential, nn.ParameterList)
+"""Modules that can be joined, as lists are."""
+JOINING = (ast.Add, ast.BitOr)
+SAME_THING = (ast.Is, ast.IsNot, ast.In, ast.NotIn)
+PAIRS = frozenset({"enumerate", "zip", "items", "named_children", "named_modules", "named_parameters"})
+
+
+def _makes_pairs(node: ast.AST) -> bool:
+    """Whether an expression calls what gives numbers or names with the elements of something."""
+    callee = node.func if isinstance(node, ast.Call) else None
+    return (callee.id if isinstance(callee, ast.Name) else getattr(callee, "attr", "")) in PAIRS
+
+
+@dataclass(eq=False)
+class Code(Variables):
+    """The code of one call. own: its first argument."""
+
+    own: Value = field(default_factory=dict)
+
+    @cached_property
+    def things(self) -> Attributes:
+        """What is found of them is noted."""
+        return Attributes(self.uses)
+
+    def run(self, tree: Function, args: list[Value], kwargs: Mapping[str, Value]) -> None:
+        """Follow the body until no variable can be more than it was."""
+        self.own = args[0] if args else {}
+        self.bind_arguments(tree.args, args, kwargs)
+        before = -1
+        while before < (before := self.known()):
+            self._body(tree)
+
+    def _body(self, tree: Function) -> None:
+        if isinstance(tree, ast.Lambda):
+            self.result.update(self.value(tree.body))
+        else:
+            for statement in tree.body:
+                self._follow(statement)
+
+    # --- statements ------------------------------------------------------------------------------
+
+    def _follow(self, node: ast.AST) -> None:
+        """A statement, or what has statements and expressions inside."""
+        if isinstance(node, ast.expr):
+            self.value(node)
+        elif isinstance(node, ast.FunctionDef):
+            self.bind(node.name, self._inner(node))
+        elif isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):
+            self._assign(node.target, self.things.elements(self.value(node.iter)), _makes_pairs(node.iter))
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:
+                self._assign(target, self.value(node.value))
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            self._assign(node.target, self.value(node.value))
+        elif isinstance(node, ast.AugAssign):
+            self.things.operated(self.value(node.target), node.op)
+            self._assign(node.target, self._joined(node, self.value(node.value)))
+        elif isinstance(node, ast.withitem):
+            entered = self.value(node.context_expr)
+            self._assign(node.optional_vars, {**entered, **self.things.special(entered, "__enter__", "__exit__")})
+        elif isinstance(node, ast.Match):
+            for case in node.cases:
+                self._match(case.pattern, self.value(node.subject))
+        elif isinstance(node, (ast.Global, ast.Nonlocal)):
+            own = () if isinstance(node, ast.Global) else self.function.__code__.co_cellvars
+            self.elsewhere.update(set(node.names).difference(own))
+        elif isinstance(node, ast.Return) and node.value is not None:
+            self.result.update(self.value(node.value))
+        if not isinstance(node, (ast.expr, ast.FunctionDef)):
+            for child in ast.iter_child_nodes(node):
+                self._follow(child)
+
+    def _inner(self, tree: Function) -> Value:
+        """A function inside, whose variables are taken for those of the function around."""
+        inner = self.uses.inner(tree)
+        if inner not in self.inner:
+            self.inner[inner] = None
+            inner.around.append(self)
+        for each, default in defaults_in(tree.args):
+            self.bind(each.arg, self.value(default))
+        self._follow_inner(inner)
+        return one(inner)
+
+    def _follow_inner(self, inner: Inner) -> None:
+        around, self.result = self.result, inner.result
+        self._body(inner.tree)
+        self.result = around
+
+    def call_inner(self, inner: Inner, args: list[Value], kwargs: Mapping[str, Value]) -> None:
+        """A call of a function inside, from anywhere: followed again if its parameters may be more now."""
+        before = self.known()
+        self.bind_arguments(inner.tree.args, args, kwargs)
+        if self.known() > before:
+            self._follow_inner(inner)
+
+    def _match(self, pattern: ast.pattern, value: Value) -> None:
+        """A value, or what is in it, gets the names of a pattern."""
+        if isinstance(pattern, (ast.MatchAs, ast.MatchStar)) and pattern.name is not None:
+            self.bind(pattern.name, value)
+        elif isinstance(pattern, ast.MatchMapping) and pattern.rest is not None:
+            self.bind(pattern.rest, value)
+        elif isinstance(pattern, ast.MatchClass):
+            self.uses.use(value)
+        same = isinstance(pattern, (ast.MatchAs, ast.MatchOr))
+        for each in ast.iter_child_nodes(pattern):
+            if isinstance(each, ast.pattern):
+                self._match(each, value if same else self.things.elements(value))
+
+    def _assign(self, target: ast.AST | None, value: Value, pairs: bool = False) -> None:
+        """pairs: the value may already be what is in a pair."""
+        if isinstance(target, ast.Name):
+            self.bind(target.id, value)
+            if target.id in self.elsewhere:
+                self.uses.use(value)
+        elif isinstance(target, ast.Attribute):
+            self.uses.stored.setdefault(target.attr, {}).update(relevant(value))
+            if not self._set_attribute(self.value(target.value), target.attr, value):
+                self.uses.use(value)
+        elif isinstance(target, ast.Subscript):
+            inside = elements(value) if isinstance(target.slice, ast.Slice) else {}
+            self._put(self.value(target.value), relevant({**value, **inside}))
+        elif isinstance(target, ast.Starred):
+            self._assign(target.value, self.group(target, value))
+        elif isinstance(target, (ast.Tuple, ast.List)):
+            inside = {k: item for k, item in value.items() if not (pairs and isinstance(item.thing, nn.Module))}
+            for each in target.elts:
+                self._assign(each, {**(value if pairs else {}), **self.things.elements(inside)}, pairs)
+
+    def _set_attribute(self, owners: Value, name: str, value: Value) -> bool:
+        """An attribute is set; False if it is not known of what."""
+        for item in owners.values():
+            found = inspect.getattr_static(type(item.thing), name, None)
+            if isinstance(found, property) and found.fset is not None:
+                self.things.method(item, found.fset, [value])
+        return bool(owners)
+
+    def _put(self, into: Value, value: Value) -> None:
+        """Values go into a container; into one that is not known: anything may be done with them."""
+        groups = [item.thing for item in into.values() if isinstance(item.thing, Group)]
+        for group in groups:
+            group.items.update(value)
+        if not groups:
+            self.uses.use(value)
+
+    # --- expressions -----------------------------------------------------------------------------
+
+    def value(self, node: ast.AST | None) -> Value:
+        """What an expression may be."""
+        find = getattr(self, f"_{type(node).__name__.lower()}", None)
+        if find is not None:
+            found: Value = find(node)
+            return found
+        inside = [self._part(child) for child in ast.iter_child_nodes(node)] if node is not None else []
+        return union(inside)
+
+    def _part(self, node: ast.AST) -> Value:
+        if isinstance(node, ast.expr):
+            return self.value(node)
+        self._follow(node)
+        return {}
+
+    def _name(self, node: ast.Name) -> Value:
+        if node.id in self.names:
+            return self.names[node.id]
+        return one(self.around[node.id]) if node.id in self.around else {}
+
+    def _lambda(self, node: ast.Lambda) -> Value:
+        return self._inner(node)
+
+    def _namedexpr(self, node: ast.NamedExpr) -> Value:
+        self._assign(node.target, self.value(node.value))
+        return self.value(node.value)
+
+    def _tuple(self, node: ast.Tuple | ast.List | ast.Set | ast.Dict) -> Value:
+        return self.group(node, union(map(self._part, ast.iter_child_nodes(node))))
+
+    _list = _set = _dict = _tuple
+
+    def _listcomp(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp) -> Value:
+        for generator in node.generators:
+            self._follow(generator)
+        made = [self.value(getattr(node, name)) for name in ("elt", "key", "value") if hasattr(node, name)]
+        return self.group(node, union(made))
+
+    _setcomp = _generatorexp = _dictcomp = _listcomp
+
+    def _binop(self, node: ast.BinOp | ast.UnaryOp) -> Value:
+        """Arithmetic: with lists it makes lists, with tensors it reads numbers."""
+        found = union(map(self._part, ast.iter_child_nodes(node)))
+        made = self.things.operated(found, node.op)
+        self.uses.use({key: item for key, item in found.items() if isinstance(item.thing, Tensor)})
+        return {**made, **self._joined(node, found)}
+
+    _unaryop = _binop
+
+    def _joined(self, node: ast.BinOp | ast.UnaryOp | ast.AugAssign, value: Value) -> Value:
+        """What arithmetic leaves of its operands: lists, and what is in them; not tensors, which it makes anew."""
+        joins = isinstance(node.op, JOINING)
+        rows = {key: item for key, item in value.items() if joins and isinstance(item.thing, ROWS)}
+        lists = {key: item for key, item in value.items() if not isinstance(item.thing, Part)}
+        return {**lists, **(self.group(node, elements(rows)) if rows else {})}
+
+    def _compare(self, node: ast.Compare) -> Value:
+        found = union(map(self._part, ast.iter_child_nodes(node)))
+        if not all(isinstance(op, SAME_THING) for op in node.ops):
+            self.uses.use({key: item for key, item in found.items() if isinstance(item.thing, Tensor)})
+        return self.things.operated(found, *node.ops)
+
+    def _yield(self, node: ast.Yield | ast.YieldFrom) -> Value:
+        """A generator is taken for a list."""
+        value = self.value(node.value)
+        self.result.update(self.group(node, value if isinstance(node, ast.Yield) else self.things.elements(value)))
+        return {}
+
+    _yieldfrom = _yield
+
+    def _subscript(self, node: ast.Subscript) -> Value:
+        self.value(node.slice)
+        key = node.slice.value if isinstance(node.slice, ast.Constant) else node.slice
+        found = self.value(node.value)
+        made = self.things.special(found, "__getitem__")
+        return {**made, **union(self._at(item, key) for item in list(found.values()))}
+
+    def _at(self, item: Item, key: object) -> Value:
+        if isinstance(key, ast.Slice) and isinstance(item.thing, (nn.ModuleList, list, tuple, Group)):
+            # What has some of its elements; a part of a Sequential is called, and so are they, one by one.
+            return one(item.thing, item.listed)
+        children = item.thing._modules if isinstance(item.thing, nn.Module) else {}
+        if str(key) in children:
+            return one(children[str(key)], item.listed)
+        return elements({(0, ""): item})
+
+    def _attribute(self, node: ast.Attribute) -> Value:
+        found = [self.things.get(item, node.attr) for item in list(self.value(node.value).values())]
+        return union([*found, self.uses.stored.get(node.attr, {})])
+
+    # --- calls -----------------------------------------------------------------------------------
+
+    def _call(self, node: ast.Call) -> Value:
+        callees = self.value(node.func)
+        args = [self.value(arg) for arg in node.args if not isinstance(arg, ast.Starred)]
+        kwargs = {each.arg: self.value(each.value) for each in node.keywords if each.arg is not None}
+        starred = [arg.value for arg in node.args if isinstance(arg, ast.Starred)]
+        starred += [each.value for each in node.keywords if each.arg is None]
+        if starred:
+            kwargs[UNKNOWN] = self.things.elements(union(map(self.value, starred)))
+        args = [relevant(value) for value in args]
+        kwargs = {name: relevant(value) for name, value in kwargs.items()}
+        if not callees:
+            self.uses.use(union([*args, *kwargs.values()]))
+        return union(self._called(node, item, args, kwargs) for item in list(callees.values()))
+
+    def _called(self, node: ast.Call, item: Item, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        thing, given = item.thing, union([*args, *kwargs.values()])
+        if isinstance(thing, nn.Module):
+            self.uses.called[thing] = None
+            self.uses.use(given)
+            # A call may have code of its own.
+            return self.things.special({(0, ""): item}, "__call__")
+        if isinstance(thing, Inner):
+            for code in thing.around:
+                code.call_inner(thing, args, kwargs)
+            return dict(thing.result)
+        if isinstance(thing, Group):
+            self.uses.use({**given, **one(thing)})
+            return {}
+        if isinstance(thing, (Bound, MethodType)):
+            bound = thing if isinstance(thing, Bound) else Bound(thing.__func__, thing.__self__)
+            return self._method(node, bound, args, kwargs)
+        if isinstance(thing, partial):
+            before = {name: one(each) for name, each in thing.keywords.items()}
+            return self._called(node, Item(thing.func), [*map(one, thing.args), *args], {**before, **kwargs})
+        if inspect.isfunction(thing) and not is_torchs(thing):
+            return self.uses.run(thing, args, kwargs) if given or holds({(0, ""): item}) else {}
+        if "__call__" in methods_of(type(thing)):
+            return self.things.method(item, inspect.getattr_static(type(thing), "__call__"), args, kwargs)
+        return self._foreign(node, thing, args, kwargs)
+
+    def _method(self, node: ast.Call, bound: Bound, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        owner, function, given = bound.owner, bound.function, union([*args, *kwargs.values()])
+        if isinstance(owner, nn.Module):
+            name = str(getattr(function, "__name__", ""))
+            if not is_torchs(function):
+                return self.things.method(Item(owner), function, args, kwargs)
+            self.uses.use(given if name != "apply" else {**given, **one(owner)})
+            if name in CHILDREN | TENSORS | MODULES:
+                return self.things.listed(owner, name)
+            return one(owner) if name in KEEPING else {**all_of(owner.modules()), **all_of(tensors_of(owner))}
+        if isinstance(function, str):
+            # A container: what it gets it has, and may give again.
+            if isinstance(owner, Group):
+                owner.items.update(given)
+            return self.group(node, elements(one(owner)))
+        if is_torchs(function):
+            self.uses.use({**given, **one(owner)})
+            return {}
+        return self.things.method(Item(owner), function, args, kwargs)
+
+    def _foreign(self, node: ast.Call, thing: object, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        name, given = str(getattr(thing, "__name__", "")), union([*args, *kwargs.values()])
+        if thing is super:
+            return union(self._super(item.thing) for item in list(self.own.values()))
+        if name == "getattr" and args:
+            return self._getattr(node, args[0])
+        if name in PASSING:
+            made = {**self.things.elements(union(args)), **union(kwargs.values())}
+            return made if name == "next" else self.group(node, made)
+        if name in LOOKING:
+            self.uses.use(union(self.names.values()))
+        if name == "checkpoint" and args:
+            self.uses.use(union(args[1:]))
+            return union(self._called(node, item, args[1:], {}) for item in list(args[0].values()))
+        if name in ASKING:
+            for item in given.values():
+                if isinstance(item.thing, nn.Module):
+                    self.uses.note(item.thing, item.listed)
+                    if name != "isinstance" or self._may_change(item.thing, node.args[-1]):
+                        self.uses.asked.setdefault(item.thing, set()).add(item.listed)
+        elif name != "len":
+            self.uses.use(given)
+        return {}
+
+    def _may_change(self, module: nn.Module, kinds: ast.expr) -> bool:
+        """Whether it may be of some classes before a merge and not behind it, or the other way round."""
+        nodes = kinds.elts if isinstance(kinds, ast.Tuple) else [kinds]
+        found = [[item.thing for item in self.value(each).values()] for each in nodes]
+        classes = tuple(things[0] for things in found if len(things) == 1 and isinstance(things[0], type))
+        known = len(classes) == len(nodes)
+        return not known or any(issubclass(cls, classes) != isinstance(module, classes) for cls in WRITTEN)
+
+    def _getattr(self, node: ast.Call, owner: Value) -> Value:
+        name = node.args[1] if len(node.args) > 1 else None
+        default = self.value(node.args[2]) if len(node.args) > 2 else {}
+        if isinstance(name, ast.Constant):
+            return {**default, **union(self.things.get(item, str(name.value)) for item in list(owner.values()))}
+        found = [(item, each) for item in list(owner.values()) for each in methods_of(type(item.thing))]
+        named = [(item, each) for item, each in found if not each.startswith("__")]
+        return {**default, **elements(owner), **union(self.things.get(item, each) for item, each in named)}
+
+    def _super(self, owner: object) -> Value:
+        name = self.function.__name__
+        mro = type(owner).__mro__
+        cls = next((cls for cls in mro if inspect.unwrap(vars(cls).get(name, super)) is self.function), mro[0])
+        return self.uses.same(Super(cls, owner))
+
+
+class Following(Uses):
+    """Finds it by following all code that it can."""
+
+    def run_code(
+        self, function: FunctionType, tree: Function, result: Value, args: list[Value], kwargs: Mapping[str, Value]
+    ) -> None:
+        """The code of one call."""
+        Code(self, function, result).run(tree, args, kwargs)
