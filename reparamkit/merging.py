@@ -211,11 +211,18 @@ def _sources(reading: Reading, named: Mapping[str, fx.Node], written: Written) -
 
 
 def _beside(reading: Reading, written: Written, sources: Collection[fx.Node]) -> dict[fx.Node, Operator]:
-    """The values of known sizes that the members of a merge read and the merge does not."""
+    """The values of known sizes that the members of a merge read, or only sizes of, and the merge does not."""
     order, members = reading.captured.aliases.order, written.site.members
     read = {node for member in members for node in member.all_input_nodes if node not in reading.constants}
+    read |= {each for node in read & reading.sizes.keys() for each in _measured(reading, node)}
     others = sorted((read & reading.shapes.keys()) - members - {*sources}, key=order.__getitem__)
-    return {node: identity(*reading.shapes[node]) for node in others}
+    return {node: identity(*reading.shape_of(node)) for node in others}
+
+
+def _measured(reading: Reading, size: fx.Node) -> set[fx.Node]:
+    """The values that a number was made of sizes of."""
+    read = set(size.all_input_nodes)
+    return read.union(*(_measured(reading, node) for node in read & reading.sizes.keys()))
 
 
 def _prove_raised(reading: Reading, old: fx.Node, new: fx.Node, over: Collection[fx.Node]) -> None:

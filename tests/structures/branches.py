@@ -267,7 +267,6 @@ BRANCHES = (
         lambda: Model(lambda m, x: m.a(x.relu()) + x + m.shift, a=conv_norm(4, 4), shift=parameter(4, 1, 1)),
         MAPS,
         "relu conv add",
-        needs_inputs=True,
         near="a sum that broadcasts channels",
     ),
     Structure(

@@ -509,7 +509,7 @@ NEAR_MISSES = (
         lambda: seq(nearest(25), conv(4, 4)),
         MAPS,
         "upsample_nearest2d conv",
-        "full matrix|fixed sizes|rank",
+        "full matrix|fixed sizes|not whole|save nothing",
         objective="flops",
     ),
     NearMiss(
@@ -517,7 +517,7 @@ NEAR_MISSES = (
         lambda: seq(nearest(1.5), conv(4, 4)),
         MAPS,
         "upsample_nearest2d conv",
-        "full matrix|fixed sizes|rank",
+        "full matrix|fixed sizes|not whole|save nothing",
         objective="flops",
     ),
     NearMiss(
@@ -533,7 +533,7 @@ NEAR_MISSES = (
         lambda: seq(nn.UpsamplingBilinear2d(scale_factor=2), conv(4, 4)),
         MAPS,
         "upsample_bilinear2d conv",
-        "full matrix|fixed sizes|rank",
+        "full matrix|fixed sizes|save nothing",
         objective="flops",
     ),
     NearMiss(
