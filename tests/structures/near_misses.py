@@ -537,6 +537,13 @@ NEAR_MISSES = (
         objective="flops",
     ),
     NearMiss(
+        "one layer, twice on one value and once on another",
+        lambda: Model(lambda m, x: m.a(x) + m.a(x) + m.a(x.relu()), a=conv(4, 4)),
+        MAPS,
+        "conv conv add relu conv add",
+        "called at 3 places",
+    ),
+    NearMiss(
         "a sum that broadcasts channels",
         lambda: Model(lambda m, x: x + m.a(x), a=conv(4, 1)),
         MAPS,
