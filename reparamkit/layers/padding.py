@@ -70,5 +70,5 @@ def around(x: Form, pads: Sequence[tuple[int, int]], mode: str) -> Form:
         if low or high:
             size = x.sizes[dim]
             after = stencil_size(size, 1, low + high - 1)
-            maps[dim] = Resampling(("pad", mode, low, high), size, after, around=(low, high))
+            maps[dim] = Resampling(("pad", mode, low, high), size, after, around=(low, high), mode=mode)
     return resampled(x, maps)

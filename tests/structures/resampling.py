@@ -95,6 +95,14 @@ RESAMPLED = (
         near="reflected padding",
     ),
     Structure(
+        "5x5 and 3x3 by circles, identity",
+        lambda: Sum([nn.Conv2d(4, 4, 5, padding=2, padding_mode="circular"), padded("circular"), norm(4)]),
+        MAPS,
+        "new_empty conv",
+        equation="padding by 1 is the inside of padding by 2: K' = K5 + pad(K3) + s0 delta",
+        near="reflected padding",
+    ),
+    Structure(
         "3x3, replication, norm",
         lambda: seq(conv(4, 6), nn.ReplicationPad2d(1), norm(6)),
         MAPS,
