@@ -56,8 +56,7 @@ class Resampling:
 
     name: what it does, options included; equal names and sizes do the same. before, after: the sizes.
     taps: multiply-adds per position; 0 for a copy. around: how many positions it puts before and behind the axis, which
-    it leaves as it is; None if it does more. mode: which ones; with fewer of one mode around it, the axis is inside of that
-    with more.
+    it leaves as it is; None if it does more. mode: which ones; behind more of one mode there is the axis behind fewer.
     """
 
     name: tuple[Hashable, ...]
