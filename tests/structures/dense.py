@@ -182,6 +182,14 @@ DENSE = (
         source="RepMLP, Ding et al. 2021",
     ),
     Structure(
+        "linear over a map + conv by reflection",
+        lambda: FlatMap(4, 4, 6, seq(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), norm(4))),
+        FIXED,
+        "linear",
+        needs_inputs=True,
+        equation="W' = W + T(K) R, R the matrix of the reflection",
+    ),
+    Structure(
         "linear over a map + padded convs in a row",
         lambda: FlatMap(4, 4, 6, seq(conv(4, 6), norm(6), nn.AvgPool2d(3, 1, 1), conv_norm(6, 4))),
         FIXED,
