@@ -487,7 +487,7 @@ NEAR_MISSES = (
         ),
         MAPS[:1],
         "conv conv conv upsample_nearest2d add",
-        "called at 2 places|not affine|interpolate",
+        "resample an axis differently|computed at run time",
     ),
     NearMiss(
         "nearest, padded conv",

@@ -385,7 +385,7 @@ PARTS = (
             b=norm(3),
         ),
         MAPS,
-        "conv relu conv cat",
+        "conv relu cat",
         equation="rows of part k: K_k' = s_k K_k",
     ),
 )
