@@ -25,6 +25,7 @@ from .blocks import (
     with_border,
 )
 from .norms import PreNorm
+from .parts import filled_inside
 from .table import MAPS, TOKENS_8, NearMiss, Shape
 
 TOKENS_5: tuple[Shape, ...] = ((2, 5, 8), (1, 5, 8))
@@ -542,6 +543,13 @@ NEAR_MISSES = (
         MAPS,
         "conv conv add relu conv add",
         "called at 3 places",
+    ),
+    NearMiss(
+        "a map assigned to the inside of ones",
+        lambda: Model(filled_inside, a=conv(4, 4, p=0), b=conv_norm(4, 4, 1), zeros=False),
+        MAPS,
+        "new_ones conv conv add",
+        "may differ in shape|size is free",
     ),
     NearMiss(
         "a sum that broadcasts channels",

@@ -110,6 +110,13 @@ class InPlaceNorm(FrozenNorm):
         return x
 
 
+def filled_inside(m: Any, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    y = x.new_zeros(n, c, h + 2, w + 2) if m.zeros else x.new_ones(n, c, h + 2, w + 2)
+    y[:, :, 1:-1, 1:-1] = x
+    return m.a(y) + m.b(x)
+
+
 def normalised(m: Any, x: Tensor) -> Tensor:
     channels = [x[:, k].unsqueeze(1) * m.scale + shift for k, shift in enumerate(m.shifts)]
     return m.stem(torch.cat(channels, 1))
@@ -140,6 +147,15 @@ PARTS = (
         "conv relu",
         equation="K' = [s1 K1; s2 K2]",
         near="a row of pixels that is overwritten",
+    ),
+    Structure(
+        "a map assigned to the inside of zeros",
+        lambda: Model(filled_inside, a=conv(4, 4, p=0), b=conv_norm(4, 4, 1), zeros=True),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="zeros with x inside = zero padding of x",
+        near="a map assigned to the inside of ones",
     ),
     Structure(
         "writes into a part, one after the other",
