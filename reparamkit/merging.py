@@ -18,7 +18,7 @@ from .engine.literals import fold_sizes
 from .engine.norms import has_norms, take_apart
 from .engine.overwrites import follow_overwrites
 from .engine.patterns import next_site
-from .engine.raising import Raised, lower_scales, raise_scales, scaled_parts, without
+from .engine.raising import Raised, lower_scales, raise_scales, scaled_parts, takes_parts, without
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Everything, Scope
 from .engine.site import Plan
@@ -87,6 +87,9 @@ class Merging:
         """Graph rules first, then merges; norms are taken apart, layers stacked and scales raised where it is asked."""
         self.tape.know(value for value in self.captured.held.values() if isinstance(value, Tensor))
         said = self._apply_patterns()
+        if takes_parts(self.captured):
+            # A layer would be split into one per part, if each part has a scale.
+            self._merge_raised(None)
         if self.swapped is not None:
             # Norms are joined at the end only, so what needs none taken apart comes first.
             self._merge()
@@ -96,7 +99,7 @@ class Merging:
             stacks = stack(self.captured, self._scope, read_as_it_is(self.captured))
             _, reading = self._merge()
             unstack(self.captured, stacks)
-        plan, reading = self._merge_raised(plan, reading)
+        plan, reading = self._merge_raised((plan, reading)) or (plan, reading)
         seen = [self.shown.get(id(one), ()) for one, _ in self.writer.done]
         model, done = self.writer.finish()
         return Work(model, self.captured, plan, said, reading, done, seen, self.trials.found)
@@ -150,8 +153,10 @@ class Merging:
                 return plan, reading
             prices.add(price)
 
-    def _merge_raised(self, plan: Plan, reading: Reading) -> tuple[Plan, Reading]:
-        """Scales of a part that are left: let the layer before the split absorb them, as long as there are any."""
+    def _merge_raised(self, merged: tuple[Plan, Reading] | None) -> tuple[Plan, Reading] | None:
+        """Scales of a part: let the layer before the split absorb them, as long as there are any. merged: what was
+        chosen before, if anything was.
+        """
         raised: list[Raised] = []
         while True:
             with self.tape:
@@ -163,9 +168,9 @@ class Merging:
                 break
             raised += made
             again = {node for way in ways for node in (way.scale, *way.layer)}
-            plan, reading = self._merge(without(plan, again))
+            merged = self._merge(None if merged is None else without(merged[0], again))
         lower_scales(self.captured, raised)
-        return plan, reading
+        return merged
 
     def _prepare(self, reading: Reading, refusals: dict[fx.Node, list[str]]) -> None:
         """Tell the writer what is known of the graph as it is now."""
@@ -211,11 +216,18 @@ def _sources(reading: Reading, named: Mapping[str, fx.Node], written: Written) -
 
 
 def _beside(reading: Reading, written: Written, sources: Collection[fx.Node]) -> dict[fx.Node, Operator]:
-    """The values of known sizes that the members of a merge read and the merge does not."""
+    """The values of known sizes that the members of a merge read, or only sizes of, and the merge does not."""
     order, members = reading.captured.aliases.order, written.site.members
     read = {node for member in members for node in member.all_input_nodes if node not in reading.constants}
+    read |= {each for node in read & reading.sizes.keys() for each in _measured(reading, node)}
     others = sorted((read & reading.shapes.keys()) - members - {*sources}, key=order.__getitem__)
     return {node: _read_as(reading, node) for node in others}
+
+
+def _measured(reading: Reading, size: fx.Node) -> set[fx.Node]:
+    """The values that a number was made of sizes of."""
+    read = set(size.all_input_nodes)
+    return read.union(*(_measured(reading, node) for node in read & reading.sizes.keys()))
 
 
 def _prove_raised(reading: Reading, old: fx.Node, new: fx.Node, over: Collection[fx.Node]) -> None:
@@ -232,7 +244,7 @@ def _read_as(reading: Reading, node: fx.Node) -> Operator:
     def unknown(op: Operator) -> tuple[bool, int]:
         return op.open_rank, sum(not size.known for size in op.source_sizes)
 
-    return min((identity(*reading.shapes[node]), *ops), key=unknown)
+    return min((identity(*reading.shape_of(node)), *ops), key=unknown)
 
 
 def _trusted(old: fx.Node, new: fx.Node, over: Collection[fx.Node]) -> None:

@@ -23,6 +23,7 @@ from .compare import Verification, compare, undisturbed
 from .copies import owning, sharing_copy
 from .engine.outside import look_outside
 from .engine.parts import name_parts
+from .engine.ranks import tell_ranks
 from .engine.reading import Reading
 from .errors import CaptureError, CoverageError, InvalidInputError, RecipeError, Unwritable
 from .exported import graph_of, tensors_in
@@ -270,6 +271,7 @@ def _captured(model: nn.Module, request: Request) -> Parts:
     ranks_vary = request.inputs is not None and takes_other_ranks(model, request.inputs)
     for part in parts.captured:
         name_parts(part)
+        tell_ranks(part)
         part.absent = {} if request.example is None else request.example.absent
         part.opened = set(map(id, part.frames)) if request.as_graph else set()
         part.ranks_vary = ranks_vary

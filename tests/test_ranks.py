@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from structures import Model, Shape, build, conv, error, norm, run, sample
-from structures.blocks import parameter
-from torch import Tensor, nn
+from structures import STRUCTURES, Model, Shape, Structure, build, conv, error, norm, operations, run, sample
+from structures.blocks import conv_norm, parameter, seq
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 import reparamkit
-from reparamkit import GuardError
+from reparamkit import CaptureError, GuardError, pipeline
+from reparamkit.capture.parts import capture_parts
+from reparamkit.engine.ranks import RANK, tell_ranks
+from reparamkit.layers.hooks import has_hooks
 
 MAPS = (2, 4, 4, 4)
 ROWS = (2, 4, 4)
@@ -78,3 +83,102 @@ def test_a_rank_that_the_model_does_not_take_is_not_checked():
     own = model(lambda m, x: m.n(m.c(x)) * m.p, c=conv(4, 4), n=norm(4), p=parameter(1, 4, 1, 1))
     fused = reparamkit.fuse(own, sample(MAPS, torch.float32))
     assert "expect" not in str(vars(type(fused)).get("merged_changes"))
+
+
+# --- without an example -----------------------------------------------------------------------------
+
+
+class Dims(fx.Interpreter):
+    """Runs a graph, and keeps the rank of every tensor."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
+        super().__init__(root, graph=graph)
+        self.seen: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = super().run_node(n)
+        if isinstance(found, Tensor):
+            self.seen[n] = found.dim()
+        return found
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in STRUCTURES])
+def test_ranks_that_calls_tell_are_those_of_a_run(case: Structure):
+    """What is told of ranks without an example holds for the inputs that a model is made for."""
+    own = build(case.make)
+    try:
+        (part, *others) = capture_parts(own, None, pipeline._is_leaf, has_hooks).captured
+    except CaptureError:
+        pytest.skip("cannot be traced without an example")
+    if others or part.root is not own or part.held:
+        pytest.skip("no one graph of the model's own parts")
+    tell_ranks(part)
+    dims = Dims(part.graph, own)
+    with torch.no_grad():
+        dims.run(sample(case.shapes[0], torch.float32))
+    told = {node: node.meta[RANK][0] for node in part.graph.nodes if RANK in node.meta}
+    assert {node: told[node] for node in dims.seen if node in told} == {n: r for n, r in dims.seen.items() if n in told}
+
+
+def cropped(m: Any, x: Tensor) -> Tensor:
+    return m.a(x) + m.b(x[:, :, 1:-1, :]) + m.c(x[:, :, :, 1:-1])
+
+
+def unpacked(m: Any, x: Tensor) -> Tensor:
+    n, _, h, w = x.shape
+    return m.b(F.interpolate(m.a(x), size=(h * 2, w * 2)).reshape(n, 4, h * 2, w * 2))
+
+
+TOLD: dict[str, tuple[Callable[[], nn.Module], Shape, str]] = {
+    "a norm before a 1-d convolution": (lambda: seq(nn.BatchNorm1d(4), nn.Conv1d(4, 3, 3)), (2, 4, 9), "conv"),
+    "crops of the input": (
+        lambda: model(
+            cropped, a=conv_norm(4, 4, 3, p=0), b=conv_norm(4, 4, (1, 3), p=0), c=conv_norm(4, 4, (3, 1), p=0)
+        ),
+        MAPS,
+        "conv",
+    ),
+    "a shape that is unpacked": (
+        lambda: model(unpacked, a=conv(4, 4, 1), b=norm(4)),
+        MAPS,
+        "conv upsample_nearest2d",
+    ),
+}
+"""Models, of which layers and code tell the rank of the input, and what is left of them."""
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_calls_tell_of_ranks_needs_no_example(name: str):
+    """A model merges without an example as with one, where only the rank of a tensor is asked for."""
+    make, shape, left = TOLD[name]
+    own = build(make)
+    fused, x = reparamkit.fuse(own), sample(shape, torch.float32)
+    assert operations(fused, x) == left
+    assert error(run(fused, x), run(own, x)) <= 1e-6
+
+
+def test_the_likelier_of_two_ranks_is_guarded():
+    """A norm and a convolution of one dimension take a batch of vectors too, if it is as large as the channels."""
+    own = build(lambda: seq(nn.BatchNorm1d(4), nn.Conv1d(4, 3, 3)))
+    run(own, sample((4, 4), torch.float32))
+    with pytest.raises(GuardError, match="of rank 3, found rank 2"):
+        reparamkit.fuse(own)(sample((4, 4), torch.float32))
+
+
+def test_calls_that_contradict_each_other_tell_nothing():
+    """An argument may be a list of tensors of several ranks, which look like rows of one tensor."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.n = conv_norm(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+        def forward(self, maps: list[Tensor]) -> Tensor:
+            return self.a(maps[0]).mean((2, 3)) + self.n(self.b(maps[1]))
+
+    own = build(Heads)
+    given = [sample(MAPS, torch.float32), sample((2, 4), torch.float32)]
+    fused = reparamkit.fuse(own)
+    with torch.no_grad():
+        assert error(fused(given), own(given)) <= 1e-6
+    assert [type(m).__name__ for m in fused.modules() if "Norm" in type(m).__name__] == []

@@ -85,6 +85,17 @@ class Form:
         return self.sample.open_rank
 
     @property
+    def told_rank(self) -> int | None:
+        """How many dimensions a value of open rank has, where that is told; None if not."""
+        op = self.sample
+        symbols = op.links[op.source[0][0]].size.symbols if self.open_rank else ()
+        if not symbols or symbols[0].dims is None:
+            return None
+        _, taken = symbols[0].origin
+        assert isinstance(taken, int)
+        return symbols[0].dims - taken + len(op.value) - 1
+
+    @property
     def guards(self) -> frozenset[tuple[Symbol, Pin]]:
         """Free sizes that must have the traced value, or be a multiple."""
         return frozenset().union(*(term.op.guards for term in self.terms.values()))

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import FreeSize, NotFusable
 from .align import Face, align
 from .border import hits, windowed
-from .operator import Dims, Link, Operator, Role, closed, pin, with_rank
+from .operator import Dims, Edges, Link, Operator, Resampling, Role, closed, pin, with_rank
 from .relink import (
     as_diagonal,
     as_part,
@@ -374,13 +374,28 @@ def _resampled_like(op: Operator, like: Operator) -> Operator:
 
 
 def _padded_like(op: Operator, like: Operator) -> Operator:
-    """What reads no border of an axis reads as well from the axis with positions around it, as `like` does."""
+    """What reads no border of an axis reads as well from the axis with positions around it, as `like` does; so does
+    what reads it with fewer of these positions around it.
+    """
     for i, j in zip(_flat(op.source), _flat(like.source), strict=True):
         a, maps = op.links[i], like.links[j].maps
         inside = a.role is F or (a.role is S and a.up == 1 and a.taps[0] >= 0 and a.c + a.taps[-1] + 1 <= 0)
-        if inside and not a.resamples and len(maps) == 1 and maps[0].around and maps[0].before == a.size:
-            op = behind_padding(op, i, maps[0])
+        if inside and not a.after and len(maps) == 1 and (more := _further_around(a, maps[0])) is not None:
+            op = behind_padding(op, i, maps[0], more)
     return op
+
+
+def _further_around(link: Link, wide: Resampling) -> Edges | None:
+    """How many positions more `wide` puts before and behind an axis than the padding of a link does, in one mode."""
+    (narrow,) = link.maps if len(link.maps) == 1 else (None,)
+    if wide.around is None or len(link.maps) > 1 or link.size_in != wide.before:
+        return None
+    if narrow is None:
+        return wide.around
+    if narrow.around is None or not narrow.mode or narrow.mode != wide.mode:
+        return None
+    more = wide.around[0] - narrow.around[0], wide.around[1] - narrow.around[1]
+    return more if min(more) >= 0 < max(more) else None
 
 
 def _dense_law(f: Operator, g: Operator, which: _Which) -> str:

@@ -56,7 +56,7 @@ class Resampling:
 
     name: what it does, options included; equal names and sizes do the same. before, after: the sizes.
     taps: multiply-adds per position; 0 for a copy. around: how many positions it puts before and behind the axis, which
-    it leaves as it is; None if it does more.
+    it leaves as it is; None if it does more. mode: which ones; behind more of one mode there is the axis behind fewer.
     """
 
     name: tuple[Hashable, ...]
@@ -64,6 +64,7 @@ class Resampling:
     after: Size
     taps: int = 0
     around: Edges | None = None
+    mode: str = ""
 
     def pinned(self, pins: Mapping[Symbol, Pin]) -> Resampling:
         """With what is known of its sizes."""
@@ -246,11 +247,13 @@ def zeros(op: Operator) -> Operator:
     return replace(op, weight=Zeros(tuple(op.links[i].leg_size for i in op.legs)))
 
 
-def open_sizes(tensor: str, probably: tuple[int, ...] = (), least: int = 1) -> tuple[Size, ...]:
+def open_sizes(
+    tensor: str, probably: tuple[int, ...] = (), least: int = 1, dims: int | None = None
+) -> tuple[Size, ...]:
     """The sizes of a tensor of unknown rank, at least `least`: the first entry stands for all dimensions but the last
-    ``least - 1``. probably: the sizes, for prices.
+    ``least - 1``. probably: the sizes, for prices. dims: how many there are, where that is told.
     """
-    first = open_size(tensor, least - 1, probably)
+    first = open_size(tensor, least - 1, probably, dims)
     return first, *(hidden_size(first.symbols[0], -d) for d in range(least - 1, 0, -1))
 
 
@@ -272,7 +275,7 @@ def with_rank(op: Operator, trailing: int) -> Operator:
     assert isinstance(tensor, str)
     assert isinstance(taken, int)
     links = list(op.links)
-    links[rest] = Link(Role.FREE, open_size(tensor, taken + missing, symbol.inside))
+    links[rest] = Link(Role.FREE, open_size(tensor, taken + missing, symbol.inside, symbol.dims))
     links += [Link(Role.FREE, hidden_size(symbol, -d)) for d in range(taken + missing, taken, -1)]
     extra = tuple((len(op.links) + k,) for k in range(missing))
     # A pin may be older than the sight of its dimension.

@@ -57,7 +57,7 @@ def _viewed(x: Form, view: View) -> Form:
 
 
 def known_rank(x: Form, ranks: Sequence[int], certain: bool = True) -> Form:
-    """The form of a value whose rank is one of `ranks`; of an open one, the lowest it can have.
+    """The form of a value whose rank is one of `ranks`; of an open one, what is told of it, or the lowest it can have.
 
     certain: the layer itself checks the rank; otherwise a guard does.
     """
@@ -65,10 +65,17 @@ def known_rank(x: Form, ranks: Sequence[int], certain: bool = True) -> Form:
         if len(x.sizes) not in ranks:
             raise NotFusable(f"expected a tensor of rank {' or '.join(map(str, ranks))}, found {len(x.sizes)}")
         return x if certain else with_guarded_rank(x)
-    hidden = [rank - (len(x.sizes) - 1) for rank in ranks if rank >= len(x.sizes)]
+    told = x.told_rank
+    hidden = [rank - (len(x.sizes) - 1) for rank in ranks if rank >= len(x.sizes) and told in (None, rank)]
     if not hidden:
         raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
     return x.mapped(lambda op: closed(op, hidden[0], certain))
+
+
+def told_rank(x: Form) -> Form:
+    """A form whose rank is known, if it is told: behind a guard."""
+    told = x.told_rank
+    return x if told is None or told < len(x.sizes) else known_rank(x, [told], certain=False)
 
 
 def in_sight(x: Form, trailing: int) -> Form:

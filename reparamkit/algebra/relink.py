@@ -202,10 +202,12 @@ def with_taps(op: Operator, number: int, like: Link) -> Operator:
     return replace(made, weight=_placed(inner, leg, positions, len(like.taps)))
 
 
-def behind_padding(op: Operator, number: int, around: Resampling) -> Operator:
-    """A FREE link, or a STENCIL that reads no border, as one on its axis with positions `around` it, which it skips."""
+def behind_padding(op: Operator, number: int, around: Resampling, more: Edges) -> Operator:
+    """A FREE link, or a STENCIL that reads no border, as one on its axis with positions `around` it. more: how many
+    more than before, which it skips.
+    """
     op = with_taps(op, number, Link(Role.STENCIL, op.links[number].size)) if op.links[number].role is Role.FREE else op
-    link, (low, high) = op.links[number], around.around or (0, 0)
+    link, (low, high) = op.links[number], more
     taps = tuple(tap + low for tap in link.taps)
     links = list(op.links)
     links[number] = replace(link, size=around.after, taps=taps, c=link.c - low - high, maps=(around,))

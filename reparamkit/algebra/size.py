@@ -26,12 +26,14 @@ class Symbol:
     hint: its value for the example inputs, or `NOMINAL`.
     traced: whether `hint` was seen in a real run, so that it may be pinned behind a guard.
     inside: of a symbol that stands for all dimensions, what the last of them probably are; for prices.
+    dims: of such a symbol, how many dimensions the tensor has, where that is told.
     """
 
     origin: tuple[Hashable, ...]
     hint: int = field(default=NOMINAL, compare=False)
     traced: bool = field(default=False, compare=False)
     inside: tuple[int, ...] = field(default=(), compare=False)
+    dims: int | None = field(default=None, compare=False)
 
     def __hash__(self) -> int:
         return self._hash
@@ -43,7 +45,7 @@ class Symbol:
 
     def __reduce__(self) -> tuple[object, ...]:
         # Without the hash: it is another one in another process.
-        return Symbol, (self.origin, self.hint, self.traced, self.inside)
+        return Symbol, (self.origin, self.hint, self.traced, self.inside, self.dims)
 
     @cached_property
     def derived(self) -> bool:
@@ -215,10 +217,10 @@ def free_size(tensor: str, dim: int, hint: int | None = None) -> Size:
     return Size(1, (Symbol((tensor, dim), hint, traced=True),))
 
 
-def open_size(tensor: str, taken: int = 0, inside: tuple[int, ...] = ()) -> Size:
-    """All dimensions of `tensor` left of the last `taken` ones; inside: what the last of all probably are."""
+def open_size(tensor: str, taken: int = 0, inside: tuple[int, ...] = (), dims: int | None = None) -> Size:
+    """All dimensions of `tensor` left of the last `taken` ones; inside, dims: see `Symbol`."""
     hint = math.prod(inside[: len(inside) - taken]) if len(inside) > taken else _nominal(taken)
-    return Size(1, (Symbol((tensor, taken), hint, inside=inside),))
+    return Size(1, (Symbol((tensor, taken), hint, inside=inside, dims=dims),))
 
 
 def hidden_size(symbol: Symbol, dim: int) -> Size:

@@ -34,6 +34,8 @@ OWN = frozenset({"node", "tracer", "name"})
 """Attributes of a proxy that a tensor has as well."""
 A_TENSOR = torch.empty(1, 1)
 """Has what every tensor has; what is None here may be None elsewhere."""
+UNPACKED = "unpacked"
+"""What the meta of a value has that code takes apart: into how many."""
 UNKNOWN = object()
 """The value of a proxy that follows from inputs of which there is no example."""
 Plain = TypeVar("Plain")
@@ -150,6 +152,8 @@ class ValueProxy(fx.Proxy):
         # As many as the code itself says are no decision.
         counted = self.value is UNKNOWN or isinstance(self.value, tuple)
         wanted = unpacked(sys._getframe(1)) if counted else None
+        if wanted is not None:
+            self.node.meta[UNPACKED] = wanted
         return iter([operator.getitem(self, i) for i in range(len(self) if wanted is None else wanted)])
 
     def __len__(self) -> int:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import fx
 
 from ..capture.capture import Captured
 from ..layers.borders import pad_with
+from .ranks import certain_rank
 
 Region = tuple[int, int, int]
 """A border: the dimension (from the right), the positions at its begin and at its end that are filled."""
@@ -81,15 +82,14 @@ def _filled(writes: list[fx.Node]) -> set[Region]:
 def _regions(write: fx.Node) -> Iterator[Region]:
     """The border that ``y[:, :, 0:2]`` or ``y[..., -2:]`` is."""
     key = write.args[1] if isinstance(write.args[1], tuple) else (write.args[1],)
-    written = write.all_input_nodes[0].meta.get("val")
+    written = certain_rank(write.all_input_nodes[0])
     for number, part in enumerate(key):
         if part in (Ellipsis, slice(None)):
             continue
-        from_left = Ellipsis not in key[:number]
-        if not isinstance(part, slice) or (from_left and not isinstance(written, Tensor)):
+        rank = len(key) if Ellipsis in key[:number] else written
+        if not isinstance(part, slice) or rank is None:
             yield 0, 0, 0
             return
-        rank = written.dim() if from_left and isinstance(written, Tensor) else len(key)
         dim = number - rank
         if part.step is None and part.start in (None, 0) and isinstance(part.stop, int) and part.stop > 0:
             yield dim, part.stop, 0

@@ -21,6 +21,62 @@ Shape = tuple[tuple[Size, ...], bool]
 """The sizes of a tensor, and whether the first stands for any number of dimensions."""
 
 
+SAME_SHAPE = frozenset(
+    [
+        "relu",
+        "relu6",
+        "gelu",
+        "silu",
+        "sigmoid",
+        "tanh",
+        "hardswish",
+        "hardsigmoid",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "mish",
+        "softplus",
+        "prelu",
+        "clamp",
+        "exp",
+        "softmax",
+        "log_softmax",
+        "softsign",
+        "celu",
+        "hardtanh",
+        "threshold",
+        "abs",
+        "layernorm",
+        "layer_norm",
+        "rmsnorm",
+        "rms_norm",
+        "groupnorm",
+        "group_norm",
+        "mul",
+        "batch_norm",
+        "batchnorm1d",
+        "batchnorm2d",
+        "batchnorm3d",
+        "add",
+        "sub",
+        "div",
+        "imul",
+        "iadd",
+        "logsigmoid",
+        "clone",
+        "dropout",
+        "identity",
+        "detach",
+        "empty_like",
+        "ones_like",
+        "rand_like",
+        "randn_like",
+    ]
+)
+"""Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast)."""
+MAY_BROADCAST = frozenset(["mul", "add", "sub", "div", "imul", "iadd", "addcmul"])
+
+
 def checks(node: fx.Node) -> bool:
     """Whether a node is there to raise an error: a guard or an assertion."""
     return is_guard(node.target) or "assert" in str(getattr(node.target, "__name__", ""))

@@ -139,6 +139,7 @@ class Keeper:
         sources += self._kept_inputs(candidate, placed)
         pins = {symbol: size for term in candidate.form.terms.values() for symbol, size in term.op.pins}
         before = sum((prices.cost_inside(m, pins) for m in candidate.members), Cost())
+        before += Cost(stored=-prices.repeated(candidate.members))
         return Option(placed.cost, tuple(dict.fromkeys(sources)), candidate.members, placed, before)
 
     @cached_property

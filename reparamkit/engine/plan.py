@@ -278,6 +278,7 @@ class Planner:
         stay = plan.needed - {site.value for site in plan.sites}
         gone = set[fx.Node]().union(*(site.members for site in plan.sites)) - stay
         stored = plan.price.stored + self.options.prices.staying(gone)
+        stored += sum(self.options.prices.repeated(site.members) for site in plan.sites)
         stored -= self.options.added_bias((site.placed for site in plan.sites), gone)
         return Excess(-round(sum(self._saved(plan))), stored - self.original.stored)
 

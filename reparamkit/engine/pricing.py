@@ -63,6 +63,12 @@ class Prices:
             self.numbers[node] = self._count(node)
         return self.numbers[node]
 
+    def repeated(self, nodes: Iterable[fx.Node]) -> int:
+        """Numbers of modules that several of these nodes call: each of them counts all, and they are there once."""
+        calls = [node for node in nodes if node.op == "call_module"]
+        once = {self.captured.module(node): node for node in calls}
+        return sum(map(self.stored, calls)) - sum(map(self.stored, once.values()))
+
     def shift(self, node: fx.Node) -> int:
         """How many of the numbers that a node reads are a bias."""
         form = self.reading.read.get(node)

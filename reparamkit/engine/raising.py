@@ -32,6 +32,7 @@ from ..layers.parts import Span, rescaled
 from ..layers.plans import broadcast, uniform
 from .absorb import is_scale
 from .norms import restore
+from .parts import SPLITS
 from .pricing import readers_of
 from .reading import Reading
 from .scope import Scope
@@ -42,6 +43,8 @@ Prove = Callable[[fx.Node, fx.Node, Collection[fx.Node]], None]
 ELEMENTWISE: frozenset[object] = frozenset({operator.mul, torch.mul, torch.multiply, "mul", "multiply"})
 MATRICES: frozenset[object] = frozenset({operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", torch.einsum})
 """Products: a factor of one is a factor of the other, but for what differs along a dimension that is summed."""
+PARTS: frozenset[object] = frozenset({operator.getitem, torch.narrow, "narrow", *(call for call, _ in SPLITS.values())})
+"""Calls that take a part of a value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,11 @@ class Way:
     def whole(self) -> fx.Node:
         """The value that is split."""
         return self.args[0]  # type: ignore[no-any-return]
+
+
+def takes_parts(captured: Captured) -> bool:
+    """Whether code takes parts of values (or elements of lists)."""
+    return any(node.target in PARTS for node in captured.graph.nodes)
 
 
 def scaled_parts(captured: Captured, scope: Scope, reading: Reading) -> list[Way]:
@@ -268,10 +276,10 @@ def _is_viewed(captured: Captured, node: fx.Node) -> bool:
 
 def _raise(captured: Captured, way: Way) -> Raised:
     node, whole = way.scale, way.whole
-    part = node.all_input_nodes[0] if not way.views else way.views[-1]
-    kept = Raised(node, part, Apart(node.op, node.target, node.args, node.kwargs), node.meta.get("val"))
-    node.replace_all_uses_with(part)
-    captured.hand_on({node: part})
+    scaled = node.all_input_nodes[0] if not way.views else way.views[-1]
+    kept = Raised(node, scaled, Apart(node.op, node.target, node.args, node.kwargs), node.meta.get("val"))
+    node.replace_all_uses_with(scaled)
+    captured.hand_on({node: scaled})
     first = min(whole.users)
     for constant in sorted(_made_of(way.args[1:])):
         if first < constant:
@@ -287,14 +295,14 @@ def _raise(captured: Captured, way: Way) -> Raised:
 
 
 def _lower(captured: Captured, each: Raised) -> None:
-    node, part = each.scale, captured.current(each.part)
+    node, scaled = each.scale, captured.current(each.part)
     node.replace_all_uses_with(node.all_input_nodes[0])
     restore(captured, node, each.was)
     node.meta["val"] = each.val
     node.meta.pop("stands for", None)
     max(node.all_input_nodes).append(node)
-    captured.hand_on({part: node})
-    part.replace_all_uses_with(node, delete_user_cb=lambda user: node < user)
+    captured.hand_on({scaled: node})
+    scaled.replace_all_uses_with(node, delete_user_cb=lambda user: node < user)
 
 
 def _made_of(constants: Iterable[Any]) -> list[fx.Node]:

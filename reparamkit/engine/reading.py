@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from ..algebra.form import CONSTANT_FOLD, Form, source_form, with_guarded_rank
 from ..algebra.operator import open_sizes, pin
+from ..algebra.regroup import told_rank
 from ..algebra.size import ONE, Pin, Size, Symbol, broadcast, fixed, free_size, is_of_rank, roots
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import SIZES, Captured
@@ -27,68 +28,14 @@ from ..layers.hooks import AFTER, BEFORE
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module, computes_weight
 from .arithmetic import evaluated, is_constant, rounded_to, widened
-from .counting import Shape, checks, computed, least_rank, opaque, shape_read
+from .counting import MAY_BROADCAST, SAME_SHAPE, Shape, checks, computed, least_rank, opaque, shape_read
 from .parts import number_of_parts, taken_apart
+from .ranks import RANK, certain_rank
 from .scope import WATCHED, Scope, watched
 
 MAX_COMBINATIONS = 16
 MAX_SORTED = 256
 """Of more ways to choose a candidate per input only those are tried that reach equally far back."""
-SAME_SHAPE = frozenset(
-    [
-        "relu",
-        "relu6",
-        "gelu",
-        "silu",
-        "sigmoid",
-        "tanh",
-        "hardswish",
-        "hardsigmoid",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "mish",
-        "softplus",
-        "prelu",
-        "clamp",
-        "exp",
-        "softmax",
-        "log_softmax",
-        "softsign",
-        "celu",
-        "hardtanh",
-        "threshold",
-        "abs",
-        "layernorm",
-        "layer_norm",
-        "rmsnorm",
-        "rms_norm",
-        "groupnorm",
-        "group_norm",
-        "mul",
-        "batch_norm",
-        "batchnorm1d",
-        "batchnorm2d",
-        "batchnorm3d",
-        "add",
-        "sub",
-        "div",
-        "imul",
-        "iadd",
-        "logsigmoid",
-        "clone",
-        "dropout",
-        "identity",
-        "detach",
-        "empty_like",
-        "ones_like",
-        "rand_like",
-        "randn_like",
-    ]
-)
-"""Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast)."""
-MAY_BROADCAST = frozenset(["mul", "add", "sub", "div", "imul", "iadd", "addcmul"])
-
 WRITTEN = "rules"
 """What the meta of a node has that was written for a merge: its rules."""
 
@@ -172,9 +119,16 @@ class Reading:
         known = {s: self.facts[s] for link in links for s in roots(link.size) if s in self.facts}
         return form.mapped(lambda op: pin(op, known)) if known else form
 
+    def shape_of(self, node: fx.Node) -> Shape:
+        """The shape of a value. Its rank is known too if calls fail with any other."""
+        sizes, open_rank = self.shapes.get(node, ((), True))
+        if open_rank and sizes and certain_rank(node) is not None:
+            sizes, open_rank = (form := told_rank(source_form(node.name, sizes, True))).sizes, form.open_rank
+        return sizes, open_rank
+
     def sizes_of(self, node: fx.Node) -> tuple[Size, ...]:
         """The sizes of a value, with all that is known of them; none if its rank is open."""
-        sizes, open_rank = self.shapes.get(node, ((), True))
+        sizes, open_rank = self.shape_of(node)
         return () if open_rank else tuple(size.substitute(self.facts) for size in sizes)
 
     def no(self, node: fx.Node, reason: str) -> None:
@@ -317,14 +271,22 @@ class _Reader:
         if not open_rank:
             return sizes, open_rank
         probably = () if form is None else tuple(size.hint for size in form.sizes)
-        return open_sizes(self.node.name, probably, least_rank(self.node)), True
+        return open_sizes(self.node.name, probably, least_rank(self.node), _told(self.node)), True
 
     def _has_read_shape(self, form: Form) -> bool:
         """Whether a value has the sizes of its form even where the guards of the form fail: where only the rank was
-        guarded, which a real run had. (Beside a constant of another size, the code may take another way.)
+        guarded, and a real run had it or calls fail with any other. (Beside a constant of another size, the code may
+        take another way.)
         """
         traced = isinstance(self.node.meta.get("val"), Tensor)
-        return traced and all(is_of_rank(*guard) for guard in form.guards)
+        return all(is_of_rank(*guard) and (traced or self._is_certain(*guard)) for guard in form.guards)
+
+    def _is_certain(self, symbol: Symbol, pin: Pin) -> bool:
+        """Whether a guard of a rank, or of a dimension, cannot fail."""
+        name, dim = symbol.origin
+        rank = certain_rank(self.captured.named[str(name)])
+        assert isinstance(dim, int)
+        return rank is not None and (rank - dim == pin if symbol.stands_for_dims else rank >= -dim)
 
     def _same_shape(self) -> Shape | None:
         """The shape of the first input, for calls known to keep it; never one that traced values contradict."""
@@ -345,13 +307,15 @@ class _Reader:
         first = self.node.args[0] if self.node.args else None
         if reader is None or reader.shape is None or not isinstance(first, fx.Node) or self.node.kwargs:
             return None
-        before, open_rank = self.out.shapes.get(first, ((), True))
+        before, open_rank = self.out.shape_of(first)
         own = _own_shape(self.node)
         try:
-            rest = fx.node.map_arg(self.node.args[1:], lambda n: self._size(reader, n))
+            rest = fx.node.map_arg(self.node.args[1:], lambda n: self._known(reader, n))
         except NotFusable:
             return None
         sizes = reader.shape(() if open_rank else before, *rest)
+        if own[1] and not open_rank and all(sizes):
+            return tuple(size for size in sizes if size), False
         if own[1] or len(sizes) != len(own[0]):
             return None
         return tuple(size or free for size, free in zip(sizes, own[0], strict=True)), False
@@ -431,19 +395,29 @@ class _Reader:
         return found
 
     def _read_somehow(self, reader: Reader, choice: dict[fx.Node, Candidate]) -> list[Candidate]:
-        """For all sizes, or else for those that the model meets as numbers further on."""
+        """For all sizes and ranks, or else for those that the model meets as numbers further on, and that are told."""
         try:
-            read = self._read_all(reader, choice)
+            read = self._read_ranked(reader, choice)
         except FreeSize:
             symbols = {s for c in choice.values() for size in c.form.sizes for s in roots(size)}
             self.out.stuck |= symbols
             told = {symbol: self.out.assumed[symbol] for symbol in symbols if symbol in self.out.assumed}
             if not told:
                 raise
-            read = self._read_all(reader, {n: _guarded(c, told) for n, c in choice.items()})
+            read = self._read_ranked(reader, {n: _guarded(c, told) for n, c in choice.items()})
         for candidate in read:
             self.out.meet(candidate.form.guards)
         return read
+
+    def _read_ranked(self, reader: Reader, choice: dict[fx.Node, Candidate]) -> list[Candidate]:
+        """For all ranks, or else for those that are told."""
+        try:
+            return self._read_all(reader, choice)
+        except NotFusable:
+            told = {n: replace(c, form=told_rank(c.form)) for n, c in choice.items()}
+            if all(told[n].form is c.form for n, c in choice.items()):
+                raise
+        return self._read_all(reader, told)
 
     def _meet_parts(self) -> None:
         """A dimension of which code takes parts that together are all of it has the size that the code says."""
@@ -476,7 +450,7 @@ class _Reader:
         """The one value that the sizes among the arguments are of; None if there is none, or its rank is open."""
         names = {str(symbol.origin[0]) for size in self._given_sizes() for symbol in roots(size)}
         found = self.captured.named.get(next(iter(names))) if len(names) == 1 else None
-        return found if found in self.out.forms and not self.out.shapes[found][1] else None
+        return found if found in self.out.forms and not self.out.shape_of(found)[1] else None
 
     def _given_sizes(self) -> list[Size]:
         given = [self._informed(self.out.sizes.get(n)) for n in self.node.all_input_nodes]
@@ -485,10 +459,11 @@ class _Reader:
 
     def _ranked(self, like: fx.Node) -> Form:
         """The form of a value. Code that reads only some of its sizes may read others of a value of another rank."""
-        form = source_form(like.name, *self.out.shapes[like])
+        told = self.out.shapes[like][1]
+        form = source_form(like.name, *self.out.shape_of(like))
         whole = any(isinstance(self.out.sizes.get(n), tuple) for n in self.node.all_input_nodes)
         free = {size for size in self.out.sizes_of(like) if not size.known}
-        return form if whole or free <= {*self._given_sizes()} else with_guarded_rank(form)
+        return form if not told and (whole or free <= {*self._given_sizes()}) else with_guarded_rank(form)
 
     def _choices(self) -> Iterator[dict[fx.Node, Candidate]]:
         """One candidate per input value; the values themselves first, then all that reach equally far back, then those
@@ -583,9 +558,7 @@ class _Reader:
         def known(node: fx.Node) -> Any:
             if node in choice:
                 return choice[node].form if vanishing else self.out.informed(choice[node].form)
-            if node in self.out.constants:
-                return self.out.constants[node]
-            return self._size(reader, node)
+            return self._known(reader, node)
 
         args: list[Any] = list(fx.node.map_arg(self.node.args, known))
         kwargs = dict(fx.node.map_arg(self.node.kwargs, known))
@@ -596,6 +569,10 @@ class _Reader:
     def _takes_layers(self, shape: Candidate) -> bool:
         """Whether a constant has the shape of layers: what they check of their input, nothing checks any more."""
         return any(m in self.out.read and not self.out.read[m].vanishes for m in shape.members)
+
+    def _known(self, reader: Reader, node: fx.Node) -> Any:
+        """A constant, or a size."""
+        return self.out.constants[node] if node in self.out.constants else self._size(reader, node)
 
     def _size(self, reader: Reader, node: fx.Node) -> Any:
         # A layer that comes after it was read may have fixed the size.
@@ -628,7 +605,13 @@ def _own_shape(node: fx.Node) -> Shape:
     if SIZES in node.meta:
         least = node.meta[SIZES]
         return tuple(Size(1, (Symbol((node.name, d - len(least)), n),)) for d, n in enumerate(least)), False
-    return open_sizes(node.name), True
+    return open_sizes(node.name, dims=_told(node)), True
+
+
+def _told(node: fx.Node) -> int | None:
+    """The rank of a value, where calls tell it."""
+    told = node.meta.get(RANK)
+    return None if told is None else told[0]
 
 
 def _size_value(node: fx.Node, known: Reading) -> Any:
@@ -641,7 +624,7 @@ def _size_value(node: fx.Node, known: Reading) -> Any:
     if node.target is len and (count := number_of_parts(first, known.sizes_of)) is not None:
         return fixed(count)
     if isinstance(first, fx.Node) and first in known.shapes:
-        open_rank = known.shapes[first][1]
+        open_rank = known.shape_of(first)[1]
         return shape_read(node, known.shapes[first] if open_rank else (known.sizes_of(first), False))
     inputs = node.all_input_nodes
     if node.op != "call_function" or not any(n in known.sizes for n in inputs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
@@ -25,14 +26,18 @@ Row = tuple[int | str, ...]
 
 def evenly_partnered(captured: Captured, node: fx.Node) -> bool:
     """Whether every call of a node's module is followed by a call of one other, or every one comes after such a call,
-    and nothing else reads what is between them.
+    and nothing else reads what is between them; or every one reads the same value, and a merge may take all of them.
     """
     if node.op != "call_module":
         return False
     module = captured.module(node)
     calls = [n for n in captured.graph.nodes if n.op == "call_module" and captured.module(n) is module]
     partners = ({found(captured, call) for call in calls} for found in (_next, _previous))
-    return any(len(found) == 1 and None not in found for found in partners)
+    return any(len(found) == 1 and None not in found for found in partners) or _read_one_value(calls)
+
+
+def _read_one_value(calls: Sequence[fx.Node]) -> bool:
+    return len({(call.args, tuple(call.kwargs.items())) for call in calls}) == 1
 
 
 def _next(captured: Captured, node: fx.Node) -> int | None:
@@ -50,7 +55,7 @@ def _previous(captured: Captured, node: fx.Node) -> int | None:
 
 def is_shared(captured: Captured, merge: Merge) -> bool:
     """Whether it takes in a module that is called elsewhere too."""
-    return any(captured.module_calls[module] > 1 for module in _modules(_row(captured, merge)))
+    return any(captured.module_calls[module] > n for module, n in _counted(captured, merge))
 
 
 def uneven(captured: Captured, merges: Sequence[M]) -> list[M]:
@@ -59,7 +64,7 @@ def uneven(captured: Captured, merges: Sequence[M]) -> list[M]:
         merge
         for group in alike(captured, merges)
         for merge in group
-        if any(captured.module_calls[module] not in (1, len(group)) for module in _modules(_row(captured, merge)))
+        if any(captured.module_calls[module] not in (1, len(group) * n) for module, n in _counted(captured, merge))
     ]
     largest = max((len(merge.members) for merge in found), default=0)
     return [merge for merge in found if len(merge.members) == largest]
@@ -81,6 +86,11 @@ def _row(captured: Captured, merge: Merge) -> Row:
 
 def _called(captured: Captured, node: fx.Node) -> int | str:
     return id(captured.module(node)) if node.op == "call_module" else target_of(node)
+
+
+def _counted(captured: Captured, merge: Merge) -> Iterable[tuple[int, int]]:
+    """The modules (by identity) of a merge, each with how many of its calls are in it."""
+    return Counter(_modules(_row(captured, merge))).items()
 
 
 def _modules(row: Row) -> Iterator[int]:

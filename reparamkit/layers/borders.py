@@ -11,6 +11,7 @@ from torch import Tensor
 from ..algebra.build import offset
 from ..algebra.form import Form
 from ..algebra.segments import padded
+from ..algebra.size import Size, stencil_size
 from ..errors import NotFusable
 from .registry import READERS
 
@@ -36,7 +37,13 @@ def _pairs(pad: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(pad[0::2], pad[1::2], strict=True))
 
 
-@READERS.reader(pad_with)
+def padded_sizes(before: Sequence[Size], pad: Sequence[int], value: object) -> list[Size | None]:
+    """The sizes of what `pad_with` makes of a tensor of sizes `before`."""
+    pads = [(0, 0)] * (len(before) - len(pad) // 2) + _pairs(pad)[::-1]
+    return [stencil_size(size, 1, low + high - 1) for size, (low, high) in zip(before, pads, strict=True)]
+
+
+@READERS.reader(pad_with, shape=padded_sizes)
 def read_pad_with(input: Form, pad: Sequence[int], value: Tensor) -> Form:
     """Exact where the border gets what the layers before would give for zeros there: their bias."""
     if not isinstance(value, Tensor):

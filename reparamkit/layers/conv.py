@@ -15,21 +15,20 @@ from ..algebra.regroup import in_sight
 from ..algebra.segments import fixed_dim
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
-from .padding import around
+from .padding import read_pad
 from .registry import READERS
 
 PerAxis = int | Sequence[int]
 
 
 @READERS.reader(nn.Conv1d, nn.Conv2d, nn.Conv3d)
-def read_conv_layer(layer: nn.Conv2d, input: Form) -> Form:
-    """A convolution, zero padded; in other modes a resampling of its input first, in one layer."""
+def read_conv_layer(layer: nn.Conv2d, input: Form) -> tuple[Form, ...]:
+    """A convolution, zero padded; in other modes its input is padded first, in one layer, as `F.pad` is read."""
     if layer.padding_mode == "zeros":
-        return read_conv(input, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-    pads = layer._reversed_padding_repeated_twice
-    x = around(input, list(zip(pads[0::2], pads[1::2], strict=True))[::-1], layer.padding_mode)
-    x = replace(x, recent=(*input.recent, None))
-    return conv(x, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
+        return (read_conv(input, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups),)
+    padded = read_pad(input, layer._reversed_padding_repeated_twice, layer.padding_mode)
+    inside = [replace(x, recent=(*input.recent, None)) for x in padded]
+    return tuple(conv(x, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups) for x in inside)
 
 
 @READERS.reader(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)

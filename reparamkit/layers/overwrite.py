@@ -11,7 +11,7 @@ from ..algebra.build import offset
 from ..algebra.form import Form
 from ..algebra.operator import zeros
 from ..algebra.regroup import known_rank, permute
-from ..algebra.segments import concatenated, cropped, selected
+from ..algebra.segments import concatenated, cropped, padded, selected
 from ..errors import NotFusable
 from .elementwise import constant
 from .registry import READERS
@@ -77,6 +77,8 @@ def _replaced(x: Form, keys: list[slice], value: Form | Tensor | float) -> Form:
     if dim is None:
         return _filled(x, value)
     size = x.sizes[dim]
+    if not size.known and isinstance(value, Form) and x.vanishes and x.bias is None:
+        return _surrounded(x, keys, value)
     if not size.known:
         raise NotFusable("a part is overwritten in place, of an axis whose size is free")
     start, stop, step = keys[dim].indices(size.factor)
@@ -88,6 +90,17 @@ def _replaced(x: Form, keys: list[slice], value: Form | Tensor | float) -> Form:
     before = [cropped(x, dim, 0, start, 1)] if start else []
     after = [cropped(x, dim, stop, size.factor, 1)] if stop < size.factor else []
     return concatenated([*before, inside, *after], dim) if before or after else inside
+
+
+def _surrounded(zeros: Form, keys: list[slice], value: Form) -> Form:
+    """The value inside of zeros, by keys that count from both ends: zero padding."""
+    ends = [(key.start or 0, -(key.stop or 0)) for key in keys]
+    if any(key.step not in (None, 1) for key in keys) or any(n < 0 for pair in ends for n in pair):
+        raise NotFusable("a part is overwritten in place, of an axis whose size is free")
+    made = padded(value, ends)
+    if made.sizes != zeros.sizes:
+        raise NotFusable("a part is overwritten by what may differ in shape: broadcasting is not merged")
+    return made + zeros
 
 
 def _replaced_each(x: Form, dim: int, positions: range, rest: list[slice], value: Form | Tensor | float) -> Form:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..algebra.build import resampled
 from ..algebra.form import Form
@@ -39,12 +40,19 @@ def read_pad(input: Form, pad: Sequence[int], mode: str = "constant", value: flo
         raise NotFusable("padding whose width is computed at run time")
     pairs = list(zip(pad[0::2], pad[1::2], strict=True))[::-1]
     if mode != "constant":
-        return either(
-            lambda: around(input, pairs, mode), lambda: probe(input, lambda tensor: F.pad(tensor, list(pad), mode))
-        )
+        return either(lambda: around(input, pairs, mode), lambda: probe(input, lambda x: _padded(x, pairs, mode)))
     if value not in (None, 0):
         raise NotFusable(f"padding with value {value} is not zero padding")
     return (padded(input, pairs),)
+
+
+def _padded(x: Tensor, pads: Sequence[tuple[int, int]], mode: str) -> Tensor:
+    """``F.pad``, its circles by positions: it writes those into memory that nobody wrote, which no recipe may."""
+    if mode != "circular":
+        return F.pad(x, [n for pair in pads[::-1] for n in pair], mode)
+    for dim, (low, high) in zip(range(-len(pads), 0), pads, strict=True):
+        x = x.index_select(dim, torch.arange(-low, x.shape[dim] + high) % x.shape[dim])
+    return x
 
 
 @READERS.reader(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, moves=1)
@@ -70,5 +78,5 @@ def around(x: Form, pads: Sequence[tuple[int, int]], mode: str) -> Form:
         if low or high:
             size = x.sizes[dim]
             after = stencil_size(size, 1, low + high - 1)
-            maps[dim] = Resampling(("pad", mode, low, high), size, after, around=(low, high))
+            maps[dim] = Resampling(("pad", mode, low, high), size, after, around=(low, high), mode=mode)
     return resampled(x, maps)

@@ -138,14 +138,14 @@ def gathered(dim: int, positions: Sequence[int]) -> Layer:
     return Layer(f"{list(positions)} of {dim}", read, lambda x: x.index_select(dim, torch.tensor(positions)))
 
 
-def surrounded(n: int, before: Sequence[int], behind: Sequence[int]) -> Layer:
-    """The last axis, of n positions, with some of them before it and behind it once more."""
+def surrounded(n: int, before: Sequence[int], behind: Sequence[int], mode: str = "") -> Layer:
+    """The last axis, of n positions, with some of them before it and behind it once more; mode: see `Resampling`."""
     positions = (*before, *range(n), *behind)
     around = (len(before), len(behind))
 
     def read(f: Form) -> Form:
         name = ("positions", positions)
-        return build.resampled(f, {-1: Resampling(name, f.sizes[-1], fixed(len(positions)), around=around)})
+        return build.resampled(f, {-1: Resampling(name, f.sizes[-1], fixed(len(positions)), 0, around, mode)})
 
     return Layer(f"{list(positions)}", read, lambda x: x.index_select(-1, torch.tensor(positions)))
 

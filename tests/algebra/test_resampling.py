@@ -89,6 +89,30 @@ def test_a_branch_without_the_positions_around_is_read_behind_them(data: DataObj
     assert_equal(evaluate(form, x=x), joined.run(x), exact=False)
 
 
+AROUND: dict[str, Callable[[int, int], int]] = {
+    "reflect": lambda k, n: (n - 1) - abs((n - 1) - abs(k)),
+    "replicate": lambda k, n: min(max(k, 0), n - 1),
+    "circular": lambda k, n: k % n,
+}
+"""Per mode of padding the position that stands at place k of an axis of n."""
+
+
+@given(data=st.data(), shape=shapes(1, largest=5), mode=st.sampled_from([*AROUND]), stride=st.integers(1, 2))
+def test_fewer_positions_around_are_inside_of_more(data: DataObject, shape: Shape, mode: str, stride: int) -> None:
+    """``conv(pad(x)) + conv(wider pad(x))`` of one mode is one operator behind the wider padding."""
+    n, channels = shape[-1], shape[1]
+    wide = data.draw(st.tuples(*[st.integers(0, min(3, n - 1))] * 2))
+    narrow = tuple(data.draw(st.integers(0, end)) for end in wide)
+
+    def branch(low: int, high: int) -> Layer:
+        before, behind = ([AROUND[mode](k, n) for k in ks] for ks in (range(-low, 0), range(n, n + high)))
+        weight = data.draw(tensors(channels, channels, low + high + 1))
+        return pairs.surrounded(n, before, behind, mode) >> pairs.conv(weight, None, [stride], [(0, 0)], [1], 1)
+
+    joined, x = branch(*narrow) + branch(*wide), data.draw(tensors(*shape))
+    assert_equal(evaluate(joined.read(source(x)), x=x), joined.run(x), exact=False)
+
+
 def views(form: Form) -> Resampled:
     """The view that a resampling leaves behind."""
     (view,) = (view for view in form.recent if isinstance(view, Resampled))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .blocks import Model, RepMixer, Scalar, Sum, conv, conv_norm, depthwise, mobileone, norm, parameter, repvgg, seq
-from .table import MAPS, MAPS_1D, MAPS_3D, TOKENS, Structure
+from .table import MAPS, MAPS_1D, MAPS_3D, ROWS, TOKENS, Structure
 
 
 class QARepVGG(nn.Module):
@@ -267,7 +267,6 @@ BRANCHES = (
         lambda: Model(lambda m, x: m.a(x.relu()) + x + m.shift, a=conv_norm(4, 4), shift=parameter(4, 1, 1)),
         MAPS,
         "relu conv add",
-        needs_inputs=True,
         near="a sum that broadcasts channels",
     ),
     Structure(
@@ -284,5 +283,25 @@ BRANCHES = (
         "linear linear conv conv add",
         equation="s (Ka x A + Kb x B) = (s Ka) (x A) + (s Kb) (x B)",
         source="2s-AGCN, Shi et al. 2019",
+    ),
+    Structure(
+        "one layer, twice on one value",
+        lambda: Model(lambda m, x: m.norm(m.a(x) + m.a(x)), a=conv(4, 5), norm=norm(5)),
+        MAPS,
+        "conv",
+        equation="s (K x + K x) = 2 s K x",
+        near="one layer, twice on one value and once on another",
+    ),
+    Structure(
+        "one head behind several dropouts",
+        lambda: Model(
+            lambda m, x: sum(m.head(drop(x)) for drop in m.drops) / len(m.drops),
+            head=nn.Linear(6, 3),
+            drops=nn.ModuleList(nn.Dropout(0.5) for _ in range(4)),
+        ),
+        ROWS,
+        "linear",
+        equation="(W x + b + ... + W x + b) / n = W x + b",
+        source="multi-sample dropout, Inoue 2019",
     ),
 )

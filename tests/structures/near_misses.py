@@ -25,6 +25,7 @@ from .blocks import (
     with_border,
 )
 from .norms import PreNorm
+from .parts import filled_inside
 from .table import MAPS, TOKENS_8, NearMiss, Shape
 
 TOKENS_5: tuple[Shape, ...] = ((2, 5, 8), (1, 5, 8))
@@ -487,7 +488,7 @@ NEAR_MISSES = (
         ),
         MAPS[:1],
         "conv conv conv upsample_nearest2d add",
-        "called at 2 places|not affine|interpolate",
+        "resample an axis differently|computed at run time",
     ),
     NearMiss(
         "nearest, padded conv",
@@ -509,7 +510,7 @@ NEAR_MISSES = (
         lambda: seq(nearest(25), conv(4, 4)),
         MAPS,
         "upsample_nearest2d conv",
-        "full matrix|fixed sizes|rank",
+        "full matrix|fixed sizes|not whole|save nothing",
         objective="flops",
     ),
     NearMiss(
@@ -517,7 +518,7 @@ NEAR_MISSES = (
         lambda: seq(nearest(1.5), conv(4, 4)),
         MAPS,
         "upsample_nearest2d conv",
-        "full matrix|fixed sizes|rank",
+        "full matrix|fixed sizes|not whole|save nothing",
         objective="flops",
     ),
     NearMiss(
@@ -533,8 +534,22 @@ NEAR_MISSES = (
         lambda: seq(nn.UpsamplingBilinear2d(scale_factor=2), conv(4, 4)),
         MAPS,
         "upsample_bilinear2d conv",
-        "full matrix|fixed sizes|rank",
+        "full matrix|fixed sizes|save nothing",
         objective="flops",
+    ),
+    NearMiss(
+        "one layer, twice on one value and once on another",
+        lambda: Model(lambda m, x: m.a(x) + m.a(x) + m.a(x.relu()), a=conv(4, 4)),
+        MAPS,
+        "conv conv add relu conv add",
+        "called at 3 places",
+    ),
+    NearMiss(
+        "a map assigned to the inside of ones",
+        lambda: Model(filled_inside, a=conv(4, 4, p=0), b=conv_norm(4, 4, 1), zeros=False),
+        MAPS,
+        "new_ones conv conv add",
+        "may differ in shape|size is free",
     ),
     NearMiss(
         "a sum that broadcasts channels",

@@ -200,7 +200,6 @@ NETS = (
         ),
         ((2, 4, 8, 10), (1, 4, 8, 10)),
         "conv linear mean linear",
-        needs_inputs=True,
         equation="W' = W + I; H' = H diag(alpha), b' = b + H beta",
         source="ResMLP, Touvron et al. 2021",
     ),

@@ -110,6 +110,13 @@ class InPlaceNorm(FrozenNorm):
         return x
 
 
+def filled_inside(m: Any, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    y = x.new_zeros(n, c, h + 2, w + 2) if m.zeros else x.new_ones(n, c, h + 2, w + 2)
+    y[:, :, 1:-1, 1:-1] = x
+    return m.a(y) + m.b(x)
+
+
 def normalised(m: Any, x: Tensor) -> Tensor:
     channels = [x[:, k].unsqueeze(1) * m.scale + shift for k, shift in enumerate(m.shifts)]
     return m.stem(torch.cat(channels, 1))
@@ -138,9 +145,17 @@ PARTS = (
         lambda: Model(filled, b=conv(4, 2), c=conv(4, 2), norm=seq(norm(4), nn.ReLU())),
         MAPS,
         "conv relu",
-        needs_inputs=True,
         equation="K' = [s1 K1; s2 K2]",
         near="a row of pixels that is overwritten",
+    ),
+    Structure(
+        "a map assigned to the inside of zeros",
+        lambda: Model(filled_inside, a=conv(4, 4, p=0), b=conv_norm(4, 4, 1), zeros=True),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="zeros with x inside = zero padding of x",
+        near="a map assigned to the inside of ones",
     ),
     Structure(
         "writes into a part, one after the other",
@@ -183,7 +198,6 @@ PARTS = (
         lambda: FusedAttention(0.5),
         TOKENS_8,
         "linear bmm _softmax bmm linear",
-        needs_inputs=True,
         equation="s (W x)_q = (D W x)_q, D = s on the rows of q, 1 on all others",
         near="a part that is scaled, and read as it is",
     ),
@@ -192,7 +206,6 @@ PARTS = (
         lambda: FusedAttention(parameter(2, 1, 1)),
         TOKENS_8,
         "linear bmm _softmax bmm linear",
-        needs_inputs=True,
         source="XCiT",
     ),
     Structure(
@@ -288,7 +301,6 @@ PARTS = (
         lambda: seq(in_parts([2, 2], lambda: depthwise(2, 3), lambda: depthwise(2, 5))(), norm(4)),
         MAPS,
         "conv conv cat",
-        needs_inputs=True,
         equation="part k of the norm goes into kernel k: K_k' = s_k K_k",
         near="convolutions on unequal parts",
     ),
@@ -311,7 +323,6 @@ PARTS = (
         in_parts([2, 2], lambda: conv_norm(2, 3), lambda: conv_norm(2, 3)),
         MAPS,
         "conv",
-        needs_inputs=True,
         equation="cat(K1 x1, K2 x2) = one convolution with 2 groups",
         near="convolutions on unequal parts",
     ),
@@ -390,7 +401,7 @@ PARTS = (
             b=norm(3),
         ),
         MAPS,
-        "conv relu conv cat",
+        "conv relu cat",
         equation="rows of part k: K_k' = s_k K_k",
     ),
 )

@@ -112,7 +112,6 @@ PIECES = (
         ),
         EVEN,
         "conv",
-        needs_inputs=True,
         equation="a window of two positions, of stride 2, is at n // 2 places",
         source="invertible networks, Ardizzone et al. 2019",
     ),

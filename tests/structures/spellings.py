@@ -256,7 +256,6 @@ SPELLED = (
         ),
         MAPS,
         "conv",
-        needs_inputs=True,
         equation="a size of stride times the input's is an output_padding",
         near="a transposed conv to the size of another",
     ),

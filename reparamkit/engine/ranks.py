@@ -1,0 +1,249 @@
+"""How many dimensions values have where no example tells: what the layers that make and read them take, and the code.
+
+Each call relates the ranks of what it reads to that of what it makes; ranks that no call refuses are left.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ..capture.aliases import target_name
+from ..capture.capture import Captured
+from ..capture.proxies import UNPACKED
+from .counting import MAY_BROADCAST, SAME_SHAPE
+
+RANK = "rank"
+"""What the meta of a node has of which the rank was found out: the rank, and whether calls fail with any other."""
+ANY = frozenset(range(8))
+WINDOW = re.compile(
+    r"(?:conv|conv_?transpose|(?:adaptive_?)?(?:avg|max)_?pool|instance_?norm|(?:reflection|replication)_?pad)([123])d"
+)
+TAKEN = {
+    "batchnorm1d": (2, 3),
+    "batchnorm2d": (4,),
+    "batchnorm3d": (5,),
+    "upsample": (3, 4, 5),
+    "interpolate": (3, 4, 5),
+    "upsamplingnearest2d": (4,),
+    "upsamplingbilinear2d": (4,),
+}
+"""How many dimensions calls take, of those that make as many."""
+LEAST = {"groupnorm": 2, "group_norm": 2, "pixelshuffle": 3, "pixel_shuffle": 3, "channelshuffle": 3, "linear": 1}
+"""How many dimensions calls take at least, of those that make as many."""
+ALIKE = SAME_SHAPE - MAY_BROADCAST | {
+    "contiguous",
+    "dropout2d",
+    "flip",
+    "float",
+    "overwrite",
+    "pad",
+    "part",
+    "roll",
+    "to",
+}
+"""Further calls that do."""
+SPREADING = MAY_BROADCAST | {"lerp", "matmul", "maximum", "minimum", "truediv", "where"}
+"""Calls that make as many dimensions as that of their arguments which has the most."""
+SPLITTING = frozenset({"chunk", "split", "split_with_sizes"})
+"""Calls that make several values of as many dimensions."""
+
+Relation = Callable[..., int | None]
+"""From the ranks of what a call reads to that of its result, None for any; an `IndexError` for ranks it refuses."""
+Related = tuple[list[fx.Node], Relation]
+
+
+def tell_ranks(captured: Captured) -> None:
+    """Note how many dimensions values have, where no example tells it and the calls do."""
+    inputs = [node for node in captured.graph.nodes if node.op == "placeholder"]
+    if all(isinstance(node.meta.get("val"), Tensor) for node in inputs):
+        return
+    ranks = _Ranks(captured)
+    ranks.settle(captured.graph.nodes)
+    ranks.note(certain=True)
+    for node in captured.graph.nodes:
+        if WINDOW.fullmatch(ranks.name(node)) and len(ranks.of[node]) > 1:
+            # A window takes a sample without its batch too, which few mean.
+            ranks.of[node] = frozenset({max(ranks.of[node])})
+            ranks.settle([node, *node.users])
+    ranks.note(certain=False)
+
+
+def certain_rank(node: fx.Node) -> int | None:
+    """The rank of a value, if the example tells it, or calls fail with any other."""
+    value = node.meta.get("val")
+    rank, certain = node.meta.get(RANK, (None, False))
+    return value.dim() if isinstance(value, Tensor) else rank if certain else None
+
+
+@dataclass
+class _Ranks:
+    """The ranks that values may have. related: per call the values that it relates, and how."""
+
+    captured: Captured
+    of: dict[fx.Node, frozenset[int]] = field(default_factory=dict)
+    related: dict[fx.Node, Related] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for node in self.captured.graph.nodes:
+            self.of[node] = self._own(node)
+            if (found := self._relation(node)) is not None:
+                self.related[node] = found
+
+    def note(self, certain: bool) -> None:
+        """Write down what is settled; nothing, if calls contradict each other."""
+        if all(self.of.values()):
+            for node in (node for node, ranks in self.of.items() if len(ranks) == 1):
+                node.meta.setdefault(RANK, (next(iter(self.of[node])), certain))
+
+    def settle(self, nodes: Iterable[fx.Node]) -> None:
+        """Leave only ranks that these calls allow, and then all others they are related to."""
+        work = dict.fromkeys(nodes)
+        while work:
+            node = next(iter(work))
+            del work[node]
+            for changed in self._narrowed(node):
+                work.update(dict.fromkeys([changed, *changed.users]))
+
+    def _narrowed(self, node: fx.Node) -> list[fx.Node]:
+        """The values of which some ranks do not go with a call."""
+        if node not in self.related:
+            return []
+        read, relation = self.related[node]
+        found = [*_fitting(relation, [self.of[n] for n in read], self.of[node])]
+        left = {n: frozenset(ranks[k] for ranks in found) for k, n in enumerate((*read, node))}
+        changed = [n for n, ranks in left.items() if ranks != self.of[n]]
+        self.of.update(left)
+        return changed
+
+    def _own(self, node: fx.Node) -> frozenset[int]:
+        value = self.captured.attribute(node) if node.op == "get_attr" else node.meta.get("val")
+        return frozenset({value.dim()}) if isinstance(value, Tensor) else ANY
+
+    def name(self, node: fx.Node) -> str:
+        """The plain name of what a node calls; of a layer, that of the class of torch whose forward it has."""
+        if node.op != "call_module":
+            return target_name(node, self.captured.module).rstrip("_") if node.op.startswith("call") else ""
+        module = self.captured.module(node)
+        known = (c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules"))
+        return next((c.__name__.lower() for c in known if getattr(c, "forward", None) is type(module).forward), "")
+
+    def _relation(self, node: fx.Node) -> Related | None:
+        name, args = self.name(node), _given(node, self.captured)
+        values = [each for each in args if isinstance(each, fx.Node)]
+        if name in ("cat", "stack") and args and isinstance(args[0], Sequence):
+            return list(dict.fromkeys(args[0])), lambda *ranks: _equal(ranks) + (name == "stack")
+        if name in SPREADING:
+            return list(dict.fromkeys(values)), lambda *ranks: max(ranks)
+        if not values or values[0] is not args[0]:
+            return None
+        relation = self._of_item(values[0], args[1]) if name == "getitem" else _of_one(name, args, node)
+        return None if relation is None else (values[:1], relation)
+
+    def _of_item(self, whole: fx.Node, key: Any) -> Relation | None:
+        """Of a tensor that is indexed, or of one of the parts that it is split into; None of a list of tensors."""
+        if self.name(whole) in SPLITTING:
+            return lambda rank: rank
+        indexed = self.name(whole) != "getattr" if whole in self.related else whole.op == "placeholder"
+        if not indexed or (whole.op == "placeholder" and isinstance(key, int)):
+            return None
+        return lambda rank: _indexed(rank, key)
+
+
+def _given(node: fx.Node, captured: Captured) -> list[Any]:
+    """The arguments of a call; of a flattening layer, those that it was made with."""
+    given = [*node.args, *(value for name, value in node.kwargs.items() if name in ("dim", "dims", "keepdim"))]
+    module = captured.module(node) if node.op == "call_module" else None
+    return [*given, module.start_dim, module.end_dim] if isinstance(module, nn.Flatten) else given
+
+
+def _fitting(relation: Relation, read: list[frozenset[int]], made: frozenset[int]) -> Iterator[tuple[int, ...]]:
+    """The ranks that go with each other."""
+    for ranks in product(*read):
+        try:
+            result = relation(*ranks)
+        except IndexError:
+            continue
+        yield from ((*ranks, rank) for rank in made if result in (None, rank))
+
+
+def _equal(ranks: Sequence[int]) -> int:
+    return _checked(ranks[0], len(set(ranks)) == 1)
+
+
+def _checked(rank: int, holds: bool) -> int:
+    if not holds:
+        raise IndexError
+    return rank
+
+
+def _of_one(name: str, args: list[Any], node: fx.Node) -> Relation | None:
+    """How the rank of the first argument is related to that of the result."""
+    rest = args[1:]
+    flat = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
+    if (window := WINDOW.fullmatch(name)) is not None:
+        return lambda rank: _checked(rank, rank - int(window[1]) in (1, 2))
+    if name in TAKEN:
+        return lambda rank: _checked(rank, rank in TAKEN[name])
+    if name in LEAST or name in ALIKE | SPLITTING:
+        return lambda rank: _checked(rank, rank >= LEAST.get(name, 0))
+    if name == "permute":
+        return lambda rank: _checked(rank, rank == len(flat))
+    if name in ("transpose", "swapaxes", "swapdims"):
+        return lambda rank: _checked(rank, all(_is_of(dim, rank) for dim in flat))
+    if name in ("view", "reshape") and (len(rest) > 1 or flat is not rest):
+        return lambda rank: len(flat)
+    if name == "flatten":
+        return lambda rank: _flattened(rank, *rest)
+    if name == "unsqueeze":
+        return lambda rank: rank + 1
+    if name in ("mean", "sum", "amax", "amin") and rest:
+        return lambda rank: _reduced(rank, *rest)
+    if name in ("size", "getattr", "setitem"):
+        return _asked(name, rest, node)
+    return None
+
+
+def _is_of(dim: Any, rank: int) -> bool:
+    return not isinstance(dim, int) or -rank <= dim < rank
+
+
+def _flattened(rank: int, start: int = 0, end: int = -1) -> int:
+    _checked(rank, rank == 0 or (_is_of(start, rank) and _is_of(end, rank)))
+    return rank - (end % rank - start % rank) if rank else 1
+
+
+def _reduced(rank: int, dims: Any, keep: bool = False, *rest: Any) -> int:
+    gone = dims if isinstance(dims, (tuple, list)) else [dims]
+    _checked(rank, all(_is_of(dim, rank) for dim in gone))
+    return rank if keep else rank - len(gone)
+
+
+def _indexed(rank: int, key: Any) -> int | None:
+    keys = key if isinstance(key, tuple) else (key,)
+    if not all(k is None or k is Ellipsis or isinstance(k, (int, slice)) for k in keys):
+        return None
+    new = sum(k is None for k in keys)
+    _checked(rank, len(keys) - new - (Ellipsis in keys) <= rank)
+    return rank + new - sum(isinstance(k, int) for k in keys)
+
+
+def _asked(name: str, rest: list[Any], node: fx.Node) -> Relation | None:
+    """Code that takes sizes by their number, all of them, or writes into a part."""
+    if name == "setitem":
+        return lambda rank: _any(_indexed(rank, rest[0]))
+    if name == "getattr" and rest != ["shape"]:
+        return None
+    count = node.meta.get(UNPACKED)
+    dims = [*rest] if name == "size" else [user.args[1] for user in node.users if user.target is operator.getitem]
+    return lambda rank: _any(_checked(rank, all(_is_of(d, rank) for d in dims) and count in (None, rank)))
+
+
+def _any(rank: int | None) -> None:
+    """Of a result that is no tensor."""
