@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -199,9 +200,9 @@ class Captured:
         return {path: names for names in self.paths.values() if len(names) > 1 for path in names}
 
     @cached_property
-    def paths(self) -> dict[nn.Module, list[str]]:
-        """The paths of each module of the model."""
-        paths: dict[nn.Module, list[str]] = {}
+    def paths(self) -> Mapping[nn.Module, list[str]]:
+        """The paths of each module of the model. In place, modules that are merged away are freed."""
+        paths: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
         for path, module in self.root.named_modules(remove_duplicate=False):
             paths.setdefault(module, []).append(path)
         return paths
