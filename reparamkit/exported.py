@@ -64,7 +64,7 @@ def _spell(node: fx.Node, operator: OpOverload) -> None:
         node.replace_all_uses_with(node.all_input_nodes[0])
         node.graph.erase_node(node)
     elif name == "slice":
-        _spell_slice(node, *node.args)
+        _spell_slice(node, *node.args, **node.kwargs)
     elif aliases and hasattr(Tensor, name):
         node.op, node.target = "call_method", name
     elif aliases and functions:
@@ -78,7 +78,7 @@ def _spell(node: fx.Node, operator: OpOverload) -> None:
 
 def _spell_slice(node: fx.Node, x: Any, dim: Any = 0, start: Any = None, end: Any = None, step: Any = 1) -> None:
     dim = dim if dim >= 0 else dim + x.meta["val"].dim()
-    node.target, node.args = getitem, (x, (*[slice(None)] * dim, slice(start, end, step)))
+    node.target, node.args, node.kwargs = getitem, (x, (*[slice(None)] * dim, slice(start, end, step))), {}
 
 
 @cache

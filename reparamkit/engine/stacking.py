@@ -101,7 +101,8 @@ def _stacked(captured: Captured, reading: Reading, dim: int, layers: list[fx.Nod
     graph, first = captured.graph, layers[0]
     lengths = [reading.read[layer].sizes[dim].factor for layer in layers]
     for before, layer in itertools.pairwise(layers):
-        before.append(layer)
+        if before.next is not layer:
+            before.append(layer)
     with graph.inserting_after(layers[-1]):
         joined = graph.call_function(stacked, (layers, dim))
     with graph.inserting_after(joined):
