@@ -1276,6 +1276,14 @@ def _sizes_are_read_after(m: Any, x: Tensor) -> Tensor:
     return F.layer_norm(y, y.shape[-1:])
 
 
+def _read_by_two_merges(m: Any, x: Tensor) -> Tensor:
+    """One could take in what is written, and read the value before; the other reads what was written."""
+    y = m.a(x).relu()
+    y += 1
+    z = y + y
+    return m.row(z) + m.n(z) + F.avg_pool2d(m.thin(z), 3, 1, 1)
+
+
 class AddingInPlace(nn.Module):
     """Writes into its argument, and returns it."""
 
@@ -1296,12 +1304,14 @@ class AddingInPlace(nn.Module):
         _nothing_is_left_of_it,
         _by_calls_of_a_module,
         _sizes_are_read_after,
+        _read_by_two_merges,
     ],
 )
 def test_writes_into_parts(body: Callable[[Any, Tensor], Tensor], with_inputs: bool):
     """Whatever is written into a part, and by whichever name it is read later, the output is that of the model."""
-    parts = {name: conv(4, 4) for name in "abc"}
-    model = build(lambda: Model(body, **parts, n=norm(4), write=AddingInPlace()), torch.float64)
+    parts = {name: conv(4, 4) for name in "abc"} | {"n": norm(4), "write": AddingInPlace()}
+    parts |= {"row": conv_norm(4, 4, 1), "thin": seq(depthwise(4), norm(4))}
+    model = build(lambda: Model(body, **parts), torch.float64)
     x = sample((2, 4, 8, 8))
     fused = reparamkit.fuse(model, x if with_inputs else None)
     for shape in ((2, 4, 8, 8), (1, 4, 5, 6), (0, 4, 8, 8)):

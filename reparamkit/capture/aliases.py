@@ -192,6 +192,10 @@ class Aliases:
         """The values that may share memory with `node`, itself included."""
         return self._classes[node]
 
+    def since(self, writer: fx.Node) -> set[fx.Node]:
+        """The names of the memory that a write gives and that come after it."""
+        return {n for n in self.of(writer) if self.order[n] >= self.order[writer]}
+
     def writes_between(self, node: fx.Node, start: fx.Node, end: fx.Node) -> list[fx.Node]:
         """Writes into the memory of `node`, after it was made, from `start` on and before `end`."""
         first, last = self.order[start], self.order[end]

@@ -25,6 +25,8 @@ from .site import Rejected, Settled, Shapes
 
 DEARER = "the merge would raise"
 """The beginning of a reason: what costs more, and by how much."""
+OVERWRITTEN = "its input is overwritten in place before the merged layer could read it"
+"""The reason why a merge across a write into what it reads is not made."""
 CHEAPEST, DEEPEST = 2, 2
 """How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
 
@@ -234,7 +236,7 @@ class Keeper:
             writers = self.captured.aliases.writes_between(self.named[name], first, node)
             # A write inside the merge goes with it, unless something else reads what was written.
             if any(w not in candidate.members or self._is_seen(w, node, candidate) for w in writers):
-                raise NotFusable("its input is overwritten in place before the merged layer could read it")
+                raise NotFusable(OVERWRITTEN)
 
     def _check_memory(self, node: fx.Node, placed: Placed) -> None:
         """A value of which only a view of another is left is in its memory: nothing may be written into either."""
@@ -251,8 +253,7 @@ class Keeper:
 
     def _is_seen(self, writer: fx.Node, node: fx.Node, candidate: Candidate) -> bool:
         """Whether anything but a merge reads what is written in it, under whatever name."""
-        aliases = self.captured.aliases
-        names = {n for n in aliases.of(writer) if aliases.order[n] >= aliases.order[writer]} - {node}
+        names = self.captured.aliases.since(writer) - {node}
         return any(not name.users.keys() <= candidate.members for name in names)
 
 

@@ -13,6 +13,7 @@ from ..errors import NotFusable
 from ..layers.price import Cost
 from .absorb import absorbed, is_scale, leading
 from .counting import checks
+from .keep import OVERWRITTEN
 from .options import FLOPS, STORED, Option, Options
 from .placing import Placed
 from .regions import Region
@@ -104,7 +105,7 @@ class Planner:
             plan = self._selected()
             needless = {site.merge for site in plan.sites if not self._worth_absorbing(site, plan)}
             refused = set() if needless else {site.merge for site in plan.sites if not self._can_be_written(site)}
-            refused |= set() if needless else self._check_even(plan)
+            refused |= set() if needless else self._check_even(plan) | self._check_writes(plan)
             self._forbid(self.options.banned | needless, self.options.pinned)
             if gone := refused if trial else refused | needless:
                 self.options.drop(gone)
@@ -223,6 +224,19 @@ class Planner:
             calls = max(self.captured.module_calls[id(self.captured.module(m))] for m in _module_calls(site))
             self.reading.no(site.value, f"its module is called at {calls} places: not all of them merge it alike")
         return {site.merge for site in found}
+
+    def _check_writes(self, plan: Selection) -> set[Merge]:
+        """Merges that take in a write into what they read, where others go on reading what was written."""
+        aliases = self.captured.aliases
+        found = [site for site in plan.sites if any(self._stays_written(w, site, plan) for w in aliases.writers)]
+        for site in found:
+            self.reading.no(site.value, OVERWRITTEN)
+        return {site.merge for site in found}
+
+    def _stays_written(self, writer: fx.Node, site: Site, plan: Selection) -> bool:
+        aliases = self.captured.aliases
+        inside = writer in site.members and any(self.captured.named[name] in aliases.of(writer) for name in site.sizes)
+        return inside and not plan.needed.isdisjoint(aliases.since(writer) - {site.value})
 
     # --- better plans ------------------------------------------------------------------------------
 
