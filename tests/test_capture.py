@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 import reparamkit
 from reparamkit import CaptureError, CoverageError, GuardError, InvalidInputError
 from reparamkit.capture import parts
+from reparamkit.capture.aliases import Aliases
 
 X = sample((2, 4, 8, 8), torch.float32)
 Pair = namedtuple("Pair", "first second")
@@ -1641,3 +1642,59 @@ def test_a_forward_that_asks_for_gradients_and_gives_something_else():
     assert error(run(fused, X), run(model, X)) <= 1e-6
     with suppress(GuardError):
         assert error(fused(X.clone().requires_grad_()), model(X.clone().requires_grad_())) <= 1e-6
+
+
+class Windows(nn.Module):
+    """Averages that code writes one by one into a tensor."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.layers = number, conv_norm(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.empty(x.shape[0], 3, self.number, 1)
+        for k in range(self.number):
+            out[:, :, k, 0] = x[:, :, k : k + 2].mean((2, 3))
+        return self.layers(out)
+
+
+def test_writes_into_many_parts_of_a_tensor_are_followed_in_a_moment(monkeypatch: pytest.MonkeyPatch):
+    """Whether a write passes by a value is asked for those alone that are read behind it."""
+    asked = []
+    passes_by = Aliases.passes_by
+    monkeypatch.setattr(Aliases, "passes_by", lambda *args: asked.append(args[1]) or passes_by(*args))
+    model = build(lambda: Windows(24))
+    assert len(reparamkit.report(reparamkit.fuse(model, torch.randn(2, 3, 26, 4))).merges) == 1
+    assert len(asked) < 24
+
+
+class Refused(nn.Module):
+    """A part that cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.conv.weight.data = self.conv.weight.data.clone()
+        return self.conv(x)
+
+
+class Several(nn.Module):
+    """Parts that cannot be traced, with others between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.pair = Refused(), Refused(), Refused(), conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pair(self.c(torch.relu(self.b(torch.relu(self.a(x))))))
+
+
+def test_several_parts_that_cannot_be_traced_leave_the_code_around_them_traced():
+    """Each is a refusal of its own, and the code around them is none."""
+    report = reparamkit.explain(build(lambda: nn.Sequential(Several(), Several())), torch.randn(2, 4, 6, 6))
+    refused = {refusal.path for refusal in report.refusals if "sets the attribute" in refusal.reason}
+    assert refused == {f"{k}.{name}" for k in (0, 1) for name in "abc"}
+    assert not any("cannot be traced" in refusal.reason for refusal in report.refusals)
+    assert len(report.merges) == 2

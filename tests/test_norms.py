@@ -427,3 +427,26 @@ def test_the_channels_of_a_group_norm_are_counted_from_the_first_dimension(examp
                 assert x.dim() == 4
                 continue
             assert error(found, run(each, x)) <= 1e-6
+
+
+class Converting(nn.Module):
+    """What is normalised gets the dtype of the weights that read it."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.proj = norm, nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.norm(torch.tanh(x)).to(self.proj.weight.dtype))
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])
+def test_a_dtype_that_code_takes_of_weights_is_not_read_of_a_norm_that_has_none_any_more(norm: type[nn.Module]):
+    """The code follows the model when that is converted."""
+    model = build(lambda: Converting(norm(8)))
+    x = torch.randn(2, 5, 8)
+    fused = reparamkit.fuse(model, x)
+    assert len(reparamkit.report(fused).merges) == 1
+    with torch.no_grad():
+        assert error(fused(x), model(x)) <= 1e-6
+        assert error(fused.double()(x.double()), model.double()(x.double())) <= 1e-6

@@ -1110,10 +1110,10 @@ class Pair(nn.Module):
 def test_a_method_that_cannot_be_written_in_the_end_stays(options: dict[str, bool], monkeypatch: pytest.MonkeyPatch):
     """Its merges are refused with the reason, and the others are made."""
 
-    def folded(captured: Any, frame: Any, inlined: Any, *members: Any) -> Any:
+    def folded(captured: Any, frame: Any, inlined: Any, *members: Any, **leaving: Any) -> Any:
         if frame.path == "a" and not members:
             raise NotFusable("'a' uses a value that does not reach it as an argument")
-        return fold(captured, frame, inlined, *members)
+        return fold(captured, frame, inlined, *members, **leaving)
 
     monkeypatch.setattr(finish, "fold", folded)
     net, x = build(Pair), sample(MAPS[0], torch.float32)

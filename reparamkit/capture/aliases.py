@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 
 import networkx as nx
 import torch
@@ -182,7 +183,6 @@ class Aliases:
         self._classes: dict[fx.Node, set[fx.Node]] = {
             n: part for part in nx.connected_components(self._memory) for n in part
         }
-        self.barriers = self._barriers()
 
     def written(self, writer: fx.Node) -> fx.Node:
         """The value that an in-place operation writes into."""
@@ -219,7 +219,8 @@ class Aliases:
             return []
         return list(dict.fromkeys(w for n in read for w in self.writes_between(n, n, reader)))
 
-    def _barriers(self) -> set[fx.Node]:
+    @cached_property
+    def barriers(self) -> set[fx.Node]:
         """Values whose memory is written while something else can still see it: left as they are."""
         found: set[fx.Node] = set()
         for writer in self.writers:
@@ -231,10 +232,12 @@ class Aliases:
         """No older name of the memory is read after the write, and it is nobody else's."""
         if writer.target is operator.setitem or "out" in writer.kwargs:
             return False
-        older = {n for n in self.of(writer) if self.order[n] < self.order[writer] and not self.passes_by(writer, n)}
-        if any(n.op in ("placeholder", "get_attr") for n in older):
-            return False
-        return all(self.order[user] <= self.order[writer] for n in older for user in n.users)
+        older = [n for n in self.of(writer) if self.order[n] < self.order[writer] and self._is_seen_after(n, writer)]
+        return all(self.passes_by(writer, n) for n in older)
+
+    def _is_seen_after(self, node: fx.Node, writer: fx.Node) -> bool:
+        """Whether a value is somebody else's as well, or is read after a write."""
+        return node.op in ("placeholder", "get_attr") or any(self.order[u] > self.order[writer] for u in node.users)
 
 
 SPLITS = frozenset({"chunk", "split", "tensor_split", "unbind", "split_with_sizes"})

@@ -382,7 +382,7 @@ class Tracer(fx.Tracer):
         frame = Frame(self.path_of_module(m), m, outer, given[0], given[1])
         frame.lent = self.lending.taken(sys._getframe(1), args, kwargs)
         self.frames.append(frame)
-        self.frame, refusals = frame, len(self.refusals)
+        self.frame, refusals, depth = frame, len(self.refusals), len(self.module_stack)
         try:
             output = super().call_module(m, forward, args, kwargs)
         except Exception as error:
@@ -391,6 +391,9 @@ class Tracer(fx.Tracer):
                 self.failed = self.failed or frame
                 raise
             del self.refusals[refusals:]
+            while len(self.module_stack) > depth:
+                # torch.fx leaves there what it was in.
+                self.module_stack.popitem()
             self._leave(frame, error, self._going_on)
             return self._leaf(m, forward, args, kwargs)
         finally:

@@ -290,7 +290,7 @@ class Finisher:
     def _regenerate(self, frame: Frame) -> None:
         inlined = frozenset(self.inlined)
         try:
-            graph = fold(self.captured, frame, inlined)
+            graph = fold(self.captured, frame, inlined, leaving=self.swaps.keys())
         except NotFusable as no:
             # Each merge could be written by itself.
             raise Unwritable(frame.path, no.reason) from no
@@ -314,7 +314,7 @@ class Finisher:
     def _left(self, frame: Frame) -> nn.Module | None:
         """The modules that the code of a call still calls, one after the other; None if it does more."""
         inside = self.captured.root.get_submodule(frame.path)
-        value, *body, output = fold(self.captured, frame, frozenset(self.inlined)).nodes
+        value, *body, output = fold(self.captured, frame, frozenset(self.inlined), leaving=self.swaps.keys()).nodes
         found: dict[str, nn.Module] = {}
         for node in body:
             name = str(node.target)

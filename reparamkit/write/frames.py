@@ -52,12 +52,13 @@ _files = itertools.count()
 class _Fold:
     """Builds the graph of one frame.
 
-    inlined: frames whose nodes belong to the caller. here: per node of the flat graph its copy.
+    inlined: frames whose nodes belong to the caller. leaving: see `fold`. here: per node of the flat graph its copy.
     """
 
     captured: Captured
     frame: Frame
     inlined: frozenset[int]
+    leaving: Collection[str] = ()
     graph: fx.Graph = field(default_factory=fx.Graph)
     here: dict[fx.Node, Any] = field(default_factory=dict)
     done: set[int] = field(default_factory=set)
@@ -174,7 +175,7 @@ class _Fold:
     def _parameter(self) -> fx.Node | None:
         """A parameter of a layer that is called here."""
         for node in self.captured.made_in[self.frame]:
-            if node.op == "call_module":
+            if node.op == "call_module" and str(node.target) not in self.leaving:
                 for name, tensor in self.captured.module(node).named_parameters():
                     if tensor.is_floating_point():
                         return self.graph.get_attr(f"{self._relative(str(node.target))}.{name}")
@@ -284,13 +285,20 @@ def read_lent(
             copy.update_kwarg(str(key), read)
 
 
-def fold(captured: Captured, frame: Frame, inlined: frozenset[int], merged: Iterable[fx.Node] = ()) -> fx.Graph:
+def fold(
+    captured: Captured,
+    frame: Frame,
+    inlined: frozenset[int],
+    merged: Iterable[fx.Node] = (),
+    leaving: Collection[str] = (),
+) -> fx.Graph:
     """The graph of one call, with the calls of its children that are not inlined. merged: what will be in it no more.
+    leaving: paths of layers in whose place there will be others, with other parameters.
 
     Raises `NotFusable` if its method cannot be written again.
     """
     _check(captured, frame, inlined, _going(captured, merged))
-    return _Fold(captured, frame, inlined).run()
+    return _Fold(captured, frame, inlined, leaving).run()
 
 
 def _is_layer(module: nn.Module) -> bool:
