@@ -208,6 +208,25 @@ def test_the_likelier_of_two_ranks_is_guarded():
         reparamkit.fuse(own)(sample((4, 4), torch.float32))
 
 
+def test_sizes_that_are_given_as_an_argument_are_no_values():
+    """Without an example nothing tells that an argument is a pair of numbers; fuse ended with an error of a reader."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.n = conv(4, 4), norm(4)
+
+        def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+            b, _, c = x.shape
+            h, w = size
+            return self.n(self.a(x.transpose(1, 2).view(b, c, h, w))) + x.transpose(1, 2).reshape(b, c, h, w)
+
+    own, x = build(Positions), sample((2, 12, 4), torch.float32)
+    fused = reparamkit.fuse(own)
+    with torch.no_grad():
+        assert error(fused(x, (3, 4)), own(x, (3, 4))) <= 1e-6
+
+
 def test_calls_that_contradict_each_other_tell_nothing():
     """An argument may be a list of tensors of several ranks, which look like rows of one tensor."""
 
