@@ -76,6 +76,51 @@ def test_a_layer_gets_a_bias_only_for_a_shift(shift: bool):
     assert error(run(fused, X), run(wide(model), X.double())) < 1e-6
 
 
+def heads(norm: nn.Module, *biases: bool) -> nn.Module:
+    """A norm, and layers that read it, some with a bias."""
+    layers = nn.ModuleList(nn.Linear(8, 8, bias=bias) for bias in biases)
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(x)
+        return torch.stack([head(y).relu() for head in m.heads])
+
+    return build(lambda: Model(body, norm=copy.deepcopy(norm), heads=layers))
+
+
+@pytest.mark.parametrize(
+    ("norm", "biases", "objective", "whole"),
+    [
+        (nn.LayerNorm(8), (False, False, False), "default", True),
+        (nn.LayerNorm(8), (False, False, False), "flops", False),
+        (nn.LayerNorm(8), (False, False), "default", False),
+        (nn.LayerNorm(8), (True, True, False), "default", False),
+        (nn.LayerNorm(8, bias=False), (False, False, False), "default", False),
+    ],
+)
+def test_biases_for_the_shift_of_a_norm_are_stored_numbers(
+    norm: nn.Module, biases: tuple[bool, ...], objective: str, whole: bool
+):
+    """The norm adds its shift as it normalises; as biases of several layers it is more numbers, and passes."""
+    model = heads(norm, *biases)
+    fused = reparamkit.fuse(model, X, objective=objective)
+    assert any(p.numel() for p in fused.norm.parameters()) == whole
+    assert error(run(fused, X), run(wide(model), X.double())) <= 1e-6
+    totals = reparamkit.report(fused)
+    assert totals.after.stored <= totals.before.stored or objective == "flops"
+    if whole:
+        assert any("without a bias would get one" in refusal.reason for refusal in totals.refusals)
+
+
+def test_a_norm_that_is_called_for_each_reader_stays_whole():
+    """Its calls are of one value, and no merge has all of them: each would take the scale of all."""
+    layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+    model = build(lambda: Model(lambda m, x: sum(h(m.n(x)).relu() for h in m.heads), n=nn.LayerNorm(8), heads=layers))
+    for example in (X, None):
+        fused = reparamkit.fuse(model, example)
+        assert error(run(fused, X), run(model, X)) <= 1e-6
+        assert torch.equal(fused.n.weight, model.n.weight)
+
+
 def test_the_report_names_rule_and_members():
     """One merge per layer, and what the norm stored is gone once."""
     model = block()
@@ -347,7 +392,7 @@ def test_a_table_in_single_precision_rounds_no_sum_of_doubles():
         return m.a(y.relu())  # type: ignore[no-any-return]
 
     model = wide(build(lambda: Model(body, a=nn.Linear(8, 8), norm=nn.LayerNorm(8))))
-    fused = reparamkit.fuse(model, X.double())
+    fused = reparamkit.fuse(model, X.double(), objective="flops")
     assert reparamkit.report(fused).merges
     assert error(run(fused, X.double()), run(model, X.double())) <= 1e-14
 

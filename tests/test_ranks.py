@@ -102,10 +102,8 @@ class Dims(fx.Interpreter):
         return found
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in STRUCTURES])
-def test_ranks_that_calls_tell_are_those_of_a_run(case: Structure):
-    """What is told of ranks without an example holds for the inputs that a model is made for."""
-    own = build(case.make)
+def check_told(own: nn.Module, shape: Shape) -> None:
+    """What is told of ranks is what a run finds."""
     try:
         (part, *others) = capture_parts(own, None, pipeline._is_leaf, has_hooks).captured
     except CaptureError:
@@ -115,9 +113,54 @@ def test_ranks_that_calls_tell_are_those_of_a_run(case: Structure):
     tell_ranks(part)
     dims = Dims(part.graph, own)
     with torch.no_grad():
-        dims.run(sample(case.shapes[0], torch.float32))
+        dims.run(sample(shape, torch.float32))
     told = {node: node.meta[RANK][0] for node in part.graph.nodes if RANK in node.meta}
-    assert {node: told[node] for node in dims.seen if node in told} == {n: r for n, r in dims.seen.items() if n in told}
+    assert {n: told[n] for n in dims.seen if n in told} == {n: r for n, r in dims.seen.items() if n in told}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in STRUCTURES])
+def test_ranks_that_calls_tell_are_those_of_a_run(case: Structure):
+    """What is told of ranks without an example holds for the inputs that a model is made for."""
+    check_told(build(case.make), case.shapes[0])
+
+
+SPELLINGS: tuple[Callable[[Tensor], Any], ...] = (
+    lambda x: x.flatten(start_dim=1),
+    lambda x: torch.flatten(x, end_dim=1),
+    lambda x: torch.flatten(start_dim=2, input=x),
+    lambda x: x.mean(keepdim=False, dim=(2, 3)),
+    lambda x: x.mean(dim=1, keepdim=True),
+    lambda x: x.mean() + x,
+    lambda x: x.sum(1, True),
+    lambda x: x.amax((2, 3)),
+    lambda x: x.amax(),
+    lambda x: x.mean(axis=(2, 3)),
+    lambda x: x.permute(dims=(0, 2, 3, 1)),
+    lambda x: x.unsqueeze(dim=0),
+    lambda x: x @ torch.ones(4),
+    lambda x: torch.ones(4) @ x,
+    lambda x: x[0],
+    lambda x: x[:, None, ..., 0],
+    lambda x: x[:, [1, 0]],
+    lambda x: x[x > 0],
+    lambda x: x.chunk(2, 1)[1],
+    lambda x: x.unbind(1)[0],
+    lambda x: torch.stack([x, x]),
+    lambda x: torch.cat([x, x], dim=1)[0, 0],
+    lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+    lambda x: nn.functional.adaptive_avg_pool2d(x, 1).reshape(x.size(0), -1),
+    lambda x: torch.where(x > 0, x, torch.zeros(4)),
+    lambda x: x.view(x.shape[0], -1) * x.size()[1],
+    lambda x: x.view(torch.int32),
+    lambda x: x.transpose(-1, 1).squeeze(0),
+)
+
+
+@pytest.mark.parametrize("number", range(len(SPELLINGS)))
+def test_what_is_told_of_a_call_holds_however_it_is_spelled(number: int):
+    """Behind a norm, whose rank is certain, no call is said to make other dimensions than it does."""
+    own = build(lambda: Model(lambda m, x: SPELLINGS[number](m.norm(x)), norm=norm(4)))
+    check_told(own, MAPS)
 
 
 def cropped(m: Any, x: Tensor) -> Tensor:
@@ -163,6 +206,25 @@ def test_the_likelier_of_two_ranks_is_guarded():
     run(own, sample((4, 4), torch.float32))
     with pytest.raises(GuardError, match="of rank 3, found rank 2"):
         reparamkit.fuse(own)(sample((4, 4), torch.float32))
+
+
+def test_sizes_that_are_given_as_an_argument_are_no_values():
+    """Without an example nothing tells that an argument is a pair of numbers; fuse ended with an error of a reader."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.n = conv(4, 4), norm(4)
+
+        def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+            b, _, c = x.shape
+            h, w = size
+            return self.n(self.a(x.transpose(1, 2).view(b, c, h, w))) + x.transpose(1, 2).reshape(b, c, h, w)
+
+    own, x = build(Positions), sample((2, 12, 4), torch.float32)
+    fused = reparamkit.fuse(own)
+    with torch.no_grad():
+        assert error(fused(x, (3, 4)), own(x, (3, 4))) <= 1e-6
 
 
 def test_calls_that_contradict_each_other_tell_nothing():

@@ -187,11 +187,12 @@ class Keeper:
         before, after = option.before, option.cost
         if after.flops > before.flops and FLOPS not in self.options.may_raise:
             yield FLOPS, before.flops, after.flops
-        stored = after.stored - self.options.added_bias([option.placed], option.members)
+        # The norm stays: a bias that it had for nothing would become a pass of the layer.
+        within = option.members & self.captured.apart.keys()
+        stored = after.stored - (0 if within else self.options.added_bias([option.placed], option.members))
         if stored > before.stored and STORED not in self.options.may_raise:
             yield STORED, before.stored, stored
         # What was taken apart of a norm is no operation of its own: the norm does it as it normalises.
-        within = option.members & self.captured.apart.keys()
         run = before.launches - sum(self.options.prices.cost(part).launches for part in within)
         if within and after.launches > run and OPERATIONS not in self.options.may_raise:
             yield OPERATIONS, run, after.launches

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -26,6 +26,7 @@ MAX_TRIES = 200
 
 ADDS_WORK = "its pieces are needed elsewhere too: merging would add work"
 ADDS_NUMBERS = "its parameters are needed elsewhere too: the merge would raise stored numbers"
+ADDS_BIAS = "layers without a bias would get one for that of a norm: the merge would raise stored numbers"
 
 Writable = Callable[[Site], None]
 """Raises `NotFusable` if a site cannot be written into the model's code."""
@@ -90,8 +91,8 @@ class Planner:
 
     def give_up(self) -> None:
         """Make no merge that overlaps."""
-        for site, shared in self._shared(self.plan):
-            self.reading.no(site.value, ADDS_WORK if shared else ADDS_NUMBERS)
+        for site, _ in self._shared(self.plan):
+            self.reading.no(site.value, self._why_dearer(site))
         self._forbid(self.options.banned | self.overlapping, self.options.pinned)
         self.plan = self._written()
 
@@ -255,10 +256,14 @@ class Planner:
             self._forbid(*state)
             if best is not self.plan:
                 if site is not None:
-                    overlaps = any(other.merge == site.merge for other, _ in _overlapping(self.plan))
-                    self.reading.no(site.value, ADDS_WORK if overlaps else ADDS_NUMBERS)
+                    self.reading.no(site.value, self._why_dearer(site))
                 return best
         return None
+
+    def _why_dearer(self, site: Site) -> str:
+        if any(other.merge == site.merge for other, _ in _overlapping(self.plan)):
+            return ADDS_WORK
+        return ADDS_BIAS if self._within_norms(site) else ADDS_NUMBERS
 
     def _moves(self) -> Iterator[tuple[Site | None, list[tuple[set[Merge], set[fx.Node]]]]]:
         """What to try instead of each merge that shares its pieces, and of each piece that no merge may have inside:
@@ -282,6 +287,12 @@ class Planner:
         for site in plan.sites:
             if site.merge not in found and self.options.prices.staying(site.members - plan.needed | {site.value}):
                 yield site, []
+            if (norms := self._within_norms(site)) and self._excess(plan).stored > 0:
+                yield site, sorted(norms, key=lambda n: n.name)
+
+    def _within_norms(self, site: Site) -> Set[fx.Node]:
+        """The scales and shifts that norms do as they normalise, of those that a merge absorbs."""
+        return site.members & self.captured.apart.keys()
 
     @property
     def excess(self) -> Excess:
@@ -293,7 +304,9 @@ class Planner:
         gone = set[fx.Node]().union(*(site.members for site in plan.sites)) - stay
         stored = plan.price.stored + self.options.prices.staying(gone)
         stored += sum(self.options.prices.repeated(site.members) for site in plan.sites)
-        stored -= self.options.added_bias((site.placed for site in plan.sites), gone)
+        rows = [site for site in plan.sites if not self._within_norms(site)]
+        own = gone & set[fx.Node]().union(*(site.members for site in rows))
+        stored -= self.options.added_bias((site.placed for site in rows), own)
         return Excess(-round(sum(self._saved(plan))), stored - self.original.stored)
 
     @property

@@ -86,11 +86,14 @@ class Prices:
         return sum(count // self._shared_by(tensor) for tensor, count in self._tensors(node))
 
     def _tensors(self, node: fx.Node) -> list[tuple[Tensor, int]]:
-        """The parameters and buffers that a node reads, with how many numbers of them."""
+        """The parameters and buffers that a node reads, with how many numbers of them. (Tensors that code makes, or
+        keeps otherwise, are not stored with the model; as part of a merged layer they would be.)
+        """
         if node.op == "call_module":
             module = self.captured.module(node)
             return [(t, t.numel()) for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
-        return [(self._parameter(n), self.reading.constants[n].numel()) for n in self._leaves(node)]
+        read = [(self._parameter(n), self.reading.constants[n].numel()) for n in self._leaves(node)]
+        return [(tensor, count) for tensor, count in read if id(tensor) in self._of_model]
 
     def _parameter(self, leaf: fx.Node) -> Tensor:
         found = self.captured.attribute(leaf)
@@ -108,6 +111,10 @@ class Prices:
         constants = self.reading.constants.keys()
         below = reached(leaves, lambda n: readers_of(n) if n in constants or n in leaves else [])
         return {*owners, *(n for n in below if n not in constants and n not in leaves)}
+
+    @cached_property
+    def _of_model(self) -> set[int]:
+        return {id(tensor) for tensor in (*self.captured.root.parameters(), *self.captured.root.buffers())}
 
     @cached_property
     def _readers(self) -> dict[int, tuple[set[nn.Module], set[fx.Node]]]:

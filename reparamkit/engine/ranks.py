@@ -49,8 +49,15 @@ ALIKE = SAME_SHAPE - MAY_BROADCAST | {
     "to",
 }
 """Further calls that do."""
-SPREADING = MAY_BROADCAST | {"lerp", "matmul", "maximum", "minimum", "truediv", "where"}
+SPREADING = MAY_BROADCAST | {"lerp", "maximum", "minimum", "truediv", "where"}
 """Calls that make as many dimensions as that of their arguments which has the most."""
+NAMED: dict[str, dict[str, Any]] = {
+    "flatten": {"start_dim": 0, "end_dim": -1},
+    "permute": {"dims": ()},
+    "unsqueeze": {"dim": 0},
+    **{name: {"dim": (), "keepdim": False} for name in ("mean", "sum", "amax", "amin")},
+}
+"""Names and defaults of arguments on which the rank of a result depends."""
 SPLITTING = frozenset({"chunk", "split", "split_with_sizes"})
 """Calls that make several values of as many dimensions."""
 
@@ -135,12 +142,18 @@ class _Ranks:
         return next((c.__name__.lower() for c in known if getattr(c, "forward", None) is type(module).forward), "")
 
     def _relation(self, node: fx.Node) -> Related | None:
-        name, args = self.name(node), _given(node, self.captured)
-        values = [each for each in args if isinstance(each, fx.Node)]
-        if name in ("cat", "stack") and args and isinstance(args[0], Sequence):
-            return list(dict.fromkeys(args[0])), lambda *ranks: _equal(ranks) + (name == "stack")
+        name = self.name(node)
+        if (args := _given(node, name, self.captured)) is None:
+            return None
+        values = [
+            each for each in (args[0] if isinstance(args[0], (list, tuple)) else args) if isinstance(each, fx.Node)
+        ]
+        if name in ("cat", "stack") and values and len(values) == len(args[0]):
+            return list(dict.fromkeys(values)), lambda *ranks: _equal(ranks) + (name == "stack")
         if name in SPREADING:
             return list(dict.fromkeys(values)), lambda *ranks: max(ranks)
+        if name == "matmul":
+            return list(dict.fromkeys(values)), lambda *ranks: max(ranks) if min(ranks) > 1 else None
         if not values or values[0] is not args[0]:
             return None
         relation = self._of_item(values[0], args[1]) if name == "getitem" else _of_one(name, args, node)
@@ -150,17 +163,25 @@ class _Ranks:
         """Of a tensor that is indexed, or of one of the parts that it is split into; None of a list of tensors."""
         if self.name(whole) in SPLITTING:
             return lambda rank: rank
-        indexed = self.name(whole) != "getattr" if whole in self.related else whole.op == "placeholder"
+        indexed = self.name(whole) not in ("getattr", "size") if whole in self.related else whole.op == "placeholder"
         if not indexed or (whole.op == "placeholder" and isinstance(key, int)):
             return None
         return lambda rank: _indexed(rank, key)
 
 
-def _given(node: fx.Node, captured: Captured) -> list[Any]:
-    """The arguments of a call; of a flattening layer, those that it was made with."""
-    given = [*node.args, *(value for name, value in node.kwargs.items() if name in ("dim", "dims", "keepdim"))]
+def _given(node: fx.Node, name: str, captured: Captured) -> list[Any] | None:
+    """The arguments of a call, those by name and defaults in order where they matter; None if not all are understood.
+    Of a flattening layer, those that it was made with.
+    """
     module = captured.module(node) if node.op == "call_module" else None
-    return [*given, module.start_dim, module.end_dim] if isinstance(module, nn.Flatten) else given
+    if isinstance(module, nn.Flatten):
+        return [*node.args, module.start_dim, module.end_dim]
+    if getattr(module, "return_indices", False) or not node.args:
+        return None
+    if name not in NAMED or not node.kwargs:
+        return [*node.args]
+    names = [*NAMED[name]][len(node.args) - 1 :]
+    return [*node.args, *(node.kwargs.get(n, NAMED[name][n]) for n in names)] if {*node.kwargs} <= {*names} else None
 
 
 def _fitting(relation: Relation, read: list[frozenset[int]], made: frozenset[int]) -> Iterator[tuple[int, ...]]:
@@ -203,7 +224,7 @@ def _of_one(name: str, args: list[Any], node: fx.Node) -> Relation | None:
         return lambda rank: _flattened(rank, *rest)
     if name == "unsqueeze":
         return lambda rank: rank + 1
-    if name in ("mean", "sum", "amax", "amin") and rest:
+    if name in ("mean", "sum", "amax", "amin") and None not in rest:
         return lambda rank: _reduced(rank, *rest)
     if name in ("size", "getattr", "setitem"):
         return _asked(name, rest, node)
@@ -219,10 +240,10 @@ def _flattened(rank: int, start: int = 0, end: int = -1) -> int:
     return rank - (end % rank - start % rank) if rank else 1
 
 
-def _reduced(rank: int, dims: Any, keep: bool = False, *rest: Any) -> int:
+def _reduced(rank: int, dims: Any = (), keep: bool = False, *rest: Any) -> int:
     gone = dims if isinstance(dims, (tuple, list)) else [dims]
     _checked(rank, all(_is_of(dim, rank) for dim in gone))
-    return rank if keep else rank - len(gone)
+    return rank if keep else rank - len(gone) if gone else 0
 
 
 def _indexed(rank: int, key: Any) -> int | None:

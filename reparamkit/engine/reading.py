@@ -372,7 +372,7 @@ class _Reader:
         return Reader((nn.Sequential,), read_row) if len(readers) == len(module) else None
 
     def _read(self, reader: Reader) -> list[Candidate]:
-        refusal = self.scope.refusal(self.node)
+        refusal = self.scope.refusal(self.node, together=True)
         if refusal is not None:
             self.out.no(self.node, refusal)
             return []

@@ -24,7 +24,7 @@ from ..sourcecode.flow import Way
 from ..sourcecode.handing import EACH, ELSEWHERE, hands_on_otherwise, readers_of_results
 from ..sourcecode.methods import called_by_methods, read_by_methods, ways_of_methods
 from .held import held_by_objects
-from .sharing import evenly_partnered
+from .sharing import evenly_partnered, read_one_value
 
 Ways = Mapping[str, frozenset[Way]]
 """Per path that the code of a method calls, in which branches it does."""
@@ -53,12 +53,14 @@ class Scope:
         if off:
             raise NotFusable(f"rule '{off[0]}' is switched off")
 
-    def refusal(self, node: fx.Node) -> str | None:
-        """Why this node may not be part of a merge, or None."""
+    def refusal(self, node: fx.Node, together: bool = False) -> str | None:
+        """Why this node may not be part of a merge, or None. together: whether the merge takes either none or all calls
+        of a module that read one value.
+        """
         return (
             self._not_chosen(node)
             or self._in_unwritable(node)
-            or self._shared(node)
+            or self._shared(node, together)
             or _used_outside(self.captured, node)
             or self._held(node)
             or self._not_finite(node)
@@ -82,12 +84,13 @@ class Scope:
         calls = self.captured.frame(node).stack if self.unwritable else ()
         return next((self.unwritable[call.path] for call in calls if call.path in self.unwritable), None)
 
-    def _shared(self, node: fx.Node) -> str | None:
+    def _shared(self, node: fx.Node, together: bool) -> str | None:
         modules = [frame.module for frame in self.captured.frame(node).stack]
         if node.op == "call_module":
             modules.append(self.captured.module(node))
         calls = max(self.captured.module_calls[id(m)] for m in modules if _has_state(m) or m is modules[0])
-        if calls > 1 and not evenly_partnered(self.captured, node):
+        alike = evenly_partnered(self.captured, node) if calls > 1 else True
+        if not (alike or (together and read_one_value(self.captured, node))):
             return f"its module is called at {calls} places: a merge would change all of them"
         traced = (calls + self.captured.uncalled[id(modules[-1])]) * self.captured.times
         run = self.calls.get(str(node.target), traced) if _has_state(modules[-1]) else traced
@@ -171,7 +174,7 @@ class Everything(Scope):
     def check_rules(self, form: Form) -> None:
         """All rules are permitted."""
 
-    def refusal(self, node: fx.Node) -> str | None:
+    def refusal(self, node: fx.Node, together: bool = False) -> str | None:
         """Every node may be read."""
         return None
 

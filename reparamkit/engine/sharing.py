@@ -26,18 +26,24 @@ Row = tuple[int | str, ...]
 
 def evenly_partnered(captured: Captured, node: fx.Node) -> bool:
     """Whether every call of a node's module is followed by a call of one other, or every one comes after such a call,
-    and nothing else reads what is between them; or every one reads the same value, and a merge may take all of them.
+    and nothing else reads what is between them.
     """
     if node.op != "call_module":
         return False
-    module = captured.module(node)
-    calls = [n for n in captured.graph.nodes if n.op == "call_module" and captured.module(n) is module]
+    calls = _calls(captured, node)
     partners = ({found(captured, call) for call in calls} for found in (_next, _previous))
-    return any(len(found) == 1 and None not in found for found in partners) or _read_one_value(calls)
+    return any(len(found) == 1 and None not in found for found in partners)
 
 
-def _read_one_value(calls: Sequence[fx.Node]) -> bool:
-    return len({(call.args, tuple(call.kwargs.items())) for call in calls}) == 1
+def read_one_value(captured: Captured, node: fx.Node) -> bool:
+    """Whether every call of a node's module reads the same, so that a merge may take all of them."""
+    return len({(call.args, tuple(call.kwargs.items())) for call in _calls(captured, node)}) == 1
+
+
+def _calls(captured: Captured, node: fx.Node) -> list[fx.Node]:
+    """The calls of a node's module."""
+    calls = (n for n in captured.graph.nodes if n.op == "call_module" and node.op == "call_module")
+    return [n for n in calls if captured.module(n) is captured.module(node)]
 
 
 def _next(captured: Captured, node: fx.Node) -> int | None:

@@ -157,7 +157,7 @@ def _repeated(times: int, size: int) -> list[int]:
 
 
 @READERS.reader("expand", moves=0, sizes=True)
-def read_expand(input: Form, *sizes: Any) -> Form:
+def read_expand(input: Form, *sizes: int | Size | Sequence[int | Size]) -> Form:
     """The one position of an axis of size 1 so many times; refuses a number that is free, and new dimensions."""
     wanted = flat(sizes)
     x = known_rank(input, [len(wanted)], certain=False)

@@ -53,7 +53,7 @@ def reshaped(before: Sequence[Size], *shape: Any) -> list[Size | None]:
 
 
 @READERS.reader(torch.reshape, "reshape", "view", sizes=True, shape=reshaped)
-def read_reshape(input: Form, *shape: Any) -> Form:
+def read_reshape(input: Form, *shape: Extent | Sequence[Extent] | torch.dtype) -> Form:
     """The same numbers in other dimensions, row-major; a free size that a number in `shape` fixes is pinned."""
     x = _closed(input)
     if any(isinstance(n, torch.dtype) for n in shape):

@@ -552,6 +552,17 @@ NEAR_MISSES = (
         "may differ in shape|size is free",
     ),
     NearMiss(
+        "a kernel that is a plain tensor, norm",
+        lambda: Model(
+            lambda m, x: m.norm(F.conv2d(x, m.kernel, padding=1, groups=4)),
+            kernel=torch.ones(1, 1, 3, 3).expand(4, 1, 3, 3) / 9,
+            norm=norm(4),
+        ),
+        MAPS,
+        "conv norm",
+        "would raise stored numbers",
+    ),
+    NearMiss(
         "a sum that broadcasts channels",
         lambda: Model(lambda m, x: x + m.a(x), a=conv(4, 1)),
         MAPS,
