@@ -668,3 +668,11 @@ def test_a_class_that_no_merge_gives_or_takes_may_be_asked_for():
     fused = reparamkit.fuse(model, X)
     assert len(reparamkit.report(fused).merges) == 1
     assert error(fused(X)[0], model(X)[0]) <= 1e-5
+
+
+def test_what_a_package_gives_to_all_modules_is_no_method_of_a_model(monkeypatch: pytest.MonkeyPatch):
+    """As transformers does, once one of its models was made."""
+    monkeypatch.setattr(nn.Module, "everywhere", lambda self, x: [part(x) for part in self.modules()], raising=False)
+    another = type("Another", (Branching,), {})
+    model = build(lambda: another(WHOLE["attributes by computed names"]))
+    assert len(reparamkit.report(reparamkit.fuse(model, X)).merges) == 2

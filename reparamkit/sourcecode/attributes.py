@@ -50,9 +50,10 @@ MODULES = frozenset({"modules", "named_modules"})
 
 @once
 def methods_of(cls: type) -> frozenset[str]:
-    """The methods of a class that are not torch's."""
+    """The methods of a class that are not torch's, nor what packages give to all modules."""
     found = {name: inspect.getattr_static(cls, name, None) for name in dir(cls)}
-    return frozenset(n for n, each in found.items() if isinstance(each, FunctionType) and not is_torchs(each))
+    own = {name: each for name, each in found.items() if vars(nn.Module).get(name) is not each}
+    return frozenset(name for name, each in own.items() if isinstance(each, FunctionType) and not is_torchs(each))
 
 
 @dataclass(frozen=True, eq=False)

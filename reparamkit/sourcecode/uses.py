@@ -70,6 +70,8 @@ class Uses:
     _made: dict[object, Group | Bound | Super | Inner] = field(default_factory=dict)
     _times: Counter[object] = field(default_factory=Counter)
     _used: Value = field(default_factory=dict)
+    _alive: list[object] = field(default_factory=list)
+    """What is known by its identity, which nothing else may get."""
     _owner: int = 0
     _depth: int = 0
     _runs: int = 0
@@ -88,6 +90,7 @@ class Uses:
     def run_of(self, owner: Item, function: object, args: list[Value], kwargs: Mapping[str, Value]) -> Value:
         """A call of a function as a method of an object. What functions that it calls make is told by the object."""
         around, self._owner = self._owner, id(owner.thing)
+        self._alive.append(owner)
         result = self.run(function, [one(owner.thing, owner.listed), *args], kwargs)
         self._owner = around
         return result
@@ -98,6 +101,7 @@ class Uses:
         key = self._key(function, given)
         if key not in self._results:
             self._times[function] += 1
+            self._alive.append((function, given))
             result = self._results[key] = {}
             tree = self._tree(function)
             inner = inspect.unwrap(function)  # type: ignore[arg-type]
