@@ -244,3 +244,17 @@ def test_calls_that_contradict_each_other_tell_nothing():
     with torch.no_grad():
         assert error(fused(given), own(given)) <= 1e-6
     assert [type(m).__name__ for m in fused.modules() if "Norm" in type(m).__name__] == []
+
+
+def test_sizes_of_a_value_whose_rank_the_code_tells_are_read():
+    """An unpacked shape tells the rank of what it is read of; the sizes are those of that rank."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a, _ = x.split([2, 2], 1)
+        y = x.clone()
+        y[:, :2] += m.a(a)
+        n, c, h, w = y.shape
+        return y.reshape(n, c, h * w).transpose(1, 2)
+
+    model, x = build(lambda: Model(forward, a=conv(2, 2, 1))), sample((2, 4, 5, 6), torch.float32)
+    assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6

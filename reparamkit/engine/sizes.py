@@ -66,11 +66,11 @@ class _Sizes:
         if isinstance(value, Size) and value.known:
             return None if self._may_vary(node, value) else value.factor
         tensor = _tensor(node, self.reading)
-        places = self._seen(value, node, tensor)
-        if not places:
+        places, sizes = self._seen(value, node, tensor), self.reading.shape_of(tensor)[0]
+        if not places or not (isinstance(value, _Rank) or value in sizes):
             return None
         read = self._read(*places.pop(), node)
-        dim = None if isinstance(value, _Rank) else self.reading.shapes[tensor][0].index(value)
+        dim = None if isinstance(value, _Rank) else sizes.index(value)
         read.meta["also"] += [(tensor, dim), *places]
         return read
 
@@ -101,12 +101,12 @@ class _Sizes:
         for other in self._visible(frame):
             if self.order[other] >= end:
                 break
-            shape = self.reading.shapes[other]
+            sizes, open_rank = self.reading.shape_of(other)
             if isinstance(value, _Rank):
-                if _rank(shape) == value:
+                if _rank(self.reading.shapes[other]) == value:
                     yield other, None
-            elif value in shape[0] and not shape[1]:
-                yield other, shape[0].index(value)
+            elif value in sizes and not open_rank:
+                yield other, sizes.index(value)
 
     def _visible(self, frame: Frame) -> list[fx.Node]:
         """Values that the code of a call can see, in program order."""
