@@ -219,8 +219,7 @@ class Captured:
     @property
     def passed(self) -> set[fx.Node]:
         """Values that are arguments or results of a call that was traced through."""
-        given = leaves([(frame.args, frame.kwargs, frame.output) for frame in self.frames])
-        return {self.current(leaf) for leaf in given if isinstance(leaf, fx.Node)}
+        return self.nodes_in([(frame.args, frame.kwargs, frame.output) for frame in self.frames])
 
     @cached_property
     def methods(self) -> dict[Method, set[fx.Node]]:

@@ -26,7 +26,6 @@ from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Apart, Captured
 from ..capture.guards import is_guard
 from ..capture.reach import reached
-from ..capture.trees import leaves
 from ..errors import NotFusable
 from ..layers.parts import Span, rescaled
 from ..layers.plans import broadcast, uniform
@@ -256,13 +255,11 @@ def _may_move(captured: Captured, way: Way) -> bool:
     """Whether no call gets or returns the part, nothing is written into the values, and the scale is made by a call
     around those that read the whole.
     """
-    given = leaves([(frame.args, frame.kwargs, frame.output) for frame in captured.frames])
-    passed = {captured.current(leaf) for leaf in given if isinstance(leaf, fx.Node)}
     own = {way.whole, way.scale, *way.views}
     written = any(not own.isdisjoint(captured.aliases.of(writer)) for writer in captured.aliases.writers)
     frame = captured.frame(way.scale)
     around = all(frame in captured.frame(reader).stack for reader in way.whole.users)
-    return around and not written and passed.isdisjoint(way.views) and not _is_viewed(captured, way.scale)
+    return around and not written and captured.passed.isdisjoint(way.views) and not _is_viewed(captured, way.scale)
 
 
 def _is_viewed(captured: Captured, node: fx.Node) -> bool:

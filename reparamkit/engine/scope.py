@@ -89,8 +89,8 @@ class Scope:
         if node.op == "call_module":
             modules.append(self.captured.module(node))
         calls = max(self.captured.module_calls[id(m)] for m in modules if _has_state(m) or m is modules[0])
-        alike = evenly_partnered(self.captured, node) if calls > 1 else True
-        if not (alike or (together and read_one_value(self.captured, node))):
+        alone = calls > 1 and not evenly_partnered(self.captured, node)
+        if alone and not (together and read_one_value(self.captured, node)):
             return f"its module is called at {calls} places: a merge would change all of them"
         traced = (calls + self.captured.uncalled[id(modules[-1])]) * self.captured.times
         run = self.calls.get(str(node.target), traced) if _has_state(modules[-1]) else traced
@@ -270,7 +270,7 @@ def varying_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Metho
     nodes = {node for node in members if target_name(node, captured.module) not in MAY_ALIAS}
     if len(nodes) < 2:
         return set()
-    around = innermost([captured.frame(node) for node in nodes])
+    around = code_around(captured, nodes)
     running = frozenset.intersection(*(node.meta.get("methods", frozenset()) for node in nodes))
     code = ways_of_methods(type(around.module))
     own = [name for module, name in running if module is around.module and name in code]
@@ -356,7 +356,7 @@ def _unseen(captured: Captured, methods: set[Method]) -> set[Method]:
 
 def _places(captured: Captured, members: Sequence[fx.Node]) -> list[tuple[str, ...]]:
     """The paths of what code has to call for the members, each by all its names."""
-    around = innermost([captured.frame(node) for node in members])
+    around = code_around(captured, members)
     places = {_called_at(captured, around, node) for node in members} - {""}
     return [tuple(captured.names(place)) for place in places]
 
@@ -366,7 +366,7 @@ def _owners(
 ) -> set[tuple[str, nn.Module]]:
     """The modules around the members, by their paths. places: of the members, each by all its names."""
     paths = {outer for names in places for path in names for outer in upwards(path.rpartition(".")[0])}
-    around = innermost([captured.frame(node) for node in members])
+    around = code_around(captured, members)
     found = {(frame.path, frame.module) for frame in around.stack}
     return found | {(path, one) for path in {"", *paths} if (one := module_at(captured.root, path)) is not None}
 
@@ -463,6 +463,11 @@ def outer(frame: Frame, inlined: Set[int]) -> Frame:
     while id(frame) in inlined and frame.parent is not None:
         frame = frame.parent
     return frame
+
+
+def code_around(captured: Captured, members: Iterable[fx.Node], inlined: Set[int] = frozenset()) -> Frame:
+    """The innermost call whose code has all of these members in it. inlined: see `outer`."""
+    return outer(innermost([captured.frame(node) for node in members]), inlined)
 
 
 def below(captured: Captured, frame: Frame, members: Iterable[fx.Node]) -> set[int]:

@@ -14,7 +14,6 @@ from ..algebra.size import Size
 from ..capture.aliases import target_of
 from ..capture.capture import Captured
 from ..capture.tracer import Frame
-from ..capture.trees import leaves
 from .counting import Shape, calculated, reads_rank
 from .reading import Reading
 
@@ -110,11 +109,9 @@ class _Sizes:
 
     def _visible(self, frame: Frame) -> list[fx.Node]:
         """Values that the code of a call can see, in program order."""
-        given = leaves((frame.args, frame.kwargs))
-        below = leaves(self.below.get(frame, []))
-        nodes = [n for n in (*given, *below, *self.own.get(frame, [])) if isinstance(n, fx.Node)]
+        nodes = self.captured.nodes_in(frame.args, frame.kwargs, self.below.get(frame, []), self.own.get(frame, []))
         # What nothing reads has left the graph, though a call still returns it.
-        found = {self.captured.current(n) for n in nodes}.intersection(self.order, self.reading.shapes)
+        found = nodes.intersection(self.order, self.reading.shapes)
         return sorted((n for n in found if n.op != "get_attr"), key=self.order.__getitem__)
 
     def _read(self, other: fx.Node, dim: int | None, like: fx.Node) -> fx.Node:

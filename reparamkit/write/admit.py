@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from ..capture.capture import Captured
 from ..capture.tracer import Frame, Method
-from ..engine.scope import below, broken_methods, called_plainly, innermost, place_of, watched
+from ..engine.scope import below, broken_methods, called_plainly, code_around, place_of, watched
 from ..engine.sharing import alike, is_shared
 from ..engine.site import Site
 from ..errors import NotFusable
@@ -112,7 +112,7 @@ class Admission:
 
     def _in_method(self, site: Site) -> bool:
         """Whether another method than forward makes a site: it would not see what is written into forward."""
-        around = innermost([self.captured.frame(m) for m in site.core])
+        around = code_around(self.captured, site.core)
         return any(module is around.module for node in site.core for module, _ in node.meta["methods"])
 
     def _spread(self, site: Site) -> bool:

@@ -10,7 +10,6 @@ from torch import fx
 from ..capture.capture import Captured
 from ..capture.paths import start_of
 from ..capture.tracer import Frame
-from ..capture.trees import leaves
 from ..engine.scope import innermost, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
@@ -53,7 +52,7 @@ def _around(captured: Captured, site: Site, scale: fx.Node) -> Iterator[Frame]:
 
 def _has(captured: Captured, site: Site, value: object) -> bool:
     """Whether an argument is a scaled value, or has one in it."""
-    return any(isinstance(leaf, fx.Node) and captured.current(leaf) in site.absorbed for leaf in leaves(value))
+    return not captured.nodes_in(value).isdisjoint(site.absorbed)
 
 
 def _called(captured: Captured, call: Frame, node: fx.Node) -> Iterator[str]:

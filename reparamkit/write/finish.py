@@ -14,9 +14,8 @@ from ..capture.guards import expect, expect_rank
 from ..capture.paths import start_of, upwards
 from ..capture.state import intact
 from ..capture.tracer import Frame, Method
-from ..capture.trees import leaves
 from ..engine.norms import restore
-from ..engine.scope import below, innermost, outer, place_of
+from ..engine.scope import below, code_around, innermost, outer, place_of
 from ..errors import NotFusable, Unwritable
 from ..layers.parts import rescaled
 from .frames import change, changes_of, fold, method, original_class, without_gradients
@@ -101,15 +100,14 @@ class Finisher:
 
     def around(self, members: Iterable[fx.Node]) -> Frame:
         """The innermost call whose code has all of these members in it."""
-        return outer(innermost([self.captured.frame(node) for node in members]), self.inlined)
+        return code_around(self.captured, members, self.inlined)
 
     def passed(self) -> set[fx.Node]:
         """Arguments of the calls that stay calls in code that is written again, whether they are read there or not."""
         written = self.written
         left = {id(f) for f, nodes in self.captured.made_in.items() if nodes} - self.inlined
         calls = [f for f in self.captured.frames if id(f.parent) in written and id(f) in left]
-        given = leaves([(f.args, f.kwargs) for f in calls])
-        return {self.captured.current(leaf) for leaf in given if isinstance(leaf, fx.Node)}
+        return self.captured.nodes_in([(f.args, f.kwargs) for f in calls])
 
     def rewrite(self, frame: Frame, members: Iterable[fx.Node]) -> None:
         """The method of this call will be written again, and what the members are in goes into it."""

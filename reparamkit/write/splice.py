@@ -16,7 +16,7 @@ from ..capture.capture import Captured
 from ..capture.guards import expect, expect_multiple, expect_rank, expect_size
 from ..capture.tracer import Frame, Method
 from ..engine.placing import Placed, Placement
-from ..engine.scope import below, broken_methods, innermost, name_of, outer, place_of
+from ..engine.scope import below, broken_methods, code_around, name_of, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
 from .order import in_any_order
@@ -72,7 +72,7 @@ class Splicer:
 
     def _home(self, site: Site, parts: tuple[Part, ...] = ()) -> Frame:
         if not parts or site.placed is None:
-            return outer(innermost([self.captured.frame(m) for m in site.core]), self.inlined)
+            return code_around(self.captured, site.core, self.inlined)
         anchor = self._anchor(site)
         return next(p.frame or self.captured.frame(anchor) for p in parts if anchor in p.nodes)
 
