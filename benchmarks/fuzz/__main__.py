@@ -2,6 +2,7 @@
 
 python -m benchmarks.fuzz --count 20000                 seeds 0 to 19999; goes on where it was stopped
 python -m benchmarks.fuzz --seed 1234                   one program: print it, and what fails
+python -m benchmarks.fuzz --device cuda                 the same models on a GPU
 
 Each distinct failure is shrunk and written as a script of its own into the folder `--failures`.
 """
@@ -14,7 +15,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -35,9 +36,11 @@ SLOW = 30
 def main() -> int:
     options = _options()
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     if options.seed is not None:
-        return _one(options.seed)
-    return run(options.start, options.count, options.failures, options.state, options.seconds)
+        return _one(replace(program(options.seed), device=options.device))
+    return run(options)
 
 
 def _options() -> argparse.Namespace:
@@ -47,17 +50,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=2000, help="number of seeds")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time; go on with --state")
     parser.add_argument("--failures", type=Path, default=Path("fuzz_failures"), help="folder of the reproducers")
+    parser.add_argument("--device", default="cpu", help="where the models run")
     parser.add_argument("--state", type=Path, help="a file that remembers what was done")
     return parser.parse_args()
 
 
-def _one(seed: int) -> int:
-    print(source(program(seed)))
-    found = check(program(seed))
+def _one(drawn: Program) -> int:
+    print(source(drawn))
+    found = check(drawn)
     if found is None:
         print("holds")
         return 0
-    small, failure, trial = shrink(program(seed), *found)
+    small, failure, trial = shrink(drawn, *found)
     print(reproducer(small, failure, trial))
     return 1
 
@@ -86,19 +90,19 @@ def _state(start: int, path: Path | None) -> State:
     return State(**(found | {"known": Counter(found["known"])}))
 
 
-def run(start: int, count: int, failures: Path, path: Path | None, seconds: float) -> int:
+def run(options: argparse.Namespace) -> int:
     """Try the seeds and report; the number of distinct failures."""
-    state = _state(start, path)
+    state = _state(options.start, options.state)
     begin = time.monotonic()
     before = state.seconds
-    while state.next < start + count and time.monotonic() - begin < seconds:
-        _try(state, failures)
+    while state.next < options.start + options.count and time.monotonic() - begin < options.seconds:
+        _try(replace(program(state.next), device=options.device), state, options.failures)
         state.next += 1
         state.seconds = before + time.monotonic() - begin
         if state.next % 200 == 0:
-            state.write(path)
+            state.write(options.state)
             print(_line(state), flush=True)
-    state.write(path)
+    state.write(options.state)
     print(_line(state))
     for key, seen in state.known.most_common():
         print(f"  {seen:>5} x {key}")
@@ -121,8 +125,7 @@ def _hanging(number: int, frame: FrameType | None) -> None:
     raise Hanging(f"more than {SLOW} s")
 
 
-def _try(state: State, failures: Path) -> None:
-    drawn = program(state.next)
+def _try(drawn: Program, state: State, failures: Path) -> None:
     signal.signal(signal.SIGVTALRM, _hanging)
     signal.setitimer(signal.ITIMER_VIRTUAL, SLOW)
     try:

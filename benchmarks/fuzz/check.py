@@ -242,7 +242,7 @@ def _decided_by_rounding(original: nn.Module, given: tuple[Tensor, ...], wanted:
     """
     generator = torch.Generator().manual_seed(0)
     for _ in range(NEIGHBOURS):
-        noise = (4 * torch.finfo(t.dtype).eps * torch.randn(t.shape, generator=generator).to(t.dtype) for t in given)
+        noise = (4 * torch.finfo(t.dtype).eps * torch.randn(t.shape, generator=generator).to(t) for t in given)
         found = _tensors(_run(original, tuple(t + t * e for t, e in zip(given, noise, strict=True))))
         if [t.shape for t in found] != [t.shape for t in wanted] or _worst(found, wanted) > allowed:
             return True

@@ -45,7 +45,8 @@ class Program:
     """A model and its inputs.
 
     shapes: of the inputs, which are the values 0, 1, ... groups: numbers of consecutive steps that form a module of
-    their own. outputs: numbers. form: what is returned, "tensor", "tuple" or "dict".
+    their own. outputs: numbers. form: what is returned, "tensor", "tuple" or "dict". device: where it runs; the random
+    numbers are the same on each.
     """
 
     seed: int
@@ -55,6 +56,7 @@ class Program:
     groups: tuple[tuple[int, ...], ...] = ()
     form: str = "tensor"
     dtype: str = "float64"
+    device: str = "cpu"
 
     @property
     def rounding(self) -> torch.dtype:
@@ -182,7 +184,8 @@ def script(program: Program, calls: str) -> str:
         "",
         f"model = randomize(Net(), {program.seed}).to(torch.{program.dtype})",
         *finishing(program),
-        f"inputs = ({shapes}\n)",
+        f'model = model.to("{program.device}")',
+        f'inputs = tuple(x.to("{program.device}") for x in ({shapes}\n))',
         calls,
     ]
     return "\n".join(lines) + "\n"
@@ -211,7 +214,7 @@ def build(program: Program) -> nn.Module:
     with torch.no_grad():
         for line in finishing(program):
             exec(line, names | {"model": model})
-    return model  # type: ignore[no-any-return]
+    return model.to(program.device)  # type: ignore[no-any-return]
 
 
 def inputs(program: Program, shapes: tuple[tuple[int, ...], ...] | None = None) -> tuple[Tensor, ...]:
@@ -219,7 +222,8 @@ def inputs(program: Program, shapes: tuple[tuple[int, ...], ...] | None = None) 
     generator = torch.Generator().manual_seed(program.seed + 1)
     dtype = getattr(torch, program.dtype)
     return tuple(
-        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes or program.shapes
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(program.device, dtype)
+        for shape in shapes or program.shapes
     )
 
 
