@@ -26,6 +26,7 @@ from structures import (
     seq,
 )
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import reparamkit
 from reparamkit import merging, pipeline
@@ -198,3 +199,31 @@ def test_a_scale_that_a_later_merge_absorbs_leaves_code_that_was_written_before(
     model = build(lambda: Model(lambda m, x: m.beside(x, m.row(x)), row=conv_norm(4, 4, 1, g=4), beside=Beside()))
     wanted = run(model, x)
     assert error(run(reparamkit.fuse(model, x, inplace=True), x), wanted) <= 1e-6
+
+
+class Behind(nn.Module):
+    """A norm, in code that calls a layer for nothing too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unread, self.norm = nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        self.unread(y)
+        return self.norm(x)
+
+
+def test_what_a_row_leaves_in_the_code_of_a_module_stays_when_only_the_code_around_is_written_again():
+    """The module still calls what stands there for its norm: a check of the rank."""
+
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.layer(m.behind(x, m.twice(m.twice(x).relu())))
+        return y, F.conv1d(y.relu(), torch.cat([m.a.weight, m.b.weight.flip(0)]))
+
+    layers = {name: nn.Conv1d(4, 4, 1) for name in ("twice", "layer", "a", "b")}
+    model = build(lambda: Model(forward, behind=Behind(), **layers))
+    x = sample((2, 4, 9), torch.float32)
+    wanted = run(model, x)
+    fused = reparamkit.fuse(model, inplace=True)
+    assert len(reparamkit.report(fused).merges) == 2
+    assert all(error(a, b) <= 1e-6 for a, b in zip(run(fused, x), wanted, strict=True))

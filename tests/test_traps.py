@@ -1414,3 +1414,16 @@ def test_what_is_added_from_place_to_place_costs_what_it_costs_when_fused_again(
     fused = reparamkit.fuse(model, x)
     once, again = (reparamkit.report(each) for each in (fused, reparamkit.fuse(fused, x)))
     assert once.after.flops == again.before.flops < once.before.flops
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_what_is_written_for_a_model_without_weights_has_the_dtype_of_its_input(dtype: torch.dtype):
+    """No parameter tells it; without an input nothing does."""
+    model = Model(lambda m, x: (x * 2 + 1) * 3).eval()
+    x = sample((2, 4, 6), dtype)
+    fused = reparamkit.fuse(model, x, objective="launches")
+    assert len(reparamkit.report(fused).merges) == 1
+    assert fused(x).dtype == dtype
+    assert error(run(fused, x), run(model, x)) <= 4 * torch.finfo(dtype).eps
+    (refusal,) = reparamkit.explain(model, objective="launches").refusals
+    assert "pass example_inputs" in refusal.reason

@@ -60,8 +60,8 @@ class Program:
 
     @property
     def rounding(self) -> torch.dtype:
-        """The narrowest dtype that takes part."""
-        narrow = any("float32" in s.kind for s in self.steps)
+        """The narrowest dtype that takes part. On a GPU torch computes the norms of a weight norm in float32."""
+        narrow = any("float32" in s.kind or (self.device != "cpu" and "weight_norm" in s.kind) for s in self.steps)
         return torch.float32 if narrow else getattr(torch, self.dtype)
 
     @property

@@ -46,7 +46,7 @@ class Finisher:
 
     swaps: per module path its replacement, for rows of module calls. frames: calls to write again, with the
     calls inlined into them. moves: temporary name of a merged layer -> the path whose place it takes.
-    rows: paths that a row of module calls left empty, with the call they are in. dead: paths of merged layers.
+    rows: paths that a row of module calls left empty. dead: paths of merged layers.
     paths: temporary name of a merged layer -> its final path. hidden: methods that will be there no more.
     places: where all modules are. ran: methods that the forwards called.
     """
@@ -56,7 +56,7 @@ class Finisher:
     frames: dict[int, Frame] = field(default_factory=dict)
     inlined: set[int] = field(default_factory=set)
     moves: dict[str, tuple[str, Frame]] = field(default_factory=dict)
-    rows: dict[str, Frame] = field(default_factory=dict)
+    rows: set[str] = field(default_factory=set)
     dead: set[str] = field(default_factory=set)
     paths: dict[str, str] = field(default_factory=dict)
     hidden: Hidden = field(default_factory=dict)
@@ -148,7 +148,7 @@ class Finisher:
         layer = self.captured.held.pop(name)
         # A layer that was merged further has its place in the swaps of that merge.
         self.swaps[anchor] = layer if used else nn.Identity().eval()
-        self.rows |= dict.fromkeys(others, written.frame)
+        self.rows.update(others)
         self.dead -= {anchor, *others}
         self._retarget(name, anchor)
 
@@ -162,7 +162,7 @@ class Finisher:
                 self.dead |= {part.path} - {""}
             else:
                 self.swaps[part.path] = nn.Identity().eval()
-                self.rows[part.path] = self.captured.frame(part.nodes[0])
+                self.rows.add(part.path)
                 self.dead.discard(part.path)
         home = next(part for part in written.parts if anchor in part.nodes)
         if name not in self.captured.targets:
@@ -171,7 +171,7 @@ class Finisher:
             self.moves[name] = place_of(anchor), home.frame or self.captured.frame(anchor)
         else:
             self.swaps[home.path] = self.captured.held.pop(name)
-            del self.rows[home.path]
+            self.rows.remove(home.path)
             self._retarget(name, home.path)
 
     def region(self, written: Written) -> None:
@@ -390,14 +390,18 @@ class Finisher:
 
     def _remove_dead_modules(self) -> None:
         used, merged, called = self._used(), frozenset(self.paths.values()), self._called()
-        written = self.written
-        self.dead |= {path for path, frame in self.rows.items() if id(frame) in written}
+        self.dead |= {path for path in self.rows if self._callers(path) <= self.written}
         for path in sorted(self.dead, key=lambda p: -p.count(".")):
             if path not in self.captured.targets and self._is_old(path, merged):
                 self._remove(path, used)
         for frame in sorted(self.captured.frames, key=lambda f: -f.path.count(".")):
             if id(frame) in self.inlined and frame.path not in called and self._is_old(frame.path, merged):
                 self._hollow(frame.path, used)
+
+    def _callers(self, path: str) -> set[int]:
+        """The calls (by identity) whose code calls the module at a path."""
+        around = {id(frame.parent) for frame in self.captured.frames if frame.path == path}
+        return around | set(map(id, self.captured.callers.get(path, ())))
 
     def _is_old(self, path: str, merged: frozenset[str]) -> bool:
         """Whether a path still is that of the model's own module, and not of one inside a merged layer."""

@@ -17,21 +17,26 @@ from .splice import Written
 def settle(captured: Captured, written: Written, tape: Tape) -> None:
     """Cast the merged layers once, to the dtype and device of the layers they replace. The tape records the cast.
 
-    Raises `NotFusable` if a number is finite in float64 and not in that dtype.
+    Raises `NotFusable` if a number is finite in float64 and not in that dtype, or the dtype is not known.
     """
     tensors = list(_tensors(captured, written.site.members))
     floating = [t for t in tensors if t.is_floating_point()]
     trainable = any(t.requires_grad for t in floating)
     for name, module in written.layers.items():
         like = next(iter(_tensors(captured, [written.anchors[name]])), None)
-        like = like if like is not None and like.is_floating_point() else next(iter(floating), _any(captured))
+        like = like if like is not None and like.is_floating_point() else next(iter(floating), None)
         like = _as_precise(like, floating, written.site.value.meta.get("val"))
-        written.warnings += _cast(module, like, trainable, tape)
+        if any(True for _ in module.parameters()):
+            written.warnings += _cast(module, _computed(captured, written) if like is None else like, trainable, tape)
 
 
-def _any(captured: Captured) -> Tensor | None:
-    """A parameter of the model, for the dtype of a merge that reads none."""
-    return next((p for p in captured.root.parameters() if p.dtype != torch.float64), None)
+def _computed(captured: Captured, written: Written) -> Tensor:
+    """A tensor of the dtype and device of what a merge gives that reads no weights."""
+    value = written.site.value.meta.get("val")
+    found = value if isinstance(value, Tensor) else next(captured.root.parameters(), None)
+    if found is None or not found.is_floating_point():
+        raise NotFusable("its dtype and device are not known, as the model has no weights: pass example_inputs")
+    return found
 
 
 def _as_precise(like: Tensor | None, others: Iterable[Tensor], value: object) -> Tensor | None:
@@ -54,13 +59,13 @@ def _tensors(captured: Captured, nodes: Iterable[fx.Node]) -> Iterable[Tensor]:
             yield value
 
 
-def _cast(module: nn.Module, like: Tensor | None, requires_grad: bool, tape: Tape) -> list[str]:
-    """Cast one layer to the dtype and device of a tensor, if there is one; returns warnings."""
+def _cast(module: nn.Module, like: Tensor, requires_grad: bool, tape: Tape) -> list[str]:
+    """Cast one layer to the dtype and device of a tensor; returns warnings."""
     warnings: list[str] = []
     for name, parameter in module.named_parameters():
         data = parameter.data
         with tape:
-            cast = (data if like is None else data.to(like.device, like.dtype)).contiguous()
+            cast = data.to(like.device, like.dtype).contiguous()
         if cast.dtype != data.dtype and _overflows(cast) and not _overflows(data):
             raise NotFusable(f"a merged {name} overflows {_short(cast.dtype)}")
         if lossy := _lossy(data, cast.dtype):
