@@ -77,18 +77,12 @@ def _sums(reading: Reading, opaque: Iterable[fx.Node]) -> int:
     """Elements of sums that are not read alone, as shapes may differ: a merge over earlier values counts them, with
     nominal sizes where the rank is open.
     """
-    added = ((node, _passes(node, reading)) for node in opaque if node in reading.shapes)
-    return sum(n * numel(reading.sizes_of(node) or reading.shapes[node][0]) for node, n in added if n)
+    names = ((node, target_name(node, reading.captured.module)) for node in opaque if node in reading.shapes)
+    return sum(numel(reading.sizes_of(node) or reading.shapes[node][0]) for node, name in names if name in PASSES)
 
 
-SUMS = frozenset(["add", "iadd", "sub", "isub", "sum", "mean"])
-JOINS = frozenset(["stack", "cat", "concat"])
-
-
-def _passes(node: fx.Node, reading: Reading) -> int:
-    """How often a sum, or what puts values side by side, goes over what it gives."""
-    name = target_name(node, reading.captured.module)
-    return len(node.all_input_nodes) - 1 if name in JOINS else int(name in SUMS)
+PASSES = frozenset(["add", "iadd", "sub", "isub", "sum", "mean", "stack", "cat", "concat"])
+"""Sums, and what puts values side by side."""
 
 
 def _is_opaque(node: fx.Node, reading: Reading) -> bool:
