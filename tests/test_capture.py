@@ -1206,6 +1206,30 @@ def test_an_attribute_of_a_tensor_that_is_set_is_not_overlooked(example: Tensor 
         reparamkit.fuse(build(Assigning), example)
 
 
+class WithoutGradient(nn.Module):
+    """Says of a tensor that it made that no gradient is wanted of it, as the warping of optical flow does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        grid = torch.arange(y.size(-1)).type_as(y).expand(y.size())
+        grid.requires_grad = False
+        return y.sigmoid() * grid
+
+
+@pytest.mark.parametrize("example", [None, X])
+def test_that_no_gradient_is_wanted_of_what_a_call_gives_is_set_in_the_graph(example: Tensor | None):
+    """What is set so is no number."""
+    model = build(WithoutGradient)
+    fused = reparamkit.fuse(model, example)
+    assert len(reparamkit.report(fused).merges) == 1
+    assert error(fused(X[:1]), model(X[:1])) < 1e-6
+    fused(X).sum().backward()
+
+
 class Alternating(nn.Module):
     """Takes another way at every second call."""
 

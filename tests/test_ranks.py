@@ -258,3 +258,20 @@ def test_sizes_of_a_value_whose_rank_the_code_tells_are_read():
 
     model, x = build(lambda: Model(forward, a=conv(2, 2, 1))), sample((2, 4, 5, 6), torch.float32)
     assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6
+
+
+def squeeze_and_excite(m: Any, x: Tensor) -> Tensor:
+    """Takes the shape of a value apart, and needs some of it."""
+    y = m.norm(m.conv(x))
+    b, c, _, _ = y.size()
+    return y * m.gate(y.mean((2, 3)).view(b, c)).sigmoid().view(b, c, 1, 1)
+
+
+def test_sizes_that_no_code_uses_keep_no_layer():
+    """The width and height behind a stride are those of no value before the convolution."""
+    strided = nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4, bias=False)
+    made = model(squeeze_and_excite, conv=strided, norm=norm(4), gate=nn.Linear(4, 4))
+    x = torch.randn(2, 4, 8, 8)
+    fused = reparamkit.fuse(made, x)
+    assert [merge.members for merge in reparamkit.report(fused).merges] == [("conv", "norm")]
+    assert error(fused(x[:1]), made(x[:1])) < 1e-6

@@ -672,6 +672,14 @@ class TwoRuns(nn.Module):
         return self.conv(self.conv(x).relu())
 
 
+def test_a_merged_layer_counts_the_operations_that_run_inside_it():
+    """Zeros at one end, a convolution, the border values of its bias joined, and their sum; then the ReLU."""
+    model = seq(nn.Conv2d(4, 32, 1), nn.ZeroPad2d((1, 2, 0, 0)), nn.Conv2d(32, 16, (1, 4)), nn.ReLU())
+    report = reparamkit.explain(randomize(model), torch.randn(2, 4, 6, 64))
+    assert report.after.ops == 1 + 1 + 2 + 1
+    assert not report.refusals
+
+
 def test_a_part_that_runs_twice_is_counted_twice():
     """Before and after, whether it has code or is a layer of torch; its calls are not counted beside it."""
     x = torch.randn(2, 4, 5, 9)

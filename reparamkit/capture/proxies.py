@@ -79,9 +79,12 @@ class ValueProxy(fx.Proxy):
         return self if isinstance(self.value, Tensor) else self._decided("a call", lambda value: value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if hasattr(Tensor, name) and name not in OWN:
+        if name == "requires_grad" and value is False and self.node.op.startswith("call"):
+            self.requires_grad_(False)
+        elif hasattr(Tensor, name) and name not in OWN:
             raise self.tracer.refusal(f"the forward sets the attribute '{name}' of {self.node}{where(self.tracer)}")
-        super().__setattr__(name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _needs_values(self, what: str) -> CaptureError:
         error: CaptureError = self.tracer.refusal(

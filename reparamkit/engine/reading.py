@@ -361,15 +361,16 @@ class _Reader:
         """The reader of a row of layers that a merge was written as."""
         if type(module) is not nn.Sequential or WRITTEN not in self.node.meta:
             return None
-        readers = [reader for layer in module if (reader := self.readers.of_module(layer)) is not None]
+        layers = [*_layers(module)]
+        readers = [reader for layer in layers if (reader := self.readers.of_module(layer)) is not None]
 
-        def read_row(row: nn.Sequential, input: Form) -> Form:
-            for reader, layer in zip(readers, row, strict=True):
+        def read_row(_: nn.Sequential, input: Form) -> Form:
+            for reader, layer in zip(readers, layers, strict=True):
                 found = reader(layer, input)
                 input = found[0] if isinstance(found, tuple) else found
             return input
 
-        return Reader((nn.Sequential,), read_row) if len(readers) == len(module) else None
+        return Reader((nn.Sequential,), read_row) if len(readers) == len(layers) else None
 
     def _read(self, reader: Reader) -> list[Candidate]:
         refusal = self.scope.refusal(self.node, together=True)
@@ -587,6 +588,12 @@ class _Reader:
         if isinstance(value, tuple):
             return tuple(map(self._informed, value))
         return value.substitute(self.out.facts) if isinstance(value, Size) else value
+
+
+def _layers(row: nn.Sequential) -> Iterator[nn.Module]:
+    """The layers of a row, also of a row in it, in the order of their calls."""
+    for layer in row:
+        yield from _layers(layer) if type(layer) is nn.Sequential else (layer,)
 
 
 def _guarded(candidate: Candidate, told: Mapping[Symbol, int]) -> Candidate:

@@ -54,6 +54,10 @@ class _Sizes:
                 self._fold(node)
             elif (value := _wanted(node, self.reading)) is not None:
                 self._redirect(node, value)
+        # Of a shape whose sizes are not all there to read, those that are have been made for nothing.
+        for read in self.made.values():
+            if not read.users:
+                self.captured.graph.erase_node(read)
 
     # --- where a size can be read ----------------------------------------------------------------
 
