@@ -1414,3 +1414,25 @@ def test_what_is_added_from_place_to_place_costs_what_it_costs_when_fused_again(
     fused = reparamkit.fuse(model, x)
     once, again = (reparamkit.report(each) for each in (fused, reparamkit.fuse(fused, x)))
     assert once.after.flops == again.before.flops < once.before.flops
+
+
+@pytest.mark.parametrize("example", [(2, 4, 1, 1), None])
+def test_maps_of_one_pixel_that_a_linear_layer_insists_on_stay_the_only_ones(example: Shape | None):
+    """A convolution would take any: the linear layer behind the flatten is what refused them."""
+    model = build(lambda: seq(conv(4, 4, 1), nn.Flatten(), nn.Linear(4, 3)))
+    fused = reparamkit.fuse(model, None if example is None else sample(example, torch.float32))
+    x = sample((2, 4, 1, 1), torch.float32)
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+    with pytest.raises(RuntimeError):
+        model(sample(MAPS[0], torch.float32))
+    with pytest.raises((RuntimeError, reparamkit.GuardError)):
+        fused(sample(MAPS[0], torch.float32))
+
+
+def test_a_scale_of_a_wider_dtype_changes_that_of_the_value():
+    """Without an example nothing tells the dtype beside it; folded into the layer, the scale would lose its own."""
+    scale = torch.rand(4, 1, 1, dtype=torch.float64)
+    model = Model(lambda m, x: m.a(x) * m.g, a=conv(4, 4, 1), g=nn.Parameter(scale)).eval()
+    fused = reparamkit.fuse(model)
+    x = sample(MAPS[0], torch.float32)
+    assert run(fused, x).dtype == run(model, x).dtype == torch.float64
