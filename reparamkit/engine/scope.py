@@ -164,7 +164,10 @@ class Scope:
     def _changes_format(self, node: fx.Node, value: Tensor) -> bool:
         """A constant beside a value takes the format of the value, or changes it, unless that is written into."""
         tensors = {n: v for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)}
-        inputs = [v for n, v in tensors.items() if n not in self.captured.constants]
+        # What asks for a condition says itself that it is computed.
+        chooses = target_of(node) in ("where", "masked_fill")
+        values = (v for n, v in tensors.items() if n not in self.captured.constants)
+        inputs = [v for v in values if not (chooses and v.dtype is torch.bool)]
         kept = node in self.captured.aliases.writers
         return any(v.dtype != value.dtype or v.device != value.device for v in inputs) or (
             kept and any(torch.result_type(value, v) != value.dtype for v in tensors.values())
