@@ -1722,3 +1722,13 @@ def test_several_parts_that_cannot_be_traced_leave_the_code_around_them_traced()
     assert refused == {f"{k}.{name}" for k in (0, 1) for name in "abc"}
     assert not any("cannot be traced" in refusal.reason for refusal in report.refusals)
     assert len(report.merges) == 2
+
+
+def test_modules_in_a_plain_list_are_named_as_the_reason():
+    """They are no part of the model, and their parameters none of its own: in eval mode too, and when it is moved."""
+    model = Model(lambda m, x: m.b(m.layers[0](x)), b=norm(4)).eval()
+    model.layers = [conv(4, 4, 1)]
+    with pytest.raises(reparamkit.CaptureError, match=r"nn\.ModuleList"):
+        reparamkit.fuse(model, sample((2, 4, 5, 5), torch.float32))
+    part = reparamkit.explain(seq(model, conv(4, 4, 1), norm(4)).eval(), sample((2, 4, 5, 5), torch.float32))
+    assert any("nn.ModuleList" in refusal.reason for refusal in part.refusals)

@@ -464,3 +464,26 @@ def test_a_method_of_the_model_that_calls_one_of_a_part_goes_on_working():
     for found, wanted in zip(fused.extract(X[..., :4]), model.extract(X[..., :4]), strict=True):
         assert error(found, wanted) <= 1e-6
     assert any("'extract' of the model" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+class Helped(nn.Module):
+    """Its forward has a helper for one branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(4, 4), conv_norm(4, 4, 1)
+
+    def _branch(self, x: Tensor) -> Tensor:
+        return self.b(x) * 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self._branch(x)
+
+
+def test_a_private_method_of_the_model_goes_where_a_merge_takes_its_layers():
+    """It is the model's own business; a public one may be called by others, and keeps them."""
+    model = build(Helped)
+    fused = reparamkit.fuse(model, X)
+    assert operations(fused, X) == "conv"
+    assert error(fused(X), model(X)) <= 1e-6
+    assert not hasattr(fused, "_branch")

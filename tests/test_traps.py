@@ -1427,3 +1427,66 @@ def test_what_is_written_for_a_model_without_weights_has_the_dtype_of_its_input(
     assert error(run(fused, x), run(model, x)) <= 4 * torch.finfo(dtype).eps
     (refusal,) = reparamkit.explain(model, objective="launches").refusals
     assert "pass example_inputs" in refusal.reason
+
+
+@pytest.mark.parametrize("example", [(2, 4, 1, 1), None])
+def test_maps_of_one_pixel_that_a_linear_layer_insists_on_stay_the_only_ones(example: Shape | None):
+    """A convolution would take any: the linear layer behind the flatten is what refused them."""
+    model = build(lambda: seq(conv(4, 4, 1), nn.Flatten(), nn.Linear(4, 3)))
+    fused = reparamkit.fuse(model, None if example is None else sample(example, torch.float32))
+    x = sample((2, 4, 1, 1), torch.float32)
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+    with pytest.raises(RuntimeError):
+        model(sample(MAPS[0], torch.float32))
+    with pytest.raises((RuntimeError, reparamkit.GuardError)):
+        fused(sample(MAPS[0], torch.float32))
+
+
+def test_a_scale_of_a_wider_dtype_changes_that_of_the_value():
+    """Without an example nothing tells the dtype beside it; folded into the layer, the scale would lose its own."""
+    scale = torch.rand(4, 1, 1, dtype=torch.float64)
+    model = Model(lambda m, x: m.a(x) * m.g, a=conv(4, 4, 1), g=nn.Parameter(scale)).eval()
+    fused = reparamkit.fuse(model)
+    x = sample(MAPS[0], torch.float32)
+    assert run(fused, x).dtype == run(model, x).dtype == torch.float64
+
+
+class Spread(nn.Module):
+    """A linear layer as GPT-2 has it: the weight is transposed, and the shape a sum of tuples."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(c_in, c_out)), nn.Parameter(torch.randn(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(x.size()[:-1] + (self.bias.shape[0],))  # noqa: RUF005
+
+
+def test_a_shape_may_be_a_sum_of_two():
+    """``x.size()[:-1] + (n,)`` has the sizes of both."""
+    model, x = build(lambda: seq(Spread(4, 6), nn.Linear(6, 3))), sample((2, 5, 4), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert operations(fused, x) == "linear"
+    for shape in ((2, 5, 4), (1, 7, 4)):
+        other = sample(shape, torch.float32)
+        assert error(run(fused, other), run(model, other)) <= 1e-6
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_pixels_that_are_joined_between_two_layers_are_joined_for_other_channels_too(offset: float):
+    """``flatten(2)`` of a patch embedding does not see how many channels the layer behind it makes."""
+    code = lambda m, x: m.b(m.a(x).flatten(2).transpose(1, 2)) + offset  # noqa: E731
+    model = build(lambda: Model(code, a=conv(3, 8, 4, s=4, p=0), b=nn.Linear(8, 6)))
+    fused = reparamkit.fuse(model, sample((2, 3, 8, 8), torch.float32))
+    assert operations(fused, sample((2, 3, 8, 8), torch.float32)) == "conv"
+    for shape in ((2, 3, 8, 8), (1, 3, 13, 4)):
+        x = sample(shape, torch.float32)
+        assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+def test_a_choice_by_a_condition_on_the_input_is_refused_as_one():
+    """A condition is of another dtype than the numbers it chooses from, which is no change of dtype."""
+    code = lambda m, x: m.n(torch.where(x > 0, m.a(x), x))  # noqa: E731
+    model = build(lambda: Model(code, a=conv(4, 4, 1), n=norm(4)))
+    refusals = reparamkit.explain(model, sample(MAPS[0], torch.float32)).refusals
+    assert all("its condition is computed from the input" in each.reason for each in refusals)

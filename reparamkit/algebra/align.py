@@ -161,7 +161,8 @@ def _unit(a: Face, b: Face, dim: int, at: int, trusted: bool) -> tuple[Face, Fac
 def _pinned_unit(face: Face, size: Size, trusted: bool) -> Face:
     """An atom beside which the other tensor has size 1."""
     if trusted and len(size.symbols) == 1 and size.factor == 1 and not size.symbols[0].derived:
-        return face.pinned({size.symbols[0]: 1}, guard=False)
+        # Guarded, as an axis of size 1 leaves nothing in the merged layer that would insist on it.
+        return face.pinned({size.symbols[0]: 1}, guard=True)
     pins = traced_pins([size])
     if size.hint != 1:
         raise NotFusable(f"sizes 1 and {size.hint} meet: broadcasting is not merged")

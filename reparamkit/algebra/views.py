@@ -68,8 +68,16 @@ class Reshape(View):
         if self.counts and side == "source" and op.source_sizes != old and (run := _joined(old, new)) is not None:
             return _with_joined(op, *run, len(old))
         if side == "value" and op.value_sizes != old:
-            raise NotFusable("a layer that changes the dimensions behind a view")
+            new = self._split(op.value_sizes, old, new)
         return _regrouped(op, side, new)
+
+    def _split(self, found: tuple[Size, ...], old: tuple[Size, ...], new: tuple[Size, ...]) -> tuple[Size, ...]:
+        """`found` where `old` was, with the dimension that the call joined as those of `new`."""
+        run = _joined(new, old) if self.counts and len(found) == len(old) else None
+        if run is None or found[run[0]] != old[run[0]]:
+            raise NotFusable("a layer that changes the dimensions behind a view")
+        first, end = run
+        return (*found[:first], *new[first:end], *found[first + 1 :])
 
 
 @final

@@ -545,6 +545,11 @@ class Tracer(fx.Tracer):
         plain = isinstance(a, Tensor) and id(a) not in self._tensor_names
         if plain and (isinstance(a, FakeTensor) or (self.made is not None and id(a) not in self.made)):
             raise self.refusal(f"the forward reads what a hook keeps{where(self)}")
+        if plain and isinstance(a, nn.Parameter):
+            raise self.refusal(
+                f"the forward uses a parameter that the model does not have (modules in a plain list or dictionary are"
+                f" no part of it: use nn.ModuleList or nn.ModuleDict){where(self)}"
+            )
         return super().create_arg(a)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:

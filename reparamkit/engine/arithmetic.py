@@ -57,8 +57,8 @@ def rounded_to(captured: Captured, node: fx.Node) -> torch.dtype | None:
     """The dtype that a call of constants casts real numbers to, if that loses digits: they would not be the model's
     own in float64, nor would what is computed from them.
     """
-    after = _dtype(captured, node)
-    befores = [_dtype(captured, n) for n in node.all_input_nodes]
+    after = dtype_of(captured, node)
+    befores = [dtype_of(captured, n) for n in node.all_input_nodes]
     return after if any(_eps(after) > _eps(before) > 0 for before in befores) else None
 
 
@@ -67,7 +67,7 @@ def _eps(dtype: torch.dtype | None) -> float:
     return 0.0 if dtype is None or not dtype.is_floating_point else torch.finfo(dtype).eps
 
 
-def _dtype(captured: Captured, node: fx.Node) -> torch.dtype | None:
+def dtype_of(captured: Captured, node: fx.Node) -> torch.dtype | None:
     """The dtype that a constant has in the model; None if it has none."""
     value = captured.attribute(node) if node.op == "get_attr" else node.meta.get("val")
     if isinstance(value, Tensor) or node.op == "get_attr":
@@ -76,7 +76,7 @@ def _dtype(captured: Captured, node: fx.Node) -> torch.dtype | None:
     if node.target in CASTS or given:
         return CASTS.get(str(node.target), given[0] if given else None)
     sources = node.all_input_nodes[-1:] if node.target == "type_as" else node.all_input_nodes
-    dtypes = [dtype for n in sources if (dtype := _dtype(captured, n)) is not None]
+    dtypes = [dtype for n in sources if (dtype := dtype_of(captured, n)) is not None]
     return reduce(torch.promote_types, dtypes) if dtypes else None
 
 

@@ -123,6 +123,8 @@ def computed(node: fx.Node, args: list[Any]) -> Any:
     """The size, or the sizes, that a call gives for these."""
     if node.target is operator.getitem and isinstance(args[0], tuple) and isinstance(args[1], (int, slice)):
         return args[0][args[1]]
+    if node.target is operator.add and all(isinstance(each, tuple) for each in args):
+        return _joined(*args) or opaque(node)
     numbers = [fixed(a) if isinstance(a, int) and not isinstance(a, bool) else a for a in args]
     result = calculated(node, [a.factor if isinstance(a, Size) and a.known else a for a in numbers])
     if result is not None:
@@ -137,6 +139,12 @@ def computed(node: fx.Node, args: list[Any]) -> Any:
         if node.target is operator.add and any(a.known and a.factor >= 0 for a in numbers):
             return _more(*sorted(numbers, key=lambda size: size.known))
     return opaque(node)
+
+
+def _joined(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Size, ...] | None:
+    """A shape of the entries of two, as in ``x.shape[:-1] + (8,)``; None if one of them is no size."""
+    sizes = tuple(fixed(n) if isinstance(n, int) and not isinstance(n, bool) else n for n in (*first, *second))
+    return sizes if all(isinstance(size, Size) for size in sizes) else None
 
 
 def calculated(node: fx.Node, numbers: Sequence[Any]) -> int | float | None:

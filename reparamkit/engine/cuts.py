@@ -19,7 +19,7 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
     """The calls that a merge cuts through must not be observed.
 
     Raises `NotFusable`: one has hooks, or a method of the model uses a part of it. (Those of modules inside are hidden
-    then, and those that only may do something else with a value inside of it.)
+    then, and those that only may do something else with a value inside of it, and what is the model's own business.)
     """
     frames = {node: captured.frame(node) for node in members}
     if len({node.meta["context"] for node in frames}) > 1:
@@ -35,9 +35,13 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
             raise NotFusable(f"'{cut.path}' returns a value from inside it, which the model itself may record")
     _check_kept(captured, {place_of(node) for node in frames} - {""})
     methods = with_callers(captured, using_parts(captured, frames))
-    broken = sorted(name for module, name in methods if module is captured.root)
+    broken = sorted(name for module, name in methods if module is captured.root and not _is_private(name))
     if broken:
         raise NotFusable(f"method '{broken[0]}' of the model uses a part of what would be merged")
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
 
 
 def _returns_inside(captured: Captured, cut: Frame, members: Collection[fx.Node]) -> bool:

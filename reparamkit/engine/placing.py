@@ -373,7 +373,7 @@ def layer_cost(form: Form, stored: int, transposed: bool = False) -> Cost:
         return shift + Cost(0, 0, stored, 0)
     if op.is_identity and form.bias is None:
         return Cost(0, 0, stored, 0)
-    return Cost(0 if op.is_identity else elements, elements, stored, 1)
+    return Cost(elements if op.legs else 0, elements, stored, 1)
 
 
 def _stands_alone(op: Operator, bias: Operator) -> bool:

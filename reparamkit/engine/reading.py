@@ -637,5 +637,4 @@ def _size_value(node: fx.Node, known: Reading) -> Any:
     if node.op != "call_function" or not any(n in known.sizes for n in inputs):
         number = isinstance(node.meta.get("val"), (int, float)) and not any(n in known.constants for n in inputs)
         return opaque(node) if number else None
-    args = [known.sizes.get(a, a) if isinstance(a, fx.Node) else a for a in node.args]
-    return computed(node, args)
+    return computed(node, list(fx.node.map_arg(node.args, lambda n: known.sizes.get(n, n))))

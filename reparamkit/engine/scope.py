@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -23,6 +24,7 @@ from ..layers.wide import CASTS, computes_weight
 from ..sourcecode.flow import Way
 from ..sourcecode.handing import EACH, ELSEWHERE, hands_on_otherwise, readers_of_results
 from ..sourcecode.methods import called_by_methods, read_by_methods, ways_of_methods
+from .arithmetic import dtype_of
 from .held import held_by_objects
 from .sharing import evenly_partnered, read_one_value
 
@@ -152,7 +154,8 @@ class Scope:
         if node.meta["context"][:2] != root.meta["context"][:2]:
             return "inside an autocast region"
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) and node.target in (*CASTS, "to", "type", "type_as", "cpu", "cuda"):
+        casts = node.target in (*CASTS, "to", "type", "type_as", "cpu", "cuda")
+        if not isinstance(value, Tensor) and (casts or self._may_promote(node)):
             return "its dtype is not known: pass example_inputs"
         if isinstance(value, Tensor) and self._changes_format(node, value):
             return "dtype or device changes here"
@@ -161,11 +164,28 @@ class Scope:
     def _changes_format(self, node: fx.Node, value: Tensor) -> bool:
         """A constant beside a value takes the format of the value, or changes it, unless that is written into."""
         tensors = {n: v for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)}
-        inputs = [v for n, v in tensors.items() if n not in self.captured.constants]
+        # What asks for a condition says itself that it is computed.
+        chooses = target_of(node) in ("where", "masked_fill")
+        values = (v for n, v in tensors.items() if n not in self.captured.constants)
+        inputs = [v for v in values if not (chooses and v.dtype is torch.bool)]
         kept = node in self.captured.aliases.writers
         return any(v.dtype != value.dtype or v.device != value.device for v in inputs) or (
             kept and any(torch.result_type(value, v) != value.dtype for v in tensors.values())
         )
+
+    def _may_promote(self, node: fx.Node) -> bool:
+        """Whether a constant beside a value of unknown dtype may have a wider one, which the result then takes."""
+        if len(self.dtypes) < 2 or node.op == "call_module":
+            return False
+        constants = (n for n in node.all_input_nodes if n in self.captured.constants)
+        beside = {dtype for n in constants if (dtype := dtype_of(self.captured, n)) and dtype.is_floating_point}
+        return any(torch.promote_types(one, own) != own for one in beside for own in self.dtypes)
+
+    @cached_property
+    def dtypes(self) -> set[torch.dtype]:
+        """Of the real numbers that the model has; those of single ones make no tensor wider."""
+        tensors = itertools.chain(self.captured.root.parameters(), self.captured.root.buffers())
+        return {tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dim()}
 
 
 class Everything(Scope):
