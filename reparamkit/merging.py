@@ -18,7 +18,7 @@ from .engine.literals import fold_sizes
 from .engine.norms import has_norms, take_apart
 from .engine.overwrites import follow_overwrites
 from .engine.patterns import next_site
-from .engine.raising import Raised, lower_scales, raise_scales, scaled_parts, takes_parts, without
+from .engine.raising import Raised, lower_scales, may_be_scaled, raise_scales, scaled_parts, takes_parts, without
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Everything, Scope
 from .engine.site import Plan
@@ -158,7 +158,7 @@ class Merging:
         chosen before, if anything was.
         """
         raised: list[Raised] = []
-        while True:
+        while merged is None or may_be_scaled(merged[1]):
             with self.tape:
                 own = read_as_it_is(self.captured)
                 ways = scaled_parts(self.captured, self._scope, own)

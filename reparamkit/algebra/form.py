@@ -48,6 +48,10 @@ class Term:
     op: Operator
     trails: tuple[Trail, ...] = ((),)
 
+    def with_op(self, op: Operator) -> Term:
+        """The same ways, with another operator."""
+        return self if op is self.op else replace(self, op=op)
+
 
 @dataclass(frozen=True)
 class Form:
@@ -107,8 +111,10 @@ class Form:
 
     def mapped(self, change: Callable[[Operator], Operator]) -> Form:
         """Change every operator and the bias in the same way."""
-        terms = {s: replace(term, op=change(term.op)) for s, term in self.terms.items()}
-        return replace(self, terms=terms, bias=None if self.bias is None else change(self.bias))
+        terms = {s: term.with_op(change(term.op)) for s, term in self.terms.items()}
+        bias = None if self.bias is None else change(self.bias)
+        same = bias is self.bias and all(terms[s] is term for s, term in self.terms.items())
+        return self if same else replace(self, terms=terms, bias=bias)
 
     def __add__(self, other: Form) -> Form:
         """The form of the sum of two values of one shape."""

@@ -268,7 +268,8 @@ def _met(a: Link, b: Link) -> Link:
     if b.resamples:
         # Then b is FREE, see `_first_to_lower`.
         return replace(a, after=a.after + b.maps)
-    return replace(_met_roles(a, b), maps=a.maps, after=a.after)
+    made = _met_roles(a, b)
+    return made if (made.maps, made.after) == (a.maps, a.after) else replace(made, maps=a.maps, after=a.after)
 
 
 def _met_roles(a: Link, b: Link) -> Link:

@@ -258,7 +258,7 @@ def widened(op: Operator, number: int, low: int | None = None, high: int | None 
 
 def extended(tensor: Tensor, dim: int, low: int, high: int) -> Tensor:
     """`tensor` with zeros before and after it along a dimension."""
-    return F.pad(tensor.movedim(dim, -1), (low, high)).movedim(-1, dim)
+    return F.pad(tensor.movedim(dim, -1), (low, high)).movedim(-1, dim) if low or high else tensor
 
 
 def narrowed(op: Operator, number: int, low: int, high: int) -> Operator:

@@ -88,7 +88,7 @@ class Size:
         """Whether the size is a plain number."""
         return not self.symbols
 
-    @property
+    @cached_property
     def hint(self) -> int:
         """The number, or what it was for the example inputs."""
         return self.factor * math.prod(s.hint for s in self.symbols)

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
@@ -112,6 +113,7 @@ class Captured:
     guessed: whether it is a part, and nothing is known of how it is called.
     callers: per path of a module that the code calls the calls around it, of modules that do nothing as well.
     ranks_vary: whether the model takes inputs of another rank than the example's.
+    finite: whether all numbers of a tensor are, of those that were asked about.
     """
 
     root: nn.Module
@@ -139,6 +141,7 @@ class Captured:
     guessed: bool = False
     callers: Mapping[str, Sequence[Frame]] = field(default_factory=dict)
     ranks_vary: bool = False
+    finite: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""

@@ -52,6 +52,17 @@ def leaves(value: Any) -> list[Any]:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
+    if type(value) in (tuple, list, dict):
+        # What nearly all are; torch takes its time for these as well.
+        for inner in value.values() if type(value) is dict else value:
+            yield from _leaves(inner)
+    elif isinstance(value, fx.Node):
+        yield value
+    else:
+        yield from _leaves_by_torch(value)
+
+
+def _leaves_by_torch(value: Any) -> Iterator[Any]:
     for leaf in tree_leaves(value, is_leaf=_is_whole):
         if is_record(leaf):
             yield from _leaves(list(fields_of(leaf).values()))

@@ -240,7 +240,7 @@ def _is_viewed(op: Operator, trail: Trail) -> bool:
 def _kept(op: Operator, trail: Trail, at: int) -> Cost:
     """What the steps cost that stay on the way, before and behind a layer at step `at`."""
     cost = Cost()
-    if all(_step_cost(step, 1) == cost for step in trail):
+    if all(step.is_layer or _step_cost(step, 1) == cost for step in trail):
         return cost
     for step in reversed(trail[at + 1 :]):
         cost += _step_cost(step, numel(op.value_sizes))
@@ -283,7 +283,7 @@ def _copies(step: Step) -> bool:
 
 def _spare(step: Step) -> bool:
     """Whether a layer may do better without a step, that it can do as well: a shuffle, or a crop."""
-    return _copies(step) or any(isinstance(view, Crop) for view in step.views)
+    return not step.is_layer and (_copies(step) or any(isinstance(view, Crop) for view in step.views))
 
 
 def _positions(trail: Trail, weigh: Weigh) -> Iterator[int]:

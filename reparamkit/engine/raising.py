@@ -78,13 +78,18 @@ def takes_parts(captured: Captured) -> bool:
     return any(node.target in PARTS for node in captured.graph.nodes)
 
 
+def may_be_scaled(reading: Reading) -> bool:
+    """Whether there are scales among what was read; those that may not be merged are not."""
+    return any(is_scale(reading, node) for node in reading.read)
+
+
 def scaled_parts(captured: Captured, scope: Scope, reading: Reading) -> list[Way]:
     """The scales of parts that are not read as they are; of each value one, as the next would scale another."""
     found: list[Way] = []
     seen: set[fx.Node] = set()
     for node in captured.graph.nodes:
-        way = None if scope.refusal(node) else _way(captured, reading, node)
-        if way is not None and seen.isdisjoint(way.layer):
+        way = _way(captured, reading, node)
+        if way is not None and seen.isdisjoint(way.layer) and not scope.refusal(node):
             found.append(way)
             seen |= way.layer
     return found

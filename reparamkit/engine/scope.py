@@ -11,7 +11,6 @@ from functools import cached_property
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..algebra.form import Form
 from ..capture.aliases import MAY_ALIAS, STATISTICS, target_name, target_of
@@ -38,7 +37,7 @@ CODE = "()"
 class Scope:
     """permitted: names of the rules that may be used. only, skip: module paths or patterns (fnmatch). unwritable: paths
     of modules whose code stays, with the reason. calls: how often a real run called each module, by path (empty: there
-    was none). finite: what is known of tensors.
+    was none).
     """
 
     captured: Captured
@@ -47,7 +46,6 @@ class Scope:
     skip: Sequence[str] = ()
     unwritable: Mapping[str, str] = field(default_factory=dict)
     calls: Mapping[str, int] = field(default_factory=dict)
-    finite: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
 
     def check_rules(self, form: Form) -> None:
         """Raises `NotFusable` if a form is built with a rule that is switched off."""
@@ -75,6 +73,8 @@ class Scope:
         )
 
     def _not_chosen(self, node: fx.Node) -> str | None:
+        if self.only is None and not self.skip:
+            return None
         paths = self.captured.names(self.captured.path(node))
         if any(matches(path, pattern) for path in paths for pattern in self.skip):
             return "left out by skip="
@@ -90,13 +90,15 @@ class Scope:
         modules = [frame.module for frame in self.captured.frame(node).stack]
         if node.op == "call_module":
             modules.append(self.captured.module(node))
-        calls = max(self.captured.module_calls[id(m)] for m in modules if _has_state(m) or m is modules[0])
+        several = [m for m in modules if self.captured.module_calls[id(m)] > 1]
+        counted = [m for m in several if m is modules[0] or _has_state(m)]
+        calls = max((self.captured.module_calls[id(m)] for m in counted), default=1)
         alone = calls > 1 and not evenly_partnered(self.captured, node)
         if alone and not (together and read_one_value(self.captured, node)):
             return f"its module is called at {calls} places: a merge would change all of them"
         traced = (calls + self.captured.uncalled[id(modules[-1])]) * self.captured.times
-        run = self.calls.get(str(node.target), traced) if _has_state(modules[-1]) else traced
-        if run != traced:
+        run = self.calls.get(str(node.target), traced)
+        if run != traced and _has_state(modules[-1]):
             return f"its module is called {run} times in a run, and {traced} times in what could be captured"
         return None
 
@@ -119,11 +121,12 @@ class Scope:
         return None
 
     def _not_finite(self, node: fx.Node) -> str | None:
+        finite = self.captured.finite
         for part in _parts(self.captured, node):
-            if isinstance(part, Tensor) and part not in self.finite:
+            if isinstance(part, Tensor) and part not in finite:
                 real = part.is_floating_point() and part.element_size() > 1
-                self.finite[part] = not real or _is_finite(part)
-            if isinstance(part, Tensor) and not self.finite[part]:
+                finite[part] = not real or _is_finite(part)
+            if isinstance(part, Tensor) and not finite[part]:
                 return "it holds numbers that are not finite"
         return None
 
@@ -211,10 +214,11 @@ def _has_state(module: nn.Module) -> bool:
 
 def _used_outside(captured: Captured, node: fx.Node) -> str | None:
     """Code that was not traced may use what the node does, which has to stay for it."""
-    shared = [frame.module for frame in captured.frame(node).stack if frame.module in captured.outside.whole]
+    used, whole = captured.outside.used, captured.outside.whole
+    shared = [frame.module for frame in captured.frame(node).stack if frame.module in whole]
     if shared:
-        return captured.outside.whole[shared[0]]
-    return next((captured.outside.used[part] for part in _parts(captured, node) if part in captured.outside.used), None)
+        return whole[shared[0]]
+    return next((used[part] for part in _parts(captured, node) if part in used), None) if used else None
 
 
 def _parts(captured: Captured, node: fx.Node) -> Iterator[nn.Module | Tensor]:
@@ -239,7 +243,8 @@ WATCHED = "it has hooks, which would see other values after a merge"
 def _is_finite(tensor: Tensor) -> bool:
     # No test for a recipe: numbers of another checkpoint are checked when they are converted.
     with _disable_current_modes():
-        return bool(tensor.sum(dtype=torch.float64).isfinite())
+        # A sum in the tensor's own dtype takes half the time; it may only overflow where this one does not.
+        return bool(tensor.sum().isfinite()) or bool(tensor.sum(dtype=torch.float64).isfinite())
 
 
 def _watched(captured: Captured, node: fx.Node) -> str | None:
@@ -411,9 +416,10 @@ def _partial_users(captured: Captured, path: str, module: nn.Module, members: Se
     """
     methods = _unrun(captured, module)
     code = ways_of_methods(type(module)) if methods else {}
-    inside = [[name.removeprefix(start_of(path)) for name in names] for names in members]
+    inside = [[name.removeprefix(start_of(path)) for name in names] for names in members] if methods else []
+    around = [{each for inner in paths for each in upwards(inner)} for paths in inside]
     for name, called in methods.items():
-        used = [any(inner == c or inner.startswith(f"{c}.") for c in called for inner in paths) for paths in inside]
+        used = [not paths.isdisjoint(called) for paths in around]
         if any(used) and (not all(used) or _may_part(code[name], inside)):
             yield name
 

@@ -76,6 +76,11 @@ class Reader:
         """The arguments that it understands."""
         return inspect.signature(self.read)
 
+    @cached_property
+    def takes_values(self) -> frozenset[str]:
+        """Those of them that may be values."""
+        return frozenset(name for name, each in self.signature.parameters.items() if _takes_values(each))
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         signature = self.signature
         named = [n for n, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL and n in kwargs]
@@ -87,7 +92,7 @@ class Reader:
         except TypeError as error:
             raise NotFusable(f"an argument of {self.name} that is not understood ({error})") from None
         for name, value in given.items():
-            if any(isinstance(each, Form) for each in _each(value)) and not _takes_values(signature.parameters[name]):
+            if name not in self.takes_values and any(isinstance(each, Form) for each in _each(value)):
                 raise NotFusable(f"its {name} is computed from the input, or written in place while the forward runs")
         return self.read(*args, **kwargs)
 

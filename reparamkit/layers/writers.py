@@ -47,7 +47,8 @@ def plan(op: Operator, bias: Operator | None, uneven: bool = False, transposed: 
     if op.resamples:
         return padded(op, bias)
     op = unmoved(strided(whole(op)))
-    plans = [made for attempt in _attempts(uneven, transposed) if (made := tried(attempt, op, bias)) is not None]
+    ranks = tuple(rank for rank in CONVS if len(op.value) - rank == 2 or (op.open_rank and len(op.value) - rank > 2))
+    plans = [made for attempt in _attempts(ranks, uneven, transposed) if (made := tried(attempt, op, bias)) is not None]
     if not plans and bias is not None and (beside := tried(_beside, op, bias)) is not None:
         return beside
     if not plans:
@@ -201,6 +202,8 @@ def _linear(op: Operator, bias: Operator | None) -> LayerPlan:
 
 
 @cache
-def _attempts(uneven: bool, transposed: bool) -> tuple[Attempt, ...]:
-    """Ways to write an operator as one layer, or as zeros around its input and a layer."""
-    return _scale, _linear, *(conv_of(rank, uneven, transposed) for rank in CONVS)
+def _attempts(ranks: tuple[int, ...], uneven: bool, transposed: bool) -> tuple[Attempt, ...]:
+    """Ways to write an operator as one layer, or as zeros around its input and a layer. ranks: of convolutions that
+    take tensors of so many dimensions.
+    """
+    return _scale, _linear, *(conv_of(rank, uneven, transposed) for rank in ranks)

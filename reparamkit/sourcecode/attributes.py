@@ -24,7 +24,6 @@ from .values import (
     Value,
     all_of,
     elements,
-    holds,
     one,
     tensors_of,
     union,
@@ -150,7 +149,7 @@ class Attributes:
         """A method of a thing is called, if there is something of a model in what it has or gets."""
         if isinstance(item.thing, nn.Module):
             self.uses.methods.add((item.thing, str(getattr(method, "__name__", ""))))
-        known = holds({(0, ""): item, **union([*args, *kwargs.values()])})
+        known = self.uses.depths.holds({(0, ""): item, **union([*args, *kwargs.values()])})
         return self.uses.run_of(item, method, args, kwargs) if known else {}
 
     def listed(self, module: nn.Module, name: str) -> Value:

@@ -26,9 +26,7 @@ from .values import (
     Value,
     all_of,
     elements,
-    holds,
     one,
-    relevant,
     tensors_of,
     union,
 )
@@ -157,12 +155,12 @@ class Code(Variables):
             if target.id in self.elsewhere:
                 self.uses.use(value)
         elif isinstance(target, ast.Attribute):
-            self.uses.stored.setdefault(target.attr, {}).update(relevant(value))
+            self.uses.stored.setdefault(target.attr, {}).update(self.uses.depths.relevant(value))
             if not self._set_attribute(self.value(target.value), target.attr, value):
                 self.uses.use(value)
         elif isinstance(target, ast.Subscript):
             inside = elements(value) if isinstance(target.slice, ast.Slice) else {}
-            self._put(self.value(target.value), relevant({**value, **inside}))
+            self._put(self.value(target.value), self.uses.depths.relevant({**value, **inside}))
         elif isinstance(target, ast.Starred):
             self._assign(target.value, self.group(target, value))
         elif isinstance(target, (ast.Tuple, ast.List)):
@@ -288,8 +286,8 @@ class Code(Variables):
         starred += [each.value for each in node.keywords if each.arg is None]
         if starred:
             kwargs[UNKNOWN] = self.things.elements(union(map(self.value, starred)))
-        args = [relevant(value) for value in args]
-        kwargs = {name: relevant(value) for name, value in kwargs.items()}
+        args = [self.uses.depths.relevant(value) for value in args]
+        kwargs = {name: self.uses.depths.relevant(value) for name, value in kwargs.items()}
         if not callees:
             self.uses.use(union([*args, *kwargs.values()]))
         return union(self._called(node, item, args, kwargs) for item in list(callees.values()))
@@ -315,7 +313,7 @@ class Code(Variables):
             before = {name: one(each) for name, each in thing.keywords.items()}
             return self._called(node, Item(thing.func), [*map(one, thing.args), *args], {**before, **kwargs})
         if inspect.isfunction(thing) and not is_torchs(thing):
-            return self.uses.run(thing, args, kwargs) if given or holds({(0, ""): item}) else {}
+            return self.uses.run(thing, args, kwargs) if given or self.uses.depths.holds({(0, ""): item}) else {}
         if "__call__" in methods_of(type(thing)):
             return self.things.method(item, inspect.getattr_static(type(thing), "__call__"), args, kwargs)
         return self._foreign(node, thing, args, kwargs)

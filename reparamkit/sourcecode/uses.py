@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType
 
@@ -20,6 +20,7 @@ from .values import (
     OWN,
     TENSORS,
     Bound,
+    Depths,
     Function,
     Group,
     Inner,
@@ -28,9 +29,7 @@ from .values import (
     Super,
     Value,
     fingerprint,
-    holdings,
     one,
-    reached,
     tensors_of,
     union,
 )
@@ -65,6 +64,7 @@ class Uses:
     asked: dict[nn.Module, set[str]] = field(default_factory=dict)
     lists: dict[nn.Module, set[str]] = field(default_factory=dict)
     stored: dict[str, Value] = field(default_factory=dict)
+    depths: Depths = field(default_factory=Depths)
     _trees: dict[object, Function | None] = field(default_factory=dict)
     _results: dict[object, Value] = field(default_factory=dict)
     _made: dict[object, Group | Bound | Super | Inner] = field(default_factory=dict)
@@ -122,8 +122,12 @@ class Uses:
 
     def _key(self, function: object, given: list[tuple[str, Value]]) -> object:
         """What tells a call from others: containers that the code makes, each time anew, tell it only a few times."""
-        tell = fingerprint if self._times[function] < FEW else holdings
+        tell = fingerprint if self._times[function] < FEW else self._holdings
         return function, tuple((name, *tell(value)) for name, value in given)
+
+    def _holdings(self, value: Value) -> Iterator[object]:
+        """What tells a value from others that hold other parts of a model."""
+        return iter(sorted(self.depths.reached(value)))
 
     def _tree(self, function: object) -> Function | None:
         if function not in self._trees:
@@ -157,7 +161,7 @@ class Uses:
 
     def use(self, value: Value) -> None:
         """Hand values to code that cannot be read."""
-        for key, item in reached(value).items():
+        for key, item in self.depths.reached(value).items():
             thing = item.thing
             if key in self._used:
                 continue

@@ -124,23 +124,59 @@ def elements(value: Value) -> Value:
     return found
 
 
-def reached(value: Value) -> Value:
-    """The modules, tensors and methods that are in a value, however deep."""
-    return dict(_walk(value))
+@dataclass(eq=False)
+class Depths:
+    """What is in values, however deep. No object of the model changes while code is read, so each is searched once;
+    containers that the code makes do.
+    """
+
+    known: dict[tuple[int, str], tuple[Item, Value]] = field(default_factory=dict)
+
+    def reached(self, value: Value) -> Value:
+        """The modules, tensors and methods that are in a value, however deep."""
+        return dict(self._walk(value))
+
+    def relevant(self, value: Value) -> Value:
+        """Without what has nothing of a model in it: data."""
+        return {key: item for key, item in value.items() if self.holds({key: item})}
+
+    def holds(self, value: Value) -> bool:
+        """Whether there is something of a model in a value."""
+        return next(self._walk(value), None) is not None
+
+    def _walk(self, value: Value) -> Iterator[tuple[tuple[int, str], Item]]:
+        for key, item in _unfolded(value, (Group, Inner)):
+            if isinstance(item.thing, FOUND) or _takes_something(item):
+                yield key, item
+            elif not isinstance(item.thing, (Group, Inner)):
+                yield from self._in_object(key, item).items()
+
+    def _in_object(self, key: tuple[int, str], item: Item) -> Value:
+        if key not in self.known:
+            inside = _unfolded({key: item}, object)
+            self.known[key] = item, {k: each for k, each in inside if isinstance(each.thing, FOUND)}
+        return self.known[key][1]
 
 
-def _walk(value: Value) -> Iterator[tuple[tuple[int, str], Item]]:
+FOUND = (*HELD, Bound, Super)
+"""What is searched for."""
+
+
+def _takes_something(item: Item) -> bool:
+    """Whether it is a function inside another, and a call of it is more than what it returns."""
+    return isinstance(item.thing, Inner) and not item.thing.takes_nothing
+
+
+def _unfolded(value: Value, kinds: type | tuple[type, ...]) -> Iterator[tuple[tuple[int, str], Item]]:
+    """All that is in a value, looking into things of these kinds only."""
     waiting, seen = list(value.items()), set(value)
     while waiting:
         key, item = waiting.pop()
-        if isinstance(item.thing, (*HELD, Bound, Super)):
-            yield key, item
-            continue
-        if isinstance(item.thing, Inner) and not item.thing.takes_nothing:
-            yield key, item
-        inside = _inside(item)
-        waiting += [(k, i) for k, i in inside.items() if k not in seen]
-        seen.update(inside)
+        yield key, item
+        if isinstance(item.thing, kinds) and not isinstance(item.thing, FOUND):
+            inside = _inside(item)
+            waiting += [(k, i) for k, i in inside.items() if k not in seen]
+            seen.update(inside)
 
 
 def _inside(item: Item) -> Value:
@@ -161,22 +197,7 @@ def _inside(item: Item) -> Value:
     return {**elements({(0, ""): item}), **union(one(each, item.listed) for each in held)}
 
 
-def relevant(value: Value) -> Value:
-    """Without what has nothing of a model in it: data."""
-    return {key: item for key, item in value.items() if holds({key: item})}
-
-
-def holds(value: Value) -> bool:
-    """Whether there is something of a model in a value."""
-    return next(_walk(value), None) is not None
-
-
 def fingerprint(value: Value) -> Iterator[object]:
     """What tells a value from others, and from itself when a container in it had less."""
     for key, item in value.items():
         yield key, len(item.thing.items) if isinstance(item.thing, Group) else 0
-
-
-def holdings(value: Value) -> Iterator[object]:
-    """What tells a value from others that hold other parts of a model."""
-    return iter(sorted(reached(value)))

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import io
 import itertools
 import keyword
 import linecache
 import operator
-import tokenize
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -421,9 +419,14 @@ def method(graph: fx.Graph, gradients: bool = True) -> Method:
     code = graph.python_code("self")
     code.src = code.src.replace(MARK, "")
     source = code.src.lstrip() if gradients else f"@torch.no_grad()\n{code.src.lstrip()}"
-    used = {token.string for token in tokenize.generate_tokens(io.StringIO(source).readline)}
+    used = _names_in(compile(source, "<written>", "exec", dont_inherit=True))
     names = {name: value for name, value in (code.globals | {"torch": torch}).items() if name in used}
     return Method(source, tuple((name, *_importable(name, value)) for name, value in sorted(names.items())))
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """The names that code asks for where it does not define them, and attributes."""
+    return set(code.co_names).union(*(_names_in(each) for each in code.co_consts if isinstance(each, CodeType)))
 
 
 def _importable(name: str, value: Any) -> tuple[str, str]:
