@@ -187,3 +187,18 @@ def test_parts_that_are_joined_again_do_not_take_the_scale_of_one_along(verify: 
     parts = {"mix": nn.Linear(27, 27), "scale": conv(2, 2, 1, g=2), "weight": nn.Parameter(torch.rand(4, 4, 3, 3))}
     model, x = build(lambda: Model(rejoined, **parts), torch.float64), sample((2, 4, 3, 9), torch.float64)
     assert error(run(reparamkit.fuse(model, x, verify=verify), x), run(model, x)) < 1e-12
+
+
+@pytest.mark.parametrize("as_graph", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_value_that_is_returned_as_well_is_not_scaled_in_part(as_graph: bool, given: bool):
+    """The end of the graph reads the whole, though nothing reads that."""
+
+    def forward(m: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.layer(x)
+        a, b = y.split([2, 2], 1)
+        return torch.cat([a, b * 2], 1), y
+
+    model, x = build(lambda: Model(forward, layer=conv(4, 4))), sample((2, 4, 6, 7), torch.float32)
+    fused = reparamkit.fuse(model, x if given else None, as_graph=as_graph, verify=False)
+    assert all(error(a, b) <= 1e-6 for a, b in zip(run(fused, x), run(model, x), strict=True))

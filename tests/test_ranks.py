@@ -275,3 +275,18 @@ def test_sizes_that_no_code_uses_keep_no_layer():
     fused = reparamkit.fuse(made, x)
     assert [merge.members for merge in reparamkit.report(fused).merges] == [("conv", "norm")]
     assert error(fused(x[:1]), made(x[:1])) < 1e-6
+
+
+def test_a_shape_of_fewer_dimensions_than_the_code_reads_ends_in_no_error():
+    """For all that is known, nothing is left of the value behind ``[..., 0]``."""
+
+    def forward(m: Model, x: Tensor) -> Tensor:
+        y = m.norm(F.conv3d(x, m.weight + m.weight.flip(0)))[..., 0]
+        row = y.view(y.shape[0], -1)
+        row += 1
+        return y
+
+    weight = nn.Parameter(torch.rand(4, 4, 2, 2, 2))
+    model = build(lambda: Model(forward, norm=nn.BatchNorm3d(4), weight=weight))
+    x = sample((2, 4, 5, 3, 4), torch.float32)
+    assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6

@@ -122,7 +122,7 @@ def reads_rank(node: fx.Node) -> bool:
 def computed(node: fx.Node, args: list[Any]) -> Any:
     """The size, or the sizes, that a call gives for these."""
     if node.target is operator.getitem and isinstance(args[0], tuple) and isinstance(args[1], (int, slice)):
-        return args[0][args[1]]
+        return opaque(node) if (taken := _taken(*args)) is None else taken
     if node.target is operator.add and all(isinstance(each, tuple) for each in args):
         return _joined(*args) or opaque(node)
     numbers = [fixed(a) if isinstance(a, int) and not isinstance(a, bool) else a for a in args]
@@ -139,6 +139,12 @@ def computed(node: fx.Node, args: list[Any]) -> Any:
         if node.target is operator.add and any(a.known and a.factor >= 0 for a in numbers):
             return _more(*sorted(numbers, key=lambda size: size.known))
     return opaque(node)
+
+
+def _taken(sizes: tuple[Any, ...], index: int | slice) -> Any:
+    """An entry of a shape, or some; None if there is none, as the tensor may have fewer dimensions for all that is known."""
+    is_outside = isinstance(index, int) and not -len(sizes) <= index < len(sizes)
+    return None if is_outside else sizes[index]
 
 
 def _joined(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Size, ...] | None:

@@ -245,8 +245,8 @@ def _readers(node: fx.Node) -> list[fx.Node]:
 
 def _is_free(reading: Reading, whole: fx.Node, reader: fx.Node, span: Span | None) -> bool:
     """Whether all other readers of the whole read slices of it that do not meet what is scaled."""
-    # How many parts there are is no number of theirs.
-    read = [node for node in _readers(whole) if not node.users.keys() <= reading.sizes.keys()]
+    # How many parts there are is no number of theirs. What has no users is the end of the graph, or has an effect.
+    read = [node for node in _readers(whole) if not node.users or not node.users.keys() <= reading.sizes.keys()]
     others = [_views(reading, each) for each in read if each is not reader]
     if span is None or not others:
         return not others
