@@ -142,7 +142,7 @@ def computed(node: fx.Node, args: list[Any]) -> Any:
 
 
 def _taken(sizes: tuple[Any, ...], index: int | slice) -> Any:
-    """An entry of a shape, or some; None if there is none, as the tensor may have fewer dimensions for all that is known."""
+    """An entry of a shape, or some; None if it has none there: the rank may be another, for all that is known."""
     is_outside = isinstance(index, int) and not -len(sizes) <= index < len(sizes)
     return None if is_outside else sizes[index]
 
