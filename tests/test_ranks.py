@@ -290,3 +290,13 @@ def test_a_shape_of_fewer_dimensions_than_the_code_reads_ends_in_no_error():
     model = build(lambda: Model(forward, norm=nn.BatchNorm3d(4), weight=weight))
     x = sample((2, 4, 5, 3, 4), torch.float32)
     assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6
+
+
+@pytest.mark.parametrize("joined", [torch.cat, torch.stack])
+@pytest.mark.parametrize("as_graph", [False, True])
+def test_a_list_that_a_call_makes_is_put_together(joined: Callable[..., Tensor], as_graph: bool):
+    """The parts are no values of the code."""
+    model = build(lambda: Model(lambda m, x: joined(m.layer(x).split(2, 1), 1), layer=conv(4, 4)))
+    x = sample(MAPS, torch.float32)
+    fused = reparamkit.fuse(model, as_graph=as_graph)
+    assert error(run(fused, x), run(model, x)) <= 1e-6

@@ -145,11 +145,12 @@ class _Ranks:
         name = self.name(node)
         if (args := _given(node, name, self.captured)) is None:
             return None
-        values = [
-            each for each in (args[0] if isinstance(args[0], (list, tuple)) else args) if isinstance(each, fx.Node)
-        ]
-        if name in ("cat", "stack") and values and len(values) == len(args[0]):
-            return list(dict.fromkeys(values)), lambda *ranks: _equal(ranks) + (name == "stack")
+        listed = args[0] if isinstance(args[0], (list, tuple)) else None
+        values = [each for each in (args if listed is None else listed) if isinstance(each, fx.Node)]
+        if name in ("cat", "stack"):
+            # What is no list here is one that a call makes.
+            whole = bool(values) and listed is not None and len(values) == len(listed)
+            return (list(dict.fromkeys(values)), lambda *ranks: _equal(ranks) + (name == "stack")) if whole else None
         if name in SPREADING:
             return list(dict.fromkeys(values)), lambda *ranks: max(ranks)
         if name == "matmul":
