@@ -122,10 +122,13 @@ def reads_rank(node: fx.Node) -> bool:
 def computed(node: fx.Node, args: list[Any]) -> Any:
     """The size, or the sizes, that a call gives for these."""
     if node.target is operator.getitem and isinstance(args[0], tuple) and isinstance(args[1], (int, slice)):
-        return opaque(node) if (taken := _taken(*args)) is None else taken
+        sizes, index = args
+        is_outside = isinstance(index, int) and not -len(sizes) <= index < len(sizes)
+        # The rank may be another, for all that is known.
+        return opaque(node) if is_outside else sizes[index]
     if node.target is operator.add and all(isinstance(each, tuple) for each in args):
         return _joined(*args) or opaque(node)
-    numbers = [fixed(a) if isinstance(a, int) and not isinstance(a, bool) else a for a in args]
+    numbers = [_sized(each) for each in args]
     result = calculated(node, [a.factor if isinstance(a, Size) and a.known else a for a in numbers])
     if result is not None:
         # What is no size is a number as any other that the code knows.
@@ -141,15 +144,14 @@ def computed(node: fx.Node, args: list[Any]) -> Any:
     return opaque(node)
 
 
-def _taken(sizes: tuple[Any, ...], index: int | slice) -> Any:
-    """An entry of a shape, or some; None if it has none there: the rank may be another, for all that is known."""
-    is_outside = isinstance(index, int) and not -len(sizes) <= index < len(sizes)
-    return None if is_outside else sizes[index]
+def _sized(value: Any) -> Any:
+    """A whole number as the size that it is; anything else as it is."""
+    return fixed(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _joined(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Size, ...] | None:
     """A shape of the entries of two, as in ``x.shape[:-1] + (8,)``; None if one of them is no size."""
-    sizes = tuple(fixed(n) if isinstance(n, int) and not isinstance(n, bool) else n for n in (*first, *second))
+    sizes = tuple(_sized(each) for each in (*first, *second))
     return sizes if all(isinstance(size, Size) for size in sizes) else None
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
-from types import CodeType, FunctionType
+from types import FunctionType
+
+from .parse import names_of
 
 SETTING = frozenset({"register_forward_hook", "register_module_forward_hook"})
 
@@ -18,7 +19,7 @@ def sets_hooks(function: object) -> bool:
         if type(each) is not FunctionType or each in seen or _file(each).startswith("torch."):
             continue
         seen.add(each)
-        names = set(_names(each.__code__))
+        names = set(names_of(each.__code__))
         if names & SETTING:
             return True
         near = (each.__globals__.get(name) for name in names)
@@ -34,11 +35,3 @@ def _file(function: FunctionType) -> str:
 
 def _is_filled(cell: object) -> bool:
     return hasattr(cell, "cell_contents")
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """What code reads by name, the functions inside it included."""
-    yield from code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _names(inner)

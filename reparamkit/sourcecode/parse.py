@@ -7,6 +7,7 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
+from types import CodeType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -85,3 +86,11 @@ def path_of(node: ast.AST) -> str:
         return node.attr if node.value.id == "self" else ""
     outer = path_of(node.value)
     return f"{outer}.{node.attr}" if outer else ""
+
+
+def names_of(code: CodeType) -> Iterator[str]:
+    """What code reads by name, the functions inside it included."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from names_of(inner)

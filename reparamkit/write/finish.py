@@ -390,7 +390,8 @@ class Finisher:
 
     def _remove_dead_modules(self) -> None:
         used, merged, called = self._used(), frozenset(self.paths.values()), self._called()
-        self.dead |= {path for path in self.rows if self._callers(path) <= self.written}
+        written, callers = self.written, self._callers()
+        self.dead |= {path for path in self.rows if callers.get(path, set()) <= written}
         for path in sorted(self.dead, key=lambda p: -p.count(".")):
             if path not in self.captured.targets and self._is_old(path, merged):
                 self._remove(path, used)
@@ -398,10 +399,12 @@ class Finisher:
             if id(frame) in self.inlined and frame.path not in called and self._is_old(frame.path, merged):
                 self._hollow(frame.path, used)
 
-    def _callers(self, path: str) -> set[int]:
-        """The calls (by identity) whose code calls the module at a path."""
-        around = {id(frame.parent) for frame in self.captured.frames if frame.path == path}
-        return around | set(map(id, self.captured.callers.get(path, ())))
+    def _callers(self) -> dict[str, set[int]]:
+        """Per path of a module the calls (by identity) whose code calls it."""
+        found = {path: set(map(id, frames)) for path, frames in self.captured.callers.items()}
+        for frame in self.captured.frames:
+            found.setdefault(frame.path, set()).add(id(frame.parent))
+        return found
 
     def _is_old(self, path: str, merged: frozenset[str]) -> bool:
         """Whether a path still is that of the model's own module, and not of one inside a merged layer."""

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ from ..layers.hooks import has_hooks
 from ..sourcecode.defaults import Default, defaults_of
 from ..sourcecode.flow import catches, names_in, remembered
 from ..sourcecode.methods import spreading_calls
-from ..sourcecode.parse import forward_of
+from ..sourcecode.parse import forward_of, names_of
 
 PLAIN = (bool, int, float, str, type(None))
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -419,14 +419,9 @@ def method(graph: fx.Graph, gradients: bool = True) -> Method:
     code = graph.python_code("self")
     code.src = code.src.replace(MARK, "")
     source = code.src.lstrip() if gradients else f"@torch.no_grad()\n{code.src.lstrip()}"
-    used = _names_in(compile(source, "<written>", "exec", dont_inherit=True))
+    used = set(names_of(compile(source, "<written>", "exec", dont_inherit=True)))
     names = {name: value for name, value in (code.globals | {"torch": torch}).items() if name in used}
     return Method(source, tuple((name, *_importable(name, value)) for name, value in sorted(names.items())))
-
-
-def _names_in(code: CodeType) -> set[str]:
-    """The names that code asks for where it does not define them, and attributes."""
-    return set(code.co_names).union(*(_names_in(each) for each in code.co_consts if isinstance(each, CodeType)))
 
 
 def _importable(name: str, value: Any) -> tuple[str, str]:
