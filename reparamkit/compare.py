@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture.buffers import other_buffers
 from .capture.capture import Inputs, run
 from .capture.trees import leaves, map_leaves
+from .capture.undone import undone
 from .layers.wide import wide, wide_module
 
 AMPLIFIED = 16
@@ -148,10 +148,15 @@ def _plain(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def undisturbed(model: nn.Module, inputs: Inputs) -> Any:
-    """The output of a model on copies of the inputs, its buffers left as they are."""
-    with other_buffers(model, Tensor.clone):
-        return run(model, inputs.copied())
+def undisturbed(model: nn.Module, inputs: Inputs, runs: int = 1) -> list[Tensor]:
+    """The output tensors of runs one after the other on copies of the inputs; the model is left as it is."""
+    with undone(model):
+        return [tensor for _ in range(runs) for tensor in outputs(model, inputs)]
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """The output tensors of a run on copies of the inputs, in memory of their own."""
+    return [tensor.clone() for tensor in tensors(run(model, inputs.copied()))]
 
 
 def sensitivity(model: nn.Module, inputs: Inputs) -> float:
@@ -177,16 +182,17 @@ def _rounded_anew(model: nn.Module, generator: torch.Generator) -> nn.Module:
     return twin
 
 
-def compare_wide(found: nn.Module, wanted: nn.Module, inputs: Inputs) -> Verification | None:
-    """Compare two models as if they were of float64, where nothing is left of rounding but that of their weights; None
-    if they do not run so. (A choice by rank, as of the best boxes, is a matter of rounding among equals.)
+def compare_wide(found: nn.Module, wanted: nn.Module, inputs: Inputs, runs: int) -> Verification | None:
+    """Compare two models in so many runs as if they were of float64, where nothing is left of rounding but that of
+    their weights; None if they do not run so. (A choice by rank, as of the best boxes, is a matter of rounding among
+    equals.)
     """
     twins = [wide_module(model) for model in (found, wanted)]
     given = map_leaves(
         lambda leaf: wide(leaf) if isinstance(leaf, Tensor) else leaf, (inputs.args, dict(inputs.kwargs))
     )
     try:
-        a, b = (undisturbed(twin, Inputs(*given)) for twin in twins)
+        a, b = (undisturbed(twin, Inputs(*given), runs) for twin in twins)
     except Exception:
         return None
     return compare(a, b, wanted.parameters())

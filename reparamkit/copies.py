@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture.state import CONTAINERS
-from .capture.trees import leaves
+from .capture.state import CONTAINERS, State
+from .capture.trees import leaves, map_leaves
 from .errors import InvalidInputError
 from .layers.hooks import AFTER, BEFORE, GRADIENTS
 
@@ -105,11 +105,15 @@ def _own_tensors(module: nn.Module | None) -> dict[str, int]:
 
 
 def owning(model: nn.Module) -> nn.Module:
-    """Give the model its own tensors; ties between modules stay ties."""
+    """Give the model its own tensors, those in attributes too; ties and shared memory stay so inside it."""
     memo: dict[int, Any] = {}
-    for module in model.modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is not None:
-                    table[name] = copy.deepcopy(tensor, memo)  # type: ignore[assignment]
+
+    def own(leaf: Any) -> Any:
+        return copy.deepcopy(leaf, memo) if isinstance(leaf, Tensor) else leaf
+
+    for container in State(model).containers():
+        entries = container.items() if isinstance(container, dict) else enumerate(container)
+        found = [(key, value) for key, value in entries if isinstance(value, (Tensor, tuple))]
+        for key, value in [] if isinstance(container, set) else found:
+            container[key] = map_leaves(own, value)
     return model

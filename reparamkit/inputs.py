@@ -6,22 +6,21 @@ import itertools
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
 
 from .capture.capture import Inputs
-from .capture.state import State
-from .compare import compare, undisturbed
+from .capture.undone import undone
+from .compare import compare, outputs
 from .errors import InvalidInputError
-from .layers.hooks import AFTER, BEFORE, has_hooks
 
 WRAPPERS = {
     "OptimizedModule": "a torch.compile'd model: {do} the model you compiled (compiled._orig_mod), then compile again",
@@ -78,14 +77,24 @@ def check_unwrapped(model: nn.Module, do: str) -> None:
 
 @dataclass(frozen=True)
 class Example:
-    """A call of the model that was tried. output: what the model gave. calls: how often each module was called, by its
-    path. absent: positions and names of arguments that were None in one of its calls.
+    """A call of the model that was tried.
+
+    output: the tensors that it gave, in all runs. runs: 2 in a row if one changes the model. calls: how often each
+    module was called in the first, by its path. absent: positions and names of arguments that were None in one of its
+    calls.
     """
 
     inputs: Inputs
-    output: Any
+    output: Sequence[Tensor]
+    runs: int
     calls: Mapping[str, int]
     absent: Mapping[str, Set[int | str]]
+
+    @property
+    def varies(self) -> bool:
+        """Whether the model gave another output in the second run."""
+        of_each = len(self.output) // self.runs
+        return self.runs > 1 and not compare(self.output[of_each:], self.output[:of_each]).passed
 
 
 def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Example | None:
@@ -99,36 +108,24 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
         raise InvalidInputError(f"example_kwargs must be a dict of keyword arguments, found {example_kwargs!r}")
     args = () if example_inputs is None else example_inputs
     inputs = Inputs(args if isinstance(args, tuple) else (args,), dict(example_kwargs or {}))
-    before, versions = State(model), _versions(model)
-    with _noted(model) as (calls, absent):
-        output = tried(model, inputs)
-    again = output if before.stays and versions == _versions(model) else tried(model, inputs)
-    if not compare(again, output).passed:
-        raise InvalidInputError(
-            "the model gives another output when it runs again on the example inputs, as its forward changes"
-            " attributes or parameters: what differs from call to call cannot be compared"
-        )
-    if before.has_its_layers and any(has_hooks(module, BEFORE, AFTER) for module in model.modules()):
-        # What hooks have kept of this run is no constant of the model.
-        before.restore()
-    return Example(inputs, output, calls, absent)
+    with undone(model) as changes:
+        with _noted(model) as (calls, absent):
+            output = tried(model, inputs)
+        runs = 2 if changes else 1
+        again = tried(model, inputs) if changes else []
+    return Example(inputs, [*output, *again], runs, calls, absent)
 
 
-def tried(model: nn.Module, inputs: Inputs) -> Any:
-    """The output of a model. Raises `InvalidInputError` if it does not take the inputs."""
+def tried(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """The output tensors of a run. Raises `InvalidInputError` if the model does not take the inputs."""
     try:
-        return undisturbed(model, inputs)
+        return outputs(model, inputs)
     except Exception as error:
         _check_kind(model, inputs)
         raise InvalidInputError(
             f"the model rejects the example inputs ({type(error).__name__}: {error}); pass a tensor, or the tuple of"
             " positional arguments, that model(...) takes"
         ) from error
-
-
-def _versions(model: nn.Module) -> list[int]:
-    """How often the parameters were written into. (Those of inference mode do not tell.)"""
-    return [p._version for p in model.parameters() if not p.is_inference()]
 
 
 @contextmanager

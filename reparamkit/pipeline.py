@@ -19,6 +19,7 @@ from .capture.parts import Parts, capture_parts
 from .capture.ranks import takes_other_ranks
 from .capture.scripts import compiled_opened
 from .capture.state import TABLES, intact, kept
+from .capture.undone import undone
 from .compare import Verification, compare, undisturbed
 from .copies import owning, sharing_copy
 from .engine.outside import look_outside
@@ -205,11 +206,13 @@ def verify(
     a: the model in question. b: the reference. example_inputs: as for `fuse`.
     """
     checked_model(a), checked_model(b)
-    with ONE_AT_A_TIME, compiled_opened(), kept(a, b):
+    with ONE_AT_A_TIME, compiled_opened():
         example = checked_inputs(b, example_inputs, example_kwargs)
         if example is None:
             raise InvalidInputError("verify needs example_inputs")
-        found = compare(tried(a, example.inputs), example.output, through(b, example))
+        with undone(a):
+            output = [tensor for _ in range(example.runs) for tensor in tried(a, example.inputs)]
+        found = compare(output, example.output, through(b, example))
         return found if found.passed else replace(found, first=first_difference(a, b, example.inputs))
 
 
@@ -251,8 +254,7 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     fused = works[0].model
     made_of = _recipe(tape, fused)
     fused = fused if request.inplace else owning(fused)
-    with kept(fused):
-        error = check_whole(fused, fused if at_once else model, request)
+    error = check_whole(fused, fused if at_once else model, request)
     made = _reported(request, works, parts, before, _measured(fused, _readings(parts)), error)
     made = replace(made, warnings=(*suspects, *made.warnings))
     vars(fused).update({REPORT: made, RECIPE: made_of})
@@ -265,9 +267,8 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
 def _captured(model: nn.Module, request: Request) -> Parts:
     """What could be traced of a model, with the parts of its tensors named."""
     parts = capture_parts(model, request.inputs, _is_leaf, has_hooks, whole=request.as_graph)
-    if request.as_graph and parts.opaque:
-        path, reason = next(iter(parts.opaque.items()))
-        raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
+    if request.as_graph:
+        _check_graph(model, parts, request)
     ranks_vary = request.inputs is not None and takes_other_ranks(model, request.inputs)
     for part in parts.captured:
         name_parts(part)
@@ -277,6 +278,20 @@ def _captured(model: nn.Module, request: Request) -> Parts:
         part.ranks_vary = ranks_vary
     look_outside(parts.captured, _is_leaf, None if request.example is None else request.example.calls)
     return parts
+
+
+def _check_graph(model: nn.Module, parts: Parts, request: Request) -> None:
+    """Raises `CaptureError` if one graph cannot do what the model does, also when it is called again."""
+    for path, reason in parts.opaque.items():
+        raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
+    changed = next((path for path, m in model.named_modules() if id(m) in parts.captured[0].stateful), None)
+    if changed is not None and (request.example is None or request.example.varies):
+        known = "pass example_inputs, which tells whether" if request.example is None else "here"
+        raise CaptureError(
+            "as_graph=True makes a graph that does in every call what the first call does, and the forward changes"
+            f" attributes: {known} the output differs from call to call",
+            changed,
+        )
 
 
 def _reported(

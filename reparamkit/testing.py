@@ -69,7 +69,8 @@ def check_rule(
         if rule.name not in used:
             raise RuleError(f"rule '{rule.name}' was not used on this model:\n{report(fused)}")
         for each in (x, _like(x, shape, draw)):
-            _compare(undisturbed(fused, Inputs((each,))), undisturbed(model, Inputs((each,))), rule.name, each)
+            (found,), (wanted,) = (undisturbed(m, Inputs((each,))) for m in (fused, model))
+            _compare(found, wanted, rule.name, each)
         if any(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()):
             raise EquivalenceError(f"fusing with rule '{rule.name}' changed the model that was given")
 

@@ -22,7 +22,7 @@ def check_whole(fused: nn.Module, original: nn.Module, request: Request) -> floa
         return None
     inputs = request.example.inputs
     try:
-        output = undisturbed(fused, inputs)
+        output = undisturbed(fused, inputs, request.example.runs)
     except Exception as error:
         if request.as_graph and not all(isinstance(each, Tensor) for each in (*inputs.args, *inputs.kwargs.values())):
             raise InvalidInputError(
@@ -36,7 +36,7 @@ def check_whole(fused: nn.Module, original: nn.Module, request: Request) -> floa
     found = compare(output, request.example.output, through(fused, request.example))
     if not found.passed and found.error > AMPLIFIED * (allowed := sensitivity(original, inputs)):
         _check_copies(original, request.example, allowed)
-        widened = None if original is fused else compare_wide(fused, original, inputs)
+        widened = None if original is fused else compare_wide(fused, original, inputs, request.example.runs)
         if widened is not None and widened.passed:
             return widened.error
         found = found if original is fused else replace(found, first=first_difference(fused, original, inputs))
@@ -48,7 +48,8 @@ def check_whole(fused: nn.Module, original: nn.Module, request: Request) -> floa
 
 def _check_copies(model: nn.Module, example: Example, allowed: float) -> None:
     """Raises `InvalidInputError` if a copy computes something else, as of a model that finds its parts by identity."""
-    found = compare(undisturbed(copy.deepcopy(model), example.inputs), example.output, model.parameters())
+    output = undisturbed(copy.deepcopy(model), example.inputs, example.runs)
+    found = compare(output, example.output, model.parameters())
     if not found.passed and found.error > AMPLIFIED * allowed:
         raise InvalidInputError(
             f"a copy.deepcopy of the model computes something else than the model ({found}): pass inplace=True to fuse"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .draws import random_state_kept
 from .trees import leaves, map_leaves
+from .undone import undone
 
 ROUNDING = 1e-4
 """How much the outputs of two ways through one forward may differ, in single precision and any number of layers."""
@@ -31,7 +32,7 @@ def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         real = isinstance(leaf, Tensor) and leaf.is_floating_point()
         return leaf.detach().requires_grad_(gradients) * 1 if real else copy.deepcopy(leaf)
 
-    with random_state_kept(), torch.set_grad_enabled(gradients):
+    with random_state_kept(), undone(module), torch.set_grad_enabled(gradients):
         made = module(*map_leaves(followed, args), **map_leaves(followed, dict(kwargs)))
     return [leaf.detach().double() for leaf in leaves(made) if isinstance(leaf, Tensor)]
 

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ..errors import CaptureError, InvalidInputError
-from .buffers import other_buffers
 from .capture import Captured, Inputs, capture, know_sizes, run, why_not
-from .state import kept
 from .tracer import GoingOn, Opaque
+from .undone import undone
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 FEW = 2
@@ -277,7 +276,7 @@ def _recorded(model: nn.Module, inputs: Inputs, wanted: Mapping[str, nn.Module],
     after = [module.register_forward_hook(leave, with_kwargs=True) for module in calls]
     try:
         # What a hook keeps is another tensor in each run: a trace would take it for a constant.
-        with kept(model), other_buffers(model, Tensor.clone):
+        with undone(model):
             run(model, inputs.copied())
     except Exception as error:
         raise InvalidInputError(

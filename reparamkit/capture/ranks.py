@@ -9,12 +9,12 @@ from io import StringIO
 
 from torch import Tensor, nn
 
-from .buffers import other_buffers
 from .caches import caches_left
 from .capture import Inputs, run
 from .fakes import as_fake, failing_quietly, new_mode
 from .state import State
 from .trees import map_leaves
+from .undone import undone
 
 CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda tensor: tensor[0] if tensor.dim() > 1 else tensor,
@@ -30,7 +30,7 @@ def takes_other_ranks(model: nn.Module, inputs: Inputs) -> bool:
     with ExitStack() as stack:
         # A graph module prints what fails inside it.
         quiet = failing_quietly(), warnings.catch_warnings(action="ignore"), redirect_stderr(StringIO())
-        for context in (caches_left(model), other_buffers(model, Tensor.clone), *quiet):
+        for context in (caches_left(model), undone(model), *quiet):
             stack.enter_context(context)
         try:
             return any(_runs(model, inputs, change) for change in CHANGES)

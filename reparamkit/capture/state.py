@@ -1,14 +1,15 @@
-"""What the modules of a model hold, to be put back."""
+"""What the modules of a model hold, at any depth, to be put back."""
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 TABLES = ("_parameters", "_buffers", "_modules")
 LAYERS = ("_parameters", "_modules")
@@ -20,72 +21,97 @@ CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 
 class State:
     """Classes, attributes, parameters, buffers and children of all modules of a model, as they are now; and what is in
-    the containers among the attributes.
+    the containers and objects among the attributes, at any depth.
     """
 
     def __init__(self, model: nn.Module) -> None:
         modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-        self._kept = [(m, type(m), dict(vars(m)), _contents(m)) for m in modules]
+        self._kept = [(m, type(m), Contents(vars(m), objects=True)) for m in modules]
+        self._layers = [(vars(m)[table], vars(m)[table].copy()) for m in modules for table in LAYERS]
 
     def now(self) -> list[Any]:
-        """The attributes of the modules at present that may hold what is neither plain nor a layer."""
-        values = (value for module, *_ in self._kept for name, value in vars(module).items() if name not in LAYERS)
-        return [value for value in values if type(value) not in PLAIN and (type(value) not in CONTAINERS or value)]
+        """What is in the modules at present, and may be neither plain nor a layer."""
+        layers = {id(table) for table, _ in self._layers}
+        values = (value for each in self.containers() if id(each) not in layers for value in _values(each))
+        return [value for value in values if type(value) not in (*PLAIN, *CONTAINERS)]
+
+    def containers(self) -> Iterator[Any]:
+        """The containers in the modules at present, each once; an object is that of its attributes."""
+        seen = set[int]()
+        return (each for module, *_ in self._kept for each in _containers(vars(module), True, seen))
 
     def drop_new(self, prefix: str) -> None:
         """Remove the attributes of such names that were added since."""
-        for module, _, attributes, _ in self._kept:
-            for name in [name for name in vars(module) if name.startswith(prefix) and name not in attributes]:
+        for module, _, contents in self._kept:
+            for name in [name for name in vars(module) if name.startswith(prefix) and name not in contents.outermost]:
                 del vars(module)[name]
 
     @property
     def stays(self) -> bool:
         """Whether the modules hold what they held."""
-        return all(
-            _same(vars(module), attributes) and _equal(vars(module), contents)
-            for module, _, attributes, contents in self._kept
-        )
+        return all(contents.stay for _, _, contents in self._kept)
 
     @property
     def has_its_layers(self) -> bool:
         """Whether the modules have the children and parameters that they had."""
-        return all(_same(vars(module)[t], contents[t]) for module, *_, contents in self._kept for t in LAYERS)
+        return all(_same(now, before) for now, before in self._layers)
 
     def restore(self) -> set[int]:
         """Put everything back; returns the modules (by identity) that had been changed."""
-        changed: set[int] = set()
-        for module, kind, attributes, contents in self._kept:
-            now = vars(module)
-            if type(module) is kind and _same(now, attributes) and _equal(now, contents):
-                continue
-            changed.add(id(module))
-            module.__class__ = kind
-            now.clear()
-            now.update(attributes)
-            for name, content in contents.items():
-                refill(now[name], content)
+        changed = {id(module) for module, kind, contents in self._kept if type(module) is not kind or not contents.stay}
+        for module, kind, contents in self._kept:
+            if id(module) in changed:
+                module.__class__ = kind
+                contents.put_back()
         return changed
 
 
 class Contents:
-    """What is in the containers of a structure, at any depth, as it is now."""
+    """What is in the containers of a structure, at any depth, as it is now. objects: and in its objects."""
 
-    def __init__(self, structure: Any) -> None:
-        found = _containers(structure)
+    def __init__(self, structure: Any, objects: bool = False) -> None:
+        found = _containers(structure, objects, set())
         self._kept = [(each, dict(each) if isinstance(each, dict) else list(each)) for each in found]
+
+    @property
+    def outermost(self) -> Any:
+        """What is in the structure itself."""
+        return self._kept[0][1]
 
     @property
     def stay(self) -> bool:
         """Whether nothing was put into them or taken out."""
         return all(same_items(now, before) for now, before in self._kept)
 
+    def put_back(self) -> None:
+        """Let them have what they had."""
+        for now, before in self._kept:
+            if not same_items(now, before):
+                refill(now, before)
 
-def _containers(structure: Any) -> Iterator[Any]:
-    if isinstance(structure, CONTAINERS):
-        yield structure
-    if isinstance(structure, (*CONTAINERS, tuple)):
-        for each in list(structure.values() if isinstance(structure, dict) else structure):
-            yield from _containers(each)
+
+def _containers(structure: Any, objects: bool, seen: set[int]) -> Iterator[Any]:
+    """The containers in a structure, each once; an object is that of its attributes."""
+    if type(structure) in PLAIN or id(structure) in seen:
+        return
+    seen.add(id(structure))
+    inside = vars(structure) if objects and _has_attributes(structure) else structure
+    if isinstance(inside, CONTAINERS):
+        yield inside
+    if isinstance(inside, (*CONTAINERS, tuple)):
+        for each in list(_values(inside)):
+            yield from _containers(each, objects, seen)
+
+
+def _values(container: Any) -> Collection[Any]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _has_attributes(value: object) -> bool:
+    """Whether a value is an object of a class that is neither torch's nor Python's, and no module or tensor."""
+    package = type(value).__module__.partition(".")[0]
+    known = package in sys.stdlib_module_names or package == "torch"
+    return not known and hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor, *CONTAINERS, tuple))
 
 
 @contextmanager
@@ -100,28 +126,17 @@ def intact(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def kept(*models: nn.Module) -> Iterator[None]:
-    """At the end models have what they had, whatever their forward changed. (Layers that it made stay: others would
-    have other weights.)
+def kept(*models: nn.Module) -> Iterator[list[State]]:
+    """At the end models have what they had, whatever their forward changed; yields that. (Layers that it made stay:
+    others would have other weights.)
     """
     before = [State(model) for model in models]
     try:
-        yield
+        yield before
     finally:
         for state in before:
             if state.has_its_layers:
                 state.restore()
-
-
-def _contents(module: nn.Module) -> dict[str, Any]:
-    """A copy of each table, and of each container among the attributes."""
-    held = vars(module)
-    return {n: value.copy() for n, value in held.items() if n in TABLES or type(value) in CONTAINERS}
-
-
-def _equal(now: Mapping[str, Any], contents: Mapping[str, Any]) -> bool:
-    """Whether containers have what they had."""
-    return all(same_items(now[name], content) for name, content in contents.items())
 
 
 def same_items(now: Any, before: Any) -> bool:
