@@ -284,7 +284,7 @@ def _check_graph(model: nn.Module, parts: Parts, request: Request) -> None:
     """Raises `CaptureError` if one graph cannot do what the model does, also when it is called again."""
     for path, reason in parts.opaque.items():
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
-    changed = next((path for path, m in model.named_modules() if id(m) in parts.captured[0].stateful), None)
+    changed = next((path for path, m in model.named_modules() if id(m) in parts.captured[0].changing.setters), None)
     if changed is not None and (request.example is None or request.example.varies):
         known = "pass example_inputs, which tells whether" if request.example is None else "here"
         raise CaptureError(

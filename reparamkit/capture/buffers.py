@@ -35,14 +35,17 @@ def other_buffers(model: nn.Module, make: Callable[[Tensor], Tensor]) -> Iterato
             module._buffers.update(buffers)
 
 
-def traced_buffers_taken() -> AbstractContextManager[None]:
-    """Inside, a buffer may become a traced value, as by ``self.calls += 1``: torch may take tensors only."""
-    return patched(nn.Module, {"__setattr__": _assigned})
+def assignments_seen(note: Callable[[nn.Module], None]) -> AbstractContextManager[None]:
+    """Inside, a buffer may become a traced value, as by ``self.calls += 1``: torch may take tensors only. note: gets
+    each module of which an attribute was set.
+    """
 
+    def assigned(assign: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        module, name, value = args
+        if isinstance(value, fx.Proxy) and name in module.__dict__.get("_buffers", ()):
+            module._buffers[name] = value
+        else:
+            assign(module, name, value)
+        note(module)
 
-def _assigned(assign: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    module, name, value = args
-    if isinstance(value, fx.Proxy) and name in module.__dict__.get("_buffers", ()):
-        module._buffers[name] = value
-    else:
-        assign(module, name, value)
+    return patched(nn.Module, {"__setattr__": assigned})

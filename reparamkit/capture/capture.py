@@ -20,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
 from .caches import Shelves
+from .changing import Changing
 from .draws import random_state_kept
 from .fakes import as_fake, new_mode
 from .gradients import same_with_gradients
@@ -27,7 +28,6 @@ from .guards import expect
 from .paths import module_at
 from .precision import full_precision
 from .proxies import attribute
-from .state import State
 from .tracer import (
     AGAIN,
     AsksForGradients,
@@ -94,8 +94,8 @@ class Captured:
 
     root: the model that was traced; the graph's targets are its submodules and parameters.
     frames: every call of a module that was traced through, the root's first.
-    tier: how it was captured, "symbolic" or "values". stateful: modules (by identity) whose forward sets attributes.
-    stored: values that it keeps there.
+    tier: how it was captured, "symbolic" or "values".
+    changing: the attributes that code changes. stored: values that it keeps there.
     attributes: paths of the parameters and buffers that the code read itself, with the calls that it is of.
     held: what the graph names and the model has not: constant tensors, merged layers that have no place yet.
     replaced: merged values -> the nodes that have them now.
@@ -120,7 +120,7 @@ class Captured:
     graph: fx.Graph
     frames: list[Frame]
     tier: str
-    stateful: set[int] = field(default_factory=set)
+    changing: Changing
     stored: set[fx.Node] = field(default_factory=set)
     held: dict[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Sequence[Frame]] = field(default_factory=dict)
@@ -360,15 +360,17 @@ def capture(
     inputs: Inputs | None,
     is_leaf: Callable[[nn.Module], bool],
     opaque: Mapping[str, Opaque],
+    changing: Changing,
     sized: bool = True,
     going_on: GoingOn | None = None,
 ) -> Captured:
     """Trace the submodule at `path` of `model` (in place: it is a private copy).
 
-    opaque: modules to call and not to trace, by path. sized: use the sizes of the inputs, which are those of any call.
+    opaque: modules to call and not to trace, by path. changing: receives the attributes that the forward changes.
+    sized: use the sizes of the inputs, which are those of any call.
     Raises `CaptureError` if its forward cannot be traced, saying where and what to do.
     """
-    trace = partial(_captured, model, path, inputs, is_leaf, opaque, sized and inputs is not None, going_on)
+    trace = partial(_captured, model, path, inputs, is_leaf, opaque, changing, sized and inputs is not None, going_on)
     try:
         return _traced(partial(trace, None))
     except AsksForGradients:
@@ -399,6 +401,7 @@ def _captured(
     inputs: Inputs | None,
     is_leaf: Callable[[nn.Module], bool],
     opaque: Mapping[str, Opaque],
+    changing: Changing,
     sized: bool,
     going_on: GoingOn | None,
     heedless: bool | None,
@@ -406,13 +409,14 @@ def _captured(
     factories: bool,
 ) -> Captured:
     mode = new_mode()
-    tracer = Tracer(is_leaf, mode, opaque.values(), factories, through, going_on, heedless)
+    tracer = Tracer(is_leaf, mode, changing, opaque.values(), factories, through, going_on, heedless)
     names = _structure(model.get_submodule(path), inputs)
     values = map_leaves(as_fake(mode), names.values) if sized else {}
     try:
         # With gradients, as a model is called by default: code without them can be told then.
-        with random_state_kept(), _state_kept(model) as (changed, stored), torch.enable_grad():
+        with random_state_kept(), _state_kept(model, changing) as stored, torch.enable_grad():
             graph = tracer.traced_call(model, path, names.args, names.kwargs, values)
+            changing.look_inside(model)
             named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     except AGAIN as error:
         raise type(error)(str(error), path if tracer.failed is None else tracer.failed.path) from error
@@ -428,7 +432,7 @@ def _captured(
         graph,
         tracer.frames,
         tier,
-        changed,
+        changing,
         stored,
         held=_missing(model, named),
         attributes=_named_in(graph, "get_attr"),
@@ -446,19 +450,19 @@ def _named_in(graph: fx.Graph, op: str) -> dict[str, list[Frame]]:
 
 
 @contextmanager
-def _state_kept(model: nn.Module) -> Iterator[tuple[set[int], set[fx.Node]]]:
-    """Undo what a forward does to its modules, and to containers in its files, while it is traced; yields the modules
-    (ids) that were changed, or whose code changed something there, and the nodes of the values that were stored.
+def _state_kept(model: nn.Module, changing: Changing) -> Iterator[set[fx.Node]]:
+    """Undo what a forward does to its modules, and to containers in its files, while it is traced; yields the nodes of
+    the values that were stored. changing: receives the modules that were changed, or whose code did that.
     """
-    before, shelves, changed, stored = State(model), Shelves(model), set[int](), set[fx.Node]()
+    shelves, stored, before = Shelves(model), set[fx.Node](), changing.state
     try:
-        yield changed, stored
+        yield stored
     finally:
         stored |= shelves.cleared()
-        changed |= {id(frame.module) for node in stored for frame in node.meta["frame"].stack}
+        changing.setters |= {id(frame.module) for node in stored for frame in node.meta["frame"].stack}
         stored |= {leaf.node for leaf in leaves(before.now()) if isinstance(leaf, fx.Proxy)}
         before.drop_new(CONSTANT)
-        changed |= before.restore()
+        changing.setters |= before.restore()
 
 
 CONSTANT = "_tensor_constant"

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten
 
 from ..errors import CaptureError, InvalidInputError
 from .capture import Captured, Inputs, capture, know_sizes, run, why_not
+from .changing import Changing
 from .tracer import GoingOn, Opaque
 from .undone import undone
 
@@ -43,13 +44,14 @@ def capture_parts(
     Raises `CaptureError` if nothing can be traced.
     """
     parts, queue, first = Parts(), deque([("", inputs, "")]), None
+    changing = Changing(model)
     seen: set[str] = set()
     while queue:
         path, given, why = queue.popleft()
         if path in seen:
             continue
         seen.add(path)
-        found = _Part(model, path, given, is_leaf, parts.opaque)
+        found = _Part(model, path, given, is_leaf, parts.opaque, changing)
         if not whole:
             queue += [(name, given, "it has hooks") for name, given in found.leave_hooked(has_hooks)]
         try:
@@ -82,6 +84,7 @@ class _Part:
     inputs: Inputs | None
     is_leaf: Asked
     reasons: dict[str, str]
+    changing: Changing
     opaque: dict[str, Opaque] = field(default_factory=dict)
 
     def leave_hooked(self, has_hooks: Asked) -> Iterator[tuple[str, Inputs | None]]:
@@ -101,18 +104,18 @@ class _Part:
             else:
                 yield from self._hooked(has_hooks, child, inner)
 
-    def _calls(self, wanted: dict[str, nn.Module]) -> _Calls:
+    def _calls(self, wanted: dict[str, nn.Module], also_inputs: bool = True) -> _Calls:
         """The calls of modules inside, if there are inputs."""
         if self.inputs is None or not wanted:
             return {path: [] for path in wanted}
-        return _recorded(self.module, self.inputs, wanted)
+        return _recorded(self.module, self.inputs, wanted, self.changing, also_inputs)
 
     def capture(self) -> Captured:
         """Trace, and as long as that fails, leave the module where it fails as a call."""
         failures = 0
         while True:
             try:
-                return capture(self.model, self.path, self.inputs, self.is_leaf, self.opaque)
+                return capture(self.model, self.path, self.inputs, self.is_leaf, self.opaque, self.changing)
             except CaptureError as error:
                 where = self.path if error.path is None else error.path
                 self.reasons[where] = str(error)
@@ -139,10 +142,10 @@ class _Part:
     def _leave_all(self) -> None:
         """Leave all modules as calls where one trace fails that then goes on."""
         inside = {name: module for name, module in self.module.named_modules() if name and not self.is_leaf(module)}
-        calls = {} if self.inputs is None else _recorded(self.module, self.inputs, inside, also_inputs=False)
+        calls = self._calls(inside, also_inputs=False)
         going_on = GoingOn({id(inside[name]): _outputs(found) for name, found in calls.items()})
         with suppress(CaptureError):
-            capture(self.model, self.path, self.inputs, self.is_leaf, self.opaque, going_on=going_on)
+            capture(self.model, self.path, self.inputs, self.is_leaf, self.opaque, self.changing, going_on=going_on)
         for path, error in going_on.failed.items():
             module = self.model.get_submodule(path)
             self.reasons[path] = why_not(path, self.inputs, error, self.opaque)
@@ -167,14 +170,14 @@ class _Part:
 
 def _split(part: _Part, captured: Captured, inputs: Inputs) -> list[Captured]:
     """The graph of a part, and of the modules it calls several times."""
-    shared = list(_shared(part.model, captured, inputs, part.is_leaf))
+    shared = list(_shared(part, captured, inputs))
     try:
         return [part.around(shared), *shared] if shared else [captured]
     except CaptureError:
         return [captured]
 
 
-def _shared(model: nn.Module, captured: Captured, inputs: Inputs, is_leaf: Asked) -> Iterator[Captured]:
+def _shared(around: _Part, captured: Captured, inputs: Inputs) -> Iterator[Captured]:
     """The modules that are called several times and always alike, the outermost ones, each captured for all its calls:
     with free sizes.
     """
@@ -186,12 +189,12 @@ def _shared(model: nn.Module, captured: Captured, inputs: Inputs, is_leaf: Asked
         and any(True for _ in frame.module.parameters())
         and all(counts[outer.module] == 1 for outer in frame.stack[:-1])
     }
-    calls = _recorded(model, inputs, repeated) if repeated else {}
+    calls = _recorded(around.model, inputs, repeated, around.changing) if repeated else {}
     for path, found in calls.items():
         given = [each for each, _ in found]
         if given and all(_alike(given[0], each) for each in given[1:]):
             with suppress(CaptureError):
-                part = capture(model, path, given[0], is_leaf, {}, sized=False)
+                part = capture(around.model, path, given[0], around.is_leaf, {}, around.changing, sized=False)
                 part.times, part.why = len(found), f"it is called {len(found)} times in a run"
                 know_sizes(part, repeated[path], [each for each, _ in found])
                 yield part
@@ -221,7 +224,7 @@ def _inside(
     while around:
         children = {name: model.get_submodule(name) for name in around}
         children = {name: child for name, child in children.items() if not part.is_leaf(child) and _has_tensors(child)}
-        calls = _recorded(model, inputs, children) if inputs is not None and children else None
+        calls = _recorded(model, inputs, children, part.changing) if inputs is not None and children else None
         for name, given in _given(children, calls, "inside a module that cannot be traced", part.reasons):
             yield name, given, f"'{around[name] or 'the model'}' around it cannot be traced"
         # Of a module that is not called, code may call what is inside.
@@ -260,13 +263,16 @@ def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
             yield inner, child
 
 
-def _recorded(model: nn.Module, inputs: Inputs, wanted: Mapping[str, nn.Module], also_inputs: bool = True) -> _Calls:
-    """Per path the inputs and outputs of each call in one real run."""
+def _recorded(
+    model: nn.Module, inputs: Inputs, wanted: Mapping[str, nn.Module], changing: Changing, also_inputs: bool = True
+) -> _Calls:
+    """Per path the inputs and outputs of each call in one real run. changing: receives what code changes."""
     calls: dict[nn.Module, list[tuple[Inputs, Any]]] = {module: [] for module in wanted.values()}
     given: list[Inputs] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         given.append(Inputs(args, kwargs).copied() if also_inputs else Inputs())
+        changing.look_inside(module)
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls[module].append((given.pop(), output))
@@ -278,6 +284,7 @@ def _recorded(model: nn.Module, inputs: Inputs, wanted: Mapping[str, nn.Module],
         # What a hook keeps is another tensor in each run: a trace would take it for a constant.
         with undone(model):
             run(model, inputs.copied())
+            changing.look_inside(model)
     except Exception as error:
         raise InvalidInputError(
             f"a copy of the model fails on the example inputs ({type(error).__name__}: {error}), as code outside of it"

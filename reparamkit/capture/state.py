@@ -14,6 +14,8 @@ from torch import Tensor, nn
 TABLES = ("_parameters", "_buffers", "_modules")
 LAYERS = ("_parameters", "_modules")
 """The tables that torch puts nothing else into."""
+TORCHS = vars(nn.Module()).keys() - {"training", *LAYERS}
+"""The attributes in which torch keeps buffers and hooks."""
 PLAIN = (bool, int, float, str, type(None))
 CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 """What an attribute may be, and code may put something into."""
@@ -26,7 +28,7 @@ class State:
 
     def __init__(self, model: nn.Module) -> None:
         modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-        self._kept = [(m, type(m), Contents(vars(m), objects=True)) for m in modules]
+        self._held = {id(module): Held(module) for module in modules}
         self._layers = [(vars(m)[table], vars(m)[table].copy()) for m in modules for table in LAYERS]
 
     def now(self) -> list[Any]:
@@ -38,18 +40,22 @@ class State:
     def containers(self) -> Iterator[Any]:
         """The containers in the modules at present, each once; an object is that of its attributes."""
         seen = set[int]()
-        return (each for module, *_ in self._kept for each in _containers(vars(module), True, seen))
+        return (each for held in self._held.values() for each in _containers(vars(held.module), True, seen))
 
     def drop_new(self, prefix: str) -> None:
         """Remove the attributes of such names that were added since."""
-        for module, _, contents in self._kept:
-            for name in [name for name in vars(module) if name.startswith(prefix) and name not in contents.outermost]:
-                del vars(module)[name]
+        for held in self._held.values():
+            for name in [name for name in held.changed if name.startswith(prefix) and name not in held.attributes]:
+                del vars(held.module)[name]
+
+    def changed(self, module: nn.Module) -> set[str]:
+        """The names of the attributes of a module that are, or have inside, something else; torch's aside."""
+        return self._held[id(module)].changed - TORCHS if id(module) in self._held else set()
 
     @property
     def stays(self) -> bool:
         """Whether the modules hold what they held."""
-        return all(contents.stay for _, _, contents in self._kept)
+        return all(held.stays for held in self._held.values())
 
     @property
     def has_its_layers(self) -> bool:
@@ -58,12 +64,40 @@ class State:
 
     def restore(self) -> set[int]:
         """Put everything back; returns the modules (by identity) that had been changed."""
-        changed = {id(module) for module, kind, contents in self._kept if type(module) is not kind or not contents.stay}
-        for module, kind, contents in self._kept:
-            if id(module) in changed:
-                module.__class__ = kind
-                contents.put_back()
-        return changed
+        changed = [held for held in self._held.values() if not held.stays]
+        for held in changed:
+            held.put_back()
+        return {id(held.module) for held in changed}
+
+
+class Held:
+    """The class and the attributes of a module, as they are now."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.kind, self.attributes = module, type(module), dict(vars(module))
+        found = {n: Contents(v, objects=True) for n, v in self.attributes.items() if type(v) not in PLAIN}
+        self.contents = {name: contents for name, contents in found.items() if contents}
+
+    @property
+    def changed(self) -> set[str]:
+        """The attributes that are, or have inside, something else."""
+        now, before = vars(self.module), self.attributes
+        others = {n for n in now.keys() | before.keys() if now.get(n, self) is not before.get(n, self)}
+        return others | {name for name, contents in self.contents.items() if not contents.stay}
+
+    @property
+    def stays(self) -> bool:
+        """Whether the module is what it was."""
+        now = vars(self.module)
+        known = type(self.module) is self.kind and _same(now, self.attributes)
+        return known and all(contents.stay for contents in self.contents.values())
+
+    def put_back(self) -> None:
+        """Let the module be what it was."""
+        self.module.__class__ = self.kind
+        refill(vars(self.module), self.attributes)
+        for contents in self.contents.values():
+            contents.put_back()
 
 
 class Contents:
@@ -73,10 +107,8 @@ class Contents:
         found = _containers(structure, objects, set())
         self._kept = [(each, dict(each) if isinstance(each, dict) else list(each)) for each in found]
 
-    @property
-    def outermost(self) -> Any:
-        """What is in the structure itself."""
-        return self._kept[0][1]
+    def __bool__(self) -> bool:
+        return bool(self._kept)
 
     @property
     def stay(self) -> bool:

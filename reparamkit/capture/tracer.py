@@ -32,7 +32,8 @@ from torch.overrides import TorchFunctionMode
 from ..errors import CaptureError
 from ..sourcecode.origins import is_users
 from ..sourcecode.writes import AUGMENTED, in_place
-from .buffers import other_buffers, traced_buffers_taken
+from .buffers import assignments_seen, other_buffers
+from .changing import Changing
 from .draws import Draws, no_plain_draws
 from .fakes import as_fake, failing_quietly
 from .guards import is_guard
@@ -275,12 +276,14 @@ class Tracer(fx.Tracer):
     torch.fx.wrap names are gone through, which is needed only if they change a list that they are given.
     going_on: where a module cannot be traced, the trace goes on with what a call of it gives.
     heedless: whether the model was seen to give the same with gradients and without; None if nobody has asked.
+    changing: the attributes that code changes.
     """
 
     def __init__(
         self,
         is_leaf: Callable[[nn.Module], bool],
         mode: FakeTensorMode,
+        changing: Changing,
         opaque: Iterable[Opaque] = (),
         factories: bool = False,
         through: bool = False,
@@ -292,7 +295,7 @@ class Tracer(fx.Tracer):
         self._through, self._going_on = through, going_on
         self.outputs = {id(each.module): list(each.outputs) for each in opaque}
         self._is_leaf: Callable[[nn.Module], bool] = lambda module: id(module) in self.outputs or is_leaf(module)
-        self.mode = mode
+        self.mode, self._changing = mode, changing
         self.factories = factories
         self.failed: Frame | None = None
         self.refusals: list[tuple[FrameType, int, str]] = []
@@ -333,7 +336,8 @@ class Tracer(fx.Tracer):
 
     def _contexts(self) -> Iterator[AbstractContextManager[Any]]:
         """What torch does otherwise while this traces."""
-        yield from (_Calls(self), traced_numbers_taken(), traced_buffers_taken(), no_plain_draws(), scripts_opened())
+        yield from (_Calls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened())
+        yield assignments_seen(self._look)
         yield from (variables_read(), lists_noted(self.lists), modes_noted(self._asks_for_modes), failing_quietly())
         if self._through:
             yield wraps_opened()
@@ -375,6 +379,7 @@ class Tracer(fx.Tracer):
             # A leaf is run on fake values: what is inside it is not traced. A module that the forward makes is code.
             return forward(*args, **kwargs)
         self._check_call(m)
+        self._look(m)
         if self._is_leaf(m):
             return self._leaf(m, forward, args, kwargs)
         outer, before = self.frame, Contents((args, kwargs))
@@ -399,7 +404,13 @@ class Tracer(fx.Tracer):
         finally:
             self.frame = outer
         frame.output, frame.fills = map_leaves(as_node, output), not before.stay
+        self._changing.look(m, m)
         return output
+
+    def _look(self, module: nn.Module) -> None:
+        """Note what the code that runs has changed in a module. (A layer that runs on fake values changes nothing.)"""
+        if self.frame is not None and not self.idle:
+            self._changing.look(module, self.frame.module)
 
     def _leave(self, frame: Frame, error: Exception, going_on: GoingOn) -> None:
         """From now on the module of a call is one node. The trace is good for nothing but what fails behind it."""

@@ -16,13 +16,16 @@ from ..algebra.form import Form
 from ..capture.aliases import MAY_ALIAS, STATISTICS, target_name, target_of
 from ..capture.capture import Captured, storage
 from ..capture.paths import module_at, start_of, upwards
+from ..capture.state import LAYERS
 from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
 from ..layers.wide import CASTS, computes_weight
+from ..sourcecode.consulting import consulted
 from ..sourcecode.flow import Way
 from ..sourcecode.handing import EACH, ELSEWHERE, hands_on_otherwise, readers_of_results
 from ..sourcecode.methods import called_by_methods, read_by_methods, ways_of_methods
+from ..sourcecode.parse import forward_of
 from .arithmetic import dtype_of
 from .held import held_by_objects
 from .sharing import evenly_partnered, read_one_value
@@ -68,6 +71,7 @@ class Scope:
             or self._tied(node)
             or self._aliased(node)
             or self._written(node)
+            or self._changing(node)
             or self._computed_in_training(node)
             or self._converts(node)
         )
@@ -152,6 +156,15 @@ class Scope:
             return "its numbers are overwritten in place by the forward"
         return None
 
+    def _changing(self, node: fx.Node) -> str | None:
+        changing = self.captured.changing.names
+        if node.op == "call_module" and (names := changing.get(id(self.captured.module(node)))):
+            return f"its attribute '{min(names)}' is changed by the forward of the model"
+        for frame in self.captured.frame(node).stack if changing else ():
+            if name := _goes_by(frame, changing):
+                return f"{frame.path or 'the model'} goes by '{name}', which code changes while the model runs"
+        return None
+
     def _converts(self, node: fx.Node) -> str | None:
         root = next(iter(self.captured.graph.nodes))
         if node.meta["context"][:2] != root.meta["context"][:2]:
@@ -206,6 +219,17 @@ def _odd_dtype(value: object) -> str | None:
     if isinstance(value, Tensor) and not value.is_floating_point():
         return f"values of {str(value.dtype).removeprefix('torch.')} are not merged"
     return None
+
+
+def _goes_by(frame: Frame, changing: Mapping[int, Set[str]]) -> str | None:
+    """The name of an attribute that the code of a call reads, and other code changes. (What changes the layers of its
+    own module matters to all of it.)
+    """
+    own = frozenset(changing.get(id(frame.module), ()))
+    names = frozenset[str]().union(*changing.values())
+    read = [consulted(code) for code in {forward_of(frame.module).__code__, *frame.codes}]
+    found = [own if each is None else names & each for each in read]
+    return min((own & {*LAYERS}).union(*found), default=None)
 
 
 def _has_state(module: nn.Module) -> bool:

@@ -1,0 +1,30 @@
+"""Which attributes of modules a forward changes while it is traced, or runs."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .state import State
+
+
+class Changing:
+    """names: per module (by identity) the attributes that were seen to be other than they were at first, or to have
+    something else inside. setters: the modules (by identity) whose code sets attributes, or was running then.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.state = State(model)
+        self.names: dict[int, set[str]] = {}
+        self.setters: set[int] = set()
+
+    def look(self, module: nn.Module, running: nn.Module) -> None:
+        """Note what has changed in a module since the last look, and whose code is running."""
+        known = self.names.get(id(module), set())
+        if new := self.state.changed(module) - known:
+            self.names[id(module)] = known | new
+            self.setters.update((id(module), id(running)))
+
+    def look_inside(self, module: nn.Module) -> None:
+        """Note what has changed in a module and those inside it, whoever did it."""
+        for inner in module.modules():
+            self.look(inner, inner)
