@@ -105,7 +105,7 @@ def _own_tensors(module: nn.Module | None) -> dict[str, int]:
 
 
 def owning(model: nn.Module) -> nn.Module:
-    """Give the model its own tensors, those in attributes too; ties and shared memory stay so inside it."""
+    """Give the model its own tensors, those in attributes too; ties between modules stay ties."""
     memo: dict[int, Any] = {}
 
     def own(leaf: Any) -> Any:

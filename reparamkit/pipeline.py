@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from .capture.caches import caches_left, empty_tables
 from .capture.parts import Parts, capture_parts
+from .capture.paths import module_at
 from .capture.ranks import takes_other_ranks
 from .capture.scripts import compiled_opened
 from .capture.state import TABLES, intact, kept
@@ -284,14 +285,15 @@ def _check_graph(model: nn.Module, parts: Parts, request: Request) -> None:
     """Raises `CaptureError` if one graph cannot do what the model does, also when it is called again."""
     for path, reason in parts.opaque.items():
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
-    changed = next((path for path, m in model.named_modules() if id(m) in parts.captured[0].changing.setters), None)
+    changing = parts.captured[0].changing
+    graph = "as_graph=True makes a graph that does in every call what the first call does, and the forward"
+    for path in parts.captured[0].targets:
+        if id(module_at(model, path)) in changing.names:
+            raise CaptureError(f"{graph} changes the attributes of a layer", path)
+    changed = next((path for path, m in model.named_modules() if id(m) in changing.setters), None)
     if changed is not None and (request.example is None or request.example.varies):
         known = "pass example_inputs, which tells whether" if request.example is None else "here"
-        raise CaptureError(
-            "as_graph=True makes a graph that does in every call what the first call does, and the forward changes"
-            f" attributes: {known} the output differs from call to call",
-            changed,
-        )
+        raise CaptureError(f"{graph} changes attributes: {known} the output differs from call to call", changed)
 
 
 def _reported(

@@ -35,11 +35,12 @@ def check_whole(fused: nn.Module, original: nn.Module, request: Request) -> floa
         ) from error
     found = compare(output, request.example.output, through(fused, request.example))
     if not found.passed and found.error > AMPLIFIED * (allowed := sensitivity(original, inputs)):
-        _check_copies(original, request.example, allowed)
-        widened = None if original is fused else compare_wide(fused, original, inputs, request.example.runs)
-        if widened is not None and widened.passed:
-            return widened.error
-        found = found if original is fused else replace(found, first=first_difference(fused, original, inputs))
+        if original is not fused:
+            _check_copies(original, request.example, allowed)
+            widened = compare_wide(fused, original, inputs, request.example.runs)
+            if widened is not None and widened.passed:
+                return widened.error
+            found = replace(found, first=first_difference(fused, original, inputs))
         raise EquivalenceError(
             f"the fused model as a whole is {found}; every single merge was proved, please report it"
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+from functools import cached_property
 
+from torch import Tensor, nn
+
+from .memory import memory
 from .state import State
 
 
@@ -16,6 +19,15 @@ class Changing:
         self.state = State(model)
         self.names: dict[int, set[str]] = {}
         self.setters: set[int] = set()
+        self._tensors = [value for value in self.state.now() if isinstance(value, Tensor)]
+
+    @cached_property
+    def _memories(self) -> set[int]:
+        return set(map(memory, self._tensors))
+
+    def keeps(self, tensor: Tensor) -> bool:
+        """Whether modules had this tensor, or one that shares its memory, at first."""
+        return memory(tensor) in self._memories
 
     def look(self, module: nn.Module, running: nn.Module) -> None:
         """Note what has changed in a module since the last look, and whose code is running."""

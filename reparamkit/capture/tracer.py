@@ -226,6 +226,8 @@ class _Calls(TorchFunctionMode):
             return self._node(func, args, kwargs) if method else fx.Proxy.__torch_function__(func, types, args, kwargs)
         if func in FACTORIES and self.tracer.factories:
             return self._node(func, args, kwargs)
+        if _writes_constant(func, args, kwargs):
+            self.tracer.check_write(kwargs.get("out", *args[:1]))
         with Draws() as draws:
             found = func(*args, **kwargs)
         if self.tracer.made is not None:
@@ -507,6 +509,14 @@ class Tracer(fx.Tracer):
         by = _outside(sys._getframe(1))
         self.refusals.append((by, by.f_lasti, reason))
         return CaptureError(reason)
+
+    def check_write(self, tensor: Tensor) -> None:
+        """Raises `CaptureError` if code may not write into a tensor that is not traced."""
+        if self._changing.keeps(tensor):
+            raise self.refusal(
+                f"the forward writes into a tensor that is neither a parameter nor a buffer{where(self)}: make it a"
+                " buffer (register_buffer)"
+            )
 
     def asks_for_rank(self, by: FrameType) -> None:
         """The code that `by` runs gets to know how many dimensions a tensor has."""

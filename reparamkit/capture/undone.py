@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .buffers import other_buffers
+from .memory import memory
 from .state import State, kept
 from .trees import leaves
 
@@ -46,7 +47,7 @@ class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         # A second tensor of each memory: code may also exchange it (`p.data = ...`).
         self._twins = {id(tensor): (tensor, tensor.data) for tensor in tensors}
-        self._memories = {_memory(twin) for _, twin in self._twins.values()}
+        self._memories = {memory(twin) for _, twin in self._twins.values()}
         self._saved: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     @property
@@ -73,23 +74,18 @@ class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
     def _save(self, tensor: Any) -> None:
-        memory = _memory(tensor) if isinstance(tensor, Tensor) else 0
-        if memory in self._memories and memory not in self._saved:
-            of_memory = (twin for _, twin in self._twins.values() if _memory(twin) == memory)
-            self._saved[memory] = [(twin, twin.clone()) for twin in of_memory]
+        place = memory(tensor) if isinstance(tensor, Tensor) else 0
+        if place in self._memories and place not in self._saved:
+            of_memory = (twin for _, twin in self._twins.values() if memory(twin) == place)
+            self._saved[place] = [(twin, twin.clone()) for twin in of_memory]
 
 
 def _is_written(argument: Any) -> bool:
     return argument.alias_info is not None and argument.alias_info.is_write
 
 
-def _memory(tensor: Tensor) -> int:
-    """What two tensors of one memory have in common, fake ones too. (Sparse ones have no memory of their own kind.)"""
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
-
-
 def _is_elsewhere(tensor: Tensor, twin: Tensor) -> bool:
     """Whether a tensor has another memory than it had, or is another view of it."""
-    if _memory(tensor) != _memory(twin) or tensor.shape != twin.shape:
+    if memory(tensor) != memory(twin) or tensor.shape != twin.shape:
         return True
     return tensor.layout is torch.strided and tensor.stride() != twin.stride()

@@ -18,24 +18,22 @@ def consulted(code: CodeType) -> frozenset[str] | None:
     if tree is None:
         return None
     nodes = list(ast.walk(tree))
-    changed, filled = set(_changed(nodes)), {id(node) for node in _filled(nodes)}
+    stored = [n for n in nodes if isinstance(n, (ast.Attribute, ast.Subscript)) and isinstance(n.ctx, ast.Store)]
+    called = [n.value.func for n in nodes if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
+    filled = {id(part) for node in (*stored, *called) for part in _below(node)}
     read = (n for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load) and id(n) not in filled)
-    return frozenset(node.attr for node in read) - changed
+    return frozenset(node.attr for node in read if node not in called) - set(map(_changed, stored))
 
 
-def _changed(nodes: list[ast.AST]) -> Iterator[str]:
-    """The attributes that are set, or an item of which is."""
-    for node in nodes:
-        if isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
-            while isinstance(node, ast.Subscript):
-                node = node.value
-            if isinstance(node, ast.Attribute):
-                yield node.attr
+def _below(node: ast.expr) -> Iterator[ast.expr]:
+    """Of ``self.a.b[0]`` ``self.a.b``, ``self.a`` and ``self``."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+        yield node
 
 
-def _filled(nodes: list[ast.AST]) -> Iterator[ast.AST]:
-    """What a statement calls a method of, and takes nothing from."""
-    for node in nodes:
-        called = node.value.func if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else None
-        if isinstance(called, ast.Attribute):
-            yield called.value
+def _changed(node: ast.expr) -> str:
+    """The name of the attribute that is set, or an item of which is."""
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    return node.attr if isinstance(node, ast.Attribute) else ""

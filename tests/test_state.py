@@ -1,0 +1,341 @@
+"""Models that change while they run: the user's is left as it was, and the fused one goes on as it would have."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from structures import Model, build, conv, error, norm, sample
+from torch import Tensor, nn
+
+import reparamkit
+from reparamkit import CaptureError
+
+X = sample((2, 4, 8, 8), torch.float32)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "inputs": {"example_inputs": X},
+    "no inputs": {},
+    "unverified": {"example_inputs": X, "verify": False},
+    "in place": {"example_inputs": X, "inplace": True},
+}
+
+
+class Holder:
+    """Some object of the user's."""
+
+    def __init__(self) -> None:
+        self.flag, self.count, self.seen = True, 0, list[int]()
+
+
+def pair(m: Any, x: Tensor) -> Tensor:
+    """A convolution and its norm. x: (n, 4, h, w)."""
+    return m.norm(m.conv(x))
+
+
+# --- what does not matter to the output -----------------------------------------------------------------
+
+
+def counts(m: Any, x: Tensor) -> Tensor:
+    """A plain number."""
+    m.count += 1
+    return pair(m, x)
+
+
+def logs(m: Any, x: Tensor) -> Tensor:
+    """A list."""
+    m.log.append(1)
+    return pair(m, x)
+
+
+def counts_inside(m: Any, x: Tensor) -> Tensor:
+    """A number in a list in a dictionary."""
+    m.table["k"][0] += 1
+    return pair(m, x)
+
+
+def counts_in_an_object(m: Any, x: Tensor) -> Tensor:
+    """Of a class of the user's."""
+    m.holder.count += 1
+    m.holder.seen.append(1)
+    return pair(m, x)
+
+
+def counts_in_a_buffer(m: Any, x: Tensor) -> Tensor:
+    """A tensor."""
+    m.calls += 1
+    return pair(m, x)
+
+
+def remembers(m: Any, x: Tensor) -> Tensor:
+    """A statistic."""
+    y = pair(m, x)
+    m.ema.copy_(y.mean((0, 2, 3)))
+    return y
+
+
+def shows(m: Any, x: Tensor) -> Tensor:
+    """A value, in an object."""
+    y = pair(m, x)
+    m.holder.value = y
+    return torch.relu(y)
+
+
+# --- what does ------------------------------------------------------------------------------------------
+
+
+def every_second(m: Any, x: Tensor) -> Tensor:
+    """Twice as much in every second call."""
+    m.count += 1
+    y = pair(m, x)
+    return y if m.count % 2 else y * 2
+
+
+def collects(m: Any, x: Tensor) -> Tensor:
+    """All values so far, as in a cache of keys."""
+    y = pair(m, x)
+    m.cache = y if m.cache is None else torch.cat([m.cache, y])
+    return m.cache.sum(0)
+
+
+def adds_the_last(m: Any, x: Tensor) -> Tensor:
+    """A stream: what is kept in a buffer."""
+    y = pair(m, x)
+    last, m.last = m.last, y
+    return y + last
+
+
+def starts_by_data(m: Any, x: Tensor) -> Tensor:
+    """A scale that the first batch sets (ActNorm)."""
+    y = pair(m, x)
+    if not m.count:
+        m.scale.data.copy_(1 / y.std((0, 2, 3))[:, None, None])
+        m.count = 1
+    return y * m.scale
+
+
+def halves_a_parameter(m: Any, x: Tensor) -> Tensor:
+    """Through `.data`, which no version counter tells."""
+    m.scale.data.mul_(0.5)
+    return pair(m, x) * m.scale
+
+
+def halves_without_gradients(m: Any, x: Tensor) -> Tensor:
+    """In place."""
+    with torch.no_grad():
+        m.scale.mul_(0.5)
+    return pair(m, x) * m.scale
+
+
+# --- what a trace sees once, and a merge would make of it --------------------------------------------------
+
+
+def sometimes(m: Any, x: Tensor) -> Tensor:
+    """The norm in the first call only, by a method of the object."""
+    y = m.conv(x)
+    y = m.norm(y) if m.holder.flag else y
+    m.holder.flag = not m.holder.flag
+    return y
+
+
+def sets_eps(m: Any, x: Tensor) -> Tensor:
+    """An attribute of a layer, before it is called."""
+    m.norm.eps = 0.5
+    return pair(m, x)
+
+
+def sets_eps_behind(m: Any, x: Tensor) -> Tensor:
+    """And after it, for the next call."""
+    y = pair(m, x)
+    m.norm.eps = 0.5
+    return y
+
+
+def sets_padding(m: Any, x: Tensor) -> Tensor:
+    """What the sizes depend on."""
+    m.conv.padding = (2, 2)
+    return pair(m, x)
+
+
+def pools_what_there_is(m: Any, x: Tensor) -> Tensor:
+    """A global pool of old code."""
+    y = pair(m, x)
+    m.pool.kernel_size = y.shape[-1]
+    return m.linear(m.pool(y).flatten(1))
+
+
+def exchanges_layers(m: Any, x: Tensor) -> Tensor:
+    """Two convolutions take turns."""
+    y = pair(m, x)
+    m.conv, m.other = m.other, m.conv
+    return y
+
+
+def takes_turns(m: Any, x: Tensor) -> Tensor:
+    """By a list that is rotated."""
+    m.order.append(m.order.pop(0))
+    return m.layers[m.order[0]](pair(m, x))
+
+
+class Inner(nn.Module):
+    """Its norm is called only if it is told to, or there is something in its table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.flag, self.table = conv(4, 4), norm(4), False, dict[str, bool]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) if self.flag or self.table.get("flag") else y
+
+
+def tells(m: Any, x: Tensor) -> Tensor:
+    """Differently for each of two calls."""
+    m.inner.flag = True
+    y = m.inner(x)
+    m.inner.flag = False
+    return m.inner(torch.relu(y))
+
+
+def tells_by_a_table(m: Any, x: Tensor) -> Tensor:
+    """That both have."""
+    m.table["flag"] = True
+    y = m.inner(x)
+    m.table["flag"] = False
+    return m.inner(torch.relu(y))
+
+
+def tells_the_next(m: Any, x: Tensor) -> Tensor:
+    """In each call what the next one does."""
+    y = m.inner(x)
+    m.inner.flag = not m.inner.flag
+    return y
+
+
+def tells_unseen(m: Any, x: Tensor) -> Tensor:
+    """In code that cannot be traced."""
+    m.layers[0].flag = False
+    y = m.layers[0](x)
+    m.layers[0].flag = True
+    return y * 2 if float(y.sum()) > 1e9 else y
+
+
+HARMLESS = (counts, logs, counts_inside, counts_in_an_object, counts_in_a_buffer, remembers, shows)
+MATTERING = (every_second, collects, adds_the_last, starts_by_data, halves_a_parameter, halves_without_gradients)
+DECIDING = (sometimes, sets_eps, sets_eps_behind, sets_padding, pools_what_there_is, exchanges_layers, takes_turns)
+TELLING = (tells, tells_by_a_table, tells_the_next, tells_unseen)
+
+
+def model_of(body: Callable[..., Any]) -> Model:
+    """A model with all that the bodies need."""
+
+    def make() -> Model:
+        table: dict[str, Any] = {"k": [0]}
+        model = Model(body, conv=conv(4, 4), other=conv(4, 4), norm=norm(4), holder=Holder(), log=[], table=table)
+        model.pool, model.linear, model.layers = nn.AvgPool2d(2), nn.Linear(4, 4), nn.ModuleList([Inner(), Inner()])
+        model.inner, model.order, model.count, model.cache = Inner(), [0, 1], 0, None
+        model.inner.table, model.layers[0].flag = table, True
+        model.scale = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
+        for name, shape in {"calls": (), "ema": (4,), "last": (2, 4, 8, 8)}.items():
+            model.register_buffer(name, torch.zeros(shape))
+        return model
+
+    made = build(make)
+    assert isinstance(made, Model)
+    return made
+
+
+def contents(value: Any) -> Iterator[Any]:
+    """All that is in a model but for what cannot be compared: plain values, tensors as lists."""
+    if isinstance(value, Tensor):
+        yield value.tolist()
+    elif isinstance(value, dict):
+        yield from (part for key, each in value.items() for part in (key, *contents(each)))
+    elif isinstance(value, (list, tuple, set)):
+        yield from (part for each in value for part in contents(each))
+    elif isinstance(value, (nn.Module, Holder)):
+        yield from contents(vars(value))
+    elif isinstance(value, (bool, int, float, str, type(None))):
+        yield value
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("body", (*HARMLESS, *MATTERING, *DECIDING, *TELLING))
+def test_a_fused_model_goes_on_as_the_model_would(body: Callable[..., Any], options: dict[str, Any]):
+    model = model_of(body)
+    reference, before = copy.deepcopy(model), list(contents(model))
+    fused = reparamkit.fuse(model, **options)
+    if fused is not model:
+        assert list(contents(model)) == before
+    with torch.no_grad():
+        for _ in range(3):
+            assert error(fused(X), reference(X)) <= 1e-5
+
+
+@pytest.mark.parametrize("body", (*HARMLESS, *MATTERING))
+def test_what_a_forward_counts_keeps_nothing_from_being_merged(body: Callable[..., Any]):
+    fused = reparamkit.fuse(model_of(body), X)
+    assert len(reparamkit.report(fused).merges) == 1
+
+
+@pytest.mark.parametrize("body", DECIDING)
+def test_code_that_goes_by_what_changes_is_left_with_words(body: Callable[..., Any]):
+    made = reparamkit.explain(model_of(body), X)
+    assert not [merge for merge in made.merges if {"conv", "norm"} <= set(merge.paths)]
+    reasons = [refusal.reason for refusal in made.refusals]
+    assert any("change" in reason or "only some of" in reason for reason in reasons), reasons
+
+
+@pytest.mark.parametrize("body", (counts, logs, counts_inside, counts_in_an_object))
+def test_a_fused_model_starts_to_count_where_the_model_was(body: Callable[..., Any]):
+    model = model_of(body)
+    model(X)
+    fused = reparamkit.fuse(model, X)
+    for found, wanted in ((fused.count, model.count), (fused.log, model.log), (fused.table, model.table)):
+        assert found == wanted
+    assert vars(fused.holder) == vars(model.holder)
+
+
+@pytest.mark.parametrize("body", (every_second, collects, sets_eps))
+def test_a_graph_that_would_do_the_same_in_every_call_is_refused(body: Callable[..., Any]):
+    with pytest.raises(CaptureError, match="does in every call what the first call does"):
+        reparamkit.fuse(model_of(body), X, as_graph=True)
+    with pytest.raises(CaptureError, match="does in every call what the first call does"):
+        reparamkit.fuse(model_of(body), as_graph=True)
+
+
+def test_a_counter_that_changes_nothing_is_left_out_of_a_graph():
+    model = model_of(counts)
+    fused = reparamkit.fuse(model, X, as_graph=True)
+    assert error(fused(X), model(X)) <= 1e-5
+
+
+def fills_a_tensor(m: Any, x: Tensor) -> Tensor:
+    """One that is neither a parameter nor a buffer."""
+    m.plain += 1
+    return pair(m, x) + m.plain
+
+
+def test_a_plain_tensor_that_a_forward_writes_into_is_refused():
+    model = build(lambda: Model(fills_a_tensor, conv=conv(4, 4), norm=norm(4), plain=torch.zeros(4, 1, 1)))
+    for options in OPTIONS.values():
+        with pytest.raises(CaptureError, match="neither a parameter nor a buffer"):
+            reparamkit.fuse(model, **options)
+    assert not model.plain.any()
+
+
+def scaled_by_a_tensor(m: Any, x: Tensor) -> Tensor:
+    """A plain one."""
+    return torch.relu(pair(m, x)) * m.holder.value[0] * m.plain
+
+
+def test_a_fused_model_has_its_own_plain_tensors():
+    model = model_of(scaled_by_a_tensor)
+    model.plain, model.holder = torch.rand(4, 1, 1), SimpleNamespace(value=(torch.rand(4, 1, 1),))
+    fused = reparamkit.fuse(model, X)
+    assert error(fused(X), model(X)) <= 1e-5
+    assert fused.plain.data_ptr() != model.plain.data_ptr()
+    assert fused.holder.value[0].data_ptr() != model.holder.value[0].data_ptr()
