@@ -159,7 +159,7 @@ class Scope:
     def _changing(self, node: fx.Node) -> str | None:
         changing = self.captured.changing.names
         if node.op == "call_module" and (names := changing.get(id(self.captured.module(node)))):
-            return f"its attribute '{min(names)}' is changed by the forward of the model"
+            return f"its attribute '{min(names)}' changes while the model runs"
         for frame in self.captured.frame(node).stack if changing else ():
             if name := _goes_by(frame, changing):
                 return f"{frame.path or 'the model'} goes by '{name}', which code changes while the model runs"

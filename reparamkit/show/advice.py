@@ -120,6 +120,12 @@ TABLE = (
         r"in place|in-place|overwritten",
     ),
     Advice(
+        "changing",
+        "goes by what changes while the model runs",
+        "set attributes of modules before fuse and not in a forward; what a forward only counts is no obstacle",
+        r"while the model runs",
+    ),
+    Advice(
         "dtype",
         "changes its number format",
         "fuse in float32 outside autocast, and convert the fused model",
