@@ -263,7 +263,7 @@ def contents(value: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("body", (*HARMLESS, *MATTERING, *DECIDING, *TELLING))
+@pytest.mark.parametrize("body", [*HARMLESS, *MATTERING, *DECIDING, *TELLING])
 def test_a_fused_model_goes_on_as_the_model_would(body: Callable[..., Any], options: dict[str, Any]):
     model = model_of(body)
     reference, before = copy.deepcopy(model), list(contents(model))
@@ -275,7 +275,7 @@ def test_a_fused_model_goes_on_as_the_model_would(body: Callable[..., Any], opti
             assert error(fused(X), reference(X)) <= 1e-5
 
 
-@pytest.mark.parametrize("body", (*HARMLESS, *MATTERING))
+@pytest.mark.parametrize("body", [*HARMLESS, *MATTERING])
 def test_what_a_forward_counts_keeps_nothing_from_being_merged(body: Callable[..., Any]):
     fused = reparamkit.fuse(model_of(body), X)
     assert len(reparamkit.report(fused).merges) == 1
@@ -289,7 +289,7 @@ def test_code_that_goes_by_what_changes_is_left_with_words(body: Callable[..., A
     assert any("change" in reason or "only some of" in reason for reason in reasons), reasons
 
 
-@pytest.mark.parametrize("body", (counts, logs, counts_inside, counts_in_an_object))
+@pytest.mark.parametrize("body", [counts, logs, counts_inside, counts_in_an_object])
 def test_a_fused_model_starts_to_count_where_the_model_was(body: Callable[..., Any]):
     model = model_of(body)
     model(X)
@@ -299,7 +299,7 @@ def test_a_fused_model_starts_to_count_where_the_model_was(body: Callable[..., A
     assert vars(fused.holder) == vars(model.holder)
 
 
-@pytest.mark.parametrize("body", (every_second, collects, sets_eps))
+@pytest.mark.parametrize("body", [every_second, collects, sets_eps])
 def test_a_graph_that_would_do_the_same_in_every_call_is_refused(body: Callable[..., Any]):
     with pytest.raises(CaptureError, match="does in every call what the first call does"):
         reparamkit.fuse(model_of(body), X, as_graph=True)

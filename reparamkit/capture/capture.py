@@ -461,12 +461,8 @@ def _state_kept(model: nn.Module, changing: Changing) -> Iterator[set[fx.Node]]:
         stored |= shelves.cleared()
         changing.setters |= {id(frame.module) for node in stored for frame in node.meta["frame"].stack}
         stored |= {leaf.node for leaf in leaves(before.now()) if isinstance(leaf, fx.Proxy)}
-        before.drop_new(CONSTANT)
+        before.drop_constants()
         changing.setters |= before.restore()
-
-
-CONSTANT = "_tensor_constant"
-"""Begin of the names under which fx keeps constant tensors on the root while it traces."""
 
 
 def _missing(model: nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:

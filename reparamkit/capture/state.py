@@ -16,6 +16,8 @@ LAYERS = ("_parameters", "_modules")
 """The tables that torch puts nothing else into."""
 TORCHS = vars(nn.Module()).keys() - {"training", *LAYERS}
 """The attributes in which torch keeps buffers and hooks."""
+CONSTANT = "_tensor_constant"
+"""Begin of the names under which fx keeps constant tensors on the root while it traces."""
 PLAIN = (bool, int, float, str, type(None))
 CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 """What an attribute may be, and code may put something into."""
@@ -42,15 +44,16 @@ class State:
         seen = set[int]()
         return (each for held in self._held.values() for each in _containers(vars(held.module), True, seen))
 
-    def drop_new(self, prefix: str) -> None:
-        """Remove the attributes of such names that were added since."""
+    def drop_constants(self) -> None:
+        """Remove the constants that torch.fx has added since."""
         for held in self._held.values():
-            for name in [name for name in held.changed if name.startswith(prefix) and name not in held.attributes]:
+            for name in [name for name in vars(held.module) if _is_new_constant(name, held)]:
                 del vars(held.module)[name]
 
     def changed(self, module: nn.Module) -> set[str]:
         """The names of the attributes of a module that are, or have inside, something else; torch's aside."""
-        return self._held[id(module)].changed - TORCHS if id(module) in self._held else set()
+        held = self._held.get(id(module))
+        return set() if held is None else {n for n in held.changed - TORCHS if not _is_new_constant(n, held)}
 
     @property
     def stays(self) -> bool:
@@ -98,6 +101,10 @@ class Held:
         refill(vars(self.module), self.attributes)
         for contents in self.contents.values():
             contents.put_back()
+
+
+def _is_new_constant(name: str, held: Held) -> bool:
+    return name.startswith(CONSTANT) and name not in held.attributes
 
 
 class Contents:
