@@ -21,7 +21,7 @@ from .capture.ranks import takes_other_ranks
 from .capture.scripts import compiled_opened
 from .capture.state import TABLES, intact, kept
 from .capture.undone import undone
-from .compare import Verification, compare, undisturbed
+from .compare import Verification, compare, outputs
 from .copies import owning, sharing_copy
 from .engine.outside import look_outside
 from .engine.parts import name_parts
@@ -247,7 +247,7 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     private = model if at_once else sharing_copy(model)
     with intact(private), caches_left(private):
         if request.inputs is not None:
-            empty_tables(private, partial(undisturbed, private, request.inputs), lambda a, b: compare(a, b).passed)
+            empty_tables(private, partial(outputs, private, request.inputs), lambda a, b: compare(a, b).passed)
         parts = _captured(private, request)
         before = _begun(private, parts)
     suspects, tape = suspicious(private), Tape(private)
@@ -285,15 +285,15 @@ def _check_graph(model: nn.Module, parts: Parts, request: Request) -> None:
     """Raises `CaptureError` if one graph cannot do what the model does, also when it is called again."""
     for path, reason in parts.opaque.items():
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
-    changing = parts.captured[0].changing
+    changed = parts.captured[0].changed
     graph = "as_graph=True makes a graph that does in every call what the first call does, and the forward"
     for path in parts.captured[0].targets:
-        if id(module_at(model, path)) in changing.names:
+        if id(module_at(model, path)) in changed.names:
             raise CaptureError(f"{graph} changes the attributes of a layer", path)
-    changed = next((path for path, m in model.named_modules() if id(m) in changing.setters), None)
-    if changed is not None and (request.example is None or request.example.varies):
+    setter = next((path for path, m in model.named_modules() if id(m) in changed.setters), None)
+    if setter is not None and (request.example is None or request.example.varies):
         known = "pass example_inputs, which tells whether" if request.example is None else "here"
-        raise CaptureError(f"{graph} changes attributes: {known} the output differs from call to call", changed)
+        raise CaptureError(f"{graph} changes attributes: {known} the output differs from call to call", setter)
 
 
 def _reported(

@@ -17,7 +17,7 @@ from torch.nn.modules import module as torch_module
 
 import reparamkit
 from reparamkit import ReparamkitError, inputs, merging, pipeline, whole
-from reparamkit.capture import capture, parts, tracer
+from reparamkit.capture import capture, parts, state, tracer
 from reparamkit.capture.listing import lists_noted
 from reparamkit.write import finish, places, write
 
@@ -79,12 +79,12 @@ def equal(model: nn.Module) -> Iterator[None]:
 # --- interrupts -----------------------------------------------------------------------------------------
 
 STAGES: list[tuple[Any, str]] = [
-    (inputs, "undisturbed"),
+    (inputs, "outputs"),
     (pipeline, "capture_parts"),
     (parts, "capture"),
     (tracer, "evaluate_node"),
     (fx.Graph, "create_node"),
-    (capture.State, "restore"),
+    (state.State, "restore"),
     (merging, "join_borders"),
     (merging, "drop_identities"),
     (merging, "drop_dead"),

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from ..sourcecode.parse import is_torchs
 from .state import CONTAINERS, TABLES, refill, same_items
 from .trees import leaves
+from .undone import undone
 
 Cached = functools._lru_cache_wrapper
 
@@ -81,17 +82,28 @@ def empty_tables(model: nn.Module, run: Callable[[], Any], same: Callable[[Any, 
     """Empty the dictionaries that a run fills again with what they had: it follows from parameters, and a trace would
     take it for constants. run: of the model, gives its output. same: whether two values are equal.
     """
-    kept = [(table, table.copy()) for table in tables_of(model)]
-    output = run() if kept else None
+    tables = tables_of(model)
+    with undone(model) if tables else nullcontext():
+        again = _filled_again(tables, run, same) if tables else []
+    for table in again:
+        table.clear()
+
+
+def _filled_again(
+    tables: Sequence[dict[Any, Any]], run: Callable[[], Any], same: Callable[[Any, Any], bool]
+) -> list[dict[Any, Any]]:
+    """The dictionaries that a run fills with what they have; none if it gives something else without them."""
+    before = [table.copy() for table in tables]
+    output = run()
+    for table in tables:
+        table.clear()
     try:
-        for table, _ in kept:
-            table.clear()
-        if not (kept and same(run(), output)):
-            raise LookupError
+        known = same(run(), output)
     except Exception:
-        for table, content in kept:
-            refill(table, content)
-        return
-    for table, content in kept:
-        again = bool(table) and all(key in content and same(value, content[key]) for key, value in table.items())
-        refill(table, {} if again else content)
+        return []
+    pairs = zip(tables, before, strict=True)
+    return [table for table, had in pairs if known and table and all(_has(had, *each, same) for each in table.items())]
+
+
+def _has(table: dict[Any, Any], key: Any, value: Any, same: Callable[[Any, Any], bool]) -> bool:
+    return key in table and same(value, table[key])

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..errors import CaptureError, ReparamkitError
 from .aliases import Aliases
 from .caches import Shelves
-from .changing import Changing
+from .changing import Changed, Changing
 from .draws import random_state_kept
 from .fakes import as_fake, new_mode
 from .gradients import same_with_gradients
@@ -95,7 +95,7 @@ class Captured:
     root: the model that was traced; the graph's targets are its submodules and parameters.
     frames: every call of a module that was traced through, the root's first.
     tier: how it was captured, "symbolic" or "values".
-    changing: the attributes that code changes. stored: values that it keeps there.
+    changed: the attributes that code changes. stored: values that it keeps there.
     attributes: paths of the parameters and buffers that the code read itself, with the calls that it is of.
     held: what the graph names and the model has not: constant tensors, merged layers that have no place yet.
     replaced: merged values -> the nodes that have them now.
@@ -120,7 +120,7 @@ class Captured:
     graph: fx.Graph
     frames: list[Frame]
     tier: str
-    changing: Changing
+    changed: Changed
     stored: set[fx.Node] = field(default_factory=set)
     held: dict[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Sequence[Frame]] = field(default_factory=dict)
@@ -432,7 +432,7 @@ def _captured(
         graph,
         tracer.frames,
         tier,
-        changing,
+        changing.found,
         stored,
         held=_missing(model, named),
         attributes=_named_in(graph, "get_attr"),
@@ -459,10 +459,10 @@ def _state_kept(model: nn.Module, changing: Changing) -> Iterator[set[fx.Node]]:
         yield stored
     finally:
         stored |= shelves.cleared()
-        changing.setters |= {id(frame.module) for node in stored for frame in node.meta["frame"].stack}
+        changing.found.setters |= {id(frame.module) for node in stored for frame in node.meta["frame"].stack}
         stored |= {leaf.node for leaf in leaves(before.now()) if isinstance(leaf, fx.Proxy)}
         before.drop_constants()
-        changing.setters |= before.restore()
+        changing.found.setters |= before.restore()
 
 
 def _missing(model: nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:

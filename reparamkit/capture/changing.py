@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -10,15 +11,21 @@ from .memory import memory
 from .state import State
 
 
-class Changing:
+@dataclass
+class Changed:
     """names: per module (by identity) the attributes that were seen to be other than they were at first, or to have
     something else inside. setters: the modules (by identity) whose code sets attributes, or was running then.
     """
 
+    names: dict[int, set[str]] = field(default_factory=dict)
+    setters: set[int] = field(default_factory=set)
+
+
+class Changing:
+    """Looks at the modules of a model while their code runs. found: what it has changed."""
+
     def __init__(self, model: nn.Module) -> None:
-        self.state = State(model)
-        self.names: dict[int, set[str]] = {}
-        self.setters: set[int] = set()
+        self.state, self.found = State(model), Changed()
         self._tensors = [value for value in self.state.now() if isinstance(value, Tensor)]
 
     @cached_property
@@ -31,10 +38,10 @@ class Changing:
 
     def look(self, module: nn.Module, running: nn.Module) -> None:
         """Note what has changed in a module since the last look, and whose code is running."""
-        known = self.names.get(id(module), set())
+        known = self.found.names.get(id(module), set())
         if new := self.state.changed(module) - known:
-            self.names[id(module)] = known | new
-            self.setters.update((id(module), id(running)))
+            self.found.names[id(module)] = known | new
+            self.found.setters.update((id(module), id(running)))
 
     def look_inside(self, module: nn.Module) -> None:
         """Note what has changed in a module and those inside it, whoever did it."""

@@ -157,7 +157,7 @@ class Scope:
         return None
 
     def _changing(self, node: fx.Node) -> str | None:
-        changing = self.captured.changing.names
+        changing = self.captured.changed.names
         if node.op == "call_module" and (names := changing.get(id(self.captured.module(node)))):
             return f"its attribute '{min(names)}' changes while the model runs"
         for frame in self.captured.frame(node).stack if changing else ():

@@ -333,7 +333,7 @@ def _check(captured: Captured, frame: Frame, inlined: frozenset[int], gone: set[
         own = vars(each.module).get("forward")
         if own is not None and getattr(getattr(own, "func", own), "__self__", None) is not each.module:
             raise NotFusable(f"the forward of {where} is a function that was set on it, and no method of its own")
-        if id(each.module) in captured.changing.setters:
+        if id(each.module) in captured.changed.setters:
             raise NotFusable(
                 f"the forward of {where} sets attributes of the module, or puts values into containers of its file"
             )
