@@ -17,7 +17,7 @@ from torch.nn.modules import module as torch_module
 
 import reparamkit
 from reparamkit import ReparamkitError, inputs, merging, pipeline, whole
-from reparamkit.capture import capture, parts, state, tracer
+from reparamkit.capture import parts, state, tracer
 from reparamkit.capture.listing import lists_noted
 from reparamkit.write import finish, places, write
 
