@@ -14,13 +14,14 @@ from torch import Tensor, nn
 TABLES = ("_parameters", "_buffers", "_modules")
 LAYERS = ("_parameters", "_modules")
 """The tables that torch puts nothing else into."""
-TORCHS = vars(nn.Module()).keys() - {"training", *LAYERS}
-"""The attributes in which torch keeps buffers and hooks."""
+TORCHS = {name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
+"""The attributes in which torch keeps tensors, children and hooks."""
 CONSTANT = "_tensor_constant"
 """Begin of the names under which fx keeps constant tensors on the root while it traces."""
 PLAIN = (bool, int, float, str, type(None))
 CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 """What an attribute may be, and code may put something into."""
+LOOKED_INTO = frozenset((*PLAIN, *CONTAINERS))
 
 
 class State:
@@ -37,12 +38,15 @@ class State:
         """What is in the modules at present, and may be neither plain nor a layer."""
         layers = {id(table) for table, _ in self._layers}
         values = (value for each in self.containers() if id(each) not in layers for value in _values(each))
-        return [value for value in values if type(value) not in (*PLAIN, *CONTAINERS)]
+        return [value for value in values if type(value) not in LOOKED_INTO]
 
     def containers(self) -> Iterator[Any]:
         """The containers in the modules at present, each once; an object is that of its attributes."""
         seen = set[int]()
-        return (each for held in self._held.values() for each in _containers(vars(held.module), True, seen))
+        for held in self._held.values():
+            yield vars(held.module)
+            for name, value in list(vars(held.module).items()):
+                yield from [value] if name in TORCHS else _containers(value, True, seen)
 
     def drop_constants(self) -> None:
         """Remove the constants that torch.fx has added since."""
@@ -51,9 +55,9 @@ class State:
                 del vars(held.module)[name]
 
     def changed(self, module: nn.Module) -> set[str]:
-        """The names of the attributes of a module that are, or have inside, something else; torch's aside."""
+        """The names of the attributes of a module that are, or have inside, something else; buffers and hooks aside."""
         held = self._held.get(id(module))
-        return set() if held is None else {n for n in held.changed - TORCHS if not _is_new_constant(n, held)}
+        return set() if held is None else {name for name in held.changed if not _is_new_constant(name, held)}
 
     @property
     def stays(self) -> bool:
@@ -78,27 +82,31 @@ class Held:
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.kind, self.attributes = module, type(module), dict(vars(module))
-        found = {n: Contents(v, objects=True) for n, v in self.attributes.items() if type(v) not in PLAIN}
-        self.contents = {name: contents for name, contents in found.items() if contents}
+        self.tables = {n: (v, v.copy()) for n, v in self.attributes.items() if n in TORCHS}
+        own = ((n, v) for n, v in self.attributes.items() if n not in TORCHS and type(v) not in PLAIN)
+        self.contents = {name: found for name, value in own if (found := Contents(value, objects=True))}
 
     @property
     def changed(self) -> set[str]:
-        """The attributes that are, or have inside, something else."""
+        """The attributes that are, or have inside, something else; of those of torch, children and parameters only."""
         now, before = vars(self.module), self.attributes
         others = {n for n in now.keys() | before.keys() if now.get(n, self) is not before.get(n, self)}
-        return others | {name for name, contents in self.contents.items() if not contents.stay}
+        layers = {name for name in LAYERS if not same_items(*self.tables[name])}
+        return others | layers | {name for name, contents in self.contents.items() if not contents.stay}
 
     @property
     def stays(self) -> bool:
         """Whether the module is what it was."""
-        now = vars(self.module)
-        known = type(self.module) is self.kind and _same(now, self.attributes)
-        return known and all(contents.stay for contents in self.contents.values())
+        known = type(self.module) is self.kind and _same(vars(self.module), self.attributes)
+        tables = known and all(same_items(*pair) for pair in self.tables.values())
+        return tables and all(contents.stay for contents in self.contents.values())
 
     def put_back(self) -> None:
         """Let the module be what it was."""
         self.module.__class__ = self.kind
         refill(vars(self.module), self.attributes)
+        for table, before in self.tables.values():
+            refill(table, before)
         for contents in self.contents.values():
             contents.put_back()
 
@@ -138,7 +146,7 @@ def _containers(structure: Any, objects: bool, seen: set[int]) -> Iterator[Any]:
     if isinstance(inside, CONTAINERS):
         yield inside
     if isinstance(inside, (*CONTAINERS, tuple)):
-        for each in list(_values(inside)):
+        for each in [value for value in _values(inside) if type(value) not in PLAIN]:
             yield from _containers(each, objects, seen)
 
 
@@ -180,6 +188,8 @@ def kept(*models: nn.Module) -> Iterator[list[State]]:
 
 def same_items(now: Any, before: Any) -> bool:
     """Whether a container has the same things."""
+    if not (now or before):
+        return True
     if isinstance(before, dict):
         return _same(now, before)
     return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
