@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .capture.buffers import other_buffers
 from .capture.capture import Inputs
 from .capture.draws import random_state_kept
+from .capture.state import kept
 from .compare import compare
 from .errors import InvalidInputError
 
@@ -217,12 +218,13 @@ def _named(device: torch.device) -> str:
 
 @contextmanager
 def _undisturbed(models: Sequence[Callable[..., Any]]) -> Iterator[None]:
-    """The buffers of modules and the random state are as before afterwards."""
+    """Attributes and buffers of modules and the random state are as before afterwards."""
     with ExitStack() as stack:
         stack.enter_context(random_state_kept())
         for model in models:
             if isinstance(model, nn.Module):
                 stack.enter_context(other_buffers(model, Tensor.clone))
+                stack.enter_context(kept(model))
         yield
 
 

@@ -21,7 +21,8 @@ CONSTANT = "_tensor_constant"
 PLAIN = (bool, int, float, str, type(None))
 CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 """What an attribute may be, and code may put something into."""
-LOOKED_INTO = frozenset((*PLAIN, *CONTAINERS))
+KNOWN = frozenset((*PLAIN, *CONTAINERS))
+"""What is nothing but what is in it."""
 
 
 class State:
@@ -32,13 +33,12 @@ class State:
     def __init__(self, model: nn.Module) -> None:
         modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
         self._held = {id(module): Held(module) for module in modules}
-        self._layers = [(vars(m)[table], vars(m)[table].copy()) for m in modules for table in LAYERS]
 
     def now(self) -> list[Any]:
         """What is in the modules at present, and may be neither plain nor a layer."""
-        layers = {id(table) for table, _ in self._layers}
+        layers = {id(vars(held.module)[name]) for held in self._held.values() for name in LAYERS}
         values = (value for each in self.containers() if id(each) not in layers for value in _values(each))
-        return [value for value in values if type(value) not in LOOKED_INTO]
+        return [value for value in values if type(value) not in KNOWN]
 
     def containers(self) -> Iterator[Any]:
         """The containers in the modules at present, each once; an object is that of its attributes."""
@@ -67,7 +67,7 @@ class State:
     @property
     def has_its_layers(self) -> bool:
         """Whether the modules have the children and parameters that they had."""
-        return all(_same(now, before) for now, before in self._layers)
+        return all(same_items(*held.tables[name]) for held in self._held.values() for name in LAYERS)
 
     def restore(self) -> set[int]:
         """Put everything back; returns the modules (by identity) that had been changed."""
