@@ -81,7 +81,7 @@ class Example:
 
     output: the tensors that it gave, in all runs. runs: 2 in a row if one changes the model. calls: how often each
     module was called in the first, by its path. absent: positions and names of arguments that were None in one of its
-    calls.
+    calls. written: the parameters that were written into, by name.
     """
 
     inputs: Inputs
@@ -89,6 +89,7 @@ class Example:
     runs: int
     calls: Mapping[str, int]
     absent: Mapping[str, Set[int | str]]
+    written: Set[str]
 
     @property
     def varies(self) -> bool:
@@ -113,7 +114,8 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
             output = tried(model, inputs)
         runs = 2 if changes else 1
         again = tried(model, inputs) if changes else []
-    return Example(inputs, [*output, *again], runs, calls, absent)
+        written = {name for name, parameter in model.named_parameters() if changes.wrote(parameter)}
+    return Example(inputs, [*output, *again], runs, calls, absent, written)
 
 
 def tried(model: nn.Module, inputs: Inputs) -> list[Tensor]:

@@ -275,6 +275,7 @@ def _captured(model: nn.Module, request: Request) -> Parts:
         name_parts(part)
         tell_ranks(part)
         part.absent = {} if request.example is None else request.example.absent
+        part.overwritten = set() if request.example is None else request.example.written
         part.opened = set(map(id, part.frames)) if request.as_graph else set()
         part.ranks_vary = ranks_vary
     look_outside(parts.captured, _is_leaf, None if request.example is None else request.example.calls)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from structures import Model, build, conv, error, norm, sample
+from structures import Model, build, conv, error, norm, run, sample
 from torch import Tensor, nn
 
 import reparamkit
@@ -139,6 +139,28 @@ def sometimes(m: Any, x: Tensor) -> Tensor:
     y = m.norm(y) if m.holder.flag else y
     m.holder.flag = not m.holder.flag
     return y
+
+
+class Asked(nn.Module):
+    """Whether the norm is called is told by what changes, in a method or a property."""
+
+    def __init__(self, by_property: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.calls, self.by_property = conv(4, 4), norm(4), 0, by_property
+
+    def asked(self) -> bool:
+        """In every second call."""
+        self.calls += 1
+        return self.calls % 2 == 1
+
+    @property
+    def odd(self) -> bool:
+        """The same."""
+        return self.asked()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) if (self.odd if self.by_property else self.asked()) else y
 
 
 def sets_eps(m: Any, x: Tensor) -> Tensor:
@@ -281,6 +303,34 @@ def test_what_a_forward_counts_keeps_nothing_from_being_merged(body: Callable[..
     assert len(reparamkit.report(fused).merges) == 1
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("by_property", [False, True])
+def test_what_a_method_tells_may_be_something_else_in_the_next_call(by_property: bool, options: dict[str, Any]):
+    model = build(lambda: Asked(by_property))
+    reference = copy.deepcopy(model)
+    fused = reparamkit.fuse(model, **options)
+    for _ in range(3):
+        assert error(run(fused, X), run(reference, X)) <= 1e-5
+
+
+def clip(module: nn.Module, inputs: Any) -> None:
+    """A hook."""
+    layer = module.conv if isinstance(module, Model) else module
+    layer.weight.data.clamp_(-0.05, 0.05)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_weight_that_a_hook_clips_is_not_merged(inside: bool, options: dict[str, Any]):
+    model = build(lambda: Model(pair, conv=conv(4, 4), norm=norm(4)))
+    (model.conv if inside else model).register_forward_pre_hook(clip)
+    before = model.conv.weight.detach().clone()
+    fused = reparamkit.fuse(model, **options)
+    assert torch.equal(model.conv.weight, before)
+    assert not reparamkit.report(fused).merges
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+
+
 @pytest.mark.parametrize("body", DECIDING)
 def test_code_that_goes_by_what_changes_is_left_with_words(body: Callable[..., Any]):
     made = reparamkit.explain(model_of(body), X)
@@ -322,7 +372,7 @@ def fills_a_tensor(m: Any, x: Tensor) -> Tensor:
 def test_a_plain_tensor_that_a_forward_writes_into_is_refused():
     model = build(lambda: Model(fills_a_tensor, conv=conv(4, 4), norm=norm(4), plain=torch.zeros(4, 1, 1)))
     for options in OPTIONS.values():
-        with pytest.raises(CaptureError, match="neither a parameter nor a buffer"):
+        with pytest.raises(CaptureError, match="writes into a tensor of the model"):
             reparamkit.fuse(model, **options)
     assert not model.plain.any()
 

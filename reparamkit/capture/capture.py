@@ -112,6 +112,7 @@ class Captured:
     absent: per path of a module the positions and names of arguments that are None in a real run.
     guessed: whether it is a part, and nothing is known of how it is called.
     callers: per path of a module that the code calls the calls around it, of modules that do nothing as well.
+    overwritten: the parameters that a run wrote into, by name.
     ranks_vary: whether the model takes inputs of another rank than the example's.
     finite: whether all numbers of a tensor are, of those that were asked about.
     """
@@ -141,6 +142,7 @@ class Captured:
     guessed: bool = False
     callers: Mapping[str, Sequence[Frame]] = field(default_factory=dict)
     ranks_vary: bool = False
+    overwritten: Set[str] = frozenset()
     finite: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
 
     def current(self, node: fx.Node) -> fx.Node:
@@ -217,6 +219,7 @@ class Captured:
         called = (self.module(n) for n in self.graph.nodes if n.op == "call_module")
         training = (m for module in called for m in module.modules() if m.training)
         found = [self.attribute(n) for n in named] + [b for m in training for b in m.buffers(recurse=False)]
+        found += [parameter for name, parameter in self.root.named_parameters() if name in self.overwritten]
         return {storage(t) for t in found if isinstance(t, Tensor) and t.numel()}
 
     @property

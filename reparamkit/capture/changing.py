@@ -26,7 +26,8 @@ class Changing:
 
     def __init__(self, model: nn.Module) -> None:
         self.state, self.found = State(model), Changed()
-        self._tensors = [value for value in self.state.now() if isinstance(value, Tensor)]
+        held = (value for value in self.state.now() if isinstance(value, Tensor))
+        self._tensors = [*model.parameters(), *held]
 
     @cached_property
     def _memories(self) -> set[int]:

@@ -202,4 +202,4 @@ def refill(container: Any, content: Any) -> None:
 
 
 def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    return now.keys() == before.keys() and all(now[name] is before[name] for name in now)
+    return [*now] == [*before] and all(now[name] is before[name] for name in now)

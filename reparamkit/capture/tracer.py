@@ -514,8 +514,8 @@ class Tracer(fx.Tracer):
         """Raises `CaptureError` if code may not write into a tensor that is not traced."""
         if self._changing.keeps(tensor):
             raise self.refusal(
-                f"the forward writes into a tensor that is neither a parameter nor a buffer{where(self)}: make it a"
-                " buffer (register_buffer)"
+                f"the forward writes into a tensor of the model{where(self)} that it does not read as a parameter or"
+                " buffer of a module (register_buffer)"
             )
 
     def asks_for_rank(self, by: FrameType) -> None:

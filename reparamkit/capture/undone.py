@@ -26,6 +26,10 @@ class Changes:
     def __bool__(self) -> bool:
         return self._writes.found or not self._state.stays
 
+    def wrote(self, tensor: Tensor) -> bool:
+        """Whether one of the tensors has, or had, other numbers."""
+        return self._writes.wrote(tensor)
+
 
 @contextmanager
 def undone(model: nn.Module) -> Iterator[Changes]:
@@ -54,6 +58,11 @@ class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def found(self) -> bool:
         """Whether one of the tensors has other numbers, or others were written."""
         return bool(self._saved) or any(_is_elsewhere(*pair) for pair in self._twins.values())
+
+    def wrote(self, tensor: Tensor) -> bool:
+        """Whether something was written into one of the tensors, or it has other memory."""
+        known, twin = self._twins.get(id(tensor), (tensor, tensor))
+        return memory(twin) in self._saved or _is_elsewhere(known, twin)
 
     def undo(self) -> None:
         """Let all tensors have the memory and the numbers that they had."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import FunctionType
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..capture.capture import Captured, Outside
 from ..capture.proxies import attribute
 from ..sourcecode.following import Following
 from ..sourcecode.parse import forward_of, is_torchs
 from ..sourcecode.uses import Uses
-from ..sourcecode.values import OWN, TENSORS
+from ..sourcecode.values import OWN, TENSORS, one
 
 BUFFERS = frozenset({"buffers", "named_buffers", "_buffers"})
 IsLeaf = Callable[[nn.Module], bool]
@@ -28,6 +29,7 @@ def look_outside(parts: Sequence[Captured], is_leaf: IsLeaf, calls: Mapping[str,
     code = _Code(parts, paths)
     code.follow_untraced(is_leaf, calls)
     code.follow_traced()
+    code.follow_hooks()
     for part in parts:
         part.outside = replace(code.found, used=dict(code.found.used), whole={})
         for other in parts:
@@ -84,6 +86,16 @@ class _Code:
             if module not in frames and names & {"", *made} and isinstance(module, VANISHING):
                 self.found.used.setdefault(module, "code of the model reads its class, which a merge changes")
         self._note_lists(uses, made)
+
+    def follow_hooks(self) -> None:
+        """The tensors that hooks of a forward know by their module, and may write into, as one that clips a weight."""
+        for module, path in self.paths.items():
+            for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+                uses = Following()
+                if isinstance(hook, FunctionType):
+                    uses.run(hook, [one(module)], {})
+                why = f"a hook of '{path or 'the model'}' uses it by itself"
+                self.found.used.update((part, why) for part in uses.read if isinstance(part, Tensor))
 
     def _note_lists(self, uses: Uses, made: Collection[str]) -> None:
         """Of a list there has to be something left."""

@@ -21,7 +21,7 @@ from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
 from ..layers.wide import CASTS, computes_weight
-from ..sourcecode.consulting import consulted
+from ..sourcecode.consulting import consulted, consulted_by_helpers
 from ..sourcecode.flow import Way
 from ..sourcecode.handing import EACH, ELSEWHERE, hands_on_otherwise, readers_of_results
 from ..sourcecode.methods import called_by_methods, read_by_methods, ways_of_methods
@@ -228,7 +228,7 @@ def _goes_by(frame: Frame, changing: Mapping[int, Set[str]]) -> str | None:
     own = frozenset(changing.get(id(frame.module), ()))
     names = frozenset[str]().union(*changing.values())
     read = [consulted(code) for code in {forward_of(frame.module).__code__, *frame.codes}]
-    found = [own if each is None else names & each for each in read]
+    found = [own if each is None else names & each for each in (*read, consulted_by_helpers(type(frame.module)))]
     return min((own & {*LAYERS}).union(*found), default=None)
 
 

@@ -105,7 +105,7 @@ TABLE = (
         "hooks",
         "is observed by hooks",
         "remove the hooks before fuse and set them again on the fused model",
-        r"hooks",
+        r"hooks|a hook of",
     ),
     Advice(
         "replaced",

@@ -3,26 +3,54 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from types import CodeType
+import inspect
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
+from typing import Any
 
-from .parse import once, source
+from .parse import names_of, once, source
 
 
 @once
 def consulted(code: CodeType) -> frozenset[str] | None:
-    """The attributes, of anything, that code reads and does not change itself; None if it is not known. What it only
-    puts something into, as by ``self.seen.append(x)``, it does not read.
-    """
+    """The attributes, of anything, that code reads and does not change itself; None if it is not known."""
     tree = source(code)
-    if tree is None:
-        return None
+    return None if tree is None else _read(tree) - set(map(_changed, _stored(tree)))
+
+
+@once
+def consulted_by_helpers(cls: type) -> frozenset[str]:
+    """The attributes that methods and properties of a class read, if its forward may run them: what they return may
+    tell.
+    """
+    trees = [tree for each in _helpers(cls) if (tree := source(each)) is not None]
+    return frozenset[str]().union(*map(_read, trees))
+
+
+def _helpers(cls: type) -> set[Callable[..., Any]]:
+    found, waiting = set[Callable[..., Any]](), [inspect.getattr_static(cls, "forward")]
+    while waiting:
+        code = getattr(waiting.pop(), "__code__", None)
+        named = (inspect.getattr_static(cls, name, None) for name in names_of(code)) if code is not None else ()
+        functions = {each.fget if isinstance(each, property) else each for each in named}
+        new = {f for f in functions - found if isinstance(f, FunctionType) and not f.__module__.startswith("torch.")}
+        found |= new
+        waiting += new
+    return found
+
+
+def _read(tree: ast.AST) -> frozenset[str]:
+    """What is read. What code only puts something into, as by ``self.seen.append(x)``, it does not read."""
     nodes = list(ast.walk(tree))
-    stored = [n for n in nodes if isinstance(n, (ast.Attribute, ast.Subscript)) and isinstance(n.ctx, ast.Store)]
     called = [n.value.func for n in nodes if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
-    filled = {id(part) for node in (*stored, *called) for part in _below(node)}
+    filled = {id(part) for node in (*_stored(tree), *called) for part in _below(node)} | set(map(id, called))
     read = (n for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load) and id(n) not in filled)
-    return frozenset(node.attr for node in read if node not in called) - set(map(_changed, stored))
+    return frozenset(node.attr for node in read)
+
+
+def _stored(tree: ast.AST) -> list[ast.Attribute | ast.Subscript]:
+    nodes = (node for node in ast.walk(tree) if isinstance(node, (ast.Attribute, ast.Subscript)))
+    return [node for node in nodes if isinstance(node.ctx, ast.Store)]
 
 
 def _below(node: ast.expr) -> Iterator[ast.expr]:
