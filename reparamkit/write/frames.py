@@ -132,7 +132,8 @@ class _Fold:
     def _each(self, node: fx.Node, values: Mapping[Any, Any], parameter: inspect.Parameter) -> None:
         named = names_in(original_forward(self.frame.module))
         if parameter.kind not in VARIADIC or named is None or parameter.name in named:
-            defaults = self._defaults() if parameter.kind is parameter.VAR_KEYWORD else None
+            keywords = parameter.kind is parameter.VAR_KEYWORD and node.op == "placeholder"
+            defaults = self._defaults() if keywords else None
             if defaults is None:
                 self.graph.call_function(expect_entries, (node, *values))
             else:
