@@ -265,9 +265,8 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
 def _captured(model: nn.Module, request: Request) -> Parts:
     """What could be traced of a model, with the parts of its tensors named."""
     parts = capture_parts(model, request.inputs, _is_leaf, has_hooks, whole=request.as_graph)
-    if request.as_graph and parts.opaque:
-        path, reason = next(iter(parts.opaque.items()))
-        raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
+    if request.as_graph:
+        _check_graph(parts)
     ranks_vary = request.inputs is not None and takes_other_ranks(model, request.inputs)
     for part in parts.captured:
         name_parts(part)
@@ -277,6 +276,19 @@ def _captured(model: nn.Module, request: Request) -> Parts:
         part.ranks_vary = ranks_vary
     look_outside(parts.captured, _is_leaf, None if request.example is None else request.example.calls)
     return parts
+
+
+def _check_graph(parts: Parts) -> None:
+    """Raises `CaptureError` for what one flat graph cannot have."""
+    opaque = dict(parts.opaque)
+    for part in parts.captured:
+        outer = part.frames[0].modes[:2]
+        cast = [n for n in part.graph.nodes if n.meta.get("context", outer)[:2] != outer]
+        opaque |= {part.frame(n).path: "a graph has no autocast regions, and the forward has one" for n in cast[:1]}
+        if has_hooks(part.root):
+            opaque[""] = "the model has hooks, which copies of a graph lose: give them to the result instead"
+    for path, reason in opaque.items():
+        raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
 
 
 def _reported(

@@ -348,6 +348,15 @@ def test_a_flag_is_never_ignored(make: Callable[[], nn.Module], example: Tensor 
         fused(X, raw=True)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_scripted_part_needs_no_example():
+    """A layer that torch.jit.script compiled is one call, and what is around it merges."""
+    model = build(lambda: seq(conv_norm(4, 4), torch.jit.script(nn.Conv2d(4, 4, 1)), conv_norm(4, 4)))
+    fused = reparamkit.fuse(model)
+    assert len(reparamkit.report(fused).merges) == 2
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+
+
 def test_calls_with_different_flags_are_not_alike():
     """A shared module whose calls take different ways is left."""
     model = build(Sometimes)

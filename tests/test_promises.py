@@ -887,6 +887,36 @@ def test_an_exported_program():
     assert reparamkit.explain(program).after.ops == reparamkit.report(fused).after.ops
 
 
+class Cast(nn.Module):
+    """A convolution under autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = self.conv(x)
+        return self.norm(y)
+
+
+def _hooked() -> nn.Module:
+    model = conv_norm(4, 4)
+    model.register_forward_hook(lambda module, args, output: 2 * output)
+    return model
+
+
+@pytest.mark.parametrize(("make", "says"), [(Cast, "autocast"), (_hooked, "hooks")], ids=["autocast", "hooks"])
+def test_what_a_graph_would_lose_is_refused(make: Any, says: str):
+    """A region of autocast, and hooks of the model, which a deepcopy of a GraphModule has not."""
+    model = build(make)
+    x = torch.randn(1, 4, 8, 8)
+    for example in (x, None):
+        with pytest.raises(reparamkit.CaptureError, match=says):
+            reparamkit.fuse(model, example, as_graph=True)
+        assert error(run(reparamkit.fuse(model, example), x), run(model, x)) <= 1e-5
+
+
 def test_as_graph():
     """`as_graph=True` gives a flat GraphModule that merges the same."""
     net = build(Net)
