@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from .capture.caches import caches_left, empty_tables
+from .capture.draws import random_state_kept
 from .capture.parts import Parts, capture_parts
 from .capture.ranks import takes_other_ranks
 from .capture.scripts import compiled_opened
@@ -108,7 +109,7 @@ def fuse(
         model, example_kwargs = graph_of(model), None
     as_graph = as_graph or (isinstance(model, fx.GraphModule) and not inplace)
     own = [model] if isinstance(model, nn.Module) and not inplace else []
-    with ONE_AT_A_TIME, rarely_collected(), compiled_opened(), kept(*own):
+    with ONE_AT_A_TIME, rarely_collected(), compiled_opened(), random_state_kept(), kept(*own):
         request = requested(
             model,
             example_inputs,
@@ -205,7 +206,7 @@ def verify(
     a: the model in question. b: the reference. example_inputs: as for `fuse`.
     """
     checked_model(a), checked_model(b)
-    with ONE_AT_A_TIME, compiled_opened(), kept(a, b):
+    with ONE_AT_A_TIME, compiled_opened(), random_state_kept(), kept(a, b):
         example = checked_inputs(b, example_inputs, example_kwargs)
         if example is None:
             raise InvalidInputError("verify needs example_inputs")
@@ -287,6 +288,8 @@ def _check_graph(parts: Parts) -> None:
         opaque |= {part.frame(n).path: "a graph has no autocast regions, and the forward has one" for n in cast[:1]}
         if has_hooks(part.root):
             opaque[""] = "the model has hooks, which copies of a graph lose: give them to the result instead"
+        if type(part.root).__call__ is not nn.Module.__call__:
+            opaque[""] = "the class of the model has a __call__ of its own, which a graph has not"
     for path, reason in opaque.items():
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
 

@@ -887,7 +887,7 @@ def test_an_exported_program():
     assert reparamkit.explain(program).after.ops == reparamkit.report(fused).after.ops
 
 
-class Cast(nn.Module):
+class UnderAutocast(nn.Module):
     """A convolution under autocast."""
 
     def __init__(self) -> None:
@@ -906,9 +906,21 @@ def _hooked() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("make", "says"), [(Cast, "autocast"), (_hooked, "hooks")], ids=["autocast", "hooks"])
+class Doubled(nn.Conv2d):
+    """Has a call of its own."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (n, 4, h, w)."""
+        y: Tensor = super().__call__(x)
+        return 2 * y
+
+
+LOST: dict[str, Any] = {"autocast": UnderAutocast, "hooks": _hooked, "__call__": lambda: Doubled(4, 4, 3)}
+
+
+@pytest.mark.parametrize(("make", "says"), [(make, says) for says, make in LOST.items()], ids=list(LOST))
 def test_what_a_graph_would_lose_is_refused(make: Any, says: str):
-    """A region of autocast, and hooks of the model, which a deepcopy of a GraphModule has not."""
+    """A region of autocast, a call of its own, and hooks of the model, which a deepcopy of a GraphModule has not."""
     model = build(make)
     x = torch.randn(1, 4, 8, 8)
     for example in (x, None):

@@ -133,6 +133,12 @@ TABLE = (
         r"without its history",
     ),
     Advice(
+        "random",
+        "is another in each call",
+        "remove the parametrization (torch.nn.utils.parametrize.remove_parametrizations) first, if one draw will do",
+        r"draws random numbers",
+    ),
+    Advice(
         "numbers",
         "holds infinity or no number",
         "look for what damaged the weights; a factor that is meant to be infinite stays where it is",
