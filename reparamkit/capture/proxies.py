@@ -85,6 +85,8 @@ class ValueProxy(fx.Proxy):
             raise self.tracer.refusal(f"the forward sets the attribute '{name}' of {self.node}{where(self.tracer)}")
         else:
             super().__setattr__(name, value)
+            if type(self) is ValueProxy and name not in OWN:
+                self.tracer.put(value)
 
     def _needs_values(self, what: str) -> CaptureError:
         error: CaptureError = self.tracer.refusal(

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
+
+from .given import CLOSED, LEVELS
 
 TABLES = ("_parameters", "_buffers", "_modules")
 LAYERS = ("_parameters", "_modules")
@@ -68,7 +70,7 @@ class State:
 
 
 class Contents:
-    """What is in the containers of a structure, at any depth, as it is now."""
+    """What is in the containers and objects of a structure, as it is now."""
 
     def __init__(self, structure: Any) -> None:
         found = _containers(structure)
@@ -80,12 +82,21 @@ class Contents:
         return all(same_items(now, before) for now, before in self._kept)
 
 
-def _containers(structure: Any) -> Iterator[Any]:
+def _containers(structure: Any, levels: int = LEVELS) -> Iterator[Any]:
+    """levels: how deep to look."""
+    if issubclass(type(structure), fx.Proxy):
+        return
     if isinstance(structure, CONTAINERS):
         yield structure
     if isinstance(structure, (*CONTAINERS, tuple)):
-        for each in list(structure.values() if isinstance(structure, dict) else structure):
-            yield from _containers(each)
+        inside: Any = structure.values() if isinstance(structure, dict) else structure
+    elif isinstance(structure, (Tensor, *CLOSED)):
+        inside = ()
+    else:
+        yield (own := getattr(structure, "__dict__", {}))
+        inside = own.values()
+    for each in list(inside) if levels else ():
+        yield from _containers(each, levels - 1)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from ..sourcecode.writes import AUGMENTED, in_place
 from .buffers import other_buffers, traced_buffers_taken
 from .draws import Draws, no_plain_draws
 from .fakes import as_fake, failing_quietly
+from .given import values_in
 from .guards import is_guard
 from .lending import Lending, Taken
 from .listing import lists_noted
@@ -269,6 +270,7 @@ class Tracer(fx.Tracer):
 
     is_leaf: whether a module is one node of the graph rather than traced through.
     opaque: further such modules, which may not even run on fake values. failed: the call in which tracing stopped.
+    handed_out: the values that are in the arguments when the forward is through.
     refusals: why it cannot go on. made: the tensors that code makes of no traced ones, by identity, if there are hooks.
     mode: the fake mode of the values that are known. factories: whether tensors that are made
     of nothing are traced, which is needed only if the forward writes into them. through: whether functions that
@@ -304,6 +306,7 @@ class Tracer(fx.Tracer):
         self._asked: list[tuple[FrameType, int, fx.Node]] = []
         self._tensor_names: dict[int, str] = {}
         self.made: dict[int, Any] | None = None
+        self.handed_out: set[fx.Node] = set()
         self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
 
     @property
@@ -349,7 +352,9 @@ class Tracer(fx.Tracer):
         def forward(root: nn.Module) -> Any:
             before = Contents(given)
             output = frame.module.forward(*given[0], **given[1])
-            frame.output, frame.fills = map_leaves(as_node, output), not before.stay
+            frame.output = map_leaves(as_node, output)
+            frame.fills |= not before.stay
+            self.handed_out.update(values_in(given))
             return output
 
         return forward, [self.root]
@@ -398,8 +403,15 @@ class Tracer(fx.Tracer):
             return self._leaf(m, forward, args, kwargs)
         finally:
             self.frame = outer
-        frame.output, frame.fills = map_leaves(as_node, output), not before.stay
+        frame.output = map_leaves(as_node, output)
+        frame.fills |= not before.stay
         return output
+
+    def put(self, value: Any) -> None:
+        """The forward makes a value an attribute of something that it was given."""
+        self.handed_out.update(values_in(value))
+        for frame in self.frame.stack if self.frame is not None else ():
+            frame.fills = True
 
     def _leave(self, frame: Frame, error: Exception, going_on: GoingOn) -> None:
         """From now on the module of a call is one node. The trace is good for nothing but what fails behind it."""

@@ -215,7 +215,9 @@ class Keeper:
     def _check_stored(self, node: fx.Node, candidate: Candidate) -> None:
         stored = {self.captured.current(kept) for kept in self.captured.stored}
         if not stored.isdisjoint(candidate.members - {node}):
-            raise NotFusable("the forward of a module keeps a value inside the merge as an attribute")
+            raise NotFusable(
+                "the forward of a module keeps a value inside the merge, as an attribute or in an argument"
+            )
 
     def _check_raised(self, candidate: Candidate) -> None:
         """What a scale is put back behind, if nothing absorbs it, stays."""

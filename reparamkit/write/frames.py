@@ -320,7 +320,9 @@ def _going(captured: Captured, merged: Iterable[fx.Node]) -> set[fx.Node]:
 
 def _check(captured: Captured, frame: Frame, inlined: frozenset[int], gone: set[fx.Node]) -> None:
     if frame.fills:
-        raise NotFusable(f"the forward of {frame.path or 'the model'} changes a list or dictionary that it gets")
+        raise NotFusable(
+            f"the forward of {frame.path or 'the model'} changes a list, dictionary or object that it gets"
+        )
     swallowed = [f for f in captured.called_in[frame] if id(f) in inlined]
     for each in (frame, *swallowed):
         where = each.path or "the model"
