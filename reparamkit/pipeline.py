@@ -288,7 +288,7 @@ def _check_graph(parts: Parts) -> None:
         opaque |= {part.frame(n).path: "a graph has no autocast regions, and the forward has one" for n in cast[:1]}
         if has_hooks(part.root):
             opaque[""] = "the model has hooks, which copies of a graph lose: give them to the result instead"
-        if type(part.root).__call__ is not nn.Module.__call__:
+        if type(part.root).__call__ is not nn.Module.__call__ and not isinstance(part.root, fx.GraphModule):
             opaque[""] = "the class of the model has a __call__ of its own, which a graph has not"
     for path, reason in opaque.items():
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
