@@ -1241,6 +1241,37 @@ def test_an_error_that_the_code_catches_is_its_own(
             assert error(run(fused, x), run(model, x)) <= 1e-5
 
 
+class Numbering(nn.Module):
+    """Reads a number of its input."""
+
+    def __init__(self, use: Callable[[Tensor, Any], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.use = conv_norm(4, 4), conv(4, 4, 1), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.use(torch.relu(self.a(x)), x.abs().max().item()))
+
+
+@pytest.mark.parametrize("example", [None, X], ids=["without inputs", "with inputs"])
+@pytest.mark.parametrize("use", [lambda y, n: y, lambda y, n: y / n, lambda y, n: y + n], ids=["unused", "by", "plus"])
+def test_a_number_of_a_tensor_is_a_value(use: Callable[[Tensor, Any], Tensor], example: Tensor | None):
+    """`item()` of what a run gives, with example inputs as without."""
+    model = build(lambda: Numbering(use))
+    fused = reparamkit.fuse(model, example)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    for x in (X, 3 * X):
+        assert error(run(fused, x), run(model, x)) <= 1e-5
+
+
+@pytest.mark.parametrize("use", [lambda y, n: y if n > 1 else -y, lambda y, n: y * int(n)], ids=["branch", "int"])
+def test_a_decision_by_a_number_of_a_tensor_is_told(use: Callable[[Tensor, Any], Tensor]):
+    model = build(lambda: Numbering(use))
+    fused = reparamkit.fuse(model, X)
+    assert "depends on the data of" in reparamkit.report(fused).refusals[0].reason
+    for x in (X, X / 20):
+        assert error(run(fused, x), run(model, x)) <= 1e-5
+
+
 class Assigning(nn.Module):
     """Puts other numbers into a tensor."""
 

@@ -89,9 +89,10 @@ class ValueProxy(fx.Proxy):
                 self.tracer.put(value)
 
     def _needs_values(self, what: str) -> CaptureError:
-        error: CaptureError = self.tracer.refusal(
-            f"the model needs {what} while it is traced: pass example_inputs to reparamkit.fuse"
-        )
+        why = f"the model needs {what} while it is traced: pass example_inputs to reparamkit.fuse"
+        if self.tracer.is_given:
+            why = f"the model needs {what}, which depends on the data of its inputs{where(self.tracer)}"
+        error: CaptureError = self.tracer.refusal(why)
         return error
 
     def _decision(self, name: str, found: Any) -> Any:

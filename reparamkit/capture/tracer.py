@@ -54,6 +54,8 @@ CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
 """The way from a call of a module to its forward."""
 ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 """Modules that are made of others, and have a length."""
+NUMBERS = frozenset({"item", "tolist"})
+"""Methods that give the numbers in a tensor."""
 FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye, torch.arange, torch.linspace})
 """Functions that make a tensor of nothing, for the forward to fill."""
 
@@ -473,8 +475,9 @@ class Tracer(fx.Tracer):
             try:
                 proxy.node.meta["val"] = self._value(proxy.node)
             except DataDependentOutputException as error:
-                # A number that follows from parameters is known where it is needed.
-                if _number(_constant(proxy.node, self.root)) is None:
+                # A number that follows from parameters is known where it is needed; that of a tensor is not known.
+                known = target in NUMBERS or _number(_constant(proxy.node, self.root)) is not None
+                if not known:
                     raise self.refusal(f"{proxy.node} depends on the data of its input{where(self)}") from error
             except UnsupportedFakeTensorException:
                 # Of quantised tensors there are no fake ones: what follows from this value is not known.
@@ -502,6 +505,11 @@ class Tracer(fx.Tracer):
     def asked(self, by: FrameType) -> None:
         """The last decision is about an index that C code asks for, called by the instruction that `by` is at."""
         self._asked.append((by, by.f_lasti, next(iter(reversed(self.graph.nodes)))))
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there are example inputs: what is not known all the same depends on their numbers."""
+        return bool(self._call[2])
 
     def refusal(self, reason: str) -> CaptureError:
         """An error that ends the trace, even if the code that is traced catches it."""
