@@ -253,6 +253,96 @@ def test_a_loop_of_a_fixed_length_is_merged_beside_a_flag():
         assert error(fused(X, twice), model(X, twice)) <= 1e-5
 
 
+class Attending(nn.Module):
+    """Reads a context, or what it has itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.other = nn.LayerNorm(6), nn.LayerNorm(6)
+        self.q, self.k = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, k: Tensor | None = None) -> Tensor:
+        x = self.norm(x)
+        context = x if k is None else self.other(k)
+        return self.q(x) @ self.k(context).mT
+
+
+class Defaulting(Attending):
+    def forward(self, x: Tensor, k: Tensor | None = None) -> Tensor:
+        x = self.norm(x)
+        return self.q(x) @ self.k(default(k, x)).mT
+
+
+def default(given: Tensor | None, other: Tensor) -> Tensor:
+    return other if given is None else given
+
+
+class Growing(Domains):
+    def forward(self, x: Tensor, k: Any = ()) -> Tensor:
+        y = self.conv(x)
+        for each in k:
+            y = y + each
+        return self.norm(y)
+
+
+class Applying(Domains):
+    def forward(self, x: Tensor, k: Any = lambda y: y) -> Tensor:
+        return self.norm(k(self.conv(x)))
+
+
+class Ordered(Domains):
+    def forward(self, x: Tensor, k: Any = (0, 1, 2, 3)) -> Tensor:
+        return self.norm(self.conv(x).permute(k))
+
+
+SQUARE = sample((4, 4, 4, 4), torch.float32)
+BETWEEN: dict[str, tuple[Any, Tensor, tuple[Any, ...]]] = {
+    "a context": (Attending, TOKENS, (None, TOKENS[:, 1:] * 2)),
+    "a default": (Defaulting, TOKENS, (None, TOKENS[:, 1:] * 2)),
+    "summands": (Growing, X, ((), (X.flip(0),))),
+    "a function": (Applying, X, (lambda y: y, torch.tanh)),
+    "an order": (Ordered, SQUARE, ((0, 1, 2, 3), (1, 0, 2, 3))),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+@pytest.mark.parametrize("number", [None, 0, 1], ids=["without inputs", "the default", "the other"])
+def test_what_stands_between_two_layers_by_choice_is_never_ignored(name: str, number: int | None):
+    make, x, choices = BETWEEN[name]
+    model = build(make)
+    fused = reparamkit.fuse(model, None if number is None else (x, choices[number]))
+    for choice in choices:
+        assert agrees(fused, model, x, choice)
+
+
+class Inner(nn.Module):
+    """Attention of one tensor; `context` is for others that use it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        source = x if context is None else context
+        return self.q(x) @ self.k(source).mT
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attend = nn.LayerNorm(6), Inner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(self.norm(x))
+
+
+def test_an_argument_that_nobody_gives_chooses_nothing():
+    model = build(Outer)
+    fused = reparamkit.fuse(model, TOKENS)
+    assert len(reparamkit.report(fused).merges) == 2
+    assert error(run(fused, TOKENS), run(model, TOKENS)) <= 1e-5
+
+
 class Several(nn.Module):
     """Hands on a list, or nothing."""
 

@@ -68,10 +68,12 @@ def locals_of(tree: ast.AST) -> frozenset[str]:
     return frozenset((arguments | stored) - {"self"})
 
 
-def _following(tree: ast.AST, skipped: int, others: Set[str]) -> frozenset[str]:
-    """The arguments but for the first ones, and the variables that get something computed with them, or with others."""
+def _following(tree: ast.AST, skipped: int, others: Set[str], fixed: Set[str]) -> frozenset[str]:
+    """The arguments but for the first ones and some, and the variables that get something computed with them, or with
+    others.
+    """
     found = [node.arg for node in ast.walk(tree) if isinstance(node, ast.arg) and node.arg != "self"]
-    known, size = {*found[skipped:], *others}, -1
+    known, size = {*found[skipped:], *others} - fixed, -1
     assigned = list(_assigned(tree))
     while size < len(known):
         size = len(known)
@@ -126,7 +128,7 @@ def calls_in(method: Callable[..., Any]) -> Calls:
         return Calls()
     given = Given.of(tree)
     found = _Ways(locals_of(tree), remembered_in(tree), given, {})
-    flow = _Flow(locals_of(tree), remembered_in(tree))
+    flow = _Flow(locals_of(tree), remembered_in(tree), given, Given.of(tree, skipped=1).names)
     found.visit(tree)
     flow.visit(tree)
     return Calls(found.calls, flow.exposed)
@@ -142,10 +144,10 @@ class Given:
     vague: frozenset[str]
 
     @classmethod
-    def of(cls, tree: ast.AST, skipped: int = 0) -> Given:
-        """In the code of a method. skipped: how many of its first arguments choose nothing."""
+    def of(cls, tree: ast.AST, skipped: int = 0, fixed: Set[str] = frozenset()) -> Given:
+        """In the code of a method. skipped: how many first arguments choose nothing. fixed: others that do not."""
         left = (n.target for n in ast.walk(tree) if isinstance(n, LOOPS) and _may_leave(n))
-        names = _following(tree, skipped, set().union(*map(names_under, left)))
+        names = _following(tree, skipped, set().union(*map(names_under, left)), fixed)
         looped = {t for node in ast.walk(tree) if isinstance(node, LOOPS) for t in names_under(node.target)} - names
         counts = Counter(name for targets, _ in _assigned(tree) for name in targets)
         counts.update(node.arg for node in ast.walk(tree) if isinstance(node, ast.arg))
@@ -153,14 +155,14 @@ class Given:
         return cls(names, frozenset(several | _attribute_names(tree, ast.Store)))
 
     def repeats(self, node: ast.AST) -> bool:
-        """Whether the code in a node is run as often as they say, or whenever the function is called that it is."""
+        """Whether the code in a node is run as often as they say."""
         if isinstance(node, ast.comprehension):
             return False
         loops = getattr(node, "generators", [node])
         tests = [test for loop in loops for test in getattr(loop, "ifs", ())]
         iterated = [loop.iter for loop in loops if isinstance(loop, LOOPS)]
         left = isinstance(node, LOOPS) and _may_leave(node)
-        return left or isinstance(node, FUNCTIONS) or any(names_under(n) & self.names for n in (*iterated, *tests))
+        return left or any(names_under(n) & self.names for n in (*iterated, *tests))
 
     def chosen(self, callee: ast.AST) -> Around | None:
         """The keys in what is called that they choose; None if such a key cannot be told from others."""
@@ -238,7 +240,7 @@ class _Ways(Branching):
         elif self.decides(node):
             self._note("", around)
             self._branches(node, around)
-        elif self.given.repeats(node):
+        elif isinstance(node, FUNCTIONS) or self.given.repeats(node):
             self._note("", around)
             self.inside = (*around, *_place(node))
             super().visit(node)
@@ -283,10 +285,13 @@ def _place(node: Any) -> tuple[int, int]:
 class _Flow(Branching):
     """Follows the statements in order.
 
-    depth: in how many branches. holding: per variable the layers whose result it may have. read: the layers whose
-    result was read from a variable. exposed: those whose result is read again, or in a branch.
+    options: what follows from the arguments after the first. depth: in how many branches. holding: per variable the
+    layers whose result it may have. read: the layers whose result was read from a variable. exposed: those whose result
+    is read again, or in a branch.
     """
 
+    given: Given
+    options: Set[str]
     depth: int = 0
     holding: dict[str, set[str]] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
@@ -294,7 +299,7 @@ class _Flow(Branching):
 
     def visit(self, node: ast.AST) -> None:
         """Any node."""
-        if self.decides(node):
+        if self._is_chosen(node) or self.decides(node) or self.given.repeats(node):
             test = getattr(node, "test", None)
             if test is not None:
                 self.visit(test)
@@ -305,6 +310,13 @@ class _Flow(Branching):
             self.depth -= 1
         else:
             super().visit(node)
+
+    def _is_chosen(self, node: ast.AST) -> bool:
+        """Whether it is a call of a function that does what further arguments say, or is one of them."""
+        if not isinstance(node, ast.Call) or path_of(node.func):
+            return False
+        callee = isinstance(node.func, ast.Name) and node.func.id in self.given.names
+        return callee or any(names_under(each) & self.options for each in (*node.args, *node.keywords))
 
     def visit_Call(self, node: ast.Call) -> None:
         """A call of a layer, or of anything."""

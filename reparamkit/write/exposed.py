@@ -13,7 +13,7 @@ from ..capture.tracer import Frame
 from ..engine.scope import innermost, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
-from ..sourcecode.exposing import exposes, paths_called
+from ..sourcecode.exposing import exposes, leaves_out, paths_called
 from ..sourcecode.flow import ALWAYS, Way, calls_in, chosen
 from .frames import original_forward
 from .rows import has_other_ways
@@ -41,7 +41,23 @@ def is_exposed(captured: Captured, site: Site, call: Frame) -> bool:
     code = original_forward(call.module)
     # A way that calls what the module has not ends in an error.
     absent = {path for path in paths_called(code) if not hasattr(call.module, path.partition(".")[0])}
-    return exposes(code, names, makers - readers, readers | absent) or _may_part(captured, site, call)
+    fixed = _fixed(captured, site, call)
+    return exposes(code, names, makers - readers, readers | absent, fixed) or _may_part(captured, site, call)
+
+
+def _fixed(captured: Captured, site: Site, call: Frame) -> frozenset[str]:
+    """The arguments that the code around a call never gives, if the scale is outside of it. (Whoever else calls its
+    module gives it no scaled value.)
+    """
+    outer = call.parent
+    if outer is None or any(call in captured.frame(node).stack for node in site.absorbed):
+        return frozenset()
+    # What code inside of the model hands on is for others; what the user gives may be meant.
+    path, inside = call.path.removeprefix(start_of(outer.path)), outer.parent is not None
+    if not leaves_out(original_forward(outer.module), path, inside):
+        return frozenset()
+    signature = inspect.signature(call.module.forward)
+    return frozenset(signature.parameters.keys() - signature.bind(*call.args, **call.kwargs).arguments.keys())
 
 
 def _may_part(captured: Captured, site: Site, call: Frame) -> bool:

@@ -174,13 +174,16 @@ def has_other_ways(captured: Captured, frame: Frame) -> bool:
 
 
 def _has_flags(frame: Frame) -> bool:
-    """Whether its code goes by an argument that is no tensor; it may hand that on to other methods and functions."""
+    """Whether its code goes by an argument that is no tensor, or may be none; it may hand that on to others."""
     forward = original_forward(frame.module)
     names = names_in(forward)
-    bound = inspect.signature(frame.module.forward).bind(*frame.args, **frame.kwargs)
+    signature = inspect.signature(frame.module.forward)
+    bound = signature.bind(*frame.args, **frame.kwargs)
     bound.apply_defaults()
     return any(
-        (names is None or name in names) and not isinstance(value, fx.Node) for name, value in bound.arguments.items()
+        (names is None or name in names)
+        and (signature.parameters[name].default is None or not isinstance(value, fx.Node))
+        for name, value in bound.arguments.items()
     )
 
 
