@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from .capture.caches import caches_left, empty_tables
+from .capture.draws import random_state_kept
 from .capture.parts import Parts, capture_parts
 from .capture.paths import module_at
 from .capture.ranks import takes_other_ranks
@@ -110,7 +111,7 @@ def fuse(
         model, example_kwargs = graph_of(model), None
     as_graph = as_graph or (isinstance(model, fx.GraphModule) and not inplace)
     own = [model] if isinstance(model, nn.Module) and not inplace else []
-    with ONE_AT_A_TIME, rarely_collected(), compiled_opened(), kept(*own):
+    with ONE_AT_A_TIME, rarely_collected(), compiled_opened(), random_state_kept(), kept(*own):
         request = requested(
             model,
             example_inputs,
@@ -207,7 +208,7 @@ def verify(
     a: the model in question. b: the reference. example_inputs: as for `fuse`.
     """
     checked_model(a), checked_model(b)
-    with ONE_AT_A_TIME, compiled_opened():
+    with ONE_AT_A_TIME, compiled_opened(), random_state_kept():
         example = checked_inputs(b, example_inputs, example_kwargs)
         if example is None:
             raise InvalidInputError("verify needs example_inputs")
@@ -284,17 +285,36 @@ def _captured(model: nn.Module, request: Request) -> Parts:
 
 def _check_graph(model: nn.Module, parts: Parts, request: Request) -> None:
     """Raises `CaptureError` if one graph cannot do what the model does, also when it is called again."""
-    for path, reason in parts.opaque.items():
+    for path, reason in (dict(parts.opaque) | _lost(parts) | _changed(model, parts, request)).items():
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
+
+
+def _lost(parts: Parts) -> dict[str, str]:
+    """What one flat graph cannot have, by the path."""
+    lost: dict[str, str] = {}
+    for part in parts.captured:
+        outer = part.frames[0].modes[:2]
+        cast = [n for n in part.graph.nodes if n.meta.get("context", outer)[:2] != outer]
+        lost |= {part.frame(n).path: "a graph has no autocast regions, and the forward has one" for n in cast[:1]}
+        if has_hooks(part.root):
+            lost[""] = "the model has hooks, which copies of a graph lose: give them to the result instead"
+        if type(part.root).__call__ is not nn.Module.__call__ and not isinstance(part.root, fx.GraphModule):
+            lost[""] = "the class of the model has a __call__ of its own, which a graph has not"
+    return lost
+
+
+def _changed(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]:
+    """Where a graph, which does in every call what the first call does, would do something else, by the path."""
     changed = parts.captured[0].changed
-    graph = "as_graph=True makes a graph that does in every call what the first call does, and the forward"
-    for path in parts.captured[0].targets:
-        if id(module_at(model, path)) in changed.names:
-            raise CaptureError(f"{graph} changes the attributes of a layer", path)
-    setter = next((path for path, m in model.named_modules() if id(m) in changed.setters), None)
-    if setter is not None and (request.example is None or request.example.varies):
+    layers = [path for path in parts.captured[0].targets if id(module_at(model, path)) in changed.names]
+    setters = [path for path, module in model.named_modules() if id(module) in changed.setters]
+    why = "a graph does in every call what the first call does, and the forward changes "
+    if layers:
+        return {layers[0]: f"{why}attributes of a layer"}
+    if setters and (request.example is None or request.example.varies):
         known = "pass example_inputs, which tells whether" if request.example is None else "here"
-        raise CaptureError(f"{graph} changes attributes: {known} the output differs from call to call", setter)
+        return {setters[0]: f"{why}attributes: {known} the output differs from call to call"}
+    return {}
 
 
 def _reported(

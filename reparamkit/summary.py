@@ -238,7 +238,9 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, readi
     own = _own_reasons(plan, said, node)
     if NORM_INTO_LINEAR in reading.read[node].used:
         return own
-    unread = [n for n in node.all_input_nodes if n not in reading.read]
+    # A layer that was read and may not be merged all the same says so of itself.
+    refused = [n for n in node.all_input_nodes if any(map(_of_itself, plan.refusals.get(n, [])))]
+    unread = [n for n in node.all_input_nodes if n not in reading.read or (n in refused and _is_layer(node))]
     behind, before = (
         [_of_other(n, why, reading) for n in some for why in plan.refusals.get(n, [])] for some in (node.users, unread)
     )
@@ -272,7 +274,12 @@ def _dearer(work: Work) -> Iterator[Refusal]:
 def _of_other(node: fx.Node, why: str, reading: Reading) -> str:
     """A reason of what stands beside a layer, by name where it speaks of itself."""
     name = place_of(node) or reading.captured.path(node)
-    return f"'{name}' beside it: {why}" if why.startswith(("it ", "its ")) else why
+    return f"'{name}' beside it: {why}" if _of_itself(why) else why
+
+
+def _of_itself(why: str) -> bool:
+    """Whether a layer gives a reason that speaks of nothing but the layer."""
+    return why.startswith(("it ", "its "))
 
 
 def _own_reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -348,6 +349,15 @@ def test_a_flag_is_never_ignored(make: Callable[[], nn.Module], example: Tensor 
         fused(X, raw=True)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_scripted_part_needs_no_example():
+    """A layer that torch.jit.script compiled is one call, and what is around it merges."""
+    model = build(lambda: seq(conv_norm(4, 4), torch.jit.script(nn.Conv2d(4, 4, 1)), conv_norm(4, 4)))
+    fused = reparamkit.fuse(model)
+    assert len(reparamkit.report(fused).merges) == 2
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+
+
 def test_calls_with_different_flags_are_not_alike():
     """A shared module whose calls take different ways is left."""
     model = build(Sometimes)
@@ -413,8 +423,53 @@ def test_what_a_forward_puts_into_its_arguments_is_there(name: str, inside: bool
     ours, theirs = (copy.deepcopy(args) for _ in range(2))
     pairs = zip(tensors((run_on(fused, ours), ours)), tensors((run_on(model, theirs), theirs)), strict=True)
     assert all(error(found, wanted) <= 1e-6 for found, wanted in pairs)
-    assert any("a list or dictionary that it gets" in each.reason for each in reparamkit.report(fused).refusals)
+    assert any("a list, dictionary or object that it gets" in each.reason for each in reparamkit.report(fused).refusals)
     assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
+class Collecting(nn.Module):
+    """Puts what the next layer reads into what it gets."""
+
+    def __init__(self, fill: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.fill = conv_norm(4, 4), conv(4, 4, 1), fill
+
+    def forward(self, x: Tensor, found: Any) -> Tensor:
+        y = self.a(x)
+        self.fill(found, y)
+        return self.b(y)
+
+
+KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Any]]] = {
+    "in a list": (list, lambda found, y: found.append(y)),
+    "in a dictionary": (dict, lambda found, y: found.update(y=y)),
+    "in an object": (SimpleNamespace, lambda found, y: setattr(found, "y", y)),
+    "in a list of an object": (lambda: SimpleNamespace(seen=[]), lambda found, y: found.seen.append(y)),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+def test_a_value_that_an_argument_keeps_is_what_it_was(name: str, with_inputs: bool):
+    """Whoever calls the model sees it; so the layer behind does not take the norm before it."""
+    empty, fill = KEPT[name]
+    model = build(lambda: Collecting(fill))
+    example = (X, empty()) if with_inputs else None
+    try:
+        fused = reparamkit.fuse(model, example)
+    except CaptureError:
+        assert not with_inputs
+        return
+    assert example is None or not kept_in(example[1])
+    ours, theirs = (X.clone(), empty()), (X.clone(), empty())
+    assert error(run_on(fused, ours), run_on(model, theirs)) <= 1e-5
+    for found, wanted in zip(kept_in(ours[1]), kept_in(theirs[1]), strict=True):
+        assert error(found, wanted) <= 1e-5
+
+
+def kept_in(found: Any) -> list[Tensor]:
+    """The tensors that a forward has put there."""
+    return tensors(vars(found) if isinstance(found, SimpleNamespace) else found)
 
 
 class Gridded(nn.Module):
@@ -1185,6 +1240,37 @@ def test_an_error_that_the_code_catches_is_its_own(
         fused = reparamkit.fuse(model, example)
         for x in (X, sample((1, 4, 5, 6), torch.float32), sample((3, 4, 5, 7), torch.float32)):
             assert error(run(fused, x), run(model, x)) <= 1e-5
+
+
+class Numbering(nn.Module):
+    """Reads a number of its input."""
+
+    def __init__(self, use: Callable[[Tensor, Any], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.use = conv_norm(4, 4), conv(4, 4, 1), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.use(torch.relu(self.a(x)), x.abs().max().item()))
+
+
+@pytest.mark.parametrize("example", [None, X], ids=["without inputs", "with inputs"])
+@pytest.mark.parametrize("use", [lambda y, n: y, lambda y, n: y / n, lambda y, n: y + n], ids=["unused", "by", "plus"])
+def test_a_number_of_a_tensor_is_a_value(use: Callable[[Tensor, Any], Tensor], example: Tensor | None):
+    """`item()` of what a run gives, with example inputs as without."""
+    model = build(lambda: Numbering(use))
+    fused = reparamkit.fuse(model, example)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    for x in (X, 3 * X):
+        assert error(run(fused, x), run(model, x)) <= 1e-5
+
+
+@pytest.mark.parametrize("use", [lambda y, n: y if n > 1 else -y, lambda y, n: y * int(n)], ids=["branch", "int"])
+def test_a_decision_by_a_number_of_a_tensor_is_told(use: Callable[[Tensor, Any], Tensor]):
+    model = build(lambda: Numbering(use))
+    fused = reparamkit.fuse(model, X)
+    assert "depends on the data of" in reparamkit.report(fused).refusals[0].reason
+    for x in (X, X / 20):
+        assert error(run(fused, x), run(model, x)) <= 1e-5
 
 
 class Assigning(nn.Module):

@@ -887,6 +887,48 @@ def test_an_exported_program():
     assert reparamkit.explain(program).after.ops == reparamkit.report(fused).after.ops
 
 
+class UnderAutocast(nn.Module):
+    """A convolution under autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = self.conv(x)
+        return self.norm(y)
+
+
+def _hooked() -> nn.Module:
+    model = conv_norm(4, 4)
+    model.register_forward_hook(lambda module, args, output: 2 * output)
+    return model
+
+
+class Doubled(nn.Conv2d):
+    """Has a call of its own."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (n, 4, h, w)."""
+        y: Tensor = super().__call__(x)
+        return 2 * y
+
+
+LOST: dict[str, Any] = {"autocast": UnderAutocast, "hooks": _hooked, "__call__": lambda: Doubled(4, 4, 3)}
+
+
+@pytest.mark.parametrize(("make", "says"), [(make, says) for says, make in LOST.items()], ids=list(LOST))
+def test_what_a_graph_would_lose_is_refused(make: Any, says: str):
+    """A region of autocast, a call of its own, and hooks of the model, which a deepcopy of a GraphModule has not."""
+    model = build(make)
+    x = torch.randn(1, 4, 8, 8)
+    for example in (x, None):
+        with pytest.raises(reparamkit.CaptureError, match=says):
+            reparamkit.fuse(model, example, as_graph=True)
+        assert error(run(reparamkit.fuse(model, example), x), run(model, x)) <= 1e-5
+
+
 def test_as_graph():
     """`as_graph=True` gives a flat GraphModule that merges the same."""
     net = build(Net)

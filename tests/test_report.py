@@ -135,9 +135,9 @@ def reasons() -> Iterator[str]:
     """Every reason that the code of the package can give, with X for what is filled in."""
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())) if path.name != "testing.py" else ():
-            if isinstance(node, ast.Call) and "NotFusable" in ast.unparse(node.func):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("NotFusable", "self.refusal", ".no")):
                 yield from filter(None, map(literal, node.args))
-            elif isinstance(node, ast.Return) and path.name == "scope.py":
+            elif isinstance(node, ast.Return) and path.name in ("scope.py", "pool.py"):
                 yield from filter(None, [literal(node.value)])
 
 

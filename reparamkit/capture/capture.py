@@ -95,7 +95,7 @@ class Captured:
     root: the model that was traced; the graph's targets are its submodules and parameters.
     frames: every call of a module that was traced through, the root's first.
     tier: how it was captured, "symbolic" or "values".
-    changed: the attributes that code changes. stored: values that it keeps there.
+    changed: the attributes that code changes. stored: values that it keeps there, or puts into its arguments.
     attributes: paths of the parameters and buffers that the code read itself, with the calls that it is of.
     held: what the graph names and the model has not: constant tensors, merged layers that have no place yet.
     replaced: merged values -> the nodes that have them now.
@@ -436,7 +436,7 @@ def _captured(
         tracer.frames,
         tier,
         changing.found,
-        stored,
+        stored | tracer.handed_out,
         held=_missing(model, named),
         attributes=_named_in(graph, "get_attr"),
         lists=tracer.lists,

@@ -40,7 +40,8 @@ def no_plain_draws() -> Iterator[None]:
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Inside, random numbers may be drawn; afterwards Python, numpy and every device have the state of before."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    # Asking a GPU that nothing has used would start it.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     before = [(put, get()) for get, put in _generators()]
     with torch.random.fork_rng(devices=devices):
         try:

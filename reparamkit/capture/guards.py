@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sized
 from typing import Any
 
 from torch import Tensor, fx
@@ -45,6 +45,11 @@ def expect(found: Any, traced: Any) -> None:
 @_recorded
 def expect_entries(found: Any, *traced: Any) -> None:
     """Code went through a list of so many elements, or a dictionary of these keys, or looked for others."""
+    if not isinstance(found, Sized):
+        raise GuardError(
+            f"this model was fused for an argument with the entries {list(traced)}, now it is {found!r}:"
+            " fuse again with example_inputs of this kind"
+        )
     names = tuple(found) if isinstance(found, Mapping) else tuple(range(len(found)))
     if set(names) != set(traced):
         raise GuardError(

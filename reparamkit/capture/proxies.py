@@ -85,11 +85,14 @@ class ValueProxy(fx.Proxy):
             raise self.tracer.refusal(f"the forward sets the attribute '{name}' of {self.node}{where(self.tracer)}")
         else:
             super().__setattr__(name, value)
+            if type(self) is ValueProxy and name not in OWN:
+                self.tracer.put(value)
 
     def _needs_values(self, what: str) -> CaptureError:
-        error: CaptureError = self.tracer.refusal(
-            f"the model needs {what} while it is traced: pass example_inputs to reparamkit.fuse"
-        )
+        why = f"the model needs {what} while it is traced: pass example_inputs to reparamkit.fuse"
+        if self.tracer.is_given:
+            why = f"the model needs {what}, which depends on the data of its inputs{where(self.tracer)}"
+        error: CaptureError = self.tracer.refusal(why)
         return error
 
     def _decision(self, name: str, found: Any) -> Any:

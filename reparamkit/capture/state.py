@@ -6,6 +6,7 @@ import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class State:
         for held in self._held.values():
             yield vars(held.module)
             for name, value in list(vars(held.module).items()):
-                yield from [value] if name in TORCHS else _containers(value, True, seen)
+                yield from [value] if name in TORCHS else _containers(value, seen)
 
     def drop_constants(self) -> None:
         """Remove the constants that torch.fx has added since."""
@@ -84,7 +85,7 @@ class Held:
         self.module, self.kind, self.attributes = module, type(module), dict(vars(module))
         self.tables = {n: (v, v.copy()) for n, v in self.attributes.items() if n in TORCHS}
         own = ((n, v) for n, v in self.attributes.items() if n not in TORCHS and type(v) not in PLAIN)
-        self.contents = {name: found for name, value in own if (found := Contents(value, objects=True))}
+        self.contents = {name: found for name, value in own if (found := Contents(value))}
 
     @property
     def changed(self) -> set[str]:
@@ -116,10 +117,10 @@ def _is_new_constant(name: str, held: Held) -> bool:
 
 
 class Contents:
-    """What is in the containers of a structure, at any depth, as it is now. objects: and in its objects."""
+    """What is in the containers and objects of a structure, at any depth, as it is now."""
 
-    def __init__(self, structure: Any, objects: bool = False) -> None:
-        found = _containers(structure, objects, set())
+    def __init__(self, structure: Any) -> None:
+        found = _containers(structure, set())
         self._kept = [(each, dict(each) if isinstance(each, dict) else list(each)) for each in found]
 
     def __bool__(self) -> bool:
@@ -137,17 +138,17 @@ class Contents:
                 refill(now, before)
 
 
-def _containers(structure: Any, objects: bool, seen: set[int]) -> Iterator[Any]:
+def _containers(structure: Any, seen: set[int]) -> Iterator[Any]:
     """The containers in a structure, each once; an object is that of its attributes."""
     if type(structure) in PLAIN or id(structure) in seen:
         return
     seen.add(id(structure))
-    inside = vars(structure) if objects and _has_attributes(structure) else structure
+    inside = vars(structure) if _has_attributes(structure) else structure
     if isinstance(inside, CONTAINERS):
         yield inside
     if isinstance(inside, (*CONTAINERS, tuple)):
         for each in [value for value in _values(inside) if type(value) not in PLAIN]:
-            yield from _containers(each, objects, seen)
+            yield from _containers(each, seen)
 
 
 def _values(container: Any) -> Collection[Any]:
@@ -156,9 +157,10 @@ def _values(container: Any) -> Collection[Any]:
 
 def _has_attributes(value: object) -> bool:
     """Whether a value is an object of a class that is neither torch's nor Python's, and no module or tensor."""
+    if isinstance(value, (nn.Module, Tensor, *CONTAINERS, tuple)) or not hasattr(value, "__dict__"):
+        return False
     package = type(value).__module__.partition(".")[0]
-    known = package in sys.stdlib_module_names or package == "torch"
-    return not known and hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor, *CONTAINERS, tuple))
+    return type(value) is SimpleNamespace or (package not in sys.stdlib_module_names and package != "torch")
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from .buffers import assignments_seen, other_buffers
 from .changing import Changing
 from .draws import Draws, no_plain_draws
 from .fakes import as_fake, failing_quietly
+from .given import values_in
 from .guards import is_guard
 from .lending import Lending, Taken
 from .listing import lists_noted
@@ -54,6 +55,8 @@ CALLING = ("__call__", "_call_impl", "_wrapped_call_impl")
 """The way from a call of a module to its forward."""
 ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 """Modules that are made of others, and have a length."""
+NUMBERS = frozenset({"item", "tolist"})
+"""Methods that give the numbers in a tensor."""
 FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye, torch.arange, torch.linspace})
 """Functions that make a tensor of nothing, for the forward to fill."""
 
@@ -272,6 +275,7 @@ class Tracer(fx.Tracer):
 
     is_leaf: whether a module is one node of the graph rather than traced through.
     opaque: further such modules, which may not even run on fake values. failed: the call in which tracing stopped.
+    handed_out: the values that are in the arguments when the forward is through.
     refusals: why it cannot go on. made: the tensors that code makes of no traced ones, by identity, if there are hooks.
     mode: the fake mode of the values that are known. factories: whether tensors that are made
     of nothing are traced, which is needed only if the forward writes into them. through: whether functions that
@@ -309,6 +313,7 @@ class Tracer(fx.Tracer):
         self._asked: list[tuple[FrameType, int, fx.Node]] = []
         self._tensor_names: dict[int, str] = {}
         self.made: dict[int, Any] | None = None
+        self.handed_out: set[fx.Node] = set()
         self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
 
     @property
@@ -355,7 +360,9 @@ class Tracer(fx.Tracer):
         def forward(root: nn.Module) -> Any:
             before = Contents(given)
             output = frame.module.forward(*given[0], **given[1])
-            frame.output, frame.fills = map_leaves(as_node, output), not before.stay
+            frame.output = map_leaves(as_node, output)
+            frame.fills |= not before.stay
+            self.handed_out.update(values_in(given))
             return output
 
         return forward, [self.root]
@@ -405,9 +412,16 @@ class Tracer(fx.Tracer):
             return self._leaf(m, forward, args, kwargs)
         finally:
             self.frame = outer
-        frame.output, frame.fills = map_leaves(as_node, output), not before.stay
+        frame.output = map_leaves(as_node, output)
+        frame.fills |= not before.stay
         self._changing.look(m, m)
         return output
+
+    def put(self, value: Any) -> None:
+        """The forward makes a value an attribute of something that it was given."""
+        self.handed_out.update(values_in(value))
+        for frame in self.frame.stack if self.frame is not None else ():
+            frame.fills = True
 
     def _look(self, module: nn.Module) -> None:
         """Note what the code that runs has changed in a module. (A layer that runs on fake values changes nothing.)"""
@@ -474,8 +488,9 @@ class Tracer(fx.Tracer):
             try:
                 proxy.node.meta["val"] = self._value(proxy.node)
             except DataDependentOutputException as error:
-                # A number that follows from parameters is known where it is needed.
-                if _number(_constant(proxy.node, self.root)) is None:
+                # A number that follows from parameters is known where it is needed; that of a tensor is not known.
+                known = target in NUMBERS or _number(_constant(proxy.node, self.root)) is not None
+                if not known:
                     raise self.refusal(f"{proxy.node} depends on the data of its input{where(self)}") from error
             except UnsupportedFakeTensorException:
                 # Of quantised tensors there are no fake ones: what follows from this value is not known.
@@ -503,6 +518,11 @@ class Tracer(fx.Tracer):
     def asked(self, by: FrameType) -> None:
         """The last decision is about an index that C code asks for, called by the instruction that `by` is at."""
         self._asked.append((by, by.f_lasti, next(iter(reversed(self.graph.nodes)))))
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there are example inputs: what is not known all the same depends on their numbers."""
+        return bool(self._call[2])
 
     def refusal(self, reason: str) -> CaptureError:
         """An error that ends the trace, even if the code that is traced catches it."""

@@ -107,10 +107,10 @@ class Keeper:
         node = self.named[name]
         return len(node.users) > 1 and is_scale(self.reading, node)
 
-    def _depth(self, form: Form) -> int:
-        """How far back a form reaches: the position of its latest source, of a part the position of the whole."""
+    def _depth(self, form: Form) -> list[int]:
+        """How far back a form reaches: the positions of its sources, of a part that of the whole; the latest first."""
         order = self.captured.aliases.order
-        return max(order[self._whole(self.named[name])] for name in form.terms)
+        return sorted((order[self._whole(self.named[name])] for name in form.terms), reverse=True)
 
     def _whole(self, node: fx.Node) -> fx.Node:
         return self._whole(node.all_input_nodes[0]) if self.reading.moves.get(node) == 0 else node
@@ -215,7 +215,9 @@ class Keeper:
     def _check_stored(self, node: fx.Node, candidate: Candidate) -> None:
         stored = {self.captured.current(kept) for kept in self.captured.stored}
         if not stored.isdisjoint(candidate.members - {node}):
-            raise NotFusable("the forward of a module keeps a value inside the merge as an attribute")
+            raise NotFusable(
+                "the forward of a module keeps a value inside the merge, as an attribute or in an argument"
+            )
 
     def _check_raised(self, candidate: Candidate) -> None:
         """What a scale is put back behind, if nothing absorbs it, stays."""

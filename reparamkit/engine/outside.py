@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import FunctionType
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..capture.capture import Captured, Outside
 from ..capture.proxies import attribute
@@ -65,8 +66,19 @@ class _Code:
         name = self.paths[module] or type(module).__name__
         why = f"the forward of '{name}', which could not be traced, uses it by itself"
         self.found.methods |= uses.methods
-        self.found.used.update(dict.fromkeys((*uses.called, *uses.read), why))
+        own = self._of_layer(self.paths[module])
+        self.found.used.update({each: why for each in (*uses.called, *uses.read) if id(each) not in own})
         self._note_lists(uses, {*OWN, *TENSORS})
+
+    def _of_layer(self, path: str) -> set[int]:
+        """What the layer has (by identity) of whose weight a module is the parametrization: a call of the layer is all
+        that runs it.
+        """
+        layer, inside, _ = path.partition(".parametrizations.")
+        whole = self.parts[0].root.get_submodule(layer) if inside else None
+        if whole is None or not is_parametrized(whole):
+            return set()
+        return {id(each) for each in (*whole.modules(), *whole.parameters(), *whole.buffers())}
 
     def follow_traced(self) -> None:
         """What the code that was traced finds in lists of torch, and reads there: the graph has not the parameters, but

@@ -139,7 +139,9 @@ class _Ranks:
             return target_name(node, self.captured.module).rstrip("_") if node.op.startswith("call") else ""
         module = self.captured.module(node)
         known = (c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules"))
-        return next((c.__name__.lower() for c in known if getattr(c, "forward", None) is type(module).forward), "")
+        # A scripted class has none to ask for.
+        forward = getattr(type(module), "forward", None)
+        return next((c.__name__.lower() for c in known if getattr(c, "forward", ...) is forward), "")
 
     def _relation(self, node: fx.Node) -> Related | None:
         name = self.name(node)

@@ -10,11 +10,13 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..algebra.form import Form
 from ..capture.aliases import MAY_ALIAS, STATISTICS, target_name, target_of
 from ..capture.capture import Captured, storage
+from ..capture.draws import Draws, random_state_kept
 from ..capture.paths import module_at, start_of, upwards
 from ..capture.state import LAYERS
 from ..capture.tracer import Frame, Method
@@ -72,7 +74,7 @@ class Scope:
             or self._aliased(node)
             or self._written(node)
             or self._changing(node)
-            or self._computed_in_training(node)
+            or self._computed_otherwise(node)
             or self._converts(node)
         )
 
@@ -141,11 +143,26 @@ class Scope:
             return "an in-place operation writes into memory that another value still reads"
         return None
 
-    def _computed_in_training(self, node: fx.Node) -> str | None:
+    def _computed_otherwise(self, node: fx.Node) -> str | None:
         module = self.captured.module(node) if node.op == "call_module" else nn.Identity()
         if computes_weight(module) and any(m.training for m in module.modules()):
             return "it computes its weight in training mode"
+        if is_parametrized(module) and self._draws(module):
+            return "it draws random numbers for its weight in each call"
         return None
+
+    def _draws(self, module: nn.Module) -> bool:
+        if module not in self._drawing:
+            with random_state_kept(), torch.no_grad(), Draws() as draws:
+                for name in module.parametrizations:  # type: ignore[union-attr]
+                    getattr(module, name)
+            self._drawing[module] = draws.found
+        return self._drawing[module]
+
+    @cached_property
+    def _drawing(self) -> dict[nn.Module, bool]:
+        """Whether modules draw their weights, of those that were asked."""
+        return {}
 
     def _written(self, node: fx.Node) -> str | None:
         written = self.captured.written

@@ -45,7 +45,8 @@ TABLE = (
         "is resampled in between",
         "put norms and 1x1 convolutions next to each other; an interpolation, an average of windows or a reflection"
         " stays, and lets through only what is the same along its axes",
-        r"resampl|averages of windows|averages over whole axes|one position is read|nearest positions|that crops",
+        r"resampl|averages of windows|averages over whole axes|one position is read|nearest positions|that crops"
+        r"|windows that are cut off",
     ),
     Advice(
         "closed",
@@ -105,7 +106,7 @@ TABLE = (
         "hooks",
         "is observed by hooks",
         "remove the hooks before fuse and set them again on the fused model",
-        r"hooks|a hook of",
+        r"hooks|a hook of|what a hook keeps",
     ),
     Advice(
         "replaced",
@@ -139,6 +140,12 @@ TABLE = (
         r"without its history",
     ),
     Advice(
+        "random",
+        "is another in each call",
+        "remove the parametrization (torch.nn.utils.parametrize.remove_parametrizations) first, if one draw will do",
+        r"draws random numbers",
+    ),
+    Advice(
         "numbers",
         "holds infinity or no number",
         "look for what damaged the weights; a factor that is meant to be infinite stays where it is",
@@ -163,7 +170,8 @@ TABLE = (
         " as_graph=True, which writes no code",
         r"its forward|whose forward|the forward of|uses a value|which is not inside it|generated method"
         r"|is a GraphModule|holds it in an object|reader does not know|a value from inside the merge"
-        r"|cannot be checked|does not reach|hands on a|whose keys are not names|as a plain number|has its code in it",
+        r"|cannot be checked|does not reach|hands on a|whose keys are not names|as a plain number|has its code in it"
+        r"|of the model asks",
     ),
     Advice(
         "order",

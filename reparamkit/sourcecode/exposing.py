@@ -7,23 +7,27 @@ from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from .flow import Branching, locals_of, names_under, remembered_in
+from .flow import Branching, Given, locals_of, names_under, remembered_in
 from .parse import method_source, once, path_of
 
 ASKED = frozenset({"shape", "ndim", "dtype", "device", "size", "dim", "is_cuda", "requires_grad"})
 """What code may ask of a tensor, whatever its numbers are."""
 
 
-def exposes(code: Callable[..., Any], names: Set[str], makers: Set[str], readers: Set[str]) -> bool:
+def exposes(
+    code: Callable[..., Any], names: Set[str], makers: Set[str], readers: Set[str], fixed: Set[str] = frozenset()
+) -> bool:
     """Whether the code of a method may use a value in a branch by its arguments, other than to call modules with it.
 
     names: the arguments that are the value. makers: paths of the modules that give it. readers: of those that may be
-    called with it.
+    called with it. fixed: arguments that are never others.
     """
     tree = _tree(code)
     if tree is None:
         return True
-    following = _Exposure(locals_of(tree), remembered_in(tree), makers, readers, set(names))
+    own = Given.of(tree, fixed=fixed).names if fixed else locals_of(tree)
+    given = Given.of(tree, skipped=1, fixed=fixed)
+    following = _Exposure(own, remembered_in(tree), makers, readers, set(names), given)
     following.visit(tree)
     return following.found
 
@@ -38,6 +42,17 @@ def paths_called(code: Callable[..., Any]) -> frozenset[str]:
     return frozenset(path_of(node.func) for node in nodes if isinstance(node, ast.Call)) - {""}
 
 
+def leaves_out(code: Callable[..., Any], path: str, handed_on: bool) -> bool:
+    """Whether the code of a method calls the module at a path at one place, and names all that it gives. handed_on: or
+    hands on further arguments that it was given itself.
+    """
+    calls = [n for n in ast.walk(_tree(code) or ast.Module([], [])) if isinstance(n, ast.Call)]
+    found = [call for call in calls if path_of(call.func) == path]
+    spread = {isinstance(part, ast.Starred) for call in found for part in call.args}
+    more = any(each.arg is None for call in found for each in call.keywords)
+    return len(found) == 1 and True not in spread and (handed_on or not more)
+
+
 @dataclass
 class _Exposure(Branching):
     """Follows the statements in order. holding: the variables that may be the value now. chosen: those that may be it,
@@ -47,6 +62,7 @@ class _Exposure(Branching):
     makers: Set[str]
     readers: Set[str]
     holding: set[str]
+    given: Given
     chosen: set[str] = field(default_factory=set)
     depth: int = 0
     found: bool = False
@@ -80,7 +96,7 @@ class _Exposure(Branching):
         self.visit(node.iter if isinstance(node, ast.For) else node.test)
         for _ in range(2):
             before = set(self.holding)
-            self._several((*node.body, *node.orelse), self.decides(node))
+            self._several((*node.body, *node.orelse), self.decides(node) or self.given.repeats(node))
             self.holding |= before
 
     def _several(self, nodes: Iterable[ast.AST], deciding: bool) -> None:
@@ -124,6 +140,18 @@ class _Exposure(Branching):
         names = isinstance(node, ast.Name) and node.id in self.chosen
         return names or (self._holds(node) and (self.depth > 0 or (isinstance(node, ast.IfExp) and self.decides(node))))
 
+    def _is_surely(self, node: ast.AST) -> bool:
+        """Whether an expression is the value, or a view of it, on every way through the code."""
+        if isinstance(node, ast.Name):
+            return node.id in self.holding - self.chosen
+        if isinstance(node, ast.Call):
+            if path_of(node.func) in self.makers or self._is_surely(node.func):
+                return True
+            others = [part for part in node.args if not self._is_surely(part)]
+            chosen = any(names_under(part) & self.given.names for part in (*others, *node.keywords))
+            return len(others) < len(node.args) and not chosen and not path_of(node.func)
+        return isinstance(node, (ast.Attribute, ast.Subscript, ast.Starred)) and self._is_surely(node.value)
+
     # --- what is done with it ------------------------------------------------------------------------
 
     def visit_Name(self, node: ast.Name) -> None:
@@ -146,8 +174,13 @@ class _Exposure(Branching):
         path = path_of(node.func)
         reads = any(f"{reader}.".startswith(f"{path}.") for reader in self.readers) if path else False
         made = path in self.makers and self.depth > 0
-        self.found |= made
+        arguments = [part.value if isinstance(part, ast.keyword) else part for part in (*node.args, *node.keywords)]
+        self.found |= made or (reads and not any(map(self._is_surely, arguments)))
+        # A function may give one or the other of its arguments.
+        chosen = not path and any(names_under(part) & self.given.names for part in arguments)
+        self.depth += chosen
         for part in ast.iter_child_nodes(node):
             given = part.value if isinstance(part, ast.keyword) else part
             if not (reads and isinstance(given, ast.Name)):
                 self.visit(given)
+        self.depth -= chosen

@@ -1,4 +1,4 @@
-"""Which layers a forward calls on every way through it, and whose results it reads once only.
+"""On which ways through its code a method calls which layers, and whose results it reads once only.
 
 A trace shows one way. Where the code has others (a flag, an optional argument), what was seen of a value is not all.
 """
@@ -6,15 +6,20 @@ A trace shows one way. Where the code has others (a flag, an optional argument),
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from .parse import method_source, once, path_of
 
-Way = tuple[tuple[int, ...], int]
-"""The branches that a call is in, and how many ways out of the code come before it."""
+Around = tuple[int | str, ...]
+"""The branches, loops and functions around a call, by their places; and what of its callee the arguments choose."""
+Way = tuple[Around, int]
+"""What is around a call, and how many ways out of the code come before it."""
 BRANCHES = (ast.If, ast.IfExp, ast.While, ast.BoolOp, ast.Try, ast.Match)
+LOOPS = (ast.For, ast.AsyncFor, ast.comprehension)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 @once
@@ -63,32 +68,127 @@ def locals_of(tree: ast.AST) -> frozenset[str]:
     return frozenset((arguments | stored) - {"self"})
 
 
-def _following(tree: ast.AST) -> frozenset[str]:
-    """The arguments after the first, and the variables that get something computed with them."""
-    _, *found = [node.arg for node in ast.walk(tree) if isinstance(node, ast.arg) and node.arg != "self"] or [""]
-    known, size = set(found), -1
+def _following(tree: ast.AST, skipped: int, others: Set[str], fixed: Set[str]) -> frozenset[str]:
+    """The arguments but for the first ones and some, and the variables that get something computed with them, or with
+    others.
+    """
+    found = [node.arg for node in ast.walk(tree) if isinstance(node, ast.arg) and node.arg != "self"]
+    known, size = {*found[skipped:], *others} - fixed, -1
+    assigned = list(_assigned(tree))
     while size < len(known):
         size = len(known)
-        for node in ast.walk(tree):
-            value = getattr(node, "iter" if isinstance(node, ast.For) else "value", None)
-            if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.NamedExpr, ast.For)) and value:
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                known |= set().union(*map(names_under, targets)) if names_under(value) & known else set()
+        for targets, value in assigned:
+            known |= targets if names_under(value) & known else set()
     return frozenset(known)
 
 
+def _assigned(tree: ast.AST) -> Iterator[tuple[set[str], ast.AST]]:
+    """The variables that code gives values, with what each is computed of."""
+    for node in ast.walk(tree):
+        value = getattr(node, "iter" if isinstance(node, LOOPS) else "value", None)
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.NamedExpr, *LOOPS)) and value:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield set().union(*map(names_under, targets)), value
+
+
+ALWAYS: Way = ((), 0)
+"""Of what is called whatever the arguments are."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What the code of a method calls. ways: per path. exposed: those whose results it reads again, or in a branch."""
+
+    ways: Mapping[str, Set[Way]] = field(default_factory=dict)
+    exposed: Set[str] = frozenset()
+
+    def way_to(self, place: str, last: bool = True) -> Way | None:
+        """The way to the call for the module at a place, which may be inside of what is called; None if that is not
+        clear. last: whether its result may be read at will.
+        """
+        found = [called for called in self.ways if called and f"{place}.".startswith(f"{called}.")]
+        ways = {way for called in found for way in self.ways[called]}
+        if len(found) != 1 or len(ways) != 1 or not (last or self.exposed.isdisjoint(found)):
+            return None
+        ((around, exits),) = ways
+        elements = place.removeprefix(found[0]).split(".")
+        return (*around, *elements[1 : len(chosen(around)) + 1]), exits
+
+
+def chosen(around: Around) -> list[str]:
+    """What of a callee the arguments choose."""
+    return [each for each in around if isinstance(each, str)]
+
+
 @once
-def certain_calls(forward: Callable[..., Any]) -> dict[str, frozenset[str]]:
-    """Of a forward the paths of the modules it calls whatever its branches are ("always": none if it may
-    return early), and of those whose results it reads once, outside of branches ("once").
-    """
-    tree = method_source(forward)
+def calls_in(method: Callable[..., Any]) -> Calls:
+    """What the code of a method calls by name; nothing if that is not known."""
+    tree = method_source(method)
     if tree is None:
-        return {"always": frozenset(), "once": frozenset()}
-    flow = _Flow(locals_of(tree), remembered_in(tree))
+        return Calls()
+    given = Given.of(tree)
+    found = _Ways(locals_of(tree), remembered_in(tree), given, {})
+    flow = _Flow(locals_of(tree), remembered_in(tree), given, Given.of(tree, skipped=1).names)
+    found.visit(tree)
     flow.visit(tree)
-    always = frozenset() if flow.returns_early else frozenset(flow.always)
-    return {"always": always, "once": always - flow.exposed}
+    return Calls(found.calls, flow.exposed)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the arguments of a method choose. names: variables that follow from them. vague: names and attributes that
+    are given several values.
+    """
+
+    names: frozenset[str]
+    vague: frozenset[str]
+
+    @classmethod
+    def of(cls, tree: ast.AST, skipped: int = 0, fixed: Set[str] = frozenset()) -> Given:
+        """In the code of a method. skipped: how many first arguments choose nothing. fixed: others that do not."""
+        left = (n.target for n in ast.walk(tree) if isinstance(n, LOOPS) and _may_leave(n))
+        names = _following(tree, skipped, set().union(*map(names_under, left)), fixed)
+        looped = {t for node in ast.walk(tree) if isinstance(node, LOOPS) for t in names_under(node.target)} - names
+        counts = Counter(name for targets, _ in _assigned(tree) for name in targets)
+        counts.update(node.arg for node in ast.walk(tree) if isinstance(node, ast.arg))
+        several = {name for name, count in counts.items() if count > 1} - looped
+        return cls(names, frozenset(several | _attribute_names(tree, ast.Store)))
+
+    def repeats(self, node: ast.AST) -> bool:
+        """Whether the code in a node is run as often as they say."""
+        if isinstance(node, ast.comprehension):
+            return False
+        loops = getattr(node, "generators", [node])
+        tests = [test for loop in loops for test in getattr(loop, "ifs", ())]
+        iterated = [loop.iter for loop in loops if isinstance(loop, LOOPS)]
+        left = isinstance(node, LOOPS) and _may_leave(node)
+        return left or any(names_under(n) & self.names for n in (*iterated, *tests))
+
+    def chosen(self, callee: ast.AST) -> Around | None:
+        """The keys in what is called that they choose; None if such a key cannot be told from others."""
+        if isinstance(callee, ast.Name):
+            return (callee.id,) if callee.id in self.names else ()
+        keys = [n.slice for n in _chain(callee) if isinstance(n, ast.Subscript)]
+        found = [key for key in keys if names_under(key) & self.names]
+        told = {name for key in keys for name in names_under(key) | _attribute_names(key)}
+        return None if told & self.vague else tuple(map(ast.unparse, found))
+
+
+def _attribute_names(node: ast.AST, use: type[ast.expr_context] = ast.expr_context) -> set[str]:
+    """The names of the attributes that code uses in this way."""
+    return {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, use)}
+
+
+def _may_leave(loop: ast.AST) -> bool:
+    """Whether a loop may end, or skip something, before it is through."""
+    return any(isinstance(node, (ast.Return, ast.Break, ast.Continue)) for node in ast.walk(loop))
+
+
+def _chain(node: ast.AST) -> Iterator[Any]:
+    """The attributes and elements that an expression takes, one of the other."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        yield node
+        node = node.value
 
 
 def ways(tree: ast.AST, variables: Mapping[str, Iterable[str]]) -> dict[str, frozenset[Way]]:
@@ -96,7 +196,8 @@ def ways(tree: ast.AST, variables: Mapping[str, Iterable[str]]) -> dict[str, fro
     itself, if it has branches. Branches by what follows from the first argument alone, the data, are none. variables:
     the paths of the modules that local names may be.
     """
-    found = _Ways(_following(tree), remembered_in(tree), variables)
+    given = Given.of(tree, skipped=1)
+    found = _Ways(given.names, remembered_in(tree), given, variables)
     found.visit(tree)
     return {path: frozenset(calls) for path, calls in found.calls.items()}
 
@@ -121,33 +222,52 @@ class Branching(ast.NodeVisitor):
 
 @dataclass
 class _Ways(Branching):
-    """Notes what is called where. inside: the branches around. exits: how many ways out came before."""
+    """Notes what is called where. inside: what is around. exits: how many ways out came before."""
 
+    given: Given
     variables: Mapping[str, Iterable[str]]
-    inside: tuple[int, ...] = ()
+    inside: Around | None = None
     exits: int = 0
     calls: dict[str, set[Way]] = field(default_factory=dict)
 
     def visit(self, node: ast.AST) -> None:
         """Any node; what an ``if`` does otherwise is another branch than what it does."""
-        if not self.decides(node):
-            super().visit(node)
-            return
         around = self.inside
-        self.calls.setdefault("", set()).add((around, self.exits))
+        if around is None:
+            # The method itself is no function inside.
+            self.inside = () if isinstance(node, FUNCTIONS) else None
+            super().visit(node)
+        elif self.decides(node):
+            self._note("", around)
+            self._branches(node, around)
+        elif isinstance(node, FUNCTIONS) or self.given.repeats(node):
+            self._note("", around)
+            self.inside = (*around, *_place(node))
+            super().visit(node)
+        else:
+            super().visit(node)
+        self.inside = around
+
+    def _branches(self, node: ast.AST, around: Around) -> None:
         for number, (name, part) in enumerate(ast.iter_fields(node)):
-            self.inside = around if name == "test" else (*around, node.lineno, node.col_offset, number)  # type: ignore[attr-defined]
+            self.inside = around if name == "test" else (*around, *_place(node), number)
             for each in part if isinstance(part, list) else [part]:
                 if isinstance(each, ast.AST):
                     self.visit(each)
-        self.inside = around
 
     def visit_Call(self, node: ast.Call) -> None:
         """A call of a module, or of a method."""
         self.generic_visit(node)
         names = self.variables.get(node.func.id, ()) if isinstance(node.func, ast.Name) else [path_of(node.func)]
+        chosen = self.given.chosen(node.func)
+        around = (*(self.inside or ()), *(_place(node) if chosen is None else chosen))
         for name in filter(None, names):
-            self.calls.setdefault(name, set()).add((self.inside, self.exits))
+            self._note(name, around)
+            if chosen != ():
+                self._note("", around)
+
+    def _note(self, name: str, around: Around) -> None:
+        self.calls.setdefault(name, set()).add((around, self.exits))
 
     def _leave(self, node: ast.AST) -> None:
         self.generic_visit(node)
@@ -156,24 +276,30 @@ class _Ways(Branching):
     visit_Return = visit_Break = visit_Continue = _leave
 
 
+def _place(node: Any) -> tuple[int, int]:
+    """Of a statement or expression in the code."""
+    return node.lineno, node.col_offset
+
+
 @dataclass
 class _Flow(Branching):
     """Follows the statements in order.
 
-    depth: in how many branches. holding: per variable the layers whose result it may have. read: the layers whose
-    result was read from a variable. exposed: those whose result is read again, or in a branch.
+    options: what follows from the arguments after the first. depth: in how many branches. holding: per variable the
+    layers whose result it may have. read: the layers whose result was read from a variable. exposed: those whose result
+    is read again, or in a branch.
     """
 
+    given: Given
+    options: Set[str]
     depth: int = 0
     holding: dict[str, set[str]] = field(default_factory=dict)
-    always: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)
     exposed: set[str] = field(default_factory=set)
-    returns_early: bool = False
 
     def visit(self, node: ast.AST) -> None:
         """Any node."""
-        if self.decides(node):
+        if self._is_chosen(node) or self.decides(node) or self.given.repeats(node):
             test = getattr(node, "test", None)
             if test is not None:
                 self.visit(test)
@@ -185,16 +311,17 @@ class _Flow(Branching):
         else:
             super().visit(node)
 
-    def visit_Return(self, node: ast.Return) -> None:
-        """A return in a branch ends the ways through what follows."""
-        self.returns_early |= self.depth > 0
-        self.generic_visit(node)
+    def _is_chosen(self, node: ast.AST) -> bool:
+        """Whether it is a call of a function that does what further arguments say, or is one of them."""
+        if not isinstance(node, ast.Call) or path_of(node.func):
+            return False
+        callee = isinstance(node.func, ast.Name) and node.func.id in self.given.names
+        return callee or any(names_under(each) & self.options for each in (*node.args, *node.keywords))
 
     def visit_Call(self, node: ast.Call) -> None:
         """A call of a layer, or of anything."""
         path = path_of(node.func)
-        if path:
-            (self.always if not self.depth else self.exposed).add(path)
+        self.exposed |= {path} if path and self.depth else set()
         self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> None:

@@ -75,11 +75,11 @@ def method_source(function: object) -> ast.AST | None:
 
 
 def path_of(node: ast.AST) -> str:
-    """``a.b`` for ``self.a.b`` and ``self.a.b[...]``, ``a.0`` for ``self.a[0]``, else nothing."""
+    """``a.b`` for ``self.a.b`` and ``self.a.b[...]``, ``a.0`` for ``self.a[0]`` and ``self.a["0"]``, else nothing."""
     if isinstance(node, ast.Subscript):
         outer = path_of(node.value)
-        number = node.slice.value if isinstance(node.slice, ast.Constant) else None
-        return f"{outer}.{number}" if outer and isinstance(number, int) else outer
+        key = node.slice.value if isinstance(node.slice, ast.Constant) else None
+        return f"{outer}.{key}" if outer and isinstance(key, (int, str)) else outer
     if not isinstance(node, ast.Attribute):
         return ""
     if isinstance(node.value, ast.Name):

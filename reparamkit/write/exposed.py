@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import fx
 
@@ -13,7 +13,8 @@ from ..capture.tracer import Frame
 from ..engine.scope import innermost, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
-from ..sourcecode.exposing import exposes, paths_called
+from ..sourcecode.exposing import exposes, leaves_out, paths_called
+from ..sourcecode.flow import ALWAYS, Way, calls_in, chosen
 from .frames import original_forward
 from .rows import has_other_ways
 
@@ -40,7 +41,65 @@ def is_exposed(captured: Captured, site: Site, call: Frame) -> bool:
     code = original_forward(call.module)
     # A way that calls what the module has not ends in an error.
     absent = {path for path in paths_called(code) if not hasattr(call.module, path.partition(".")[0])}
-    return exposes(code, names, makers - readers, readers | absent)
+    fixed = _fixed(captured, site, call)
+    return exposes(code, names, makers - readers, readers | absent, fixed) or _may_part(captured, site, call)
+
+
+def _fixed(captured: Captured, site: Site, call: Frame) -> frozenset[str]:
+    """The arguments that the code around a call never gives, if the scale is outside of it. (Whoever else calls its
+    module gives it no scaled value.)
+    """
+    outer = call.parent
+    if outer is None or any(call in captured.frame(node).stack for node in site.absorbed):
+        return frozenset()
+    # What code inside of the model hands on is for others; what the user gives may be meant.
+    path, inside = call.path.removeprefix(start_of(outer.path)), outer.parent is not None
+    if not leaves_out(original_forward(outer.module), path, inside):
+        return frozenset()
+    signature = inspect.signature(call.module.forward)
+    return frozenset(signature.parameters.keys() - signature.bind(*call.args, **call.kwargs).arguments.keys())
+
+
+def _may_part(captured: Captured, site: Site, call: Frame) -> bool:
+    """Whether the code of a call may run a layer that absorbs without what makes the scale, or another layer."""
+    found = _ways(captured, call, {user for node in site.absorbed for user in node.users} - site.absorbed)
+    scaled = _ways(captured, call, site.scales)
+    # Where there is one of them only, the code around has the others.
+    return not all(_together(a, b) for a in scaled or {ALWAYS} for b in found or {ALWAYS})
+
+
+def _together(scale: Way | None, reader: Way | None) -> bool:
+    """Whether what runs on the second of two ways, if that is clear, always runs after what runs on the first."""
+    if scale is None or reader is None:
+        return False
+    (first, exits), (second, more) = scale, reader
+    inside = first[: len(first)] == second[: len(first)] and exits <= more
+    return inside and chosen(first) == chosen(second)
+
+
+def _ways(captured: Captured, call: Frame, nodes: Iterable[fx.Node]) -> set[Way | None]:
+    """On which ways the code of a call runs the modules or calls inside that make some values; those it computes itself
+    aside.
+    """
+    inside = [node for node in nodes if call in captured.frame(node).stack]
+    return {_way_to(captured, call, node, place) for node in inside for place in _inner(captured, call, node)}
+
+
+def _inner(captured: Captured, call: Frame, node: fx.Node) -> list[str]:
+    """The path, below that of a call, of the call inside that makes a value, or of its layer."""
+    stack = captured.frame(node).stack[len(call.stack) :]
+    path = stack[0].path if stack else place_of(node)
+    return [path.removeprefix(start_of(call.path))] if path else []
+
+
+def _way_to(captured: Captured, call: Frame, node: fx.Node, place: str) -> Way | None:
+    """The way to a place, in the code of a forward or of one of the methods that it calls."""
+    way = calls_in(original_forward(call.module)).way_to(place)
+    made = (name for module, name in node.meta.get("methods", ()) if module is call.module)
+    for name in made if way is None else ():
+        if calls_in(getattr(type(call.module), name)).way_to(place) == ALWAYS:
+            return calls_in(original_forward(call.module)).way_to(name)
+    return way
 
 
 def _around(captured: Captured, site: Site, scale: fx.Node) -> Iterator[Frame]:

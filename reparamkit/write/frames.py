@@ -132,7 +132,8 @@ class _Fold:
     def _each(self, node: fx.Node, values: Mapping[Any, Any], parameter: inspect.Parameter) -> None:
         named = names_in(original_forward(self.frame.module))
         if parameter.kind not in VARIADIC or named is None or parameter.name in named:
-            defaults = self._defaults() if parameter.kind is parameter.VAR_KEYWORD else None
+            keywords = parameter.kind is parameter.VAR_KEYWORD and node.op == "placeholder"
+            defaults = self._defaults() if keywords else None
             if defaults is None:
                 self.graph.call_function(expect_entries, (node, *values))
             else:
@@ -319,7 +320,9 @@ def _going(captured: Captured, merged: Iterable[fx.Node]) -> set[fx.Node]:
 
 def _check(captured: Captured, frame: Frame, inlined: frozenset[int], gone: set[fx.Node]) -> None:
     if frame.fills:
-        raise NotFusable(f"the forward of {frame.path or 'the model'} changes a list or dictionary that it gets")
+        raise NotFusable(
+            f"the forward of {frame.path or 'the model'} changes a list, dictionary or object that it gets"
+        )
     swallowed = [f for f in captured.called_in[frame] if id(f) in inlined]
     for each in (frame, *swallowed):
         where = each.path or "the model"

@@ -17,7 +17,7 @@ from ..engine.placing import Placed
 from ..engine.scope import called_plainly, innermost, partial_methods, place_of, varying_methods
 from ..engine.sharing import is_shared
 from ..engine.site import Site
-from ..sourcecode.flow import catches, certain_calls, names_in, remembered
+from ..sourcecode.flow import ALWAYS, Way, calls_in, catches, names_in, remembered
 from .frames import codes_of, original_forward
 from .order import is_ordered, needs_order
 
@@ -146,25 +146,24 @@ def _decided(captured: Captured, parts: Sequence[Part]) -> bool:
     """Whether some of the modules may run without the others, as a branch was taken in the code that calls them."""
     callers = {part: captured.frame(part.nodes[0]) if part.frame is None else part.frame.parent for part in parts}
     around = innermost([caller for caller in callers.values() if caller is not None])
-    return not all(
-        _certain(captured, frame, part.path, last=part is parts[-1])
-        for part, caller in callers.items()
-        for frame in (caller.stack if caller is not None else ())
-        if around in frame.stack
-    )
+    found: dict[bool, set[Way | None]] = {True: set(), False: set()}
+    for part, caller in callers.items():
+        for frame in caller.stack if caller is not None else ():
+            if around in frame.stack:
+                found[frame is around].add(_way_to(captured, frame, part.path, last=part is parts[-1]))
+    # What is around all of them does not part them; in the calls inside, each has to be made.
+    return None in found[True] or len(found[True]) > 1 or not found[False] <= {ALWAYS}
 
 
-def _certain(captured: Captured, frame: Frame, path: str, last: bool) -> bool:
-    """Whether a call runs the module at a path on every way through its code, and (but for the last one) only hands its
-    result on to the next.
+def _way_to(captured: Captured, frame: Frame, path: str, last: bool) -> Way | None:
+    """The way on which the code of a call runs the module at a path; None if it is not clear, or if the code may (but
+    for the last one) not only hand the result on to the next.
     """
     if frame.asks:
-        return False
+        return None
     if not has_other_ways(captured, frame):
-        return True
-    calls = certain_calls(original_forward(frame.module))["always" if last else "once"]
-    place = f"{path.removeprefix(start_of(frame.path))}."
-    return any(place.startswith(f"{called}.") for called in calls)
+        return ALWAYS
+    return calls_in(original_forward(frame.module)).way_to(path.removeprefix(start_of(frame.path)), last)
 
 
 def has_other_ways(captured: Captured, frame: Frame) -> bool:
@@ -175,13 +174,16 @@ def has_other_ways(captured: Captured, frame: Frame) -> bool:
 
 
 def _has_flags(frame: Frame) -> bool:
-    """Whether its code goes by an argument that is no tensor; it may hand that on to other methods and functions."""
+    """Whether its code goes by an argument that is no tensor, or may be none; it may hand that on to others."""
     forward = original_forward(frame.module)
     names = names_in(forward)
-    bound = inspect.signature(frame.module.forward).bind(*frame.args, **frame.kwargs)
+    signature = inspect.signature(frame.module.forward)
+    bound = signature.bind(*frame.args, **frame.kwargs)
     bound.apply_defaults()
     return any(
-        (names is None or name in names) and not isinstance(value, fx.Node) for name, value in bound.arguments.items()
+        (names is None or name in names)
+        and (signature.parameters[name].default is None or not isinstance(value, fx.Node))
+        for name, value in bound.arguments.items()
     )
 
 

@@ -1,0 +1,397 @@
+"""Arguments that choose which layers run, by an index, a loop, a key: each choice gives what it gave, or is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from structures import build, conv, error, norm, operations, run, sample
+from torch import Tensor, nn
+
+import reparamkit
+from reparamkit import GuardError
+
+X = sample((2, 4, 8, 8), torch.float32)
+TOKENS = sample((2, 5, 6), torch.float32)
+
+
+class Domains(nn.Module):
+    """A convolution and a norm per domain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4), norm(4)
+        self.norms = nn.ModuleList([norm(4) for _ in range(3)])
+        self.named = nn.ModuleDict({"a": norm(4), "b": conv(4, 4, 1)})
+
+
+class Indexed(Domains):
+    def forward(self, x: Tensor, k: Any = 0) -> Tensor:
+        return self.norms[k](self.conv(x))
+
+
+class Keyed(Domains):
+    def forward(self, x: Tensor, k: Any = 0) -> Tensor:
+        return self.named["a" if k == 0 else "b"](self.conv(x))
+
+
+class Computed(Domains):
+    def forward(self, x: Tensor, k: Any = 0) -> Tensor:
+        index = k + 1
+        return self.norms[index - 1](self.conv(x))
+
+
+class Counted(Domains):
+    def forward(self, x: Tensor, k: Any = 1) -> Tensor:
+        x = self.conv(x)
+        for _ in range(k):
+            x = self.norm(x)
+        return x
+
+
+class Stopped(Domains):
+    def forward(self, x: Tensor, k: Any = 1) -> Tensor:
+        x = self.conv(x)
+        for i in range(3):
+            x = self.norms[i](x)
+            if i + 1 >= k:
+                break
+        return x
+
+
+class Again(Domains):
+    def forward(self, x: Tensor, k: Any = 0) -> Tensor:
+        x = self.norm(self.conv(x))
+        if k:
+            x = self.norm(x)
+        return x
+
+
+class Listed(Domains):
+    def forward(self, x: Tensor, *k: Any) -> Tensor:
+        x = self.conv(x)
+        for each in k or (0,):
+            x = self.norms[each](x)
+        return x
+
+
+class Optional(Domains):
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        return self.norms[options.get("k", 0)](self.conv(x))
+
+
+class Function(Domains):
+    def forward(self, x: Tensor, k: Any = 0) -> Tensor:
+        def normed(y: Tensor) -> Tensor:
+            return self.norm(y)
+
+        y = self.conv(x)
+        return y if k else normed(y)
+
+
+class Tokens(nn.Module):
+    """A norm before two linear layers, which absorb it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(6), nn.Identity()])
+        self.a, self.b = nn.Linear(6, 4), nn.Linear(6, 4)
+        self.heads = nn.ModuleList([nn.Linear(6, 4), nn.Linear(6, 4)])
+
+    def both(self, x: Tensor) -> Tensor:
+        """x: (..., 6)."""
+        return self.a(x) + self.b(x).relu()
+
+
+class AbsorbIndexed(Tokens):
+    def forward(self, x: Tensor, k: Any = 0) -> Tensor:
+        x = self.norms[k](x)
+        return self.a(x) + self.b(x).relu()
+
+
+class AbsorbLooped(Tokens):
+    def forward(self, x: Tensor, k: Any = 1) -> Tensor:
+        for each in self.norms[:k]:
+            x = each(x)
+        return self.a(x) + self.b(x).relu()
+
+
+class AbsorbCounted(Tokens):
+    def forward(self, x: Tensor, k: Any = 1) -> Tensor:
+        for _ in range(k):
+            x = self.norms[0](x)
+        return self.a(x) + self.b(x).relu()
+
+
+class AbsorbPicked(Tokens):
+    def forward(self, x: Tensor, k: Any = 0) -> Tensor:
+        pick = self.norms[k]
+        return self.both(pick(x))
+
+
+class AbsorbTuple(Tokens):
+    def forward(self, x: Tensor, k: Any = 0) -> Tensor:
+        return self.both((self.norms[0], self.norms[1])[k](x))
+
+
+class ReadIndexed(Tokens):
+    def forward(self, x: Tensor, k: Any = 0) -> Tensor:
+        return self.heads[k](self.norms[0](x))
+
+
+class InMethod(Tokens):
+    def normed(self, x: Tensor, k: Any) -> Tensor:
+        """x: (..., 6)."""
+        return self.norms[k](x)
+
+    def forward(self, x: Tensor, k: Any = 0) -> Tensor:
+        return self.both(self.normed(x, k))
+
+
+class Passing(nn.Module):
+    """Hands its arguments on."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        return self.inside(x, **options).relu()
+
+
+class Followed(nn.Module):
+    """A module that chooses, before layers of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.a, self.b = AbsorbOnly(), nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, k: Any = 0) -> Tensor:
+        x = self.part(x, k)
+        return self.a(x) + self.b(x).relu()
+
+
+class AbsorbOnly(Tokens):
+    def forward(self, x: Tensor, k: Any = 0) -> Tensor:
+        return self.norms[k](x)
+
+
+CHOOSING = [Indexed, Keyed, Computed, Counted, Stopped, Again, Optional, Function]
+ABSORBING = [AbsorbIndexed, AbsorbLooped, AbsorbCounted, AbsorbPicked, AbsorbTuple, ReadIndexed, InMethod, Followed]
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("passing", [False, True], ids=["the model", "a part"])
+@pytest.mark.parametrize("make", [*CHOOSING, *ABSORBING])
+def test_another_choice_of_layers_is_never_ignored(make: Any, passing: bool, with_inputs: bool):
+    x = TOKENS if make in ABSORBING else X
+    model = build(lambda: Passing(make()) if passing else make())
+    fused = reparamkit.fuse(model, x if with_inputs else None)
+    assert error(run(fused, x), run(model, x)) <= 1e-5
+    for k in (0, 1, 2) if make not in ABSORBING else (0, 1):
+        assert agrees(fused, model, x, k=k)
+
+
+def agrees(fused: nn.Module, model: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> bool:
+    """Whether a fused model gives what the model gives, or says that it does not take that; errors are no numbers."""
+    with torch.no_grad():
+        try:
+            wanted = model(x, *args, **kwargs)
+        except (IndexError, RuntimeError):
+            return True
+        try:
+            return error(fused(x, *args, **kwargs), wanted) <= 1e-5
+        except GuardError:
+            return True
+
+
+@pytest.mark.parametrize("k", [(), (0,), (1,), (0, 1)], ids=str)
+def test_any_number_of_choices_is_never_ignored(k: tuple[int, ...]):
+    model = build(Listed)
+    for example in (X, (X, 0), None):
+        assert agrees(reparamkit.fuse(model, example), model, X, *k)
+
+
+class PerDomain(Domains):
+    """The layer and its norm are of the same domain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([conv(4, 4) for _ in range(3)])
+
+    def forward(self, x: Tensor, k: int = 0) -> Tensor:
+        return self.norms[k](self.convs[k](x))
+
+
+def test_layers_that_one_argument_chooses_together_are_merged_for_any_choice():
+    model = build(PerDomain)
+    fused = reparamkit.fuse(model, X)
+    assert operations(fused, X) == "conv"
+    for k in range(3):
+        assert error(fused(X, k), model(X, k)) <= 1e-5
+
+
+class Flagged(Domains):
+    """A flag that has nothing to do with which layers run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([conv(4, 4) for _ in range(3)])
+
+    def forward(self, x: Tensor, twice: bool = False) -> Tensor:
+        for i in range(3):
+            x = self.norms[i](self.convs[i](x)).relu()
+        return 2 * x if twice else x
+
+
+def test_a_loop_of_a_fixed_length_is_merged_beside_a_flag():
+    model = build(Flagged)
+    fused = reparamkit.fuse(model, X)
+    assert "norm" not in operations(fused, X)
+    for twice in (False, True):
+        assert error(fused(X, twice), model(X, twice)) <= 1e-5
+
+
+class Attending(nn.Module):
+    """Reads a context, or what it has itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.other = nn.LayerNorm(6), nn.LayerNorm(6)
+        self.q, self.k = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, k: Tensor | None = None) -> Tensor:
+        x = self.norm(x)
+        context = x if k is None else self.other(k)
+        return self.q(x) @ self.k(context).mT
+
+
+class Defaulting(Attending):
+    def forward(self, x: Tensor, k: Tensor | None = None) -> Tensor:
+        x = self.norm(x)
+        return self.q(x) @ self.k(default(k, x)).mT
+
+
+def default(given: Tensor | None, other: Tensor) -> Tensor:
+    return other if given is None else given
+
+
+class Growing(Domains):
+    def forward(self, x: Tensor, k: Any = ()) -> Tensor:
+        y = self.conv(x)
+        for each in k:
+            y = y + each
+        return self.norm(y)
+
+
+class Applying(Domains):
+    def forward(self, x: Tensor, k: Any = lambda y: y) -> Tensor:
+        return self.norm(k(self.conv(x)))
+
+
+class Ordered(Domains):
+    def forward(self, x: Tensor, k: Any = (0, 1, 2, 3)) -> Tensor:
+        return self.norm(self.conv(x).permute(k))
+
+
+SQUARE = sample((4, 4, 4, 4), torch.float32)
+BETWEEN: dict[str, tuple[Any, Tensor, tuple[Any, ...]]] = {
+    "a context": (Attending, TOKENS, (None, TOKENS[:, 1:] * 2)),
+    "a default": (Defaulting, TOKENS, (None, TOKENS[:, 1:] * 2)),
+    "summands": (Growing, X, ((), (X.flip(0),))),
+    "a function": (Applying, X, (lambda y: y, torch.tanh)),
+    "an order": (Ordered, SQUARE, ((0, 1, 2, 3), (1, 0, 2, 3))),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+@pytest.mark.parametrize("number", [None, 0, 1], ids=["without inputs", "the default", "the other"])
+def test_what_stands_between_two_layers_by_choice_is_never_ignored(name: str, number: int | None):
+    make, x, choices = BETWEEN[name]
+    model = build(make)
+    fused = reparamkit.fuse(model, None if number is None else (x, choices[number]))
+    for choice in choices:
+        assert agrees(fused, model, x, choice)
+
+
+class Inner(nn.Module):
+    """Attention of one tensor; `context` is for others that use it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        source = x if context is None else context
+        return self.q(x) @ self.k(source).mT
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attend = nn.LayerNorm(6), Inner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(self.norm(x))
+
+
+def test_an_argument_that_nobody_gives_chooses_nothing():
+    model = build(Outer)
+    fused = reparamkit.fuse(model, TOKENS)
+    assert len(reparamkit.report(fused).merges) == 2
+    assert error(run(fused, TOKENS), run(model, TOKENS)) <= 1e-5
+
+
+class Several(nn.Module):
+    """Hands on a list, or nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.head = Chosen(), conv(4, 4, 1)
+
+    def forward(self, x: Tensor, k: Any = None) -> Tensor:
+        return self.head(self.part(x) if k is None else self.part(x, k)).relu()
+
+
+class Chosen(Domains):
+    def forward(self, x: Tensor, k: Any = (0,)) -> Tensor:
+        x = self.conv(x)
+        for each in k:
+            x = self.norms[each](x)
+        return x
+
+
+def test_nothing_in_the_place_of_a_list_is_refused_with_words():
+    fused = reparamkit.fuse(build(Several), (X, (0,)))
+    with pytest.raises(GuardError, match="None"):
+        fused(X)
+
+
+def test_a_list_among_keyword_arguments_is_followed():
+    model = build(lambda: Passing(Chosen()))
+    fused = reparamkit.fuse(model, X, example_kwargs={"k": (0,)})
+    for k in ((0,), (1,), (0, 1)):
+        assert agrees(fused, model, X, k=k)
+
+
+class Interleaved(nn.Module):
+    """Skip connections that are summed while the layers run, as in WaveNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skips, self.norm = nn.ModuleList([conv(4, 4, 1) for _ in range(4)]), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor | int = 0
+        for skip in self.skips:
+            x = torch.tanh(x)
+            total = total + skip(x)
+        return self.norm(total)
+
+
+def test_a_norm_behind_a_sum_that_grows_step_by_step_goes_into_all_of_it():
+    model = build(Interleaved)
+    fused = reparamkit.fuse(model, X)
+    assert "norm" not in operations(fused, X)
+    assert error(run(fused, X), run(model, X)) <= 1e-5
