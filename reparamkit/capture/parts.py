@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten
 from ..errors import CaptureError, InvalidInputError
 from .buffers import other_buffers
 from .capture import Captured, Inputs, capture, know_sizes, run, why_not
+from .folding import fold_calls
 from .state import kept
 from .tracer import GoingOn, Opaque
 
@@ -113,7 +114,7 @@ class _Part:
         failures = 0
         while True:
             try:
-                return capture(self.model, self.path, self.inputs, self.is_leaf, self.opaque)
+                return fold_calls(capture(self.model, self.path, self.inputs, self.is_leaf, self.opaque))
             except CaptureError as error:
                 where = self.path if error.path is None else error.path
                 self.reasons[where] = str(error)
@@ -192,7 +193,7 @@ def _shared(model: nn.Module, captured: Captured, inputs: Inputs, is_leaf: Asked
         given = [each for each, _ in found]
         if given and all(_alike(given[0], each) for each in given[1:]):
             with suppress(CaptureError):
-                part = capture(model, path, given[0], is_leaf, {}, sized=False)
+                part = fold_calls(capture(model, path, given[0], is_leaf, {}, sized=False))
                 part.times, part.why = len(found), f"it is called {len(found)} times in a run"
                 know_sizes(part, repeated[path], [each for each, _ in found])
                 yield part

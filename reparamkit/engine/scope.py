@@ -93,7 +93,8 @@ class Scope:
         several = [m for m in modules if self.captured.module_calls[id(m)] > 1]
         counted = [m for m in several if m is modules[0] or _has_state(m)]
         calls = max((self.captured.module_calls[id(m)] for m in counted), default=1)
-        alone = calls > 1 and not evenly_partnered(self.captured, node)
+        left = max((self.captured.calls_left(id(m)) for m in counted), default=1)
+        alone = left > 1 and not evenly_partnered(self.captured, node)
         if alone and not (together and read_one_value(self.captured, node)):
             return f"its module is called at {calls} places: a merge would change all of them"
         traced = (calls + self.captured.uncalled[id(modules[-1])]) * self.captured.times

@@ -61,7 +61,7 @@ def _previous(captured: Captured, node: fx.Node) -> int | None:
 
 def is_shared(captured: Captured, merge: Merge) -> bool:
     """Whether it takes in a module that is called elsewhere too."""
-    return any(captured.module_calls[module] > n for module, n in _counted(captured, merge))
+    return any(captured.calls_left(module) > n for module, n in _counted(captured, merge))
 
 
 def uneven(captured: Captured, merges: Sequence[M]) -> list[M]:
@@ -70,7 +70,7 @@ def uneven(captured: Captured, merges: Sequence[M]) -> list[M]:
         merge
         for group in alike(captured, merges)
         for merge in group
-        if any(captured.module_calls[module] not in (1, len(group) * n) for module, n in _counted(captured, merge))
+        if any(captured.calls_left(module) not in (1, len(group) * n) for module, n in _counted(captured, merge))
     ]
     largest = max((len(merge.members) for merge in found), default=0)
     return [merge for merge in found if len(merge.members) == largest]

@@ -18,7 +18,7 @@ from ..layers.hooks import BEFORE
 from .exposed import check_unexposed, is_exposed
 from .finish import Finisher
 from .order import check_order
-from .rows import Part, is_chain, layers_of, parts_of
+from .rows import Part, folding, is_chain, layers_of, parts_of
 from .splice import Splicer, Written
 
 CALL = "__call__"
@@ -157,6 +157,9 @@ class Admission:
         if self.finisher.calls(members) & self.shared:
             raise NotFusable("the method around it has a layer that is called at several places, and merged for all")
         frame = self.finisher.around(members)
+        opened = below(self.captured, frame, members) | {id(frame)}
+        if any(id(each) not in opened for each in folding(self.captured, site.members)):
+            raise NotFusable("code that is not written again calls its module on constants too")
         returned = self.captured.nodes_in(frame.output)
         if any(node.users.keys() <= site.members for node in returned & site.core - {site.value}):
             raise NotFusable(f"'{frame.path}' returns a value from inside the merge, which nothing reads")

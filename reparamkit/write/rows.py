@@ -88,6 +88,7 @@ def parts_of(captured: Captured, site: Site) -> tuple[Part, ...]:
     called = [part.nodes[0] for part in parts if part.frame is None]
     ranked = not site.placed.guards or (_only_rank_guards(site.placed) and not site.placed.form.sample.open_rank)
     fitting = 1 < len(parts) > len(called) and ranked and not _read_directly(captured, called)
+    fitting = fitting and not folding(captured, row.nodes)
     fitting = fitting and all(_hands_on(captured, part, part is parts[-1]) for part in parts)
     return tuple(parts) if fitting and not _decided(captured, parts) else ()
 
@@ -138,7 +139,7 @@ def is_swap(captured: Captured, site: Site) -> bool:
     (first, *others) = site.members
     if others or first.op != "call_module" or site.replacement is None:
         return False
-    once = captured.targets[str(first.target)] == [first]
+    once = captured.targets[str(first.target)] == [first] and not folding(captured, [first])
     return once and first.args == site.replacement.inputs and not first.kwargs
 
 
@@ -186,8 +187,15 @@ def _has_flags(frame: Frame) -> bool:
 
 
 def _read_directly(captured: Captured, layers: Sequence[fx.Node]) -> bool:
-    """Whether the model's code reads a parameter of one of these modules itself."""
-    return any(place_of(layer) in captured.owners for layer in layers)
+    """Whether the model's code reads a parameter of one of these modules itself, or calls it on constants."""
+    return any(place_of(layer) in captured.owners or folding(captured, [layer]) for layer in layers)
+
+
+def folding(captured: Captured, members: Iterable[fx.Node]) -> set[Frame]:
+    """The calls whose code calls modules of these members on constants too."""
+    modules = {id(f.module) for member in members for f in captured.frame(member).stack}
+    modules |= {id(captured.module(member)) for member in members if member.op == "call_module"}
+    return {frame for module in modules for frame in captured.folded.get(module, ())}
 
 
 def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) -> bool:
