@@ -472,3 +472,108 @@ def test_a_scale_before_one_of_the_calls_is_in_no_layer_for_all(example: Tensor 
     network = build(lambda: Model(scaled_at_one_place, weight=nn.Parameter(torch.rand(4, 4, 3, 3)), **parts))
     fused = reparamkit.fuse(network, example)
     assert error(run(fused, X), run(network, X)) <= 1e-6
+
+
+# --- calls on constants ---------------------------------------------------------------------------------
+
+
+class Dora(nn.Module):
+    """A layer and a pair of low rank, their rows normalised: the pair's numbers are what it makes of unit vectors."""
+
+    def __init__(self, pair: nn.Module) -> None:
+        super().__init__()
+        self.base, self.pair, self.size = nn.Linear(6, 8), pair, nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.base.weight + self.pair(torch.eye(6)).T
+        scale = (self.size / weight.norm(dim=1)).view(1, -1)
+        return scale * (self.base(x) - self.base.bias + self.pair(x)) + self.base.bias
+
+
+class LowRank(nn.Module):
+    """A pair of layers and a factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 2, bias=False), nn.Linear(2, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.b(self.a(x))  # type: ignore[no-any-return]
+
+
+class Helping(nn.Module):
+    """Calls a layer that it is given on a constant."""
+
+    def forward(self, layer: nn.Module) -> Tensor:
+        return layer(torch.ones(1, 4, 3, 3)).mean()  # type: ignore[no-any-return]
+
+
+def low_rank_row() -> nn.Module:
+    return Dora(seq(nn.Linear(6, 2, bias=False), nn.Linear(2, 8, bias=False)))
+
+
+def position(*layers: nn.Module) -> Callable[[], nn.Module]:
+    """A table that goes through the same layers as the input."""
+
+    def make() -> nn.Module:
+        found = Model(lambda m, x: m.n(m.row(x) + m.row(m.table)), n=norm(4), row=seq(*copy.deepcopy(layers)))
+        found.table = nn.Parameter(torch.rand(1, 4, 12, 8))
+        return found
+
+    return make
+
+
+ON_CONSTANTS: dict[str, Callable[[], nn.Module]] = {"a row": low_rank_row, "a module": lambda: Dora(LowRank())}
+
+
+def tokens(*shape: int) -> Tensor:
+    return sample(shape, torch.float32)
+
+
+@pytest.mark.parametrize("make", ON_CONSTANTS.values(), ids=ON_CONSTANTS)
+@pytest.mark.parametrize("options", [{}, {"inplace": True}, {"as_graph": True}], ids=["copy", "in place", "graph"])
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_a_call_on_constants_is_arithmetic(make: Callable[[], nn.Module], options: Any, with_inputs: bool):
+    """It is no place at which a module is called, for other weights and ranks as well."""
+    net, x = build(make), tokens(2, 5, 6)
+    fused = reparamkit.fuse(copy.deepcopy(net), x if with_inputs else None, **options)
+    assert operations(fused, x) == "linear"
+    for each in (x, tokens(1, 1, 6), tokens(0, 3, 6), tokens(4, 6)):
+        torch.testing.assert_close(run(fused, each), run(net, each), rtol=1e-5, atol=1e-5)
+    other = {name: torch.rand_like(tensor) + 0.1 for name, tensor in net.state_dict().items()}
+    fused.load_state_dict(reparamkit.convert_state_dict(fused, other))
+    net.load_state_dict(other)
+    assert error(run(fused, x), run(net, x)) <= 1e-6
+
+
+def test_a_block_with_a_call_on_constants_that_is_called_twice():
+    """It is merged by itself."""
+    net = build(lambda: Model(lambda m, x: m.d(torch.relu(m.d(x)[..., :6])), d=Dora(LowRank())))
+    x = tokens(2, 5, 6)
+    fused = reparamkit.fuse(net, x)
+    assert operations(fused, x) == "linear relu linear"
+    assert error(run(fused, x), run(net, x)) <= 1e-6
+
+
+CONSTANTS_ELSEWHERE: dict[str, Callable[[], nn.Module]] = {
+    "in code that stays": model(lambda m, x: torch.relu(m.n(m.a(x))) * m.h(m.a), h=Helping()),
+    "a pool": model(
+        lambda m, x: torch.relu(m.b(m.p(x))) * m.p(m.a.weight.abs()).mean(), p=nn.AvgPool2d(2), b=conv(4, 4, 1)
+    ),
+    "a norm": model(lambda m, x: m.n(m.a(x)) * torch.relu(m.n(m.b.weight))[:1, :, :1, :1]),
+    "layers with a function between them": position(conv(4, 4, 1), nn.ReLU(), conv(4, 4, 1)),
+    "a pair with a norm": position(conv(4, 4, 1), norm(4)),
+}
+
+
+@pytest.mark.parametrize("make", CONSTANTS_ELSEWHERE.values(), ids=CONSTANTS_ELSEWHERE)
+@pytest.mark.parametrize("options", [{}, {"inplace": True}, {"objective": "launches"}], ids=str)
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_a_layer_that_code_calls_on_constants_too_does_the_same_there(
+    make: Callable[[], nn.Module], options: Any, with_inputs: bool
+):
+    """Whatever is merged beside it."""
+    net = build(make)
+    fused = reparamkit.fuse(copy.deepcopy(net), X if with_inputs else None, **options)
+    for x in (X, X[:1]):
+        assert error(run(fused, x), run(net, x)) <= 1e-6
