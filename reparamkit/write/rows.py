@@ -61,7 +61,7 @@ def row_of(captured: Captured, site: Site) -> Row | None:
     first = next(k for k, step in enumerate(placement.trail) if step.is_layer and way[k] not in site.absorbed)
     row = way[first:]
     layers = [n for n, step in zip(row, placement.trail[first:], strict=True) if step.is_layer]
-    linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row))
+    linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row)) and _are_different(captured, row)
     linked = linked and all(_shape_kept(captured, site.placed, k, node) for k, node in enumerate(row, first))
     return Row(tuple(row), tuple(layers), way[placement.position]) if linked else None
 
@@ -102,6 +102,12 @@ def layers_of(captured: Captured, site: Site) -> tuple[Part, ...]:
     if row is None or row.layers != row.nodes or is_shared(captured, site) or not is_chain(captured, site):
         return ()
     return tuple(Part((layer,)) for layer in row.layers) if site.placed and not site.placed.guards else ()
+
+
+def _are_different(captured: Captured, nodes: Sequence[fx.Node]) -> bool:
+    """Whether each of these calls is of another module, in whose place there can be another."""
+    called = [captured.module(node) for node in nodes if node.op == "call_module"]
+    return len(set(called)) == len(called)
 
 
 def _grouped(captured: Captured, nodes: Iterable[fx.Node]) -> list[Part]:
