@@ -386,6 +386,20 @@ def test_adapters_of_a_language_model(dora: bool):
     assert len(reparamkit.report(fused).merges) == 12
 
 
+@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.RMSNorm(8)], ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize("options", [{}, {"inplace": True}, {"as_graph": True}], ids=str)
+@pytest.mark.parametrize("example", [None, X])
+def test_a_norm_of_several_places_keeps_its_scale(norm: nn.Module, options: Any, example: torch.Tensor | None):
+    """Also where each of them is behind one layer, and one of them before another that could absorb it."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        return m.b(m.norm(m.a(x))) + torch.relu(m.norm(m.a(torch.relu(x))))  # type: ignore[no-any-return]
+
+    model = build(lambda: Model(body, a=nn.Linear(8, 8), b=nn.Linear(8, 8), norm=copy.deepcopy(norm)))
+    fused = reparamkit.fuse(copy.deepcopy(model), example, verify=False, **options)
+    assert error(run(fused, X), run(model, X)) <= 1e-6
+
+
 # --- norms of parameters --------------------------------------------------------------------------------
 
 

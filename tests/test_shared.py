@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -169,13 +168,12 @@ def test_what_is_alike_everywhere_is_merged(make: Callable[[], nn.Module], left:
 @both(LEFT)
 @pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
 def test_what_differs_somewhere_is_left(make: Callable[[], nn.Module], left: str, inplace: bool):
-    """It runs as before, and the report says that it is called elsewhere."""
+    """It runs as before, and the report says at how many places it is called."""
     net, wanted = build(make), run(build(make), X)
     fused = reparamkit.fuse(net, X, inplace=inplace)
     assert operations(fused, X) == left
     assert torch.equal(run(fused, X), wanted)
-    reasons = [refusal.reason for refusal in reparamkit.report(fused).refusals]
-    assert any(re.search("called at 2 places|needed elsewhere", reason) for reason in reasons)
+    assert any("called at 2 places" in refusal.reason for refusal in reparamkit.report(fused).refusals)
 
 
 def test_the_rank_of_all_calls_is_known():

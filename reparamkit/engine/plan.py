@@ -223,9 +223,12 @@ class Planner:
         separate = set(map(id, self._separate(plan)))
         found = largest([site for site in uneven(self.captured, plan.sites) if id(site) not in separate])
         for site in found:
-            calls = max(self.captured.module_calls[id(self.captured.module(m))] for m in _module_calls(site))
-            self.reading.no(site.value, f"its module is called at {calls} places: not all of them merge it alike")
+            self.reading.no(site.value, f"{self._called(site)}: not all of them merge it alike")
         return {site.merge for site in found}
+
+    def _called(self, site: Site) -> str:
+        calls = max(self.captured.module_calls[id(self.captured.module(m))] for m in _module_calls(site))
+        return f"its module is called at {calls} places"
 
     def _separate(self, plan: Selection) -> list[Site]:
         """Merges of a module that goes on being called elsewhere."""
@@ -269,6 +272,8 @@ class Planner:
     def _why_dearer(self, site: Site) -> str:
         if any(other.merge == site.merge for other, _ in _overlapping(self.plan)):
             return ADDS_WORK
+        if any(other.merge == site.merge for other in self._separate(self.plan)):
+            return f"{self._called(site)}: its numbers stay for others, and the merge would raise stored numbers"
         return ADDS_BIAS if self._within_norms(site) else ADDS_NUMBERS
 
     def _moves(self) -> Iterator[tuple[Site | None, list[tuple[set[Merge], set[fx.Node]]]]]:

@@ -87,11 +87,12 @@ def runs_once(captured: Captured, node: fx.Node) -> bool:
 
 def separable(captured: Captured, members: Collection[fx.Node], absorbed: Collection[fx.Node] = ()) -> bool:
     """Whether code can be written that merges these members and leaves the other calls of their modules, all of which
-    are in the graph.
+    are in the graph. (What is left of a norm is one for all its calls.)
     """
     shared = {n for n in members if n.op == "call_module" and captured.calls_left(id(captured.module(n))) > 1}
     known = all(len(_calls(captured, n)) == captured.calls_left(id(captured.module(n))) for n in shared)
-    return known and shared.isdisjoint(absorbed) and all(runs_once(captured, member) for member in members)
+    whole = captured.apart.keys().isdisjoint(members)
+    return known and whole and shared.isdisjoint(absorbed) and all(runs_once(captured, member) for member in members)
 
 
 def alike(captured: Captured, merges: Iterable[M]) -> list[list[M]]:

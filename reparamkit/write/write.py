@@ -362,6 +362,8 @@ class Writer:
                     # It still runs, on what it reads, where nothing is written again.
                     self.captured.watched.update(dict.fromkeys(set(node.all_input_nodes) - self.captured.constants))
                     freed = True
+                if node in gone and node.op == "call_module":
+                    self.captured.uncalled[id(self.captured.module(node))] += 1
                 self.captured.graph.erase_node(node)
         self._drop_unread()
         self.captured.moved()
