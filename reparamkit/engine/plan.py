@@ -13,7 +13,7 @@ from ..errors import NotFusable
 from ..layers.price import Cost
 from .absorb import absorbed, is_scale, leading
 from .counting import checks
-from .keep import OVERWRITTEN
+from .keep import DEARER, OVERWRITTEN
 from .options import FLOPS, STORED, Option, Options
 from .placing import Placed
 from .regions import Region
@@ -92,7 +92,7 @@ class Planner:
     def give_up(self) -> None:
         """Make no merge that overlaps."""
         for site, _ in self._shared(self.plan):
-            self.reading.no(site.value, self._why_dearer(site))
+            self._refuse_dearer(site)
         self._forbid(self.options.banned | self.overlapping, self.options.pinned)
         self.plan = self._written()
 
@@ -223,12 +223,9 @@ class Planner:
         separate = set(map(id, self._separate(plan)))
         found = largest([site for site in uneven(self.captured, plan.sites) if id(site) not in separate])
         for site in found:
-            self.reading.no(site.value, f"{self._called(site)}: not all of them merge it alike")
+            calls = max(self.captured.module_calls[id(self.captured.module(m))] for m in _module_calls(site))
+            self.reading.no(site.value, f"its module is called at {calls} places: not all of them merge it alike")
         return {site.merge for site in found}
-
-    def _called(self, site: Site) -> str:
-        calls = max(self.captured.module_calls[id(self.captured.module(m))] for m in _module_calls(site))
-        return f"its module is called at {calls} places"
 
     def _separate(self, plan: Selection) -> list[Site]:
         """Merges of a module that goes on being called elsewhere."""
@@ -265,15 +262,25 @@ class Planner:
             self._forbid(*state)
             if best is not self.plan:
                 if site is not None:
-                    self.reading.no(site.value, self._why_dearer(site))
+                    self._refuse_dearer(site)
                 return best
         return None
+
+    def _refuse_dearer(self, site: Site) -> None:
+        if not any(other.merge == site.merge for other in self._separate(self.plan)):
+            self.reading.no(site.value, self._why_dearer(site))
+            return
+        for member in _module_calls(site):
+            calls = self.captured.calls_left(id(self.captured.module(member)))
+            if calls > 1:
+                reason = f"its module is called at {calls} places, and stays for others: {DEARER} {STORED}"
+                self.reading.no(member, reason)
+                if member is not site.value:
+                    self.reading.no(site.value, f"'{self._name(member)}' beside it: {reason}")
 
     def _why_dearer(self, site: Site) -> str:
         if any(other.merge == site.merge for other, _ in _overlapping(self.plan)):
             return ADDS_WORK
-        if any(other.merge == site.merge for other in self._separate(self.plan)):
-            return f"{self._called(site)}: its numbers stay for others, and the merge would raise stored numbers"
         return ADDS_BIAS if self._within_norms(site) else ADDS_NUMBERS
 
     def _moves(self) -> Iterator[tuple[Site | None, list[tuple[set[Merge], set[fx.Node]]]]]:
