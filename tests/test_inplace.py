@@ -224,6 +224,6 @@ def test_what_a_row_leaves_in_the_code_of_a_module_stays_when_only_the_code_arou
     model = build(lambda: Model(forward, behind=Behind(), **layers))
     x = sample((2, 4, 9), torch.float32)
     wanted = run(model, x)
-    fused = reparamkit.fuse(model, inplace=True)
+    fused = reparamkit.fuse(model, inplace=True, skip="twice")
     assert len(reparamkit.report(fused).merges) == 2
     assert all(error(a, b) <= 1e-6 for a, b in zip(run(fused, x), wanted, strict=True))

@@ -339,10 +339,13 @@ def _inputs(name: str) -> dict[str, Any]:
     return {"input_ids": tokens, **more, **({} if name == "bert" else {"use_cache": False})}
 
 
-@pytest.mark.parametrize(("kind", "options"), [("Lora", {"r": 2}), ("Lora", {"r": 2, "use_rslora": True}), ("IA3", {})])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("Lora", {"r": 2}), ("Lora", {"r": 2, "use_rslora": True}), ("Lora", {"r": 2, "use_dora": True}), ("IA3", {})],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_adapters(kind: str, options: dict[str, Any]):
-    """LoRA, rsLoRA and IA3 of peft disappear: convolutions and linear layers as many as before they were added."""
+    """LoRA, rsLoRA, DoRA and IA3 of peft disappear: there are as many layers as before they were added."""
     peft = pytest.importorskip("peft", reason="peft is not installed")
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.Flatten(2), nn.Linear(9, 4)).eval()
@@ -359,6 +362,42 @@ def test_adapters(kind: str, options: dict[str, Any]):
     report = reparamkit.report(fused)
     assert report.before.ops > report.after.ops == reparamkit.explain(plain, x).before.ops
     assert error(run(fused, x), run(wide(model), x.double())) < 1e-6
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_of_a_language_model(dora: bool):
+    """They disappear, and the layers that they are beside absorb the norms before them, in a moment."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model("llama", **DECODER)
+    plain = randomize(transformers.AutoModelForCausalLM.from_config(config))
+    options = peft.LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], r=2, use_dora=dora)
+    model = peft.get_peft_model(plain, options).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape) / 10)
+    kwargs = {"input_ids": torch.randint(0, 50, (2, 7)), "use_cache": False}
+    fused = reparamkit.fuse(model, example_kwargs=kwargs)
+    assert error(fused(**kwargs).logits, model(**kwargs).logits) < 1e-5
+    assert not any(".lora_A." in name for name, _ in fused.named_parameters())
+    assert len(reparamkit.report(fused).merges) == 12
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.RMSNorm(8)], ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize("options", [{}, {"inplace": True}, {"as_graph": True}], ids=str)
+@pytest.mark.parametrize("example", [None, X])
+def test_a_norm_of_several_places_keeps_its_scale(norm: nn.Module, options: Any, example: torch.Tensor | None):
+    """Also where each of them is behind one layer, and one of them before another that could absorb it."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        return m.b(m.norm(m.a(x))) + torch.relu(m.norm(m.a(torch.relu(x))))  # type: ignore[no-any-return]
+
+    model = build(lambda: Model(body, a=nn.Linear(8, 8), b=nn.Linear(8, 8), norm=copy.deepcopy(norm)))
+    fused = reparamkit.fuse(copy.deepcopy(model), example, verify=False, **options)
+    assert error(run(fused, X), run(model, X)) <= 1e-6
 
 
 # --- norms of parameters --------------------------------------------------------------------------------

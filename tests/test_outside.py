@@ -364,6 +364,72 @@ def test_code_that_packs_lists_into_lists_is_followed_in_a_moment():
     assert sum(isinstance(each, Group) for each in uses._made.values()) < 20
 
 
+def every(*functions: Any) -> Any:
+    def run_all(x: Any) -> Any:
+        return [function(x) for function in functions]
+
+    return run_all
+
+
+def first_of(*functions: Any) -> Any:
+    def run_first(x: Any) -> Any:
+        return functions[0](x)
+
+    return run_first
+
+
+def closed_over(self: Any, x: Tensor) -> Tensor:
+    found = every(self.a)
+    found = every(first_of(found, every(first_of(found))), first_of(every(found, first_of(found))))
+    for _ in range(9):
+        found = first_of(every(found, first_of(found)), found)
+    found([found, self.blocks])
+    return self.a(x)
+
+
+def test_functions_that_call_functions_are_followed_so_far():
+    """However deep they are in each other, it takes a moment, and what they call counts as used."""
+    uses = Following()
+    uses.follow(build(lambda: Branching(closed_over)))
+    assert len(uses.called) == 2
+
+
+class Inside(Pair):
+    """Has a method and an attribute."""
+
+    factor = 2.0
+
+    def total(self) -> Tensor:
+        return self.conv.weight.sum()  # type: ignore[no-any-return]
+
+
+class Wrapping(nn.Module):
+    """Has what is inside by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = Inside()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inside, name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inside(x)
+        return y * self.factor if y.sum() > 0 else y
+
+
+def test_a_wrapper_has_one_attribute_by_one_name():
+    """What it finds inside by a name is no other method of what is inside."""
+    model = build(Wrapping)
+    fused = reparamkit.fuse(model, X)
+    assert len(reparamkit.report(fused).merges) == 1
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-6
+
+
 class Calling(nn.Module):
     """A call of it may leave out the norm, and an activation."""
 

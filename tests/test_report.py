@@ -364,26 +364,6 @@ def test_a_reason_names_a_merged_layer_by_what_it_is_and_where():
         assert "only=" not in reasons
 
 
-class Again(nn.Module):
-    """Two layers, and one norm behind both."""
-
-    def __init__(self, channels: int = 4):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
-        self.norm = nn.BatchNorm2d(channels)
-
-    def forward(self, x):
-        return self.norm(self.b(self.norm(self.a(x)).relu())).relu()
-
-
-def test_a_reason_of_a_neighbour_names_it():
-    """It is the norm that is called twice, not the layers."""
-    found = reparamkit.report(reparamkit.fuse(Again().eval(), torch.randn(2, 4, 6, 6)))
-    reasons = {refusal.path: refusal.reason for refusal in found.refusals}
-    assert reasons["norm"].startswith("its module is called at 2 places")
-    assert reasons["a"].startswith("'norm' beside it: its module is called at 2 places")
-
-
 def test_a_graph_rule_prints_no_flops_of_what_has_no_price():
     with reparamkit.rules.restored():
 

@@ -104,6 +104,7 @@ class Captured:
         identity) that code calls for nothing, which the graph does not show any more, each with the call of that code.
     unneeded: per value the methods that read it for nothing, which the graph does not show either.
     uncalled: how often each module (by identity) was called so by code that is written again, and calls it no more.
+    folded: per module (by identity) the code that calls it on constants, where the graph has arithmetic.
     opened: calls (by identity) that are made no more, as their code is part of other code.
     times: how often a run of the model runs this graph. why: it is not part of the graph around it.
     apart: per node that has the value of a call, what there was before the call was taken apart.
@@ -124,13 +125,14 @@ class Captured:
     changed: Changed
     stored: set[fx.Node] = field(default_factory=set)
     held: dict[str, Any] = field(default_factory=dict)
-    attributes: Mapping[str, Sequence[Frame]] = field(default_factory=dict)
+    attributes: dict[str, list[Frame]] = field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     constants: set[fx.Node] = field(default_factory=set)
     watched: dict[fx.Node, object] = field(default_factory=dict)
     unread: list[tuple[int, Frame]] = field(default_factory=list)
     unneeded: dict[fx.Node, set[Method]] = field(default_factory=dict)
     uncalled: Counter[int] = field(default_factory=Counter)
+    folded: dict[int, list[Frame]] = field(default_factory=dict)
     opened: set[int] = field(default_factory=set)
     times: int = 1
     why: str = ""
@@ -140,7 +142,7 @@ class Captured:
     lists: set[str] = field(default_factory=set)
     absent: Mapping[str, Set[int | str]] = field(default_factory=dict)
     guessed: bool = False
-    callers: Mapping[str, Sequence[Frame]] = field(default_factory=dict)
+    callers: dict[str, list[Frame]] = field(default_factory=dict)
     ranks_vary: bool = False
     overwritten: Set[str] = frozenset()
     finite: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
@@ -175,7 +177,41 @@ class Captured:
         """How often each module object is called, as a node or as a frame (by identity)."""
         calls = Counter([*(id(frame.module) for frame in self.frames), *(module for module, _ in self.unread)])
         calls.update(id(self.module(n)) for n in self.graph.nodes if n.op == "call_module")
+        calls.update({module: len(frames) for module, frames in self.folded.items()})
         return calls
+
+    def calls_left(self, module: int) -> int:
+        """How often a module (by identity) is called on what is no constant."""
+        return self.module_calls[module] - len(self.folded.get(module, ()))
+
+    def open_call(self, frame: Frame) -> None:
+        """Let the code of a call on constants be of the code around it."""
+        around, inside = frame.parent, {frame, *self.called_in[frame]}
+        assert around is not None
+        for node in self.made_in[frame]:
+            node.meta["frame"] = around
+        for each in inside:
+            self.folded.setdefault(id(each.module), []).append(around)
+            around.asks, around.ranks = around.asks or each.asks, around.ranks or each.ranks
+            around.lists |= each.lists
+            around.codes |= each.codes
+        self.frames = [each for each in self.frames if each not in inside]
+        for table in (self.attributes, self.callers):
+            table.update({path: [around if f in inside else f for f in frames] for path, frames in table.items()})
+        del self.called_in
+        self.forget()
+
+    def fold(self, call: fx.Node, result: fx.Node, nodes: Iterable[fx.Node]) -> None:
+        """Nodes that read the parameters of a module stand for a call of it on constants."""
+        around = self.frame(call)
+        self.folded.setdefault(id(self.module(call)), []).append(around)
+        for node in nodes:
+            if node.op == "get_attr":
+                self.attributes.setdefault(str(node.target), []).append(around)
+        self.replaced[call] = result
+        call.replace_all_uses_with(result, propagate_meta=False)
+        self.graph.erase_node(call)
+        self.forget()
 
     @cached_property
     def parameter_uses(self) -> Counter[int]:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten
 from ..errors import CaptureError, InvalidInputError
 from .capture import Captured, Inputs, capture, know_sizes, run, why_not
 from .changing import Changing
+from .folding import fold_calls
 from .tracer import GoingOn, Opaque
 from .undone import undone
 
@@ -115,7 +116,8 @@ class _Part:
         failures = 0
         while True:
             try:
-                return capture(self.model, self.path, self.inputs, self.is_leaf, self.opaque, self.changing)
+                found = capture(self.model, self.path, self.inputs, self.is_leaf, self.opaque, self.changing)
+                return fold_calls(found)
             except CaptureError as error:
                 where = self.path if error.path is None else error.path
                 self.reasons[where] = str(error)
@@ -195,6 +197,7 @@ def _shared(around: _Part, captured: Captured, inputs: Inputs) -> Iterator[Captu
         if given and all(_alike(given[0], each) for each in given[1:]):
             with suppress(CaptureError):
                 part = capture(around.model, path, given[0], around.is_leaf, {}, around.changing, sized=False)
+                part = fold_calls(part)
                 part.times, part.why = len(found), f"it is called {len(found)} times in a run"
                 know_sizes(part, repeated[path], [each for each, _ in found])
                 yield part

@@ -58,7 +58,15 @@ def _kind(captured: Captured, node: fx.Node) -> object | None:
 
 
 def _stays_whole(captured: Captured, scope: Scope, node: fx.Node) -> str | None:
-    return WATCHED if watched(captured, node) else scope.refusal(node) or _read_by_code(captured, node)
+    return WATCHED if watched(captured, node) else scope.refusal(node) or _needed_whole(captured, node)
+
+
+def _needed_whole(captured: Captured, node: fx.Node) -> str | None:
+    """Why other code needs a norm module as it is, or None."""
+    calls = captured.calls_left(id(captured.module(node))) if node.op == "call_module" else 1
+    if calls > 1:
+        return f"its module is called at {calls} places: a merge would change all of them"
+    return _read_by_code(captured, node)
 
 
 def _read_by_code(captured: Captured, node: fx.Node) -> str | None:

@@ -13,12 +13,12 @@ from ..errors import NotFusable
 from ..layers.price import Cost
 from .absorb import absorbed, is_scale, leading
 from .counting import checks
-from .keep import OVERWRITTEN
+from .keep import DEARER, OVERWRITTEN
 from .options import FLOPS, STORED, Option, Options
 from .placing import Placed
 from .regions import Region
 from .scope import name_of, place_of
-from .sharing import uneven
+from .sharing import largest, separable, uneven
 from .site import Merge, Rejected, Site
 
 MAX_TRIES = 200
@@ -92,7 +92,7 @@ class Planner:
     def give_up(self) -> None:
         """Make no merge that overlaps."""
         for site, _ in self._shared(self.plan):
-            self.reading.no(site.value, self._why_dearer(site))
+            self._refuse_dearer(site)
         self._forbid(self.options.banned | self.overlapping, self.options.pinned)
         self.plan = self._written()
 
@@ -220,11 +220,17 @@ class Planner:
 
     def _check_even(self, plan: Selection) -> set[Merge]:
         """Merges of a module that is called at several places, which not all of them merge alike."""
-        found = uneven(self.captured, plan.sites)
+        separate = set(map(id, self._separate(plan)))
+        found = largest([site for site in uneven(self.captured, plan.sites) if id(site) not in separate])
         for site in found:
             calls = max(self.captured.module_calls[id(self.captured.module(m))] for m in _module_calls(site))
             self.reading.no(site.value, f"its module is called at {calls} places: not all of them merge it alike")
         return {site.merge for site in found}
+
+    def _separate(self, plan: Selection) -> list[Site]:
+        """Merges of a module that goes on being called elsewhere."""
+        found = uneven(self.captured, plan.sites)
+        return [site for site in found if separable(self.captured, site.members, site.absorbed)]
 
     def _check_writes(self, plan: Selection) -> set[Merge]:
         """Merges that take in a write into what they read, where others go on reading what was written."""
@@ -256,9 +262,21 @@ class Planner:
             self._forbid(*state)
             if best is not self.plan:
                 if site is not None:
-                    self.reading.no(site.value, self._why_dearer(site))
+                    self._refuse_dearer(site)
                 return best
         return None
+
+    def _refuse_dearer(self, site: Site) -> None:
+        if not any(other.merge == site.merge for other in self._separate(self.plan)):
+            self.reading.no(site.value, self._why_dearer(site))
+            return
+        for member in _module_calls(site):
+            calls = self.captured.calls_left(id(self.captured.module(member)))
+            if calls > 1:
+                reason = f"its module is called at {calls} places, and stays for others: {DEARER} {STORED}"
+                self.reading.no(member, reason)
+                if member is not site.value:
+                    self.reading.no(site.value, f"'{self._name(member)}' beside it: {reason}")
 
     def _why_dearer(self, site: Site) -> str:
         if any(other.merge == site.merge for other, _ in _overlapping(self.plan)):
@@ -284,8 +302,10 @@ class Planner:
         """Merges with pieces or parameters that are not theirs alone; and these pieces."""
         found = dict.fromkeys(site.merge for site, _ in _overlapping(plan))
         yield from _overlapping(plan)
+        separate = {site.merge for site in self._separate(plan)}
         for site in plan.sites:
-            if site.merge not in found and self.options.prices.staying(site.members - plan.needed | {site.value}):
+            stays = self.options.prices.staying(site.members - plan.needed | {site.value}) or site.merge in separate
+            if site.merge not in found and stays:
                 yield site, []
             if (norms := self._within_norms(site)) and self._excess(plan).stored > 0:
                 yield site, sorted(norms, key=lambda n: n.name)
@@ -304,10 +324,25 @@ class Planner:
         gone = set[fx.Node]().union(*(site.members for site in plan.sites)) - stay
         stored = plan.price.stored + self.options.prices.staying(gone)
         stored += sum(self.options.prices.repeated(site.members) for site in plan.sites)
+        left, kept = self._left_to_others(plan, stay)
+        stored += kept
         rows = [site for site in plan.sites if not self._within_norms(site)]
-        own = gone & set[fx.Node]().union(*(site.members for site in rows))
+        own = gone & set[fx.Node]().union(*(site.members for site in rows)) - left
         stored -= self.options.added_bias((site.placed for site in rows), own)
         return Excess(-round(sum(self._saved(plan))), stored - self.original.stored)
+
+    def _left_to_others(self, plan: Selection, stay: Set[fx.Node]) -> tuple[set[fx.Node], int]:
+        """The calls that go of modules that other calls need, and how many more numbers there are than the calls were
+        said to save: each counts all numbers of its module.
+        """
+        members = [m for site in self._separate(plan) for m in site.members if m.op == "call_module"]
+        left, kept = set[fx.Node](), 0
+        for module in {self.captured.module(member): None for member in members}:
+            calls = [n for n in self.region if n.op == "call_module" and self.captured.module(n) is module]
+            staying = [n for n in calls if n in stay]
+            kept += (len(calls) - max(1, len(staying))) * self.options.prices.stored(calls[0])
+            left |= set(calls) if staying else set()
+        return left, kept
 
     @property
     def sites(self) -> list[Site]:

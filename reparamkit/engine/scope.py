@@ -30,7 +30,7 @@ from ..sourcecode.methods import called_by_methods, read_by_methods, ways_of_met
 from ..sourcecode.parse import forward_of
 from .arithmetic import dtype_of
 from .held import held_by_objects
-from .sharing import evenly_partnered, read_one_value
+from .sharing import evenly_partnered, read_one_value, runs_once
 
 Ways = Mapping[str, frozenset[Way]]
 """Per path that the code of a method calls, in which branches it does."""
@@ -60,7 +60,7 @@ class Scope:
 
     def refusal(self, node: fx.Node, together: bool = False) -> str | None:
         """Why this node may not be part of a merge, or None. together: whether the merge takes either none or all calls
-        of a module that read one value.
+        of a module that read one value, and leaves the module to other calls.
         """
         return (
             self._not_chosen(node)
@@ -99,8 +99,9 @@ class Scope:
         several = [m for m in modules if self.captured.module_calls[id(m)] > 1]
         counted = [m for m in several if m is modules[0] or _has_state(m)]
         calls = max((self.captured.module_calls[id(m)] for m in counted), default=1)
-        alone = calls > 1 and not evenly_partnered(self.captured, node)
-        if alone and not (together and read_one_value(self.captured, node)):
+        left = max((self.captured.calls_left(id(m)) for m in counted), default=1)
+        alone = left > 1 and not evenly_partnered(self.captured, node)
+        if alone and not (together and (read_one_value(self.captured, node) or runs_once(self.captured, node))):
             return f"its module is called at {calls} places: a merge would change all of them"
         traced = (calls + self.captured.uncalled[id(modules[-1])]) * self.captured.times
         run = self.calls.get(str(node.target), traced)

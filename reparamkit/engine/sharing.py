@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from torch import fx
@@ -61,19 +61,38 @@ def _previous(captured: Captured, node: fx.Node) -> int | None:
 
 def is_shared(captured: Captured, merge: Merge) -> bool:
     """Whether it takes in a module that is called elsewhere too."""
-    return any(captured.module_calls[module] > n for module, n in _counted(captured, merge))
+    return any(captured.calls_left(module) > n for module, n in _counted(captured, merge))
 
 
-def uneven(captured: Captured, merges: Sequence[M]) -> list[M]:
-    """The largest of those `merges` that take in a module which another place merges otherwise, or not at all."""
-    found = [
+def uneven(captured: Captured, merges: Iterable[M]) -> list[M]:
+    """Those `merges` that take in a module which another place merges otherwise, or not at all."""
+    return [
         merge
         for group in alike(captured, merges)
         for merge in group
-        if any(captured.module_calls[module] not in (1, len(group) * n) for module, n in _counted(captured, merge))
+        if any(captured.calls_left(module) not in (1, len(group) * n) for module, n in _counted(captured, merge))
     ]
-    largest = max((len(merge.members) for merge in found), default=0)
-    return [merge for merge in found if len(merge.members) == largest]
+
+
+def largest(merges: Sequence[M]) -> list[M]:
+    """Those of most members."""
+    most = max((len(merge.members) for merge in merges), default=0)
+    return [merge for merge in merges if len(merge.members) == most]
+
+
+def runs_once(captured: Captured, node: fx.Node) -> bool:
+    """Whether the code that makes a node is run by one call, so that it may call another layer than other code does."""
+    return captured.times == 1 and all(captured.module_calls[id(f.module)] == 1 for f in captured.frame(node).stack)
+
+
+def separable(captured: Captured, members: Collection[fx.Node], absorbed: Collection[fx.Node] = ()) -> bool:
+    """Whether code can be written that merges these members and leaves the other calls of their modules, all of which
+    are in the graph. (What is left of a norm is one for all its calls.)
+    """
+    shared = {n for n in members if n.op == "call_module" and captured.calls_left(id(captured.module(n))) > 1}
+    known = all(len(_calls(captured, n)) == captured.calls_left(id(captured.module(n))) for n in shared)
+    whole = captured.apart.keys().isdisjoint(members)
+    return known and whole and shared.isdisjoint(absorbed) and all(runs_once(captured, member) for member in members)
 
 
 def alike(captured: Captured, merges: Iterable[M]) -> list[list[M]]:

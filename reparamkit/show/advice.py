@@ -86,8 +86,8 @@ TABLE = (
         "shared",
         "used at several places",
         "give each place a module of its own (copy.deepcopy) before fusing",
-        r"called at \S+ places|times in a run|times inside a module|tied to another|read elsewhere|in use elsewhere"
-        r"|was traced apart|is cut through|code of the model reads"
+        r"called at \S+ places|on constants too|times in a run|times inside a module|tied to another|read elsewhere"
+        r"|in use elsewhere|was traced apart|is cut through|code of the model reads"
         r"|could leave it none",
     ),
     Advice(

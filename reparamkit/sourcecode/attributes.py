@@ -26,6 +26,7 @@ from .values import (
     elements,
     one,
     tensors_of,
+    text,
     union,
 )
 
@@ -101,6 +102,11 @@ class Attributes:
             return self.listed(module, name)
         return self._of_object(module, name, listed)
 
+    def member(self, module: nn.Module, name: str) -> Value:
+        """What torch's own ``__getattr__`` finds."""
+        tables = (module._modules, module._parameters, module._buffers)
+        return union(self._member(module, table[name], "") for table in tables if name in table)
+
     def _member(self, module: nn.Module, found: Part | None, listed: str) -> Value:
         if isinstance(found, Tensor):
             # It may be looked at for its size, which a merge may change as well.
@@ -122,7 +128,7 @@ class Attributes:
             self.uses.note(thing, listed)
         held = getattr(thing, "__dict__", {}).get(name)
         if held is None and found is None:
-            return self.special(one(thing, listed), "__getattr__")
+            return self.special(one(thing, listed), "__getattr__", given=text(name))
         return one(held, listed)
 
     def elements(self, value: Value) -> Value:
@@ -134,13 +140,16 @@ class Attributes:
         names = [NAMES[type(each)] for each in operators if type(each) in NAMES]
         return self.special(value, *(f"__{side}{name}__" for name in names for side in ("", "r", "i")))
 
-    def special(self, value: Value, *names: str) -> Value:
-        """What methods of these names give that Python calls by itself, if there are some that are not torch's."""
+    def special(self, value: Value, *names: str, given: Value | None = None) -> Value:
+        """What methods of these names give that Python calls by itself, if there are some that are not torch's. given:
+        the argument, if it is known.
+        """
+        args = [] if given is None else [given]
         found: Value = {}
         for item in list(value.values()):
             cls = type(item.thing)
             for name in methods_of(cls).intersection(names) if not isinstance(item.thing, NOT_SPECIAL) else ():
-                found.update(self.method(item, inspect.getattr_static(cls, name), []))
+                found.update(self.method(item, inspect.getattr_static(cls, name), args))
         return found
 
     def method(

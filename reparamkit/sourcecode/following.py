@@ -28,7 +28,9 @@ from .values import (
     elements,
     one,
     tensors_of,
+    text_in,
     union,
+    words_in,
 )
 from .variables import UNKNOWN, Variables
 
@@ -55,9 +57,10 @@ def _makes_pairs(node: ast.AST) -> bool:
 
 @dataclass(eq=False)
 class Code(Variables):
-    """The code of one call. own: its first argument."""
+    """The code of one call. own: its first argument. words: parameters that are a known name."""
 
     own: Value = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def things(self) -> Attributes:
@@ -67,6 +70,8 @@ class Code(Variables):
     def run(self, tree: Function, args: list[Value], kwargs: Mapping[str, Value]) -> None:
         """Follow the body until no variable can be more than it was."""
         self.own = args[0] if args else {}
+        self.words = words_in(tree, args)
+        args = [{} if text_in(value) else value for value in args]
         self.bind_arguments(tree.args, args, kwargs)
         before = -1
         while before < (before := self.known()):
@@ -133,7 +138,7 @@ class Code(Variables):
         before = self.known()
         self.bind_arguments(inner.tree.args, args, kwargs)
         if self.known() > before:
-            self._follow_inner(inner)
+            self.uses.follow_inside(partial(self._follow_inner, inner), union([*args, *kwargs.values()]))
 
     def _match(self, pattern: ast.pattern, value: Value) -> None:
         """A value, or what is in it, gets the names of a pattern."""
@@ -292,6 +297,12 @@ class Code(Variables):
             self.uses.use(union([*args, *kwargs.values()]))
         return union(self._called(node, item, args, kwargs) for item in list(callees.values()))
 
+    def _word(self, node: ast.AST | None) -> str | None:
+        """The name that an expression is, if it is known."""
+        if isinstance(node, ast.Name):
+            return self.words.get(node.id)
+        return str(node.value) if isinstance(node, ast.Constant) else None
+
     def _called(self, node: ast.Call, item: Item, args: list[Value], kwargs: dict[str, Value]) -> Value:
         thing, given = item.thing, union([*args, *kwargs.values()])
         if isinstance(thing, nn.Module):
@@ -324,6 +335,8 @@ class Code(Variables):
             name = str(getattr(function, "__name__", ""))
             if not is_torchs(function):
                 return self.things.method(Item(owner), function, args, kwargs)
+            if name == "__getattr__" and len(node.args) == 1 and (word := self._word(node.args[0])) is not None:
+                return self.things.member(owner, word)
             self.uses.use(given if name != "apply" else {**given, **one(owner)})
             if name in CHILDREN | TENSORS | MODULES:
                 return self.things.listed(owner, name)
@@ -373,8 +386,8 @@ class Code(Variables):
     def _getattr(self, node: ast.Call, owner: Value) -> Value:
         name = node.args[1] if len(node.args) > 1 else None
         default = self.value(node.args[2]) if len(node.args) > 2 else {}
-        if isinstance(name, ast.Constant):
-            return {**default, **union(self.things.get(item, str(name.value)) for item in list(owner.values()))}
+        if (word := self._word(name)) is not None:
+            return {**default, **union(self.things.get(item, word) for item in list(owner.values()))}
         found = [(item, each) for item in list(owner.values()) for each in methods_of(type(item.thing))]
         named = [(item, each) for item, each in found if not each.startswith("__")]
         return {**default, **elements(owner), **union(self.things.get(item, each) for item, each in named)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType
 
@@ -119,6 +119,15 @@ class Uses:
     ) -> None:
         """Follow the code of a function; `result` receives what it may return."""
         raise NotImplementedError
+
+    def follow_inside(self, follow: Callable[[], None], given: Value) -> None:
+        """A call of a function inside another, which counts as any call. given: what it gets."""
+        if self._depth >= DEEPEST or self._runs >= MOST:
+            self.use(given)
+            return
+        self._depth, self._runs = self._depth + 1, self._runs + 1
+        follow()
+        self._depth -= 1
 
     def _key(self, function: object, given: list[tuple[str, Value]]) -> object:
         """What tells a call from others: containers that the code makes, each time anew, tell it only a few times."""

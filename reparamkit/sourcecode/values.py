@@ -79,6 +79,26 @@ def one(thing: object, listed: str = "") -> Value:
     return {} if _is_closed(thing) or isinstance(thing, PLAIN) else {(id(thing), listed): Item(thing, listed)}
 
 
+def text(word: str) -> Value:
+    """The name that ``__getattr__`` is given. No other value is a text."""
+    return {(hash(word), ""): Item(word)}
+
+
+def text_in(value: Value) -> str | None:
+    """The name that a value is, if it is known to be one."""
+    return next((item.thing for item in value.values() if isinstance(item.thing, str)), None)
+
+
+def words_in(tree: Function, args: Iterable[Value]) -> dict[str, str]:
+    """The parameters of a function that are a known name throughout."""
+    own = [each.arg for each in (*tree.args.posonlyargs, *tree.args.args)]
+    found = {name: word for name, value in zip(own, args, strict=False) if (word := text_in(value))}
+    nodes = list(ast.walk(tree)) if found else []
+    set_again = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    arguments = [node.arg for node in nodes if isinstance(node, ast.arg)]
+    return {name: word for name, word in found.items() if name not in set_again and arguments.count(name) == 1}
+
+
 def _is_closed(thing: object) -> bool:
     """Whether an object can be asked for nothing, as what stands for a package that is missing."""
     try:

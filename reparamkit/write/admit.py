@@ -11,14 +11,14 @@ from torch import fx, nn
 from ..capture.capture import Captured
 from ..capture.tracer import Frame, Method
 from ..engine.scope import below, broken_methods, called_plainly, code_around, place_of, watched
-from ..engine.sharing import alike, is_shared
+from ..engine.sharing import alike, is_shared, separable, uneven
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE
 from .exposed import check_unexposed, is_exposed
 from .finish import Finisher
 from .order import check_order
-from .rows import Part, is_chain, layers_of, parts_of
+from .rows import Part, folding, is_chain, layers_of, parts_of
 from .splice import Splicer, Written
 
 CALL = "__call__"
@@ -31,7 +31,8 @@ class Admission:
     """Of the sites of one model. as_graph: no code is written. chains: values (by identity) of rows of modules, for
     which no method is written again. shared: their modules (by identity) that are called at several places. spread: per
     value (by identity) of a row of calls whose own code has members in it, these calls; the code around them stays.
-    exposed: scales whose value the code around them may use otherwise.
+    exposed: scales whose value the code around them may use otherwise. separate: values (by identity) of merges that
+    leave a module to other calls.
     """
 
     captured: Captured
@@ -43,6 +44,7 @@ class Admission:
     shared: set[int] = field(default_factory=set)
     spread: dict[int, tuple[Part, ...]] = field(default_factory=dict)
     exposed: set[fx.Node] = field(default_factory=set)
+    separate: set[int] = field(default_factory=set)
 
     @cached_property
     def _has_calls(self) -> bool:
@@ -58,7 +60,8 @@ class Admission:
         if self.as_graph:
             return list(sites)
         able = [site for site in sites if self._admit_scales(site)]
-        rows = [site for site in able if is_chain(self.captured, site)]
+        self.separate |= {id(site.value) for site in uneven(self.captured, sites)}
+        rows = [s for s in able if is_chain(self.captured, s) and id(s.value) not in self.separate]
         known = {id(row) for row in rows}
         others = [site for site in able if id(site) not in known]
         spread = [site for site in others if self._in_method(site) and self._spread(site)]
@@ -152,11 +155,14 @@ class Admission:
     def _check(self, site: Site, members: Collection[fx.Node]) -> None:
         """Raises `NotFusable` if the method around some members of a site cannot be written again."""
         self._check_hooks(set(members) - carrying(self.captured, site))
-        if is_shared(self.captured, site):
+        if is_shared(self.captured, site) and not separable(self.captured, site.members, site.absorbed):
             raise NotFusable("its module is called at several places, and a method would have to be written again")
         if self.finisher.calls(members) & self.shared:
             raise NotFusable("the method around it has a layer that is called at several places, and merged for all")
         frame = self.finisher.around(members)
+        opened = below(self.captured, frame, members) | {id(frame)}
+        if any(id(each) not in opened for each in folding(self.captured, site.members)):
+            raise NotFusable("code that is not written again calls its module on constants too")
         returned = self.captured.nodes_in(frame.output)
         if any(node.users.keys() <= site.members for node in returned & site.core - {site.value}):
             raise NotFusable(f"'{frame.path}' returns a value from inside the merge, which nothing reads")

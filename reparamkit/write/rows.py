@@ -61,7 +61,7 @@ def row_of(captured: Captured, site: Site) -> Row | None:
     first = next(k for k, step in enumerate(placement.trail) if step.is_layer and way[k] not in site.absorbed)
     row = way[first:]
     layers = [n for n, step in zip(row, placement.trail[first:], strict=True) if step.is_layer]
-    linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row))
+    linked = all(set(a.users) == {b} for a, b in itertools.pairwise(row)) and _are_different(captured, row)
     linked = linked and all(_shape_kept(captured, site.placed, k, node) for k, node in enumerate(row, first))
     return Row(tuple(row), tuple(layers), way[placement.position]) if linked else None
 
@@ -88,6 +88,7 @@ def parts_of(captured: Captured, site: Site) -> tuple[Part, ...]:
     called = [part.nodes[0] for part in parts if part.frame is None]
     ranked = not site.placed.guards or (_only_rank_guards(site.placed) and not site.placed.form.sample.open_rank)
     fitting = 1 < len(parts) > len(called) and ranked and not _read_directly(captured, called)
+    fitting = fitting and not folding(captured, row.nodes)
     fitting = fitting and all(_hands_on(captured, part, part is parts[-1]) for part in parts)
     return tuple(parts) if fitting and not _decided(captured, parts) else ()
 
@@ -101,6 +102,12 @@ def layers_of(captured: Captured, site: Site) -> tuple[Part, ...]:
     if row is None or row.layers != row.nodes or is_shared(captured, site) or not is_chain(captured, site):
         return ()
     return tuple(Part((layer,)) for layer in row.layers) if site.placed and not site.placed.guards else ()
+
+
+def _are_different(captured: Captured, nodes: Sequence[fx.Node]) -> bool:
+    """Whether each of these calls is of another module, in whose place there can be another."""
+    called = [captured.module(node) for node in nodes if node.op == "call_module"]
+    return len(set(called)) == len(called)
 
 
 def _grouped(captured: Captured, nodes: Iterable[fx.Node]) -> list[Part]:
@@ -138,7 +145,7 @@ def is_swap(captured: Captured, site: Site) -> bool:
     (first, *others) = site.members
     if others or first.op != "call_module" or site.replacement is None:
         return False
-    once = captured.targets[str(first.target)] == [first]
+    once = captured.targets[str(first.target)] == [first] and not folding(captured, [first])
     return once and first.args == site.replacement.inputs and not first.kwargs
 
 
@@ -188,8 +195,15 @@ def _has_flags(frame: Frame) -> bool:
 
 
 def _read_directly(captured: Captured, layers: Sequence[fx.Node]) -> bool:
-    """Whether the model's code reads a parameter of one of these modules itself."""
-    return any(place_of(layer) in captured.owners for layer in layers)
+    """Whether the model's code reads a parameter of one of these modules itself, or calls it on constants."""
+    return any(place_of(layer) in captured.owners or folding(captured, [layer]) for layer in layers)
+
+
+def folding(captured: Captured, members: Iterable[fx.Node]) -> set[Frame]:
+    """The calls whose code calls modules of these members on constants too."""
+    modules = {id(f.module) for member in members for f in captured.frame(member).stack}
+    modules |= {id(captured.module(member)) for member in members if member.op == "call_module"}
+    return {frame for module in modules for frame in captured.folded.get(module, ())}
 
 
 def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) -> bool:

@@ -14,7 +14,7 @@ from ..capture.guards import is_guard
 from ..engine.dead import Calls, handed
 from ..engine.norms import join
 from ..engine.scope import place_of, watched
-from ..engine.sharing import alike, uneven
+from ..engine.sharing import alike, largest, uneven
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
@@ -115,7 +115,9 @@ class Writer:
         scales = {scale for site in writable for scale in site.scales}
         absorbed = {node for site in writable for node in site.absorbed}
         copies = self._skip(scales, absorbed)
-        written = [one for group in alike(self.captured, writable) for one in self._write_alike(group)]
+        separate = [site for site in writable if id(site.value) in self.admission.separate]
+        groups = [*alike(self.captured, [site for site in writable if site not in separate]), *([s] for s in separate)]
+        written = [one for group in groups for one in self._write_alike(group)]
         written = self._whole(sites, written)
         for one in written:
             self.splicer.commit(one)
@@ -127,11 +129,15 @@ class Writer:
 
     def _even(self, sites: list[Site]) -> list[Site]:
         """Leave out merges of a module that is called at other places too, where it could not be written."""
-        while found := {site.merge for site in uneven(self.captured, sites)}:
+        while found := {site.merge for site in largest(self._uneven(sites))}:
             for value, _ in found:
                 self.refuse(value, "its module is called at several places: not all of them can be written")
             sites = [site for site in sites if site.merge not in found]
         return sites
+
+    def _uneven(self, sites: list[Site]) -> list[Site]:
+        found = [] if self.as_graph else uneven(self.captured, sites)
+        return [site for site in found if id(site.value) not in self.admission.separate]
 
     def _write_alike(self, group: list[Site]) -> list[Written]:
         """Write sites that merge the same modules, all or none: one layer serves them all."""
@@ -356,6 +362,8 @@ class Writer:
                     # It still runs, on what it reads, where nothing is written again.
                     self.captured.watched.update(dict.fromkeys(set(node.all_input_nodes) - self.captured.constants))
                     freed = True
+                if node in gone and node.op == "call_module":
+                    self.captured.uncalled[id(self.captured.module(node))] += 1
                 self.captured.graph.erase_node(node)
         self._drop_unread()
         self.captured.moved()
@@ -378,10 +386,9 @@ class Writer:
 
 def _units(captured: Captured, sites: Sequence[Site]) -> list[list[Site]]:
     """Sites that share members or modules together, in program order: they are proved against the same layers."""
-    shared = nx.Graph([(number, member) for number, site in enumerate(sites) for member in site.members])
-    numbers = {site.value: number for number, site in enumerate(sites)}
-    for group in alike(captured, sites):
-        nx.add_path(shared, [numbers[site.value] for site in group])
+    members = [(number, member) for number, site in enumerate(sites) for member in site.members]
+    shared = nx.Graph(members)
+    shared.add_edges_from((number, captured.module(call)) for number, call in members if call.op == "call_module")
     parts = [sorted(n for n in part if isinstance(n, int)) for part in nx.connected_components(shared)]
     return [[sites[n] for n in part] for part in sorted(parts)]
 

@@ -619,13 +619,6 @@ NEAR_MISSES = (
         "conv relu conv norm",
         "called at 2 places",
     ),
-    NearMiss(
-        "a norm called twice",
-        lambda: Model(lambda m, x: m.norm(m.a(torch.relu(m.norm(x)))), a=conv(4, 4), norm=norm(4)),
-        MAPS,
-        "norm relu conv norm",
-        "called at 2 places",
-    ),
     NearMiss("an output used elsewhere", TwoReaders, MAPS, "conv norm sigmoid mul", "elsewhere|add work"),
     NearMiss(
         "one kernel of two convolutions, a norm behind each",
