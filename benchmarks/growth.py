@@ -42,7 +42,20 @@ class Branches(nn.Module):
         return torch.relu(self.norms[0](self.dense(x)) + self.norms[1](self.point(x)) + self.norms[2](x))
 
 
-BLOCKS: dict[str, Callable[[], nn.Module]] = {"row": row, "branches": Branches}
+class Residual(nn.Module):
+    """A block of a transformer, without its attention: every sum is affine in those before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(CHANNELS)
+        self.up, self.down = nn.Linear(CHANNELS, 2 * CHANNELS), nn.Linear(2 * CHANNELS, CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, T, C); returns the same shape."""
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+BLOCKS: dict[str, Callable[[], nn.Module]] = {"row": row, "branches": Branches, "residual": Residual}
 
 
 def chain(block: Callable[[], nn.Module], length: int) -> nn.Module:

@@ -9,6 +9,7 @@ from functools import partial
 from torch import Tensor, fx
 
 from .algebra.operator import Operator, identity
+from .algebra.size import Symbol
 from .capture.capture import Captured
 from .engine.borders import join_borders
 from .engine.choose import choose
@@ -67,12 +68,14 @@ def simplify(reading: Reading) -> None:
 class Merging:
     """The merges of one part.
 
-    tape: records how their numbers are made. swapped: receives the paths of layers that are merged in the model itself;
-    None if the part is of a copy. shown: the pictures of each merge, by identity.
+    assumed: the sizes that the last reading had to assume. tape: records how their numbers are made. swapped: receives
+    the paths of layers that are merged in the model itself; None if the part is of a copy. shown: the pictures of each
+    merge, by identity.
     """
 
     captured: Captured
     request: Request
+    assumed: Mapping[Symbol, int]
     tape: Tape
     swapped: list[str] | None
     trials: Trials = field(default_factory=Trials)
@@ -142,7 +145,10 @@ class Merging:
             # A merged layer may merge again, now that there is less to choose from.
             plan = None if writer.erase_dead() else plan
             self.captured.forget()
-            plan, reading = choose(self.captured, READERS, self._scope, writable, objective, self.tape, plan)
+            plan, reading = choose(
+                self.captured, READERS, self._scope, writable, objective, self.tape, plan, self.assumed
+            )
+            self.assumed = reading.assumed
             self._prepare(reading, plan.refusals)
             writer.see = partial(self._see, reading)
             reading.spend()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from .algebra.size import Symbol
 from .capture.caches import caches_left, empty_tables
 from .capture.draws import random_state_kept
 from .capture.parts import Parts, capture_parts
@@ -250,9 +251,12 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
         if request.inputs is not None:
             empty_tables(private, partial(outputs, private, request.inputs), lambda a, b: compare(a, b).passed)
         parts = _captured(private, request)
-        before = _begun(private, parts)
+        before, assumed = _begun(private, parts)
     suspects, tape = suspicious(private), Tape(private)
-    works = [Merging(part, request, tape, swapped if at_once else None).run() for part in parts.captured]
+    works = [
+        Merging(part, request, sizes, tape, swapped if at_once else None).run()
+        for part, sizes in zip(parts.captured, assumed, strict=True)
+    ]
     fused = works[0].model
     made_of = _recipe(tape, fused)
     fused = fused if request.inplace else owning(fused)
@@ -372,15 +376,17 @@ def _check_coverage(made: Report, wanted: float) -> None:
         )
 
 
-def _begun(model: nn.Module, parts: Parts) -> Measured:
-    """What the model costs as it is; what computes nothing is then taken out of the graphs."""
+def _begun(model: nn.Module, parts: Parts) -> tuple[Measured, list[Mapping[Symbol, int]]]:
+    """What the model costs as it is, and the sizes to assume of each part; what computes nothing is then taken out of
+    the graphs.
+    """
     for part in parts.captured:
         follow_assignments(part)
     readings = _readings(parts)
     before = _measured(model, readings)
     for reading in readings:
         simplify(reading)
-    return before
+    return before, [reading.to_assume for reading in readings]
 
 
 def _readings(parts: Parts) -> list[Reading]:

@@ -111,6 +111,8 @@ def align(a: Face, b: Face, trusted: bool) -> tuple[Face, Face]:
     if a.rank != b.rank:
         raise NotFusable(f"tensors of rank {a.rank} and {b.rank} meet: broadcasting is not merged")
     a, b = _share_pins(a, b)
+    if a.atoms == b.atoms:
+        return a, b
     for dim in range(a.rank):
         at = 0
         while at < max(len(a.dims[dim]), len(b.dims[dim])):

@@ -50,7 +50,7 @@ class Term:
 
     def with_op(self, op: Operator) -> Term:
         """The same ways, with another operator."""
-        return self if op is self.op else replace(self, op=op)
+        return self if op is self.op else Term(op, self.trails)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Form:
         terms = {s: term.with_op(change(term.op)) for s, term in self.terms.items()}
         bias = None if self.bias is None else change(self.bias)
         same = bias is self.bias and all(terms[s] is term for s, term in self.terms.items())
-        return self if same else replace(self, terms=terms, bias=bias)
+        return self if same else Form(terms, bias, self.recent)
 
     def __add__(self, other: Form) -> Form:
         """The form of the sum of two values of one shape."""
@@ -134,12 +134,10 @@ class Form:
         if None in self.recent and views:
             # A layer with views inside cannot be cut open: what is written at it or beyond it reads the source.
             alone = ((Step(node, is_layer=True),),)
-            return replace(self, terms={s: replace(t, trails=alone) for s, t in self.terms.items()}, recent=())
+            return Form({s: Term(t.op, alone) for s, t in self.terms.items()}, self.bias)
         step = Step(node, views, is_layer=not views)
-        terms = {
-            s: replace(term, trails=tuple((*trail, step) for trail in term.trails)) for s, term in self.terms.items()
-        }
-        return replace(self, terms=terms, recent=())
+        terms = {s: Term(t.op, tuple((*trail, step) for trail in t.trails)) for s, t in self.terms.items()}
+        return Form(terms, self.bias)
 
 
 def with_guarded_rank(form: Form, or_more: bool = False) -> Form:
@@ -170,13 +168,13 @@ def source_form(name: str, sizes: tuple[Size, ...], open_rank: bool = False) -> 
 
 def apply(form: Form, layer: Callable[[Operator], Operator], trusted: bool = True) -> Form:
     """The form of ``g(value)``; `layer` builds g on the dimensions of an operator's value."""
-    terms = {s: replace(t, op=_composed(layer, t.op, trusted)) for s, t in form.terms.items()}
+    terms = {s: t.with_op(_composed(layer, t.op, trusted)) for s, t in form.terms.items()}
     # What is read of a concatenation need not be every part of it.
     read = {s: t for s, t in terms.items() if not t.op.is_zero} or terms
     bias = form.bias
     if bias is not None:
         bias = reduced(_resampled(compose(layer(bias), bias, trusted)))
-    return _agreed(replace(form, terms=read, bias=bias, recent=(*form.recent, None)))
+    return _agreed(Form(read, bias, (*form.recent, None)))
 
 
 def _composed(layer: Callable[[Operator], Operator], op: Operator, trusted: bool) -> Operator:

@@ -55,11 +55,20 @@ def compose(g: Operator, f: Operator, trusted: bool = True) -> Operator:
     # By its value, which may have more or fewer dimensions than what it reads.
     f, g = with_rank(f, len(g.source) - 1), with_rank(g, len(f.value) - 1 + len(g.value) - len(g.source))
     f, g = _middle(f, g, trusted)
+    if f.is_identity:
+        return _of_view(f, g)
     via = f.via | g.via | ({CHAIN} if not (f.is_identity or g.is_identity) else set())
     while (which := _first_to_lower(f, g)) is not None:
         via |= {DENSE_CHAIN} if _lower(f, g, which) is densify else set()
         f, g = _middle(*_lowered(f, g, which), trusted)
     return replace(_joined(*_overlap(f, g)), via=frozenset(via))
+
+
+def _of_view(f: Operator, g: Operator) -> Operator:
+    """g∘f for a view f: g itself, with the dimensions that f reads."""
+    source = _mapped(f.source, dict(_pairs(f, g)))
+    pins, guards, via = f.pins | g.pins, f.guards | g.guards, f.via | g.via
+    return _as_view(Operator(g.links, source, g.value, g.weight, f.open_rank, pins, guards, via))
 
 
 _Which = tuple[str, int]

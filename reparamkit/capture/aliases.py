@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import networkx as nx
 import torch
@@ -123,11 +125,6 @@ def target_name(node: fx.Node, module_of: ModuleOf) -> str:
     return str(getattr(target, "__name__", target))
 
 
-def writes(node: fx.Node, module_of: ModuleOf) -> bool:
-    """Whether a node writes into one of its arguments."""
-    return any(True for _ in written_by(node, module_of))
-
-
 def written_by(node: fx.Node, module_of: ModuleOf) -> Iterator[fx.Node]:
     """The arguments that a node writes into, as far as its name tells, or what it did to values that are known."""
     if not node.op.startswith("call") or not node.all_input_nodes:
@@ -168,21 +165,41 @@ def _statistics(node: fx.Node) -> Iterator[fx.Node]:
     yield from (each for each in running if flag and isinstance(each, fx.Node))
 
 
-class Aliases:
-    """The alias classes of a graph and its writes, in program order."""
+@dataclass(frozen=True)
+class _Memory:
+    """Of one node: what it writes into, what its value may be in the memory of, and where its value is known to lie."""
 
-    def __init__(self, graph: fx.Graph, module_of: ModuleOf) -> None:
-        self._module_of = module_of
+    written: tuple[fx.Node, ...]
+    views: tuple[fx.Node, ...]
+    places: tuple[int, ...]
+
+
+class Aliases:
+    """The alias classes of a graph and its writes, in program order. known: what is known of some of its nodes."""
+
+    def __init__(self, graph: fx.Graph, module_of: ModuleOf, known: Mapping[fx.Node, _Memory] = MappingProxyType({})):
+        self._graph, self._module_of = graph, module_of
         self.order = {node: index for index, node in enumerate(graph.nodes)}
-        self.writers = [node for node in graph.nodes if writes(node, module_of)]
-        self._memory = nx.Graph()
-        self._memory.add_nodes_from(self.order)
-        self._memory.add_edges_from((node, other) for node in self.writers for other in written_by(node, module_of))
-        self._memory.add_edges_from((node, other) for node in graph.nodes for other in _may_share(node, module_of))
-        self._memory.add_edges_from(_sharing(graph))
-        self._classes: dict[fx.Node, set[fx.Node]] = {
-            n: part for part in nx.connected_components(self._memory) for n in part
-        }
+        self._memory = {n: known[n] if n in known else _memory_of(n, module_of) for n in self.order}
+        self.writers = [node for node, memory in self._memory.items() if memory.written]
+
+    @cached_property
+    def _classes(self) -> dict[fx.Node, set[fx.Node]]:
+        """Of the nodes that share memory with others."""
+        first: dict[int, fx.Node] = {}
+        shared = nx.Graph()
+        for node, memory in self._memory.items():
+            same = (first.setdefault(place, node) for place in memory.places)
+            shared.add_edges_from((node, other) for other in (*memory.written, *memory.views, *same))
+        return {node: part for part in nx.connected_components(shared) for node in part}
+
+    def around(self, node: fx.Node) -> set[fx.Node]:
+        """The values that may share memory with a node, and what reads them."""
+        return self.of(node).union(*(name.users for name in self.of(node)))
+
+    def changed(self, nodes: Set[fx.Node]) -> Aliases:
+        """Those of the graph as it is now, where only these nodes are others than they were."""
+        return Aliases(self._graph, self._module_of, {n: m for n, m in self._memory.items() if n not in nodes})
 
     def written(self, writer: fx.Node) -> fx.Node:
         """The value that an in-place operation writes into."""
@@ -190,7 +207,7 @@ class Aliases:
 
     def of(self, node: fx.Node) -> set[fx.Node]:
         """The values that may share memory with `node`, itself included."""
-        return self._classes[node]
+        return self._classes.get(node, {node})
 
     def since(self, writer: fx.Node) -> set[fx.Node]:
         """The names of the memory that a write gives and that come after it."""
@@ -350,10 +367,7 @@ def _is_number(node: fx.Node) -> bool:
     return bool(numbers) and all(isinstance(each, (int, float)) for each in numbers)
 
 
-def _sharing(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Pairs of nodes whose values, where they are known, share memory."""
-    first: dict[int, fx.Node] = {}
-    for node in graph.nodes:
-        for leaf in leaves(node.meta.get("val")):
-            if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
-                yield first.setdefault(leaf.untyped_storage()._cdata, node), node
+def _memory_of(node: fx.Node, module_of: ModuleOf) -> _Memory:
+    tensors = (leaf for leaf in leaves(node.meta.get("val")) if isinstance(leaf, Tensor))
+    places = (t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided)
+    return _Memory((*written_by(node, module_of),), (*_may_share(node, module_of),), (*places,))

@@ -38,6 +38,7 @@ from .draws import Draws, no_plain_draws
 from .fakes import as_fake, failing_quietly
 from .given import values_in
 from .guards import is_guard
+from .known import made_by, normed_by
 from .lending import Lending, Taken
 from .listing import lists_noted
 from .modes import Modes, modes, modes_noted
@@ -660,33 +661,17 @@ def _versions(value: Any) -> list[int]:
     return [leaf._version for leaf in leaves(value) if isinstance(leaf, Tensor) and not leaf.is_inference()]
 
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
 def _result(node: fx.Node, root: nn.Module, mode: FakeTensorMode, args: Any, kwargs: Any) -> Any:
     if node.op == "get_attr":
         return map_leaves(as_fake(mode), attribute(root, str(node.target)))
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        if _is_like_input(module, args, kwargs):
-            return torch.empty_like(*args)
+        if (made := made_by(module, args, kwargs)) is not None:
+            return made
         with without_observers(module):
             return module(*args, **kwargs)
-    return _called(node, args, kwargs)
-
-
-def _is_like_input(module: nn.Module, args: Any, kwargs: Any) -> bool:
-    """Whether a module is a batch norm with fixed statistics on a tensor that it takes: what comes out is like what
-    goes in, and fake tensors need a hundred times as long to find that out.
-    """
-    if type(module) not in NORMS or len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-        return False
-    own = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
-    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    if module.training or changed or len(own) not in (2, 4):
-        return False
-    module._check_input_dim(args[0])  # type: ignore[operator]
-    return all((t.dtype, t.device, len(t)) == (args[0].dtype, args[0].device, args[0].shape[1]) for t in own)
+    normed = normed_by(node.target, args, kwargs)
+    return _called(node, args, kwargs) if normed is None else normed
 
 
 def _called(node: fx.Node, args: Any, kwargs: Any) -> Any:

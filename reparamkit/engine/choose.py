@@ -27,10 +27,11 @@ def choose(
     writable: Writable,
     objective: str,
     recording: AbstractContextManager[object],
-    last: Plan | None = None,
+    last: Plan | None,
+    assumed: Mapping[Symbol, int],
 ) -> tuple[Plan, Reading]:
     """Read the graph and choose the merges. recording: the context in which readers are called. last: what was chosen,
-    and is written now; where that left all as it was, it stays so.
+    and is written now; where that left all as it was, it stays so. assumed: what the reading before had to assume.
     """
 
     def once(last: Plan | None, assumed: Mapping[Symbol, int]) -> Keeper:
@@ -40,10 +41,9 @@ def choose(
             read(captured, readers, scope, keeper.keep, reading)
         return keeper
 
-    keeper, assumed = once(last, {}), dict[Symbol, int]()
-    if (found := keeper.options.reading).stuck & found.met.keys():
-        # What could not be read for all sizes may be for those that a later layer fixes.
-        assumed = found.met
+    keeper = once(last, assumed)
+    if (found := keeper.options.reading).stuck & found.met.keys() != found.stuck & assumed.keys():
+        assumed = found.to_assume
         keeper = once(last, assumed)
     if last is not None and keeper.reaches_left:
         # A region that was left may merge with what is affine only now.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import product
 
 from torch import fx
 
@@ -45,6 +46,8 @@ class Keeper:
     def __post_init__(self) -> None:
         self.captured, self.reading = self.options.captured, self.options.reading
         self.named = self.captured.named
+        weigh, flags = self.options.prices.weigh, product((False, True), repeat=2)
+        self._means = {(u, t): Means(weigh, partial(plan, uneven=u, transposed=t)) for u, t in flags}
 
     def keep(self, node: fx.Node, found: list[Candidate]) -> list[Candidate]:
         """Keep the cheapest form, and per further distinct set of sources the deepest."""
@@ -126,8 +129,7 @@ class Keeper:
     def _planned(self, node: fx.Node, candidate: Candidate, uneven: bool) -> Option | None:
         """How a form would be written. uneven: whether one end of an input may be padded by a pass of its own."""
         prices = self.options.prices
-        transposed = not self._transposed.isdisjoint(candidate.members)
-        means = Means(prices.weigh, partial(plan, uneven=uneven, transposed=transposed))
+        means = self._means[uneven, not self._transposed.isdisjoint(candidate.members)]
         try:
             placed = place(candidate.form, means, prices.sizes_of)
             self._check(node, candidate)

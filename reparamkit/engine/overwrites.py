@@ -104,9 +104,11 @@ class _Write:
         self.row = _row(self.writer.args[0])
         if self.now < 0 or not self.row or not self._hands_on():
             return
+        around = self.aliases.around(self.writer)
         if (new := self._replaced()) is not None:
             self._put_back(new)
             self.captured.forget()
+            self.captured.aliases = self.aliases.changed(around)
 
     def _replaced(self) -> fx.Node | None:
         """The value that is there after the write, in the place of the write; None if it cannot be followed."""

@@ -85,16 +85,21 @@ class Placed:
 
 Views = tuple[View, ...]
 Plan = Callable[[Operator, Operator | None], LayerPlan]
+Known = tuple[Operator, Operator | None, Plan, Views, Views]
+"""An operator and a bias, how to plan a layer, and the views before and behind it."""
 Weigh = Callable[[str], int]
 """How many numbers the node of a name stores: the merged layer takes the place of the heaviest."""
 
 
 @dataclass(frozen=True)
 class Means:
-    """What decides between the ways to write a form. plan: gives the layer of an operator."""
+    """What decides between the ways to write a form. plan: gives the layer of an operator. known: what it gave, of
+    operators between views, or why nothing: forms have most of their operators in common.
+    """
 
     weigh: Weigh
     plan: Plan
+    known: dict[Known, LayerPlan | str] = field(default_factory=dict)
 
 
 SizesOf = Callable[[str], tuple[Size, ...]]
@@ -159,8 +164,14 @@ def _added(form: Form, means: Means) -> Placed:
 
 def _with_carrier(form: Form, bare: dict[str, Placement | str], means: Means) -> dict[str, Placement | str]:
     """The placements, of which one has the bias; if none takes it, why."""
-    carried = {name: _tried_term(form, name, form.bias, means) for name in bare}
-    able = [n for n in bare if not isinstance(carried[n], str)]
+    assert form.bias is not None
+    least, carried = (0, form.bias.stored), dict[str, Placement | str]()
+    for name in bare:
+        carried[name] = _tried_term(form, name, form.bias, means)
+        if not isinstance(carried[name], str) and _growth(bare[name], carried[name]) == least:
+            # No term takes it for less.
+            break
+    able = [n for n, found in carried.items() if not isinstance(found, str)]
     if not able:
         return carried
     carrier = min(able, key=lambda n: _growth(bare[n], carried[n]))
@@ -196,23 +207,25 @@ def _term(form: Form, source: str, bias: Operator | None, means: Means) -> Place
     trails = form.terms[source].trails
     if bias is None and (way := _viewed(op, trails)) is not None:
         return Placement(source, way, None, None, _kept(op, way, len(way)))
-    plans: dict[tuple[Plan, Views, Views], LayerPlan | str] = {}
+    refused: dict[Known, str] = {}
     between = _Between(op, bias)
 
     def placed(ways: Iterable[tuple[Trail, int]], how: Plan = means.plan) -> Iterator[Placement]:
         for way, position in ways:
-            key = how, _views(way[:position]), _views(way[position + 1 :])
-            if key not in plans:
-                plans[key] = _planned(between, *key)
-            layer = plans[key]
+            key = op, bias, how, _views(way[:position]), _views(way[position + 1 :])
+            if key not in means.known:
+                means.known[key] = _planned(between, *key[2:])
+            layer = means.known[key]
             if isinstance(layer, LayerPlan):
                 yield Placement(source, way, position, layer, layer.cost + _kept(op, way, position))
+            else:
+                refused.setdefault(key, layer)
 
     ways = [(trail, position) for trail in trails for position in _positions(trail, means.weigh)]
     alone = [((trail[position],), 0) for trail, position in ways]
     spare = [one for one, (trail, _) in zip(alone, ways, strict=True) if any(map(_spare, trail))]
     found = [*placed([*ways, *spare])]
-    reasons = [reason for reason in plans.values() if isinstance(reason, str)]
+    reasons = [*refused.values()]
     # Views that layers between them undo, as those around a concatenation that is summed, go with the layers.
     found = found or [*placed(alone)] or [*placed((way for way in ways if not _views(way[0])), turned)]
     if not found:

@@ -113,6 +113,11 @@ class Reading:
         """Keep the sizes that were numbers for the example inputs, and are where some call meets them."""
         self.met.update((symbol, pin) for symbol, pin in pins if symbol.traced and pin == symbol.hint)
 
+    @property
+    def to_assume(self) -> Mapping[Symbol, int]:
+        """What could not be read for all sizes may be for those that a later layer fixes."""
+        return self.met if self.stuck & self.met.keys() else {}
+
     def informed(self, form: Form) -> Form:
         """A form with all that is known of the sizes of what it reads."""
         links = (link for term in form.terms.values() for link in term.op.links) if self.facts else ()

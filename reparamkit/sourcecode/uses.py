@@ -78,14 +78,19 @@ class Uses:
 
     def follow(self, module: nn.Module) -> None:
         """The forward of a module."""
-        forward = forward_of(module)
-        for again in (False, True):
+        for _ in range(2):
+            stored, self._runs = self._stored(), 0
+            self._times.clear()
+            self._used.clear()
+            self.run_of(Item(module), forward_of(module), [], {})
+            if self._stored() == stored:
+                return
             # What is stored in an attribute may be read by what ran before.
-            if not again or self.stored:
-                self._runs, self._results = 0, {} if again else self._results
-                self._times.clear()
-                self._used.clear()
-                self.run_of(Item(module), forward, [], {})
+            self._results = {}
+
+    def _stored(self) -> int:
+        """How much attributes may have got."""
+        return sum(map(len, self.stored.values()))
 
     def run_of(self, owner: Item, function: object, args: list[Value], kwargs: Mapping[str, Value]) -> Value:
         """A call of a function as a method of an object. What functions that it calls make is told by the object."""

@@ -138,7 +138,8 @@ def elements(value: Value) -> Value:
             found.update(all_of(thing.children(), item.listed))
         elif isinstance(thing, (list, tuple, set, frozenset, dict)):
             inner = thing.values() if isinstance(thing, dict) else thing
-            found.update(union(one(each, item.listed) for each in inner))
+            # Python's own table has all its modules, thousands; what comes out of one is no part of a model.
+            found.update(union(one(each, item.listed) for each in inner if type(each) is not ModuleType))
         elif isinstance(thing, Tensor):
             found.update(one(thing, item.listed))
     return found

@@ -1,0 +1,71 @@
+"""What common layers make of a fake tensor: torch needs a hundred times as long to find that out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def made_by(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """A fake tensor as a call of a module gives it; None where that is not known at once, or the call fails."""
+    changed = "forward" in vars(module) or any(getattr(module, hooks) for hooks in HOOKS)
+    if changed or kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+        return None
+    if type(module) in NORMS:
+        module._check_input_dim(args[0])  # type: ignore[operator]
+        own = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+        return None if module.training or len(own) < 2 else _normed(args[0], own)
+    if isinstance(module, (nn.Linear, *CONVS)) and type(module) in (nn.Linear, *CONVS) and _fit(args[0], module):
+        return _multiplied(module, args[0]) if isinstance(module, nn.Linear) else _convolved(module, args[0])
+    return None
+
+
+def normed_by(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """As `made_by`, of a batch norm that is called as a function, with fixed statistics."""
+    if target is not functional.batch_norm or not 3 <= len(args) <= 8:
+        return None
+    names = ("weight", "bias", "training")
+    given = {**dict.fromkeys(names), **dict(zip(names, args[3:], strict=False)), **kwargs}
+    own = [*args[1:3], *(given[name] for name in names[:2] if given[name] is not None)]
+    tensors = all(isinstance(each, Tensor) for each in (args[0], *own))
+    return _normed(args[0], own) if tensors and given["training"] is False and args[0].dim() > 1 else None
+
+
+def _normed(x: Tensor, own: Sequence[Tensor]) -> Tensor | None:
+    """What comes out is like what goes in."""
+    fit = all((t.dtype, t.device, len(t)) == (x.dtype, x.device, x.shape[1]) for t in own)
+    return torch.empty_like(x) if fit else None
+
+
+def _fit(x: Tensor, layer: nn.Linear | _ConvNd) -> bool:
+    """Whether a tensor and the weights it meets are of one kind, with numbers in the order of their dimensions."""
+    own = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+    plain = all(type(t) is nn.Parameter and (t.dtype, t.device) == (x.dtype, x.device) for t in own)
+    ordered = plain and all(t.layout is torch.strided and t.is_contiguous() for t in (x, *own))
+    return ordered and own[-1].shape[0] == len(own[0]) and not torch.is_autocast_enabled(x.device.type)
+
+
+def _multiplied(linear: nn.Linear, x: Tensor) -> Tensor | None:
+    rows, columns = linear.weight.shape
+    return x.new_empty((*x.shape[:-1], rows)) if x.shape[-1:] == (columns,) else None
+
+
+def _convolved(conv: _ConvNd, x: Tensor) -> Tensor | None:
+    rows, columns, *kernel = conv.weight.shape
+    pads = conv.padding if isinstance(conv.padding, tuple) and conv.padding_mode == "zeros" else ()
+    known = pads and isinstance(conv.stride, tuple) and isinstance(conv.dilation, tuple)
+    # Where a size is 1 the order of the dimensions is anything.
+    if not known or x.dim() != conv.weight.dim() or x.shape[1] != columns * conv.groups or 1 in (*x.shape[1:], columns):
+        return None
+    windows = zip(x.shape[2:], kernel, conv.stride, pads, conv.dilation, strict=True)
+    sizes = [(n + 2 * pad - step * (size - 1) - 1) // stride + 1 for n, size, stride, pad, step in windows]
+    return x.new_empty((x.shape[0], rows, *sizes)) if min(sizes) > 0 else None

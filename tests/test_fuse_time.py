@@ -1,0 +1,105 @@
+"""What fusing takes: nothing is done anew that is known, and what is known at once is what torch finds out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structures import Model, build, sample
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+
+import reparamkit
+from reparamkit.capture import aliases, known
+
+SIZES = st.integers(1, 9)
+
+
+def row(shortest: int, longest: int, rank: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """As many whole numbers as a window has dimensions."""
+    return st.tuples(*[st.integers(shortest, longest)] * rank)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
+    """A convolution, and a shape that it may take or not."""
+    rank, groups, columns = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    cls = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+    how = {"stride": draw(row(1, 3, rank)), "padding": draw(row(0, 3, rank)), "dilation": draw(row(1, 2, rank))}
+    mode = draw(st.sampled_from(["zeros", "circular"]))
+    conv = cls(groups * columns, 2 * groups, draw(row(1, 4, rank)), groups=groups, padding_mode=mode, **how)
+    return conv, (2, groups * columns + draw(st.integers(0, 1)), *draw(row(1, 9, rank)))
+
+
+@st.composite
+def others(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
+    """A linear layer or a norm, and a shape that it may take or not."""
+    columns = draw(st.integers(1, 4))
+    if draw(st.booleans()):
+        layer: nn.Module = nn.Linear(columns, draw(SIZES), bias=draw(st.booleans()))
+        return layer, (*draw(row(1, 4, 2)), columns + draw(st.integers(0, 1)))
+    layer = nn.BatchNorm2d(columns, affine=draw(st.booleans())).train(draw(st.booleans()))
+    return layer, (2, columns + draw(st.integers(0, 1)), *draw(row(2, 9, 2)))
+
+
+@settings(max_examples=300)
+@given(st.one_of(convolutions(), others()), st.sampled_from([torch.float32, torch.float64]), st.booleans())
+def test_known_values_are_those_of_torch(
+    case: tuple[nn.Module, tuple[int, ...]], dtype: torch.dtype, channels_last: bool
+):
+    """What a layer is said to make of a fake tensor has the sizes, strides and dtype of what it makes."""
+    layer, shape = case
+    x = torch.randn(shape, dtype=dtype)
+    x = x.to(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        given = mode.from_tensor(x, static_shapes=True)
+        made = _tried(lambda: known.made_by(layer, [given], {}))
+        if made is not None:
+            wanted = _tried(lambda: layer(given))
+            assert wanted is not None
+            assert (made.shape, made.stride(), made.dtype) == (wanted.shape, wanted.stride(), wanted.dtype)
+
+
+def _tried(call: object) -> Tensor | None:
+    try:
+        return call()  # type: ignore[operator]
+    except (RuntimeError, ValueError):
+        return None
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_norms_that_are_called_as_functions(training: bool):
+    """Only those with fixed statistics, and as many as there are channels, are known at once."""
+    x, statistics = torch.randn(2, 3, 4), [torch.zeros(3), torch.ones(3)]
+    found = known.normed_by(F.batch_norm, [x, *statistics, None, None, training], {})
+    assert (found is None) is training
+    assert known.normed_by(F.batch_norm, [x, torch.zeros(2), torch.ones(2)], {"training": False}) is None
+    assert known.normed_by(F.instance_norm, [x, *statistics], {}) is None
+
+
+def writing(times: int) -> nn.Module:
+    """A forward with so many writes that can be followed."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        for _ in range(times):
+            y = x.clone()
+            y[:, :2] = m.a(x)[:, :2]
+            x = torch.relu(y)
+        return x
+
+    return build(lambda: Model(forward, a=nn.Conv2d(4, 4, 1)))
+
+
+def test_a_write_is_followed_without_looking_at_all_others(monkeypatch: pytest.MonkeyPatch):
+    """Twice as many writes into other memory ask twice as often what shares memory."""
+    asked: list[object] = []
+    look = aliases._memory_of
+    monkeypatch.setattr(aliases, "_memory_of", lambda *given: (asked.append(None), look(*given))[1])
+    counts = []
+    for times in (10, 20):
+        asked.clear()
+        reparamkit.fuse(writing(times), sample((2, 4, 3, 3), torch.float32), verify=False)
+        counts.append(len(asked))
+    assert counts[1] < 2.2 * counts[0]
