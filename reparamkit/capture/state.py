@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 TABLES = ("_parameters", "_buffers", "_modules")
 LAYERS = ("_parameters", "_modules")
@@ -156,8 +156,10 @@ def _values(container: Any) -> Collection[Any]:
 
 
 def _has_attributes(value: object) -> bool:
-    """Whether a value is an object of a class that is neither torch's nor Python's, and no module or tensor."""
-    if isinstance(value, (nn.Module, Tensor, *CONTAINERS, tuple)) or not hasattr(value, "__dict__"):
+    """Whether a value is an object of a class that is neither torch's nor Python's, and no module, tensor or traced
+    value.
+    """
+    if issubclass(type(value), (nn.Module, Tensor, fx.Proxy, *CONTAINERS, tuple)) or not hasattr(value, "__dict__"):
         return False
     package = type(value).__module__.partition(".")[0]
     return type(value) is SimpleNamespace or (package not in sys.stdlib_module_names and package != "torch")

@@ -230,7 +230,7 @@ class _Calls(TorchFunctionMode):
             return self._node(func, args, kwargs) if method else fx.Proxy.__torch_function__(func, types, args, kwargs)
         if func in FACTORIES and self.tracer.factories:
             return self._node(func, args, kwargs)
-        if _writes_constant(func, args, kwargs):
+        if _writes_constant(func, args, kwargs) and func is not Tensor.requires_grad_:
             self.tracer.check_write(kwargs.get("out", *args[:1]))
         with Draws() as draws:
             found = func(*args, **kwargs)
