@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -27,11 +27,7 @@ class Changing:
     def __init__(self, model: nn.Module) -> None:
         self.state, self.found = State(model), Changed()
         held = (value for value in self.state.now() if isinstance(value, Tensor))
-        self._tensors = [*model.parameters(), *held]
-
-    @cached_property
-    def _memories(self) -> set[int]:
-        return set(map(memory, self._tensors))
+        self._memories = set(map(memory, itertools.chain(model.parameters(), held)))
 
     def keeps(self, tensor: Tensor) -> bool:
         """Whether modules had this tensor, or one that shares its memory, at first."""
@@ -43,6 +39,10 @@ class Changing:
         if new := self.state.changed(module) - known:
             self.found.names[id(module)] = known | new
             self.found.setters.update((id(module), id(running)))
+
+    def forget(self) -> None:
+        """Keep nothing alive: what is merged in place is freed."""
+        del self.state
 
     def look_inside(self, module: nn.Module) -> None:
         """Note what has changed in a module and those inside it, whoever did it."""

@@ -73,6 +73,7 @@ def capture_parts(
     if not parts.captured:
         assert first is not None
         raise first
+    changing.forget()
     return parts
 
 

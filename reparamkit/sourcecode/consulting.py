@@ -21,10 +21,10 @@ def consulted(code: CodeType) -> frozenset[str] | None:
 @once
 def consulted_by_helpers(cls: type) -> frozenset[str]:
     """The attributes that methods and properties of a class read, if its forward may run them: what they return may
-    tell.
+    tell. A dictionary that the same code fills is a cache.
     """
     trees = [tree for each in _helpers(cls) if (tree := source(each)) is not None]
-    return frozenset[str]().union(*map(_read, trees))
+    return frozenset[str]().union(*(_read(tree) - _filled_by(tree) for tree in trees))
 
 
 def _helpers(cls: type) -> set[Callable[..., Any]]:
@@ -46,6 +46,12 @@ def _read(tree: ast.AST) -> frozenset[str]:
     filled = {id(part) for node in (*_stored(tree), *called) for part in _below(node)} | set(map(id, called))
     read = (n for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load) and id(n) not in filled)
     return frozenset(node.attr for node in read)
+
+
+def _filled_by(tree: ast.AST) -> frozenset[str]:
+    """The attributes of which code sets items."""
+    targets = (each for node in ast.walk(tree) if isinstance(node, ast.Assign) for each in node.targets)
+    return frozenset(_changed(each) for each in targets if isinstance(each, ast.Subscript))
 
 
 def _stored(tree: ast.AST) -> list[ast.Attribute | ast.Subscript]:
