@@ -90,16 +90,19 @@ class Keeper:
             key = frozenset((name, term.op.resamples) for name, term in entry[2].form.terms.items())
             if key not in by_sources or entry[:2] < by_sources[key][:2]:
                 by_sources[key] = entry
-        deep = sorted(by_sources.values(), key=lambda e: self._depth(e[2].form))
+        deep = sorted(by_sources.values(), key=lambda e: self._sources(e[2].form)[0])
         # A view that is read deeper than a merge may reach is of no use.
         views = sorted((e for e in deep if _only_views(e[2])), key=lambda e: e[0][1] == float("inf"))
         layers = [e for e in deep if e not in views]
         cheap = sorted(layers, key=lambda e: e[:2])
         # The plainest, which begins right before the value, is what a merge falls back on.
         near = sorted(layers, key=lambda e: len(e[2].members))
+        # Of a sum that grows layer by layer all terms have to reach back.
+        whole = sorted(layers, key=lambda e: self._sources(e[2].form))
         # The deepest may be no layer at all; then the deepest that is one can still take what comes.
         able = [e for e in layers if e[0][1] != float("inf")]
-        kept = [e for e in layers if e in (*cheap[:CHEAPEST], *layers[:DEEPEST], *able[:DEEPEST], *near[:1])]
+        best = (*cheap[:CHEAPEST], *layers[:DEEPEST], *whole[:1], *able[:DEEPEST], *near[:1])
+        kept = [e for e in layers if e in best]
         # A scale with several readers may have to stay; then a merge begins behind it.
         behind = [e for e in layers if e not in kept and any(map(self._is_shared_scale, e[2].form.terms))]
         # The deepest may need a guard that cannot be written where it is read; then a nearer one does without.
@@ -110,7 +113,7 @@ class Keeper:
         node = self.named[name]
         return len(node.users) > 1 and is_scale(self.reading, node)
 
-    def _depth(self, form: Form) -> list[int]:
+    def _sources(self, form: Form) -> list[int]:
         """How far back a form reaches: the positions of its sources, of a part that of the whole; the latest first."""
         order = self.captured.aliases.order
         return sorted((order[self._whole(self.named[name])] for name in form.terms), reverse=True)
