@@ -274,7 +274,7 @@ def _dearer(work: Work) -> Iterator[Refusal]:
 def _of_other(node: fx.Node, why: str, reading: Reading) -> str:
     """A reason of what stands beside a layer, by name where it speaks of itself."""
     name = place_of(node) or reading.captured.path(node)
-    return f"'{name}' beside it: {why}" if _of_itself(why) else why
+    return beside(name, why) if _of_itself(why) else why
 
 
 def _of_itself(why: str) -> bool:

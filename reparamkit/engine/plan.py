@@ -276,7 +276,7 @@ class Planner:
                 reason = f"its module is called at {calls} places, and stays for others: {DEARER} {STORED}"
                 self.reading.no(member, reason)
                 if member is not site.value:
-                    self.reading.no(site.value, f"'{self._name(member)}' beside it: {reason}")
+                    self.reading.no(site.value, beside(self._name(member), reason))
 
     def _why_dearer(self, site: Site) -> str:
         if any(other.merge == site.merge for other, _ in _overlapping(self.plan)):
@@ -373,6 +373,11 @@ def beyond(excess: Excess, options: Options) -> int:
     """How much of an excess is not allowed."""
     more = {FLOPS: excess.flops, STORED: excess.stored}
     return sum(max(0, number) for what, number in more.items() if what not in options.may_raise)
+
+
+def beside(name: str, reason: str) -> str:
+    """A reason of what stands beside a layer, by its name."""
+    return f"'{name}' beside it: {reason}"
 
 
 def _module_calls(site: Site) -> list[fx.Node]:
