@@ -15,6 +15,7 @@ from .capture.parts import Parts
 from .engine.keep import DEARER
 from .engine.norms import second_flops
 from .engine.placing import node_cost
+from .engine.plan import beside
 from .engine.reading import WRITTEN, Reading
 from .engine.scope import matches, name_of, place_of
 from .engine.site import Plan, Rejected, Site
