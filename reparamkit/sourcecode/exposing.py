@@ -13,6 +13,9 @@ from .parse import method_source, once, path_of
 ASKED = frozenset({"shape", "ndim", "dtype", "device", "size", "dim", "is_cuda", "requires_grad"})
 """What code may ask of a tensor, whatever its numbers are."""
 
+SIZED = frozenset({"reshape", "view", "flatten", "unflatten"})
+"""Methods that get sizes, which may be arguments, and always give their tensor."""
+
 
 def exposes(
     code: Callable[..., Any], names: Set[str], makers: Set[str], readers: Set[str], fixed: Set[str] = frozenset()
@@ -85,9 +88,9 @@ class _Exposure(Branching):
         for part in parts:
             self.visit(part)
         before, after = set(self.holding), set[str]()
-        for name in ("body", "orelse", "cases", "finalbody"):
+        for name in {"body", "orelse", "cases", "handlers", "finalbody"}.intersection(node._fields):
             self.holding = set(before)
-            self._several(getattr(node, name, []), deciding)
+            self._several(getattr(node, name), deciding)
             after |= self.holding
         self.holding = after
 
@@ -178,6 +181,7 @@ class _Exposure(Branching):
         self.found |= made or (reads and not any(map(self._is_surely, arguments)))
         # A function may give one or the other of its arguments.
         chosen = not path and any(names_under(part) & self.given.names for part in arguments)
+        chosen &= not (isinstance(node.func, ast.Attribute) and node.func.attr in SIZED)
         self.depth += chosen
         for part in ast.iter_child_nodes(node):
             given = part.value if isinstance(part, ast.keyword) else part
