@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import reparamkit
 from reparamkit import GuardError
+from reparamkit.sourcecode.exposing import exposes
 
 X = sample((2, 4, 8, 8), torch.float32)
 TOKENS = sample((2, 5, 6), torch.float32)
@@ -395,3 +396,26 @@ def test_a_norm_behind_a_sum_that_grows_step_by_step_goes_into_all_of_it():
     fused = reparamkit.fuse(model, X)
     assert "norm" not in operations(fused, X)
     assert error(run(fused, X), run(model, X)) <= 1e-5
+
+
+def matched(self: Any, x: Tensor, mode: int = 0, other: Tensor | None = None) -> Any:
+    """Where no case matches, `x` is what it was."""
+    match mode:
+        case 1:
+            x = self.first(x)
+    return x if other is None else x * other
+
+
+def chosen_by_if(self: Any, x: Tensor, mode: int = 0, other: Tensor | None = None) -> Any:
+    """It is another on both ways."""
+    if self.deep:
+        x = self.first(x)
+        x = torch.relu(x)
+    else:
+        x = self.second(x)
+    return x if other is None else x * other
+
+
+@pytest.mark.parametrize(("code", "found"), [(matched, True), (chosen_by_if, False)])
+def test_a_variable_holds_a_value_behind_branches_if_one_way_leaves_it(code: Any, found: bool):
+    assert exposes(code, {"x"}, frozenset(), frozenset({"first", "second"})) is found

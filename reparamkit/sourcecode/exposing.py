@@ -87,11 +87,13 @@ class _Exposure(Branching):
         parts = [part for part in ast.iter_child_nodes(node) if not isinstance(part, (ast.stmt, ast.match_case))]
         for part in parts:
             self.visit(part)
-        before, after = set(self.holding), set[str]()
-        for name in {"body", "orelse", "cases", "handlers", "finalbody"}.intersection(node._fields):
-            self.holding = set(before)
-            self._several(getattr(node, name), deciding)
-            after |= self.holding
+        # One of the two ways of an ``if`` is taken; of other branches there may be none.
+        before, after = set(self.holding), set() if isinstance(node, ast.If) else set(self.holding)
+        for name in ("body", "orelse", "cases", "finalbody"):
+            if name in node._fields:
+                self.holding = set(before)
+                self._several(getattr(node, name), deciding)
+                after |= self.holding
         self.holding = after
 
     def _loop(self, node: ast.For | ast.While) -> None:
