@@ -112,10 +112,9 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
     with undone(model) as changes:
         with _noted(model) as (calls, absent):
             output = tried(model, inputs)
-        runs = 2 if changes else 1
-        again = tried(model, inputs) if changes else []
-        written = {name for name, parameter in model.named_parameters() if changes.wrote(parameter)}
-    return Example(inputs, [*output, *again], runs, calls, absent, written)
+        again = tried(model, inputs) if (changed := bool(changes)) else []
+        written = {name for name, parameter in model.named_parameters() if changed and changes.wrote(parameter)}
+    return Example(inputs, [*output, *again], 2 if changed else 1, calls, absent, written)
 
 
 def tried(model: nn.Module, inputs: Inputs) -> list[Tensor]:

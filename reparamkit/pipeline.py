@@ -300,10 +300,11 @@ def _lost(parts: Parts) -> dict[str, str]:
         outer = part.frames[0].modes[:2]
         cast = [n for n in part.graph.nodes if n.meta.get("context", outer)[:2] != outer]
         lost |= {part.frame(n).path: "a graph has no autocast regions, and the forward has one" for n in cast[:1]}
-        if has_hooks(part.root):
-            lost[""] = "the model has hooks, which copies of a graph lose: give them to the result instead"
-        if type(part.root).__call__ is not nn.Module.__call__ and not isinstance(part.root, fx.GraphModule):
-            lost[""] = "the class of the model has a __call__ of its own, which a graph has not"
+    root = parts.captured[0].root
+    if has_hooks(root):
+        lost[""] = "the model has hooks, which copies of a graph lose: give them to the result instead"
+    if type(root).__call__ is not nn.Module.__call__ and not isinstance(root, fx.GraphModule):
+        lost[""] = "the class of the model has a __call__ of its own, which a graph has not"
     return lost
 
 

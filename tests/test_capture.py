@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import random
+from argparse import Namespace
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -444,6 +445,7 @@ KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Any]]] = {
     "in a list": (list, lambda found, y: found.append(y)),
     "in a dictionary": (dict, lambda found, y: found.update(y=y)),
     "in an object": (SimpleNamespace, lambda found, y: setattr(found, "y", y)),
+    "in an object of Python's": (Namespace, lambda found, y: setattr(found, "y", y)),
     "in a list of an object": (lambda: SimpleNamespace(seen=[]), lambda found, y: found.seen.append(y)),
 }
 
@@ -469,7 +471,7 @@ def test_a_value_that_an_argument_keeps_is_what_it_was(name: str, with_inputs: b
 
 def kept_in(found: Any) -> list[Tensor]:
     """The tensors that a forward has put there."""
-    return tensors(vars(found) if isinstance(found, SimpleNamespace) else found)
+    return tensors(vars(found) if isinstance(found, (SimpleNamespace, Namespace)) else found)
 
 
 class Gridded(nn.Module):

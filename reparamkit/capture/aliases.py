@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from ..sourcecode.writes import IN_PLACE, in_place, may_write
+from .memory import memory
 from .trees import leaves
 
 IN_PLACE_FUNCTIONS = frozenset(getattr(operator, name) for name in IN_PLACE)
@@ -181,16 +182,16 @@ class Aliases:
         self._graph, self._module_of = graph, module_of
         self.order = {node: index for index, node in enumerate(graph.nodes)}
         self._memory = {n: known[n] if n in known else _memory_of(n, module_of) for n in self.order}
-        self.writers = [node for node, memory in self._memory.items() if memory.written]
+        self.writers = [node for node, own in self._memory.items() if own.written]
 
     @cached_property
     def _classes(self) -> dict[fx.Node, set[fx.Node]]:
         """Of the nodes that share memory with others."""
         first: dict[int, fx.Node] = {}
         shared = nx.Graph()
-        for node, memory in self._memory.items():
-            same = (first.setdefault(place, node) for place in memory.places)
-            shared.add_edges_from((node, other) for other in (*memory.written, *memory.views, *same))
+        for node, own in self._memory.items():
+            same = (first.setdefault(place, node) for place in own.places)
+            shared.add_edges_from((node, other) for other in (*own.written, *own.views, *same))
         return {node: part for part in nx.connected_components(shared) for node in part}
 
     def around(self, node: fx.Node) -> set[fx.Node]:
@@ -369,5 +370,5 @@ def _is_number(node: fx.Node) -> bool:
 
 def _memory_of(node: fx.Node, module_of: ModuleOf) -> _Memory:
     tensors = (leaf for leaf in leaves(node.meta.get("val")) if isinstance(leaf, Tensor))
-    places = (t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided)
+    places = (memory(tensor) for tensor in tensors if tensor.layout is torch.strided)
     return _Memory((*written_by(node, module_of),), (*_may_share(node, module_of),), (*places,))

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from ..sourcecode.parse import is_torchs
 from .state import CONTAINERS, TABLES, refill, same_items
-from .trees import leaves
+from .trees import leaves, traced
 from .undone import undone
 
 Cached = functools._lru_cache_wrapper
@@ -52,7 +52,7 @@ class Shelves:
 
 def _traced(container: Any) -> set[fx.Node]:
     entries = [*container.items()] if isinstance(container, dict) else [*container]
-    return {leaf.node for leaf in leaves(entries) if isinstance(leaf, fx.Proxy)}
+    return traced(entries)
 
 
 def _caches(model: nn.Module) -> Iterator[functools._lru_cache_wrapper[Any]]:

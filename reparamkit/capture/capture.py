@@ -40,7 +40,7 @@ from .tracer import (
     Tracer,
     WritesConstant,
 )
-from .trees import leaves, map_leaves
+from .trees import leaves, map_leaves, traced
 
 
 @dataclass(frozen=True)
@@ -499,7 +499,7 @@ def _state_kept(model: nn.Module, changing: Changing) -> Iterator[set[fx.Node]]:
     finally:
         stored |= shelves.cleared()
         changing.found.setters |= {id(frame.module) for node in stored for frame in node.meta["frame"].stack}
-        stored |= {leaf.node for leaf in leaves(before.now()) if isinstance(leaf, fx.Proxy)}
+        stored |= traced(before.now())
         before.drop_constants()
         changing.found.setters |= before.restore()
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 
-from torch import fx, nn
+from torch import fx
 
 from ..sourcecode.parse import forward_of, is_torchs
 from .capture import Captured
 from .lending import lender
+from .observers import has_forward_hooks
 from .tracer import FACTORIES, Frame
 
 
@@ -47,18 +48,14 @@ def _constants(captured: Captured) -> set[fx.Node]:
 def _is_folded(captured: Captured, constants: set[fx.Node], frame: Frame) -> bool:
     """Whether all that a call is given and makes are constants."""
     made = captured.made_in.get(frame, [])
-    plain = not (frame.fills or id(frame.module) in captured.changed.setters or _has_hooks(frame.module))
+    plain = not (frame.fills or id(frame.module) in captured.changed.setters or has_forward_hooks(frame.module))
     return plain and bool(made) and captured.nodes_in(made, frame.args, frame.kwargs) <= constants
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _traced(captured: Captured, node: fx.Node) -> fx.Graph | None:
     """What the forward of a layer of torch does with its input, if it takes no branch by that."""
     module = captured.module(node)
-    plain = is_torchs(type(module)) and is_torchs(forward_of(module)) and not _has_hooks(module)
+    plain = is_torchs(type(module)) and is_torchs(forward_of(module)) and not has_forward_hooks(module)
     alone = len(inspect.signature(module.forward).parameters) == 1 and not any(True for _ in module.children())
     if not (plain and alone) or node.meta["opaque"]:
         return None

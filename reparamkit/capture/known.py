@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
+from .observers import has_forward_hooks
+
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def made_by(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """A fake tensor as a call of a module gives it; None where that is not known at once, or the call fails."""
-    changed = "forward" in vars(module) or any(getattr(module, hooks) for hooks in HOOKS)
+    changed = "forward" in vars(module) or has_forward_hooks(module)
     if changed or kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
         return None
     if type(module) in NORMS:

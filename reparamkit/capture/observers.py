@@ -14,6 +14,11 @@ from ..sourcecode.parse import source
 TABLES = ("_forward_hooks", "_forward_pre_hooks")
 
 
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module runs hooks."""
+    return any(getattr(module, name) for name in TABLES)
+
+
 @contextmanager
 def without_observers(module: nn.Module) -> Iterator[None]:
     """Inside, calls of the module, and of those inside, run only such hooks as may change something."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+from .trees import traced
 
 TABLES = ("_parameters", "_buffers", "_modules")
 LAYERS = ("_parameters", "_modules")
@@ -22,6 +22,8 @@ CONSTANT = "_tensor_constant"
 PLAIN = (bool, int, float, str, type(None))
 CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 """What an attribute may be, and code may put something into."""
+SHARED = frozenset({"torch", "builtins", "functools", "logging", "threading", "weakref"})
+"""Packages whose objects are no state of a model's own."""
 KNOWN = frozenset((*PLAIN, *CONTAINERS))
 """What is nothing but what is in it."""
 
@@ -151,18 +153,21 @@ def _containers(structure: Any, seen: set[int]) -> Iterator[Any]:
             yield from _containers(each, seen)
 
 
+def traced_in(structure: Any) -> set[fx.Node]:
+    """The nodes of the traced values in a structure and its objects, at any depth."""
+    inside = [value for each in _containers(structure, set()) for value in _values(each)]
+    return traced([structure, *inside])
+
+
 def _values(container: Any) -> Collection[Any]:
     return container.values() if isinstance(container, dict) else container
 
 
 def _has_attributes(value: object) -> bool:
-    """Whether a value is an object of a class that is neither torch's nor Python's, and no module, tensor or traced
-    value.
-    """
+    """Whether a value is an object that code may keep something in, and no module, tensor or traced value."""
     if issubclass(type(value), (nn.Module, Tensor, fx.Proxy, *CONTAINERS, tuple)) or not hasattr(value, "__dict__"):
         return False
-    package = type(value).__module__.partition(".")[0]
-    return type(value) is SimpleNamespace or (package not in sys.stdlib_module_names and package != "torch")
+    return type(value).__module__.partition(".")[0] not in SHARED
 
 
 @contextmanager

@@ -36,7 +36,6 @@ from .buffers import assignments_seen, other_buffers
 from .changing import Changing
 from .draws import Draws, no_plain_draws
 from .fakes import as_fake, failing_quietly
-from .given import values_in
 from .guards import is_guard
 from .known import made_by, normed_by
 from .lending import Lending, Taken
@@ -45,7 +44,7 @@ from .modes import Modes, modes, modes_noted
 from .observers import without_observers
 from .proxies import ValueProxy, attribute, where
 from .scripts import scripts_opened
-from .state import Contents
+from .state import Contents, traced_in
 from .trees import filled, leaves, map_leaves
 from .variables import variables_read
 from .variadic import plain, traced_numbers_taken
@@ -363,7 +362,7 @@ class Tracer(fx.Tracer):
             output = frame.module.forward(*given[0], **given[1])
             frame.output = map_leaves(as_node, output)
             frame.fills |= not before.stay
-            self.handed_out.update(values_in(given))
+            self.handed_out.update(traced_in(given))
             return output
 
         return forward, [self.root]
@@ -420,7 +419,7 @@ class Tracer(fx.Tracer):
 
     def put(self, value: Any) -> None:
         """The forward makes a value an attribute of something that it was given."""
-        self.handed_out.update(values_in(value))
+        self.handed_out.update(traced_in(value))
         for frame in self.frame.stack if self.frame is not None else ():
             frame.fills = True
 

@@ -51,6 +51,11 @@ def leaves(value: Any) -> list[Any]:
     return list(_leaves(value))
 
 
+def traced(value: Any) -> set[fx.Node]:
+    """The nodes of the traced values in a structure."""
+    return {leaf.node for leaf in leaves(value) if isinstance(leaf, fx.Proxy)}
+
+
 def _leaves(value: Any) -> Iterator[Any]:
     if type(value) in (tuple, list, dict):
         # What nearly all are; torch takes its time for these as well.

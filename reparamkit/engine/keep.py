@@ -90,7 +90,8 @@ class Keeper:
             key = frozenset((name, term.op.resamples) for name, term in entry[2].form.terms.items())
             if key not in by_sources or entry[:2] < by_sources[key][:2]:
                 by_sources[key] = entry
-        deep = sorted(by_sources.values(), key=lambda e: self._sources(e[2].form)[0])
+        reach = {number: self._sources(candidate.form) for _, number, candidate in by_sources.values()}
+        deep = sorted(by_sources.values(), key=lambda e: reach[e[1]][0])
         # A view that is read deeper than a merge may reach is of no use.
         views = sorted((e for e in deep if _only_views(e[2])), key=lambda e: e[0][1] == float("inf"))
         layers = [e for e in deep if e not in views]
@@ -98,7 +99,7 @@ class Keeper:
         # The plainest, which begins right before the value, is what a merge falls back on.
         near = sorted(layers, key=lambda e: len(e[2].members))
         # Of a sum that grows layer by layer all terms have to reach back.
-        whole = sorted(layers, key=lambda e: self._sources(e[2].form))
+        whole = sorted(layers, key=lambda e: reach[e[1]])
         # The deepest may be no layer at all; then the deepest that is one can still take what comes.
         able = [e for e in layers if e[0][1] != float("inf")]
         best = (*cheap[:CHEAPEST], *layers[:DEEPEST], *whole[:1], *able[:DEEPEST], *near[:1])

@@ -73,7 +73,7 @@ def _together(scale: Way | None, reader: Way | None) -> bool:
     if scale is None or reader is None:
         return False
     (first, exits), (second, more) = scale, reader
-    inside = first[: len(first)] == second[: len(first)] and exits <= more
+    inside = first == second[: len(first)] and exits <= more
     return inside and chosen(first) == chosen(second)
 
 
