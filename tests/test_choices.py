@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import linecache
+import textwrap
 from typing import Any
 
 import pytest
@@ -418,4 +421,116 @@ def chosen_by_if(self: Any, x: Tensor, mode: int = 0, other: Tensor | None = Non
 
 @pytest.mark.parametrize(("code", "found"), [(matched, True), (chosen_by_if, False)])
 def test_a_variable_holds_a_value_behind_branches_if_one_way_leaves_it(code: Any, found: bool):
-    assert exposes(code, {"x"}, frozenset(), frozenset({"first", "second"})) is found
+    module = nn.ModuleDict({"first": nn.Identity(), "second": nn.Identity()})
+    assert exposes(code, module, {"x"}, frozenset(), frozenset({"first", "second"})) is found
+
+
+class Ways(nn.Module):
+    """Two layers, of which the second merges into the first, and others; a test makes its forward of some lines."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.row = nn.Sequential(copy.deepcopy(first), copy.deepcopy(second))
+
+    def begin(self, x: Tensor) -> Tensor:
+        return self.first(x)
+
+    def end(self, y: Tensor, flag: bool) -> Tensor:
+        z = self.second(y)
+        return y if flag else z
+
+    def choose(self, y: Tensor, z: Tensor, flag: bool) -> Tensor:
+        return y if flag else z
+
+
+ELSEWHERE = {
+    "another value": "y = self.first(x)\nif flag: y = x\nreturn self.second(y)",
+    "another name": "y = self.first(x)\nif flag: z = x\nelse: z = y\nreturn self.second(z)",
+    "a computed value": "y = self.first(x)\nif flag: y = torch.tanh(x)\nz = y\nreturn self.second(z)",
+    "a loop": "y = self.first(x)\nfor _ in range(int(flag)): y = x\nreturn self.second(y)",
+    "a while": "y = self.first(x)\nwhile flag:\n  y = x\n  break\nreturn self.second(y)",
+    "an assignment in an expression": "z = self.second(y := self.first(x))\nreturn y if flag else z",
+    "several targets": "y, w = self.first(x), x\nz = self.second(y)\nreturn (z, y)[flag]",
+    "a star": "y = self.first(x)\na, *b = (self.second(y), y)\nreturn b[0] if flag else a",
+    "a dictionary": "y = self.first(x)\nd = dict(a=self.second(y), b=y)\nreturn d['b' if flag else 'a']",
+    "items of a dictionary": (
+        "y = self.first(x)\nd = {}\nd['y'] = y\nd['z'] = self.second(y)\nreturn d['y'] if flag else d['z']"
+    ),
+    "a list that grows": "y = self.first(x)\nr = [self.second(y)]\nr.append(y)\nreturn r[int(flag)]",
+    "a list that is added to": "y = self.first(x)\nz = self.second(y)\nr = []\nr += [y]\nreturn r[0] if flag else z",
+    "an attribute": "y = self.first(x)\nself.kept = y\nz = self.second(y)\nreturn self.kept if flag else z",
+    "an index": "k = 1\nif flag: k = 0\ny = self.first(x)\nreturn (y, self.second(y))[k]",
+    "a lambda": "y = self.first(x)\nz = self.second(y)\nf = lambda: y\nreturn f() if flag else z",
+    "a function": "y = self.first(x)\nz = self.second(y)\ndef f(): return y\nreturn f() if flag else z",
+    "all variables": "y = self.first(x)\nz = self.second(y)\nreturn locals()['y' if flag else 'z']",
+    "a copy": "y = self.first(x)\nz = self.second(y)\nw = y.clone()\nif flag: z = w\nreturn z",
+    "a write": "y = self.first(x)\nif flag: y[:] = 0\nreturn self.second(y)",
+    "a write through a view": "y = self.first(x)\nw = y[:1]\nif flag: w.zero_()\nreturn self.second(y)",
+    "a method": "y = self.begin(x)\nz = self.second(y)\nreturn y if flag else z",
+    "a method that returns it": "return self.end(self.first(x), flag)",
+    "a method that chooses": "y = self.first(x)\nreturn self.choose(y, self.second(y), flag)",
+    "another name of a layer": (
+        "f = self.second\nz = f(self.first(x)) if flag else self.second(self.first(x))\nreturn z + f(x) * flag"
+    ),
+    "the children": (
+        "z = self.second(self.first(x))\nfor m in self.children():\n"
+        "  if flag and m is self.first: return m(x)\nreturn z"
+    ),
+    "the table of children": "z = self.second(self.first(x))\nif flag: return self._modules['first'](x)\nreturn z",
+    "a child by its name": "z = self.second(self.first(x))\nreturn self.get_submodule('first')(x) if flag else z",
+    "an attribute by its name": "z = self.second(self.first(x))\nreturn getattr(self, 'first' if flag else 'row')(z)",
+    "a weight": "z = self.second(self.first(x))\nreturn z + self.first.weight.sum() if flag else z",
+    "a part of a row": "y = x\nfor m in self.row[: 1 if flag else 2]: y = m(y)\nreturn y",
+    "an exit from a row": (
+        "y = x\nfor k, m in enumerate(self.row):\n  y = m(y)\n  if flag and k == 0: return y\nreturn y"
+    ),
+    "a case": "y = self.first(x)\nmatch flag:\n  case True: z = y\n  case _: z = self.second(y)\nreturn z",
+    "an error": (
+        "y = self.first(x)\ntry:\n  if flag: raise ValueError\n  y = self.second(y)\nexcept ValueError: pass\nreturn y"
+    ),
+}
+
+
+def of_lines(name: str, lines: str, *layers: nn.Module) -> nn.Module:
+    """A module with this forward, whose code can be read as that of any class."""
+    file, text = f"<{name}>", f"def forward(self, x, flag=False):\n{textwrap.indent(lines, '    ')}\n"
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    scope: dict[str, Any] = {"torch": torch}
+    exec(compile(text, file, "exec"), scope)
+    return build(lambda: type("OfLines", (Ways,), {"forward": scope["forward"]})(*layers))
+
+
+@pytest.mark.parametrize("layers", [lambda: (conv(4, 4), norm(4)), lambda: (nn.LayerNorm(8), nn.Linear(8, 8))])
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_value_that_goes_elsewhere_by_a_flag_is_never_taken_for_another(name: str, with_inputs: bool, layers: Any):
+    model = of_lines(name, ELSEWHERE[name], *layers())
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+    assert agrees(fused, model, X, True)
+
+
+def test_a_gate_that_is_not_there_keeps_no_norm_apart():
+    model = build(Gated)
+    fused = reparamkit.fuse(model, TOKENS)
+    assert fused.norm.weight is None
+    assert all(agrees(fused, model, TOKENS, mask) for mask in (None, torch.ones(1, 5, 1)))
+
+
+class Gated(nn.Module):
+    """As attention is written: what is optional is None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.values, self.out, self.gate = nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 6), None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.norm(x)
+        gate = self.gate(y) if self.gate is not None else None
+        z = self.values(y)
+        if mask is not None:
+            z = z * mask
+        if gate is not None:
+            z = z * gate
+        return self.out(z.tanh())

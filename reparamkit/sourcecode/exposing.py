@@ -3,46 +3,56 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Set
-from dataclasses import dataclass, field
+import builtins
+import inspect
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
-from .flow import Branching, Given, locals_of, names_under, remembered_in
-from .parse import method_source, once, path_of
+from torch import nn
+
+from .flow import FUNCTIONS, Branching, Given, locals_of, names_under, remembered_in
+from .parse import ASKING, method_source, once, path_of
+from .passing import Held, Passing, attribute
+from .settled import settled
 
 ASKED = frozenset({"shape", "ndim", "dtype", "device", "size", "dim", "is_cuda", "requires_grad"})
 """What code may ask of a tensor, whatever its numbers are."""
 
+EVERYTHING = frozenset({"locals", "vars", "eval", "exec"})
+"""Functions that may read any variable."""
+COUNTING = ASKING | {"len"}
+"""Functions whose result has nothing of the numbers of a tensor."""
 SIZED = frozenset({"reshape", "view", "flatten", "unflatten"})
 """Methods that get sizes, which may be arguments, and always give their tensor."""
 
 
 def exposes(
-    code: Callable[..., Any], names: Set[str], makers: Set[str], readers: Set[str], fixed: Set[str] = frozenset()
+    code: Callable[..., Any],
+    module: nn.Module,
+    names: Set[str],
+    makers: Set[str],
+    readers: Set[str],
+    fixed: Set[str] = frozenset(),
 ) -> bool:
     """Whether the code of a method may use a value in a branch by its arguments, other than to call modules with it.
 
-    names: the arguments that are the value. makers: paths of the modules that give it. readers: of those that may be
-    called with it. fixed: arguments that are never others.
+    module: whose method it is. names: the arguments that are the value. makers: paths of the modules that give it.
+    readers: of those that may be called with it. fixed: arguments that are never others.
     """
     tree = _tree(code)
     if tree is None:
         return True
     own = Given.of(tree, fixed=fixed).names if fixed else locals_of(tree)
     given = Given.of(tree, skipped=1, fixed=fixed)
-    following = _Exposure(own, remembered_in(tree), makers, readers, set(names), given)
+    parts = Passing(module, makers, readers)
+    functions = frozenset(getattr(inspect.unwrap(code), "__globals__", ())) | set(dir(builtins))
+    following = _Exposure(own, remembered_in(tree), parts, given, functions, set(given.names), Held(frozenset(names)))
     following.visit(tree)
     return following.found
 
 
 _tree = once(method_source)
-
-
-@once
-def paths_called(code: Callable[..., Any]) -> frozenset[str]:
-    """The paths below its module that the code of a method calls."""
-    nodes = ast.walk(_tree(code) or ast.Module([], []))
-    return frozenset(path_of(node.func) for node in nodes if isinstance(node, ast.Call)) - {""}
 
 
 def leaves_out(code: Callable[..., Any], path: str, handed_on: bool) -> bool:
@@ -58,17 +68,18 @@ def leaves_out(code: Callable[..., Any], path: str, handed_on: bool) -> bool:
 
 @dataclass
 class _Exposure(Branching):
-    """Follows the statements in order. holding: the variables that may be the value now. chosen: those that may be it,
-    or another, as a branch went. depth: in how many branches.
+    """Follows the statements in order. functions: names outside of the method. options: variables that the arguments
+    choose. depth: in how many branches by the arguments.
     """
 
-    makers: Set[str]
-    readers: Set[str]
-    holding: set[str]
+    parts: Passing
     given: Given
-    chosen: set[str] = field(default_factory=set)
+    functions: Set[str]
+    options: set[str]
+    held: Held
     depth: int = 0
     found: bool = False
+    inside: bool = False
 
     def visit(self, node: ast.AST) -> None:
         """Any node."""
@@ -76,8 +87,10 @@ class _Exposure(Branching):
             self._branch(node)
         elif isinstance(node, (ast.For, ast.While)):
             self._loop(node)
-        elif self.decides(node):
-            self._several(ast.iter_child_nodes(node), deciding=True)
+        elif isinstance(node, FUNCTIONS):
+            self._function(node)
+        elif self.decides(node) or self._picks(node):
+            self._several(ast.iter_child_nodes(node))
         else:
             super().visit(node)
 
@@ -87,24 +100,57 @@ class _Exposure(Branching):
         parts = [part for part in ast.iter_child_nodes(node) if not isinstance(part, (ast.stmt, ast.match_case))]
         for part in parts:
             self.visit(part)
+        before, ends = self.held, list[Held]()
+        for way in self._ways(node):
+            # What a block was left in by an error is between the two.
+            self.held = self.held.join(before, deciding) if isinstance(node, ast.Try) else before
+            self._several(way, deciding)
+            ends += [] if _leaves(way) else [self.held]
         # One of the two ways of an ``if`` is taken; of other branches there may be none.
-        before, after = set(self.holding), set() if isinstance(node, ast.If) else set(self.holding)
-        for name in ("body", "orelse", "cases", "finalbody"):
-            if name in node._fields:
-                self.holding = set(before)
-                self._several(getattr(node, name), deciding)
-                after |= self.holding
-        self.holding = after
+        first, *others = [*ends, *([] if isinstance(node, ast.If) and ends else [before])]
+        self.held = first
+        for end in others:
+            self.held = self.held.join(end, deciding)
+
+    def _ways(self, node: ast.If | ast.Try | ast.Match) -> list[list[Any]]:
+        """The statements of each way through a branch that the module does not close."""
+        if isinstance(node, ast.Match):
+            return [[*([case.guard] if case.guard else []), *case.body] for case in node.cases]
+        if isinstance(node, ast.If):
+            return self._open(node)
+        return [node.body, node.orelse, *(each.body for each in node.handlers), node.finalbody]
+
+    def _open(self, node: ast.If | ast.IfExp) -> list[Any]:
+        taken = None if self.decides(node) else settled(node.test, self.parts.module)
+        return [*([] if taken is False else [node.body]), *([] if taken else [node.orelse])]
 
     def _loop(self, node: ast.For | ast.While) -> None:
         """What there is at its end may be there when it begins again."""
-        self.visit(node.iter if isinstance(node, ast.For) else node.test)
+        deciding = self.decides(node) or self.given.repeats(node)
         for _ in range(2):
-            before = set(self.holding)
-            self._several((*node.body, *node.orelse), self.decides(node) or self.given.repeats(node))
-            self.holding |= before
+            before = self.held
+            if isinstance(node, ast.For):
+                self._assign([node.target], node.iter)
+            else:
+                self.visit(node.test)
+            self._several((*node.body, *node.orelse), deciding)
+            self.held = self.held.join(before, deciding)
 
-    def _several(self, nodes: Iterable[ast.AST], deciding: bool) -> None:
+    def _function(self, node: ast.AST) -> None:
+        """The method itself, or a function in it, that may be called or not."""
+        inside, self.inside = self.inside, True
+        if isinstance(node, ast.FunctionDef) and inside:
+            self.held = self.held.assign(ast.Name(node.name), any(map(self._holds, node.body)), chosen=False)
+        self._several(ast.iter_child_nodes(node), deciding=inside)
+
+    def _picks(self, node: ast.AST) -> bool:
+        """Whether it is an element of something by a key that the arguments choose."""
+        if not isinstance(node, ast.Subscript):
+            return False
+        sliced = any(isinstance(part, ast.Slice) for part in ast.walk(node.slice))
+        return not sliced and not names_under(node.slice).isdisjoint(self.options)
+
+    def _several(self, nodes: Iterable[ast.AST], deciding: bool = True) -> None:
         self.depth += deciding
         for each in nodes:
             self.visit(each)
@@ -114,43 +160,73 @@ class _Exposure(Branching):
 
     def visit_Assign(self, node: ast.Assign) -> None:
         """Variables get the value, or something else."""
-        held, chosen = self._holds(node.value), self._is_chosen(node.value)
-        if not isinstance(node.value, (ast.Name, ast.IfExp)) or not held:
-            self.visit(node.value)
-        for target in node.targets:
-            names = names_under(target)
-            self.holding = self.holding | names if held else self.holding - names
-            self.chosen = self.chosen | names if chosen else self.chosen - names
+        self._assign(node.targets, node.value)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        """With its type."""
+        if node.value is not None:
+            self._assign([node.target], node.value)
+
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
+        """In an expression."""
+        self._assign([node.target], node.value)
+
+    def _assign(self, targets: Iterable[ast.expr], value: ast.expr) -> None:
+        held, chosen = self._holds(value), self._is_chosen(value)
+        if not isinstance(value, (ast.Name, ast.IfExp)) or not held:
+            self.visit(value)
+        for target in targets:
+            self.held = self.held.assign(target, held, chosen)
             self.found |= held and self.depth > 0 and not isinstance(target, (ast.Name, ast.Tuple))
+            self.visit(target)
+            self.options |= names_under(target) if self.depth and _is_plain(value) else set()
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        """``y += ...`` is another value."""
-        self.found |= self.depth > 0 and self._holds(node.target)
+        """``y += ...`` is another value, and may have one more in it."""
+        held = self._holds(node.target)
+        self.found |= self.depth > 0 and held
         self.generic_visit(node)
+        self.held = self.held.assign(node.target, held or self._holds(node.value), self._is_chosen(node.target))
 
     def _holds(self, node: ast.AST) -> bool:
-        """Whether an expression may be the value, or a view of it."""
-        if isinstance(node, ast.IfExp):
-            return self._holds(node.body) or self._holds(node.orelse)
+        """Whether an expression may have the value in it: it is computed from it, and not by a module that reads it; or
+        has one of those modules in it, which may then be called by another name.
+        """
         if isinstance(node, ast.Name):
-            return node.id in self.holding
+            return node.id in self.held.names or node.id == "self"
+        if isinstance(node, ast.IfExp):
+            return any(map(self._holds, self._open(node)))
         if isinstance(node, ast.Call):
-            return path_of(node.func) in self.makers or self._holds(node.func)
+            return self._gives(node)
+        if isinstance(node, ast.Attribute) and (path := path_of(node)):
+            return self.parts.has(path) or attribute(path) in self.held.names
         if isinstance(node, ast.Attribute):
             return node.attr not in ASKED and self._holds(node.value)
-        return isinstance(node, ast.Subscript) and self._holds(node.value)
+        return any(map(self._holds, ast.iter_child_nodes(node)))
+
+    def _gives(self, node: ast.Call) -> bool:
+        """Whether a call may give the value: of a module that does, or of a function or method of it."""
+        path = path_of(node.func)
+        if self.parts.gives(path) or self.parts.lists(path):
+            return True
+        # What another module gives was no such value in the trace.
+        if self.parts.reads(path) or self.parts.is_module(path) or _named(node) in COUNTING:
+            return False
+        callee = not path and self._holds(node.func)
+        return callee or any(map(self._holds, (*node.args, *node.keywords)))
 
     def _is_chosen(self, node: ast.AST) -> bool:
         """Whether another way through the code makes an expression something else, or the value."""
-        names = isinstance(node, ast.Name) and node.id in self.chosen
-        return names or (self._holds(node) and (self.depth > 0 or (isinstance(node, ast.IfExp) and self.decides(node))))
+        if isinstance(node, ast.Name):
+            return node.id in self.held.chosen
+        return isinstance(node, ast.IfExp) and self._holds(node) and self.decides(node)
 
     def _is_surely(self, node: ast.AST) -> bool:
         """Whether an expression is the value, or a view of it, on every way through the code."""
         if isinstance(node, ast.Name):
-            return node.id in self.holding - self.chosen
+            return node.id in self.held.names - self.held.chosen
         if isinstance(node, ast.Call):
-            if path_of(node.func) in self.makers or self._is_surely(node.func):
+            if self.parts.gives(path_of(node.func)) or self._is_surely(node.func):
                 return True
             others = [part for part in node.args if not self._is_surely(part)]
             chosen = any(names_under(part) & self.given.names for part in (*others, *node.keywords))
@@ -161,13 +237,20 @@ class _Exposure(Branching):
 
     def visit_Name(self, node: ast.Name) -> None:
         """A variable that is read."""
-        held = isinstance(node.ctx, ast.Load) and node.id in self.holding
-        self.found |= held and (self.depth > 0 or node.id in self.chosen)
+        if isinstance(node.ctx, ast.Load):
+            self._read(node.id)
+
+    def _read(self, name: str) -> None:
+        held = name in self.held.names or name == "self"
+        self.found |= name in self.held.chosen or (self.depth > 0 and held)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         """A question does not depend on numbers."""
-        if node.attr not in ASKED:
-            self.generic_visit(node)
+        if path := path_of(node):
+            self._read(attribute(path))
+            self.found |= self.depth > 0 and self.parts.has(path)
+        elif node.attr not in ASKED:
+            self.visit(node.value)
 
     def visit_Compare(self, node: ast.Compare) -> None:
         """Whether it is None is a question."""
@@ -175,18 +258,50 @@ class _Exposure(Branching):
             self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        """A call of a module that reads the value."""
+        """A call of a module that reads the value, or of anything."""
         path = path_of(node.func)
-        reads = any(f"{reader}.".startswith(f"{path}.") for reader in self.readers) if path else False
-        made = path in self.makers and self.depth > 0
         arguments = [part.value if isinstance(part, ast.keyword) else part for part in (*node.args, *node.keywords)]
-        self.found |= made or (reads and not any(map(self._is_surely, arguments)))
+        self.found |= _named(node) in EVERYTHING or (self.depth > 0 and self._runs(path))
+        if self.parts.reads(path):
+            # Where there is one way only the module gets what it got in the trace.
+            sure = any(map(self._is_surely, arguments)) if self.depth else not any(map(self._is_chosen, arguments))
+            self.found |= not sure
+            arguments = [part for part in arguments if not isinstance(part, ast.Name)]
+        if _named(node) not in self.functions:
+            # What a variable calls is taken to do with the module what it did in the trace.
+            arguments = [part for part in arguments if not _is_self(part)]
         # A function may give one or the other of its arguments.
-        chosen = not path and any(names_under(part) & self.given.names for part in arguments)
+        chosen = not self.parts.is_module(path) and any(names_under(part) & self.options for part in arguments)
         chosen &= not (isinstance(node.func, ast.Attribute) and node.func.attr in SIZED)
-        self.depth += chosen
-        for part in ast.iter_child_nodes(node):
-            given = part.value if isinstance(part, ast.keyword) else part
-            if not (reads and isinstance(given, ast.Name)):
-                self.visit(given)
-        self.depth -= chosen
+        chosen |= not path and (self._picks(node.func) or _named(node) in self.options)
+        self._several([*([] if path else [node.func]), *arguments], chosen)
+        if isinstance(node.func, ast.Attribute) and any(map(self._holds, arguments)):
+            # As in ``seen.append(y)``.
+            self._fill(node.func.value)
+
+    def _runs(self, path: str) -> bool:
+        """Whether a call of what is at a path gives the value, or runs a part of a module by which it goes."""
+        return self.parts.gives(path) or self.parts.is_inside(path) or self.parts.lists(path)
+
+    def _fill(self, container: ast.expr) -> None:
+        if isinstance(container, ast.Name) and container.id != "self":
+            self.held = self.held.assign(ast.Subscript(container, ast.Constant(0)), held=True, chosen=False)
+
+
+def _is_self(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
+
+
+def _named(node: ast.Call) -> str:
+    """The name of a function that is called by its name."""
+    return node.func.id if isinstance(node.func, ast.Name) else ""
+
+
+def _leaves(way: Sequence[ast.AST]) -> bool:
+    """Whether statements end by leaving the code."""
+    return bool(way) and isinstance(way[-1], (ast.Return, ast.Raise))
+
+
+def _is_plain(value: ast.expr) -> bool:
+    """Whether an expression has but names and constants in it."""
+    return not any(isinstance(part, (ast.Call, ast.Attribute, ast.Subscript)) for part in ast.walk(value))

@@ -1,4 +1,4 @@
-"""On which ways through its code a method calls which layers, and whose results it reads once only.
+"""On which ways through its code a method calls which layers.
 
 A trace shows one way. Where the code has others (a flag, an optional argument), what was seen of a value is not all.
 """
@@ -97,18 +97,17 @@ ALWAYS: Way = ((), 0)
 
 @dataclass(frozen=True)
 class Calls:
-    """What the code of a method calls. ways: per path. exposed: those whose results it reads again, or in a branch."""
+    """What the code of a method calls. ways: per path."""
 
     ways: Mapping[str, Set[Way]] = field(default_factory=dict)
-    exposed: Set[str] = frozenset()
 
-    def way_to(self, place: str, last: bool = True) -> Way | None:
+    def way_to(self, place: str) -> Way | None:
         """The way to the call for the module at a place, which may be inside of what is called; None if that is not
-        clear. last: whether its result may be read at will.
+        clear.
         """
         found = [called for called in self.ways if called and f"{place}.".startswith(f"{called}.")]
         ways = {way for called in found for way in self.ways[called]}
-        if len(found) != 1 or len(ways) != 1 or not (last or self.exposed.isdisjoint(found)):
+        if len(found) != 1 or len(ways) != 1:
             return None
         ((around, exits),) = ways
         elements = place.removeprefix(found[0]).split(".")
@@ -126,12 +125,9 @@ def calls_in(method: Callable[..., Any]) -> Calls:
     tree = method_source(method)
     if tree is None:
         return Calls()
-    given = Given.of(tree)
-    found = _Ways(locals_of(tree), remembered_in(tree), given, {})
-    flow = _Flow(locals_of(tree), remembered_in(tree), given, Given.of(tree, skipped=1).names)
+    found = _Ways(locals_of(tree), remembered_in(tree), Given.of(tree), {})
     found.visit(tree)
-    flow.visit(tree)
-    return Calls(found.calls, flow.exposed)
+    return Calls(found.calls)
 
 
 @dataclass(frozen=True)
@@ -279,73 +275,3 @@ class _Ways(Branching):
 def _place(node: Any) -> tuple[int, int]:
     """Of a statement or expression in the code."""
     return node.lineno, node.col_offset
-
-
-@dataclass
-class _Flow(Branching):
-    """Follows the statements in order.
-
-    options: what follows from the arguments after the first. depth: in how many branches. holding: per variable the
-    layers whose result it may have. read: the layers whose result was read from a variable. exposed: those whose result
-    is read again, or in a branch.
-    """
-
-    given: Given
-    options: Set[str]
-    depth: int = 0
-    holding: dict[str, set[str]] = field(default_factory=dict)
-    read: set[str] = field(default_factory=set)
-    exposed: set[str] = field(default_factory=set)
-
-    def visit(self, node: ast.AST) -> None:
-        """Any node."""
-        if self._is_chosen(node) or self.decides(node) or self.given.repeats(node):
-            test = getattr(node, "test", None)
-            if test is not None:
-                self.visit(test)
-            self.depth += 1
-            for child in ast.iter_child_nodes(node):
-                if child is not test:
-                    self.visit(child)
-            self.depth -= 1
-        else:
-            super().visit(node)
-
-    def _is_chosen(self, node: ast.AST) -> bool:
-        """Whether it is a call of a function that does what further arguments say, or is one of them."""
-        if not isinstance(node, ast.Call) or path_of(node.func):
-            return False
-        callee = isinstance(node.func, ast.Name) and node.func.id in self.given.names
-        return callee or any(names_under(each) & self.options for each in (*node.args, *node.keywords))
-
-    def visit_Call(self, node: ast.Call) -> None:
-        """A call of a layer, or of anything."""
-        path = path_of(node.func)
-        self.exposed |= {path} if path and self.depth else set()
-        self.generic_visit(node)
-
-    def visit_Name(self, node: ast.Name) -> None:
-        """A variable that is read."""
-        if isinstance(node.ctx, ast.Load):
-            held = self.holding.get(node.id, set())
-            self.exposed |= held if self.depth else held & self.read
-            self.read |= held
-
-    def visit_Assign(self, node: ast.Assign) -> None:
-        """Variables get the result of a layer, or something else."""
-        self.visit(node.value)
-        path = path_of(node.value.func) if isinstance(node.value, ast.Call) else ""
-        for target in node.targets:
-            if isinstance(target, ast.Name):
-                before = self.holding.get(target.id, set()) if self.depth else set()
-                self.holding[target.id] = before | ({path} if path else set())
-                self.read -= {path}
-            else:
-                self.exposed |= {path}
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        """``y += ...`` reads and writes ``y``."""
-        self.visit(node.value)
-        if isinstance(node.target, ast.Name):
-            self.visit(ast.Name(node.target.id, ast.Load()))
-            self.holding.pop(node.target.id, None)

@@ -15,7 +15,7 @@ from ..engine.sharing import alike, is_shared, separable, uneven
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE
-from .exposed import check_unexposed, is_exposed
+from .exposed import check_unexposed, may_show
 from .finish import Finisher
 from .order import check_order
 from .rows import Part, folding, is_chain, layers_of, parts_of
@@ -91,7 +91,7 @@ class Admission:
             before = next(n for n in scale.all_input_nodes if n not in self.captured.constants)
             check_order(self.captured, before, site.absorbed)
             check_unexposed(self.captured, site, scale)
-            self.exposed |= {scale} if is_exposed(self.captured, site, self.captured.frame(scale)) else set()
+            self.exposed |= {scale} if may_show(self.captured, site, self.captured.frame(scale)) else set()
         for scale in self.written_out(site):
             self.finisher.check(self.captured.frame(scale), [scale], _guarded(site))
         if is_chain(self.captured, site):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
+from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from ..capture.capture import Captured
 from ..capture.paths import start_of
@@ -13,44 +14,69 @@ from ..capture.tracer import Frame
 from ..engine.scope import innermost, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
-from ..sourcecode.exposing import exposes, leaves_out, paths_called
+from ..sourcecode.exposing import exposes, leaves_out
 from ..sourcecode.flow import ALWAYS, Way, calls_in, chosen
+from .choices import has_other_ways
 from .frames import original_forward
-from .rows import has_other_ways
 
 
 def check_unexposed(captured: Captured, site: Site, scale: fx.Node) -> None:
     """Raises `NotFusable` if code around that of a scale, or of what absorbs it, may go another way with its value."""
     for call in _around(captured, site, scale):
-        if call is not captured.frame(scale) and is_exposed(captured, site, call):
+        if call is not captured.frame(scale) and may_show(captured, site, call):
             raise NotFusable(
                 f"the forward of '{call.path or 'the model'}' may do something else with what"
                 f" '{place_of(scale) or captured.path(scale)}' gives, by its arguments"
             )
 
 
-def is_exposed(captured: Captured, site: Site, call: Frame) -> bool:
-    """Whether the code of a call may do something else with an absorbed value than it did in the trace."""
+def is_exposed(captured: Captured, values: Set[fx.Node], call: Frame) -> bool:
+    """Whether the code of a call may do something else with some values than it did in the trace: give them to others
+    than who reads them there, or others to these.
+    """
     if not has_other_ways(captured, call):
         return False
-    given = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs).arguments
-    names = frozenset(name for name, value in given.items() if _has(captured, site, value))
-    users = {user for node in site.absorbed for user in node.users} - site.absorbed
-    readers = frozenset(path for node in users for path in _called(captured, call, node))
-    makers = frozenset(path for node in site.absorbed for path in _called(captured, call, node))
+    readers = _readers(values)
+    given, taken = _called(captured, call, values), _called(captured, call, readers)
     code = original_forward(call.module)
-    # A way that calls what the module has not ends in an error.
-    absent = {path for path in paths_called(code) if not hasattr(call.module, path.partition(".")[0])}
-    fixed = _fixed(captured, site, call)
-    return exposes(code, names, makers - readers, readers | absent, fixed) or _may_part(captured, site, call)
+    exposed = exposes(
+        code, call.module, _names(captured, values, call), given - taken, taken, _fixed(captured, values, call)
+    )
+    return exposed or any(
+        exposes(method, call.module, _parameters(method) if name in taken - given else frozenset(), given, taken)
+        for name, method in _methods(call.module, given | taken)
+    )
 
 
-def _fixed(captured: Captured, site: Site, call: Frame) -> frozenset[str]:
-    """The arguments that the code around a call never gives, if the scale is outside of it. (Whoever else calls its
-    module gives it no scaled value.)
+def _readers(values: Set[fx.Node]) -> Set[fx.Node]:
+    return {user for node in values for user in node.users} - values
+
+
+def _names(captured: Captured, values: Set[fx.Node], call: Frame) -> frozenset[str]:
+    """The arguments of a call that are one of the values, or have one in it."""
+    given = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs).arguments
+    return frozenset(name for name, value in given.items() if not captured.nodes_in(value).isdisjoint(values))
+
+
+def _methods(module: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The methods among what the code of a module calls."""
+    for name in sorted(names):
+        method = getattr(type(module), name, None)
+        if inspect.isfunction(method):
+            yield name, method
+
+
+def _parameters(method: Callable[..., Any]) -> frozenset[str]:
+    """What a method gets beside its module."""
+    return frozenset([*inspect.signature(method).parameters][1:])
+
+
+def _fixed(captured: Captured, values: Set[fx.Node], call: Frame) -> frozenset[str]:
+    """The arguments that the code around a call never gives, if all values are made outside of it. (Whoever else calls
+    its module gives it none of them.)
     """
     outer = call.parent
-    if outer is None or any(call in captured.frame(node).stack for node in site.absorbed):
+    if outer is None or any(call in captured.frame(node).stack for node in values):
         return frozenset()
     # What code inside of the model hands on is for others; what the user gives may be meant.
     path, inside = call.path.removeprefix(start_of(outer.path)), outer.parent is not None
@@ -60,9 +86,15 @@ def _fixed(captured: Captured, site: Site, call: Frame) -> frozenset[str]:
     return frozenset(signature.parameters.keys() - signature.bind(*call.args, **call.kwargs).arguments.keys())
 
 
+def may_show(captured: Captured, site: Site, call: Frame) -> bool:
+    """Whether the code of a call may do something else with an absorbed value, or run what reads it by itself."""
+    other = has_other_ways(captured, call)
+    return other and (is_exposed(captured, site.absorbed, call) or _may_part(captured, site, call))
+
+
 def _may_part(captured: Captured, site: Site, call: Frame) -> bool:
     """Whether the code of a call may run a layer that absorbs without what makes the scale, or another layer."""
-    found = _ways(captured, call, {user for node in site.absorbed for user in node.users} - site.absorbed)
+    found = _ways(captured, call, _readers(site.absorbed))
     scaled = _ways(captured, call, site.scales)
     # Where there is one of them only, the code around has the others.
     return not all(_together(a, b) for a in scaled or {ALWAYS} for b in found or {ALWAYS})
@@ -95,8 +127,7 @@ def _inner(captured: Captured, call: Frame, node: fx.Node) -> list[str]:
 def _way_to(captured: Captured, call: Frame, node: fx.Node, place: str) -> Way | None:
     """The way to a place, in the code of a forward or of one of the methods that it calls."""
     way = calls_in(original_forward(call.module)).way_to(place)
-    made = (name for module, name in node.meta.get("methods", ()) if module is call.module)
-    for name in made if way is None else ():
+    for name in _running(captured, call, node) if way is None else ():
         if calls_in(getattr(type(call.module), name)).way_to(place) == ALWAYS:
             return calls_in(original_forward(call.module)).way_to(name)
     return way
@@ -109,15 +140,21 @@ def _around(captured: Captured, site: Site, scale: fx.Node) -> Iterator[Frame]:
     yield from dict.fromkeys(call for frame in frames for call in frame.stack if around in call.stack)
 
 
-def _has(captured: Captured, site: Site, value: object) -> bool:
-    """Whether an argument is a scaled value, or has one in it."""
-    return not captured.nodes_in(value).isdisjoint(site.absorbed)
+def _called(captured: Captured, call: Frame, nodes: Iterable[fx.Node]) -> set[str]:
+    """The paths, below that of a call, of the modules that its code may call for nodes, and the methods of its module
+    that it may.
+    """
+    return {path for node in nodes for path in (*_modules(captured, call, node), *_running(captured, call, node))}
 
 
-def _called(captured: Captured, call: Frame, node: fx.Node) -> Iterator[str]:
-    """The paths, below that of a call, of the modules that its code may call for a node."""
+def _modules(captured: Captured, call: Frame, node: fx.Node) -> Iterator[str]:
     start = start_of(call.path)
     stack = captured.frame(node).stack
     inner = stack[stack.index(call) + 1 :] if call in stack else ()
     paths = [*(each.path for each in inner), place_of(node)]
     yield from (path.removeprefix(start) for path in paths if path.startswith(start) and path != call.path and path)
+
+
+def _running(captured: Captured, call: Frame, node: fx.Node) -> Iterator[str]:
+    if call in captured.frame(node).stack:
+        yield from (name for module, name in node.meta.get("methods", ()) if module is call.module)

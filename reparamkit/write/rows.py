@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,10 @@ from ..engine.placing import Placed
 from ..engine.scope import called_plainly, innermost, partial_methods, place_of, varying_methods
 from ..engine.sharing import is_shared
 from ..engine.site import Site
-from ..sourcecode.flow import ALWAYS, Way, calls_in, catches, names_in, remembered
-from .frames import codes_of, original_forward
+from ..sourcecode.flow import ALWAYS, Way, calls_in
+from .choices import has_other_ways
+from .exposed import is_exposed
+from .frames import original_forward
 from .order import is_ordered, needs_order
 
 
@@ -75,7 +76,7 @@ def is_chain(captured: Captured, site: Site) -> bool:
         return False
     modules = all(n.op == "call_module" and called_plainly(n) for n in row.layers)
     modules = modules and not _read_directly(captured, row.layers) and _has_views(captured, row)
-    modules = modules and not _decided(captured, [Part((layer,)) for layer in row.layers])
+    modules = modules and not _decided(captured, row, [Part((layer,)) for layer in row.layers])
     return modules and (_only_rank_guards(site.placed) if len(row.nodes) > 1 else not site.placed.guards)
 
 
@@ -90,7 +91,7 @@ def parts_of(captured: Captured, site: Site) -> tuple[Part, ...]:
     fitting = 1 < len(parts) > len(called) and ranked and not _read_directly(captured, called)
     fitting = fitting and not folding(captured, row.nodes)
     fitting = fitting and all(_hands_on(captured, part, part is parts[-1]) for part in parts)
-    return tuple(parts) if fitting and not _decided(captured, parts) else ()
+    return tuple(parts) if fitting and not _decided(captured, row, parts) else ()
 
 
 def layers_of(captured: Captured, site: Site) -> tuple[Part, ...]:
@@ -149,49 +150,47 @@ def is_swap(captured: Captured, site: Site) -> bool:
     return once and first.args == site.replacement.inputs and not first.kwargs
 
 
-def _decided(captured: Captured, parts: Sequence[Part]) -> bool:
-    """Whether some of the modules may run without the others, as a branch was taken in the code that calls them."""
-    callers = {part: captured.frame(part.nodes[0]) if part.frame is None else part.frame.parent for part in parts}
-    around = innermost([caller for caller in callers.values() if caller is not None])
-    found: dict[bool, set[Way | None]] = {True: set(), False: set()}
-    for part, caller in callers.items():
-        for frame in caller.stack if caller is not None else ():
-            if around in frame.stack:
-                found[frame is around].add(_way_to(captured, frame, part.path, last=part is parts[-1]))
-    # What is around all of them does not part them; in the calls inside, each has to be made.
-    return None in found[True] or len(found[True]) > 1 or not found[False] <= {ALWAYS}
-
-
-def _way_to(captured: Captured, frame: Frame, path: str, last: bool) -> Way | None:
-    """The way on which the code of a call runs the module at a path; None if it is not clear, or if the code may (but
-    for the last one) not only hand the result on to the next.
+def _decided(captured: Captured, row: Row, parts: Sequence[Part]) -> bool:
+    """Whether some of the modules may run without the others, or without what they give each other, as a branch was
+    taken in the code that calls them.
     """
+    found: dict[bool, set[Way | None]] = {True: set(), False: set()}
+    around = _around(captured, parts)
+    for part in parts:
+        for frame in _callers(captured, part):
+            if around in frame.stack:
+                found[frame is around].add(_way_to(captured, frame, part.path))
+    # What is around all of them does not part them; in the calls inside, each has to be made.
+    parted = None in found[True] or len(found[True]) > 1 or not found[False] <= {ALWAYS}
+    return parted or any(_handed_otherwise(captured, row, *link) for link in itertools.pairwise(parts))
+
+
+def _handed_otherwise(captured: Captured, row: Row, part: Part, following: Part) -> bool:
+    """Whether the code between two parts may do something else than to hand the result of the first to the second."""
+    around = _around(captured, (part, following))
+    between = row.nodes[row.nodes.index(part.nodes[-1]) : row.nodes.index(following.nodes[0])]
+    calls = (*_callers(captured, part), *_callers(captured, following))
+    return any(is_exposed(captured, set(between), call) for call in dict.fromkeys(calls) if around in call.stack)
+
+
+def _around(captured: Captured, parts: Iterable[Part]) -> Frame | None:
+    """The innermost call whose code runs all of these parts."""
+    return innermost([callers[-1] for part in parts if (callers := _callers(captured, part))])
+
+
+def _callers(captured: Captured, part: Part) -> Sequence[Frame]:
+    """The calls, from the outermost, whose code runs a part."""
+    caller = captured.frame(part.nodes[0]) if part.frame is None else part.frame.parent
+    return () if caller is None else caller.stack
+
+
+def _way_to(captured: Captured, frame: Frame, path: str) -> Way | None:
+    """The way on which the code of a call runs the module at a path; None if it is not clear."""
     if frame.asks:
         return None
     if not has_other_ways(captured, frame):
         return ALWAYS
-    return calls_in(original_forward(frame.module)).way_to(path.removeprefix(start_of(frame.path)), last)
-
-
-def has_other_ways(captured: Captured, frame: Frame) -> bool:
-    """Whether the code of a call may go otherwise than it went in the trace."""
-    codes = codes_of(captured, frame.module)
-    decides = frame in captured.deciding or any(catches(code) or remembered(code) for code in codes)
-    return decides or _has_flags(frame)
-
-
-def _has_flags(frame: Frame) -> bool:
-    """Whether its code goes by an argument that is no tensor, or may be none; it may hand that on to others."""
-    forward = original_forward(frame.module)
-    names = names_in(forward)
-    signature = inspect.signature(frame.module.forward)
-    bound = signature.bind(*frame.args, **frame.kwargs)
-    bound.apply_defaults()
-    return any(
-        (names is None or name in names)
-        and (signature.parameters[name].default is None or not isinstance(value, fx.Node))
-        for name, value in bound.arguments.items()
-    )
+    return calls_in(original_forward(frame.module)).way_to(path.removeprefix(start_of(frame.path)))
 
 
 def _read_directly(captured: Captured, layers: Sequence[fx.Node]) -> bool:
