@@ -21,7 +21,7 @@ ASKED = frozenset({"shape", "ndim", "dtype", "device", "size", "dim", "is_cuda",
 
 EVERYTHING = frozenset({"locals", "vars", "eval", "exec"})
 """Functions that may read any variable."""
-COUNTING = ASKING | {"len"}
+COUNTING = (ASKING - {"getattr"}) | {"len"}
 """Functions whose result has nothing of the numbers of a tensor."""
 SIZED = frozenset({"reshape", "view", "flatten", "unflatten"})
 """Methods that get sizes, which may be arguments, and always give their tensor."""
@@ -114,6 +114,15 @@ class _Exposure(Branching):
 
     def _ways(self, node: ast.If | ast.Try | ast.Match) -> list[list[Any]]:
         """The statements of each way through a branch that the module does not close."""
+        ways = self._all_ways(node)
+        return [way for way in ways if not any(map(self._fails, way))] or ways
+
+    def _fails(self, statement: ast.AST) -> bool:
+        """Whether a statement calls what the module has not, which ends in an error."""
+        value = getattr(statement, "value", None)
+        return isinstance(value, ast.Call) and self.parts.is_absent(path_of(value.func))
+
+    def _all_ways(self, node: ast.If | ast.Try | ast.Match) -> list[list[Any]]:
         if isinstance(node, ast.Match):
             return [[*([case.guard] if case.guard else []), *case.body] for case in node.cases]
         if isinstance(node, ast.If):
@@ -213,7 +222,7 @@ class _Exposure(Branching):
         if self.parts.reads(path) or self.parts.is_module(path) or _named(node) in COUNTING:
             return False
         callee = not path and self._holds(node.func)
-        return callee or any(map(self._holds, (*node.args, *node.keywords)))
+        return callee or any(map(self._holds, self._arguments(node)))
 
     def _is_chosen(self, node: ast.AST) -> bool:
         """Whether another way through the code makes an expression something else, or the value."""
@@ -252,6 +261,9 @@ class _Exposure(Branching):
         elif node.attr not in ASKED:
             self.visit(node.value)
 
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
+        """A message computes nothing."""
+
     def visit_Compare(self, node: ast.Compare) -> None:
         """Whether it is None is a question."""
         if not all(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops):
@@ -260,16 +272,15 @@ class _Exposure(Branching):
     def visit_Call(self, node: ast.Call) -> None:
         """A call of a module that reads the value, or of anything."""
         path = path_of(node.func)
-        arguments = [part.value if isinstance(part, ast.keyword) else part for part in (*node.args, *node.keywords)]
+        arguments = self._arguments(node)
         self.found |= _named(node) in EVERYTHING or (self.depth > 0 and self._runs(path))
         if self.parts.reads(path):
             # Where there is one way only the module gets what it got in the trace.
             sure = any(map(self._is_surely, arguments)) if self.depth else not any(map(self._is_chosen, arguments))
             self.found |= not sure
             arguments = [part for part in arguments if not isinstance(part, ast.Name)]
-        if _named(node) not in self.functions:
-            # What a variable calls is taken to do with the module what it did in the trace.
-            arguments = [part for part in arguments if not _is_self(part)]
+        if _named(node) in COUNTING:
+            arguments = [part for part in arguments if not isinstance(part, ast.Name)]
         # A function may give one or the other of its arguments.
         chosen = not self.parts.is_module(path) and any(names_under(part) & self.options for part in arguments)
         chosen &= not (isinstance(node.func, ast.Attribute) and node.func.attr in SIZED)
@@ -278,6 +289,12 @@ class _Exposure(Branching):
         if isinstance(node.func, ast.Attribute) and any(map(self._holds, arguments)):
             # As in ``seen.append(y)``.
             self._fill(node.func.value)
+
+    def _arguments(self, node: ast.Call) -> list[ast.expr]:
+        """What a call gets. What a variable calls is taken to do with the module what it did in the trace."""
+        known = _named(node) in self.functions
+        values = [*node.args, *(each.value for each in node.keywords)]
+        return [each for each in values if known or not _is_self(each)]
 
     def _runs(self, path: str) -> bool:
         """Whether a call of what is at a path gives the value, or runs a part of a module by which it goes."""

@@ -35,10 +35,11 @@ class Passing:
         """Whether a path is that of a module that reads the value, or one around it; or of none, so that a call of it
         ends in an error.
         """
-        return _is_around(path, self.readers) or (bool(path) and self._absent(path.partition(".")[0]))
+        return _is_around(path, self.readers) or self.is_absent(path)
 
-    def _absent(self, name: str) -> bool:
-        return getattr(self.module, name, None) is None
+    def is_absent(self, path: str) -> bool:
+        """Whether there is nothing, or None, at a path."""
+        return bool(path) and getattr(self.module, path.partition(".")[0], None) is None
 
     def has(self, path: str) -> bool:
         """Whether at a path there is a module that gives or reads the value, one around it, or something inside of it
