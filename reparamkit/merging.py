@@ -20,6 +20,7 @@ from .engine.norms import has_norms, take_apart
 from .engine.overwrites import follow_overwrites
 from .engine.patterns import next_site
 from .engine.raising import Raised, lower_scales, may_be_scaled, raise_scales, scaled_parts, takes_parts, without
+from .engine.ranks import tell_ranks
 from .engine.reading import Candidate, Reading, read
 from .engine.scope import Everything, Scope
 from .engine.site import Plan
@@ -143,7 +144,7 @@ class Merging:
         prices: set[float] = set()
         while True:
             # A merged layer may merge again, now that there is less to choose from.
-            plan = None if writer.erase_dead() else plan
+            plan = None if writer.erase_dead() | tell_ranks(self.captured) else plan
             self.captured.forget()
             plan, reading = choose(
                 self.captured, READERS, self._scope, writable, objective, self.tape, plan, self.assumed

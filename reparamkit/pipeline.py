@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,10 +42,10 @@ from .recipes.convert import convert, refuse_original
 from .recipes.recipe import Recipe
 from .recipes.tape import Tape
 from .record import Sketch, described, marked, sketch
-from .reporting import Report, Totals
+from .reporting import Refusal, Report, Totals
 from .request import Request, requested
 from .rulebook.rule import Rule
-from .summary import Work, counted, summarize, suspicious, totals
+from .summary import Work, counted, left, summarize, suspicious, totals
 from .whole import check_whole, through
 from .write.write import Done
 
@@ -253,21 +254,41 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
         parts = _captured(private, request)
         before, assumed = _begun(private, parts)
     suspects, tape = suspicious(private), Tape(private)
-    works = [
-        Merging(part, request, sizes, tape, swapped if at_once else None).run()
-        for part, sizes in zip(parts.captured, assumed, strict=True)
-    ]
-    fused = works[0].model
+
+    def run(parts: Parts, request: Request, assumed: Sequence[Mapping[Symbol, int]]) -> list[Work]:
+        given = zip(parts.captured, assumed, strict=True)
+        return [Merging(part, request, sizes, tape, swapped if at_once else None).run() for part, sizes in given]
+
+    works = done = run(parts, request, assumed)
+    later: list[Work] = []
+    fused, last, refusals = works[0].model, parts, left(works, parts)
+    while (found := _captured_again(fused, done, request)) is not None:
+        last, done = found[0], run(*found)
+        later += done
     made_of = _recipe(tape, fused)
     fused = fused if request.inplace else owning(fused)
     error = check_whole(fused, fused if at_once else model, request)
-    made = _reported(request, works, parts, before, _measured(fused, _readings(parts)), error)
+    made = _reported(request, works, later, refusals, parts, before, _measured(fused, _readings(last)), error)
     made = replace(made, warnings=(*suspects, *made.warnings))
     vars(fused).update({REPORT: made, RECIPE: made_of})
     refuse_original(fused, tape.inputs)
     _tell(made)
     _check_coverage(made, request.min_coverage)
     return fused
+
+
+def _captured_again(
+    model: nn.Module, works: Sequence[Work], request: Request
+) -> tuple[Parts, Request, list[Mapping[Symbol, int]]] | None:
+    """What is written, to be merged once more, if that may go on; None if it may not, or the model fails."""
+    if request.as_graph or not any(work.may_go_on for work in works):
+        return None
+    with suppress(InvalidInputError), intact(model), caches_left(model):
+        if request.inputs is not None:
+            request = replace(request, example=checked_inputs(model, request.inputs.args, request.inputs.kwargs))
+        parts = _captured(model, request)
+        return parts, request, _begun(model, parts)[1]
+    return None
 
 
 def _captured(model: nn.Module, request: Request) -> Parts:
@@ -323,20 +344,31 @@ def _changed(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]
 
 
 def _reported(
-    request: Request, works: list[Work], parts: Parts, before: Measured, after: Measured, error: float | None
+    request: Request,
+    works: list[Work],
+    later: list[Work],
+    refusals: list[Refusal],
+    parts: Parts,
+    before: Measured,
+    after: Measured,
+    error: float | None,
 ) -> Report:
-    """The report, with both graphs. before, after: what was measured of the model."""
+    """The report, with both graphs. later: what was done to what `works` wrote. refusals: of what these left. before,
+    after: what was measured of the model.
+    """
     (price, original), (final, result) = before, after
+    every = [*works, *later]
     if request.example is None:
         # Nominal sizes depend on how much of a rank is known, so only the prices of the merges compare.
-        saved = sum(work.captured.times * done.site.saved for work in works for done in work.done)
+        saved = sum(work.captured.times * done.site.saved for work in every for done in work.done)
         final = replace(final, flops=price.flops - round(saved))
-    made = summarize(works, parts, price, final, error, {rule.name: rule.equation for rule in request.rules})
+    equations = {rule.name: rule.equation for rule in request.rules}
+    made = summarize(works, later, refusals, price, final, error, equations)
     return replace(
         made,
         parts=tuple(described(part, drawn) for part, drawn in zip(parts.captured, original, strict=True)),
-        graph_before=marked(original, _sites(works, lambda done: done.site.members)),
-        graph_after=marked(result, _sites(works, lambda done: done.nodes)),
+        graph_before=marked(original, _sites(every, lambda done: done.site.members)),
+        graph_after=marked(result, _sites(every, lambda done: done.nodes)),
     )
 
 

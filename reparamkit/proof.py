@@ -295,10 +295,10 @@ def _pixelwise(module: nn.Module) -> Callable[..., Any]:
     if not isinstance(module, nn.Conv2d) or {*module.kernel_size, *module.stride} != {1} or module.padding != (0, 0):
         return module
 
-    def call(x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[2:] != (1, 1):
-            return module(x)  # type: ignore[no-any-return]
-        image = x.transpose(0, 2)
+    def call(input: Tensor) -> Tensor:
+        if input.dim() != 4 or input.shape[2:] != (1, 1):
+            return module(input)  # type: ignore[no-any-return]
+        image = input.transpose(0, 2)
         return module(image).transpose(0, 2)  # type: ignore[no-any-return]
 
     return call

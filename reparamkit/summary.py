@@ -24,7 +24,7 @@ from .layers.normalize import NORM_INTO_LINEAR
 from .layers.price import Cost, numel
 from .reporting import FACTOR, Caution, Merge, Picture, Price, Refusal, Report, Totals, factors
 from .trial import Pair, Trial
-from .write.write import Done
+from .write.write import FURTHER, Done
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,14 @@ class Work:
     done: Sequence[Done]
     pictures: Sequence[tuple[Picture, ...]]
     trials: Mapping[Pair, Trial]
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether more may merge once this is captured anew: code that computed something in vain is written again, or
+        a merged layer has several parts, which were one to others.
+        """
+        parted = any(isinstance(layer, nn.Sequential) for done in self.done for layer in done.layers)
+        return parted or (self.captured.vain and bool(self.done))
 
 
 def totals(model: nn.Module, readings: Sequence[Reading]) -> Totals:
@@ -79,7 +87,9 @@ def _sums(reading: Reading, opaque: Iterable[fx.Node]) -> int:
     nominal sizes where the rank is open.
     """
     names = ((node, target_name(node, reading.captured.module)) for node in opaque if node in reading.shapes)
-    return sum(numel(reading.sizes_of(node) or reading.shapes[node][0]) for node, name in names if name in PASSES)
+    return sum(
+        numel(reading.sizes_of(node) or reading.shapes[node][0]) for node, name in names if name.rstrip("_") in PASSES
+    )
 
 
 PASSES = frozenset(["add", "iadd", "sub", "isub", "sum", "mean", "stack", "cat", "concat"])
@@ -103,35 +113,45 @@ def _computes(node: fx.Node) -> bool:
     return name not in IDLE and not name.startswith("expect") and (value is None or isinstance(value, Tensor))
 
 
+def left(works: Sequence[Work], parts: Parts) -> list[Refusal]:
+    """Why layers were left, as long as the model is as this was written."""
+    root = works[0].captured.root
+    opaque = [Refusal(path or "(root)", _class_at(root, path), reason) for path, reason in parts.opaque.items()]
+    refusals = [*opaque, *(refusal for work in works for refusal in _refusals(work, _of_layers(work.plan)))]
+    told = {refusal.path for refusal in refusals}
+    return [*refusals, *(refusal for refusal in _closed(works) if refusal.path not in told)]
+
+
 def summarize(
     works: Sequence[Work],
-    parts: Parts,
+    later: Sequence[Work],
+    refusals: Iterable[Refusal],
     before: Totals,
     after: Totals,
     error: float | None,
     equations: Mapping[str, str],
 ) -> Report:
-    """The report of one fusion. equations: of each rule, by its name."""
-    merges = tuple(
-        replace(_merge(d, equations, work.trials.get((d.site.value, d.site.members))), pictures=pictures)
-        for work in works
-        for d, pictures in zip(work.done, work.pictures, strict=True)
-    )
-    root = works[0].captured.root
-    left = [Refusal(path or "(root)", _class_at(root, path), reason) for path, reason in parts.opaque.items()]
-    refusals = [refusal for work in works for refusal in _refusals(work, _of_layers(work.plan))]
-    told = {refusal.path for refusal in (*left, *refusals)}
-    closed = [refusal for refusal in _closed(works) if refusal.path not in told]
+    """The report of one fusion. later: what was done to what `works` wrote. refusals: of layers that `works` left.
+    equations: of each rule, by its name.
+    """
+    first, second = ([_merge(*each, equations) for each in _done(some)] for some in (works, later))
+    gone = {member for merge in second for member in merge.members}
     return Report(
-        merges,
-        (*left, *refusals, *closed),
+        (*(_merged_further(merge, gone) for merge in first), *second),
+        tuple(refusal for refusal in refusals if refusal.path not in gone),
         before,
         after,
         works[0].captured.tier,
         error,
-        type(root).__name__,
-        _cautions(works),
+        type(works[0].model).__name__,
+        _cautions([*works, *later]),
     )
+
+
+def _done(works: Iterable[Work]) -> Iterator[tuple[Done, Trial | None, tuple[Picture, ...]]]:
+    for work in works:
+        for done, pictures in zip(work.done, work.pictures, strict=True):
+            yield done, work.trials.get((done.site.value, done.site.members)), pictures
 
 
 CLOSED = "torch computes it in one call: the layers inside it are not looked into"
@@ -188,7 +208,13 @@ def _class_at(root: nn.Module, path: str) -> str:
     return type(root.get_submodule(path)).__name__
 
 
-def _merge(done: Done, equations: Mapping[str, str], trial: Trial | None) -> Merge:
+def _merged_further(merge: Merge, members: Set[str]) -> Merge:
+    """A merge of which some layers, at these paths, went into another one later."""
+    paths = (FURTHER if path in members else path for path in merge.path.split(", "))
+    return replace(merge, path=", ".join(paths))
+
+
+def _merge(done: Done, trial: Trial | None, pictures: tuple[Picture, ...], equations: Mapping[str, str]) -> Merge:
     site = done.site
     members = tuple(dict.fromkeys(_member(m) for m in sorted(site.members, key=lambda n: (not place_of(n), n.name))))
     return Merge(
@@ -199,6 +225,7 @@ def _merge(done: Done, equations: Mapping[str, str], trial: Trial | None) -> Mer
         done.error,
         *_prices(site, trial),
         tuple(equations.get(name, "") for name in site.rules),
+        pictures=pictures,
     )
 
 

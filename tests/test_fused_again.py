@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import reparamkit
+from reparamkit.testing import randomize
 
 SHAPE, THIN = (2, 4, 8, 10), (2, 1, 5, 6)
 
@@ -130,6 +131,31 @@ def shifted_tokens(m: Any, x: Tensor) -> Tensor:
     return F.linear(x.flatten(2), m.weight) - (m.n.weight / (m.n.running_var + 0.1).sqrt())[..., None]
 
 
+def divided_for_nothing(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x) * torch.sigmoid(m.g.weight) + x
+    y / float(y.shape[-1])
+    return m.b(y) + y
+
+
+def written_for_nothing(m: Any, x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, :2] += m.a(x.split([2, 2], 1)[0])
+    z = torch.zeros_like(y)
+    z[:, :2] = m.b(y[:, :2])
+    z[:, 2:] = m.c(y[:, 2:]) + y[:, 2:]
+    return y
+
+
+def low_rank(m: Any, x: Tensor) -> Tensor:
+    x = x + m.gamma * m.pool(m.a(x))
+    return m.base(x) + m.up(m.down(x))
+
+
+def stacked(m: Any, x: Tensor) -> Tensor:
+    x = -x[:, :, None]
+    return torch.stack([m.a(x), m.b(x)]).mean(0)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], Shape | None]] = {
     "a block for nothing": (
         lambda: Model(unread_block, n=nn.GroupNorm(1, 4), a=conv(4, 4, p=3), masked=Masked(), b=conv(4, 4, 1)),
@@ -187,6 +213,27 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Shape | None]] = {
             ),
         ),
         (2, 16, 5, 5),
+    ),
+    "a value for nothing that reads a size": (
+        lambda: Model(divided_for_nothing, a=conv(4, 4), g=nn.PReLU(), b=seq(conv(4, 4, bias=False), norm(4))),
+        (2, 4, 9, 6),
+    ),
+    "a tensor that is filled for nothing": (
+        lambda: Model(written_for_nothing, a=conv(2, 2, 1), b=conv(2, 2, bias=False), c=conv(2, 2, 1, bias=False)),
+        (2, 4, 3, 9),
+    ),
+    "a low-rank branch behind a sum that has several forms": (
+        lambda: Model(
+            low_rank,
+            **{"a": seq(nn.Conv2d(4, 4, 3, dilation=2, padding=2), norm(4)), "gamma": nn.Parameter(torch.ones(()))},
+            pool=nn.AvgPool2d(3, 1, 1),
+            **{"base": nn.Linear(10, 10), "down": nn.Linear(10, 1, False), "up": nn.Linear(1, 10, False)},
+        ),
+        SHAPE,
+    ),
+    "maps whose rank the layers tell once a sign is gone": (
+        lambda: Model(stacked, a=nn.Conv3d(4, 4, 1), b=nn.Conv3d(4, 4, 3, padding=1)),
+        None,
     ),
     "a sum that is affine once a norm is gone": (
         lambda: InPlace([conv(4, 4, 1), seq(conv(4, 4), norm(4), nn.ReLU(inplace=True)), seq(conv(4, 4, 5), norm(4))]),
@@ -250,3 +297,20 @@ def test_nothing_is_left_for_a_second_fuse(name: str):
     assert reparamkit.report(fused).merges
     assert not reparamkit.report(reparamkit.fuse(fused, example)).merges
     assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_what_merges_only_in_code_that_was_written_is_reported_with_the_rest(inplace: bool):
+    """Every layer that a merge names is in the model, none is said to be left, and other weights can be converted."""
+    model, x = build(MODELS["a value for nothing that reads a size"][0]), sample((2, 4, 9, 6), torch.float32)
+    other = randomize(build(MODELS["a value for nothing that reads a size"][0]), 1)
+    wanted, weights = [run(each, x) for each in (model, other)], other.state_dict()
+    fused = reparamkit.fuse(model, x, inplace=inplace)
+    report, layers = reparamkit.report(fused), dict(fused.named_modules())
+    assert {merge.path for merge in report.merges} <= {*layers, "(merged further)"}
+    assert "a" in report.merges[-1].members
+    assert "a" not in {refusal.path for refusal in report.refusals}
+    assert report.after.stored == sum(t.numel() for t in fused.state_dict().values())
+    assert error(run(fused, x), wanted[0]) <= 1e-6
+    fused.load_state_dict(reparamkit.convert_state_dict(fused, weights))
+    assert error(run(fused, x), wanted[1]) <= 1e-6

@@ -1317,3 +1317,109 @@ def test_written_code_with_checks_is_compiled_inside_other_code():
     assert "expect_rank" in inspect.getsource(type(fused[0]).forward)
     compiled = torch.compile(fused, backend="eager", fullgraph=True)
     assert error(run(compiled, x), run(model, x)) <= 1e-6
+
+
+class Rows(nn.ModuleList):
+    """Branches side by side, added in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self[0](x)
+        for branch in list(self)[1:]:
+            total.add_(branch(x))
+        return total
+
+
+def scaled_parts(m: Any, x: Tensor) -> Tensor:
+    return torch.cat([m.a(x[:, :1]), m.b(x[:, 1:])], 1)
+
+
+def shifted_pads(m: Any, x: Tensor) -> Tensor:
+    x = F.pad(m.last(torch.cat([m.a(x), x], 1)), [0, 1, -1, 0, 1, 2])
+    return x + (m.n.weight / (m.n.running_var + 0.1).sqrt()).view(1, -1, 1, 1, 1)
+
+
+def normed_sum(m: Any, x: Tensor) -> Tensor:
+    return m.rows(m.linear(m.norm(m.branches(m.first(x)).mul_(m.slope.weight))))
+
+
+def written_for_nothing(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x) - m.n.running_mean[..., None, None]
+    y = m.b(x).flatten(2).transpose(1, 2)
+    y = (m.linear(y) + y).transpose(1, 2).reshape(-1, 1, 7, 2)
+    y.transpose(1, -1).add_(1)
+    return x
+
+
+NOTHING_RISES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
+    "convolutions that only scale": (
+        lambda: Model(scaled_parts, a=nn.Conv2d(1, 1, 1), b=nn.Conv2d(1, 1, 1)),
+        (2, 2, 9, 4),
+        True,
+    ),
+    "a sum in place": (
+        lambda: Model(
+            lambda m, x: m.a(x).add_(m.b(x)).mul_(m.g.weight),
+            a=nn.Conv1d(1, 1, 5, dilation=2, padding=4),
+            b=nn.Conv1d(1, 1, 3, padding=1),
+            g=nn.PReLU(),
+        ),
+        (2, 1, 7),
+        True,
+    ),
+    "the rank of a value that a merge takes in": (
+        lambda: Model(shifted_pads, a=nn.Conv3d(4, 4, 3, padding="same"), last=nn.Conv3d(8, 4, 1), n=nn.BatchNorm3d(4)),
+        (2, 4, 3, 4, 4),
+        False,
+    ),
+    "the size of a value inside of another merge": (
+        lambda: Model(
+            normed_sum,
+            first=nn.Conv2d(1, 1, 3),
+            branches=Rows([nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 5, padding=2)]),
+            slope=nn.PReLU(),
+            norm=nn.RMSNorm(2),
+            linear=nn.Linear(2, 2),
+            rows=Rows(
+                [
+                    nn.Sequential(*(nn.Conv2d(1, 1, 3, padding=1, bias=k == 0) for k in range(2)), nn.BatchNorm2d(1)),
+                    nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)),
+                    nn.Identity(),
+                ]
+            ),
+        ),
+        (2, 1, 8, 4),
+        True,
+    ),
+    "the sizes of what is merged and then read by nothing": (
+        lambda: Model(
+            written_for_nothing,
+            a=nn.Conv2d(1, 1, 3, padding=1),
+            n=nn.BatchNorm2d(1),
+            b=nn.Conv2d(1, 1, 4, padding=2, dilation=2),
+            linear=nn.Linear(1, 1),
+        ),
+        (2, 1, 9, 4),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING_RISES)
+def test_neither_flops_nor_stored_numbers_rise(name: str):
+    """What is written, with the checks of sizes that it needs, does no more work than the model, and stores no more."""
+    make, shape, given = NOTHING_RISES[name]
+    model, x = build(make), sample(shape, torch.float32)
+    fused = reparamkit.fuse(model, x if given else None)
+    report = reparamkit.report(fused)
+    assert report.merges
+    assert report.after.flops <= report.before.flops
+    assert report.after.stored <= report.before.stored
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_layer_that_is_called_by_the_name_of_its_argument_is_proved(kernel: int):
+    """`conv(input=x)` is a call as any other."""
+    model = build(lambda: Model(lambda m, x: m.n(m.a(input=x)), a=nn.Conv2d(4, 4, kernel), n=nn.BatchNorm2d(4)))
+    report = reparamkit.report(reparamkit.fuse(model))
+    assert [merge.error is not None for merge in report.merges] == [True]

@@ -102,7 +102,8 @@ class Captured:
     constants: values that depend on parameters and buffers only.
     watched: values whose shape the model's own code reads, though the graph does not any more. unread: modules (by
         identity) that code calls for nothing, which the graph does not show any more, each with the call of that code.
-    unneeded: per value the methods that read it for nothing, which the graph does not show either.
+    unneeded: per value the methods that read it for nothing, which the graph does not show either. vain: whether code
+        computes something that nothing reads.
     uncalled: how often each module (by identity) was called so by code that is written again, and calls it no more.
     folded: per module (by identity) the code that calls it on constants, where the graph has arithmetic.
     opened: calls (by identity) that are made no more, as their code is part of other code.
@@ -131,6 +132,7 @@ class Captured:
     watched: dict[fx.Node, object] = field(default_factory=dict)
     unread: list[tuple[int, Frame]] = field(default_factory=list)
     unneeded: dict[fx.Node, set[Method]] = field(default_factory=dict)
+    vain: bool = False
     uncalled: Counter[int] = field(default_factory=Counter)
     folded: dict[int, list[Frame]] = field(default_factory=dict)
     opened: set[int] = field(default_factory=set)

@@ -18,8 +18,8 @@ from .reading import Reading
 
 def drop_dead(captured: Captured, readers: Readers, reading: Reading) -> None:
     """Erase what only computes a value that is unread. The model's own code goes on doing so where it is not written
-    again: `captured.watched` receives what it reads, `captured.unread` the modules that it calls, and
-    `captured.unneeded` the methods that read a value so.
+    again: `captured.watched` receives what it reads, `captured.unread` the modules that it calls,
+    `captured.unneeded` the methods that read a value so, and `captured.vain` is set.
     """
     pure = {*computing(captured, readers, reading), *reading.sizes, *reading.constants}
     calls = Calls(captured)
@@ -31,6 +31,7 @@ def drop_dead(captured: Captured, readers: Readers, reading: Reading) -> None:
                 captured.unneeded.setdefault(each, set()).update(node.meta.get("methods", ()))
             if node.op == "call_module":
                 captured.unread.append((id(captured.module(node)), captured.frame(node)))
+            captured.vain |= node not in reading.sizes and node not in reading.constants
             captured.graph.erase_node(node)
     captured.forget()
 

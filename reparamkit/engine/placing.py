@@ -18,7 +18,7 @@ from ..algebra.size import Pin, Size, Symbol, fixed, free_size
 from ..algebra.views import Crop, Mean, Resampled, View
 from ..capture.capture import Captured
 from ..errors import NotFusable
-from ..layers.convolutions import is_transposed, multiply_adds, padding_cost, uneven_cost
+from ..layers.convolutions import is_convolution, is_transposed, multiply_adds, padding_cost, uneven_cost
 from ..layers.parts import rescaled
 from ..layers.plans import LayerPlan
 from ..layers.price import Cost, numel
@@ -350,7 +350,8 @@ def node_cost(reading: Reading, node: fx.Node, stored: int = 0, form: Form | Non
         return _part_cost(form, node.args[1], stored)
     if does_nothing(form) and computes_the_same(reading.captured, node):
         return Cost(0, numel(form.sizes), stored, 1)
-    return layer_cost(form, stored, spreads(reading.captured, node))
+    kind = _kind(reading.captured, node)
+    return layer_cost(form, stored, is_transposed(kind), is_convolution(kind))
 
 
 def _part_cost(form: Form, span: Any, stored: int) -> Cost:
@@ -364,11 +365,18 @@ def _part_cost(form: Form, span: Any, stored: int) -> Cost:
 
 def spreads(captured: Captured, node: fx.Node) -> bool:
     """Whether a node is a transposed convolution."""
-    return is_transposed(type(captured.module(node)) if node.op == "call_module" else node.target)
+    return is_transposed(_kind(captured, node))
 
 
-def layer_cost(form: Form, stored: int, transposed: bool = False) -> Cost:
-    """What a node costs that computes `form` directly, with `stored` numbers."""
+def _kind(captured: Captured, node: fx.Node) -> object:
+    """The class of the layer, or the function, that a node calls."""
+    return type(captured.module(node)) if node.op == "call_module" else node.target
+
+
+def layer_cost(form: Form, stored: int, transposed: bool = False, convolves: bool = False) -> Cost:
+    """What a node costs that computes `form` directly, with `stored` numbers. transposed, convolves: whether it is a
+    transposed convolution, and any convolution: one that only scales multiplies and adds all the same.
+    """
     op = form.sample
     elements = numel(form.sizes)
     if len(form.terms) > 1:
@@ -386,6 +394,8 @@ def layer_cost(form: Form, stored: int, transposed: bool = False) -> Cost:
         return shift + Cost(0, 0, stored, 0)
     if op.is_identity and form.bias is None:
         return Cost(0, 0, stored, 0)
+    if convolves:
+        return Cost(elements, 0, stored, 1)
     return Cost(elements if op.legs else 0, elements, stored, 1)
 
 

@@ -66,11 +66,12 @@ Relation = Callable[..., int | None]
 Related = tuple[list[fx.Node], Relation]
 
 
-def tell_ranks(captured: Captured) -> None:
-    """Note how many dimensions values have, where no example tells it and the calls do."""
+def tell_ranks(captured: Captured) -> bool:
+    """Note how many dimensions values have, where no example tells it and the calls do; whether that is news."""
     inputs = [node for node in captured.graph.nodes if node.op == "placeholder"]
     if all(isinstance(node.meta.get("val"), Tensor) for node in inputs):
-        return
+        return False
+    told = [node.meta.get(RANK) for node in captured.graph.nodes]
     ranks = _Ranks(captured)
     ranks.settle(captured.graph.nodes)
     ranks.note(certain=True)
@@ -80,6 +81,7 @@ def tell_ranks(captured: Captured) -> None:
             ranks.of[node] = frozenset({max(ranks.of[node])})
             ranks.settle([node, *node.users])
     ranks.note(certain=False)
+    return told != [node.meta.get(RANK) for node in captured.graph.nodes]
 
 
 def certain_rank(node: fx.Node) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -47,12 +47,12 @@ class Site:
     sizes: Mapping[str, tuple[Size, ...]] = field(default_factory=dict)
 
     def readable(self, symbol: Symbol) -> list[tuple[str, int]]:
-        """Where a free size can be read: names of values, and dimensions (from the right)."""
+        """Where a free size can be read: names of values, and dimensions (from the right). First of what is read, which
+        stays as long as the merge does.
+        """
         name, dim = symbol.origin
-        found = [(str(name), dim)] if isinstance(dim, int) else []
-        for each, sizes in self.sizes.items() if not symbol.stands_for_dims else ():
-            found += [(each, k - len(sizes)) for k, size in enumerate(sizes) if size == Size(1, (symbol,))]
-        return found
+        own = [(str(name), dim)] if isinstance(dim, int) else []
+        return [*(place for each in self.sizes.items() for place in _places(symbol, *each)), *own]
 
     @property
     def core(self) -> frozenset[fx.Node]:
@@ -70,6 +70,24 @@ class Site:
     def merge(self) -> Merge:
         """What tells it from other merges."""
         return self.value, self.members
+
+
+def _places(symbol: Symbol, value: str, sizes: tuple[Size, ...]) -> Iterator[tuple[str, int]]:
+    """The dimensions of a value of which a symbol is the size, or (from 0 up) how many it has besides those that the
+    symbol stands for.
+    """
+    if not symbol.stands_for_dims:
+        yield from ((value, k - len(sizes)) for k, size in enumerate(sizes) if size == Size(1, (symbol,)))
+    name, dim = symbol.origin
+    for first in sizes[0].symbols if sizes and not symbol.derived else ():
+        tensor, taken = first.origin
+        if first.stands_for_dims and tensor == name and isinstance(taken, int) and isinstance(dim, int):
+            # It has as many dimensions on the left as that value.
+            others = len(sizes) - 1 - taken
+            if first == symbol:
+                yield value, dim + others
+            elif -taken > dim:
+                yield value, dim - others
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..algebra.operator import Link, Operator, Role
 from ..errors import NotFusable
@@ -44,6 +44,7 @@ TRANSPOSED: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d] | type
 }
 
 TRANSPOSED_FUNCTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, *TRANSPOSED_FUNCTIONS)
 
 
 def conv_of(rank: int, uneven: bool = False, transposed: bool = False) -> Attempt:
@@ -85,6 +86,11 @@ def multiply_adds(op: Operator, transposed: bool = False) -> int:
 def is_transposed(kind: object) -> bool:
     """Whether a class of layers, or a function, is a transposed convolution."""
     return (isinstance(kind, type) and issubclass(kind, _ConvTransposeNd)) or kind in TRANSPOSED_FUNCTIONS
+
+
+def is_convolution(kind: object) -> bool:
+    """Whether a class of layers, or a function, is a convolution, transposed or not."""
+    return (isinstance(kind, type) and issubclass(kind, _ConvNd)) or kind in FUNCTIONS
 
 
 def _spreads(op: Operator, transposed: bool) -> bool:

@@ -31,6 +31,8 @@ Prove = Callable[[Captured, Written], float | None]
 """Checks one merge in float64; returns its error, raises if it is wrong."""
 Judge = Callable[[Captured, Written], None]
 """Raises `NotFusable` if a merge is not wanted, as it would be written."""
+FURTHER = "(merged further)"
+"""Stands for the path of a merged layer that another merge replaced."""
 
 
 @dataclass(frozen=True)
@@ -335,8 +337,7 @@ class Writer:
     def _done(self, written: Written, error: float | None, placed: set[int]) -> Done:
         """placed: the modules of the model, by identity."""
         paths = tuple(
-            self.finisher.paths[name] if id(layer) in placed else "(merged further)"
-            for name, layer in written.layers.items()
+            self.finisher.paths[name] if id(layer) in placed else FURTHER for name, layer in written.layers.items()
         )
         layers, nodes = tuple(written.layers.values()), tuple(written.nodes)
         return Done(written.site, paths, layers, error, nodes, tuple(written.warnings))
@@ -353,21 +354,29 @@ class Writer:
         dead = self.computing - gone - made
         calls = Calls(self.captured, self.finisher.written)
         needed = (calls.passed - gone) | self.finisher.passed()
+        guarded = {n: one for one, _ in self.done for n in one.nodes if is_guard(n.target) and not one.parts}
         count = len(self.captured.unread)
         for node in reversed(self.captured.graph.nodes):
             idle = node in gone or node in made or node in dead or node in self.spare or node.op == "get_attr"
+            idle |= node in guarded and not self._is_used(guarded[node])
             stays = node in needed or (node in dead and calls.need(node)) or self._is_read_later(node)
             if idle and not node.users and not stays:
                 if node in dead or node in made:
                     # It still runs, on what it reads, where nothing is written again.
                     self.captured.watched.update(dict.fromkeys(set(node.all_input_nodes) - self.captured.constants))
                     freed = True
+                    self.captured.vain |= node not in gone
                 if node in gone and node.op == "call_module":
                     self.captured.uncalled[id(self.captured.module(node))] += 1
                 self.captured.graph.erase_node(node)
         self._drop_unread()
         self.captured.moved()
         return freed or len(self.captured.unread) < count
+
+    def _is_used(self, written: Written) -> bool:
+        """Whether anything still reads what a merge gives, or what further merges made of it."""
+        further = [one for one, _ in self.done if written.result in one.site.members]
+        return bool(written.result.users) or any(map(self._is_used, further))
 
     def _drop_unread(self) -> None:
         """Code that is written again calls no module for nothing."""
