@@ -938,6 +938,32 @@ def test_as_graph():
     same(run(graph, X), run(net, X))
 
 
+class Overwriting(nn.Module):
+    """Reads a part of what it writes into afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(4, 4), conv_norm(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        part, rest = y[:, :2], y[:, 2:].relu()
+        y += 1
+        y[:, 1] = 2
+        y *= x
+        return self.b(part.sigmoid()) + self.b(rest)
+
+
+def test_a_graph_that_writes_in_place_is_unpickled_as_it_was():
+    """A plain trace, which unpickling is, takes ``y += 1`` for ``y = y + 1``."""
+    net, x = build(Overwriting), torch.randn(2, 4, 6, 5)
+    graph = reparamkit.fuse(net, x, as_graph=True)
+    wanted, again = run(net, x), pickle.loads(pickle.dumps(graph))
+    same(run(graph, x), wanted)
+    same(run(again, x), wanted)
+    same(run(reparamkit.fuse(again, x), x), wanted)
+
+
 def test_inplace():
     """`inplace=True` returns the model itself, merged."""
     net, wanted = build(Net), run(build(Net), X)
