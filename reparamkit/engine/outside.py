@@ -99,8 +99,8 @@ class _Code:
         self._note_lists(uses, made)
 
     def follow_hooks(self) -> None:
-        """What hooks of a forward call, and the tensors that they know by a module, and may write into, as one that clips
-        a weight.
+        """What hooks of a forward call, and the tensors that they know by a module, and may write into, as one that
+        clips a weight.
         """
         for module, path in self.paths.items():
             for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):

@@ -16,7 +16,7 @@ from ..algebra.form import Form
 from ..algebra.operator import pin
 from ..algebra.regroup import known_rank, permute, reshape, same
 from ..algebra.segments import cropped, in_multiples, selected
-from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, whole_multiples
+from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, roots, whole_multiples
 from ..errors import NotFusable
 from .pool import without_units
 from .registry import READERS
@@ -78,7 +78,7 @@ def _fixed_by(before: list[Size], wanted: list[Size]) -> dict[Symbol, Pin]:
     rest = product(wanted[1:])
     if wanted[:1] == [fixed(-1)] and rest.known and product(before).divide(rest) is None:
         pins |= _counted(before, rest.factor)
-    return pins or _whole_parts(before, wanted) or _measured(before, wanted, others)
+    return pins or _whole_parts(before, wanted) or _measured(before, wanted, others) or _spelled(before, wanted)
 
 
 def _counted(before: list[Size], count: int) -> dict[Symbol, Pin]:
@@ -116,6 +116,14 @@ def _measured(before: list[Size], wanted: list[Size], others: set[Symbol]) -> di
     rest = product(size.substitute(pins) for size in wanted if size != fixed(-1))
     known = rest.factor > 0 and product(before).divide(rest) is not None
     return pins if fixed(-1) in wanted and known else {}
+
+
+def _spelled(before: list[Size], wanted: list[Size]) -> dict[Symbol, Pin]:
+    """Sizes that numbers stand for: h and w of 9 in ``(n, 8, h, w) -> (n, 8, 81)``."""
+    total, others = product(before), set().union(*map(roots, wanted))
+    free = roots(total) - others
+    pins: dict[Symbol, Pin] = {symbol: symbol.hint for symbol in free if symbol.traced}
+    return pins if pins and total.substitute(pins) == product(wanted) else {}
 
 
 @READERS.reader(torch.flatten, "flatten")
