@@ -154,7 +154,7 @@ def _resampled(x: Form, orders: Mapping[int, tuple[str, Order]]) -> Form:
         x = in_sight(x, -right)
         size = x.sizes[right]
         if size.known or right == -len(x.sizes):
-            raise NotFusable("an order of an axis of known size, or of the batch")
+            raise NotFusable("a flip or roll that mixes the samples of a batch, or channels")
         maps[right] = Resampling((name,), size, size)
     return resampled(x, maps)
 
