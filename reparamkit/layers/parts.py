@@ -153,7 +153,8 @@ def _resampled(x: Form, orders: Mapping[int, tuple[str, Order]]) -> Form:
         x, right = _seen(x, dim)
         x = in_sight(x, -right)
         size = x.sizes[right]
-        if size.known or right == -len(x.sizes):
+        # Dimension 1 may be of channels, whose number a later layer tells.
+        if size.known or right == -len(x.sizes) or (right == 1 - len(x.sizes) and not size.traced):
             raise NotFusable("a flip or roll that mixes the samples of a batch, or channels")
         maps[right] = Resampling((name,), size, size)
     return resampled(x, maps)

@@ -45,6 +45,17 @@ class Turned(nn.Module):
         return self.d(self.c(x).roll((1, -2), (2, 3)))
 
 
+class Turn(nn.Module):
+    """BGR to RGB."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv = conv(c, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.flip(1))
+
+
 class Halves(nn.Module):
     """Convolutions of parts of the channels, the number of which only they tell; the last is of all, turned around."""
 
@@ -73,6 +84,13 @@ RESAMPLING = (
         "conv flip relu conv roll",
         equation="R(f) + R(g) = R(f + g), W R(x) = R(W x)",
         source="Swin, Liu et al. 2021",
+    ),
+    Structure(
+        "channels turned around, conv",
+        lambda: Turn(5),
+        ((2, 5, 6, 4), (1, 5, 7, 9)),
+        "conv",
+        equation="K' = K P, P a permutation",
     ),
     Structure(
         "convs of parts of the channels",
