@@ -155,10 +155,15 @@ class Merging:
             reading.spend()
             # The price of unknown sizes is a guess, and may rise once a merge is written: the end is where one comes
             # again.
-            price = OBJECTIVES[objective](plan.before)
-            if price in prices or not writer.write(plan.sites):
+            price, failed = OBJECTIVES[objective](plan.before), len(writer.failed)
+            done = price in prices or not writer.write(plan.sites)
+            if len(writer.failed) > failed:
+                # Some of its layers may merge without the others.
+                plan, prices = None, set()
+            elif done:
                 return plan, reading
-            prices.add(price)
+            else:
+                prices.add(price)
 
     def _merge_raised(self, merged: tuple[Plan, Reading] | None) -> tuple[Plan, Reading] | None:
         """Scales of a part: let the layer before the split absorb them, as long as there are any. merged: what was

@@ -938,6 +938,33 @@ def test_as_graph():
     same(run(graph, X), run(net, X))
 
 
+class Overwriting(nn.Module):
+    """Reads a part of what it writes into afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv_norm(4, 4), conv_norm(2, 4), conv(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        part, rest = y[:, :2], y[:, 2:].relu()
+        y += 1
+        y[:, 1] = 2
+        y *= x
+        y[:, :2] = self.c(y[:, :2])
+        return self.b(part.sigmoid()) + self.b(rest) + self.b(y[:, 1:3].relu())
+
+
+def test_a_graph_that_writes_in_place_is_unpickled_as_it_was():
+    """A plain trace, which unpickling is, takes ``y += 1`` for ``y = y + 1``."""
+    net, x = build(Overwriting), torch.randn(2, 4, 6, 5)
+    graph = reparamkit.fuse(net, x, as_graph=True)
+    wanted, again = run(net, x), pickle.loads(pickle.dumps(graph))
+    same(run(graph, x), wanted)
+    same(run(again, x), wanted)
+    same(run(reparamkit.fuse(again, x), x), wanted)
+
+
 def test_inplace():
     """`inplace=True` returns the model itself, merged."""
     net, wanted = build(Net), run(build(Net), X)
@@ -1423,3 +1450,25 @@ def test_a_layer_that_is_called_by_the_name_of_its_argument_is_proved(kernel: in
     model = build(lambda: Model(lambda m, x: m.n(m.a(input=x)), a=nn.Conv2d(4, 4, kernel), n=nn.BatchNorm2d(4)))
     report = reparamkit.report(reparamkit.fuse(model))
     assert [merge.error is not None for merge in report.merges] == [True]
+
+
+class MeasuredTokens(nn.Module):
+    """ResMLP whose number of tokens is read from the input, and told by the map that they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.local = nn.Linear(16, 16), conv_norm(1, 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        across = x.transpose(1, 2)
+        maps = self.local(across.reshape(n * c, 1, 4, 4)).reshape(n, c, t)
+        return torch.relu(self.tokens(across) + maps)
+
+
+def test_layers_of_a_merge_that_could_not_be_proved_merge_without_the_others():
+    """No input tells that x has 16 tokens, so the whole cannot be run: the norm goes into its convolution at least."""
+    net, x = build(MeasuredTokens), torch.randn(2, 16, 6)
+    fused = reparamkit.fuse(net)
+    assert "norm" not in operations(fused, x)
+    assert error(run(fused, x), run(net, x)) <= 1e-6

@@ -300,3 +300,13 @@ def test_a_list_that_a_call_makes_is_put_together(joined: Callable[..., Tensor],
     x = sample(MAPS, torch.float32)
     fused = reparamkit.fuse(model, as_graph=as_graph)
     assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+@pytest.mark.parametrize("turn", [lambda x: x.flip(1), lambda x: torch.roll(x, 1, 1), lambda x: x.chunk(2, dim=1)[0]])
+def test_a_dimension_that_is_counted_behind_a_linear_layer_is_of_no_known_rank(turn: Callable[[Tensor], Tensor]):
+    """Features or tokens: both are taken, as the model took them."""
+    net = build(lambda: Model(lambda m, x: m.b(turn(m.a(x))), a=nn.Linear(6, 6), b=nn.LayerNorm(6)))
+    fused = reparamkit.fuse(net)
+    for x in (torch.randn(2, 4, 6), torch.randn(2, 6)):
+        if turn(x).shape[-1] == 6:
+            assert error(run(fused, x), run(net, x)) <= 1e-6

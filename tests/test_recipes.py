@@ -65,6 +65,29 @@ def weights(seed: int = 3) -> Weights:
     return randomize(other_weights(net_and_fused()[0]), seed).state_dict()
 
 
+class Neighbours(nn.Module):
+    """A graph convolution: its sparse matrix is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(3, 5), nn.BatchNorm1d(5)
+        self.register_buffer("adjacency", torch.tensor([[0.0, 2.0], [1.0, 0.0]]).to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.layer(torch.sparse.mm(self.adjacency, x)))
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize("example", [torch.randn(2, 3), None], ids=["with inputs", "without inputs"])
+def test_a_sparse_buffer_is_copied(example: Tensor | None):
+    net = build(Neighbours)
+    fused, other, x = reparamkit.fuse(net, example), other_weights(net), torch.randn(2, 3)
+    assert len(reparamkit.report(fused).merges) == 1
+    assert error(run(fused, x), run(net, x)) <= 1e-6
+    fused.load_state_dict(reparamkit.convert_state_dict(fused, other.state_dict()))
+    assert error(run(fused, x), run(other, x)) <= 1e-6
+
+
 # --- what is computed -------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -328,6 +329,65 @@ def test_a_weight_that_a_hook_clips_is_not_merged(inside: bool, options: dict[st
     fused = reparamkit.fuse(model, **options)
     assert torch.equal(model.conv.weight, before)
     assert not reparamkit.report(fused).merges
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+
+
+def bound(module: Model) -> Callable[..., Tensor]:
+    """A hook that is a method."""
+    return module.hook  # type: ignore[no-any-return]
+
+
+class Asking(Model):
+    """Has a hook of its own."""
+
+    def hook(self, module: nn.Module, args: Any, output: Tensor, times: int = 1) -> Tensor:
+        """Uses what a merge changes."""
+        return output + times * self.conv.weight.sum() * self.norm.running_var.sum()
+
+
+class Object:
+    """A hook that is an object."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output + self.model.norm.running_var.sum()
+
+
+HOOKS: dict[str, Callable[[Any], Callable[..., Any]]] = {
+    "a method": bound,
+    "a partial": lambda model: partial(model.hook, times=2),
+    "an object": Object,
+    "calls a layer": lambda model: lambda module, args, output: module.norm(output),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"example_inputs": X}], ids=["without inputs", "with inputs"])
+@pytest.mark.parametrize("kind", HOOKS)
+def test_what_a_hook_uses_is_not_merged(kind: str, options: dict[str, Any]):
+    """Whatever can be called, the numbers it reads and the layers it calls are those of the model."""
+    model = build(lambda: Asking(pair, conv=conv(4, 4), norm=norm(4)))
+    model.register_forward_hook(HOOKS[kind](model))
+    fused = reparamkit.fuse(model, **options)
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+    assert any(
+        "hook" in refusal.reason or "called 2 times" in refusal.reason for refusal in reparamkit.report(fused).refusals
+    )
+
+
+# fmt: off
+class OneLine(Model):
+    """All in one line: the code of the lambda is that of the line it is in."""
+
+    def watch(self) -> None: self.register_forward_hook(lambda module, args, output: output + module.conv.bias.sum())
+# fmt: on
+
+
+def test_a_lambda_is_not_taken_for_the_function_around_it():
+    model = build(lambda: OneLine(pair, conv=conv(4, 4), norm=norm(4)))
+    model.watch()
+    fused = reparamkit.fuse(model)
     assert error(run(fused, X), run(model, X)) <= 1e-5
 
 

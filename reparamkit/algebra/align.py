@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..errors import NotFusable
+from ..errors import FreeSize, NotFusable
 from .operator import Link, Operator, Role, dropped, pin
 from .relink import as_part, densify, is_shift, link_halves, merge, split
 from .size import ONE, Pin, Size, Symbol, equal_multiples, product, roots
@@ -237,9 +237,9 @@ def _pinned_whole(face: Face, dim: int, number: int, trusted: bool) -> Face:
 def traced_pins(sizes: Sequence[Size]) -> dict[Symbol, Pin]:
     """What the free symbols of these sizes were for the example inputs.
 
-    Raises `NotFusable` if there were none.
+    Raises `FreeSize` if there were none.
     """
     symbols = set().union(*(roots(size) for size in sizes))
     if not all(symbol.traced for symbol in symbols):
-        raise NotFusable("depends on a size that is unknown: pass example_inputs")
+        raise FreeSize("depends on a size that is unknown: pass example_inputs")
     return {symbol: symbol.hint for symbol in symbols}

@@ -305,6 +305,16 @@ def roots(size: Size) -> set[Symbol]:
     return found
 
 
+def solved(size: Size, number: int) -> dict[Symbol, int]:
+    """What a free size is if another, which is as much larger or smaller for all its values, is a number."""
+    if size.factor != 1 or len(size.symbols) != 1:
+        return {}
+    if not size.symbols[0].derived:
+        return {size.symbols[0]: number}
+    inner, stride, c = _stencil(size.symbols[0])
+    return solved(inner, number - 1 - c) if stride == 1 and number > 0 else {}
+
+
 def fixed(value: int) -> Size:
     """A size that is a plain number."""
     return Size(value)

@@ -42,8 +42,8 @@ def choose(
         return keeper
 
     keeper = once(last, assumed)
-    if (found := keeper.options.reading).stuck & found.met.keys() != found.stuck & assumed.keys():
-        assumed = found.to_assume
+    if (told := (found := keeper.options.reading).to_assume).keys() & found.stuck != found.stuck & assumed.keys():
+        assumed = told
         keeper = once(last, assumed)
     if last is not None and keeper.reaches_left:
         # A region that was left may merge with what is affine only now.

@@ -66,6 +66,8 @@ SAME_SHAPE = frozenset(
         "clone",
         "dropout",
         "identity",
+        "flip",
+        "roll",
         "detach",
         "empty_like",
         "ones_like",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import FunctionType
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -100,14 +99,17 @@ class _Code:
         self._note_lists(uses, made)
 
     def follow_hooks(self) -> None:
-        """The tensors that hooks of a forward know by their module, and may write into, as one that clips a weight."""
+        """What hooks of a forward call, and the tensors that they know by a module, and may write into, as one that
+        clips a weight.
+        """
         for module, path in self.paths.items():
             for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
                 uses = Following()
-                if isinstance(hook, FunctionType):
-                    uses.run(hook, [one(module)], {})
+                uses.run_any(hook, [one(module)], {})
                 why = f"a hook of '{path or 'the model'}' uses it by itself"
-                self.found.used.update((part, why) for part in uses.read if isinstance(part, Tensor))
+                called = (inner for part in uses.called for inner in part.modules())
+                read = (part for part in uses.read if isinstance(part, Tensor))
+                self.found.used.update(dict.fromkeys((*called, *read), why))
 
     def _note_lists(self, uses: Uses, made: Collection[str]) -> None:
         """Of a list there has to be something left."""

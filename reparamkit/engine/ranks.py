@@ -40,12 +40,10 @@ LEAST = {"groupnorm": 2, "group_norm": 2, "pixelshuffle": 3, "pixel_shuffle": 3,
 ALIKE = SAME_SHAPE - MAY_BROADCAST | {
     "contiguous",
     "dropout2d",
-    "flip",
     "float",
     "overwrite",
     "pad",
     "part",
-    "roll",
     "to",
 }
 """Further calls that do."""

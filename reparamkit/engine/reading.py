@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from ..algebra.form import CONSTANT_FOLD, Form, source_form, with_guarded_rank
 from ..algebra.operator import open_sizes, pin
 from ..algebra.regroup import told_rank
-from ..algebra.size import ONE, Pin, Size, Symbol, broadcast, fixed, free_size, is_of_rank, roots
+from ..algebra.size import ONE, Pin, Size, Symbol, broadcast, fixed, free_size, is_of_rank, roots, solved
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import SIZES, Captured
 from ..capture.tracer import FACTORIES
@@ -115,8 +115,21 @@ class Reading:
 
     @property
     def to_assume(self) -> Mapping[Symbol, int]:
-        """What could not be read for all sizes may be for those that a later layer fixes."""
-        return self.met if self.stuck & self.met.keys() else {}
+        """What could not be read for all sizes may be for those that a later layer fixes, or meets."""
+        known = (*self.facts.items(), *self._solved())
+        later = {s: n for s, n in known if s in self.stuck and not s.traced and isinstance(n, int)}
+        return {**later, **self.met} if self.stuck & (self.met.keys() | later.keys()) else {}
+
+    def _solved(self) -> Iterator[tuple[Symbol, int]]:
+        """The sizes of what values are read from, where a layer fixes those of the values: 4 channels of x, if its
+        channels from the third on are 2.
+        """
+        forms = {node.name: form for node, form in self.read.items()} if self.stuck else {}
+        for symbol, number in self.facts.items():
+            name, dim = symbol.origin[:2]
+            form = forms.get(name) if isinstance(name, str) else None
+            if form is not None and isinstance(number, int) and isinstance(dim, int) and -len(form.sizes) <= dim < 0:
+                yield from solved(form.sizes[dim], number).items()
 
     def informed(self, form: Form) -> Form:
         """A form with all that is known of the sizes of what it reads."""
@@ -405,12 +418,13 @@ class _Reader:
         try:
             read = self._read_ranked(reader, choice)
         except FreeSize:
-            symbols = {s for c in choice.values() for size in c.form.sizes for s in roots(size)}
+            ranked = {n: replace(c, form=told_rank(c.form)) for n, c in choice.items()}
+            symbols = {s for c in ranked.values() for size in c.form.sizes for s in roots(size)}
             self.out.stuck |= symbols
             told = {symbol: self.out.assumed[symbol] for symbol in symbols if symbol in self.out.assumed}
             if not told:
                 raise
-            read = self._read_ranked(reader, {n: _guarded(c, told) for n, c in choice.items()})
+            read = self._read_ranked(reader, {n: _guarded(c, told) for n, c in ranked.items()})
         for candidate in read:
             self.out.meet(candidate.form.guards)
         return read

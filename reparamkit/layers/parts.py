@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,18 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algebra.build import multiply, offset
+from ..algebra.build import multiply, offset, resampled
 from ..algebra.form import Form
-from ..algebra.regroup import known_rank, same
+from ..algebra.operator import Resampling
+from ..algebra.regroup import in_sight, known_rank, same
 from ..algebra.segments import concatenated, cropped, fixed_dim, selected
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
 from .normalize import affine
-from .registry import READERS
+from .registry import READERS, either
 from .views import flat, read_getitem, read_unsqueeze
 
 STACK_LAYERS = "stack_layers"
 Lengths = int | Sequence[int]
+Order = Callable[[int], Sequence[int]]
+"""Of each position of an axis of a size, the one whose numbers it gets."""
 
 
 @READERS.reader(torch.cat, torch.concat, torch.concatenate, moves=1)
@@ -116,22 +119,45 @@ def read_index_select(input: Form, dim: int, index: Tensor) -> Form:
 
 
 @READERS.reader(torch.flip, "flip", moves=1)
-def read_flip(input: Form, *dims: Any) -> Form:
-    """Rows of an identity matrix, last to first, along each of `dims`; refuses the batch."""
-    for dim in flat(dims):
-        input = _moved(input, dim, lambda size: range(size)[::-1])
-    return input
+def read_flip(input: Form, *dims: Any) -> tuple[Form, ...]:
+    """Positions last to first, along each of `dims`; refuses the batch."""
+    return _in_order(input, {dim: ("flip", lambda size: range(size)[::-1]) for dim in flat(dims)})
 
 
 @READERS.reader(torch.roll, "roll", moves=1)
-def read_roll(input: Form, shifts: int | Sequence[int], dims: int | Sequence[int] = ()) -> Form:
-    """Rows of an identity matrix, rotated, along each of `dims`; refuses the batch, and a roll without `dims`."""
+def read_roll(input: Form, shifts: int | Sequence[int], dims: int | Sequence[int] = ()) -> tuple[Form, ...]:
+    """Positions rotated, along each of `dims`; refuses the batch, and a roll without `dims`."""
     shifts, dims = flat((shifts,)), flat((dims,))
-    if not dims or len(shifts) != len(dims):
-        raise NotFusable("a roll over all dimensions at once")
-    for shift, dim in zip(shifts, dims, strict=True):
-        input = _moved(input, dim, partial(_rolled, shift))
-    return input
+    if not dims or len(shifts) != len({*dims}):
+        raise NotFusable("a roll over all dimensions at once, or one of them twice")
+    return _in_order(input, {d: (f"roll {n}", partial(_rolled, n)) for n, d in zip(shifts, dims, strict=True)})
+
+
+def _in_order(x: Form, orders: Mapping[int, tuple[str, Order]]) -> tuple[Form, ...]:
+    """The positions of dimensions in another order, which has a name: rows of an identity matrix, or, of sizes that are
+    free, a resampling.
+    """
+    return either(lambda: _permuted(x, orders), lambda: _resampled(x, orders))
+
+
+def _permuted(x: Form, orders: Mapping[int, tuple[str, Order]]) -> Form:
+    for dim, (_, order) in orders.items():
+        x = _moved(x, dim, order)
+    return x
+
+
+def _resampled(x: Form, orders: Mapping[int, tuple[str, Order]]) -> Form:
+    """Each position is one of the axis, whatever is done to the channels there."""
+    maps: dict[int, Resampling] = {}
+    for dim, (name, _) in orders.items():
+        x, right = _seen(x, dim)
+        x = in_sight(x, -right)
+        size = x.sizes[right]
+        # Dimension 1 may be of channels, whose number a later layer tells.
+        if size.known or right == -len(x.sizes) or (right == 1 - len(x.sizes) and not size.traced):
+            raise NotFusable("a flip or roll that mixes the samples of a batch, or channels")
+        maps[right] = Resampling((name,), size, size)
+    return resampled(x, maps)
 
 
 @READERS.reader(torch.repeat_interleave, "repeat_interleave", moves=1)
@@ -179,7 +205,7 @@ def _rolled(shift: int, size: int) -> list[int]:
     return [(k - shift) % size for k in range(size)]
 
 
-def _moved(x: Form, dim: int, order: Callable[[int], Sequence[int]]) -> Form:
+def _moved(x: Form, dim: int, order: Order) -> Form:
     x, right = _seen(x, dim)
     x = fixed_dim(x, right)
     return selected(x, right, order(x.sizes[right].factor))
@@ -248,11 +274,11 @@ def read_taken(input: Form, dim: int, index: int) -> Form:
 
 def _seen(x: Form, dim: int) -> tuple[Form, int]:
     """The form with dimension `dim` in sight, and its number from the right. Where the rank is open, a batch of one
-    dimension is assumed, and guarded.
+    dimension is assumed, and guarded; not of a linear layer, which takes any number of them.
     """
     if dim < 0:
         return x, dim
-    if x.open_rank and dim >= len(x.sizes):
+    if x.open_rank and (dim >= len(x.sizes) or len(x.sizes) < 3):
         raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
     if x.open_rank:
         x = known_rank(x, [len(x.sizes)], certain=False)

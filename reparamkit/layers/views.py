@@ -16,7 +16,7 @@ from ..algebra.form import Form
 from ..algebra.operator import pin
 from ..algebra.regroup import known_rank, permute, reshape, same
 from ..algebra.segments import cropped, in_multiples, selected
-from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, whole_multiples
+from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, roots, whole_multiples
 from ..errors import NotFusable
 from .pool import without_units
 from .registry import READERS
@@ -73,25 +73,57 @@ def _fixed_by(before: list[Size], wanted: list[Size]) -> dict[Symbol, Pin]:
     ``(n, 6, t) -> (n c, 1, t)`` where the 6 is that of a weight. before: sizes of the atoms.
     """
     seen = {symbol for size in before for symbol in size.symbols}
-    others = {symbol for size in wanted for symbol in size.symbols} - seen
-    met = (symbol for symbol in others if symbol.traced and fixed(symbol.hint) in before)
-    pins: dict[Symbol, Pin] = {symbol: symbol.hint for symbol in met}
+    others = {symbol for size in wanted for symbol in size.symbols if symbol.traced} - seen
+    pins: dict[Symbol, Pin] = {symbol: symbol.hint for symbol in others if fixed(symbol.hint) in before}
     rest = product(wanted[1:])
     if wanted[:1] == [fixed(-1)] and rest.known and product(before).divide(rest) is None:
-        tails = (before[d:] for d in range(1, len(before)))
-        pins |= next((traced_pins(tail) for tail in tails if product(tail).hint == rest.factor), {})
-    return pins or _whole_parts(product(before), wanted)
+        pins |= _counted(before, rest.factor)
+    return pins or _whole_parts(before, wanted) or _measured(before, wanted, others) or _spelled(before, wanted)
 
 
-def _whole_parts(total: Size, wanted: list[Size]) -> dict[Symbol, Pin]:
-    """That a free size is a multiple of a number, without which a -1 would stand for no whole number: n of 3 in
-    ``(b, n, 4) -> (b, -1, 12)``. total: the product of all sizes.
+def _counted(before: list[Size], count: int) -> dict[Symbol, Pin]:
+    """Free sizes of the last dimensions, which have `count` positions; of the first of these maybe a part, as of the 8
+    channels in ``(n, 8, 4, 4) -> (4 n, 32)``.
     """
-    others = product(size for size in wanted if size != fixed(-1))
+    for d in range(1, len(before)):
+        inner = product(before[d:]).hint
+        if inner == count:
+            return traced_pins(before[d:])
+        if 0 < inner < count and count % inner == 0:
+            parts = whole_multiples(before[d - 1], count // inner)
+            whole = before[d - 1].known and before[d - 1].factor % (count // inner) == 0
+            return traced_pins(before[d:]) | parts if parts or whole else {}
+    return {}
+
+
+def _whole_parts(before: list[Size], wanted: list[Size]) -> dict[Symbol, Pin]:
+    """That a free size is a multiple of a number, without which a -1 would stand for no whole number: n of 3 in
+    ``(b, n, 4) -> (b, -1, 12)``. If it may be one of several, the last of those that are a multiple in the example.
+    """
+    total, others = product(before), product(size for size in wanted if size != fixed(-1))
     rest = Size(1, total.symbols).divide(Size(1, others.symbols))
     if fixed(-1) not in wanted or rest is None or others.factor <= 0:
         return {}
-    return whole_multiples(rest, others.factor // math.gcd(others.factor, total.factor))
+    count = others.factor // math.gcd(others.factor, total.factor)
+    inner = [symbol for size in reversed(before) for symbol in size.symbols if symbol in rest.symbols]
+    found = (whole_multiples(Size(1, (symbol,)), count) for symbol in inner if symbol.traced and count > 1)
+    return whole_multiples(rest, count) or next(filter(None, found), {})
+
+
+def _measured(before: list[Size], wanted: list[Size], others: set[Symbol]) -> dict[Symbol, Pin]:
+    """Sizes that are read elsewhere, if a -1 can be followed only with them: h, w in ``(n, 32) -> (-1, 2, h, w)``."""
+    pins: dict[Symbol, Pin] = {symbol: symbol.hint for symbol in others}
+    rest = product(size.substitute(pins) for size in wanted if size != fixed(-1))
+    known = rest.factor > 0 and product(before).divide(rest) is not None
+    return pins if fixed(-1) in wanted and known else {}
+
+
+def _spelled(before: list[Size], wanted: list[Size]) -> dict[Symbol, Pin]:
+    """Sizes that numbers stand for: h and w of 9 in ``(n, 8, h, w) -> (n, 8, 81)``."""
+    total, others = product(before), set().union(*map(roots, wanted))
+    free = roots(total) - others
+    pins: dict[Symbol, Pin] = {symbol: symbol.hint for symbol in free if symbol.traced}
+    return pins if pins and total.substitute(pins) == product(wanted) else {}
 
 
 @READERS.reader(torch.flatten, "flatten")

@@ -139,7 +139,9 @@ class _Conversion:
 
 
 def _ordered(tensor: Tensor, like: Original) -> Tensor:
-    """A copy whose dimensions lie in memory as they did."""
+    """A copy whose dimensions lie in memory as they did; those of a sparse tensor do not."""
+    if tensor.layout is not torch.strided:
+        return tensor.clone()
     back = [like.order.index(d) for d in range(len(like.order))]
     return tensor.permute(like.order).clone(memory_format=torch.contiguous_format).permute(back)
 

@@ -103,7 +103,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Tensors that are the same for every checkpoint. where: the tensors that have their numbers, if others do."""
         constants = list(constants)
         for constant, tensor in zip(constants, constants if where is None else where, strict=True):
-            if tensor.untyped_storage() not in self._storages:
+            if _storage(tensor) not in self._storages:
                 place = self._place(tensor)
                 self._append(Step(CONSTANT, [constant], {}, (self._value(place),)), {place[0]})
 
@@ -121,12 +121,13 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.steps.append(step)
 
     def _place(self, tensor: Tensor) -> Place:
-        storage = tensor.untyped_storage()
+        storage = _storage(tensor)
         number = self._storages.get(storage)  # type: ignore[no-untyped-call]
         if number is None:
             number = self._storages[storage] = len(self._makers)
             self._makers.append([])
-        return number, tensor.dtype, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())
+        offset = int(tensor.storage_offset()) if tensor.layout is torch.strided else 0
+        return number, tensor.dtype, offset, tuple(tensor.shape), _strides(tensor)
 
     def _value(self, place: Place) -> int:
         """The number of the value at a place."""
@@ -138,7 +139,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _input(self, name: str, tensor: Tensor) -> None:
         place = self._place(tensor)
         tied = self.steps[self._values[place]].args[0] if place in self._values else ""
-        order = tuple(sorted(range(tensor.dim()), key=lambda d: (-tensor.stride()[d], d)))
+        strides = _strides(tensor) or (0,) * tensor.dim()
+        order = tuple(sorted(range(tensor.dim()), key=lambda d: (-strides[d], d)))
         self.inputs[name] = Original(tuple(tensor.shape), name_of(tensor.dtype), order, tied)
         if not tied:
             self._append(Step(INPUT, [name], {}, (self._value(place),)), {place[0]})
@@ -215,6 +217,16 @@ class _Numbers(TorchFunctionMode):
 def state(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of a model's state dict, not copies of them."""
     return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
+
+
+def _storage(tensor: Tensor) -> Any:
+    """The memory of a tensor; of a sparse one, which has none of this kind, the tensor."""
+    return tensor.untyped_storage() if tensor.layout is torch.strided else tensor
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    """How far apart neighbours are in memory, per dimension; nothing of a sparse tensor."""
+    return tuple(tensor.stride()) if tensor.layout is torch.strided else ()
 
 
 def _written(func: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:

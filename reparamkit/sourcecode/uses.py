@@ -11,7 +11,8 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import FunctionType
+from functools import partial
+from types import CodeType, FunctionType, MethodType
 
 from torch import Tensor, nn
 
@@ -38,16 +39,32 @@ DEEPEST, MOST, FEW = 30, 3000, 6
 """How many calls inside each other are followed, how many in all, and how many of one function by its containers."""
 
 
+def _definition(function: object) -> Function | None:
+    """The code of a function, which may be a lambda in the middle of a statement."""
+    if getattr(function, "__name__", "") == "<lambda>":
+        return _lambda(function)
+    found = source(function)
+    nodes = ast.walk(found) if found is not None else ()
+    return next((node for node in nodes if isinstance(node, ast.FunctionDef)), None)
+
+
 def _lambda(function: object) -> ast.Lambda | None:
-    """The code of a lambda in the middle of a statement, if it is the only one that begins in its line."""
+    """The code of a lambda, by where it is in its file."""
     try:
         lines, _ = inspect.findsource(function)  # type: ignore[arg-type]
         tree = ast.parse("".join(lines))
     except (OSError, SyntaxError, TypeError):
         return None
-    line = getattr(getattr(function, "__code__", None), "co_firstlineno", None)
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda) and node.lineno == line]
+    code: CodeType = function.__code__  # type: ignore[attr-defined]
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno]
+    if len(found) > 1:
+        places = {(first, begin, last, end) for first, last, begin, end in code.co_positions()}
+        found = [node for node in found if _place(node.body) in places and _place(node) not in places]
     return found[0] if len(found) == 1 else None
+
+
+def _place(node: ast.expr) -> tuple[int | None, ...]:
+    return node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
 
 
 @dataclass(eq=False)
@@ -91,6 +108,19 @@ class Uses:
     def _stored(self) -> int:
         """How much attributes may have got."""
         return sum(map(len, self.stored.values()))
+
+    def run_any(self, callee: object, args: list[Value], kwargs: Mapping[str, Value]) -> None:
+        """A call of a function, a method, a partial, or an object that can be called; not of torch's objects."""
+        called = inspect.getattr_static(type(callee), "__call__", None)
+        if isinstance(callee, partial):
+            named = {name: one(each) for name, each in callee.keywords.items()}
+            self.run_any(callee.func, [*map(one, callee.args), *args], {**named, **kwargs})
+        elif isinstance(callee, FunctionType):
+            self.run(callee, args, kwargs)
+        elif isinstance(callee, MethodType) and not is_torchs(callee):
+            self.run_of(Item(callee.__self__), callee.__func__, args, kwargs)
+        elif isinstance(called, FunctionType) and not is_torchs(called):
+            self.run_of(Item(callee), called, args, kwargs)
 
     def run_of(self, owner: Item, function: object, args: list[Value], kwargs: Mapping[str, Value]) -> Value:
         """A call of a function as a method of an object. What functions that it calls make is told by the object."""
@@ -145,9 +175,7 @@ class Uses:
 
     def _tree(self, function: object) -> Function | None:
         if function not in self._trees:
-            found = source(function)
-            nodes = ast.walk(found) if found is not None else iter([_lambda(function)])
-            self._trees[function] = next((n for n in nodes if isinstance(n, (ast.FunctionDef, ast.Lambda))), None)
+            self._trees[function] = _definition(function)
         return self._trees[function]
 
     def same(self, made: Bound | Super) -> Value:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import operator
 from functools import partial
+from typing import Any
 
 from torch import Tensor, fx
 
 from ..capture.capture import Captured
 from ..capture.guards import expect_rank
+from ..layers.overwrite import overwrite_
+from ..sourcecode.writes import AUGMENTED
 from .frames import read_lent
+
+IN_PLACE = {getattr(operator, name): name for name in ("setitem", *(f"i{name}" for name in AUGMENTED))}
+IN_PLACE[overwrite_] = "setitem"
+
+
+def in_place(name: str, value: Any, *others: Any) -> Any:
+    """An operator that writes into a tensor, which it returns: a plain trace takes ``x += y`` for ``x = x + y``, and no
+    ``x[i] = y``.
+    """
+    if isinstance(value, fx.Proxy) and not hasattr(type(value), "__setitem__"):
+        return value.tracer.create_proxy("call_function", in_place, (name, value, *others), {})
+    found = getattr(operator, name)(value, *others)
+    return value if name == "setitem" else found
 
 
 def graph_module(captured: Captured) -> fx.GraphModule:
@@ -20,6 +37,9 @@ def graph_module(captured: Captured) -> fx.GraphModule:
     graph.output(graph.graph_copy(captured.graph, here))
     if any(frame.ranks for frame in captured.frames):
         _check_ranks(captured, graph, here)
+    for node in graph.nodes:
+        if node.target in IN_PLACE:
+            node.target, node.args = in_place, (IN_PLACE[node.target], *node.args[:3])
     first = next((n for n, p in captured.root.named_parameters() if p.is_floating_point()), "")
     for node, copy in here.items():
         own = partial(graph.get_attr, first) if first else lambda: None

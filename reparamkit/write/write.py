@@ -15,7 +15,7 @@ from ..engine.dead import Calls, handed
 from ..engine.norms import join
 from ..engine.scope import place_of, watched
 from ..engine.sharing import alike, largest, uneven
-from ..engine.site import Site
+from ..engine.site import Merge, Site
 from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
 from ..recipes.tape import Tape
@@ -57,9 +57,9 @@ class Writer:
     a site could not be written. judge: has the last word on each merge. tape: records how the numbers are made.
     swapped: None if the model is private, and changed at the end; else each merge is in the model before the next one
     is computed, and its paths are added here. see: is shown each merge while both the old layers and the new ones are
-    there. spare, computing: numbers, and nodes that compute a value and do nothing else, erased when nothing reads
-    them. writes: in-place operations on parameter arithmetic, with the value that each writes into, erased when nothing
-    reads that afterwards.
+    there. failed: why merges that were tried are not made. spare, computing: numbers, and nodes that compute a value
+    and do nothing else, erased when nothing reads them. writes: in-place operations on parameter arithmetic, with the
+    value that each writes into, erased when nothing reads that afterwards.
     """
 
     captured: Captured
@@ -77,6 +77,7 @@ class Writer:
     in_place: set[int] = field(default_factory=set)
     swaps: set[int] = field(default_factory=set)
     absorbed: list[fx.Node] = field(default_factory=list)
+    failed: dict[Merge, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.finisher = Finisher(self.captured)
@@ -247,6 +248,7 @@ class Writer:
             if not isinstance(error, NotFusable):
                 raise
             self.refuse(site.value, error.reason)
+            self.failed[site.merge] = error.reason
             return None
         self.done.append((written, error))
         return written
@@ -265,7 +267,9 @@ class Writer:
     # --- before anything is written ----------------------------------------------------------------
 
     def check(self, site: Site) -> None:
-        """Raises `NotFusable` if a site cannot be written."""
+        """Raises `NotFusable` if a site cannot be written, or was tried and failed."""
+        if site.merge in self.failed:
+            raise NotFusable(self.failed[site.merge])
         self.admission.check(site)
 
     def attempt(self, site: Site) -> None:

@@ -75,6 +75,24 @@ class CountingMixer(PartitionMixer):
         return out.permute(0, 3, 1, 4, 2, 5).reshape(n, c, height, width)
 
 
+class ShareSets(nn.Module):
+    """RepMLPNet: sets of channels that share a fully connected layer over a map, beside a convolution. All sizes but
+    the number of channels of a set are those of the input.
+    """
+
+    def __init__(self, sets: int, h: int, w: int) -> None:
+        super().__init__()
+        self.sets, wide = sets, sets * h * w
+        self.fc, self.fc_norm = nn.Conv2d(wide, wide, 1, groups=sets, bias=False), norm(sets)
+        self.local = conv_norm(sets, sets, 3, g=sets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        x = x.reshape(-1, self.sets, h, w)
+        out = self.fc(x.reshape(-1, self.sets * h * w, 1, 1)).reshape(-1, self.sets, h, w)
+        return (self.fc_norm(out) + self.local(x)).reshape(n, c, h, w)
+
+
 class FlatMap(nn.Module):
     """A fully connected layer over a flattened map beside a convolution: the plainest locality injection."""
 
@@ -155,6 +173,15 @@ DENSE = (
         equation="F' = s F + T(sum_k s_k K_k), of as many channels as the fully connected layer takes",
         source="RepMLP, Ding et al. 2021",
         near="reflected padding",
+    ),
+    Structure(
+        "repmlpnet, its maps measured",
+        lambda: ShareSets(2, 4, 3),
+        ((2, 6, 4, 3), (1, 6, 4, 3)),
+        "conv",
+        needs_inputs=True,
+        equation="F' = s F + T(s' K), per share-set, of as many pixels as the fully connected layer takes",
+        source="RepMLPNet, Ding et al. 2022",
     ),
     Structure(
         "resmlp, behind an affine layer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .blocks import bias_free, conv, conv_norm, norm, seq
@@ -20,7 +21,84 @@ class Upsampling(nn.Module):
         return self.a(x) + self.b(x)
 
 
+class Counted(nn.Module):
+    """A map as tokens of a number that is written, as that of patches is."""
+
+    def __init__(self, c: int, tokens: int) -> None:
+        super().__init__()
+        self.patches, self.norm, self.tokens = nn.Conv2d(c, c, 2, 2), nn.BatchNorm1d(c), tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x)
+        return self.norm(x.view(x.shape[0], x.shape[1], self.tokens))
+
+
+class Turned(nn.Module):
+    """Maps turned around, and shifted windows, between layers that read one pixel at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = conv_norm(4, 4), conv(4, 4, 1), conv(4, 4, 1), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x).flip(3) + self.b(x).flip(3))
+        return self.d(self.c(x).roll((1, -2), (2, 3)))
+
+
+class Turn(nn.Module):
+    """BGR to RGB."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv = conv(c, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.flip(1))
+
+
+class Halves(nn.Module):
+    """Convolutions of parts of the channels, the number of which only they tell; the last is of all, turned around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(2, 4), conv(3, 4), conv(5, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x[:, :2]) + self.b(x[:, 2:]) + self.c(x.flip(1))
+
+
 RESAMPLING = (
+    Structure(
+        "conv, map as counted tokens, bn",
+        lambda: Counted(4, 15),
+        ((2, 4, 6, 10), (1, 4, 6, 10)),
+        "conv",
+        needs_inputs=True,
+        equation="K' = s K, of as many pixels as there are tokens",
+        source="ViT, Dosovitskiy et al. 2020",
+    ),
+    Structure(
+        "maps that are flipped and rolled",
+        Turned,
+        MAPS,
+        "conv flip relu conv roll",
+        equation="R(f) + R(g) = R(f + g), W R(x) = R(W x)",
+        source="Swin, Liu et al. 2021",
+    ),
+    Structure(
+        "channels turned around, conv",
+        lambda: Turn(5),
+        ((2, 5, 6, 4), (1, 5, 7, 9)),
+        "conv",
+        equation="K' = K P, P a permutation",
+    ),
+    Structure(
+        "convs of parts of the channels",
+        Halves,
+        ((2, 5, 6, 4), (1, 5, 7, 9)),
+        "conv",
+        equation="K' = [K1, K2] + embed(K3 P), P a permutation",
+    ),
     Structure(
         "transposed conv-bn",
         lambda: seq(nn.ConvTranspose2d(4, 6, 4, 2, 1), norm(6)),
