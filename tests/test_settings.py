@@ -366,3 +366,28 @@ def test_the_words_say_which_attribute_and_what_to_do():
         " reparamkit.fuse, or keep the layers around it apart with skip=[...]"
     )
     assert fused.index == 0
+
+
+class Cached(Layers):
+    """Keeps a tensor, and a dictionary of them that it empties when it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask, self.cache = torch.ones(8, dtype=torch.float64), {"cpu": torch.ones(8, dtype=torch.float64)}
+
+    def train(self, mode: bool = True) -> Cached:
+        super().train(mode)
+        if mode:
+            self.cache = {}
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)) + self.wide(x)
+        return y.relu() * self.mask * self.cache.get(str(x.device), 1.0)
+
+
+def test_a_tensor_that_an_attribute_keeps_is_no_setting():
+    fused = reparamkit.fuse(build(Cached, torch.float64), X)
+    fused.mask = fused.mask * 1
+    fused.train().eval()
+    assert run(fused, X).isfinite().all()

@@ -14,7 +14,7 @@ from torch import nn
 from ..sourcecode.origins import is_users
 from .patches import Function, patched
 
-TORCHS = frozenset(dir(nn.Module())) - {"forward"}
+TORCHS = frozenset(dir(nn.Module()))
 """What every module has, the mode of training among it."""
 
 

@@ -62,13 +62,19 @@ def settings_of(captured: Captured, ran: Ran, written: Set[int], sites: Iterable
     relied += [each for site in sites for each in _parted(captured, ran, site) if id(each[0]) not in written]
     for call, names in relied:
         for module, name in _read(captured, ran, call, names):
-            found.setdefault(module, set()).add(name)
+            if not _has_tensors(vars(module).get(name)):
+                found.setdefault(module, set()).add(name)
     for node in captured.dropped:
         if id(captured.frame(node)) in written or _source(captured, node) in inside:
             owner, _, name = str(node.target).rpartition(".")
             if (at := module_at(captured.root, owner)) is not None:
                 found.setdefault(at, set()).add(name)
     return {module: names for module, names in found.items() if names and _is_users(module)}
+
+
+def _has_tensors(value: object) -> bool:
+    """Whether an attribute is a tensor, or keeps some: it follows from others then, and is moved and emptied."""
+    return any(isinstance(leaf, torch.Tensor) for leaf in leaves(value))
 
 
 def lost_setting(captured: Captured, ran: Ran, call: Frame) -> str | None:
