@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .flow import BRANCHES, FUNCTIONS, locals_of
-from .parse import method_source, once, path_of
+from .parse import ASKING, method_source, once, path_of
 
 Way = tuple[object, ...]
 """The branches, loops and functions around a call, from the outermost in."""
@@ -49,6 +49,11 @@ def parted_by(
     if straight and (ways == {()} or not (enters or leaves or len(ways) > 1)):
         return frozenset()
     return frozenset().union(*(_names(each) for each in events[: last + 1]))
+
+
+def hands_over(codes: Codes) -> bool:
+    """Whether methods of a module give the module itself to other code, which may do anything with it."""
+    return any(event.path == "" and not event.name for event in _expanded(codes, "forward", (), ()))
 
 
 def _names(event: Event) -> set[str]:
@@ -130,7 +135,8 @@ class _Events(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         """A call of a module, of a method, or of anything."""
         is_plain = bool(path_of(node.func)) and all(isinstance(key, ast.Constant) for key in _keys(node.func))
-        for each in (*([] if is_plain else [node.func]), *node.args, *node.keywords):
+        asked = 1 if _asks(node) else 0
+        for each in (*([] if is_plain else [node.func]), *node.args[asked:], *node.keywords):
             self.visit(each)
         if is_plain:
             self.events.append(Event(path_of(node.func), self.around))
@@ -157,6 +163,12 @@ class _Events(ast.NodeVisitor):
         """The module itself is handed to anything."""
         if node.id == "self":
             self.events.append(Event(""))
+
+
+def _asks(node: ast.Call) -> bool:
+    """Whether a call only asks something about its first argument, a name."""
+    asks = isinstance(node.func, ast.Name) and node.func.id in ASKING - {"getattr"}
+    return asks and isinstance(next(iter(node.args), None), ast.Name)
 
 
 def _branches(node: ast.AST) -> Iterator[tuple[Way, ast.AST]]:

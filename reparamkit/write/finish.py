@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx, nn
@@ -22,7 +22,7 @@ from ..layers.parts import rescaled
 from .frames import change, changes_of, fold, method, original_class, without_gradients
 from .hidden import Hidden, because, hide_broken
 from .places import Places
-from .settings import Ran, lost_setting, settings_of
+from .settings import Ran, elsewhere, lost_setting, settings_of
 from .splice import Written
 
 LISTS = (nn.ModuleList, nn.ModuleDict)
@@ -78,7 +78,7 @@ class Finisher:
         """
         opened = below(self.captured, frame, members)
         inlined = frozenset(self.inlined | opened)
-        self._check_settings(each for each in self.captured.called_in[frame] if id(each) in opened)
+        self._check_settings(frame, opened)
         graph = fold(self.captured, frame, inlined, members)
         size = next(filter(None, map(_literal_size, graph.nodes)), None)
         if size is not None and not guarded:
@@ -88,11 +88,17 @@ class Finisher:
             )
         method(graph)
 
-    def _check_settings(self, opened: Iterable[Frame]) -> None:
-        """Raises `NotFusable` if the code of a call has a setting that goes with its module."""
-        for call in opened:
+    def _check_settings(self, frame: Frame, opened: Set[int]) -> None:
+        """Raises `NotFusable` if code would be lost that changes what others see, or a module that others set."""
+        inside = [call for call in self.captured.called_in[frame] if id(call) in opened]
+        for call in (frame, *inside):
+            if names := elsewhere(call):
+                raise NotFusable(
+                    f"the forward of {call.path or 'the model'} changes '{min(names)}', which is no module's"
+                )
+        for call in inside:
             if (lost := lost_setting(self.captured, self.ran, call)) is not None:
-                raise NotFusable(f"the forward of '{call.path}' goes by {lost}: its module has to stay")
+                raise NotFusable(f"the forward of {call.path} goes by {lost}: its module has to stay")
 
     @property
     def written(self) -> set[int]:

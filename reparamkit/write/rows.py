@@ -20,6 +20,7 @@ from ..engine.site import Site
 from ..sourcecode.flow import ALWAYS, Way, calls_in, catches, names_in, remembered
 from .frames import codes_of, original_forward
 from .order import is_ordered, needs_order
+from .settings import is_varied
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ def _decided(captured: Captured, parts: Sequence[Part]) -> bool:
             if around in frame.stack:
                 found[frame is around].add(_way_to(captured, frame, part.path, last=part is parts[-1]))
     # What is around all of them does not part them; in the calls inside, each has to be made.
-    return None in found[True] or len(found[True]) > 1 or not found[False] <= {ALWAYS}
+    decided = None in found[True] or len(found[True]) > 1 or not found[False] <= {ALWAYS}
+    return decided or is_varied(captured, [node for part in parts for node in part.nodes])
 
 
 def _way_to(captured: Captured, frame: Frame, path: str, last: bool) -> Way | None:

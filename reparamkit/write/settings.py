@@ -5,7 +5,7 @@ merged.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
@@ -19,9 +19,10 @@ from ..capture.tracer import Frame, Method
 from ..capture.trees import leaves
 from ..engine.scope import innermost, place_of
 from ..engine.site import Site
+from ..sourcecode.elsewhere import changed_elsewhere
 from ..sourcecode.parse import is_torchs
 from ..sourcecode.setting import set_by
-from ..sourcecode.together import Codes, assigned, parted_by
+from ..sourcecode.together import Codes, assigned, hands_over, parted_by
 from .frames import original_class, original_forward
 
 Settings = dict[nn.Module, set[str]]
@@ -59,7 +60,8 @@ def settings_of(captured: Captured, ran: Ran, written: Set[int], sites: Iterable
     inside = {node for site in sites for node in site.members - {site.value}}
     relied: list[tuple[Frame, Set[str] | None]] = [(call, None) for call in captured.frames if id(call) in written]
     relied += [(call, None) for call in ran.idle if _is_skipped(captured, call, written, inside)]
-    relied += [each for site in sites for each in _parted(captured, ran, site) if id(each[0]) not in written]
+    parted = (each for site in sites for each in _parting(captured, ran, site.members, lambda call: call.read))
+    relied += [(call, names) for call, names in parted if id(call) not in written]
     for call, names in relied:
         for module, name in _read(captured, ran, call, names):
             if not _has_tensors(vars(module).get(name)):
@@ -114,20 +116,46 @@ def _read(captured: Captured, ran: Ran, call: Frame, names: Set[str] | None) -> 
         yield from ((module, name) for name in found - kept)
 
 
-def _parted(captured: Captured, ran: Ran, site: Site) -> Iterator[tuple[Frame, Set[str] | None]]:
-    """The calls whose code may run some of the members without the others, or something between them, if attributes are
-    others; with their names, None if it may be any.
+def _parting(
+    captured: Captured, ran: Ran, members: Iterable[fx.Node], asked: Callable[[Frame], object]
+) -> Iterator[tuple[Frame, Set[str] | None]]:
+    """The calls, of those that are asked about, whose code may run some of the members without the others, or something
+    between them, if what it goes by is another; with the names of that, None if it may be any.
     """
-    members = sorted(site.members)
+    members = sorted(members)
     frames = [captured.frame(node) for node in members]
     around = innermost(frames)
-    for call in {call for frame in frames for call in frame.stack if around in call.stack and call.read}:
+    for call in {call for frame in frames for call in frame.stack if around in call.stack and asked(call)}:
         inside = [call in frame.stack for frame in frames]
         places = {_place(captured, call, node) for node, is_in in zip(members, inside, strict=True) if is_in}
         codes, is_part = ran.codes(call.module), partial(_is_part, call.module)
         names = parted_by(codes, places, is_part, not inside[0], not inside[-1])
         if names != frozenset() and not is_torchs(codes["forward"]):
             yield call, names
+
+
+def is_varied(captured: Captured, members: Iterable[fx.Node]) -> bool:
+    """Whether what code changes while it runs may part some members."""
+    ran = Ran.of(captured)
+    for call, names in _parting(captured, ran, members, lambda call: elsewhere(call) or _changing(captured, call)):
+        # What other code does with the module is not known either way.
+        known = names is not None or not hands_over(ran.codes(call.module))
+        if known and (names is None or names & _changing(captured, call) or elsewhere(call)):
+            return True
+    return False
+
+
+def _changing(captured: Captured, call: Frame) -> set[str]:
+    """The attributes that the code of a call reads, and code changes while it runs."""
+    names = captured.changed.names
+    return {name for module, read in call.read.items() for name, _ in read if name in names.get(id(module), ())}
+
+
+def elsewhere(call: Frame) -> frozenset[str]:
+    """What the code of a call changes that no module has."""
+    forward = getattr(inspect.unwrap(original_forward(call.module)), "__code__", None)
+    codes = {*call.codes, *([forward] if forward is not None else [])}
+    return frozenset[str]().union(*map(changed_elsewhere, codes))
 
 
 def _is_part(module: nn.Module, path: str) -> bool:
