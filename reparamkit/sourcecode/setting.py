@@ -15,19 +15,19 @@ MAKING = ("__init__", "__new__", "__post_init__", "__setstate__")
 
 def set_by(classes: Iterable[type], name: str) -> str | None:
     """A method of one of some classes that sets an attribute of this name, of anything; None if there is none."""
-    found = (f"{cls.__name__}.{method}" for cls in classes for method, code in _methods(cls) if _sets(code, name))
+    found = (f"{cls.__name__}.{method}" for cls in classes for method, sets in _methods(cls) if name in sets)
     return next(found, None)
 
 
 @once
-def _methods(cls: type) -> tuple[tuple[str, CodeType], ...]:
-    """The code of the methods and properties of a class; without what only makes a module, and helpers of that."""
+def _methods(cls: type) -> tuple[tuple[str, frozenset[str]], ...]:
+    """What the methods and properties of a class set, without those that only make a module, and helpers of these."""
     names = [name for base in cls.__mro__ for name in vars(base)]
     found = {name: inspect.getattr_static(cls, name) for name in names}
     own = {name: code for name, each in found.items() for code in _codes(each)}
     making = [code for name, code in own.items() if name in MAKING]
     helpers = {name for code in making for name in names_of(code) if name.startswith("_")}
-    return tuple((name, code) for name, code in own.items() if name not in {*MAKING, *helpers})
+    return tuple((name, frozenset(_set_in(code))) for name, code in own.items() if name not in {*MAKING, *helpers})
 
 
 def _codes(attribute: object) -> Iterator[CodeType]:
@@ -37,10 +37,10 @@ def _codes(attribute: object) -> Iterator[CodeType]:
         yield function.__code__
 
 
-def _sets(code: CodeType, name: str) -> bool:
-    """Whether code, or a function inside it, sets an attribute of this name."""
-    inner = (each for each in code.co_consts if isinstance(each, CodeType))
-    stored = name in code.co_names and any(
-        each.opname == "STORE_ATTR" and each.argval == name for each in dis.get_instructions(code)
-    )
-    return stored or ("setattr" in code.co_names and name in code.co_consts) or any(_sets(each, name) for each in inner)
+def _set_in(code: CodeType) -> Iterator[str]:
+    """The names of the attributes that code, or a function inside it, sets; of setattr() all texts in the code."""
+    yield from (each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR")
+    yield from (each for each in code.co_consts if isinstance(each, str) and "setattr" in code.co_names)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _set_in(inner)

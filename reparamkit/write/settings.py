@@ -84,7 +84,7 @@ def lost_setting(captured: Captured, ran: Ran, call: Frame) -> str | None:
     code around it, nobody could set it any more.
     """
     read = [(module, name) for module, name in _read(captured, ran, call, None) if _is_value(module, name)]
-    classes = {original_class(module) for module in captured.root.modules()} if read else set()
+    classes = dict.fromkeys(map(original_class, captured.root.modules())) if read else {}
     found = ((name, method) for _, name in read if (method := set_by(classes, name)) is not None)
     return next((f"'{name}', which {method} sets" for name, method in sorted(found)), None)
 
