@@ -6,7 +6,7 @@
     ├── RuleError              a rule or reader is malformed, fails, or its name is taken
     ├── CoverageError          less was merged than `min_coverage` asks for
     ├── EquivalenceError       a merged piece does not equal the piece it replaces
-    ├── GuardError             a fused model is called with sizes it was not proved for
+    ├── GuardError             a fused model is called with sizes, or gets a setting, it was not fused for
     ├── RecipeError            a checkpoint cannot be converted, or is one of the model before it was fused
     └── NotFusable             the one way to say "no" below the engine; recorded as a refusal
 
@@ -43,7 +43,7 @@ class EquivalenceError(ReparamkitError):
 
 
 class GuardError(ReparamkitError, RuntimeError):
-    """A fused model got an input of a size its merge was not proved for."""
+    """A fused model got an input of a size its merge was not proved for, or another value for what merges rely on."""
 
 
 class RecipeError(ReparamkitError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
@@ -449,3 +450,114 @@ def test_a_fused_model_has_its_own_plain_tensors():
     assert error(fused(X), model(X)) <= 1e-5
     assert fused.plain.data_ptr() != model.plain.data_ptr()
     assert fused.holder.value[0].data_ptr() != model.holder.value[0].data_ptr()
+
+
+# --- what a forward changes elsewhere ---------------------------------------------------------------------
+
+COUNTS = [0]
+TURNS = itertools.count()
+TURN = 0
+
+
+def counter() -> None:
+    """A function that has an attribute."""
+
+
+class Turning(nn.Module):
+    """Norms that take turns, by something that no module has."""
+
+    turn = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norms, self.own = conv(4, 4), nn.ModuleList(norm(4) for _ in range(2)), 0
+
+
+class ByClass(Turning):
+    def forward(self, x: Tensor) -> Tensor:
+        ByClass.turn += 1
+        return self.norms[self.turn % 2](self.conv(x))
+
+
+class ByItsType(Turning):
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).turn += 1
+        x = self.conv(x)
+        if type(self).turn % 2:
+            return self.norms[1](x)
+        return self.norms[0](x)
+
+
+class ByGlobal(Turning):
+    def forward(self, x: Tensor) -> Tensor:
+        global TURN
+        TURN += 1
+        return self.norms[TURN % 2](self.conv(x))
+
+
+class ByList(Turning):
+    def forward(self, x: Tensor) -> Tensor:
+        COUNTS[0] += 1
+        return self.norms[COUNTS[0] % 2](self.conv(x))
+
+
+class ByFunction(Turning):
+    def forward(self, x: Tensor) -> Tensor:
+        counter.turn = 1 - counter.turn  # type: ignore[attr-defined]
+        return self.norms[counter.turn](self.conv(x))  # type: ignore[attr-defined]
+
+
+class ByIterator(Turning):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norms[next(TURNS) % 2](self.conv(x))
+
+
+class ByItsOwn(Turning):
+    def forward(self, x: Tensor) -> Tensor:
+        self.own += 1
+        return self.norms[self.own % 2](self.conv(x))
+
+
+class InASum(Turning):
+    def forward(self, x: Tensor) -> Tensor:
+        COUNTS[0] += 1
+        return self.norms[COUNTS[0] % 2](self.conv(x)) + x
+
+
+def start() -> None:
+    """As if nothing had run."""
+    global TURN, TURNS
+    TURN, COUNTS[0], TURNS = 0, 0, itertools.count()
+    ByClass.turn = ByItsType.turn = counter.turn = 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "kind", [ByClass, ByItsType, ByGlobal, ByList, ByFunction, ByIterator, ByItsOwn, InASum], ids=lambda k: k.__name__
+)
+def test_layers_that_take_turns_by_what_a_forward_changes_anywhere(kind: type[Turning], options: dict[str, Any]):
+    start()
+    model = build(kind)
+    reference = copy.deepcopy(model)
+    fused = reparamkit.fuse(model, **options)
+    start()
+    found = [run(fused, X) for _ in range(4)]
+    start()
+    wanted = [run(reference, X) for _ in range(4)]
+    assert error(wanted[0], wanted[1]) > 0.01
+    assert max(map(error, found, wanted)) <= 1e-5
+
+
+class Counting(Turning):
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).turn += 1
+        COUNTS[0] += 1
+        return self.norms[0](self.conv(x)).relu()
+
+
+def test_what_is_only_counted_elsewhere_keeps_nothing_from_being_merged():
+    fused = reparamkit.fuse(build(Counting), X)
+    assert len(reparamkit.report(fused).merges) == 1
+    start()
+    run(fused, X)
+    assert COUNTS == [1]

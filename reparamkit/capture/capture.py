@@ -117,6 +117,7 @@ class Captured:
     overwritten: the parameters that a run wrote into, by name.
     ranks_vary: whether the model takes inputs of another rank than the example's.
     finite: whether all numbers of a tensor are, of those that were asked about.
+    dropped: calls that only hand on what they get, which the graph does not show any more.
     """
 
     root: nn.Module
@@ -148,6 +149,7 @@ class Captured:
     ranks_vary: bool = False
     overwritten: Set[str] = frozenset()
     finite: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
+    dropped: set[fx.Node] = field(default_factory=set)
 
     def current(self, node: fx.Node) -> fx.Node:
         """The node that has the value of `node` now, after merges."""
@@ -197,6 +199,8 @@ class Captured:
             around.asks, around.ranks = around.asks or each.asks, around.ranks or each.ranks
             around.lists |= each.lists
             around.codes |= each.codes
+            for module, read in each.read.items():
+                around.read.setdefault(module, set()).update(read)
         self.frames = [each for each in self.frames if each not in inside]
         for table in (self.attributes, self.callers):
             table.update({path: [around if f in inside else f for f in frames] for path, frames in table.items()})

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from types import CodeType, FrameType, MethodDescriptorType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -44,6 +45,7 @@ from .modes import Modes, modes, modes_noted
 from .observers import without_observers
 from .proxies import ValueProxy, attribute, where
 from .scripts import scripts_opened
+from .settings import settings_read
 from .state import Contents, traced_in
 from .trees import filled, leaves, map_leaves
 from .variables import variables_read
@@ -68,6 +70,10 @@ class Named:
         self.name = name
 
 
+Reading = tuple[str, CodeType]
+"""The name of an attribute, and code that reads it."""
+
+
 @dataclass(eq=False)
 class Frame:
     """One call of one module that was traced through.
@@ -76,6 +82,7 @@ class Frame:
     modes: those that it was called in. asks: whether its code asks for them. lists: the lists and rows of modules that
     its code has in hand, which it may count. fills: whether its code changes a container that it is given.
     ranks: whether its code asks for the rank of a tensor. lent: as of a node. codes: the user's code that made nodes.
+    read: per module the attributes that its code reads, see `settings_read`, each with the code that does.
     """
 
     path: str
@@ -91,6 +98,7 @@ class Frame:
     ranks: bool = False
     lent: Taken = field(default_factory=dict)
     codes: set[CodeType] = field(default_factory=set, repr=False)
+    read: WeakKeyDictionary[nn.Module, set[Reading]] = field(default_factory=WeakKeyDictionary, repr=False)
 
     @cached_property
     def stack(self) -> tuple[Frame, ...]:
@@ -344,7 +352,7 @@ class Tracer(fx.Tracer):
     def _contexts(self) -> Iterator[AbstractContextManager[Any]]:
         """What torch does otherwise while this traces."""
         yield from (_Calls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened())
-        yield assignments_seen(self._look)
+        yield from (assignments_seen(self._look), settings_read(self._read))
         yield from (variables_read(), lists_noted(self.lists), modes_noted(self._asks_for_modes), failing_quietly())
         if self._through:
             yield wraps_opened()
@@ -427,6 +435,10 @@ class Tracer(fx.Tracer):
         """Note what the code that runs has changed in a module. (A layer that runs on fake values changes nothing.)"""
         if self.frame is not None and not self.idle:
             self._changing.look(module, self.frame.module)
+
+    def _read(self, module: nn.Module, name: str, by: CodeType) -> None:
+        if self.frame is not None and not self.idle:
+            self.frame.read.setdefault(module, set()).add((name, by))
 
     def _leave(self, frame: Frame, error: Exception, going_on: GoingOn) -> None:
         """From now on the module of a call is one node. The trace is good for nothing but what fails behind it."""

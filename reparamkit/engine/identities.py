@@ -22,6 +22,7 @@ def drop_identities(captured: Captured, reading: Reading) -> None:
     for node in list(captured.graph.nodes):
         form = reading.read.get(node)
         if form is not None and does_nothing(form) and _returns_input(captured, node):
+            captured.dropped.add(node)
             captured.replaced[node] = source = node.all_input_nodes[0]
             node.replace_all_uses_with(source)
             captured.graph.erase_node(node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx, nn
@@ -16,11 +16,13 @@ from ..capture.state import intact
 from ..capture.tracer import Frame, Method
 from ..engine.norms import restore
 from ..engine.scope import below, code_around, innermost, outer, place_of
+from ..engine.site import Site
 from ..errors import NotFusable, Unwritable
 from ..layers.parts import rescaled
 from .frames import change, changes_of, fold, method, original_class, without_gradients
 from .hidden import Hidden, because, hide_broken
 from .places import Places
+from .settings import Ran, elsewhere, lost_setting, settings_of
 from .splice import Written
 
 LISTS = (nn.ModuleList, nn.ModuleDict)
@@ -48,7 +50,7 @@ class Finisher:
     calls inlined into them. moves: temporary name of a merged layer -> the path whose place it takes.
     rows: paths that a row of module calls left empty. dead: paths of merged layers.
     paths: temporary name of a merged layer -> its final path. hidden: methods that will be there no more.
-    places: where all modules are. ran: methods that the forwards called.
+    places: where all modules are. ran: what the forwards did. sites: the merges that are there.
     """
 
     captured: Captured
@@ -61,10 +63,11 @@ class Finisher:
     paths: dict[str, str] = field(default_factory=dict)
     hidden: Hidden = field(default_factory=dict)
     places: Places = field(init=False)
-    ran: frozenset[Method] = frozenset()
+    ran: Ran = field(init=False)
+    sites: list[Site] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.ran = frozenset(self.captured.methods)
+        self.ran = Ran.of(self.captured)
 
     # --- collecting ------------------------------------------------------------------------------
 
@@ -73,7 +76,9 @@ class Finisher:
 
         guarded: the merge takes the sizes of the example inputs only.
         """
-        inlined = frozenset(self.inlined | below(self.captured, frame, members))
+        opened = below(self.captured, frame, members)
+        inlined = frozenset(self.inlined | opened)
+        self._check_settings(frame, opened)
         graph = fold(self.captured, frame, inlined, members)
         size = next(filter(None, map(_literal_size, graph.nodes)), None)
         if size is not None and not guarded:
@@ -82,6 +87,18 @@ class Finisher:
                 " it would refuse all others"
             )
         method(graph)
+
+    def _check_settings(self, frame: Frame, opened: Set[int]) -> None:
+        """Raises `NotFusable` if code would be lost that changes what others see, or a module that others set."""
+        inside = [call for call in self.captured.called_in[frame] if id(call) in opened]
+        for call in (frame, *inside):
+            if names := elsewhere(call):
+                raise NotFusable(
+                    f"the forward of {call.path or 'the model'} changes '{min(names)}', which is no module's"
+                )
+        for call in inside:
+            if (lost := lost_setting(self.captured, self.ran, call)) is not None:
+                raise NotFusable(f"the forward of {call.path} goes by {lost}: its module has to stay")
 
     @property
     def written(self) -> set[int]:
@@ -126,7 +143,7 @@ class Finisher:
         """Whether a method ran, in a call whose code stays as it is."""
         written = self.written
         left = (f for f in self.captured.frames if f.module is module and id(f) not in written)
-        return (module, name) in self.ran and any(True for _ in left)
+        return (module, name) in self.ran.methods and any(True for _ in left)
 
     def chain(self, written: Written) -> None:
         """A row of module calls: the layer takes one place, the others become identities."""
@@ -215,7 +232,8 @@ class Finisher:
             self.places.replace_held()
             if frames is not None:
                 self._hide(before)
-        for done in (self.moves, self.swaps, self.places):
+                self._fix()
+        for done in (self.moves, self.swaps, self.places, self.sites):
             done.clear()
 
     def _move_layers(self) -> None:
@@ -350,6 +368,14 @@ class Finisher:
         for module, names in self.hidden.items():
             known = changes_of(module)
             change(module, replace(known, hidden=tuple((dict(known.hidden) | names).items())))
+
+    def _fix(self) -> None:
+        """Let no attribute that merges rely on be set to something else."""
+        left = set(self.captured.root.modules())
+        for module, names in settings_of(self.captured, self.ran, self.written, self.sites).items():
+            if module in left:
+                known = changes_of(module)
+                change(module, replace(known, settings=tuple(sorted({*known.settings, *names}))))
 
     def _remove_unread(self) -> None:
         """Parameters that only code read which is written again, and which reads them no more; and layers of which

@@ -38,6 +38,7 @@ from ..sourcecode.defaults import Default, defaults_of
 from ..sourcecode.flow import catches, names_in, remembered
 from ..sourcecode.methods import spreading_calls
 from ..sourcecode.parse import forward_of, names_of
+from .fixed import assignment
 
 PLAIN = (bool, int, float, str, type(None))
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -476,10 +477,12 @@ class Changes:
     """How the class of a module differs from the one the user wrote.
 
     forward: the written one, None for the user's own. hidden: methods that are not there any more, and why.
+    settings: attributes that have to stay what they are.
     """
 
     forward: Method | None = None
     hidden: tuple[tuple[str, str], ...] = ()
+    settings: tuple[str, ...] = ()
 
     def applied(self, base: type[nn.Module]) -> type[nn.Module]:
         """A subclass of `base`, of its name."""
@@ -497,6 +500,8 @@ class Changes:
             # An error of a descriptor is lost, since nn.Module looks among its children next.
             body |= {name: Absent(reason) for name, reason in self.hidden}
             body["__getattr__"] = _looked_up(base, dict(self.hidden))
+        if self.settings:
+            body["__setattr__"] = assignment(base, frozenset(self.settings))
         return type(base.__name__, (base,), body)
 
 

@@ -21,6 +21,7 @@ from .choices import has_other_ways
 from .exposed import is_exposed
 from .frames import original_forward
 from .order import is_ordered, needs_order
+from .settings import is_varied
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ def _decided(captured: Captured, row: Row, parts: Sequence[Part]) -> bool:
                 found[frame is around].add(_way_to(captured, frame, part.path))
     # What is around all of them does not part them; in the calls inside, each has to be made.
     parted = None in found[True] or len(found[True]) > 1 or not found[False] <= {ALWAYS}
-    return parted or any(_handed_otherwise(captured, row, *link) for link in itertools.pairwise(parts))
+    parted |= any(_handed_otherwise(captured, row, *link) for link in itertools.pairwise(parts))
+    return parted or is_varied(captured, [node for part in parts for node in part.nodes])
 
 
 def _handed_otherwise(captured: Captured, row: Row, part: Part, following: Part) -> bool:

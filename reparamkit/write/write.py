@@ -305,6 +305,7 @@ class Writer:
         first: dict[int, Written] = {}
         for written in unit:
             first.setdefault(id(written.layers), written)
+        self.finisher.sites += [one.site for one in unit]
         for written in first.values():
             if written.parts:
                 self.finisher.spread(written)

@@ -1,0 +1,45 @@
+"""Which attributes of modules the code of a forward reads while it is traced: it may go by what they are."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import CodeType
+from typing import Any
+
+from torch import nn
+
+from ..sourcecode.origins import is_users
+from .patches import Function, patched
+
+TORCHS = frozenset(dir(nn.Module()))
+"""What every module has, the mode of training among it."""
+
+
+PARTS = ("_modules", "_parameters", "_buffers")
+
+
+def settings_read(note: Callable[[nn.Module, str, CodeType], None]) -> AbstractContextManager[None]:
+    """Inside, `note` gets each module and the name of each attribute that code reads which is neither torch's nor ours,
+    or asks for in vain, and that code; children, tensors and what the class computes aside.
+    """
+
+    def read(get: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # The frame above is that of the patch, and the one above that is who reads.
+        module, name = args
+        if name not in TORCHS and is_users(by := sys._getframe(2)) and _is_setting(module, name):
+            note(module, name, by.f_code)
+        return get(*args, **kwargs)
+
+    return patched(nn.Module, {"__getattribute__": read})
+
+
+def _is_setting(module: nn.Module, name: str) -> bool:
+    own = object.__getattribute__(module, "__dict__")
+    if name in own:
+        return True
+    parts = (own.get(table, {}) for table in PARTS)
+    known = next((table[name] for table in parts if name in table), None)
+    return known is None and not hasattr(inspect.getattr_static(type(module), name, None), "__get__")
