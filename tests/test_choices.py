@@ -460,6 +460,7 @@ ELSEWHERE = {
     "a list that grows": "y = self.first(x)\nr = [self.second(y)]\nr.append(y)\nreturn r[int(flag)]",
     "a list that is added to": "y = self.first(x)\nz = self.second(y)\nr = []\nr += [y]\nreturn r[0] if flag else z",
     "an attribute": "y = self.first(x)\nself.kept = y\nz = self.second(y)\nreturn self.kept if flag else z",
+    "a comprehension": "r = [self.second(y := self.first(x)), y]\nreturn [v for k, v in enumerate(r) if flag == k][0]",
     "an index": "k = 1\nif flag: k = 0\ny = self.first(x)\nreturn (y, self.second(y))[k]",
     "a lambda": "y = self.first(x)\nz = self.second(y)\nf = lambda: y\nreturn f() if flag else z",
     "a function": "y = self.first(x)\nz = self.second(y)\ndef f(): return y\nreturn f() if flag else z",

@@ -487,3 +487,64 @@ def test_a_private_method_of_the_model_goes_where_a_merge_takes_its_layers():
     assert operations(fused, X) == "conv"
     assert error(fused(X), model(X)) <= 1e-6
     assert not hasattr(fused, "_branch")
+
+
+class Alike(nn.Module):
+    """What forward computes itself beside its layers is in no layer that another method calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 8, 1)
+        self.scale = nn.Parameter(torch.randn(4, 1, 1))
+
+
+class Doubled(Alike):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * 2
+
+    def again(self, x: Tensor) -> Tensor:
+        return self.conv(x) * 2
+
+
+class ScaledBefore(Alike):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x * self.scale)
+
+    def again(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Skipping(Alike):
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv(x) + x).relu()
+
+    def again(self, x: Tensor) -> Tensor:
+        return (self.conv(x) + x).tanh()
+
+
+class Halved(Alike):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.other(x)[:, :4].tanh())
+
+    def again(self, x: Tensor) -> Tensor:
+        return self.other(x)
+
+
+class Flipped(Alike):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.flip(1))
+
+    def again(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("make", [Doubled, ScaledBefore, Skipping, Halved, Flipped])
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_what_forward_computes_beside_its_layers_is_in_no_other_method(
+    make: Callable[[], nn.Module], with_inputs: bool
+):
+    """A merge is left, or the method is not there any more; it never gives something else."""
+    model = build(make)
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert error(fused(X), model(X)) <= 1e-6
+    assert not hasattr(fused, "again") or error(fused.again(X), model.again(X)) <= 1e-6

@@ -49,6 +49,12 @@ class Shelves:
             nodes |= found
         return nodes
 
+    def restore(self) -> None:
+        """Let each container have what it had."""
+        for container, before in self._kept:
+            if not same_items(container, before):
+                refill(container, before)
+
 
 def _traced(container: Any) -> set[fx.Node]:
     entries = [*container.items()] if isinstance(container, dict) else [*container]

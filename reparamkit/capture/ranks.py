@@ -9,7 +9,7 @@ from io import StringIO
 
 from torch import Tensor, nn
 
-from .caches import caches_left
+from .caches import Shelves, caches_left
 from .capture import Inputs, run
 from .fakes import as_fake, failing_quietly, new_mode
 from .state import State
@@ -26,7 +26,7 @@ CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
 
 def takes_other_ranks(model: nn.Module, inputs: Inputs) -> bool:
     """Whether `model` (a private copy) runs on tensors of other ranks, which are fake ones: only sizes are computed."""
-    before = State(model)
+    before, shelves = State(model), Shelves(model)
     with ExitStack() as stack:
         # A graph module prints what fails inside it.
         quiet = failing_quietly(), warnings.catch_warnings(action="ignore"), redirect_stderr(StringIO())
@@ -36,6 +36,7 @@ def takes_other_ranks(model: nn.Module, inputs: Inputs) -> bool:
             return any(_runs(model, inputs, change) for change in CHANGES)
         finally:
             before.restore()
+            shelves.restore()
 
 
 def _runs(model: nn.Module, inputs: Inputs, change: Callable[[Tensor], Tensor]) -> bool:

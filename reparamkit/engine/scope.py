@@ -422,10 +422,13 @@ def _unseen(captured: Captured, methods: set[Method]) -> set[Method]:
 
 
 def _places(captured: Captured, members: Sequence[fx.Node]) -> list[tuple[str, ...]]:
-    """The paths of what code has to call for the members, each by all its names."""
+    """The paths of what code has to call for the members, each by all its names. What code computes itself is in its
+    module only: no other code has that by a call.
+    """
     around = code_around(captured, members)
+    own = [node for node in members if not _called_at(captured, around, node) and node not in captured.constants]
     places = {_called_at(captured, around, node) for node in members} - {""}
-    return [tuple(captured.names(place)) for place in places]
+    return [*(tuple(captured.names(place)) for place in places), *(tuple(_names(captured, n)) for n in own[:1])]
 
 
 def _owners(
@@ -447,9 +450,10 @@ def _called_at(captured: Captured, around: Frame, node: fx.Node) -> str:
 
 
 def _unrun(captured: Captured, module: nn.Module) -> dict[str, Set[str]]:
-    """The methods of a module that no trace runs, each with what its code calls."""
+    """The methods of a module that no trace runs, each with what its code calls; what made the module is over."""
     methods = called_by_methods(type(module))
-    return {name: called for name, called in methods.items() if name != "forward" or module in captured.outside.idle}
+    over = {"__init__"} if module in captured.outside.idle else {"__init__", "forward"}
+    return {name: called for name, called in methods.items() if name not in over}
 
 
 def _partial_users(captured: Captured, path: str, module: nn.Module, members: Sequence[Sequence[str]]) -> Iterator[str]:

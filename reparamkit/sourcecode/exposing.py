@@ -89,7 +89,7 @@ class _Exposure(Branching):
             self._loop(node)
         elif isinstance(node, FUNCTIONS):
             self._function(node)
-        elif self.decides(node) or self._picks(node):
+        elif self.decides(node) or self._picks(node) or self.given.repeats(node):
             self._several(ast.iter_child_nodes(node))
         else:
             super().visit(node)
