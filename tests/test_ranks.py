@@ -14,9 +14,12 @@ from torch.nn import functional as F
 
 import reparamkit
 from reparamkit import CaptureError, GuardError, pipeline
+from reparamkit.algebra.size import free_size, stencil_size
 from reparamkit.capture.parts import capture_parts
 from reparamkit.engine.ranks import RANK, tell_ranks
+from reparamkit.engine.site import Site
 from reparamkit.layers.hooks import has_hooks
+from reparamkit.layers.price import Cost
 
 MAPS = (2, 4, 4, 4)
 ROWS = (2, 4, 4)
@@ -310,3 +313,12 @@ def test_a_dimension_that_is_counted_behind_a_linear_layer_is_of_no_known_rank(t
     for x in (torch.randn(2, 4, 6), torch.randn(2, 6)):
         if turn(x).shape[-1] == 6:
             assert error(run(fused, x), run(net, x)) <= 1e-6
+
+
+def test_the_size_of_a_convolved_map_may_come_first_where_a_size_is_read():
+    """A site that reads such a value is asked where another size of it is."""
+    node = fx.Graph().placeholder("x")
+    height, width = free_size("x", -2), free_size("x", -1)
+    rows = stencil_size(height, stride=2, c=-3)
+    site = Site(node, frozenset({node}), (), Cost(), Cost(), sizes={"rows": (rows, width), "x": (height, width)})
+    assert ("rows", -1) in site.readable(width.symbols[0])

@@ -79,9 +79,9 @@ def _places(symbol: Symbol, value: str, sizes: tuple[Size, ...]) -> Iterator[tup
     if not symbol.stands_for_dims:
         yield from ((value, k - len(sizes)) for k, size in enumerate(sizes) if size == Size(1, (symbol,)))
     name, dim = symbol.origin
-    for first in sizes[0].symbols if sizes and not symbol.derived else ():
+    for first in (each for each in sizes[0].symbols if each.stands_for_dims) if sizes else ():
         tensor, taken = first.origin
-        if first.stands_for_dims and tensor == name and isinstance(taken, int) and isinstance(dim, int):
+        if tensor == name and isinstance(taken, int) and isinstance(dim, int):
             # It has as many dimensions on the left as that value.
             others = len(sizes) - 1 - taken
             if first == symbol:
