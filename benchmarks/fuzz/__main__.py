@@ -73,7 +73,6 @@ class State:
     next: int
     tried: int = 0
     skipped: int = 0
-    merged: int = 0
     seconds: float = 0
     known: Counter[str] = field(default_factory=Counter)
 
