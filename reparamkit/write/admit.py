@@ -90,7 +90,7 @@ class Admission:
         for scale in site.scales:
             before = next(n for n in scale.all_input_nodes if n not in self.captured.constants)
             check_order(self.captured, before, site.absorbed)
-            check_unexposed(self.captured, site, scale)
+            check_unexposed(self.captured, site, scale, self.finisher.written)
             self.exposed |= {scale} if may_show(self.captured, site, self.captured.frame(scale)) else set()
         for scale in self.written_out(site):
             self.finisher.check(self.captured.frame(scale), [scale], _guarded(site))

@@ -20,10 +20,13 @@ from .choices import has_other_ways
 from .frames import original_forward
 
 
-def check_unexposed(captured: Captured, site: Site, scale: fx.Node) -> None:
-    """Raises `NotFusable` if code around that of a scale, or of what absorbs it, may go another way with its value."""
+def check_unexposed(captured: Captured, site: Site, scale: fx.Node, written: Set[int]) -> None:
+    """Raises `NotFusable` if code around that of a scale, or of what absorbs it, may go another way with its value.
+
+    written: calls (by identity) whose code is written again, for the arguments of the trace only.
+    """
     for call in _around(captured, site, scale):
-        if call is not captured.frame(scale) and may_show(captured, site, call):
+        if call is not captured.frame(scale) and id(call) not in written and may_show(captured, site, call):
             raise NotFusable(
                 f"the forward of '{call.path or 'the model'}' may do something else with what"
                 f" '{place_of(scale) or captured.path(scale)}' gives, by its arguments"

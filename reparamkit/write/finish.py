@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx, nn
@@ -78,7 +78,7 @@ class Finisher:
         """
         opened = below(self.captured, frame, members)
         inlined = frozenset(self.inlined | opened)
-        self._check_settings(frame, opened)
+        self._check_settings(frame, opened, frozenset(members))
         graph = fold(self.captured, frame, inlined, members)
         size = next(filter(None, map(_literal_size, graph.nodes)), None)
         if size is not None and not guarded:
@@ -88,8 +88,10 @@ class Finisher:
             )
         method(graph)
 
-    def _check_settings(self, frame: Frame, opened: Set[int]) -> None:
-        """Raises `NotFusable` if code would be lost that changes what others see, or a module that others set."""
+    def _check_settings(self, frame: Frame, opened: Set[int], members: Collection[fx.Node]) -> None:
+        """Raises `NotFusable` if code would be lost that changes what others see, or a module that others set: one that
+        has no layer but the members, which may take its place.
+        """
         inside = [call for call in self.captured.called_in[frame] if id(call) in opened]
         for call in (frame, *inside):
             if names := elsewhere(call):
@@ -97,8 +99,15 @@ class Finisher:
                     f"the forward of {call.path or 'the model'} changes '{min(names)}', which is no module's"
                 )
         for call in inside:
-            if (lost := lost_setting(self.captured, self.ran, call)) is not None:
+            lost = None if self._keeps_layers(call, members) else lost_setting(self.captured, self.ran, call)
+            if lost is not None:
                 raise NotFusable(f"the forward of {call.path} goes by {lost}: its module has to stay")
+
+    def _keeps_layers(self, call: Frame, members: Collection[fx.Node]) -> bool:
+        """Whether a module has layers that are no members, so that it stays, and takes no other setting."""
+        start = start_of(call.path)
+        called = (n for n in self.captured.graph.nodes if n.op == "call_module" and n not in members)
+        return any(place_of(node).startswith(start) for node in called)
 
     @property
     def written(self) -> set[int]:
