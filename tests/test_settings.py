@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from structures import build, conv, error, norm, run, sample
+from structures import build, conv, error, norm, operations, run, sample
 from torch import Tensor, nn
 
 import reparamkit
@@ -391,3 +391,36 @@ def test_a_tensor_that_an_attribute_keeps_is_no_setting():
     fused.mask = fused.mask * 1
     fused.train().eval()
     assert run(fused, X).isfinite().all()
+
+
+class Ending(nn.Module):
+    """Has a setting that a method sets, and a layer that a merge around it leaves where it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.size = nn.Linear(4, 4), nn.Linear(4, 4), 2
+
+    def set_size(self, size: int) -> None:
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).tanh()
+        return self.last(y) if self.size == 2 else y
+
+
+class Scaling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.gamma = Ending(), nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.inner(x) * self.gamma).relu()
+
+
+def test_what_has_the_layers_of_a_module_takes_none_of_its_settings():
+    model, x = build(Scaling), sample((2, 4), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+    assert "mul" not in operations(fused, x).split()
+    with pytest.raises(GuardError, match="size"):
+        fused.inner.size = 3

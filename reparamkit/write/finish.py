@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank
-from ..capture.paths import start_of, upwards
+from ..capture.paths import module_at, start_of, upwards
 from ..capture.state import intact
 from ..capture.tracer import Frame, Method
 from ..engine.norms import restore
@@ -105,9 +105,8 @@ class Finisher:
 
     def _keeps_layers(self, call: Frame, members: Collection[fx.Node]) -> bool:
         """Whether a module has layers that are no members, so that it stays, and takes no other setting."""
-        start = start_of(call.path)
         called = (n for n in self.captured.graph.nodes if n.op == "call_module" and n not in members)
-        return any(place_of(node).startswith(start) for node in called)
+        return any(call in self.captured.frame(node).stack for node in called)
 
     @property
     def written(self) -> set[int]:
@@ -379,12 +378,13 @@ class Finisher:
             change(module, replace(known, hidden=tuple((dict(known.hidden) | names).items())))
 
     def _fix(self) -> None:
-        """Let no attribute that merges rely on be set to something else."""
-        left = set(self.captured.root.modules())
+        """Let no attribute that merges rely on be set to something else, of a module or of what has its layers now."""
         for module, names in settings_of(self.captured, self.ran, self.written, self.sites).items():
-            if module in left:
-                known = changes_of(module)
-                change(module, replace(known, settings=tuple(sorted({*known.settings, *names}))))
+            path = next(iter(self.captured.paths.get(module, ())), "")
+            here = module_at(self.captured.root, path)
+            if here is module or isinstance(here, nn.Sequential):
+                known = changes_of(here)
+                change(here, replace(known, settings=tuple(sorted({*known.settings, *names}))))
 
     def _remove_unread(self) -> None:
         """Parameters that only code read which is written again, and which reads them no more; and layers of which
