@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import linecache
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from structures import Model, build, conv, error, norm, run, sample
+from structures import Model, build, conv, conv_norm, error, norm, operations, run, sample, seq
 from torch import Tensor, nn
 
 import reparamkit
@@ -561,3 +562,16 @@ def test_what_is_only_counted_elsewhere_keeps_nothing_from_being_merged():
     start()
     run(fused, X)
     assert COUNTS == [1]
+
+
+def test_a_hook_that_stands_in_a_page_of_text_is_read_by_its_own_lines():
+    """No file, but a page or a transcript, that is no code as a whole."""
+    line = "hook = lambda module, args, output: output * 2\n"
+    linecache.cache["<page>"] = (0, None, ["A page, not code:\n", line], "<page>")
+    names: dict[str, Any] = {}
+    exec(compile("\n" + line, "<page>", "exec"), names)
+    model = build(lambda: seq(conv_norm(4, 4), nn.ReLU()))
+    model[0][1].register_forward_hook(names["hook"])
+    fused = reparamkit.fuse(model, X)
+    assert error(run(fused, X), run(model, X)) <= 1e-6
+    assert "norm" not in operations(fused, X)

@@ -41,11 +41,14 @@ DEEPEST, MOST, FEW = 30, 3000, 6
 
 def _definition(function: object) -> Function | None:
     """The code of a function, which may be a lambda in the middle of a statement."""
-    if getattr(function, "__name__", "") == "<lambda>":
-        return _lambda(function)
     found = source(function)
-    nodes = ast.walk(found) if found is not None else ()
-    return next((node for node in nodes if isinstance(node, ast.FunctionDef)), None)
+    nodes = [*ast.walk(found)] if found is not None else []
+    defined = next((node for node in nodes if isinstance(node, ast.FunctionDef)), None)
+    if getattr(function, "__name__", "") != "<lambda>":
+        return defined
+    # Where the file is no code as a whole, a page or a transcript, there are the lines of the statement.
+    lambdas = [node for node in nodes if isinstance(node, ast.Lambda)] if defined is None else []
+    return _lambda(function) or (lambdas[0] if len(lambdas) == 1 else None)
 
 
 def _lambda(function: object) -> ast.Lambda | None:
