@@ -12,13 +12,9 @@ from typing import Any
 from torch import nn
 
 from ..sourcecode.origins import is_users
+from ..sourcecode.parse import TORCHS
 from .patches import Function, patched
-
-TORCHS = frozenset(dir(nn.Module()))
-"""What every module has, the mode of training among it."""
-
-
-PARTS = ("_modules", "_parameters", "_buffers")
+from .state import TABLES
 
 
 def settings_read(note: Callable[[nn.Module, str, CodeType], None]) -> AbstractContextManager[None]:
@@ -40,6 +36,6 @@ def _is_setting(module: nn.Module, name: str) -> bool:
     own = object.__getattribute__(module, "__dict__")
     if name in own:
         return True
-    parts = (own.get(table, {}) for table in PARTS)
+    parts = (own.get(table, {}) for table in TABLES)
     known = next((table[name] for table in parts if name in table), None)
     return known is None and not hasattr(inspect.getattr_static(type(module), name, None), "__get__")

@@ -95,23 +95,18 @@ ALWAYS: Way = ((), 0)
 """Of what is called whatever the arguments are."""
 
 
-@dataclass(frozen=True)
-class Calls:
-    """What the code of a method calls. ways: per path."""
-
-    ways: Mapping[str, Set[Way]] = field(default_factory=dict)
-
-    def way_to(self, place: str) -> Way | None:
-        """The way to the call for the module at a place, which may be inside of what is called; None if that is not
-        clear.
-        """
-        found = [called for called in self.ways if called and f"{place}.".startswith(f"{called}.")]
-        ways = {way for called in found for way in self.ways[called]}
-        if len(found) != 1 or len(ways) != 1:
-            return None
-        ((around, exits),) = ways
-        elements = place.removeprefix(found[0]).split(".")
-        return (*around, *elements[1 : len(chosen(around)) + 1]), exits
+def way_to(method: Callable[..., Any], place: str) -> Way | None:
+    """The way on which the code of a method calls the module at a place, which may be inside of what it calls; None if
+    that is not clear.
+    """
+    calls = _calls(method)
+    found = [called for called in calls if called and f"{place}.".startswith(f"{called}.")]
+    ways = {way for called in found for way in calls[called]}
+    if len(found) != 1 or len(ways) != 1:
+        return None
+    ((around, exits),) = ways
+    elements = place.removeprefix(found[0]).split(".")
+    return (*around, *elements[1 : len(chosen(around)) + 1]), exits
 
 
 def chosen(around: Around) -> list[str]:
@@ -120,14 +115,14 @@ def chosen(around: Around) -> list[str]:
 
 
 @once
-def calls_in(method: Callable[..., Any]) -> Calls:
-    """What the code of a method calls by name; nothing if that is not known."""
+def _calls(method: Callable[..., Any]) -> Mapping[str, Set[Way]]:
+    """Per path that the code of a method calls the ways on which it does; nothing if that is not known."""
     tree = method_source(method)
     if tree is None:
-        return Calls()
+        return {}
     found = _Ways(locals_of(tree), remembered_in(tree), Given.of(tree), {})
     found.visit(tree)
-    return Calls(found.calls)
+    return found.calls
 
 
 @dataclass(frozen=True)
@@ -164,7 +159,7 @@ class Given:
         """The keys in what is called that they choose; None if such a key cannot be told from others."""
         if isinstance(callee, ast.Name):
             return (callee.id,) if callee.id in self.names else ()
-        keys = [n.slice for n in _chain(callee) if isinstance(n, ast.Subscript)]
+        keys = list(keys_of(callee))
         found = [key for key in keys if names_under(key) & self.names]
         told = {name for key in keys for name in names_under(key) | _attribute_names(key)}
         return None if told & self.vague else tuple(map(ast.unparse, found))
@@ -180,10 +175,11 @@ def _may_leave(loop: ast.AST) -> bool:
     return any(isinstance(node, (ast.Return, ast.Break, ast.Continue)) for node in ast.walk(loop))
 
 
-def _chain(node: ast.AST) -> Iterator[Any]:
-    """The attributes and elements that an expression takes, one of the other."""
+def keys_of(node: ast.AST) -> Iterator[ast.expr]:
+    """The keys of the elements that an expression takes, one of the other."""
     while isinstance(node, (ast.Attribute, ast.Subscript)):
-        yield node
+        if isinstance(node, ast.Subscript):
+            yield node.slice
         node = node.value
 
 
@@ -238,7 +234,7 @@ class _Ways(Branching):
             self._branches(node, around)
         elif isinstance(node, FUNCTIONS) or self.given.repeats(node):
             self._note("", around)
-            self.inside = (*around, *_place(node))
+            self.inside = (*around, *place_in(node))
             super().visit(node)
         else:
             super().visit(node)
@@ -246,7 +242,7 @@ class _Ways(Branching):
 
     def _branches(self, node: ast.AST, around: Around) -> None:
         for number, (name, part) in enumerate(ast.iter_fields(node)):
-            self.inside = around if name == "test" else (*around, *_place(node), number)
+            self.inside = around if name == "test" else (*around, *place_in(node), number)
             for each in part if isinstance(part, list) else [part]:
                 if isinstance(each, ast.AST):
                     self.visit(each)
@@ -256,7 +252,7 @@ class _Ways(Branching):
         self.generic_visit(node)
         names = self.variables.get(node.func.id, ()) if isinstance(node.func, ast.Name) else [path_of(node.func)]
         chosen = self.given.chosen(node.func)
-        around = (*(self.inside or ()), *(_place(node) if chosen is None else chosen))
+        around = (*(self.inside or ()), *(place_in(node) if chosen is None else chosen))
         for name in filter(None, names):
             self._note(name, around)
             if chosen != ():
@@ -272,6 +268,6 @@ class _Ways(Branching):
     visit_Return = visit_Break = visit_Continue = _leave
 
 
-def _place(node: Any) -> tuple[int, int]:
+def place_in(node: Any) -> tuple[int, int]:
     """Of a statement or expression in the code."""
     return node.lineno, node.col_offset

@@ -15,6 +15,8 @@ from torch import nn
 
 K = TypeVar("K")
 T = TypeVar("T")
+TORCHS = frozenset(dir(nn.Module()))
+"""What every module has."""
 ASKING = frozenset({"isinstance", "hasattr", "getattr", "id", "type", "print"})
 """Functions that can be asked of any object."""
 Paths = dict[str, frozenset[str]]

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .flow import names_under
-from .parse import path_of
+from .parse import TORCHS, path_of
 
-LISTING = frozenset(dir(nn.Module())) - {"training"}
-"""What every module has, by which code may come to any module inside."""
+LISTING = TORCHS - {"training"}
+"""What every module has by which code may come to any module inside."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,10 @@ class Held:
         new, kept = _bound(target)
         names = self.names | new | kept if held else self.names - new
         return Held(names, (self.chosen - new) | (new | kept if chosen else frozenset()))
+
+    def fill(self, name: str) -> Held:
+        """Behind a call that puts the value into what a variable has."""
+        return Held(self.names | {name}, self.chosen)
 
     def join(self, other: Held, deciding: bool) -> Held:
         """Where two ways meet. deciding: the arguments choose between them."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .flow import BRANCHES, FUNCTIONS, locals_of
+from .flow import BRANCHES, FUNCTIONS, keys_of, locals_of, place_in
 from .parse import ASKING, method_source, once, path_of
 
 Way = tuple[object, ...]
@@ -126,7 +126,7 @@ class _Events(ast.NodeVisitor):
                 self.visit(part)
         elif isinstance(node, (*FUNCTIONS, *REPEATED)):
             self.events.append(Event())
-            self.around = (*around, (self.name, *_place(node)))
+            self.around = (*around, (self.name, *place_in(node)))
             self.generic_visit(node)
         else:
             super().visit(node)
@@ -134,7 +134,7 @@ class _Events(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         """A call of a module, of a method, or of anything."""
-        is_plain = bool(path_of(node.func)) and all(isinstance(key, ast.Constant) for key in _keys(node.func))
+        is_plain = bool(path_of(node.func)) and all(isinstance(key, ast.Constant) for key in keys_of(node.func))
         asked = 1 if _asks(node) else 0
         for each in (*([] if is_plain else [node.func]), *node.args[asked:], *node.keywords):
             self.visit(each)
@@ -150,7 +150,7 @@ class _Events(ast.NodeVisitor):
             self.generic_visit(node)
             return
         self.events.append(Event(path_of(node)))
-        for key in _keys(node):
+        for key in keys_of(node):
             self.visit(key)
 
     visit_Subscript = visit_Attribute  # type: ignore[assignment]
@@ -176,17 +176,5 @@ def _branches(node: ast.AST) -> Iterator[tuple[Way, ast.AST]]:
     for number, (name, part) in enumerate(ast.iter_fields(node)):
         parts = part if isinstance(part, list) else [part]
         for index, each in enumerate(each for each in parts if isinstance(each, ast.AST)):
-            inside = (*_place(node), number, index if isinstance(node, APART) else 0)
+            inside = (*place_in(node), number, index if isinstance(node, APART) else 0)
             yield () if name == "test" and not isinstance(node, ast.While) else (inside,), each
-
-
-def _keys(node: ast.expr) -> Iterator[ast.expr]:
-    """The keys of the elements that an expression takes, one of the other."""
-    while isinstance(node, (ast.Attribute, ast.Subscript)):
-        if isinstance(node, ast.Subscript):
-            yield node.slice
-        node = node.value
-
-
-def _place(node: Any) -> tuple[int, int]:
-    return node.lineno, node.col_offset

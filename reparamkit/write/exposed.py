@@ -15,7 +15,7 @@ from ..engine.scope import innermost, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..sourcecode.exposing import exposes, leaves_out
-from ..sourcecode.flow import ALWAYS, Way, calls_in, chosen
+from ..sourcecode.flow import ALWAYS, Way, chosen, way_to
 from .choices import has_other_ways
 from .frames import original_forward
 
@@ -37,8 +37,10 @@ def is_exposed(captured: Captured, values: Set[fx.Node], call: Frame) -> bool:
     """Whether the code of a call may do something else with some values than it did in the trace: give them to others
     than who reads them there, or others to these.
     """
-    if not has_other_ways(captured, call):
-        return False
+    return has_other_ways(captured, call) and _shows(captured, values, call)
+
+
+def _shows(captured: Captured, values: Set[fx.Node], call: Frame) -> bool:
     readers = _readers(values)
     given, taken = _called(captured, call, values), _called(captured, call, readers)
     code = original_forward(call.module)
@@ -92,7 +94,7 @@ def _fixed(captured: Captured, values: Set[fx.Node], call: Frame) -> frozenset[s
 def may_show(captured: Captured, site: Site, call: Frame) -> bool:
     """Whether the code of a call may do something else with an absorbed value, or run what reads it by itself."""
     other = has_other_ways(captured, call)
-    return other and (is_exposed(captured, site.absorbed, call) or _may_part(captured, site, call))
+    return other and (_shows(captured, site.absorbed, call) or _may_part(captured, site, call))
 
 
 def _may_part(captured: Captured, site: Site, call: Frame) -> bool:
@@ -129,10 +131,10 @@ def _inner(captured: Captured, call: Frame, node: fx.Node) -> list[str]:
 
 def _way_to(captured: Captured, call: Frame, node: fx.Node, place: str) -> Way | None:
     """The way to a place, in the code of a forward or of one of the methods that it calls."""
-    way = calls_in(original_forward(call.module)).way_to(place)
+    way = way_to(original_forward(call.module), place)
     for name in _running(captured, call, node) if way is None else ():
-        if calls_in(getattr(type(call.module), name)).way_to(place) == ALWAYS:
-            return calls_in(original_forward(call.module)).way_to(name)
+        if way_to(getattr(type(call.module), name), place) == ALWAYS:
+            return way_to(original_forward(call.module), name)
     return way
 
 

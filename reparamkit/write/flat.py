@@ -11,10 +11,10 @@ from torch import Tensor, fx
 from ..capture.capture import Captured
 from ..capture.guards import expect_rank
 from ..layers.overwrite import overwrite_
-from ..sourcecode.writes import AUGMENTED
+from ..sourcecode import writes
 from .frames import read_lent
 
-IN_PLACE = {getattr(operator, name): name for name in ("setitem", *(f"i{name}" for name in AUGMENTED))}
+IN_PLACE = {getattr(operator, name): name for name in writes.IN_PLACE}
 IN_PLACE[overwrite_] = "setitem"
 
 

@@ -16,7 +16,7 @@ from ..engine.placing import Placed
 from ..engine.scope import called_plainly, innermost, partial_methods, place_of, varying_methods
 from ..engine.sharing import is_shared
 from ..engine.site import Site
-from ..sourcecode.flow import ALWAYS, Way, calls_in
+from ..sourcecode.flow import ALWAYS, Way, way_to
 from .choices import has_other_ways
 from .exposed import is_exposed
 from .frames import original_forward
@@ -163,7 +163,7 @@ def _decided(captured: Captured, row: Row, parts: Sequence[Part]) -> bool:
                 found[frame is around].add(_way_to(captured, frame, part.path))
     # What is around all of them does not part them; in the calls inside, each has to be made.
     parted = None in found[True] or len(found[True]) > 1 or not found[False] <= {ALWAYS}
-    parted |= any(_handed_otherwise(captured, row, *link) for link in itertools.pairwise(parts))
+    parted = parted or any(_handed_otherwise(captured, row, *link) for link in itertools.pairwise(parts))
     return parted or is_varied(captured, [node for part in parts for node in part.nodes])
 
 
@@ -192,7 +192,7 @@ def _way_to(captured: Captured, frame: Frame, path: str) -> Way | None:
         return None
     if not has_other_ways(captured, frame):
         return ALWAYS
-    return calls_in(original_forward(frame.module)).way_to(path.removeprefix(start_of(frame.path)))
+    return way_to(original_forward(frame.module), path.removeprefix(start_of(frame.path)))
 
 
 def _read_directly(captured: Captured, layers: Sequence[fx.Node]) -> bool:
