@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ def exposes(
     names: Set[str],
     makers: Set[str],
     readers: Set[str],
-    fixed: Set[str] = frozenset(),
+    fixed: frozenset[str] = frozenset(),
 ) -> bool:
     """Whether the code of a method may use a value in a branch by its arguments, other than to call modules with it.
 
@@ -43,16 +44,30 @@ def exposes(
     tree = _tree(code)
     if tree is None:
         return True
-    own = Given.of(tree, fixed=fixed).names if fixed else locals_of(tree)
-    given = Given.of(tree, skipped=1, fixed=fixed)
+    own, given, remembered = _asked(code)(fixed)
     parts = Passing(module, makers, readers)
     functions = frozenset(getattr(inspect.unwrap(code), "__globals__", ())) | set(dir(builtins))
-    following = _Exposure(own, remembered_in(tree), parts, given, functions, set(given.names), Held(frozenset(names)))
+    following = _Exposure(own, remembered, parts, given, functions, set(given.names), Held(frozenset(names)))
     following.visit(tree)
     return following.found
 
 
 _tree = once(method_source)
+
+
+@once
+def _asked(code: Callable[..., Any]) -> Callable[[frozenset[str]], tuple[frozenset[str], Given, frozenset[str]]]:
+    """The names by which code may branch, what its arguments choose, and the attributes that it changes, if some
+    arguments are never others.
+    """
+    tree = _tree(code) or ast.Module([], [])
+
+    @functools.cache
+    def answer(fixed: frozenset[str]) -> tuple[frozenset[str], Given, frozenset[str]]:
+        own = Given.of(tree, fixed=fixed).names if fixed else locals_of(tree)
+        return own, Given.of(tree, skipped=1, fixed=fixed), remembered_in(tree)
+
+    return answer
 
 
 def leaves_out(code: Callable[..., Any], path: str, handed_on: bool) -> bool:
@@ -302,7 +317,7 @@ class _Exposure(Branching):
 
     def _fill(self, container: ast.expr) -> None:
         if isinstance(container, ast.Name) and container.id != "self":
-            self.held = self.held.assign(ast.Subscript(container, ast.Constant(0)), held=True, chosen=False)
+            self.held = self.held.fill(container.id)
 
 
 def _is_self(node: ast.AST) -> bool:

@@ -105,8 +105,7 @@ class Finisher:
 
     def _keeps_layers(self, call: Frame, members: Collection[fx.Node]) -> bool:
         """Whether a module has layers that are no members, so that it stays, and takes no other setting."""
-        called = (n for n in self.captured.graph.nodes if n.op == "call_module" and n not in members)
-        return any(call in self.captured.frame(node).stack for node in called)
+        return any(n.op == "call_module" and n not in members for n in self.captured.made_in[call])
 
     @property
     def written(self) -> set[int]:

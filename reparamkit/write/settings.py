@@ -32,23 +32,26 @@ Settings = dict[nn.Module, set[str]]
 @dataclass(frozen=True)
 class Ran:
     """What ran in the trace, before anything was merged. methods: those of modules, forward aside. idle: calls that
-    computed nothing, and only handed on what they got.
+    computed nothing, and only handed on what they got. classes: of all modules, as the user wrote them.
     """
 
     methods: Set[Method]
     idle: Sequence[Frame]
+    classes: Iterable[type[nn.Module]]
 
     @classmethod
     def of(cls, captured: Captured) -> Ran:
         """The trace that a graph comes from."""
-        return cls(frozenset(captured.methods), [call for call, nodes in captured.made_in.items() if not nodes])
+        idle = [call for call, nodes in captured.made_in.items() if not nodes]
+        return cls(frozenset(captured.methods), idle, dict.fromkeys(map(original_class, captured.root.modules())))
 
-    def codes(self, module: nn.Module) -> Codes:
-        """The forward of a module, and the methods that it calls."""
-        names = [name for one, name in self.methods if one is module and name != "forward"]
-        found = {name: inspect.getattr_static(original_class(module), name, None) for name in names}
-        methods = {name: method for name, method in found.items() if isinstance(method, FunctionType)}
-        return {**methods, "forward": original_forward(module)}
+
+def _codes(methods: Iterable[Method], module: nn.Module) -> Codes:
+    """The forward of a module, and those of some methods that are its own."""
+    names = [name for one, name in methods if one is module and name != "forward"]
+    found = {name: inspect.getattr_static(original_class(module), name, None) for name in names}
+    own = {name: method for name, method in found.items() if isinstance(method, FunctionType)}
+    return {**own, "forward": original_forward(module)}
 
 
 def settings_of(captured: Captured, ran: Ran, written: Set[int], sites: Iterable[Site]) -> Settings:
@@ -60,10 +63,10 @@ def settings_of(captured: Captured, ran: Ran, written: Set[int], sites: Iterable
     inside = {node for site in sites for node in site.members - {site.value}}
     relied: list[tuple[Frame, Set[str] | None]] = [(call, None) for call in captured.frames if id(call) in written]
     relied += [(call, None) for call in ran.idle if _is_skipped(captured, call, written, inside)]
-    parted = (each for site in sites for each in _parting(captured, ran, site.members, lambda call: call.read))
+    parted = (each for site in sites for each in _parting(captured, ran.methods, site.members, lambda call: call.read))
     relied += [(call, names) for call, names in parted if id(call) not in written]
     for call, names in relied:
-        for module, name in _read(captured, ran, call, names):
+        for module, name in _read(captured, ran.methods, call, names):
             if not _has_tensors(vars(module).get(name)):
                 found.setdefault(module, set()).add(name)
     for node in captured.dropped:
@@ -83,9 +86,8 @@ def lost_setting(captured: Captured, ran: Ran, call: Frame) -> str | None:
     """Words about an attribute that the code of a call goes by and a method sets, or None: if that code went into the
     code around it, nobody could set it any more.
     """
-    read = [(module, name) for module, name in _read(captured, ran, call, None) if _is_value(module, name)]
-    classes = dict.fromkeys(map(original_class, captured.root.modules())) if read else {}
-    found = ((name, method) for _, name in read if (method := set_by(classes, name)) is not None)
+    read = [(module, name) for module, name in _read(captured, ran.methods, call, None) if _is_value(module, name)]
+    found = ((name, method) for _, name in read if (method := set_by(ran.classes, name)) is not None)
     return next((f"'{name}', which {method} sets" for name, method in sorted(found)), None)
 
 
@@ -107,17 +109,19 @@ def _source(captured: Captured, node: fx.Node) -> fx.Node:
     return node
 
 
-def _read(captured: Captured, ran: Ran, call: Frame, names: Set[str] | None) -> Iterator[tuple[nn.Module, str]]:
+def _read(
+    captured: Captured, methods: Set[Method], call: Frame, names: Set[str] | None
+) -> Iterator[tuple[nn.Module, str]]:
     """What the code of a call read and does not set itself; by its own code, of some names only (None: of all)."""
-    own = {method.__code__ for method in map(inspect.unwrap, ran.codes(call.module).values())}
+    own = {method.__code__ for method in map(inspect.unwrap, _codes(methods, call.module).values())}
     for module, read in call.read.items():
-        kept = captured.changed.names.get(id(module), set()).union(*map(assigned, ran.codes(module).values()))
+        kept = captured.changed.names.get(id(module), set()).union(*map(assigned, _codes(methods, module).values()))
         found = {name for name, by in read if names is None or name in names or by not in own}
         yield from ((module, name) for name in found - kept)
 
 
 def _parting(
-    captured: Captured, ran: Ran, members: Iterable[fx.Node], asked: Callable[[Frame], object]
+    captured: Captured, methods: Set[Method], members: Iterable[fx.Node], asked: Callable[[Frame], object]
 ) -> Iterator[tuple[Frame, Set[str] | None]]:
     """The calls, of those that are asked about, whose code may run some of the members without the others, or something
     between them, if what it goes by is another; with the names of that, None if it may be any.
@@ -128,7 +132,7 @@ def _parting(
     for call in {call for frame in frames for call in frame.stack if around in call.stack and asked(call)}:
         inside = [call in frame.stack for frame in frames]
         places = {_place(captured, call, node) for node, is_in in zip(members, inside, strict=True) if is_in}
-        codes, is_part = ran.codes(call.module), partial(_is_part, call.module)
+        codes, is_part = _codes(methods, call.module), partial(_is_part, call.module)
         names = parted_by(codes, places, is_part, not inside[0], not inside[-1])
         if names != frozenset() and not is_torchs(codes["forward"]):
             yield call, names
@@ -136,10 +140,10 @@ def _parting(
 
 def is_varied(captured: Captured, members: Iterable[fx.Node]) -> bool:
     """Whether what code changes while it runs may part some members."""
-    ran = Ran.of(captured)
-    for call, names in _parting(captured, ran, members, lambda call: elsewhere(call) or _changing(captured, call)):
+    methods = captured.methods.keys()
+    for call, names in _parting(captured, methods, members, lambda call: elsewhere(call) or _changing(captured, call)):
         # What other code does with the module is not known either way.
-        known = names is not None or not hands_over(ran.codes(call.module))
+        known = names is not None or not hands_over(_codes(methods, call.module))
         if known and (names is None or names & _changing(captured, call) or elsewhere(call)):
             return True
     return False

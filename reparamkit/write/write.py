@@ -380,7 +380,7 @@ class Writer:
 
     def _is_used(self, written: Written) -> bool:
         """Whether anything still reads what a merge gives, or what further merges made of it."""
-        further = [one for one, _ in self.done if written.result in one.site.members]
+        further = (one for one, _ in self.done if written.result in one.site.members)
         return bool(written.result.users) or any(map(self._is_used, further))
 
     def _drop_unread(self) -> None:
