@@ -8,8 +8,8 @@ from functools import partial
 
 from torch import Tensor, fx
 
-from .algebra.operator import Operator, identity
-from .algebra.size import Symbol
+from .algebra.operator import Operator, identity, pin
+from .algebra.size import Pin, Symbol, solved
 from .capture.capture import Captured
 from .engine.borders import join_borders
 from .engine.choose import choose
@@ -208,9 +208,11 @@ def _prover(reading: Reading, is_checked: Callable[[Written], bool]) -> Prove:
         paths = sorted({captured.path(member) for member in site.members})
         where = f"'{captured.path(site.value)}' (rules={list(site.rules)}, only={paths})"
         outside = captured.decided_outside(site.value, written.frame if is_checked(written) else None)
-        sources = _sources(reading, named, written)
-        beside = _beside(reading, written, sources)
-        return check(Piece(captured, sources, site.value, written.result, site.members, beside, outside), where)
+        read = _sources(reading, named, written)
+        beside = _beside(reading, written, read)
+        ops = _agreed(reading, read | beside)
+        sources, others = ({node: ops[node] for node in some} for some in (read, beside))
+        return check(Piece(captured, sources, site.value, written.result, site.members, others, outside), where)
 
     return prove
 
@@ -234,6 +236,17 @@ def _beside(reading: Reading, written: Written, sources: Collection[fx.Node]) ->
     read |= {each for node in read & reading.sizes.keys() for each in _measured(reading, node)}
     others = sorted((read & reading.shapes.keys()) - members - {*sources}, key=order.__getitem__)
     return {node: _read_as(reading, node) for node in others}
+
+
+def _agreed(reading: Reading, ops: Mapping[fx.Node, Operator]) -> dict[fx.Node, Operator]:
+    """Operators of values, each with the sizes that what reads the other values fixes."""
+    fixed: dict[Symbol, Pin] = {}
+    for node, op in ops.items():
+        sizes, open_rank = reading.shape_of(node)
+        pairs = [] if open_rank or len(sizes) != len(op.source_sizes) else zip(sizes, op.source_sizes, strict=True)
+        for size, found in pairs:
+            fixed |= solved(size, found.factor) if found.known else {}
+    return {node: pin(op, fixed) for node, op in ops.items()}
 
 
 def _measured(reading: Reading, size: fx.Node) -> set[fx.Node]:

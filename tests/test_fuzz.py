@@ -411,3 +411,45 @@ def test_a_norm_without_momentum_reads_its_count():
     model[1].train()
     reparamkit.fuse(model, sample((2, 4, 5, 6), torch.float32))
     assert model[1].num_batches_tracked == 0
+
+
+def _adds_to_a_part(m: Any, x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, :1] += m.a(x[:, :1])
+    return F.conv2d(y, m.b.weight * m.n.weight.view(-1, 1, 1, 1))
+
+
+def test_what_is_added_to_a_part_is_assigned_once_more():
+    """As Python and torch do it, so the copy counts before a merge as it does after it."""
+    parts = {"a": nn.Conv2d(1, 1, 1), "b": nn.Conv2d(2, 2, 3), "n": nn.BatchNorm2d(2)}
+    report = reparamkit.explain(build(lambda: Model(_adds_to_a_part, **parts)), sample((2, 2, 6, 6), torch.float32))
+    assert report.merges
+    assert report.after.flops <= report.before.flops
+    assert report.after.ops <= report.before.ops
+
+
+def test_a_position_behind_an_ellipsis_leaves_a_rank():
+    """Without inputs: what is left of a map has three dimensions, of which code may ask for each."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        column = torch.sigmoid(m.c(x))[..., 0]
+        return column.reshape(column.size(0), -1)
+
+    model, x = build(lambda: Model(body, c=conv_norm(4, 4))), sample((2, 4, 5, 6), torch.float32)
+    fused = reparamkit.fuse(model)
+    assert reparamkit.report(fused).merges
+    assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6
+
+
+def test_a_proof_draws_inputs_that_go_together():
+    """What a broadcast parameter and a layer fix of one value are the sizes of the others made of it."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = x - m.shift
+        return F.pad(m.fc(y.reshape(-1, 4)).reshape(y.shape), [-1, 1])
+
+    model = build(lambda: Model(body, shift=nn.Parameter(torch.rand(4, 1)), fc=nn.Linear(4, 4)))
+    x = sample((2, 4, 4), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert reparamkit.report(fused).merges
+    assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6

@@ -545,3 +545,56 @@ def test_a_dtype_that_code_takes_of_weights_is_not_read_of_a_norm_that_has_none_
     with torch.no_grad():
         assert error(fused(x), model(x)) <= 1e-6
         assert error(fused.double()(x.double()), model.double()(x.double())) <= 1e-6
+
+
+class Transposed(nn.Module):
+    """A linear layer whose weight is stored as (inputs, outputs), on rows (GPT-2)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.rand(inputs, outputs)), nn.Parameter(torch.rand(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+        return y.view(x.size()[:-1] + (self.weight.shape[1],))
+
+
+class CrossingOrNot(nn.Module):
+    """Calls one layer on two ways, of which one needs another layer as well (GPT-2)."""
+
+    def __init__(self, crosses: bool, asks: bool) -> None:
+        super().__init__()
+        self.keys, self.asks = Transposed(8, 8), asks
+        if crosses:
+            self.queries = Transposed(8, 8)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        if other is not None:
+            if self.asks and not hasattr(self, "queries"):
+                raise ValueError
+            query = self.queries(x)
+            return self.keys(other) * query
+        return torch.tanh(self.keys(x))
+
+
+@pytest.mark.parametrize("asks", [True, False])
+@pytest.mark.parametrize("crosses", [True, False])
+def test_a_layer_on_two_ways_of_which_one_fails_absorbs_a_norm(crosses: bool, asks: bool):
+    model = build(lambda: Model(lambda m, x: x + m.fc(m.norm(x)), norm=nn.LayerNorm(8), fc=Transposed(8, 8)))
+    assert len(reparamkit.explain(model, X).merges) == 1
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.inner = nn.LayerNorm(8), CrossingOrNot(crosses, asks)
+
+        def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+            return self.inner(self.norm(x), other)  # type: ignore[no-any-return]
+
+    block = build(Block)
+    fused = reparamkit.fuse(block, X)
+    assert bool(reparamkit.report(fused).merges) is not crosses
+    assert error(run(fused, X), run(block, X)) <= 1e-6
+    if crosses:
+        with torch.no_grad():
+            assert error(fused(X, X), block(X, X)) <= 1e-6

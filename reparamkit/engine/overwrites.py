@@ -211,8 +211,8 @@ class _Write:
         return bool(later) and later[0].target is operator.setitem and later[0].args[::2] == (whole, part)
 
     def _assigned(self, key: Any, value: Any) -> fx.Node:
-        in_place = isinstance(value, fx.Node) and value.meta.get(IN_PLACE) == self.row[0]
-        new = self._inserted(self.row[0], key, value, passes=0 if in_place else 1)
+        # Python assigns what `y[key] += z` computed in place to the place once more, and torch copies it.
+        new = self._inserted(self.row[0], key, value, passes=1)
         self.captured.replaced[self.writer] = new
         self.captured.graph.erase_node(self.writer)
         return new

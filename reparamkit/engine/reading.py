@@ -332,7 +332,7 @@ class _Reader:
         except NotFusable:
             return None
         sizes = reader.shape(() if open_rank else before, *rest)
-        if own[1] and not open_rank and all(sizes):
+        if own[1] and not open_rank and sizes and all(sizes):
             return tuple(size for size in sizes if size), False
         if own[1] or len(sizes) != len(own[0]):
             return None

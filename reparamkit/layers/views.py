@@ -316,11 +316,17 @@ def read_cast(input: Form, *target: Any, **options: Any) -> Form:
 
 
 def sliced_sizes(before: Sequence[Size], key: Any) -> list[Size | None]:
-    """The sizes of what slices leave of a tensor of sizes `before`; None for one that only the traced value tells."""
+    """The sizes of what slices and numbers leave of a tensor of sizes `before`; None for one that only the traced value
+    tells. Nothing if the key has other parts.
+    """
     keys = _keys(key)
-    if not before or Ellipsis in keys or not all(isinstance(k, slice) for k in keys):
+    if not before or not all(k is Ellipsis or type(k) in (int, slice) for k in keys):
         return []
-    return [size if k == slice(None) else None for size, k in zip(before, keys, strict=False)] + [*before[len(keys) :]]
+    place = keys.index(Ellipsis) if Ellipsis in keys else len(keys)
+    first, last = keys[:place], keys[place + 1 :]
+    every = (*first, *[slice(None)] * (len(before) - len(first) - len(last)), *last)
+    pairs = zip(before, every, strict=False)
+    return [size if k == slice(None) else None for size, k in pairs if isinstance(k, slice)]
 
 
 def _keys(key: Any) -> tuple[Any, ...]:

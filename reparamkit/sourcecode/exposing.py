@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from .flow import FUNCTIONS, Branching, Given, locals_of, names_under, remembered_in
+from .flow import FUNCTIONS, Branching, Given, called_by, is_absent, locals_of, names_under, remembered_in
 from .parse import ASKING, method_source, once, path_of
 from .passing import Held, Passing, attribute
 from .settled import settled
@@ -130,12 +130,7 @@ class _Exposure(Branching):
     def _ways(self, node: ast.If | ast.Try | ast.Match) -> list[list[Any]]:
         """The statements of each way through a branch that the module does not close."""
         ways = self._all_ways(node)
-        return [way for way in ways if not any(map(self._fails, way))] or ways
-
-    def _fails(self, statement: ast.AST) -> bool:
-        """Whether a statement calls what the module has not, which ends in an error."""
-        value = getattr(statement, "value", None)
-        return isinstance(value, ast.Call) and self.parts.is_absent(path_of(value.func))
+        return [way for way in ways if not any(is_absent(self.parts.module, called_by(each)) for each in way)] or ways
 
     def _all_ways(self, node: ast.If | ast.Try | ast.Match) -> list[list[Any]]:
         if isinstance(node, ast.Match):

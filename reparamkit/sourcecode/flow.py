@@ -95,18 +95,29 @@ ALWAYS: Way = ((), 0)
 """Of what is called whatever the arguments are."""
 
 
-def way_to(method: Callable[..., Any], place: str) -> Way | None:
+def way_to(method: Callable[..., Any], place: str, module: object) -> Way | None:
     """The way on which the code of a method calls the module at a place, which may be inside of what it calls; None if
-    that is not clear.
+    that is not clear. module: whose method it is; where it calls what this has not, nothing goes on.
     """
-    calls = _calls(method)
+    calls, certain = _calls(method)
     found = [called for called in calls if called and f"{place}.".startswith(f"{called}.")]
-    ways = {way for called in found for way in calls[called]}
+    ends = [] if catches(method) else [end for path, ends in certain.items() if is_absent(module, path) for end in ends]
+    ways = {way for called in found for way in calls[called] if not any(_ends_in(way, end) for end in ends)}
     if len(found) != 1 or len(ways) != 1:
         return None
     ((around, exits),) = ways
     elements = place.removeprefix(found[0]).split(".")
     return (*around, *elements[1 : len(chosen(around)) + 1]), exits
+
+
+def _ends_in(way: Way, end: Way) -> bool:
+    """Whether what runs on a way is in a block, with no way out of the code between them, that surely comes to an end."""
+    return way[0][: len(end[0])] == end[0] and way[1] == end[1]
+
+
+def is_absent(module: object, path: str) -> bool:
+    """Whether a module has nothing, or None, at a path, so that to call it is an error."""
+    return bool(path) and getattr(module, path.partition(".")[0], None) is None
 
 
 def chosen(around: Around) -> list[str]:
@@ -115,14 +126,16 @@ def chosen(around: Around) -> list[str]:
 
 
 @once
-def _calls(method: Callable[..., Any]) -> Mapping[str, Set[Way]]:
-    """Per path that the code of a method calls the ways on which it does; nothing if that is not known."""
+def _calls(method: Callable[..., Any]) -> tuple[Mapping[str, Set[Way]], Mapping[str, Set[Way]]]:
+    """Per path that the code of a method calls the ways on which it does, and those of them on which it surely does,
+    once it is in the branch; nothing if that is not known.
+    """
     tree = method_source(method)
     if tree is None:
-        return {}
+        return {}, {}
     found = _Ways(locals_of(tree), remembered_in(tree), Given.of(tree), {})
     found.visit(tree)
-    return found.calls
+    return found.calls, found.certain
 
 
 @dataclass(frozen=True)
@@ -214,13 +227,16 @@ class Branching(ast.NodeVisitor):
 
 @dataclass
 class _Ways(Branching):
-    """Notes what is called where. inside: what is around. exits: how many ways out came before."""
+    """Notes what is called where. inside: what is around. exits: how many ways out came before. certain: the calls that
+    are statements of a branch.
+    """
 
     given: Given
     variables: Mapping[str, Iterable[str]]
     inside: Around | None = None
     exits: int = 0
     calls: dict[str, set[Way]] = field(default_factory=dict)
+    certain: dict[str, set[Way]] = field(default_factory=dict)
 
     def visit(self, node: ast.AST) -> None:
         """Any node; what an ``if`` does otherwise is another branch than what it does."""
@@ -246,6 +262,7 @@ class _Ways(Branching):
             for each in part if isinstance(part, list) else [part]:
                 if isinstance(each, ast.AST):
                     self.visit(each)
+                    self.certain.setdefault(called_by(each), set()).add((self.inside, self.exits))
 
     def visit_Call(self, node: ast.Call) -> None:
         """A call of a module, or of a method."""
@@ -266,6 +283,12 @@ class _Ways(Branching):
         self.exits += bool(self.inside)
 
     visit_Return = visit_Break = visit_Continue = _leave
+
+
+def called_by(statement: ast.AST) -> str:
+    """The path of what a statement calls, as in ``y = self.conv(x)``; "" if it is no such statement."""
+    value = getattr(statement, "value", None)
+    return path_of(value.func) if isinstance(value, ast.Call) and isinstance(statement, ast.stmt) else ""
 
 
 def place_in(node: Any) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .flow import names_under
+from .flow import is_absent, names_under
 from .parse import TORCHS, path_of
 
 LISTING = TORCHS - {"training"}
@@ -35,11 +35,7 @@ class Passing:
         """Whether a path is that of a module that reads the value, or one around it; or of none, so that a call of it
         ends in an error.
         """
-        return _is_around(path, self.readers) or self.is_absent(path)
-
-    def is_absent(self, path: str) -> bool:
-        """Whether there is nothing, or None, at a path."""
-        return bool(path) and getattr(self.module, path.partition(".")[0], None) is None
+        return _is_around(path, self.readers) or is_absent(self.module, path)
 
     def has(self, path: str) -> bool:
         """Whether at a path there is a module that gives or reads the value, one around it, or something inside of it

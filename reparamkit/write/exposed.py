@@ -131,10 +131,10 @@ def _inner(captured: Captured, call: Frame, node: fx.Node) -> list[str]:
 
 def _way_to(captured: Captured, call: Frame, node: fx.Node, place: str) -> Way | None:
     """The way to a place, in the code of a forward or of one of the methods that it calls."""
-    way = way_to(original_forward(call.module), place)
+    way = way_to(original_forward(call.module), place, call.module)
     for name in _running(captured, call, node) if way is None else ():
-        if way_to(getattr(type(call.module), name), place) == ALWAYS:
-            return way_to(original_forward(call.module), name)
+        if way_to(getattr(type(call.module), name), place, call.module) == ALWAYS:
+            return way_to(original_forward(call.module), name, call.module)
     return way
 
 

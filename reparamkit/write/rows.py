@@ -192,7 +192,7 @@ def _way_to(captured: Captured, frame: Frame, path: str) -> Way | None:
         return None
     if not has_other_ways(captured, frame):
         return ALWAYS
-    return way_to(original_forward(frame.module), path.removeprefix(start_of(frame.path)))
+    return way_to(original_forward(frame.module), path.removeprefix(start_of(frame.path)), frame.module)
 
 
 def _read_directly(captured: Captured, layers: Sequence[fx.Node]) -> bool:

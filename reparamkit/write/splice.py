@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Iterator, Set
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 from torch import fx, nn
@@ -88,7 +89,7 @@ class Splicer:
         frame, placed = self._home(site), site.placed
         opened = self._opened(frame, site)
         for symbol, _ in placed.guards if placed is not None else ():
-            if placed is not None and not (symbol.stands_for_dims and self._ranked(frame, opened, placed)):
+            if not (symbol.stands_for_dims and self._ranked(frame, opened, site)):
                 self._source(frame, opened, site, symbol)
 
     def splice(self, written: Written) -> None:
@@ -144,7 +145,7 @@ class Splicer:
         opened = self._opened(written.frame, written.site)
         guards = () if written.parts else placed.guards
         for symbol, pin in sorted(guards, key=lambda g: str(g[0].origin)):
-            if not (symbol.stands_for_dims and self._rank_guard(written.frame, opened, placed)):
+            if not (symbol.stands_for_dims and self._rank_guard(written.frame, opened, written.site)):
                 self._guard(*self._source(written.frame, opened, written.site, symbol), pin)
         results = [self._term(written, placement) for placement in placed.terms]
         if placed.dim is not None:
@@ -154,20 +155,31 @@ class Splicer:
             result = self.captured.graph.call_function(operator.add, (result, other))
         return result
 
-    def _rank_guard(self, frame: Frame, opened: Set[int], placed: Placed) -> bool:
+    def _rank_guard(self, frame: Frame, opened: Set[int], site: Site) -> bool:
         """Check the rank of what is read, if it is at hand; whether there is such a value."""
-        found = self._ranked(frame, opened, placed)
+        found = self._ranked(frame, opened, site)
         if found is not None:
             self.captured.graph.call_function(expect_rank, found)
         return found is not None
 
-    def _ranked(self, frame: Frame, opened: Set[int], placed: Placed) -> tuple[fx.Node, int] | None:
+    def _ranked(self, frame: Frame, opened: Set[int], site: Site) -> tuple[fx.Node, int] | None:
         """A value that is read and that the code of a call sees, and its rank."""
-        for name, term in placed.form.terms.items():
-            value = self.current(self.captured.named[name])
-            if not term.op.open_rank and self._reaches(frame, opened, value):
+        assert site.placed is not None
+        for name, term in site.placed.form.terms.items():
+            value = None if term.op.open_rank else self._seen(frame, opened, site, name)
+            if value is not None:
                 return value, len(term.op.source)
         return None
+
+    def _seen(self, frame: Frame, opened: Set[int], site: Site, name: str) -> fx.Node | None:
+        """A value, by its name, or an absorbed scale of it, which has its shape and is called what it is once the merge
+        is written; None if the code of a call sees neither.
+        """
+        named, terms = self.captured.named, site.placed.terms if site.placed else ()
+        ways = [[named[step.node] for step in term.trail] for term in terms if term.source == name]
+        scales = [node for way in ways for node in takewhile(site.scales.__contains__, way)]
+        values = map(self.current, [named[name], *scales])
+        return next((value for value in values if self._reaches(frame, opened, value)), None)
 
     def _reaches(self, frame: Frame, opened: Set[int], node: fx.Node) -> bool:
         """Whether the code of a call can see a value: it made it, or got it as an argument or as a result. opened: the
@@ -210,8 +222,8 @@ class Splicer:
     def _source(self, frame: Frame, opened: Set[int], site: Site, symbol: Symbol) -> tuple[fx.Node, int]:
         """A value and the dimension that a symbol is the size of."""
         for name, dim in site.readable(symbol):
-            node = self.current(self.captured.named[name])
-            if self._reaches(frame, opened, node):
+            node = self._seen(frame, opened, site, name)
+            if node is not None:
                 return node, dim
         raise NotFusable(f"a size that a guard must check ({symbol.origin[0]}) does not reach '{frame.path}'")
 
