@@ -1096,14 +1096,45 @@ class Deploying(Folding):
         return self.conv(x)
 
 
-def test_a_second_forward_that_leaves_a_layer_out_is_hidden():
-    """It would now include the norm. A method of the model itself is public: there the merge is refused."""
-    fused = reparamkit.fuse(build(lambda: seq(Deploying(), nn.ReLU())), X)
+class Summing(nn.Module):
+    """Adds up a branch that it can do without, once it is folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.side, self.act = conv(4, 4), norm(4), conv(4, 4), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x) + self.side(x)))  # type: ignore[no-any-return]
+
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        """As the forward, without a branch."""
+        y = self.norm(self.conv(x))
+        return self.act(y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("block", [Deploying, Summing])
+@pytest.mark.parametrize("inside", [True, False], ids=["inside", "the model itself"])
+def test_a_second_forward_that_leaves_a_layer_out_is_hidden(inside: bool, block: Callable[[], nn.Module]):
+    """It would now include the norm."""
+    model = build(lambda: seq(block(), nn.ReLU())) if inside else build(block)
+    fused = reparamkit.fuse(model, X)
     assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    assert error(run(fused, X), run(model, X)) <= 1e-6
     with pytest.raises(AttributeError, match="forward_fuse uses a part of what was merged"):
-        fused[0].forward_fuse(X)
-    report = reparamkit.explain(build(Deploying), X)
-    assert any("method 'forward_fuse' of the model" in refusal.reason for refusal in report.refusals)
+        (fused[0] if inside else fused).forward_fuse(X)
+
+
+class Tapped(Deploying):
+    """Has a public method that uses one layer, for something else."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.conv(x))
+
+
+def test_another_method_of_the_model_that_uses_a_part_keeps_it():
+    """A method of the model itself is public: there the merge is refused."""
+    report = reparamkit.explain(build(Tapped), X)
+    assert any("method 'features' of the model" in refusal.reason for refusal in report.refusals)
 
 
 class Tapping(nn.Module):

@@ -12,6 +12,7 @@ from ..capture.tracer import Frame
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
 from ..sourcecode.observing import sets_hooks
+from ..sourcecode.shortened import is_shortened
 from .scope import innermost, place_of, using_parts, with_callers
 
 
@@ -19,7 +20,8 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
     """The calls that a merge cuts through must not be observed.
 
     Raises `NotFusable`: one has hooks, or a method of the model uses a part of it. (Those of modules inside are hidden
-    then, and those that only may do something else with a value inside of it, and what is the model's own business.)
+    then, those that only may do something else with a value inside of it, what is the model's own business, and the
+    forward that it brings along for when the layers are merged.)
     """
     frames = {node: captured.frame(node) for node in members}
     if len({node.meta["context"] for node in frames}) > 1:
@@ -35,7 +37,8 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
             raise NotFusable(f"'{cut.path}' returns a value from inside it, which the model itself may record")
     _check_kept(captured, {place_of(node) for node in frames} - {""})
     methods = with_callers(captured, using_parts(captured, frames))
-    broken = sorted(name for module, name in methods if module is captured.root and not _is_private(name))
+    public = sorted(name for module, name in methods if module is captured.root and not _is_private(name))
+    broken = [name for name in public if not is_shortened(type(captured.root), name)]
     if broken:
         raise NotFusable(f"method '{broken[0]}' of the model uses a part of what would be merged")
 
