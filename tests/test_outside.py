@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from structures import build, conv_norm, error, sample, seq
+from structures import Model, build, conv_norm, error, run, sample, seq
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -724,3 +725,36 @@ def test_what_a_package_gives_to_all_modules_is_no_method_of_a_model(monkeypatch
     another = type("Another", (Branching,), {})
     model = build(lambda: another(WHOLE["attributes by computed names"]))
     assert len(reparamkit.report(reparamkit.fuse(model, X)).merges) == 2
+
+
+class Filtering(nn.Module):
+    """Hands on the keyword arguments that its forward takes, in code that cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row, self.log = conv_norm(4, 4), [""]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.row(x)  # type: ignore[no-any-return]
+
+    def filtered(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """Only with those."""
+        known = inspect.signature(self.forward).parameters
+        return self(x, **{name: value for name, value in kwargs.items() if name in known})  # type: ignore[no-any-return]
+
+    def describe(self) -> Tensor:
+        """A method that would use the parts by themselves."""
+        return self.row[0](torch.zeros(1, 4, 5, 5)) + self.row[1].weight.sum()  # type: ignore[no-any-return]
+
+
+def test_to_ask_for_the_signature_of_a_method_uses_nothing():
+    """What Python does to find it out is not followed: it goes through all that the object has."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.inner.filtered(x, other=None)
+        return y if float(y.sum()) > 0 else -y
+
+    model = build(lambda: Model(body, inner=Filtering()))
+    fused = reparamkit.fuse(model, X)
+    assert len(reparamkit.report(fused).merges) == 1
+    assert error(run(fused, X), run(model, X)) <= 1e-6

@@ -49,6 +49,13 @@ SAME_THING = (ast.Is, ast.IsNot, ast.In, ast.NotIn)
 PAIRS = frozenset({"enumerate", "zip", "items", "named_children", "named_modules", "named_parameters"})
 
 
+def _asks(function: object) -> bool:
+    """Whether a function asks objects what they are, and neither calls nor changes them."""
+    name = str(getattr(function, "__name__", ""))
+    asked = getattr(function, "__module__", "") == inspect.__name__ and (name == "signature" or name.startswith("is"))
+    return asked or name in ASKING
+
+
 def _makes_pairs(node: ast.AST) -> bool:
     """Whether an expression calls what gives numbers or names with the elements of something."""
     callee = node.func if isinstance(node, ast.Call) else None
@@ -323,7 +330,7 @@ class Code(Variables):
         if isinstance(thing, partial):
             before = {name: one(each) for name, each in thing.keywords.items()}
             return self._called(node, Item(thing.func), [*map(one, thing.args), *args], {**before, **kwargs})
-        if inspect.isfunction(thing) and not is_torchs(thing):
+        if inspect.isfunction(thing) and not is_torchs(thing) and not _asks(thing):
             return self.uses.run(thing, args, kwargs) if given or self.uses.depths.holds({(0, ""): item}) else {}
         if "__call__" in methods_of(type(thing)):
             return self.things.method(item, inspect.getattr_static(type(thing), "__call__"), args, kwargs)
@@ -365,7 +372,7 @@ class Code(Variables):
         if name == "checkpoint" and args:
             self.uses.use(union(args[1:]))
             return union(self._called(node, item, args[1:], {}) for item in list(args[0].values()))
-        if name in ASKING:
+        if _asks(thing):
             for item in given.values():
                 if isinstance(item.thing, nn.Module):
                     self.uses.note(item.thing, item.listed)

@@ -35,7 +35,7 @@ from .values import (
     union,
 )
 
-DEEPEST, MOST, FEW = 30, 3000, 6
+DEEPEST, MOST, FEW = 30, 300, 6
 """How many calls inside each other are followed, how many in all, and how many of one function by its containers."""
 
 
