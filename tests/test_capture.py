@@ -1124,7 +1124,7 @@ def test_a_second_forward_that_leaves_a_layer_out_is_hidden(inside: bool, block:
         (fused[0] if inside else fused).forward_fuse(X)
 
 
-class Tapped(Deploying):
+class Featuring(Deploying):
     """Has a public method that uses one layer, for something else."""
 
     def features(self, x: Tensor) -> Tensor:
@@ -1133,7 +1133,7 @@ class Tapped(Deploying):
 
 def test_another_method_of_the_model_that_uses_a_part_keeps_it():
     """A method of the model itself is public: there the merge is refused."""
-    report = reparamkit.explain(build(Tapped), X)
+    report = reparamkit.explain(build(Featuring), X)
     assert any("method 'features' of the model" in refusal.reason for refusal in report.refusals)
 
 
@@ -1852,3 +1852,24 @@ def test_modules_in_a_plain_list_are_named_as_the_reason():
         reparamkit.fuse(model, sample((2, 4, 5, 5), torch.float32))
     part = reparamkit.explain(seq(model, conv(4, 4, 1), norm(4)).eval(), sample((2, 4, 5, 5), torch.float32))
     assert any("nn.ModuleList" in refusal.reason for refusal in part.refusals)
+
+
+class HandsOn(nn.Module):
+    """Has a layer for an optional value, which is none in some models (Perceiver)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other, self.row = nn.Identity(), nn.Identity(), conv_norm(4, 4)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        x, other = self.first(x), self.other(other)
+        return self.row(x) if other is None else self.row(x) + other  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("example", [X, None], ids=["with inputs", "without inputs"])
+def test_an_identity_of_none_is_none(example: Tensor | None):
+    """Code goes by it."""
+    model = build(HandsOn)
+    fused = reparamkit.fuse(model, example)
+    assert len(reparamkit.report(fused).merges) == 1
+    assert error(run(fused, X), run(model, X)) <= 1e-6

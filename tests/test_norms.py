@@ -556,7 +556,7 @@ class Transposed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
-        return y.view(x.size()[:-1] + (self.weight.shape[1],))
+        return y.view((*x.size()[:-1], self.weight.shape[1]))
 
 
 class CrossingOrNot(nn.Module):

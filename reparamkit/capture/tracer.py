@@ -398,7 +398,9 @@ class Tracer(fx.Tracer):
         self._check_call(m)
         self._look(m)
         if self._is_leaf(m):
-            return self._leaf(m, forward, args, kwargs)
+            # What hands on None, or another plain value, is no node: code may go by the value.
+            plain = isinstance(m, nn.Identity) and not _reads_traced(args, kwargs)
+            return forward(*args, **kwargs) if plain else self._leaf(m, forward, args, kwargs)
         outer, before = self.frame, Contents((args, kwargs))
         given = map_leaves(as_node, (args, kwargs))
         frame = Frame(self.path_of_module(m), m, outer, given[0], given[1])

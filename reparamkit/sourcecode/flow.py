@@ -111,7 +111,7 @@ def way_to(method: Callable[..., Any], place: str, module: object) -> Way | None
 
 
 def _ends_in(way: Way, end: Way) -> bool:
-    """Whether what runs on a way is in a block, with no way out of the code between them, that surely comes to an end."""
+    """Whether what runs on a way is in a block that surely fails, with no way out of the code between them."""
     return way[0][: len(end[0])] == end[0] and way[1] == end[1]
 
 
