@@ -453,3 +453,15 @@ def test_a_proof_draws_inputs_that_go_together():
     fused = reparamkit.fuse(model, x)
     assert reparamkit.report(fused).merges
     assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6
+
+
+def test_a_scale_that_two_merges_take_is_counted_for_the_sizes_that_they_fix():
+    """Without inputs: each saves its part of it, of the same sizes as the rest."""
+
+    def body(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x * 3.0
+        return m.n(y) - y, m.fc(y)
+
+    report = reparamkit.explain(build(lambda: Model(body, n=nn.BatchNorm1d(2), fc=nn.Linear(2, 2))))
+    assert len(report.merges) == 2
+    assert report.after.flops <= report.before.flops

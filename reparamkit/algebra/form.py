@@ -100,6 +100,11 @@ class Form:
         return symbols[0].dims - taken + len(op.value) - 1
 
     @property
+    def pins(self) -> dict[Symbol, Pin]:
+        """The free sizes that its terms fix."""
+        return dict(pair for term in self.terms.values() for pair in term.op.pins)
+
+    @property
     def guards(self) -> frozenset[tuple[Symbol, Pin]]:
         """Free sizes that must have the traced value, or be a multiple."""
         return frozenset().union(*(term.op.guards for term in self.terms.values()))

@@ -151,7 +151,7 @@ class Keeper:
             return None
         sources = [self.named[name] for name in candidate.form.terms]
         sources += self._kept_inputs(candidate, placed)
-        pins = {symbol: size for term in candidate.form.terms.values() for symbol, size in term.op.pins}
+        pins = candidate.form.pins
         before = sum((prices.cost_inside(m, pins) for m in candidate.members), Cost())
         before += Cost(stored=-prices.repeated(candidate.members))
         return Option(placed.cost, tuple(dict.fromkeys(sources)), candidate.members, placed, before)

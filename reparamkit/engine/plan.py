@@ -354,9 +354,12 @@ class Planner:
         """The FLOPs that each merge saves: a piece of several merges, or one that stays, is computed as often."""
         uses = Counter(member for site in plan.sites for member in site.members)
         stay = plan.needed - {site.value for site in plan.sites}
-        again = {m: (n - 1 + (m in stay)) / n * self._cost(m).flops for m, n in uses.items()}
+        again = {m: (n - 1 + (m in stay)) / n for m, n in uses.items() if n > 1 or m in stay}
         for site in plan.sites:
-            yield site.before.flops - site.after.flops - sum(again[member] for member in site.members)
+            pins = site.placed.form.pins if site.placed is not None else {}
+            repeated = site.members & again.keys()
+            more = sum(again[m] * self.options.prices.cost_inside(m, pins).flops for m in repeated)
+            yield site.before.flops - site.after.flops - more
 
     @cached_property
     def original(self) -> Cost:

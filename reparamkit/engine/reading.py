@@ -106,8 +106,7 @@ class Reading:
         """Keep the sizes that the layers of a form fix; not of one that may be none, where a guard fails."""
         if form.guards:
             return
-        known = {pair for term in form.terms.values() for pair in term.op.pins}
-        self.facts.update((symbol, size) for symbol, size in known if not symbol.stands_for_dims)
+        self.facts.update((symbol, size) for symbol, size in form.pins.items() if not symbol.stands_for_dims)
 
     def meet(self, pins: Iterable[tuple[Symbol, Pin]]) -> None:
         """Keep the sizes that were numbers for the example inputs, and are where some call meets them."""
