@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import FreeSize, NotFusable
-from .operator import Link, Operator, Role, dropped, pin
+from .operator import Atoms, Link, Operator, Role, dropped, pin
 from .relink import as_part, densify, is_shift, link_halves, merge, split
 from .size import ONE, Pin, Size, Symbol, equal_multiples, product, roots
 from .weight import Computed, Weight
@@ -38,13 +38,13 @@ class Face:
     def links(self, dim: int) -> list[Link]:
         return [self.op.links[i] for i in self.dims[dim]]
 
-    def sizes(self, dim: int) -> list[Size]:
-        return [link.size_in if self.side == "source" else link.size_out for link in self.links(dim)]
+    def sizes(self, dim: int) -> tuple[Size, ...]:
+        return self.atoms[dim]
 
     @property
-    def atoms(self) -> list[list[Size]]:
+    def atoms(self) -> Atoms:
         """Sizes of the atoms of each dimension."""
-        return [self.sizes(dim) for dim in range(self.rank)]
+        return self.op.source_atoms if self.side == "source" else self.op.value_atoms
 
     def split(self, dim: int, at: int, outer: Size) -> Face:
         inner = self.sizes(dim)[at].divide(outer)

@@ -28,6 +28,8 @@ from .weight import Computed, One, Weight, Zeros
 
 Dims = tuple[tuple[int, ...], ...]
 """Per dimension, the numbers of the links that are its atoms."""
+Atoms = tuple[tuple[Size, ...], ...]
+"""Per dimension, the sizes of its atoms."""
 
 
 class Role(Enum):
@@ -118,7 +120,7 @@ class Link:
         """Whether the atom is in the source and in the value."""
         return self.role in THROUGH
 
-    @property
+    @cached_property
     def size_out(self) -> Size:
         """Size of the atom in the value."""
         if self.after:
@@ -198,14 +200,24 @@ class Operator:
     via: frozenset[str] = frozenset()
 
     @cached_property
+    def source_atoms(self) -> Atoms:
+        """Size of each atom of each dimension of the source."""
+        return tuple(tuple(self.links[i].size_in for i in dim) for dim in self.source)
+
+    @cached_property
+    def value_atoms(self) -> Atoms:
+        """Size of each atom of each dimension of the value."""
+        return tuple(tuple(self.links[i].size_out for i in dim) for dim in self.value)
+
+    @cached_property
     def source_sizes(self) -> tuple[Size, ...]:
         """Size of each dimension of the source."""
-        return tuple(product(self.links[i].size_in for i in dim) for dim in self.source)
+        return tuple(map(product, self.source_atoms))
 
     @cached_property
     def value_sizes(self) -> tuple[Size, ...]:
         """Size of each dimension of the value."""
-        return tuple(product(self.links[i].size_out for i in dim) for dim in self.value)
+        return tuple(map(product, self.value_atoms))
 
     @cached_property
     def legs(self) -> tuple[int, ...]:

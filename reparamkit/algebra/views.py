@@ -10,6 +10,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import final
 
 from ..errors import NotFusable
@@ -50,6 +51,14 @@ class Reshape(View):
     before: tuple[Size, ...]
     after: tuple[Size, ...]
     counts: bool = False
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # What views make of operators is looked up by them.
+        return hash((self.before, self.after, self.counts))
 
     def on_value(self, op: Operator) -> Operator:
         return _regrouped(op, "value", self.after)

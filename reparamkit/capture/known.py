@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
@@ -64,8 +65,10 @@ def _convolved(conv: _ConvNd, x: Tensor) -> Tensor | None:
     rows, columns, *kernel = conv.weight.shape
     pads = conv.padding if isinstance(conv.padding, tuple) and conv.padding_mode == "zeros" else ()
     known = pads and isinstance(conv.stride, tuple) and isinstance(conv.dilation, tuple)
-    # Where a size is 1 the order of the dimensions is anything.
-    if not known or x.dim() != conv.weight.dim() or x.shape[1] != columns * conv.groups or 1 in (*x.shape[1:], columns):
+    if not known or x.dim() != conv.weight.dim() or x.shape[1] != columns * conv.groups:
+        return None
+    # Where a size is 1 the order of the dimensions may be another all the same.
+    if any(suggest_memory_format(t) is not torch.contiguous_format for t in (x, conv.weight)):
         return None
     windows = zip(x.shape[2:], kernel, conv.stride, pads, conv.dilation, strict=True)
     sizes = [(n + 2 * pad - step * (size - 1) - 1) // stride + 1 for n, size, stride, pad, step in windows]

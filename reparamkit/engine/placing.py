@@ -87,6 +87,8 @@ Views = tuple[View, ...]
 Plan = Callable[[Operator, Operator | None], LayerPlan]
 Known = tuple[Operator, Operator | None, Plan, Views, Views]
 """An operator and a bias, how to plan a layer, and the views before and behind it."""
+Move = Callable[[View, Operator], Operator]
+Moved = dict[tuple[Move, Operator, Views], Operator | str]
 Weigh = Callable[[str], int]
 """How many numbers the node of a name stores: the merged layer takes the place of the heaviest."""
 
@@ -94,12 +96,14 @@ Weigh = Callable[[str], int]
 @dataclass(frozen=True)
 class Means:
     """What decides between the ways to write a form. plan: gives the layer of an operator. known: what it gave, of
-    operators between views, or why nothing: forms have most of their operators in common.
+    operators between views, or why nothing: forms have most of their operators in common. moved: what views before
+    and behind operators make of these, or why nothing.
     """
 
     weigh: Weigh
     plan: Plan
     known: dict[Known, LayerPlan | str] = field(default_factory=dict)
+    moved: Moved = field(default_factory=dict)
 
 
 SizesOf = Callable[[str], tuple[Size, ...]]
@@ -208,13 +212,12 @@ def _term(form: Form, source: str, bias: Operator | None, means: Means) -> Place
     if bias is None and (way := _viewed(op, trails)) is not None:
         return Placement(source, way, None, None, _kept(op, way, len(way)))
     refused: dict[Known, str] = {}
-    between = _Between(op, bias)
 
     def placed(ways: Iterable[tuple[Trail, int]], how: Plan = means.plan) -> Iterator[Placement]:
         for way, position in ways:
             key = op, bias, how, _views(way[:position]), _views(way[position + 1 :])
             if key not in means.known:
-                means.known[key] = _planned(between, *key[2:])
+                means.known[key] = _planned(*key, means)
             layer = means.known[key]
             if isinstance(layer, LayerPlan):
                 yield Placement(source, way, position, layer, layer.cost + _kept(op, way, position))
@@ -222,15 +225,20 @@ def _term(form: Form, source: str, bias: Operator | None, means: Means) -> Place
                 refused.setdefault(key, layer)
 
     ways = [(trail, position) for trail in trails for position in _positions(trail, means.weigh)]
-    alone = [((trail[position],), 0) for trail, position in ways]
-    spare = [one for one, (trail, _) in zip(alone, ways, strict=True) if any(map(_spare, trail))]
-    found = [*placed([*ways, *spare])]
+    spare = [trail for trail in trails if any(map(_spare, trail))]
+    found = [*placed([*ways, *(_alone(*way) for way in ways if way[0] in spare)])]
     reasons = [*refused.values()]
     # Views that layers between them undo, as those around a concatenation that is summed, go with the layers.
-    found = found or [*placed(alone)] or [*placed((way for way in ways if not _views(way[0])), turned)]
+    found = found or [*placed(itertools.starmap(_alone, ways))]
+    found = found or [*placed((way for way in ways if not _views(way[0])), turned)]
     if not found:
         raise NotFusable(reasons[-1] if reasons else "no way through the graph to write it on")
     return min(found, key=lambda p: _rank(p, means.weigh))
+
+
+def _alone(trail: Trail, position: int) -> tuple[Trail, int]:
+    """A way on which nothing but the layer at one position of another is left."""
+    return (trail[position],), 0
 
 
 def _viewed(op: Operator, trails: Sequence[Trail]) -> Trail | None:
@@ -245,7 +253,7 @@ def _is_viewed(op: Operator, trail: Trail) -> bool:
         # What is cropped on the way of an identity is what a layer before it adds, which no view does.
         return not any(isinstance(view, Crop) for view in _views(trail))
     try:
-        return _Between(op, None)(_views(trail), ())[0].is_identity
+        return _read_before(op, _views(trail), {}).is_identity
     except NotFusable:
         return False
 
@@ -257,9 +265,9 @@ def _kept(op: Operator, trail: Trail, at: int) -> Cost:
         return cost
     for step in reversed(trail[at + 1 :]):
         cost += _step_cost(step, numel(op.value_sizes))
-        op, _ = _Between(op, None)((), step.views)
+        op, _ = _without(op, None, step.views, {})
     for step in trail[:at]:
-        op, _ = _Between(op, None)(step.views, ())
+        op = _read_before(op, step.views, {})
         cost += _step_cost(step, numel(op.source_sizes))
     return cost
 
@@ -274,10 +282,13 @@ def _step_cost(step: Step, elements: int) -> Cost:
     return Cost(launches=int(any(isinstance(view, Mean) for view in step.views)))
 
 
-def _planned(between: _Between, how: Plan, before: Views, after: Views) -> LayerPlan | str:
+def _planned(
+    op: Operator, bias: Operator | None, how: Plan, before: Views, after: Views, means: Means
+) -> LayerPlan | str:
     """The layer between these views, or why there is none."""
     try:
-        return how(*between(before, after))
+        inner, shift = _without(op, bias, after, means.moved)
+        return how(_read_before(inner, before, means.moved), shift)
     except NotFusable as no:
         return no.reason
 
@@ -306,32 +317,51 @@ def _positions(trail: Trail, weigh: Weigh) -> Iterator[int]:
             yield max(stretch, key=lambda entry: weigh(entry[1].node))[0]
 
 
-@dataclass
-class _Between:
-    """An operator between the tensors at one step of a way; what ways have in common is computed once."""
+def _read_before(op: Operator, views: Views, known: Moved) -> Operator:
+    """The operator that gives `op` when it reads what these views make of the source. known: what was found out."""
+    inner = op
+    for number, view in enumerate(views):
+        inner = _once(known, _read, op, views[: number + 1], view, inner)
+    return inner
 
-    op: Operator
-    bias: Operator | None
-    _undone: dict[Views, tuple[Operator, Operator | None]] = field(default_factory=dict)
 
-    def __call__(self, before: Views, after: Views) -> tuple[Operator, Operator | None]:
-        op, bias = self._without(after)
-        for view in before:
-            op = view.on_source(op)
-        return op, bias
+def _without(op: Operator, bias: Operator | None, after: Views, known: Moved) -> tuple[Operator, Operator | None]:
+    """The operator and the bias after which these views give `op` and `bias`. known: what was found out."""
+    inner, shift = op, bias
+    for number in reversed(range(len(after))):
+        view, rest = after[number], after[number:]
+        inner = _once(known, _undone, op, rest, view, inner)
+        shift = None if bias is None or shift is None else _once(known, _undone_of_bias, bias, rest, view, shift)
+    return inner, shift
 
-    def _without(self, after: Views) -> tuple[Operator, Operator | None]:
-        """What these views make the operator and the bias of."""
-        if not after:
-            return self.op, self.bias
-        if after not in self._undone:
-            view, *rest = after
-            op, bias = self._without(tuple(rest))
-            made = view.undone(op)
-            if made.source_sizes != op.source_sizes:
-                raise NotFusable("a layer that changes the dimensions behind a view")
-            self._undone[after] = made, None if bias is None else as_bias(view.undone(bias))
-        return self._undone[after]
+
+def _once(known: Moved, move: Move, op: Operator, views: Views, view: View, inner: Operator) -> Operator:
+    """An operator with all these views moved. inner: with all but the last, `view`."""
+    key = move, op, views
+    if key not in known:
+        try:
+            known[key] = move(view, inner)
+        except NotFusable as no:
+            known[key] = no.reason
+    found = known[key]
+    if isinstance(found, str):
+        raise NotFusable(found)
+    return found
+
+
+def _read(view: View, op: Operator) -> Operator:
+    return view.on_source(op)
+
+
+def _undone(view: View, op: Operator) -> Operator:
+    made = view.undone(op)
+    if made.source_sizes != op.source_sizes:
+        raise NotFusable("a layer that changes the dimensions behind a view")
+    return made
+
+
+def _undone_of_bias(view: View, bias: Operator) -> Operator:
+    return as_bias(view.undone(bias))
 
 
 def _views(steps: tuple[Step, ...]) -> Views:

@@ -373,7 +373,8 @@ def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method
     is one where no call of the module runs it.)
     """
     members = list(members)
-    links, owners = _links(captured, members), _owners(captured, members, _places(captured, members))
+    around = code_around(captured, members)
+    links, owners = _links(captured, members), _owners(captured, around, _places(captured, around, members))
     idle = {(one, name) for path, one in owners for name in _other_users(captured, path, one, links)}
     return using_parts(captured, members) | _unseen(captured, idle)
 
@@ -381,11 +382,13 @@ def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method
 def using_parts(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
     """The methods that make some of the members and not all, or may."""
     members = list(members)
-    places = _places(captured, members)
-    owners = _owners(captured, members, places)
-    idle = {(one, name) for path, one in owners for name in _partial_users(captured, path, one, places)}
-    found = partial_methods(captured, members) | varying_methods(captured, members) | _unseen(captured, idle)
-    return found.union(*(_going_on(captured, node) for node in members if not node.users.keys().isdisjoint(members)))
+    around = code_around(captured, members)
+    places = _places(captured, around, members)
+    reached = [{each for name in names for each in upwards(name)} for names in places]
+    owners = _owners(captured, around, places)
+    idle = {(one, name) for path, one in owners for name in _partial_users(captured, path, one, places, reached)}
+    made = partial_methods(captured, members) | varying_methods(captured, members)
+    return made | _unseen(captured, idle) | _going_on(captured, members)
 
 
 def with_callers(captured: Captured, methods: Iterable[Method]) -> set[Method]:
@@ -410,33 +413,34 @@ def _callers(captured: Captured, module: nn.Module, name: str) -> Iterator[Metho
             yield from ((owner, each) for each, read in methods.items() if call in read and each != "forward")
 
 
-def _going_on(captured: Captured, node: fx.Node) -> set[Method]:
-    """The methods that made a value and do more with it, which forward does not need."""
-    made_by: frozenset[Method] = node.meta.get("methods", frozenset())
-    read = (methods for value, methods in captured.unneeded.items() if captured.current(value) is node)
-    return set(made_by).intersection(set().union(*read))
+def _going_on(captured: Captured, members: Collection[fx.Node]) -> set[Method]:
+    """The methods that made a value which one of the members gives to others, and do more with it, which forward does
+    not need.
+    """
+    found = set[Method]()
+    for value, methods in captured.unneeded.items():
+        node = captured.current(value)
+        if node in members and not node.users.keys().isdisjoint(members):
+            found |= methods.intersection(node.meta.get("methods", ()))
+    return found
 
 
 def _unseen(captured: Captured, methods: set[Method]) -> set[Method]:
     return methods - captured.methods.keys() - captured.outside.methods
 
 
-def _places(captured: Captured, members: Sequence[fx.Node]) -> list[tuple[str, ...]]:
+def _places(captured: Captured, around: Frame, members: Sequence[fx.Node]) -> list[tuple[str, ...]]:
     """The paths of what code has to call for the members, each by all its names. What code computes itself is in its
-    module only: no other code has that by a call.
+    module only: no other code has that by a call. around: the call whose code has all members in it.
     """
-    around = code_around(captured, members)
     own = [node for node in members if not _called_at(captured, around, node) and node not in captured.constants]
     places = {_called_at(captured, around, node) for node in members} - {""}
     return [*(tuple(captured.names(place)) for place in places), *(tuple(_names(captured, n)) for n in own[:1])]
 
 
-def _owners(
-    captured: Captured, members: Sequence[fx.Node], places: Sequence[Sequence[str]]
-) -> set[tuple[str, nn.Module]]:
-    """The modules around the members, by their paths. places: of the members, each by all its names."""
+def _owners(captured: Captured, around: Frame, places: Sequence[Sequence[str]]) -> set[tuple[str, nn.Module]]:
+    """The modules around members, by their paths. around: see `_places`. places: of them, each by all its names."""
     paths = {outer for names in places for path in names for outer in upwards(path.rpartition(".")[0])}
-    around = code_around(captured, members)
     found = {(frame.path, frame.module) for frame in around.stack}
     return found | {(path, one) for path in {"", *paths} if (one := module_at(captured.root, path)) is not None}
 
@@ -456,23 +460,23 @@ def _unrun(captured: Captured, module: nn.Module) -> dict[str, Set[str]]:
     return {name: called for name, called in methods.items() if name not in over}
 
 
-def _partial_users(captured: Captured, path: str, module: nn.Module, members: Sequence[Sequence[str]]) -> Iterator[str]:
+def _partial_users(
+    captured: Captured, path: str, module: nn.Module, members: Sequence[Sequence[str]], reached: Sequence[Set[str]]
+) -> Iterator[str]:
     """The methods of the module at a path whose code calls some members and not all, or may. members: the paths of
-    each.
+    each. reached: the paths whose call reaches it.
     """
-    methods = _unrun(captured, module)
-    code = ways_of_methods(type(module)) if methods else {}
-    inside = [[name.removeprefix(start_of(path)) for name in names] for names in members] if methods else []
-    around = [{each for inner in paths for each in upwards(inner)} for paths in inside]
-    for name, called in methods.items():
-        used = [not paths.isdisjoint(called) for paths in around]
-        if any(used) and (not all(used) or _may_part(code[name], inside)):
+    start = start_of(path)
+    for name, called in _unrun(captured, module).items():
+        full = {start + each for each in called}
+        used = [not paths.isdisjoint(full) for paths in reached]
+        if any(used) and (not all(used) or _may_part(ways_of_methods(type(module))[name], start, members)):
             yield name
 
 
-def _may_part(code: Ways, members: Sequence[Sequence[str]]) -> bool:
+def _may_part(code: Ways, start: str, members: Sequence[Sequence[str]]) -> bool:
     """Whether a method that calls all members has ways on which it calls some of them only."""
-    ways = {_ways(code, paths) for paths in members}
+    ways = {_ways(code, [name.removeprefix(start) for name in names]) for names in members}
     return len(ways) > 1 and _differ(code, ways)
 
 
@@ -539,7 +543,7 @@ def outer(frame: Frame, inlined: Set[int]) -> Frame:
 
 def code_around(captured: Captured, members: Iterable[fx.Node], inlined: Set[int] = frozenset()) -> Frame:
     """The innermost call whose code has all of these members in it. inlined: see `outer`."""
-    return outer(innermost([captured.frame(node) for node in members]), inlined)
+    return outer(innermost([*dict.fromkeys(map(captured.frame, members))]), inlined)
 
 
 def below(captured: Captured, frame: Frame, members: Iterable[fx.Node]) -> set[int]:
