@@ -1857,3 +1857,29 @@ def test_what_code_calls_merges_inside_whatever_attributes_the_code_changes():
     assert any("which code changes while the model runs" in r.reason for r in reparamkit.report(fused).refusals)
     for x in (X, X[:1], torch.cat([X, X], -1)):
         assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+def _joined(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    return shape[0], shape[2] * shape[3], shape[1]
+
+
+remembered = functools.lru_cache(16)(_joined)
+
+
+def _as_tokens(x: Tensor) -> Tensor:
+    """A view of sizes that are kept for a shape, if it can be a key, as those of torch.export cannot."""
+    try:
+        sizes = remembered(tuple(x.shape))
+    except TypeError:
+        sizes = _joined(tuple(x.shape))
+    return x.permute(0, 2, 3, 1).reshape(sizes)
+
+
+def test_sizes_that_need_not_be_a_key_stay_free():
+    """What einops does: a merge would hold for the batch and the image size of the example only."""
+    model = build(lambda: Model(lambda m, x: m.b(_as_tokens(m.a(x))), a=conv(4, 4, 1), b=nn.Linear(4, 3)))
+    _as_tokens(X)
+    fused = reparamkit.fuse(model, X)
+    assert len(reparamkit.report(fused).merges) == 1
+    for x in (X, X[:1], torch.cat([X, X], -1)):
+        assert error(run(fused, x), run(model, x)) <= 1e-6
