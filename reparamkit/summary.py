@@ -12,6 +12,7 @@ from .algebra.operator import Role
 from .capture.aliases import target_name, target_of
 from .capture.capture import Captured
 from .capture.parts import Parts
+from .capture.paths import module_at
 from .engine.keep import DEARER
 from .engine.norms import second_flops
 from .engine.placing import node_cost
@@ -116,7 +117,9 @@ def _computes(node: fx.Node) -> bool:
 def left(works: Sequence[Work], parts: Parts) -> list[Refusal]:
     """Why layers were left, as long as the model is as this was written."""
     root = works[0].captured.root
-    opaque = [Refusal(path or "(root)", _class_at(root, path), reason) for path, reason in parts.opaque.items()]
+    # A layer may have merged all the same, where the code around it was traced otherwise.
+    found = ((path, module_at(root, path), reason) for path, reason in parts.opaque.items())
+    opaque = [Refusal(path or "(root)", type(at).__name__, reason) for path, at, reason in found if at is not None]
     refusals = [*opaque, *(refusal for work in works for refusal in _refusals(work, _of_layers(work.plan)))]
     told = {refusal.path for refusal in refusals}
     return [*refusals, *(refusal for refusal in _closed(works) if refusal.path not in told)]
@@ -202,10 +205,6 @@ def suspicious(model: nn.Module) -> tuple[Caution, ...]:
                 text = f"scales differ by {spread:.0e}, the variance of channel {channel} is {variance[channel]:.0e}"
                 found.append(Caution(path, f"{text}: a merge moves this into a weight; is the channel dead?"))
     return tuple(found)
-
-
-def _class_at(root: nn.Module, path: str) -> str:
-    return type(root.get_submodule(path)).__name__
 
 
 def _merged_further(merge: Merge, members: Set[str]) -> Merge:

@@ -1873,3 +1873,65 @@ def test_an_identity_of_none_is_none(example: Tensor | None):
     fused = reparamkit.fuse(model, example)
     assert len(reparamkit.report(fused).merges) == 1
     assert error(run(fused, X), run(model, X)) <= 1e-6
+
+
+@pytest.mark.parametrize("numbers", [{"stride": (2,)}, {"padding": (1,)}, {"dilation": (2,)}], ids=str)
+@pytest.mark.parametrize("example", [None, X])
+def test_a_tuple_of_one_number_stands_for_all_dimensions_of_a_window(numbers: dict[str, Any], example: Tensor | None):
+    """As torch takes it."""
+    model = build(lambda: seq(nn.Conv2d(4, 4, 3, **numbers), norm(4), nn.ReLU(), conv_norm(4, 4)))
+    fused = reparamkit.fuse(model, example)
+    assert not reparamkit.report(fused).refusals
+    assert error(run(fused, X), run(model, X)) <= 1e-6
+
+
+class Remembered(nn.Module):
+    """Keeps sizes of this call in an attribute, for a method that it calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.n, self.c = conv_norm(4, 4), conv_norm(4, 4), norm(4), conv(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [torch.relu(self.a(x)), torch.relu(self.b(x))]
+        self.sizes = [y.shape[-2:] for y in maps]
+        return self.joined([self.c(self.n(y)) for y in maps])
+
+    def joined(self, maps: list[Tensor]) -> Tensor:
+        return torch.cat([y.flatten(2) * (h * w) for y, (h, w) in zip(maps, self.sizes, strict=True)], 2)
+
+
+def test_what_code_calls_merges_inside_whatever_attributes_the_code_changes():
+    """It may put its own layers together otherwise, but not what is inside of those."""
+    model = build(Remembered)
+    fused = reparamkit.fuse(model, X)
+    assert {merge.members for merge in reparamkit.report(fused).merges} == {("a.0", "a.1"), ("b.0", "b.1")}
+    assert any("which code changes while the model runs" in r.reason for r in reparamkit.report(fused).refusals)
+    for x in (X, X[:1], torch.cat([X, X], -1)):
+        assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+def _joined(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    return shape[0], shape[2] * shape[3], shape[1]
+
+
+remembered = functools.lru_cache(16)(_joined)
+
+
+def _as_tokens(x: Tensor) -> Tensor:
+    """A view of sizes that are kept for a shape, if it can be a key, as those of torch.export cannot."""
+    try:
+        sizes = remembered(tuple(x.shape))
+    except TypeError:
+        sizes = _joined(tuple(x.shape))
+    return x.permute(0, 2, 3, 1).reshape(sizes)
+
+
+def test_sizes_that_need_not_be_a_key_stay_free():
+    """What einops does: a merge would hold for the batch and the image size of the example only."""
+    model = build(lambda: Model(lambda m, x: m.b(_as_tokens(m.a(x))), a=conv(4, 4, 1), b=nn.Linear(4, 3)))
+    _as_tokens(X)
+    fused = reparamkit.fuse(model, X)
+    assert len(reparamkit.report(fused).merges) == 1
+    for x in (X, X[:1], torch.cat([X, X], -1)):
+        assert error(run(fused, x), run(model, x)) <= 1e-6

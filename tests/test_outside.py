@@ -564,6 +564,91 @@ def test_a_layer_that_is_asked_for_its_class_keeps_it(with_inputs: bool):
     assert any("reads its class" in refusal.reason for refusal in reparamkit.report(fused).refusals)
 
 
+class Branches(nn.Module):
+    """A block whose code is written again where it is merged, and layers of which none is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.c = conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.a(x) + self.b(x)))
+
+
+LIMITS = {Branches: 0.5}
+ASKED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "type is": lambda self, y: y * 2 if type(self.block) is Branches else y,
+    "type is not": lambda self, y: y if type(self.blocks[-1]) is not Branches else y * 2,
+    "type in": lambda self, y: y * 2 if type(self.block) in (Branches, Asking) else y,
+    "a table": lambda self, y: y.clamp(max=LIMITS.get(type(self.block), 5.0)),
+    "its class": lambda self, y: y * 2 if self.block.__class__ == Branches else y,
+}
+
+
+class AskingFor(nn.Module):
+    """Goes by the very class of a block, in its forward or in another method."""
+
+    def __init__(self, asks: Callable[[Any, Tensor], Tensor], running: bool) -> None:
+        super().__init__()
+        self.block, self.blocks = Branches(), nn.ModuleList([Branches()])
+        self.asks, self.running = asks, running
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.blocks[0](self.block(x))
+        return self.asks(self, y) if self.running else y
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("asks", ASKED)
+def test_a_block_whose_very_class_the_forward_asks_for_is_not_written_again(asks: str, with_inputs: bool):
+    """What is written again is of a class of its own; what is merged in a place of its own stays of its class."""
+    model = build(lambda: AskingFor(ASKED[asks], running=True))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-6
+    report = reparamkit.report(fused)
+    asked = "blocks.0" if asks == "type is not" else "block"
+    merged = {path for merge in report.merges for path in merge.members}
+    assert f"{asked}.c.0" in merged
+    assert f"{asked}.b" not in merged
+    assert any("very class" in r.reason for r in report.refusals if r.path == f"{asked}.b")
+
+
+class Late(AskingFor):
+    """Has methods that forward does not run."""
+
+    def late(self, x: Tensor) -> Tensor:
+        return self(x) * 2 if type(self.block) is Branches else self(x)
+
+    def last(self, x: Tensor) -> Tensor:
+        return self(x) if type(self.blocks[-1]) is not Branches else self(x) * 2
+
+    def calling(self, x: Tensor) -> Tensor:
+        return self.late(x)
+
+    def named(self, x: Tensor) -> Tensor:
+        return self(x) * len(f"{type(self.block)} {self.block.__class__.__name__}" + str(type(self.block)))
+
+    def kind(self, x: Tensor) -> Tensor:
+        return self(x) * 2 if isinstance(self.block, Branches) else self(x)
+
+
+def test_a_method_that_asks_for_a_class_that_is_another_one_now_says_so():
+    """It would do something else, and nobody would notice."""
+    model = build(lambda: Late(lambda self, y: y, running=False))
+    fused = reparamkit.fuse(model, X)
+    for name in ("late", "last"):
+        assert not hasattr(fused, name)
+    with pytest.raises(AttributeError, match="the class of 'block', which is another one now"):
+        fused.late(X)
+    with pytest.raises(AttributeError, match="which is another one now"):
+        fused.calling(X)
+    with torch.no_grad():
+        for name in ("named", "kind"):
+            assert error(getattr(fused, name)(X), getattr(model, name)(X)) <= 1e-6
+
+
 # --- refused with words -------------------------------------------------------------------------------
 
 

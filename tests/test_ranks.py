@@ -322,3 +322,37 @@ def test_the_size_of_a_convolved_map_may_come_first_where_a_size_is_read():
     rows = stencil_size(height, stride=2, c=-3)
     site = Site(node, frozenset({node}), (), Cost(), Cost(), sizes={"rows": (rows, width), "x": (height, width)})
     assert ("rows", -1) in site.readable(width.symbols[0])
+
+
+KEEPING: dict[str, Callable[[Tensor], Tensor]] = {
+    "LeakyReLU": nn.LeakyReLU(0.1),
+    "LogSoftmax": nn.LogSoftmax(1),
+    "InstanceNorm2d": nn.InstanceNorm2d(4),
+    "sin": torch.sin,
+    "normalize": F.normalize,
+    "a power": lambda x: x**2,
+    "a quotient": lambda x: x / (1 + x.abs()),
+}
+
+
+@pytest.mark.parametrize("kept", KEEPING)
+def test_what_keeps_the_shape_of_its_input_is_known_without_an_example(kept: str):
+    """A norm goes into both layers whose results are added, if these are of one shape."""
+    parts = {"c": conv(4, 4, 1), "d": conv(4, 4, 1), "n": norm(4), "k": KEEPING[kept]}
+    own = model(lambda m, x: m.n(m.c(m.k(x)) + m.d(x)), **parts)
+    fused = reparamkit.fuse(own)
+    assert {"n", "c", "d"} <= {name for merge in reparamkit.report(fused).merges for name in merge.members}
+    x = sample(MAPS, torch.float32)
+    assert error(run(fused, x), run(own, x)) <= 1e-5
+
+
+def test_a_layer_of_the_name_of_one_of_torch_says_nothing_of_its_shape():
+    """A class of the user's own may do anything, whatever it is called."""
+
+    class Threshold(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :, :1, :1] if float(x.detach().sum()) < 1e9 else x
+
+    own = model(lambda m, x: m.n(m.c(m.k(x)) + m.d(x)), c=conv(4, 4, 1), d=conv(4, 4, 1), n=norm(4), k=Threshold())
+    fused = reparamkit.fuse(own)
+    assert not [merge for merge in reparamkit.report(fused).merges if "n" in merge.members]

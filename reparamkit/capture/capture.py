@@ -78,7 +78,8 @@ class Apart:
 class Outside:
     """What code outside of a graph does, with words. used: modules and tensors that it uses by themselves. whole:
     modules that another graph goes through as well. methods: that it may run. idle: modules whose forward no call runs:
-    it is a method as any other. keeping: per path of a module why it has to keep parameters.
+    it is a method as any other. keeping: per path of a module why it has to keep parameters. exact: modules whose
+    class code asks for.
     """
 
     used: dict[nn.Module | Tensor, str] = field(default_factory=dict)
@@ -86,6 +87,7 @@ class Outside:
     methods: set[Method] = field(default_factory=set)
     idle: set[nn.Module] = field(default_factory=set)
     keeping: dict[str, str] = field(default_factory=dict)
+    exact: dict[nn.Module, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

@@ -70,6 +70,9 @@ def _convolved(conv: _ConvNd, x: Tensor) -> Tensor | None:
     # Where a size is 1 the order of the dimensions may be another all the same.
     if any(suggest_memory_format(t) is not torch.contiguous_format for t in (x, conv.weight)):
         return None
+    # One number may stand for all dimensions, in a tuple of its own too.
+    if {len(kernel)} != {*map(len, (conv.stride, pads, conv.dilation))}:
+        return None
     windows = zip(x.shape[2:], kernel, conv.stride, pads, conv.dilation, strict=True)
     sizes = [(n + 2 * pad - step * (size - 1) - 1) // stride + 1 for n, size, stride, pad, step in windows]
     return x.new_empty((x.shape[0], rows, *sizes)) if min(sizes) > 0 else None

@@ -20,7 +20,7 @@ from ..errors import CaptureError
 from ..sourcecode.writes import AUGMENTED
 from .guards import expect, expect_tensor
 from .lending import LENT, Lent
-from .questions import asks, unpacked, words_message
+from .questions import asks, catches, unpacked, words_message
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
@@ -144,7 +144,12 @@ class ValueProxy(fx.Proxy):
         return forward.__annotations__.get("return") in (Tensor, "Tensor")
 
     def __hash__(self) -> int:
-        return id(self) if isinstance(self.value, Tensor) else self._decided("a key", hash)
+        if isinstance(self.value, Tensor):
+            return id(self)
+        if catches(sys._getframe(1), TypeError):
+            # einops keeps what it found for a shape, and does without for one that is no key, as torch's own symbols.
+            raise TypeError("a size that is being traced is no key")
+        return self._decided("a key", hash)
 
     def __str__(self) -> str:
         return repr(self) if isinstance(self.value, Tensor) else self._decided("str()", str)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dis
 from functools import lru_cache
 from types import CodeType, FrameType
 
 import torch
+
+from ..sourcecode.parse import source
 
 READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD")
 """Instructions that read a function by its name."""
@@ -56,6 +59,20 @@ def _is_inside(code: CodeType, at: int, call: int) -> bool:
     if None in (line, end, column, last, outer, outer_end, start, stop):
         return False
     return (outer, start) < (line, column) and (end, last) < (outer_end, stop)
+
+
+def catches(frame: FrameType, error: type[Exception]) -> bool:
+    """Whether the statement that a frame is at stands in a ``try`` of the same code that names this error."""
+    return _named_in_except(frame.f_code, frame.f_lineno - frame.f_code.co_firstlineno + 1, error.__name__)
+
+
+@lru_cache(maxsize=1024)
+def _named_in_except(code: CodeType, line: int, error: str) -> bool:
+    tree = source(code)
+    tries = [node for node in ast.walk(tree) if isinstance(node, ast.Try)] if tree is not None else []
+    around = [each for each in tries if any(n.lineno <= line <= (n.end_lineno or 0) for n in each.body)]
+    kinds = [handler.type for each in around for handler in each.handlers if handler.type is not None]
+    return any(isinstance(node, ast.Name) and node.id == error for kind in kinds for node in ast.walk(kind))
 
 
 def _package(frame: FrameType) -> str:

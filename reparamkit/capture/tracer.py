@@ -31,7 +31,7 @@ from torch.fx.node import Target
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
-from ..sourcecode.origins import is_users
+from ..sourcecode.origins import first_argument, is_users
 from ..sourcecode.writes import AUGMENTED, in_place
 from .buffers import assignments_seen, other_buffers
 from .changing import Changing
@@ -174,15 +174,13 @@ def _methods(frame: FrameType | None, called: Collection[nn.Module]) -> frozense
     """
     found = set()
     while frame is not None and frame.f_code is not Tracer.traced_call.__code__:
-        code = frame.f_code
-        if code.co_varnames[:1] == ("self",):
-            owner = frame.f_locals.get("self")
-            if (
-                isinstance(owner, nn.Module)
-                and (code.co_name != "forward" or owner not in called)
-                and _is_users(getattr(type(owner), code.co_name, None))
-            ):
-                found.add((owner, code.co_name))
+        owner, name = first_argument(frame), frame.f_code.co_name
+        if (
+            isinstance(owner, nn.Module)
+            and (name != "forward" or owner not in called)
+            and _is_users(getattr(type(owner), name, None))
+        ):
+            found.add((owner, name))
         frame = frame.f_back
     return frozenset(found)
 

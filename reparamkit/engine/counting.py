@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from ..algebra.size import Size, fixed, free_size, stencil_size
-from ..capture.aliases import target_of
+from ..capture.aliases import ModuleOf, target_name, target_of
 from ..capture.guards import is_guard
 
 PURE = frozenset([operator.neg.__module__, math.sqrt.__module__])
@@ -22,61 +22,34 @@ Shape = tuple[tuple[Size, ...], bool]
 
 
 SAME_SHAPE = frozenset(
-    [
-        "relu",
-        "relu6",
-        "gelu",
-        "silu",
-        "sigmoid",
-        "tanh",
-        "hardswish",
-        "hardsigmoid",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "mish",
-        "softplus",
-        "prelu",
-        "clamp",
-        "exp",
-        "softmax",
-        "log_softmax",
-        "softsign",
-        "celu",
-        "hardtanh",
-        "threshold",
-        "abs",
-        "layernorm",
-        "layer_norm",
-        "rmsnorm",
-        "rms_norm",
-        "groupnorm",
-        "group_norm",
-        "mul",
-        "batch_norm",
-        "batchnorm1d",
-        "batchnorm2d",
-        "batchnorm3d",
-        "add",
-        "sub",
-        "div",
-        "imul",
-        "iadd",
-        "logsigmoid",
-        "clone",
-        "dropout",
-        "identity",
-        "flip",
-        "roll",
-        "detach",
-        "empty_like",
-        "ones_like",
-        "rand_like",
-        "randn_like",
-    ]
+    str.split("""
+    abs add alphadropout batchnorm batchnorm1d batchnorm2d batchnorm3d ceil celu clamp clip clone cos detach div dropout
+    dropout1d dropout2d dropout3d elu emptylike erf exp featurealphadropout flip floor gelu groupnorm hardshrink
+    hardsigmoid hardswish hardtanh iadd identity imul instancenorm1d instancenorm2d instancenorm3d isub itruediv
+    layernorm leakyrelu localresponsenorm log logsigmoid logsoftmax maximum minimum mish mul neg normalize oneslike pow
+    prelu randlike randnlike reciprocal relu relu6 rmsnorm roll round rrelu rsqrt selu sigmoid silu sin softmax
+    softmax2d softmin softplus softshrink softsign sqrt square sub syncbatchnorm tanh tanhshrink threshold truediv
+    """)
 )
-"""Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast)."""
-MAY_BROADCAST = frozenset(["mul", "add", "sub", "div", "imul", "iadd", "addcmul"])
+"""Calls that are not read but give a tensor of the shape of their first argument (unless they broadcast), by their
+plain names."""
+MAY_BROADCAST = frozenset(str.split("mul add sub div imul iadd addcmul isub itruediv maximum minimum pow truediv"))
+
+
+def called_name(node: fx.Node, module_of: ModuleOf) -> str:
+    """The name of what a node calls; of a layer, that of the class of torch whose forward it has."""
+    if node.op != "call_module":
+        return target_name(node, module_of).rstrip("_") if node.op.startswith("call") else ""
+    module = module_of(node)
+    known = (c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules"))
+    # A scripted class has none to ask for.
+    forward = getattr(type(module), "forward", None)
+    return next((c.__name__.lower() for c in known if getattr(c, "forward", ...) is forward), "")
+
+
+def plain_name(name: str) -> str:
+    """What a function and the layer of it have in common: ``leaky_relu`` and `LeakyReLU`."""
+    return name.replace("_", "")
 
 
 def checks(node: fx.Node) -> bool:

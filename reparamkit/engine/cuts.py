@@ -13,22 +13,25 @@ from ..errors import NotFusable
 from ..layers.hooks import has_hooks
 from ..sourcecode.observing import sets_hooks
 from ..sourcecode.shortened import is_shortened
-from .scope import innermost, place_of, using_parts, with_callers
+from .scope import goes_by, innermost, place_of, using_parts, with_callers
 
 
 def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
     """The calls that a merge cuts through must not be observed.
 
-    Raises `NotFusable`: one has hooks, or a method of the model uses a part of it. (Those of modules inside are hidden
-    then, those that only may do something else with a value inside of it, what is the model's own business, and the
-    forward that it brings along for when the layers are merged.)
+    Raises `NotFusable`: one has hooks, or goes by what changes, or a method of the model uses a part of it. (Those of
+    modules inside are hidden then, those that only may do something else with a value inside of it, what is the model's
+    own business, and the forward that it brings along for when the layers are merged.)
     """
     frames = {node: captured.frame(node) for node in members}
     if len({node.meta["context"] for node in frames}) > 1:
         raise NotFusable("the forward of the model changes grad mode inside it")
     calls = dict.fromkeys(frames.values())
     around = innermost([*calls])
-    for cut in dict.fromkeys(cut for call in calls for cut in call.stack[len(around.stack) :]):
+    inside = dict.fromkeys(cut for call in calls for cut in call.stack[len(around.stack) :])
+    if said := next(filter(None, (goes_by(captured, call) for call in (around, *inside))), None):
+        raise NotFusable(said)
+    for cut in inside:
         if has_hooks(cut.module):
             raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
         if cut.module in captured.outside.used:

@@ -68,6 +68,7 @@ class _Code:
         own = self._of_layer(self.paths[module])
         self.found.used.update({each: why for each in (*uses.called, *uses.read) if id(each) not in own})
         self._note_lists(uses, {*OWN, *TENSORS})
+        self._note_exact(uses, {*OWN, *TENSORS})
 
     def _of_layer(self, path: str) -> set[int]:
         """What the layer has (by identity) of whose weight a module is the parametrization: a call of the layer is all
@@ -97,6 +98,7 @@ class _Code:
             if module not in frames and names & {"", *made} and isinstance(module, VANISHING):
                 self.found.used.setdefault(module, "code of the model reads its class, which a merge changes")
         self._note_lists(uses, made)
+        self._note_exact(uses, made)
 
     def follow_hooks(self) -> None:
         """What hooks of a forward call, and the tensors that they know by a module, and may write into, as one that
@@ -110,6 +112,12 @@ class _Code:
                 called = (inner for part in uses.called for inner in part.modules())
                 read = (part for part in uses.read if isinstance(part, Tensor))
                 self.found.used.update(dict.fromkeys((*called, *read), why))
+
+    def _note_exact(self, uses: Uses, made: Collection[str]) -> None:
+        """The modules that keep their class: code that is written again, and a hidden method, are of a class apart."""
+        why = "code of the model asks for the very class of '{}', which a merge would change"
+        asked = (module for module, names in uses.exact.items() if module in self.paths and names & {"", *made})
+        self.found.exact.update({module: why.format(self.paths[module] or "the model") for module in asked})
 
     def _note_lists(self, uses: Uses, made: Collection[str]) -> None:
         """Of a list there has to be something left."""

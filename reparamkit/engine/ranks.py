@@ -14,10 +14,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..capture.aliases import target_name
 from ..capture.capture import Captured
 from ..capture.proxies import UNPACKED
-from .counting import MAY_BROADCAST, SAME_SHAPE
+from .counting import MAY_BROADCAST, SAME_SHAPE, called_name, plain_name
 
 RANK = "rank"
 """What the meta of a node has of which the rank was found out: the rank, and whether calls fail with any other."""
@@ -39,7 +38,6 @@ LEAST = {"groupnorm": 2, "group_norm": 2, "pixelshuffle": 3, "pixel_shuffle": 3,
 """How many dimensions calls take at least, of those that make as many."""
 ALIKE = SAME_SHAPE - MAY_BROADCAST | {
     "contiguous",
-    "dropout2d",
     "float",
     "overwrite",
     "pad",
@@ -47,7 +45,7 @@ ALIKE = SAME_SHAPE - MAY_BROADCAST | {
     "to",
 }
 """Further calls that do."""
-SPREADING = MAY_BROADCAST | {"lerp", "maximum", "minimum", "truediv", "where"}
+SPREADING = MAY_BROADCAST | {"lerp", "where"}
 """Calls that make as many dimensions as that of their arguments which has the most."""
 NAMED: dict[str, dict[str, Any]] = {
     "flatten": {"start_dim": 0, "end_dim": -1},
@@ -134,14 +132,8 @@ class _Ranks:
         return frozenset({value.dim()}) if isinstance(value, Tensor) else ANY
 
     def name(self, node: fx.Node) -> str:
-        """The plain name of what a node calls; of a layer, that of the class of torch whose forward it has."""
-        if node.op != "call_module":
-            return target_name(node, self.captured.module).rstrip("_") if node.op.startswith("call") else ""
-        module = self.captured.module(node)
-        known = (c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules"))
-        # A scripted class has none to ask for.
-        forward = getattr(type(module), "forward", None)
-        return next((c.__name__.lower() for c in known if getattr(c, "forward", ...) is forward), "")
+        """What a node calls."""
+        return called_name(node, self.captured.module)
 
     def _relation(self, node: fx.Node) -> Related | None:
         name = self.name(node)
@@ -153,7 +145,7 @@ class _Ranks:
             # What is no list here is one that a call makes.
             whole = bool(values) and listed is not None and len(values) == len(listed)
             return (list(dict.fromkeys(values)), lambda *ranks: _equal(ranks) + (name == "stack")) if whole else None
-        if name in SPREADING:
+        if plain_name(name) in SPREADING:
             return list(dict.fromkeys(values)), lambda *ranks: max(ranks)
         if name == "matmul":
             return list(dict.fromkeys(values)), lambda *ranks: max(ranks) if min(ranks) > 1 else None
@@ -215,7 +207,7 @@ def _of_one(name: str, args: list[Any], node: fx.Node) -> Relation | None:
         return lambda rank: _checked(rank, rank - int(window[1]) in (1, 2))
     if name in TAKEN:
         return lambda rank: _checked(rank, rank in TAKEN[name])
-    if name in LEAST or name in ALIKE | SPLITTING:
+    if name in LEAST or plain_name(name) in ALIKE or name in SPLITTING:
         return lambda rank: _checked(rank, rank >= LEAST.get(name, 0))
     if name == "permute":
         return lambda rank: _checked(rank, rank == len(flat))

@@ -28,7 +28,18 @@ from ..layers.hooks import AFTER, BEFORE
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module, computes_weight
 from .arithmetic import evaluated, is_constant, rounded_to, widened
-from .counting import MAY_BROADCAST, SAME_SHAPE, Shape, checks, computed, least_rank, opaque, shape_read
+from .counting import (
+    MAY_BROADCAST,
+    SAME_SHAPE,
+    Shape,
+    called_name,
+    checks,
+    computed,
+    least_rank,
+    opaque,
+    plain_name,
+    shape_read,
+)
 from .parts import number_of_parts, taken_apart
 from .ranks import RANK, certain_rank
 from .scope import WATCHED, Scope, watched
@@ -307,7 +318,7 @@ class _Reader:
 
     def _same_shape(self) -> Shape | None:
         """The shape of the first input, for calls known to keep it; never one that traced values contradict."""
-        name = self._name()
+        name = plain_name(called_name(self.node, self.captured.module))
         tensors = [n for n in self.node.all_input_nodes if n in self.out.shapes]
         if name not in SAME_SHAPE or not tensors:
             return None
@@ -352,11 +363,6 @@ class _Reader:
 
     def _equal_shapes(self, tensors: list[fx.Node]) -> bool:
         return all(self.out.shapes[n] == self.out.shapes[tensors[0]] for n in tensors)
-
-    def _name(self) -> str:
-        if self.node.op == "call_module":
-            return type(self.captured.module(self.node)).__name__.lower()
-        return str(getattr(self.node.target, "__name__", self.node.target)).rstrip("_")
 
     def _as_source(self, shape: Shape, node: fx.Node | None = None) -> None:
         node = node or self.node

@@ -178,10 +178,7 @@ class Scope:
         changing = self.captured.changed.names
         if node.op == "call_module" and (names := changing.get(id(self.captured.module(node)))):
             return f"its attribute '{min(names)}' changes while the model runs"
-        for frame in self.captured.frame(node).stack if changing else ():
-            if name := _goes_by(frame, changing):
-                return f"{frame.path or 'the model'} goes by '{name}', which code changes while the model runs"
-        return None
+        return goes_by(self.captured, self.captured.frame(node))
 
     def _converts(self, node: fx.Node) -> str | None:
         root = next(iter(self.captured.graph.nodes))
@@ -239,7 +236,16 @@ def _odd_dtype(value: object) -> str | None:
     return None
 
 
-def _goes_by(frame: Frame, changing: Mapping[int, Set[str]]) -> str | None:
+def goes_by(captured: Captured, frame: Frame) -> str | None:
+    """Words about an attribute that the code of a call reads, and other code changes, if there is one: what a merge is
+    made of must not be for that code to put together. What it calls as a whole it may call otherwise.
+    """
+    changing = captured.changed.names
+    name = _read_of(frame, changing) if changing else None
+    return name and f"{frame.path or 'the model'} goes by '{name}', which code changes while the model runs"
+
+
+def _read_of(frame: Frame, changing: Mapping[int, Set[str]]) -> str | None:
     """The name of an attribute that the code of a call reads, and other code changes. (What changes the layers of its
     own module matters to all of it.)
     """

@@ -87,7 +87,7 @@ TABLE = (
         "used at several places",
         "give each place a module of its own (copy.deepcopy) before fusing",
         r"called at \S+ places|on constants too|times in a run|times inside a module|tied to another|read elsewhere"
-        r"|in use elsewhere|was traced apart|is cut through|code of the model reads"
+        r"|in use elsewhere|was traced apart|is cut through|code of the model (?:reads|asks for the very class)"
         r"|could leave it none",
     ),
     Advice(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from types import FunctionType, MethodType
@@ -12,7 +12,8 @@ from types import FunctionType, MethodType
 from torch import Tensor, nn
 
 from .attributes import CHILDREN, MODULES, Attributes, methods_of
-from .parse import ASKING, defaults_in, is_torchs
+from .origins import NOT_USERS
+from .parse import ASKING, defaults_in, is_shown, is_torchs
 from .uses import Uses
 from .values import (
     TENSORS,
@@ -64,10 +65,13 @@ def _makes_pairs(node: ast.AST) -> bool:
 
 @dataclass(eq=False)
 class Code(Variables):
-    """The code of one call. own: its first argument. words: parameters that are a known name."""
+    """The code of one call. own: its first argument. words: parameters that are a known name. tree: the
+    function.
+    """
 
     own: Value = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
+    tree: Function | None = None
 
     @cached_property
     def things(self) -> Attributes:
@@ -76,7 +80,7 @@ class Code(Variables):
 
     def run(self, tree: Function, args: list[Value], kwargs: Mapping[str, Value]) -> None:
         """Follow the body until no variable can be more than it was."""
-        self.own = args[0] if args else {}
+        self.own, self.tree = args[0] if args else {}, tree
         self.words = words_in(tree, args)
         args = [{} if text_in(value) else value for value in args]
         self.bind_arguments(tree.args, args, kwargs)
@@ -285,8 +289,19 @@ class Code(Variables):
         return elements({(0, ""): item})
 
     def _attribute(self, node: ast.Attribute) -> Value:
-        found = [self.things.get(item, node.attr) for item in list(self.value(node.value).values())]
+        items = list(self.value(node.value).values())
+        if node.attr == "__class__":
+            self._note_class(node, items)
+        found = [self.things.get(item, node.attr) for item in items]
         return union([*found, self.uses.stored.get(node.attr, {})])
+
+    def _note_class(self, node: ast.expr, items: Iterable[Item]) -> None:
+        """That an expression gives the class of something, and not only what classes made of it have as well."""
+        modules = [(item.thing, item.listed) for item in items if isinstance(item.thing, nn.Module)]
+        users = self.function.__module__.partition(".")[0] not in NOT_USERS
+        if self.tree is not None and modules and users and not is_shown(self.tree, node):
+            for module, listed in modules:
+                self.uses.exact.setdefault(module, set()).add(listed)
 
     # --- calls -----------------------------------------------------------------------------------
 
@@ -372,6 +387,8 @@ class Code(Variables):
         if name == "checkpoint" and args:
             self.uses.use(union(args[1:]))
             return union(self._called(node, item, args[1:], {}) for item in list(args[0].values()))
+        if name == "type":
+            self._note_class(node, given.values())
         if _asks(thing):
             for item in given.values():
                 if isinstance(item.thing, nn.Module):

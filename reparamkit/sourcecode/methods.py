@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 
 from .flow import Way, ways
-from .parse import ASKING, Paths, method_source, once, path_of
+from .parse import ASKING, Paths, is_shown, method_source, once, owner_of_class, path_of
 
 
 @once
@@ -34,6 +34,12 @@ def read_by_methods(cls: type) -> Paths:
     module, which may look deep into it; a loop over it is ``a.__iter__``; all children are ``**``.
     """
     return {name: frozenset(_read(tree)) for name, tree in _methods(cls)}
+
+
+@once
+def classes_in_methods(cls: type) -> Paths:
+    """The modules whose very class the methods ask for; a list of modules for those in it."""
+    return {name: frozenset(_classes(tree)) for name, tree in _methods(cls)}
 
 
 @once
@@ -76,6 +82,15 @@ def _called(tree: ast.AST) -> Iterator[str]:
             callee = node.func
             names = variables.get(callee.id, ()) if isinstance(callee, ast.Name) else [path_of(callee)]
             yield from (name for name in names if name)
+
+
+def _classes(tree: ast.AST) -> Iterator[str]:
+    variables = _variables(tree, results=False)
+    for node in ast.walk(tree):
+        owner = owner_of_class(node)
+        if owner is not None and isinstance(node, ast.expr) and not is_shown(tree, node):
+            names = variables.get(owner.id, ()) if isinstance(owner, ast.Name) else [path_of(owner)]
+            yield from filter(None, names)
 
 
 def _spreading(tree: ast.AST) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,18 @@ def is_users(frame: FrameType) -> bool:
     return package not in NOT_USERS or frame.f_code.co_filename.startswith("<")
 
 
+def first_argument(frame: FrameType) -> object:
+    """What the code of a frame got first: of a method, the object that has it."""
+    return frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
+
+
+def _is_method(frame: FrameType) -> bool:
+    """Whether a frame runs a method of what it got first, so that the call did not give it that."""
+    name, classes = frame.f_code.co_name, type(first_argument(frame)).__mro__
+    found = (each.__dict__.get(name) for each in classes)
+    return any(inspect.unwrap(each).__code__ is frame.f_code for each in found if inspect.isfunction(each))
+
+
 def origins(frame: FrameType) -> Iterator[tuple[FrameType, ast.expr]]:
     """The arguments of the call that a frame is at, each with the frame in which it is said: a variable that is
     assigned once is what is assigned to it, and a parameter what the caller gives.
@@ -76,7 +89,7 @@ def _given(frame: FrameType, outer: FrameType, name: str) -> ast.expr | None:
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     if call is None or name not in names:
         return None
-    position = names.index(name) - (names[0] == "self")
+    position = names.index(name) - _is_method(frame)
     by_name = [keyword.value for keyword in call.node.keywords if keyword.arg == name]
     return next(iter([*by_name, *call.node.args[max(position, 0) :][:1]]), None)
 

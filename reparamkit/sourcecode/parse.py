@@ -73,6 +73,8 @@ def method_source(function: object) -> ast.AST | None:
     for node in nodes:
         if isinstance(node, ast.Name) and node.id in first:
             node.id = "self"
+        if isinstance(node, ast.arg) and node.arg in first:
+            node.arg = "self"
     return tree
 
 
@@ -88,6 +90,26 @@ def path_of(node: ast.AST) -> str:
         return node.attr if node.value.id == "self" else ""
     outer = path_of(node.value)
     return f"{outer}.{node.attr}" if outer else ""
+
+
+def owner_of_class(node: ast.AST) -> ast.expr | None:
+    """``x`` of ``type(x)`` and of ``x.__class__``."""
+    if isinstance(node, ast.Attribute) and node.attr == "__class__":
+        return node.value
+    named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type"
+    return node.args[0] if named and len(node.args) == 1 else None  # type: ignore[attr-defined]
+
+
+def is_shown(tree: ast.AST, node: ast.expr) -> bool:
+    """Whether code reads only an attribute, or the text, of what an expression gives."""
+    return any(node in _shown(each) for each in ast.walk(tree))
+
+
+def _shown(node: ast.AST) -> list[ast.expr]:
+    if isinstance(node, (ast.Attribute, ast.FormattedValue)):
+        return [node.value]
+    text = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("str", "repr")
+    return node.args if text else []  # type: ignore[attr-defined]
 
 
 def names_of(code: CodeType) -> Iterator[str]:

@@ -74,7 +74,8 @@ def _place(node: ast.expr) -> tuple[int | None, ...]:
 class Uses:
     """What code does, all that was followed together. called: modules that it calls as they are. read: modules and
     tensors that it uses in any other way, with the methods of torch by which it found them ("" for none). methods:
-    that may run. asked: modules whose class is asked for, with the same. lists: those that torch makes of tensors of a
+    that may run. asked: modules whose class is asked for, with the same. exact: those of them that have to be of just
+    that class. lists: those that torch makes of tensors of a
     module, by the method. stored: what attributes may have got.
     """
 
@@ -82,6 +83,7 @@ class Uses:
     read: dict[Part, set[str]] = field(default_factory=dict)
     methods: set[tuple[nn.Module, str]] = field(default_factory=set)
     asked: dict[nn.Module, set[str]] = field(default_factory=dict)
+    exact: dict[nn.Module, set[str]] = field(default_factory=dict)
     lists: dict[nn.Module, set[str]] = field(default_factory=dict)
     stored: dict[str, Value] = field(default_factory=dict)
     depths: Depths = field(default_factory=Depths)

@@ -20,7 +20,7 @@ from ..engine.site import Site
 from ..errors import NotFusable, Unwritable
 from ..layers.parts import rescaled
 from .frames import change, changes_of, fold, method, original_class, without_gradients
-from .hidden import Hidden, because, hide_broken
+from .hidden import Hidden, asking_for_classes, because, hide_broken
 from .places import Places
 from .settings import Ran, elsewhere, lost_setting, settings_of
 from .splice import Written
@@ -77,6 +77,7 @@ class Finisher:
         guarded: the merge takes the sizes of the example inputs only.
         """
         opened = below(self.captured, frame, members)
+        self._check_classes(frame, opened)
         inlined = frozenset(self.inlined | opened)
         self._check_settings(frame, opened, frozenset(members))
         graph = fold(self.captured, frame, inlined, members)
@@ -87,6 +88,14 @@ class Finisher:
                 " it would refuse all others"
             )
         method(graph)
+
+    def _check_classes(self, frame: Frame, opened: Set[int]) -> None:
+        """Raises `NotFusable` if a module would be of a class of its own, or gone, and code asks for that."""
+        inside = (call for call in self.captured.called_in[frame] if id(call) in opened)
+        exact = self.captured.outside.exact
+        for module in (frame.module, *(call.module for call in inside)):
+            if module in exact:
+                raise NotFusable(exact[module])
 
     def _check_settings(self, frame: Frame, opened: Set[int], members: Collection[fx.Node]) -> None:
         """Raises `NotFusable` if code would be lost that changes what others see, or a module that others set: one that
@@ -225,6 +234,7 @@ class Finisher:
         hide none); all of it or nothing. Raises `Unwritable` if a method cannot be written with all that goes into it.
         """
         before = dict(self.captured.root.named_modules(remove_duplicate=False))
+        classes = {module: type(module) for module in before.values()}
         self.places = Places(self.captured.root)
         with intact(self.captured.root):
             self.places.counted = self._counted()
@@ -240,6 +250,8 @@ class Finisher:
             if frames is not None:
                 self._hide(before)
                 self._fix()
+                self._check_kept(classes)
+                self._hide_asking()
         for done in (self.moves, self.swaps, self.places, self.sites):
             done.clear()
 
@@ -372,9 +384,22 @@ class Finisher:
         hide_broken(
             self.captured.root, before, self.hidden, opened, live | outside.methods, outside.idle, original_class
         )
-        for module, names in self.hidden.items():
-            known = changes_of(module)
-            change(module, replace(known, hidden=tuple((dict(known.hidden) | names).items())))
+        _hide_all(self.hidden)
+
+    def _check_kept(self, classes: Mapping[nn.Module, type[nn.Module]]) -> None:
+        """Raises `Unwritable` if a module has another class than before, and the code that runs asks for that."""
+        exact = self.captured.outside.exact
+        for path, module in self.captured.root.named_modules():
+            if module in exact and classes[module] is not type(module):
+                raise Unwritable(path, exact[module])
+
+    def _hide_asking(self) -> None:
+        """Hide the methods that would take a module for one of another class, which it has got by what was changed."""
+        root, outside = self.captured.root, self.captured.outside
+        running = {(module, "forward") for module in root.modules() if module not in outside.idle}
+        live = {*self.captured.methods, *outside.methods, *running}
+        while found := asking_for_classes(root, live, original_class):
+            _hide_all(found)
 
     def _fix(self) -> None:
         """Let no attribute that merges rely on be set to something else, of a module or of what has its layers now."""
@@ -474,6 +499,12 @@ class Finisher:
             self.places.put(path, None)
         elif not isinstance(module, nn.Sequential):
             self.places.put(path, _container(module))
+
+
+def _hide_all(hidden: Hidden) -> None:
+    for module, names in hidden.items():
+        known = changes_of(module)
+        change(module, replace(known, hidden=tuple((dict(known.hidden) | names).items())))
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import nn
 
 from ..capture.paths import module_at, start_of, upwards
 from ..capture.tracer import Method
-from ..sourcecode.methods import read_by_methods
+from ..sourcecode.methods import classes_in_methods, read_by_methods
+from ..sourcecode.parse import names_of
 
 Hidden = dict[nn.Module, dict[str, str]]
 """Per module the names of its hidden methods, and why."""
@@ -63,6 +65,28 @@ def because(module: nn.Module, name: str, what: str) -> str:
     """What the error says. what: the method would use."""
     kind = type(module).__name__
     return f"{kind}.{name} uses {what}: call it before reparamkit.fuse, or keep the layers apart with skip=[...]"
+
+
+def asking_for_classes(root: nn.Module, live: set[Method], class_of: ClassOf) -> Hidden:
+    """The methods, not hidden yet, that ask for the very class of a module that has got another one."""
+    found: Hidden = {}
+    for module in root.modules():
+        for name, paths in classes_in_methods(class_of(module)).items():
+            changed = next((path for path in sorted(paths) if _is_changed(module, path, name, class_of)), None)
+            if changed and (module, name) not in live and not name.startswith("__") and hasattr(module, name):
+                what = f"the class of '{changed}', which is another one now"
+                found.setdefault(module, {})[name] = because(module, name, what)
+    return found
+
+
+def _is_changed(module: nn.Module, path: str, name: str, class_of: ClassOf) -> bool:
+    """Whether a module has another class, or one of a list has of those that a method names."""
+    here = module_at(module, path)
+    if not isinstance(here, (nn.ModuleList, nn.Sequential, nn.ModuleDict)):
+        return here is not None and class_of(here) is not type(here)
+    method = getattr(class_of(module), name, None)
+    named = {*names_of(method.__code__)} if inspect.isfunction(method) else set[str]()
+    return any(class_of(each) is not type(each) and class_of(each).__name__ in named for each in here.children())
 
 
 def _reasons(module: nn.Module, paths: frozenset[str], gone: set[str], hidden: Hidden) -> Iterator[str]:
