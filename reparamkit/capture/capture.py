@@ -60,6 +60,8 @@ class Inputs:
         return Inputs(*copy.deepcopy((self.args, dict(self.kwargs))))
 
 
+LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
+"""Layers that write into their weight, if its rows have a largest norm."""
 POSITIONS = ("targets", "owners", "made_in", "deciding")
 """What `Captured` knows of where nodes are."""
 
@@ -258,9 +260,10 @@ class Captured:
     def written(self) -> set[int]:
         """The memory of parameters and buffers that the forward writes into."""
         named = {n for writer in self.aliases.writers for n in self.aliases.of(writer) if n.op == "get_attr"}
-        called = (self.module(n) for n in self.graph.nodes if n.op == "call_module")
-        training = (m for module in called for m in module.modules() if m.training)
-        found = [self.attribute(n) for n in named] + [b for m in training for b in m.buffers(recurse=False)]
+        called = [m for n in self.graph.nodes if n.op == "call_module" for m in self.module(n).modules()]
+        found = [self.attribute(n) for n in named]
+        found += [buffer for m in called if m.training for buffer in m.buffers(recurse=False)]
+        found += [m.weight for m in called if isinstance(m, LOOKUPS) and m.max_norm is not None]
         found += [parameter for name, parameter in self.root.named_parameters() if name in self.overwritten]
         return {storage(t) for t in found if isinstance(t, Tensor) and t.numel()}
 
