@@ -96,6 +96,7 @@ MAY_ALIAS = frozenset(
         "broadcast_to",
         "imag",
         "part",
+        "section",
         "taken",
         "split_with_sizes",
         "unsafe_chunk",
@@ -322,7 +323,7 @@ def _overlaps(value: Tensor) -> bool:
     return False
 
 
-PARTS = {"part": 4, "chunk": 4, "taken": 3, "select": 3}
+PARTS = {"part": 4, "chunk": 4, "section": 4, "taken": 3, "select": 3}
 """Calls that give one part, with how many arguments: the last is its number."""
 
 
