@@ -287,6 +287,16 @@ class Captured:
         return {node.name: node for node in self.graph.nodes}
 
     @cached_property
+    def asked(self) -> Mapping[nn.Module, list[tuple[Frame, str]]]:
+        """Per module the attributes of it that the code of other modules reads, tensors aside, each with the call."""
+        found: WeakKeyDictionary[nn.Module, list[tuple[Frame, str]]] = WeakKeyDictionary()
+        for frame in self.frames:
+            for module, names in frame.read.items():
+                if module is not frame.module:
+                    found.setdefault(module, []).extend((frame, name) for name, _ in names)
+        return found
+
+    @cached_property
     def targets(self) -> dict[str, list[fx.Node]]:
         """The nodes that call a module or read an attribute, by its path."""
         found: dict[str, list[fx.Node]] = {}
@@ -347,7 +357,7 @@ class Captured:
 
     def forget(self) -> None:
         """The graph was changed: what was computed from it is computed again."""
-        facts = ("named", "decisions", "aliases", "written", "module_calls", "parameter_uses", "methods")
+        facts = ("named", "asked", "decisions", "aliases", "written", "module_calls", "parameter_uses", "methods")
         for name in (*facts, *POSITIONS):
             vars(self).pop(name, None)
 

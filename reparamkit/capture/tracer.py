@@ -43,6 +43,7 @@ from .lending import Lending, Taken
 from .listing import lists_noted
 from .modes import Modes, modes, modes_noted
 from .observers import without_observers
+from .patches import Function, patched
 from .proxies import ValueProxy, attribute, where
 from .scripts import scripts_opened
 from .settings import settings_read
@@ -59,6 +60,8 @@ ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 """Modules that are made of others, and have a length."""
 NUMBERS = frozenset({"item", "tolist"})
 """Methods that give the numbers in a tensor."""
+HOOKING = ("register_forward_hook", "register_forward_pre_hook")
+"""Methods of modules that set hooks on calls."""
 CONVERSIONS = frozenset({"__float__", "__int__", "__bool__", "__index__"})
 """Methods by which Python takes a tensor for a number."""
 FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye, torch.arange, torch.linspace})
@@ -365,6 +368,7 @@ class Tracer(fx.Tracer):
         """What torch does otherwise while this traces."""
         yield from (_Calls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened())
         yield from (assignments_seen(self._look), settings_read(self._read))
+        yield patched(nn.Module, dict.fromkeys(HOOKING, self._hooks))
         yield from (variables_read(), lists_noted(self.lists), modes_noted(self._asks_for_modes), failing_quietly())
         if self._through:
             yield wraps_opened()
@@ -570,6 +574,12 @@ class Tracer(fx.Tracer):
     def _asks_for_modes(self) -> None:
         if self.frame is not None and not self.idle:
             self.frame.asks = True
+
+    def _hooks(self, register: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A hook that the forward sets runs in no trace."""
+        if self.idle:
+            return register(*args, **kwargs)
+        raise self.refusal(f"the forward sets hooks on modules{where(self)}, which a trace does not run")
 
     def withdraw(self, by: FrameType) -> None:
         """The instruction that `by` is at calls a function of torch, which asks its arguments whether they could be
