@@ -18,6 +18,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
 
 from .capture.capture import Inputs
+from .capture.trees import map_leaves
 from .capture.undone import undone
 from .compare import compare, outputs
 from .errors import InvalidInputError
@@ -115,6 +116,26 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
         again = tried(model, inputs) if (changed := bool(changes)) else []
         written = {name for name, parameter in model.named_parameters() if changed and changes.wrote(parameter)}
     return Example(inputs, [*output, *again], 2 if changed else 1, calls, absent, written)
+
+
+def depends_on_calls(model: nn.Module, example: Example) -> bool:
+    """Whether what a model that changes gives for other inputs is another after the call of the example."""
+    if example.runs == 1:
+        return False
+    other = Inputs(*map_leaves(_halved, (example.inputs.args, dict(example.inputs.kwargs))))
+    try:
+        with undone(model):
+            first = outputs(model, other)
+        with undone(model):
+            outputs(model, example.inputs)
+            return not compare(outputs(model, other), first).passed
+    except Exception:
+        # It takes no such inputs.
+        return False
+
+
+def _halved(leaf: Any) -> Any:
+    return leaf / 2 if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def tried(model: nn.Module, inputs: Inputs) -> list[Tensor]:

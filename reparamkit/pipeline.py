@@ -17,12 +17,15 @@ from torch.export import ExportedProgram
 
 from .algebra.size import Symbol
 from .capture.caches import caches_left, empty_tables
+from .capture.capture import Inputs
 from .capture.draws import random_state_kept
+from .capture.gradients import same_with_gradients
 from .capture.parts import Parts, capture_parts
 from .capture.paths import module_at
 from .capture.ranks import takes_other_ranks
 from .capture.scripts import compiled_opened
 from .capture.state import TABLES, intact, kept
+from .capture.tracer import Frame
 from .capture.undone import undone
 from .compare import Verification, compare, outputs
 from .copies import owning, sharing_copy
@@ -33,7 +36,7 @@ from .engine.reading import Reading
 from .errors import CaptureError, CoverageError, InvalidInputError, RecipeError, Unwritable
 from .exported import graph_of, tensors_in
 from .garbage import rarely_collected
-from .inputs import checked_inputs, checked_model, tried
+from .inputs import checked_inputs, checked_model, depends_on_calls, tried
 from .layers.hooks import has_hooks
 from .layers.registry import READERS
 from .localize import first_difference
@@ -45,6 +48,8 @@ from .record import Sketch, described, marked, sketch
 from .reporting import Refusal, Report, Totals
 from .request import Request, requested
 from .rulebook.rule import Rule
+from .sourcecode.flow import remembered
+from .sourcecode.parse import forward_of
 from .summary import Work, counted, left, summarize, suspicious, totals
 from .whole import check_whole, through
 from .write.write import Done
@@ -310,7 +315,8 @@ def _captured(model: nn.Module, request: Request) -> Parts:
 
 def _check_graph(model: nn.Module, parts: Parts, request: Request) -> None:
     """Raises `CaptureError` if one graph cannot do what the model does, also when it is called again."""
-    for path, reason in (dict(parts.opaque) | _lost(parts) | _changed(model, parts, request)).items():
+    found = dict(parts.opaque) | _lost(parts) | _asked(model, parts, request) | _changed(model, parts, request)
+    for path, reason in found.items():
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
 
 
@@ -329,6 +335,20 @@ def _lost(parts: Parts) -> dict[str, str]:
     return lost
 
 
+def _asked(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]:
+    """Where the code takes another way if gradients are followed, to other numbers, by the path."""
+    asking = [frame.path for part in parts.captured for frame in part.frames if frame.asks]
+    if not asking or (request.inputs is not None and _same_with_gradients(model, request.inputs)):
+        return {}
+    known = " (pass example_inputs, which tells whether)" if request.inputs is None else ""
+    return {asking[0]: f"a graph has one way, and the forward asks torch for modes, which makes a difference{known}"}
+
+
+def _same_with_gradients(model: nn.Module, inputs: Inputs) -> bool:
+    own = inputs.copied()
+    return same_with_gradients(model, own.args, own.kwargs)
+
+
 def _changed(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]:
     """Where a graph, which does in every call what the first call does, would do something else, by the path."""
     changed = parts.captured[0].changed
@@ -337,10 +357,19 @@ def _changed(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]
     why = "a graph does in every call what the first call does, and the forward changes "
     if layers:
         return {layers[0]: f"{why}attributes of a layer"}
-    if setters and (request.example is None or request.example.varies):
+    if setters and (request.example is None or request.example.varies or depends_on_calls(model, request.example)):
         known = "pass example_inputs, which tells whether" if request.example is None else "here"
         return {setters[0]: f"{why}attributes: {known} the output differs from call to call"}
-    return {}
+    frames = parts.captured[0].frames if setters else []
+    counted = ((frame.path, name) for frame in frames for name in _counts(frame))
+    return {path: f"{why}'{name}', by which it takes branches" for path, name in counted}
+
+
+def _counts(frame: Frame) -> set[str]:
+    """The numbers of a module that the code of a call changes, and takes branches by."""
+    codes = {forward_of(frame.module).__code__, *frame.codes}
+    names = frozenset[str]().union(*map(remembered, codes))
+    return {name for name in names if type(getattr(frame.module, name, None)) in (int, float)}
 
 
 def _reported(

@@ -103,7 +103,9 @@ def _is_opaque(node: fx.Node, reading: Reading) -> bool:
     return node.op.startswith("call") and not known and _computes(node)
 
 
-VIEWS = frozenset(["reshape", "view", "permute", "transpose", "flatten", "chunk", "split", "part", "taken", "getitem"])
+VIEWS = frozenset(
+    ["reshape", "view", "permute", "transpose", "flatten", "chunk", "split", "part", "section", "taken", "getitem"]
+)
 IDLE = VIEWS | {"getattr", "size", "_assert"}
 """Calls that compute no numbers: views, questions and checks."""
 

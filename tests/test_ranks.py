@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -293,6 +294,20 @@ def test_a_shape_of_fewer_dimensions_than_the_code_reads_ends_in_no_error():
     model = build(lambda: Model(forward, norm=nn.BatchNorm3d(4), weight=weight))
     x = sample((2, 4, 5, 3, 4), torch.float32)
     assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6
+
+
+def test_code_may_go_through_chunks_without_an_example():
+    """There are as many as it asks for, which is guarded: of few positions there are less."""
+    body = partial(_sum_of_chunks, 2)
+    net = build(lambda: Model(body, layers=conv_norm(4, 4)))
+    fused = reparamkit.fuse(net)
+    x = sample((2, 4, 6, 6), torch.float32)
+    assert operations(fused, x) == operations(net, x).replace("conv norm", "conv")
+    assert error(run(fused, x), run(net, x)) <= 1e-5
+
+
+def _sum_of_chunks(number: int, m: Any, x: Tensor) -> Tensor:
+    return torch.stack([part.relu() for part in m.layers(x).chunk(number, -1)]).sum(0)
 
 
 @pytest.mark.parametrize("joined", [torch.cat, torch.stack])

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -298,6 +299,48 @@ def test_a_model_without_a_recipe_says_why():
     for function in (reparamkit.recipe, lambda model: reparamkit.convert_state_dict(model, {})):
         with pytest.raises(RecipeError, match=r"no recipe for '0\.weight'"):
             function(fused)
+
+
+class Found(nn.Module):
+    """A block to merge; its parent also computes with the weights of another layer, of which it gets hold somehow."""
+
+    def __init__(self, found: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.other, self.found = (
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 1),
+            nn.Linear(4, 4),
+            found,
+        )
+        self.row, self.box = [self.other.bias], SimpleNamespace(weight=self.other.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.a(x) + self.b(x)) + sum(each.sum() for each in self.found(self))
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+@pytest.mark.parametrize("as_graph", [True, False], ids=["graph", "module"])
+@pytest.mark.parametrize(
+    "found",
+    [
+        lambda self: self.other.parameters(),
+        lambda self: self.other.state_dict().values(),
+        lambda self: self.other._parameters.values(),
+        lambda self: vars(self.other)["_parameters"].values(),
+        lambda self: [each.data for each in self.row],
+        lambda self: [self.box.weight.t()],
+    ],
+    ids=["parameters", "state dict", "table", "vars", "list", "object"],
+)
+def test_parameters_that_code_finds_elsewhere_are_no_constants(
+    found: Callable[[Any], Any], as_graph: bool, trained: bool
+):
+    model = build(lambda: Found(found)).requires_grad_(trained)
+    x = sample((2, 4, 8, 8), torch.float32)
+    fused, others = reparamkit.fuse(model, x, as_graph=as_graph), other_weights(model)
+    assert error(run(fused, x), run(model, x)) <= 1e-5
+    fused.load_state_dict(reparamkit.convert_state_dict(fused, others.state_dict()))
+    assert error(run(fused, x), run(others, x)) <= 1e-5
 
 
 def test_constants_of_the_model_are_in_the_recipe():

@@ -424,3 +424,68 @@ def test_what_has_the_layers_of_a_module_takes_none_of_its_settings():
     assert "mul" not in operations(fused, x).split()
     with pytest.raises(GuardError, match="size"):
         fused.inner.size = 3
+
+
+# --- what code asks of layers that are merged --------------------------------------------------------------
+
+
+class Asked(nn.Module):
+    """Two rows of layers without biases, and code that asks them something."""
+
+    def __init__(self, body: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.body = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), body
+        self.point, self.wide = nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 4, 3, padding=1)
+        self.child = Asking()
+
+    def has_bias(self, layer: nn.Module) -> bool:
+        """A helper."""
+        return layer.bias is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+class Asking(nn.Module):
+    """Code of another module than that of the layers."""
+
+    def forward(self, y: Tensor, layer: Any) -> Tensor:
+        return torch.relu(y) if layer.bias is None else -y
+
+
+def by_a_bias(m: Any, x: Tensor) -> Tensor:
+    y = m.norm(m.conv(x))
+    return torch.relu(y) if m.conv.bias is None else y + 1
+
+
+def by_a_helper(m: Any, x: Tensor) -> Tensor:
+    y = m.wide(m.point(x))
+    return y + 1 if m.has_bias(m.point) else torch.relu(y)
+
+
+def by_a_child(m: Any, x: Tensor) -> Tensor:
+    return m.child(m.norm(m.conv(x)), m.conv)
+
+
+def by_a_size(m: Any, x: Tensor) -> Tensor:
+    return torch.relu(m.wide(m.point(x)))[..., m.point.kernel_size[0] :]
+
+
+def by_a_number(m: Any, x: Tensor) -> Tensor:
+    return torch.relu(m.norm(m.conv(x))) * m.norm.eps
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("body", [by_a_bias, by_a_helper, by_a_child, by_a_size, by_a_number])
+def test_code_gets_the_answers_that_the_layers_gave(body: Callable[[Any, Tensor], Tensor], with_inputs: bool):
+    """A merge may give a layer a bias, or leave nothing of it."""
+    model = build(lambda: Asked(body), torch.float64)
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+
+
+def test_a_merge_is_made_where_no_answer_changes():
+    """A kernel that takes in a norm is as large as before."""
+    model = build(lambda: Asked(lambda m, x: torch.relu(m.norm(m.conv(x))) * m.conv.kernel_size[0]))
+    fused = reparamkit.fuse(model)
+    assert isinstance(fused.norm, nn.Identity)

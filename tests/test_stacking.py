@@ -82,3 +82,17 @@ def test_the_stacked_layer_trains():
     stacked = torch.cat([model.a.weight.grad, model.b.weight.grad])
     (weight,) = (p for p in fused.parameters() if p.dim() == 2)
     assert error(weight.grad, stacked) <= 1e-6
+
+
+def of_tokens(model: nn.Module, x: Tensor) -> Tensor:
+    n, t, _ = x.shape
+    heads = model.b(x).unflatten(-1, (2, 2))
+    return model.a(x).reshape(n, t, 2, 2).sigmoid() * heads.tanh()
+
+
+def test_parts_of_what_was_stacked_have_the_rank_of_the_whole():
+    """The code tells the rank, and what a split gives has none itself."""
+    model = pair(of_tokens)
+    fused = reparamkit.fuse(model, objective="launches")
+    assert error(run(fused, X), run(model, X)) <= 1e-6
+    assert "stack_layers" in {rule for merge in reparamkit.report(fused).merges for rule in merge.rules}

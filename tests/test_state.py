@@ -411,7 +411,20 @@ def test_a_fused_model_starts_to_count_where_the_model_was(body: Callable[..., A
     assert vars(fused.holder) == vars(model.holder)
 
 
-@pytest.mark.parametrize("body", [every_second, collects, sets_eps])
+def joins_later(m: Any, x: Tensor) -> Tensor:
+    """The norm, after three calls."""
+    m.count += 1
+    return pair(m, x) if m.count > 3 else m.conv(x)
+
+
+def keeps_the_first(m: Any, x: Tensor) -> Tensor:
+    """What all calls are compared with."""
+    y = pair(m, x)
+    m.log.append(y.mean())
+    return y - m.log[0]
+
+
+@pytest.mark.parametrize("body", [every_second, collects, sets_eps, joins_later, keeps_the_first])
 def test_a_graph_that_would_do_the_same_in_every_call_is_refused(body: Callable[..., Any]):
     with pytest.raises(CaptureError, match="does in every call what the first call does"):
         reparamkit.fuse(model_of(body), X, as_graph=True)
@@ -419,10 +432,52 @@ def test_a_graph_that_would_do_the_same_in_every_call_is_refused(body: Callable[
         reparamkit.fuse(model_of(body), as_graph=True)
 
 
+def by_mode(m: Any, x: Tensor) -> Tensor:
+    """Another layer where gradients are followed."""
+    return m.norm(m.conv(x)) if torch.is_grad_enabled() else m.norm(m.other(x))
+
+
+@pytest.mark.parametrize("options", [{"example_inputs": X}, {}], ids=["inputs", "no inputs"])
+def test_a_graph_that_would_take_one_way_whether_gradients_are_followed_or_not_is_refused(options: dict[str, Any]):
+    with pytest.raises(CaptureError, match="asks torch for modes"):
+        reparamkit.fuse(model_of(by_mode), as_graph=True, **options)
+
+
 def test_a_counter_that_changes_nothing_is_left_out_of_a_graph():
     model = model_of(counts)
     fused = reparamkit.fuse(model, X, as_graph=True)
     assert error(fused(X), model(X)) <= 1e-5
+
+
+TABLES: dict[str, Callable[..., nn.Module]] = {"embedding": nn.Embedding, "bag": nn.EmbeddingBag}
+
+
+def looks_up(m: Any, i: Tensor) -> Tensor:
+    """By the layer."""
+    return m.table(i)
+
+
+def looks_up_by_function(m: Any, i: Tensor) -> Tensor:
+    """By the function of its kind."""
+    lookup = torch.nn.functional.embedding if isinstance(m.table, nn.Embedding) else torch.nn.functional.embedding_bag
+    return lookup(i, m.table.weight, max_norm=m.table.max_norm)
+
+
+@pytest.mark.parametrize("options", [{"example_inputs": torch.arange(6).view(2, 3)}, {}], ids=["inputs", "no inputs"])
+@pytest.mark.parametrize("by", [looks_up, looks_up_by_function])
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_whose_rows_a_lookup_scales_is_not_merged(
+    kind: str, by: Callable[..., Tensor], options: dict[str, Any]
+):
+    """Its numbers are others behind the lookup than before."""
+
+    def forward(m: Any, i: Tensor) -> Tensor:
+        return torch.nn.functional.linear(m.linear(by(m, i)), m.table.weight)
+
+    model = build(lambda: Model(forward, table=TABLES[kind](6, 8, max_norm=0.5), linear=nn.Linear(8, 8)))
+    reference, fused = copy.deepcopy(model), reparamkit.fuse(model, **options)
+    i = torch.arange(6).flip(0).view(2, 3)
+    assert error(run(fused, i), run(reference, i)) <= 1e-5
 
 
 def fills_a_tensor(m: Any, x: Tensor) -> Tensor:

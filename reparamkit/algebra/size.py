@@ -188,6 +188,24 @@ def window_of(size: Size) -> tuple[Size, int, int] | None:
     return _stencil(size.symbols[0]) if alone else None
 
 
+def reach(size: Size, number: Size, wraps: bool) -> int | None:
+    """How much larger a size is than a number that code computed of sizes, for all their values; None if that is not
+    known.
+
+    wraps: the number counts from the end where it is less than 0, which must make no difference.
+    """
+    (inner, more), (other, grown) = _grown(size), _grown(number)
+    # Of n positions, n - 1 and n - 2 are the same as -1 and -2, however few there are.
+    from_front = grown >= 0 or (more == 0 and grown >= -2)
+    return more - grown if inner == other and (from_front or not wraps) else None
+
+
+def _grown(size: Size) -> tuple[Size, int]:
+    """A size as another and a number: ``n + k``."""
+    window = window_of(size)
+    return (window[0], window[2] + 1) if window is not None and window[1] == 1 else (size, 0)
+
+
 def product(sizes: Iterable[Size]) -> Size:
     """The product of sizes, 1 for none."""
     factors = tuple(sizes)

@@ -96,6 +96,7 @@ MAY_ALIAS = frozenset(
         "broadcast_to",
         "imag",
         "part",
+        "section",
         "taken",
         "split_with_sizes",
         "unsafe_chunk",
@@ -109,6 +110,8 @@ MAY_COMPUTE = frozenset({"einsum", "sum_to_size"})
 """What may be a view, or compute something."""
 STATISTICS = frozenset({"batch_norm", "instance_norm"})
 """Functions that write into the statistics they are given, if they use those of the batch."""
+LOOKUPS = frozenset({"embedding", "embedding_bag"})
+"""Functions that write into the table they are given, if its rows have a largest norm."""
 
 
 ModuleOf = Callable[[fx.Node], nn.Module]
@@ -138,6 +141,7 @@ def written_by(node: fx.Node, module_of: ModuleOf) -> Iterator[fx.Node]:
     outs = [leaf for leaf in leaves(node.kwargs.get("out")) if isinstance(leaf, fx.Node)]
     yield from outs
     yield from _statistics(node) if name in STATISTICS else ()
+    yield from _renormed(node) if name in LOOKUPS else ()
     if (in_place(name) or node.kwargs.get("inplace")) and not outs:
         yield node.all_input_nodes[0]
 
@@ -164,6 +168,14 @@ def _statistics(node: fx.Node) -> Iterator[fx.Node]:
     first = 1 if getattr(node.target, "__module__", "") == functional.__name__ else 3
     running = (*node.args[first : first + 2], node.kwargs.get("running_mean"), node.kwargs.get("running_var"))
     yield from (each for each in running if flag and isinstance(each, fx.Node))
+
+
+def _renormed(node: fx.Node) -> Iterator[fx.Node]:
+    """The table whose rows a lookup scales to a largest norm."""
+    given = dict(zip(("input", "weight", "", "max_norm"), node.args, strict=False)) | node.kwargs
+    table = given.get("weight")
+    if given.get("max_norm") is not None and isinstance(table, fx.Node):
+        yield table
 
 
 @dataclass(frozen=True)
@@ -311,7 +323,7 @@ def _overlaps(value: Tensor) -> bool:
     return False
 
 
-PARTS = {"part": 4, "chunk": 4, "taken": 3, "select": 3}
+PARTS = {"part": 4, "chunk": 4, "section": 4, "taken": 3, "select": 3}
 """Calls that give one part, with how many arguments: the last is its number."""
 
 

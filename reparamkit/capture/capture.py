@@ -60,6 +60,8 @@ class Inputs:
         return Inputs(*copy.deepcopy((self.args, dict(self.kwargs))))
 
 
+LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
+"""Layers that write into their weight, if its rows have a largest norm."""
 POSITIONS = ("targets", "owners", "made_in", "deciding")
 """What `Captured` knows of where nodes are."""
 
@@ -260,9 +262,10 @@ class Captured:
     def written(self) -> set[int]:
         """The memory of parameters and buffers that the forward writes into."""
         named = {n for writer in self.aliases.writers for n in self.aliases.of(writer) if n.op == "get_attr"}
-        called = (self.module(n) for n in self.graph.nodes if n.op == "call_module")
-        training = (m for module in called for m in module.modules() if m.training)
-        found = [self.attribute(n) for n in named] + [b for m in training for b in m.buffers(recurse=False)]
+        called = [m for n in self.graph.nodes if n.op == "call_module" for m in self.module(n).modules()]
+        found = [self.attribute(n) for n in named]
+        found += [buffer for m in called if m.training for buffer in m.buffers(recurse=False)]
+        found += [m.weight for m in called if isinstance(m, LOOKUPS) and m.max_norm is not None]
         found += [parameter for name, parameter in self.root.named_parameters() if name in self.overwritten]
         return {storage(t) for t in found if isinstance(t, Tensor) and t.numel()}
 
@@ -284,6 +287,16 @@ class Captured:
     def named(self) -> dict[str, fx.Node]:
         """The nodes by their names."""
         return {node.name: node for node in self.graph.nodes}
+
+    @cached_property
+    def asked(self) -> Mapping[nn.Module, list[tuple[Frame, str]]]:
+        """Per module the attributes of it that the code of other modules reads, tensors aside, each with the call."""
+        found: WeakKeyDictionary[nn.Module, list[tuple[Frame, str]]] = WeakKeyDictionary()
+        for frame in self.frames:
+            for module, names in frame.read.items():
+                if module is not frame.module:
+                    found.setdefault(module, []).extend((frame, name) for name, _ in names)
+        return found
 
     @cached_property
     def targets(self) -> dict[str, list[fx.Node]]:
@@ -346,7 +359,7 @@ class Captured:
 
     def forget(self) -> None:
         """The graph was changed: what was computed from it is computed again."""
-        facts = ("named", "decisions", "aliases", "written", "module_calls", "parameter_uses", "methods")
+        facts = ("named", "asked", "decisions", "aliases", "written", "module_calls", "parameter_uses", "methods")
         for name in (*facts, *POSITIONS):
             vars(self).pop(name, None)
 

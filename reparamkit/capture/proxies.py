@@ -172,12 +172,21 @@ class ValueProxy(fx.Proxy):
         if parts is not None:
             return parts
         if self.value is UNKNOWN:
-            raise self._needs_values(f"the number of parts of the value {self.node}")
+            return self._chunks()
         if isinstance(self.value, torch.Size):
             self.tracer.asks_for_rank(sys._getframe(1))
             return len(self.value)
         tensor = isinstance(self.value, Tensor)
         return int(self.size(0) if tensor else self.tracer.create_proxy("call_function", len, (self,), {}))
+
+    def _chunks(self) -> int:
+        """As many as the code asks for, which all sizes but the least give."""
+        wanted = _argument(self.node, "chunks") if self.node.target in (torch.chunk, "chunk") else None
+        if not isinstance(wanted, int):
+            raise self._needs_values(f"the number of parts of the value {self.node}")
+        number = self.tracer.create_proxy("call_function", len, (self,), {})
+        self.tracer.create_proxy("call_function", expect, (number, wanted), {})
+        return wanted
 
     def __reversed__(self) -> Any:
         return self.flip(0) if isinstance(self.value, Tensor) else iter([*self][::-1])
@@ -284,9 +293,17 @@ class _Attribute(ValueProxy):
 
 
 def _parts(node: fx.Node) -> int | None:
-    """How many parts a split into parts of given sizes has."""
+    """How many parts a split has, if its arguments tell: their sizes, where they begin, or the number itself."""
+    if node.target in (torch.tensor_split, "tensor_split"):
+        how = _argument(node, "indices_or_sections")
+        return how if isinstance(how, int) else len(how) + 1 if isinstance(how, (list, tuple)) else None
     sizes = node.args[1] if len(node.args) > 1 and node.target in SPLITS else None
     return len(sizes) if isinstance(sizes, (list, tuple)) else None
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    """The second argument of a call."""
+    return node.args[1] if len(node.args) > 1 else node.kwargs.get(name)
 
 
 def _on_one_device(a: Any, b: Any) -> bool:

@@ -43,6 +43,7 @@ from .lending import Lending, Taken
 from .listing import lists_noted
 from .modes import Modes, modes, modes_noted
 from .observers import without_observers
+from .patches import Function, patched
 from .proxies import ValueProxy, attribute, where
 from .scripts import scripts_opened
 from .settings import settings_read
@@ -59,6 +60,10 @@ ROWS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 """Modules that are made of others, and have a length."""
 NUMBERS = frozenset({"item", "tolist"})
 """Methods that give the numbers in a tensor."""
+HOOKING = ("register_forward_hook", "register_forward_pre_hook")
+"""Methods of modules that set hooks on calls."""
+CONVERSIONS = frozenset({"__float__", "__int__", "__bool__", "__index__"})
+"""Methods by which Python takes a tensor for a number."""
 FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye, torch.arange, torch.linspace})
 """Functions that make a tensor of nothing, for the forward to fill."""
 
@@ -241,7 +246,17 @@ class _Calls(TorchFunctionMode):
             found = func(*args, **kwargs)
         if self.tracer.made is not None:
             self.tracer.made.update((id(leaf), leaf) for leaf in leaves(found))
+        if self.tracer.follows_from_own(found, args, kwargs):
+            return self._of_own(func, *map_leaves(self.tracer.own, (args, kwargs)))
         return self._node(func, args, kwargs) if draws.found else found
+
+    def _of_own(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What follows from tensors of the model that code got hold of otherwise than as attributes of modules."""
+        if getattr(func, "__name__", "") == "__get__":
+            return getattr(args[0], func.__self__.__name__)
+        if func.__name__ in CONVERSIONS:
+            return getattr(args[0], func.__name__)()
+        return self._node(func, args, kwargs)
 
     def _node(self, func: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(func, MethodDescriptorType):
@@ -351,6 +366,7 @@ class Tracer(fx.Tracer):
         """What torch does otherwise while this traces."""
         yield from (_Calls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened())
         yield from (assignments_seen(self._look), settings_read(self._read))
+        yield patched(nn.Module, dict.fromkeys(HOOKING, self._hooks))
         yield from (variables_read(), lists_noted(self.lists), modes_noted(self._asks_for_modes), failing_quietly())
         if self._through:
             yield wraps_opened()
@@ -559,6 +575,12 @@ class Tracer(fx.Tracer):
         if self.frame is not None and not self.idle:
             self.frame.asks = True
 
+    def _hooks(self, register: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A hook that the forward sets runs in no trace."""
+        if self.idle:
+            return register(*args, **kwargs)
+        raise self.refusal(f"the forward sets hooks on modules{where(self)}, which a trace does not run")
+
     def withdraw(self, by: FrameType) -> None:
         """The instruction that `by` is at calls a function of torch, which asks its arguments whether they could be
         numbers, and then hands them on as they are: no decision.
@@ -590,6 +612,19 @@ class Tracer(fx.Tracer):
             return _number(_constant(node, self.root))
         finally:
             self.busy = False
+
+    def follows_from_own(self, found: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a call gives numbers that follow from parameters or buffers, which have a name."""
+        given = {id(leaf) for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        if given.isdisjoint(self._tensor_names):
+            return False
+        computed = (leaf for leaf in leaves(found) if not isinstance(leaf, Tensor) or id(leaf) not in given)
+        return any(isinstance(leaf, (Tensor, float)) for leaf in computed)
+
+    def own(self, leaf: Any) -> Any:
+        """A parameter or buffer as a traced value; anything else as it is."""
+        name = self._tensor_names.get(id(leaf)) if isinstance(leaf, Tensor) else None
+        return leaf if name is None else self.create_proxy("get_attr", name, (), {})
 
     def create_arg(self, a: Any) -> Any:
         """An argument of a node. What a hook has kept of a run, this one or one before, is no constant: it is neither a

@@ -116,6 +116,8 @@ def computed(node: fx.Node, args: list[Any]) -> Any:
             return exact or _floored(node.target, *numbers) or opaque(node)
         if node.target is operator.add and any(a.known and a.factor >= 0 for a in numbers):
             return _more(*sorted(numbers, key=lambda size: size.known))
+        if node.target is operator.sub and numbers[1].known and numbers[1].factor >= 0:
+            return stencil_size(numbers[0], 1, -numbers[1].factor - 1)
     return opaque(node)
 
 

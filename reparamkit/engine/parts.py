@@ -14,7 +14,7 @@ from ..algebra.size import Size
 from ..capture.aliases import position_range
 from ..capture.capture import Captured
 from ..capture.trees import leaves, map_leaves
-from ..layers.parts import chunk, part, taken
+from ..layers.parts import chunk, part, section, taken
 
 SPLITS: dict[object, tuple[Callable[..., Any], tuple[str, ...]]] = {
     torch.split: (part, ("tensor", "split_size_or_sections", "dim")),
@@ -22,6 +22,8 @@ SPLITS: dict[object, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "split_with_sizes": (part, ("self", "split_sizes", "dim")),
     torch.chunk: (chunk, ("input", "chunks", "dim")),
     "chunk": (chunk, ("self", "chunks", "dim")),
+    torch.tensor_split: (section, ("input", "indices_or_sections", "dim")),
+    "tensor_split": (section, ("self", "indices_or_sections", "dim")),
     torch.unbind: (taken, ("input", "dim")),
     "unbind": (taken, ("self", "dim")),
 }
@@ -90,6 +92,8 @@ def _counted(function: Callable[..., Any], size: int, how: int) -> int:
     """how: the length of every part, or their number."""
     if function is taken:
         return size
+    if function is section:
+        return how
     length = how if function is part else -(-size // how)
     return -(-size // length)
 

@@ -42,6 +42,7 @@ ALIKE = SAME_SHAPE - MAY_BROADCAST | {
     "overwrite",
     "pad",
     "part",
+    "section",
     "to",
 }
 """Further calls that do."""
@@ -54,7 +55,7 @@ NAMED: dict[str, dict[str, Any]] = {
     **{name: {"dim": (), "keepdim": False} for name in ("mean", "sum", "amax", "amin")},
 }
 """Names and defaults of arguments on which the rank of a result depends."""
-SPLITTING = frozenset({"chunk", "split", "split_with_sizes"})
+SPLITTING = frozenset({"chunk", "split", "split_with_sizes", "tensor_split"})
 """Calls that make several values of as many dimensions."""
 
 Relation = Callable[..., int | None]
@@ -104,7 +105,9 @@ class _Ranks:
     def note(self, certain: bool) -> None:
         """Write down what is settled; nothing, if calls contradict each other."""
         if all(self.of.values()):
-            for node in (node for node, ranks in self.of.items() if len(ranks) == 1):
+            # What splits gives several values, and has no rank itself.
+            settled = (node for node, ranks in self.of.items() if len(ranks) == 1)
+            for node in (node for node in settled if self.name(node) not in SPLITTING):
                 node.meta.setdefault(RANK, (next(iter(self.of[node])), certain))
 
     def settle(self, nodes: Iterable[fx.Node]) -> None:

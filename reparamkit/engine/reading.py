@@ -40,7 +40,7 @@ from .counting import (
     plain_name,
     shape_read,
 )
-from .parts import number_of_parts, taken_apart
+from .parts import SPLITS, number_of_parts, taken_apart
 from .ranks import RANK, certain_rank
 from .scope import WATCHED, Scope, watched
 
@@ -652,8 +652,10 @@ def _size_value(node: fx.Node, known: Reading) -> Any:
     first = node.args[0] if node.args else None
     if isinstance(first, fx.Node) and isinstance(known.constants.get(first), Tensor):
         return shape_read(node, (tuple(map(fixed, known.constants[first].shape)), False))
-    if node.target is len and (count := number_of_parts(first, known.sizes_of)) is not None:
-        return fixed(count)
+    if node.target is len and isinstance(first, fx.Node) and first.target in SPLITS:
+        # Of the parts, and not of what they are parts of.
+        count = number_of_parts(first, known.sizes_of)
+        return opaque(node) if count is None else fixed(count)
     if isinstance(first, fx.Node) and first in known.shapes:
         open_rank = known.shape_of(first)[1]
         return shape_read(node, known.shapes[first] if open_rank else (known.sizes_of(first), False))

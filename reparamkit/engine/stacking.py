@@ -16,6 +16,7 @@ from ..algebra.operator import Link, Operator, Role
 from ..capture.capture import Captured
 from ..layers.hooks import has_hooks
 from ..layers.parts import stacked
+from .ranks import RANK
 from .reading import Reading
 from .scope import Scope
 
@@ -107,7 +108,9 @@ def _stacked(captured: Captured, reading: Reading, dim: int, layers: list[fx.Nod
         joined = graph.call_function(stacked, (layers, dim))
     with graph.inserting_after(joined):
         split = graph.call_function(torch.split, (joined, lengths, dim))
-    joined.meta = split.meta = {name: value for name, value in first.meta.items() if name != "val"}
+    joined.meta = {name: value for name, value in first.meta.items() if name != "val"}
+    # What a split gives is no tensor, and has no rank.
+    split.meta = {name: value for name, value in joined.meta.items() if name != RANK}
     after = split
     for number, layer in enumerate(layers):
         with graph.inserting_after(after):

@@ -260,6 +260,34 @@ def read_chunk(input: Form, chunks: int, dim: int, number: int) -> Form:
     return read_part(x, -(-x.sizes[dim].factor // chunks), dim, number)
 
 
+def section(input: Tensor, where: Lengths, dim: int, number: int) -> Tensor:
+    """Element `number` of ``torch.tensor_split(input, where, dim)``: a view.
+
+    input: any shape. where: how many parts, or the positions at which they begin, from the second on.
+    """
+    return torch.tensor_split(input, where if isinstance(where, int) else list(where), dim)[number]
+
+
+def section_sizes(before: Sequence[Size], where: Any, dim: int, number: int) -> list[Size | None]:
+    """The sizes of a part of a tensor of sizes `before`; None for that of the dimension that is split."""
+    return part_sizes(before, None, dim, number)
+
+
+@READERS.reader(section, moves=0, shape=section_sizes)
+def read_section(input: Form, where: Lengths, dim: int, number: int) -> Form:
+    """One of so many parts, of which the first may be longer by one; or of those between positions, as a slice."""
+    if isinstance(where, int):
+        x, dim = _seen(input, dim)
+        x = fixed_dim(x, dim)
+        each, more = divmod(x.sizes[dim].factor, where)
+        return read_part(x, [each + (k < more) for k in range(where)], dim, number)
+    ends = [None, *where, None]
+    number %= len(where) + 1
+    before, after = (slice(None),) * dim, (slice(None),) * (-dim - 1)
+    key = slice(ends[number], ends[number + 1])
+    return read_getitem(input, (*before, key) if dim >= 0 else (Ellipsis, key, *after))
+
+
 def taken(input: Tensor, dim: int, index: int) -> Tensor:
     """Element `index` of ``torch.unbind(input, dim)``: a view without the dimension."""
     return torch.select(input, dim, index)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..algebra.align import Face, traced_pins
 from ..algebra.form import Form
 from ..algebra.operator import pin
-from ..algebra.regroup import known_rank, permute, reshape, same
+from ..algebra.regroup import in_sight, known_rank, permute, reshape, same
 from ..algebra.segments import cropped, in_multiples, selected
-from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, roots, whole_multiples
+from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, reach, roots, whole_multiples
 from ..errors import NotFusable
 from .pool import without_units
 from .registry import READERS
@@ -338,7 +338,7 @@ def copies(key: Any) -> int:
     return int(not all(k is Ellipsis or k is None or isinstance(k, (slice, int)) for k in _keys(key)))
 
 
-@READERS.reader(operator.getitem, moves=copies, shape=sliced_sizes)
+@READERS.reader(operator.getitem, moves=copies, sizes=True, shape=sliced_sizes)
 def read_getitem(input: Form, key: Any) -> Form:
     """Slices of some dimensions: a window of one tap, with a step; a number takes one position, without its axis;
     one list of positions may change their order; None is a new axis.
@@ -398,15 +398,35 @@ def _taken_in_order(x: Form, keys: tuple[Any, ...]) -> Form:
 
 
 def _sliced(x: Form, dim: int, part: slice) -> Form:
-    start, stop, step = part.start or 0, part.stop, part.step or 1
-    if not all(n is None or isinstance(n, int) for n in (start, stop, step)) or step < 1:
+    x, step = in_sight(x, -dim), part.step or 1
+    if not isinstance(step, int) or step < 1:
+        raise NotFusable("a slice whose step is computed at run time, or backwards")
+    start, stop = (_left(x.sizes[dim], bound) for bound in (part.start, part.stop))
+    if isinstance(part.start, Size) and not start:
+        raise NotFusable("a slice that takes nothing")
+    return cropped(x, dim, start or 0, stop, step)
+
+
+def _left(size: Size, bound: int | Size | None) -> int | None:
+    """A bound of a slice. One that is computed of the size is counted from the end, where None is."""
+    if not isinstance(bound, Size):
+        return bound
+    left = reach(size, bound, wraps=True)
+    if left is None or left < 0:
         raise NotFusable("a slice whose bounds are computed at run time")
-    return cropped(x, dim, start, stop, step)
+    return -left or None
 
 
-@READERS.reader(torch.narrow, "narrow", moves=0)
-def read_narrow(input: Form, dim: int, start: int, length: int) -> Form:
-    """A part of a dimension of known size; refuses to count from its end."""
-    if start < 0:
-        raise NotFusable("narrow from the end")
-    return cropped(input, dim if dim < 0 else dim - len(_closed(input).sizes), start, start + length, 1)
+@READERS.reader(torch.narrow, "narrow", moves=0, sizes=True)
+def read_narrow(input: Form, dim: int, start: int, length: int | Size) -> Form:
+    """A part of a dimension, which may be all but so many positions; refuses to count from its end."""
+    if not isinstance(start, int) or start < 0:
+        raise NotFusable("narrow from the end, or from a position that is computed at run time")
+    dim = dim if dim < 0 else dim - len(_closed(input).sizes)
+    if isinstance(length, int):
+        return cropped(input, dim, start, start + length, 1)
+    input = in_sight(input, -dim)
+    left = reach(input.sizes[dim], length, wraps=False)
+    if left is None or left < start:
+        raise NotFusable("a part whose length is computed at run time")
+    return cropped(input, dim, start, start - left or None, 1)

@@ -9,6 +9,7 @@ import ast
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any
 
 from .parse import method_source, once, path_of
@@ -30,7 +31,7 @@ def catches(forward: Callable[..., Any]) -> bool:
 
 
 @once
-def remembered(forward: Callable[..., Any]) -> frozenset[str]:
+def remembered(forward: Callable[..., Any] | CodeType) -> frozenset[str]:
     """The attributes that a forward changes, or an item of, and that its branches depend on."""
     tree = method_source(forward)
     return frozenset() if tree is None else remembered_in(tree)

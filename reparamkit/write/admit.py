@@ -15,6 +15,7 @@ from ..engine.sharing import alike, is_shared, separable, uneven
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE
+from .asked import check_unasked
 from .exposed import check_unexposed, may_show
 from .finish import Finisher
 from .order import check_order
@@ -161,6 +162,7 @@ class Admission:
             raise NotFusable("the method around it has a layer that is called at several places, and merged for all")
         frame = self.finisher.around(members)
         opened = below(self.captured, frame, members) | {id(frame)}
+        check_unasked(self.captured, site.members, opened)
         if any(id(each) not in opened for each in folding(self.captured, site.members)):
             raise NotFusable("code that is not written again calls its module on constants too")
         returned = self.captured.nodes_in(frame.output)

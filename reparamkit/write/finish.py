@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx, nn
 
+from ..capture.aliases import target_of
 from ..capture.capture import Captured
 from ..capture.guards import expect, expect_rank
 from ..capture.paths import module_at, start_of, upwards
@@ -516,8 +517,15 @@ def _is_layer(module: nn.Module) -> bool:
 def _literal_size(node: fx.Node) -> int | None:
     """The size that a check in generated code insists on, as the code computed with it as a plain number."""
     known = node.args[1] if node.target is expect else None
-    size = isinstance(known, int) and not isinstance(known, bool) and node.all_input_nodes[0].op != "placeholder"
-    return known if size else None  # type: ignore[return-value]
+    if not isinstance(known, int) or isinstance(known, bool):
+        return None
+    number = node.all_input_nodes[0]
+    return None if number.op == "placeholder" or _counts_chunks(number) else known
+
+
+def _counts_chunks(number: fx.Node) -> bool:
+    """Whether a number is that of the chunks that code asked for: of all sizes but the least it gets as many."""
+    return number.target is len and target_of(number.all_input_nodes[0]) == "chunk"
 
 
 def _targets(written: Written) -> set[str]:

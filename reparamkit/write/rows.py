@@ -17,6 +17,7 @@ from ..engine.scope import called_plainly, innermost, partial_methods, place_of,
 from ..engine.sharing import is_shared
 from ..engine.site import Site
 from ..sourcecode.flow import ALWAYS, Way, way_to
+from .asked import asked
 from .choices import has_other_ways
 from .exposed import is_exposed
 from .frames import original_forward
@@ -77,6 +78,7 @@ def is_chain(captured: Captured, site: Site) -> bool:
         return False
     modules = all(n.op == "call_module" and called_plainly(n) for n in row.layers)
     modules = modules and not _read_directly(captured, row.layers) and _has_views(captured, row)
+    modules = modules and not asked(captured, row.layers)
     modules = modules and not _decided(captured, row, [Part((layer,)) for layer in row.layers])
     return modules and (_only_rank_guards(site.placed) if len(row.nodes) > 1 else not site.placed.guards)
 
@@ -91,6 +93,7 @@ def parts_of(captured: Captured, site: Site) -> tuple[Part, ...]:
     ranked = not site.placed.guards or (_only_rank_guards(site.placed) and not site.placed.form.sample.open_rank)
     fitting = 1 < len(parts) > len(called) and ranked and not _read_directly(captured, called)
     fitting = fitting and not folding(captured, row.nodes)
+    fitting = fitting and {frame for frame, _ in asked(captured, row.nodes)} <= {part.frame for part in parts}
     fitting = fitting and all(_hands_on(captured, part, part is parts[-1]) for part in parts)
     return tuple(parts) if fitting and not _decided(captured, row, parts) else ()
 

@@ -784,6 +784,20 @@ NEAR_MISSES = (
         "in-place|in place",
     ),
     NearMiss(
+        "a slice up to a position that is computed otherwise",
+        lambda: Model(lambda m, x: m.norm(m.conv(x)[..., : x.shape[-1] // 2]), conv=conv(4, 4), norm=norm(4)),
+        MAPS,
+        "conv norm",
+        "bounds are computed at run time",
+    ),
+    NearMiss(
+        "a slice that counts from the end where there is little",
+        lambda: Model(lambda m, x: m.norm(m.conv(x)[..., : x.shape[-1] - 3]), conv=conv(4, 4), norm=norm(4)),
+        MAPS,
+        "conv norm",
+        "bounds are computed at run time",
+    ),
+    NearMiss(
         "a slice that is overwritten, and read by another name",
         _branches(_overwrites_a_view),
         MAPS,

@@ -340,6 +340,41 @@ PARTS = (
         near="convolutions on unequal parts",
     ),
     Structure(
+        "convolutions on chunks that code goes through",
+        lambda: Model(
+            lambda m, x: torch.cat([layer(part) for layer, part in zip(m.layers, x.chunk(2, 1), strict=True)], 1),
+            layers=nn.ModuleList([conv(2, 4), conv(2, 4)]),
+        ),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        near="convolutions on unequal parts",
+    ),
+    Structure(
+        "convolutions on sections",
+        lambda: Model(
+            lambda m, x: torch.cat([m.a(x.tensor_split(2, 1)[0]), m.b(torch.tensor_split(x, 2, dim=1)[1])], 1),
+            a=conv(2, 4),
+            b=conv(2, 4),
+        ),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        near="convolutions on unequal parts",
+    ),
+    Structure(
+        "norms of what lies between positions",
+        lambda: Model(
+            lambda m, x: (lambda a, b, c: torch.cat([m.c(c), m.a(a), b], 1))(*m.conv(x).tensor_split([1, -2], 1)),
+            conv=conv(4, 5),
+            a=norm(1),
+            c=norm(2),
+        ),
+        MAPS,
+        "conv",
+        near="convolutions on unequal parts",
+    ),
+    Structure(
         "convolutions on parts that code counts",
         lambda: seq(
             conv(4, 4),

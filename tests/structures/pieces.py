@@ -57,6 +57,33 @@ PIECES = (
         near="a norm behind zero padding",
     ),
     Structure(
+        "causal, cut to the length of its input",
+        lambda: Model(
+            lambda m, x: m.a(x)[..., : x.shape[-1]] + m.b(x).narrow(-1, 0, x.size(-1)) + x,
+            a=nn.Conv1d(4, 4, 4, padding=3, groups=4),
+            b=nn.Conv1d(4, 4, 2, padding=1, groups=4),
+        ),
+        MAPS_1D,
+        "conv",
+        needs_inputs=True,
+        equation="n of n + k - 1 positions are all but the last k - 1",
+        source="Mamba, Gu and Dao 2023",
+        near="a slice up to a position that is computed otherwise",
+    ),
+    Structure(
+        "kernels of the cross on what is cropped by sizes",
+        lambda: Model(
+            lambda m, x: m.a(x) + m.b(x[:, :, 1 : x.shape[2] - 1]) + m.c(x.narrow(3, 1, x.size(3) - 2)),
+            a=conv(4, 6, p=0),
+            b=conv(4, 6, (1, 3), p=0),
+            c=conv(4, 6, (3, 1), p=0),
+        ),
+        EVEN,
+        "conv",
+        source="ACNet, Ding et al. 2019",
+        near="a slice up to a position that is computed otherwise",
+    ),
+    Structure(
         "a crop that makes it unpadded",
         lambda: Model(lambda m, x: m.norm(m.conv(x)[:, :, 1:-1, 1:-1]), conv=conv(4, 6), norm=norm(6)),
         EVEN,
