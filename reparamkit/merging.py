@@ -70,8 +70,8 @@ class Merging:
     """The merges of one part.
 
     assumed: the sizes that the last reading had to assume. tape: records how their numbers are made. swapped: receives
-    the paths of layers that are merged in the model itself; None if the part is of a copy. shown: the pictures of each
-    merge, by identity.
+    the paths of layers that are merged in the model itself; None if the part is of a copy. as_it_is: a reading of the
+    graph, if there is one that nothing was written after. shown: the pictures of each merge, by identity.
     """
 
     captured: Captured
@@ -79,6 +79,7 @@ class Merging:
     assumed: Mapping[Symbol, int]
     tape: Tape
     swapped: list[str] | None
+    as_it_is: Reading | None = None
     trials: Trials = field(default_factory=Trials)
     shown: dict[int, tuple[Picture, ...]] = field(default_factory=dict)
 
@@ -117,7 +118,7 @@ class Merging:
         scope = self._scope
         if NORM_INTO_LINEAR in scope.permitted and has_norms(self.captured):
             with self.tape:
-                reading = read_as_it_is(self.captured)
+                reading = self.as_it_is or read_as_it_is(self.captured)
                 take_apart(self.captured, scope, reading, lambda n, why: said.setdefault(n, []).append(why))
 
     def _apply_patterns(self) -> dict[fx.Node, list[str]]:
@@ -142,6 +143,7 @@ class Merging:
         writer, objective = self.writer, self.request.objective
         writable = writer.attempt if self.request.measured else writer.check
         prices: set[float] = set()
+        self.as_it_is = None
         while True:
             # A merged layer may merge again, now that there is less to choose from.
             plan = None if writer.erase_dead() | tell_ranks(self.captured) else plan
@@ -177,6 +179,7 @@ class Merging:
             prove = partial(_prove_raised, own) if self.request.verify else _trusted
             made = raise_scales(self.captured, own, ways, prove)
             if not made:
+                self.as_it_is = own if merged is None else None
                 break
             raised += made
             again = {node for way in ways for node in (way.scale, *way.layer)}

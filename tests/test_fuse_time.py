@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import reparamkit
+from reparamkit.algebra import segments
 from reparamkit.capture import aliases, known
 
 SIZES = st.integers(1, 9)
@@ -103,3 +104,20 @@ def test_a_write_is_followed_without_looking_at_all_others(monkeypatch: pytest.M
         reparamkit.fuse(writing(times), sample((2, 4, 3, 3), torch.float32), verify=False)
         counts.append(len(asked))
     assert counts[1] < 2.2 * counts[0]
+
+
+def test_what_fills_a_part_of_a_concatenation_is_not_cut_out_of_it(monkeypatch: pytest.MonkeyPatch):
+    """Code that takes no part of a value has none taken while its growing concatenation is planned."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        for layer in (m.a, m.b):
+            x = torch.cat([x, layer(torch.relu(x))], 1)
+        return m.norm(x)
+
+    cut: list[object] = []
+    crop = segments.cropped
+    monkeypatch.setattr(segments, "cropped", lambda *given: (cut.append(given), crop(*given))[1])
+    layers = {name: nn.Conv2d(4 * k, 4, 1, bias=False) for k, name in enumerate("ab", start=1)}
+    model = build(lambda: Model(forward, norm=nn.BatchNorm2d(12), **layers))
+    reparamkit.fuse(model, sample((2, 4, 3, 3), torch.float32), verify=False)
+    assert not cut

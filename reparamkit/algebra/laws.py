@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import FreeSize, NotFusable
 from .align import Face, align
 from .border import hits, windowed
-from .operator import Dims, Edges, Link, Operator, Resampling, Role, closed, pin, with_rank
+from .operator import WHOLE, Dims, Edges, Link, Operator, Resampling, Role, closed, pin, with_rank
 from .relink import (
     as_diagonal,
     as_part,
@@ -242,6 +242,15 @@ def _as_view(op: Operator) -> Operator:
         return op
     return replace(
         op, links=tuple(Link(F, link.size_out, maps=link.maps + link.after) for link in op.links), weight=One()
+    )
+
+
+def without_pad(op: Operator, number: int) -> Operator:
+    """What an operator makes of the positions that it fills of an atom of its value."""
+    link = op.links[number]
+    size = fixed(link.leg_size) if link.role is OUT else link.size
+    return _as_view(
+        replace(op, links=(*op.links[:number], replace(link, size=size, pad=WHOLE), *op.links[number + 1 :]))
     )
 
 

@@ -14,8 +14,8 @@ from ..errors import FreeSize, NotFusable
 from .align import traced_pins
 from .build import matrix, window
 from .builder import Builder
-from .form import Form, apply, plus
-from .laws import DIRECT_SUM
+from .form import Form, apply, plus, reduced
+from .laws import DIRECT_SUM, compose, without_pad
 from .operator import WHOLE, Edges, Operator, Role, pin
 from .regroup import in_sight, permute
 from .size import fixed, joined_pins, whole_multiples
@@ -55,21 +55,23 @@ def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
         raise NotFusable("a slice that takes nothing")
     if (first, last, step) == (0, 0, 1):
         return permute(x, range(len(x.sizes)))
-
-    def build(below: Operator) -> Operator:
-        made = Builder(below)
-        if size.known and len(below.value[dim]) > 1 and step == 1:
-            return _part(below, dim, cut=(first, -last))
-        if size.known and len(below.value[dim]) > 1:
-            kept = torch.eye(n, dtype=torch.float64)[first : n + last : step]
-            made.along(dim, made.atom(IN, size), made.atom(OUT, fixed(len(kept))))
-            return made.done(Computed(lambda: kept.t().clone().reshape([k for k in (n, len(kept)) if k != 1])))
-        atom = made.atom(S, made.size(dim), taps=(first,), stride=step, c=last - first - 1)
-        made.through(dim, atom)
-        return made.done(Ones((1,) * len(atom)))
-
     view = Crop(dim, first, -last, size) if step == 1 and len(x.sample.value[dim]) == 1 else None
-    return replace(apply(x, build), recent=(*x.recent, view))
+    return replace(apply(x, lambda below: _crop(below, dim, first, last, step)), recent=(*x.recent, view))
+
+
+def _crop(below: Operator, dim: int, first: int, last: int, step: int = 1) -> Operator:
+    """Every `step`-th position of a dimension from `first` on, up to `last`, which counts from the end."""
+    made, size = Builder(below), below.value_sizes[dim]
+    if size.known and len(below.value[dim]) > 1 and step == 1:
+        return _part(below, dim, cut=(first, -last))
+    if size.known and len(below.value[dim]) > 1:
+        n = size.factor
+        kept = torch.eye(n, dtype=torch.float64)[first : n + last : step]
+        made.along(dim, made.atom(IN, size), made.atom(OUT, fixed(len(kept))))
+        return made.done(Computed(lambda: kept.t().clone().reshape([k for k in (n, len(kept)) if k != 1])))
+    atom = made.atom(S, made.size(dim), taps=(first,), stride=step, c=last - first - 1)
+    made.through(dim, atom)
+    return made.done(Ones((1,) * len(atom)))
 
 
 def selected(x: Form, dim: int, positions: Sequence[int]) -> Form:
@@ -150,8 +152,15 @@ def parts_of(form: Form) -> tuple[int, list[Form]] | None:
     dim, starts, ends = fills[0][0][0], [start for (_, start, _), _ in fills], [end for (_, _, end), _ in fills]
     if starts != [0, *ends[:-1]] or ends[-1] != form.sizes[dim].factor:
         return None
-    alone = [replace(form, terms={source: form.terms[source]}) for _, source in fills]
-    return dim, [cropped(one, dim, start, end, 1) for one, start, end in zip(alone, starts, ends, strict=True)]
+    return dim, [_alone(form, source, *fill) for fill, source in fills]
+
+
+def _alone(form: Form, source: str, dim: int, start: int, end: int) -> Form:
+    """The part of a dimension that one term fills, which has the bias that is added there."""
+    term, bias = form.terms[source], form.bias
+    if bias is not None:
+        bias = reduced(compose(_crop(bias, dim, start, end - form.sizes[dim].factor), bias))
+    return Form({source: term.with_op(without_pad(term.op, term.op.value[dim][0]))}, bias)
 
 
 def _filled(op: Operator) -> tuple[int, int, int] | None:

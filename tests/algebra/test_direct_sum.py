@@ -56,6 +56,8 @@ def test_a_part_of_a_concatenation_is_the_value_that_was_put_there(data: DataObj
     assert found is not None
     assert found[0] == dim
     assert [list(part.terms) for part in found[1]] == [["x"], ["y"]]
+    for name, part, layer in zip("xy", found[1], (f, g), strict=True):
+        assert_equal(evaluate(part, **{name: values[name]}), layer.run(values[name]))
 
 
 @given(data=st.data(), shape=shapes(channels=(2, 3, 4, 6)))
