@@ -531,7 +531,7 @@ def _restored(base: type[nn.Module]) -> Callable[[nn.Module, Any], None]:
         changed = type(self)
         object.__setattr__(self, "__class__", base)
         try:
-            base.__setstate__(self, state)
+            base.__setstate__(self, state)  # type: ignore[no-untyped-call]
         finally:
             object.__setattr__(self, "__class__", changed)
 
