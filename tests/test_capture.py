@@ -1935,3 +1935,26 @@ def test_sizes_that_need_not_be_a_key_stay_free():
     assert len(reparamkit.report(fused).merges) == 1
     for x in (X, X[:1], torch.cat([X, X], -1)):
         assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+class Mixing(nn.Module):
+    """Takes the number of samples as a plain number, which a reshape of the block before has told already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.o = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.q(x), self.k(x)
+        samples = len(q)
+        y = torch.softmax(q / 3 @ k.transpose(1, 2), -1) @ k
+        return x + self.o(y.reshape(samples, -1, 8).relu())
+
+
+def test_a_size_that_the_code_before_takes_as_a_plain_number_is_checked_again():
+    """That code may run as it is, for any number."""
+    model = build(lambda: seq(Mixing(), Mixing(), Mixing()))
+    x = sample((2, 6, 8), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    for samples in (x, x[:1], torch.cat([x, x])):
+        assert error(run(fused, samples), run(model, samples)) <= 1e-5

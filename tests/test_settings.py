@@ -341,6 +341,35 @@ def test_copies_are_as_strict(kind: type[Layers], make: Callable[[nn.Module], nn
     assert is_loud(made, "flag", False)
 
 
+class Tokens(nn.Module):
+    """A view that keeps what it was made with, and is made anew from that."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.last = last
+        self.sizes = {True: (0, 2, 1), False: (0, 1, 2)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"last": self.last}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Tokens.__init__(self, **state)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).permute(*self.sizes[self.last])
+
+
+@pytest.mark.parametrize("make", [copied, pickled, again])
+def test_what_a_module_sets_when_it_is_made_anew_is_no_change(make: Callable[[nn.Module], nn.Module]):
+    """As a view of einops does, which a merge goes through."""
+    model = build(lambda: nn.Sequential(conv(4, 4), Tokens(True), nn.Linear(4, 3)), torch.float64)
+    fused = reparamkit.fuse(model, X)
+    assert len(reparamkit.report(fused).merges) == 1
+    made = make(fused)
+    assert error(run(made, X), run(model, X)) < 1e-12
+    assert is_loud(made[1], "last", False)  # type: ignore[index]
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("kind", [Flagged, InSum])
 def test_tools_take_a_model_whose_settings_are_fixed(kind: type[Layers]):

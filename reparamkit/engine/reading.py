@@ -237,7 +237,7 @@ class _Reader:
     def _evaluate_constant(self) -> bool:
         """A value of parameters only, computed in float64."""
         constants, sizes = self.out.constants, self.out.sizes
-        if not is_constant(self.captured, self.node, constants, sizes):
+        if self._checks_again() or not is_constant(self.captured, self.node, constants, sizes):
             return False
         if (dtype := rounded_to(self.captured, self.node)) is not None:
             self.out.no(self.node, f"parameters that are rounded to {str(dtype).removeprefix('torch.')} on the way")
@@ -256,6 +256,13 @@ class _Reader:
             self.out.writes[self.node], value = written, constants[written]
         self._constant(value)
         return True
+
+    def _checks_again(self) -> bool:
+        """Whether a node checks a number that may only follow from what code elsewhere has checked: that may run as it
+        is, for other numbers.
+        """
+        decides = checks(self.node) and self.node in self.captured.decisions
+        return decides and self.captured.decided_outside(self.node, self.captured.frame(self.node))
 
     def _overwritten(self) -> None:
         """Constants that share the memory of a write that cannot be followed are none from here on."""

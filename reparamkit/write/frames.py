@@ -502,6 +502,7 @@ class Changes:
             body["__getattr__"] = _looked_up(base, dict(self.hidden))
         if self.settings:
             body["__setattr__"] = assignment(base, frozenset(self.settings))
+            body["__setstate__"] = _restored(base)
         return type(base.__name__, (base,), body)
 
 
@@ -519,6 +520,22 @@ def _looked_up(base: type[nn.Module], hidden: Mapping[str, str]) -> Callable[[nn
         return base.__getattr__(self, name)
 
     return look_up
+
+
+def _restored(base: type[nn.Module]) -> Callable[[nn.Module, Any], None]:
+    """A ``__setstate__`` that may set everything, since there is nothing yet: that of a view of einops runs its
+    ``__init__``.
+    """
+
+    def restore(self: nn.Module, state: Any) -> None:
+        changed = type(self)
+        object.__setattr__(self, "__class__", base)
+        try:
+            base.__setstate__(self, state)  # type: ignore[no-untyped-call]
+        finally:
+            object.__setattr__(self, "__class__", changed)
+
+    return restore
 
 
 def _rebuilt(base: type[nn.Module], changes: Changes) -> nn.Module:
