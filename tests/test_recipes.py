@@ -174,9 +174,11 @@ def test_checkpoints_of_another_dtype(pair: tuple[Net, nn.Module], dtype: torch.
 
 
 def test_weights_in_channels_last_memory():
-    """The order in memory of a weight, when it was fused or in the checkpoint, changes nothing."""
+    """A merged weight has the order in memory of those before, and that of a checkpoint changes nothing."""
     model, other = build(Net).to(memory_format=torch.channels_last), other_weights(build(Net))
     fused = reparamkit.fuse(model, X)
+    maps = [parameter for parameter in fused.parameters() if parameter.dim() == 4]
+    assert all(parameter.is_contiguous(memory_format=torch.channels_last) for parameter in maps)
     for given in (other, copy.deepcopy(other).to(memory_format=torch.channels_last)):
         fused.load_state_dict(reparamkit.convert_state_dict(fused, given.state_dict()))
         assert error(run(fused, X), run(other, X)) <= 1e-5

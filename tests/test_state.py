@@ -449,6 +449,22 @@ def test_a_counter_that_changes_nothing_is_left_out_of_a_graph():
     assert error(fused(X), model(X)) <= 1e-5
 
 
+def sets_a_hook(m: Any, x: Tensor) -> Tensor:
+    """For the time of a call."""
+    handle = m.conv.register_forward_hook(lambda module, args, output: output * 2)
+    y = pair(m, x)
+    handle.remove()
+    return y
+
+
+@pytest.mark.parametrize("options", [{"example_inputs": X}, {}], ids=["inputs", "no inputs"])
+def test_what_a_hook_sees_that_a_forward_sets_is_left(options: dict[str, Any]):
+    model = build(lambda: seq(Model(sets_a_hook, conv=conv(4, 4), norm=norm(4)), conv_norm(4, 4)))
+    fused = reparamkit.fuse(model, **options)
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+    assert [merge.path for merge in reparamkit.report(fused).merges] == ["1.0"]
+
+
 TABLES: dict[str, Callable[..., nn.Module]] = {"embedding": nn.Embedding, "bag": nn.EmbeddingBag}
 
 

@@ -14,7 +14,10 @@ from .recipe import CONSTANT, INPUT, Program, Step, dtype_of, unpacked
 
 Load = Callable[[str], Tensor]
 """Gives a fresh tensor of the checkpoint by its name."""
-FORMATS = {str(each).removeprefix("torch."): each for each in (torch.contiguous_format, torch.preserve_format)}
+FORMATS = {
+    str(each).removeprefix("torch."): each
+    for each in (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
+}
 KINDS: dict[str, Callable[[Any], Any]] = {
     "float": float,
     "dtype": dtype_of,

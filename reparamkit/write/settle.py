@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,6 +13,9 @@ from ..errors import NotFusable
 from ..recipes.tape import Tape
 from .splice import Written
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Per number of dimensions the order in memory that convolutions of images and volumes may ask for."""
+
 
 def settle(captured: Captured, written: Written, tape: Tape) -> None:
     """Cast the merged layers once, to the dtype and device of the layers they replace. The tape records the cast.
@@ -22,12 +25,14 @@ def settle(captured: Captured, written: Written, tape: Tape) -> None:
     tensors = list(_tensors(captured, written.site.members))
     floating = [t for t in tensors if t.is_floating_point()]
     trainable = any(t.requires_grad for t in floating)
+    last = {dim for dim, order in CHANNELS_LAST.items() if any(_is_in(order, t) for t in floating if t.dim() == dim)}
     for name, module in written.layers.items():
         like = next(iter(_tensors(captured, [written.anchors[name]])), None)
         like = like if like is not None and like.is_floating_point() else next(iter(floating), None)
         like = _as_precise(like, floating, written.site.value.meta.get("val"))
         if any(True for _ in module.parameters()):
-            written.warnings += _cast(module, _computed(captured, written) if like is None else like, trainable, tape)
+            like = _computed(captured, written) if like is None else like
+            written.warnings += _cast(module, like, trainable, last, tape)
 
 
 def _computed(captured: Captured, written: Written) -> Tensor:
@@ -59,13 +64,23 @@ def _tensors(captured: Captured, nodes: Iterable[fx.Node]) -> Iterable[Tensor]:
             yield value
 
 
-def _cast(module: nn.Module, like: Tensor, requires_grad: bool, tape: Tape) -> list[str]:
-    """Cast one layer to the dtype and device of a tensor; returns warnings."""
+def _is_in(order: torch.memory_format, tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor lie in this order in memory, and not in the plain one."""
+    return tensor.is_contiguous(memory_format=order) and not tensor.is_contiguous()
+
+
+def _cast(module: nn.Module, like: Tensor, requires_grad: bool, last: Collection[int], tape: Tape) -> list[str]:
+    """Cast one layer to the dtype and device of a tensor; returns warnings. last: the numbers of dimensions of the
+    weights whose channels lie last in memory.
+    """
     warnings: list[str] = []
     for name, parameter in module.named_parameters():
         data = parameter.data
         with tape:
             cast = data.to(like.device, like.dtype).contiguous()
+        if cast.dim() in last:
+            with tape:
+                cast = cast.contiguous(memory_format=CHANNELS_LAST[cast.dim()])
         if cast.dtype != data.dtype and _overflows(cast) and not _overflows(data):
             raise NotFusable(f"a merged {name} overflows {_short(cast.dtype)}")
         if lossy := _lossy(data, cast.dtype):
