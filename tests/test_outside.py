@@ -576,6 +576,36 @@ class Branches(nn.Module):
         return self.c(torch.relu(self.a(x) + self.b(x)))
 
 
+class Staged(nn.Module):
+    """Has its stages by their names, as the networks of OpenMMLab; another of its methods asks for norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = ["first", "second"]
+        self.first, self.second = conv_norm(4, 4), conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for k, name in enumerate(self.stages):
+            stage = getattr(self, name)
+            x = torch.relu(stage(x)) + k
+        return x
+
+    def freeze(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+def test_stages_that_are_called_by_names_in_a_list_merge(with_inputs: bool):
+    """The names are known: no method is one of them."""
+    model = build(Staged)
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert len(reparamkit.report(fused).merges) == 2
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-6
+
+
 LIMITS = {Branches: 0.5}
 ASKED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "type is": lambda self, y: y * 2 if type(self.block) is Branches else y,

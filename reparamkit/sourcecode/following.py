@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .attributes import CHILDREN, MODULES, Attributes, methods_of
 from .origins import NOT_USERS
-from .parse import ASKING, defaults_in, is_shown, is_torchs
+from .parse import ASKING, defaults_in, is_shown, is_torchs, path_of
 from .uses import Uses
 from .values import (
     TENSORS,
@@ -61,6 +61,20 @@ def _makes_pairs(node: ast.AST) -> bool:
     """Whether an expression calls what gives numbers or names with the elements of something."""
     callee = node.func if isinstance(node, ast.Call) else None
     return (callee.id if isinstance(callee, ast.Name) else getattr(callee, "attr", "")) in PAIRS
+
+
+def _looped_over(tree: Function, name: str) -> ast.expr | None:
+    """The attribute of self whose elements a variable is, one after the other, and nothing else."""
+    first = [each.arg for each in tree.args.args[:1]]
+    nodes = list(ast.walk(tree))
+    bound = [n for n in nodes if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store)]
+    loops = [n.iter for n in nodes if isinstance(n, ast.For) and not {*bound}.isdisjoint(ast.walk(n.target))]
+    if first != ["self"] or len(bound) != 1 or len(loops) != 1:
+        return None
+    (over,) = loops
+    if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and over.func.id == "enumerate" and over.args:
+        over = over.args[0]
+    return over if isinstance(over, ast.Attribute) and isinstance(over.value, ast.Name) else None
 
 
 @dataclass(eq=False)
@@ -412,9 +426,22 @@ class Code(Variables):
         default = self.value(node.args[2]) if len(node.args) > 2 else {}
         if (word := self._word(name)) is not None:
             return {**default, **union(self.things.get(item, word) for item in list(owner.values()))}
+        if (words := self._listed_words(name)) is not None:
+            return {**default, **union(self.things.get(item, each) for item in list(owner.values()) for each in words)}
         found = [(item, each) for item in list(owner.values()) for each in methods_of(type(item.thing))]
         named = [(item, each) for item, each in found if not each.startswith("__")]
         return {**default, **elements(owner), **union(self.things.get(item, each) for item, each in named)}
+
+    def _listed_words(self, node: ast.AST | None) -> list[str] | None:
+        """What the variable of a loop may be, over names that the object has in a list: ``for name in self.names``."""
+        over = _looped_over(self.tree, node.id) if self.tree is not None and isinstance(node, ast.Name) else None
+        owners = [item.thing for item in self.own.values()]
+        if over is None or len(owners) != 1 or not isinstance(owners[0], nn.Module):
+            return None
+        names = vars(owners[0]).get(path_of(over))
+        if not isinstance(names, (list, tuple)) or not all(isinstance(each, str) for each in names):
+            return None
+        return [*names]
 
     def _super(self, owner: object) -> Value:
         name = self.function.__name__
