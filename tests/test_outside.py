@@ -873,3 +873,46 @@ def test_to_ask_for_the_signature_of_a_method_uses_nothing():
     fused = reparamkit.fuse(model, X)
     assert len(reparamkit.report(fused).merges) == 1
     assert error(run(fused, X), run(model, X)) <= 1e-6
+
+
+def _by_fstring(m: Any, k: int) -> Any:
+    return getattr(m, f"block{k + 1}")
+
+
+def _by_sum(m: Any, k: int) -> Any:
+    return getattr(m, "block" + str(k + 1))
+
+
+def _by_format(m: Any, k: int) -> Any:
+    return getattr(m, "block{}".format(k + 1))  # noqa: UP032
+
+
+def _by_percent(m: Any, k: int) -> Any:
+    name = "block%d" % (k + 1)  # noqa: UP031
+    return getattr(m, name)
+
+
+class Numbered(nn.Module):
+    """Blocks under numbered names, and a method that looks at classes (VAN, SegFormer)."""
+
+    def __init__(self, find: Callable[[Any, int], Any]) -> None:
+        super().__init__()
+        self.block1, self.block2, self.find = conv_norm(4, 4), conv_norm(4, 4), find
+
+    def forward(self, x: Tensor) -> Tensor:
+        for k in range(2):
+            x = self.find(self, k)(x)
+        return x if float(x.sum()) > 0 else -x
+
+    def check(self, x: Tensor) -> Tensor:
+        """Computes with the parts of the blocks by themselves."""
+        return self.block1[0](x) if type(self.block1[1]) is nn.BatchNorm2d else self.block2[0](x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("find", [_by_fstring, _by_sum, _by_format, _by_percent])
+def test_a_name_that_code_puts_together_is_no_other(find: Callable[[Any, int], Any]):
+    """Which other methods there are does not matter: they have other names."""
+    model = build(lambda: seq(Numbered(find), nn.ReLU()))
+    fused = reparamkit.fuse(model, X)
+    assert len(reparamkit.report(fused).merges) == 2
+    assert error(run(fused, X), run(model, X)) <= 1e-6

@@ -6,6 +6,7 @@ import ast
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
@@ -54,6 +55,12 @@ def methods_of(cls: type) -> frozenset[str]:
     found = {name: inspect.getattr_static(cls, name, None) for name in dir(cls)}
     own = {name: each for name, each in found.items() if vars(nn.Module).get(name) is not each}
     return frozenset(name for name, each in own.items() if isinstance(each, FunctionType) and not is_torchs(each))
+
+
+def names_in(thing: object) -> list[str]:
+    """The names of all attributes of an object; of a module, of what is in it."""
+    tables = (thing._modules, thing._parameters, thing._buffers) if isinstance(thing, nn.Module) else ()
+    return [*dict.fromkeys(chain(*tables, getattr(thing, "__dict__", {}), dir(type(thing))))]
 
 
 @dataclass(frozen=True, eq=False)

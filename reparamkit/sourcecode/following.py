@@ -11,9 +11,10 @@ from types import FunctionType, MethodType
 
 from torch import Tensor, nn
 
-from .attributes import CHILDREN, MODULES, Attributes, methods_of
+from .attributes import CHILDREN, MODULES, Attributes, methods_of, names_in
 from .origins import NOT_USERS
 from .parse import ASKING, defaults_in, is_shown, is_torchs, path_of
+from .spelled import looped_over, spelling
 from .uses import Uses
 from .values import (
     TENSORS,
@@ -61,20 +62,6 @@ def _makes_pairs(node: ast.AST) -> bool:
     """Whether an expression calls what gives numbers or names with the elements of something."""
     callee = node.func if isinstance(node, ast.Call) else None
     return (callee.id if isinstance(callee, ast.Name) else getattr(callee, "attr", "")) in PAIRS
-
-
-def _looped_over(tree: Function, name: str) -> ast.expr | None:
-    """The attribute of self whose elements a variable is, one after the other, and nothing else."""
-    first = [each.arg for each in tree.args.args[:1]]
-    nodes = list(ast.walk(tree))
-    bound = [n for n in nodes if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store)]
-    loops = [n.iter for n in nodes if isinstance(n, ast.For) and not {*bound}.isdisjoint(ast.walk(n.target))]
-    if first != ["self"] or len(bound) != 1 or len(loops) != 1:
-        return None
-    (over,) = loops
-    if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and over.func.id == "enumerate" and over.args:
-        over = over.args[0]
-    return over if isinstance(over, ast.Attribute) and isinstance(over.value, ast.Name) else None
 
 
 @dataclass(eq=False)
@@ -423,25 +410,35 @@ class Code(Variables):
 
     def _getattr(self, node: ast.Call, owner: Value) -> Value:
         name = node.args[1] if len(node.args) > 1 else None
-        default = self.value(node.args[2]) if len(node.args) > 2 else {}
-        if (word := self._word(name)) is not None:
-            return {**default, **union(self.things.get(item, word) for item in list(owner.values()))}
-        if (words := self._listed_words(name)) is not None:
-            return {**default, **union(self.things.get(item, each) for item in list(owner.values()) for each in words)}
-        found = [(item, each) for item in list(owner.values()) for each in methods_of(type(item.thing))]
-        named = [(item, each) for item, each in found if not each.startswith("__")]
-        return {**default, **elements(owner), **union(self.things.get(item, each) for item, each in named)}
+        found = [self.value(node.args[2]) if len(node.args) > 2 else {}]
+        for key, item in list(owner.items()):
+            names = self._names_of(name, item.thing)
+            found += [elements({key: item})] if names is None else []
+            any_of = [each for each in methods_of(type(item.thing)) if not each.startswith("__")]
+            found += [self.things.get(item, each) for each in (any_of if names is None else names)]
+        return union(found)
 
-    def _listed_words(self, node: ast.AST | None) -> list[str] | None:
-        """What the variable of a loop may be, over names that the object has in a list: ``for name in self.names``."""
-        over = _looped_over(self.tree, node.id) if self.tree is not None and isinstance(node, ast.Name) else None
+    def _names_of(self, node: ast.AST | None, owner: object) -> list[str] | None:
+        """The attributes of an object whose name an expression may be; None if that may be any."""
+        if (word := self._word(node)) is not None:
+            return [word]
+        if self.tree is None:
+            return None
+        listed = self._listed_words(node, self.tree)
+        pattern = spelling(node, self.tree) if listed is None else None
+        return listed if pattern is None else [*filter(pattern.fullmatch, names_in(owner))]
+
+    def _listed_words(self, node: ast.AST | None, tree: Function) -> list[str] | None:
+        """What the variable of a loop may be, over names in a list: ``for name in self.names``."""
+        over = looped_over(tree, node.id) if isinstance(node, ast.Name) else None
         owners = [item.thing for item in self.own.values()]
-        if over is None or len(owners) != 1 or not isinstance(owners[0], nn.Module):
-            return None
-        names = vars(owners[0]).get(path_of(over))
-        if not isinstance(names, (list, tuple)) or not all(isinstance(each, str) for each in names):
-            return None
-        return [*names]
+        names: object = None
+        if isinstance(over, (ast.Tuple, ast.List)):
+            names = [each.value if isinstance(each, ast.Constant) else None for each in over.elts]
+        elif over is not None and len(owners) == 1 and isinstance(owners[0], nn.Module):
+            names = vars(owners[0]).get(path_of(over))
+        known = isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names)
+        return [*names] if known else None  # type: ignore[misc]
 
     def _super(self, owner: object) -> Value:
         name = self.function.__name__

@@ -1,0 +1,70 @@
+"""Names that code puts together, or has in a list: of ``getattr(self, f"block{i}")`` only some attributes come into
+question.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from .values import Function
+
+ANY = ".*"
+HOLES = re.compile(r"%[\d.]*[a-z]|\{[^{}]*\}")
+"""What ``%`` and ``format`` fill in."""
+
+
+def spelling(node: ast.AST | None, tree: Function) -> re.Pattern[str] | None:
+    """What a name that an expression gives looks like; None if no part of it is known. tree: the code it is in."""
+    text = _text(node, tree, frozenset())
+    return re.compile(text, re.DOTALL) if text.replace(ANY, "") else None
+
+
+def _text(node: ast.AST | None, tree: Function, inside: frozenset[str]) -> str:
+    """inside: the variables whose text this is a part of."""
+    match node:
+        case ast.Constant(value=value):
+            return re.escape(str(value))
+        case ast.JoinedStr(values=parts):
+            return "".join(_text(part, tree, inside) for part in parts)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _text(left, tree, inside) + _text(right, tree, inside)
+        case ast.BinOp(left=ast.Constant(value=str(text)), op=ast.Mod()):
+            return _filled(text)
+        case ast.Call(func=ast.Attribute(value=ast.Constant(value=str(text)), attr="format")):
+            return _filled(text)
+        case ast.Name(id=name) if name not in inside and len(values := [*_values(name, tree)]) == 1:
+            return _text(values[0], tree, inside | {name})
+        case _:
+            return ANY
+
+
+def _filled(text: str) -> str:
+    return ANY.join(map(re.escape, HOLES.split(text)))
+
+
+def _values(name: str, tree: Function) -> Iterator[ast.AST | None]:
+    """What a variable is given; None for what is no plain assignment."""
+    assigned = (node for node in ast.walk(tree) if isinstance(node, ast.Assign) and len(node.targets) == 1)
+    plain = {id(node.targets[0]): node.value for node in assigned}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id == name and not isinstance(node.ctx, ast.Load):
+            yield plain.get(id(node))
+        elif isinstance(node, ast.arg) and node.arg == name:
+            yield None
+
+
+def looped_over(tree: Function, name: str) -> ast.expr | None:
+    """The attribute of self, or the list, whose elements a variable is, one after the other, and nothing else."""
+    first = [each.arg for each in tree.args.args[:1]]
+    nodes = list(ast.walk(tree))
+    bound = [n for n in nodes if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store)]
+    loops = [n.iter for n in nodes if isinstance(n, ast.For) and not {*bound}.isdisjoint(ast.walk(n.target))]
+    if first != ["self"] or len(bound) != 1 or len(loops) != 1:
+        return None
+    (over,) = loops
+    if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and over.func.id == "enumerate" and over.args:
+        over = over.args[0]
+    of_self = isinstance(over, ast.Attribute) and isinstance(over.value, ast.Name)
+    return over if of_self or isinstance(over, (ast.Tuple, ast.List)) else None
