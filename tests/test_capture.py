@@ -1089,13 +1089,6 @@ def test_a_method_that_the_forward_goes_on_calling(inplace: bool):
     assert set(merge.members) == {"truediv", "inner.features.0", "inner.features.1"}
 
 
-class Deploying(Folding):
-    """Has a second forward for when it is folded, as blocks of YOLO have."""
-
-    def forward_fuse(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
 class Summing(nn.Module):
     """Adds up a branch that it can do without, once it is folded."""
 
@@ -1112,7 +1105,22 @@ class Summing(nn.Module):
         return self.act(y)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("block", [Deploying, Summing])
+class Activated(Folding):
+    """A block of YOLO."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))  # type: ignore[no-any-return]
+
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        """As the forward, without the norm."""
+        return self.act(self.conv(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("block", [Activated, Summing])
 @pytest.mark.parametrize("inside", [True, False], ids=["inside", "the model itself"])
 def test_a_second_forward_that_leaves_a_layer_out_is_hidden(inside: bool, block: Callable[[], nn.Module]):
     """It would now include the norm."""
@@ -1124,16 +1132,31 @@ def test_a_second_forward_that_leaves_a_layer_out_is_hidden(inside: bool, block:
         (fused[0] if inside else fused).forward_fuse(X)
 
 
-class Featuring(Deploying):
+class Featuring(Activated):
     """Has a public method that uses one layer, for something else."""
 
     def features(self, x: Tensor) -> Tensor:
         return torch.tanh(self.conv(x))
 
 
-def test_another_method_of_the_model_that_uses_a_part_keeps_it():
+class Beginning(Activated):
+    """Has a public method that is the beginning of the forward."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Ending(Activated):
+    """Has a public method that is the end of the forward."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("block", [Featuring, Beginning, Ending])
+def test_another_method_of_the_model_that_uses_a_part_keeps_it(block: Callable[[], nn.Module]):
     """A method of the model itself is public: there the merge is refused."""
-    report = reparamkit.explain(build(Featuring), X)
+    report = reparamkit.explain(build(block), X)
     assert any("method 'features' of the model" in refusal.reason for refusal in report.refusals)
 
 

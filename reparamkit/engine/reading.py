@@ -659,7 +659,8 @@ def _size_value(node: fx.Node, known: Reading) -> Any:
     first = node.args[0] if node.args else None
     if isinstance(first, fx.Node) and isinstance(known.constants.get(first), Tensor):
         return shape_read(node, (tuple(map(fixed, known.constants[first].shape)), False))
-    if node.target is len and isinstance(first, fx.Node) and first.target in SPLITS:
+    splits = isinstance(first, fx.Node) and first.target in SPLITS and first not in known.constants
+    if node.target is len and splits:
         # Of the parts, and not of what they are parts of.
         count = number_of_parts(first, known.sizes_of)
         return opaque(node) if count is None else fixed(count)

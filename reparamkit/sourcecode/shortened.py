@@ -1,6 +1,7 @@
-"""Methods that are the forward of their class without some of its layers: what a model runs once those are merged.
+"""Methods that are the forward of their class without some layers inside: what a model runs once those are merged.
 
-Blocks bring one along for that (``forward_fuse``); before, it computes nothing of use.
+Blocks bring one along for that (``forward_fuse``); before, it computes nothing of use. (What has only the first layers
+of forward, or the last, is of use: it gives features, or takes them.)
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Value:
 
 
 def is_shortened(cls: type, name: str) -> bool:
-    """Whether a method gives what forward does, but for some layers and terms of sums that are left out."""
+    """Whether a method gives what forward does, but for some layers inside and terms of sums that are left out."""
     return _shortened(cls)(name)
 
 
@@ -35,13 +36,15 @@ def _shortened(cls: type) -> Callable[[str], bool]:
     @functools.cache
     def answer(name: str) -> bool:
         short = _result(getattr(cls, name, None))
-        return whole is not None and short is not None and _leaves(whole, short)
+        return whole is not None and short is not None and whole.path == short.path and _leaves(whole, short)
 
     return answer
 
 
 def _leaves(whole: Value, short: Value) -> bool:
-    """Whether one value is another from which layers and terms are left out."""
+    """Whether one value is another from which layers and terms are left out, but for the first layer."""
+    if not short.path:
+        return not whole.path
     if any(_leaves(each, short) for each in whole.inputs):
         return True
     if whole.path != short.path:
