@@ -591,3 +591,14 @@ def test_a_layer_that_code_calls_on_constants_too_does_the_same_there(
     fused = reparamkit.fuse(copy.deepcopy(net), X if with_inputs else None, **options)
     for x in (X, X[:1]):
         assert error(run(fused, x), run(net, x)) <= 1e-6
+
+
+@pytest.mark.parametrize("options", [{}, {"as_graph": True}], ids=["written", "as a graph"])
+@pytest.mark.parametrize("example", [sample((2, 4, 6, 6), torch.float32), None], ids=["with inputs", "without inputs"])
+def test_a_module_is_not_absorbed_by_another_call_of_itself(example: torch.Tensor | None, options: dict[str, Any]):
+    """In its place there is what absorbs it, which the first call would run as well."""
+    model = build(lambda: Model(lambda m, x: m.n(F.avg_pool2d(m.n(x), 2, 1)), n=norm(4)))
+    fused = reparamkit.fuse(model, example, **options)
+    assert len(reparamkit.report(fused).merges) == 1
+    x = sample((2, 4, 6, 6), torch.float32)
+    assert error(run(fused, x), run(model, x)) <= 1e-6

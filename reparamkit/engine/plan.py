@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import takewhile
 
 from torch import fx
 
@@ -207,7 +208,10 @@ class Planner:
         return f"the scale of {self._name(scale)} is also read by what cannot absorb it: {names}"
 
     def _leading(self, site: Site) -> list[fx.Node]:
-        return [] if site.placed is None else leading(self.reading, site.placed, self.captured.named)
+        """Up to a module that the merge calls twice: in its place cannot be both the scale and what absorbs it."""
+        found = [] if site.placed is None else leading(self.reading, site.placed, self.captured.named)
+        calls = Counter(map(self.captured.module, _module_calls(site)))
+        return [*takewhile(lambda n: n.op != "call_module" or calls[self.captured.module(n)] < 2, found)]
 
     def _name(self, node: fx.Node) -> str:
         if node.op == "output":
