@@ -17,7 +17,6 @@ from torch.export import ExportedProgram
 
 from .algebra.size import Symbol
 from .capture.caches import caches_left, empty_tables
-from .capture.capture import Inputs
 from .capture.draws import random_state_kept
 from .capture.gradients import same_with_gradients
 from .capture.parts import Parts, capture_parts
@@ -338,15 +337,11 @@ def _lost(parts: Parts) -> dict[str, str]:
 def _asked(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]:
     """Where the code takes another way if gradients are followed, to other numbers, by the path."""
     asking = [frame.path for part in parts.captured for frame in part.frames if frame.asks]
-    if not asking or (request.inputs is not None and _same_with_gradients(model, request.inputs)):
+    given = request.inputs
+    if not asking or (given is not None and same_with_gradients(model, given.args, given.kwargs)):
         return {}
-    known = " (pass example_inputs, which tells whether)" if request.inputs is None else ""
+    known = " (pass example_inputs, which tells whether)" if given is None else ""
     return {asking[0]: f"a graph has one way, and the forward asks torch for modes, which makes a difference{known}"}
-
-
-def _same_with_gradients(model: nn.Module, inputs: Inputs) -> bool:
-    own = inputs.copied()
-    return same_with_gradients(model, own.args, own.kwargs)
 
 
 def _changed(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]:

@@ -435,8 +435,7 @@ def capture(
         return _traced(partial(trace, None))
     except AsksForGradients:
         assert inputs is not None
-        given = inputs.copied()
-        return _traced(partial(trace, same_with_gradients(model.get_submodule(path), given.args, given.kwargs)))
+        return _traced(partial(trace, same_with_gradients(model.get_submodule(path), inputs.args, inputs.kwargs)))
 
 
 def _traced(trace: Callable[..., Captured]) -> Captured:

@@ -18,7 +18,10 @@ ROUNDING = 1e-4
 
 
 def same_with_gradients(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a module gives the same whether gradients are followed or not, as far as a run on these inputs tells."""
+    """Whether a module gives the same whether gradients are followed or not, as far as a run on copies of these inputs
+    tells.
+    """
+    args, kwargs = copy.deepcopy((args, dict(kwargs)))
     try:
         plain, followed = (_outputs(module, args, kwargs, gradients) for gradients in (False, True))
     except Exception:

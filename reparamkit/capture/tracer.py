@@ -412,9 +412,7 @@ class Tracer(fx.Tracer):
         self._check_call(m)
         self._look(m)
         if self._is_leaf(m):
-            # What hands on None, or another plain value, is no node: code may go by the value.
-            plain = isinstance(m, nn.Identity) and not _reads_traced(args, kwargs)
-            return forward(*args, **kwargs) if plain else self._leaf(m, forward, args, kwargs)
+            return self._layer(m, forward, args, kwargs)
         outer, before = self.frame, Contents((args, kwargs))
         given = map_leaves(as_node, (args, kwargs))
         frame = Frame(self.path_of_module(m), m, outer, given[0], given[1])
@@ -461,6 +459,11 @@ class Tracer(fx.Tracer):
         going_on.failed[frame.path] = error
         begun = sum(each.module is frame.module for each in self.frames)
         self.outputs[id(frame.module)] = list(going_on.outputs.get(id(frame.module), ())[begun - 1 :])
+
+    def _layer(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A call of a layer. What hands on None, or another plain value, is no node: code may go by the value."""
+        plain = isinstance(m, nn.Identity) and not _reads_traced(args, kwargs)
+        return forward(*args, **kwargs) if plain else self._leaf(m, forward, args, kwargs)
 
     def _leaf(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call of a module that is one node."""

@@ -12,7 +12,7 @@ from ..capture.tracer import Frame
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
 from ..sourcecode.observing import sets_hooks
-from ..sourcecode.shortened import is_shortened
+from ..sourcecode.shortened import shortened_forwards
 from .scope import goes_by, innermost, place_of, using_parts, with_callers
 
 
@@ -41,7 +41,7 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
     _check_kept(captured, {place_of(node) for node in frames} - {""})
     methods = with_callers(captured, using_parts(captured, frames))
     public = sorted(name for module, name in methods if module is captured.root and not _is_private(name))
-    broken = [name for name in public if not is_shortened(type(captured.root), name)]
+    broken = [name for name in public if name not in shortened_forwards(type(captured.root))]
     if broken:
         raise NotFusable(f"method '{broken[0]}' of the model uses a part of what would be merged")
 

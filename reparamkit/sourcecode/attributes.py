@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .parse import is_torchs, once
+from .parse import is_torchs, once, tables_of
 from .uses import Uses
 from .values import (
     OWN,
@@ -59,7 +59,7 @@ def methods_of(cls: type) -> frozenset[str]:
 
 def names_in(thing: object) -> list[str]:
     """The names of all attributes of an object; of a module, of what is in it."""
-    tables = (thing._modules, thing._parameters, thing._buffers) if isinstance(thing, nn.Module) else ()
+    tables = tables_of(thing) if isinstance(thing, nn.Module) else ()
     return [*dict.fromkeys(chain(*tables, getattr(thing, "__dict__", {}), dir(type(thing))))]
 
 
@@ -100,7 +100,7 @@ class Attributes:
         return one(function) if isinstance(found, staticmethod) else self.uses.same(Bound(function, cls))
 
     def _of_module(self, module: nn.Module, name: str, listed: str) -> Value:
-        for table in (module._modules, module._parameters, module._buffers):
+        for table in tables_of(module):
             if name in table:
                 return self._member(module, table[name], listed)
         if name in ("forward", "__call__"):
@@ -111,8 +111,7 @@ class Attributes:
 
     def member(self, module: nn.Module, name: str) -> Value:
         """What torch's own ``__getattr__`` finds."""
-        tables = (module._modules, module._parameters, module._buffers)
-        return union(self._member(module, table[name], "") for table in tables if name in table)
+        return union(self._member(module, table[name], "") for table in tables_of(module) if name in table)
 
     def _member(self, module: nn.Module, found: Part | None, listed: str) -> Value:
         if isinstance(found, Tensor):

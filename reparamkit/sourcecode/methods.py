@@ -16,14 +16,14 @@ from .parse import ASKING, Paths, is_shown, method_source, once, owner_of_class,
 @once
 def called_by_methods(cls: type) -> Paths:
     """The modules that the methods call."""
-    found = {name: frozenset(_called(tree)) for name, tree in _methods(cls)}
+    found = {name: frozenset(_called(tree)) for name, tree in methods_in(cls)}
     return {name: called for name, called in found.items() if called}
 
 
 @once
 def ways_of_methods(cls: type) -> dict[str, dict[str, frozenset[Way]]]:
     """Per method in which branches it calls what, as `ways` has it."""
-    return {name: ways(tree, _variables(tree, results=False)) for name, tree in _methods(cls)}
+    return {name: ways(tree, _variables(tree, results=False)) for name, tree in methods_in(cls)}
 
 
 @once
@@ -33,13 +33,13 @@ def read_by_methods(cls: type) -> Paths:
     A call of ``self.a`` is ``a()``; ``self.a`` as an argument is ``a.*``, or ``a.**`` if it is given to a method of the
     module, which may look deep into it; a loop over it is ``a.__iter__``; all children are ``**``.
     """
-    return {name: frozenset(_read(tree)) for name, tree in _methods(cls)}
+    return {name: frozenset(_read(tree)) for name, tree in methods_in(cls)}
 
 
 @once
 def classes_in_methods(cls: type) -> Paths:
     """The modules whose very class the methods ask for; a list of modules for those in it."""
-    return {name: frozenset(_classes(tree)) for name, tree in _methods(cls)}
+    return {name: frozenset(_classes(tree)) for name, tree in methods_in(cls)}
 
 
 @once
@@ -47,7 +47,7 @@ def spreading_calls(cls: type) -> Paths:
     """The modules that the methods call with the entries of a dictionary as keyword arguments, "" for the module
     itself; the dictionary of a method's own keyword arguments aside.
     """
-    return {name: frozenset(_spreading(tree)) for name, tree in _methods(cls)}
+    return {name: frozenset(_spreading(tree)) for name, tree in methods_in(cls)}
 
 
 @once
@@ -61,7 +61,8 @@ def read_by_forward(cls: type) -> frozenset[str]:
     return found
 
 
-def _methods(cls: type) -> Iterator[tuple[str, ast.AST]]:
+def methods_in(cls: type) -> Iterator[tuple[str, ast.AST]]:
+    """The methods of a user's class, inherited ones too, each with its code."""
     seen: set[str] = set()
     for base in cls.__mro__:
         if base.__module__.startswith("torch.") or base is object:

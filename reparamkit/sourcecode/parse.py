@@ -44,6 +44,11 @@ def forward_of(module: nn.Module, cls: type[nn.Module] | None = None) -> Callabl
     return getattr(found, "__func__", found)  # type: ignore[no-any-return]
 
 
+def tables_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """What torch keeps of a module by name: modules, parameters and buffers."""
+    return module._modules, module._parameters, module._buffers
+
+
 def defaults_in(spec: ast.arguments) -> Iterator[tuple[ast.arg, ast.expr | None]]:
     """The parameters of a function that may have a default, with it."""
     named = [*spec.posonlyargs, *spec.args]

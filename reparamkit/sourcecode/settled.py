@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .parse import path_of
+from .parse import path_of, tables_of
 
 UNKNOWN = object()
 """What an expression is that is more than an attribute."""
@@ -39,7 +39,7 @@ def _joined(parts: list[bool | None], ends: bool) -> bool | None:
 def _attribute(node: ast.expr, module: nn.Module) -> Any:
     """What an attribute of a module is; no code of the user runs for it."""
     name = path_of(node) if isinstance(node, ast.Attribute) else ""
-    for table in (vars(module), module._modules, module._parameters, module._buffers):
+    for table in (vars(module), *tables_of(module)):
         if name in table:
             return table[name]
     return UNKNOWN

@@ -7,11 +7,10 @@ of forward, or the last, is of use: it gives features, or takes them.)
 from __future__ import annotations
 
 import ast
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from .parse import method_source, once, path_of
+from .methods import methods_in
+from .parse import once, path_of
 
 SUM = "+"
 
@@ -24,21 +23,13 @@ class Value:
     inputs: tuple[Value, ...] = ()
 
 
-def is_shortened(cls: type, name: str) -> bool:
-    """Whether a method gives what forward does, but for some layers inside and terms of sums that are left out."""
-    return _shortened(cls)(name)
-
-
 @once
-def _shortened(cls: type) -> Callable[[str], bool]:
-    whole = _result(getattr(cls, "forward", None))
-
-    @functools.cache
-    def answer(name: str) -> bool:
-        short = _result(getattr(cls, name, None))
-        return whole is not None and short is not None and whole.path == short.path and _leaves(whole, short)
-
-    return answer
+def shortened_forwards(cls: type) -> frozenset[str]:
+    """The methods that give what forward does, but for some layers inside and terms of sums that are left out."""
+    results = {name: value for name, tree in methods_in(cls) if (value := _result(tree)) is not None}
+    if (whole := results.get("forward")) is None:
+        return frozenset()
+    return frozenset(name for name, short in results.items() if whole.path == short.path and _leaves(whole, short))
 
 
 def _leaves(whole: Value, short: Value) -> bool:
@@ -53,9 +44,8 @@ def _leaves(whole: Value, short: Value) -> bool:
     return all(any(_leaves(each, wanted) for each in rest) for wanted in short.inputs)
 
 
-def _result(method: object) -> Value | None:
+def _result(tree: ast.AST) -> Value | None:
     """What a method of one argument returns, if it only calls modules and adds up; None for any other."""
-    tree = method_source(method)
     function = tree.body[0] if isinstance(tree, ast.Module) else None
     if not isinstance(function, ast.FunctionDef) or len(function.args.args) != 2:
         return None

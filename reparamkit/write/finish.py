@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx, nn
@@ -78,9 +78,10 @@ class Finisher:
         guarded: the merge takes the sizes of the example inputs only.
         """
         opened = below(self.captured, frame, members)
-        self._check_classes(frame, opened)
+        inside = [call for call in self.captured.called_in[frame] if id(call) in opened]
+        self._check_classes((frame, *inside))
         inlined = frozenset(self.inlined | opened)
-        self._check_settings(frame, opened, frozenset(members))
+        self._check_settings(frame, inside, frozenset(members))
         graph = fold(self.captured, frame, inlined, members)
         size = next(filter(None, map(_literal_size, graph.nodes)), None)
         if size is not None and not guarded:
@@ -90,19 +91,17 @@ class Finisher:
             )
         method(graph)
 
-    def _check_classes(self, frame: Frame, opened: Set[int]) -> None:
+    def _check_classes(self, calls: Iterable[Frame]) -> None:
         """Raises `NotFusable` if a module would be of a class of its own, or gone, and code asks for that."""
-        inside = (call for call in self.captured.called_in[frame] if id(call) in opened)
         exact = self.captured.outside.exact
-        for module in (frame.module, *(call.module for call in inside)):
-            if module in exact:
-                raise NotFusable(exact[module])
+        for call in calls:
+            if call.module in exact:
+                raise NotFusable(exact[call.module])
 
-    def _check_settings(self, frame: Frame, opened: Set[int], members: Collection[fx.Node]) -> None:
+    def _check_settings(self, frame: Frame, inside: Sequence[Frame], members: Collection[fx.Node]) -> None:
         """Raises `NotFusable` if code would be lost that changes what others see, or a module that others set: one that
         has no layer but the members, which may take its place.
         """
-        inside = [call for call in self.captured.called_in[frame] if id(call) in opened]
         for call in (frame, *inside):
             if names := elsewhere(call):
                 raise NotFusable(
@@ -378,14 +377,19 @@ class Finisher:
     def _hide(self, before: Mapping[str, nn.Module]) -> None:
         """Hide the methods that cannot work any more."""
         written = {f.module for f in self.frames.values() if id(f) not in self.inlined}
-        live = {(module, name) for module, name in self.captured.methods if module not in written}
-        outside = self.captured.outside
+        live = self._running((module, name) for module, name in self.captured.methods if module not in written)
         left = {f.path for f in self.captured.frames if id(f) not in self.inlined}
         opened = {f.path for f in self.captured.frames if id(f) in self.inlined} - left
-        hide_broken(
-            self.captured.root, before, self.hidden, opened, live | outside.methods, outside.idle, original_class
-        )
+        hide_broken(self.captured.root, before, self.hidden, opened, live, original_class)
         _hide_all(self.hidden)
+
+    def _running(self, called: Iterable[Method]) -> set[Method]:
+        """What goes on running: methods that forward calls, forwards but those that no call runs, and what code outside
+        runs.
+        """
+        root, outside = self.captured.root, self.captured.outside
+        forwards = {(module, "forward") for module in root.modules() if module not in outside.idle}
+        return {*called, *outside.methods, *forwards}
 
     def _check_kept(self, classes: Mapping[nn.Module, type[nn.Module]]) -> None:
         """Raises `Unwritable` if a module has another class than before, and the code that runs asks for that."""
@@ -396,10 +400,8 @@ class Finisher:
 
     def _hide_asking(self) -> None:
         """Hide the methods that would take a module for one of another class, which it has got by what was changed."""
-        root, outside = self.captured.root, self.captured.outside
-        running = {(module, "forward") for module in root.modules() if module not in outside.idle}
-        live = {*self.captured.methods, *outside.methods, *running}
-        while found := asking_for_classes(root, live, original_class):
+        live = self._running(self.captured.methods)
+        while found := asking_for_classes(self.captured.root, live, original_class):
             _hide_all(found)
 
     def _fix(self) -> None:

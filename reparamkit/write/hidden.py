@@ -24,16 +24,13 @@ def hide_broken(
     hidden: Hidden,
     opened: set[str],
     live: set[Method],
-    idle: set[nn.Module],
     class_of: ClassOf,
 ) -> None:
     """Add to `hidden` the methods that read what is no longer there, or call a hidden method.
 
     before: the modules as they were, by each of their paths. opened: paths of modules whose code went into that of one
-    around: their own forward computes nothing that it did. live: methods that forward goes on calling. idle: modules
-    whose own forward is a method as any other.
+    around: their own forward computes nothing that it did. live: methods that go on running.
     """
-    live = live | {(module, "forward") for module in root.modules() if module not in idle}
     now = dict(root.named_modules(remove_duplicate=False))
     gone = _relative(path for path, module in before.items() if _replaced(module, now.get(path)))
     inside = _relative(opened)
