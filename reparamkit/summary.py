@@ -22,6 +22,7 @@ from .engine.scope import matches, name_of, place_of
 from .engine.site import Plan, Rejected, Site
 from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
+from .layers.overwrite import overwrite_
 from .layers.price import Cost, numel
 from .reporting import FACTOR, Caution, Merge, Picture, Price, Refusal, Report, Totals, factors
 from .trial import Pair, Trial
@@ -46,10 +47,13 @@ class Work:
     @property
     def may_go_on(self) -> bool:
         """Whether more may merge once this is captured anew: code that computed something in vain is written again, or
-        a merged layer has several parts, which were one to others.
+        stood in the way of one merge for several, a merged layer has several parts, which were one to others, or what
+        was written over is so no more.
         """
-        parted = any(isinstance(layer, nn.Sequential) for done in self.done for layer in done.layers)
-        return parted or (self.captured.vain and bool(self.done))
+        rows = any(isinstance(layer, nn.Sequential) for done in self.done for layer in done.layers)
+        merged = (member for done in self.done for member in done.site.members)
+        clearer = self.captured.vain or self.plan.parted
+        return rows or (clearer and bool(self.done)) or any(n.target is overwrite_ for n in merged)
 
 
 def totals(model: nn.Module, readings: Sequence[Reading]) -> Totals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from torch import fx
 
@@ -53,7 +54,8 @@ def choose(
         _carry(last, options, keeper.left)
     planners = [Planner(region, options, writable) for region in regions(captured, options.is_inside)]
     _improve(planners, options)
-    return _joined(planners, options), options.reading
+    plan = _joined(planners, options)
+    return replace(plan, parted=plan.parted or (last is not None and last.parted)), options.reading
 
 
 def _carry(last: Plan, options: Options, left: set[fx.Node]) -> None:
@@ -83,7 +85,8 @@ def _joined(planners: Sequence[Planner], options: Options) -> Plan:
     sites = sorted((site for p in planners for site in p.sites), key=lambda site: order[site.value])
     before = sum((p.original for p in planners), Cost())
     refusals = _refusals(planners, options)
-    return Plan(sites, refusals, before, options.rejected, options.idle, _settled(planners, options))
+    parted = any(planner.parted for planner in planners)
+    return Plan(sites, refusals, before, options.rejected, options.idle, _settled(planners, options), parted)
 
 
 def _refusals(planners: Sequence[Planner], options: Options) -> dict[fx.Node, list[str]]:
@@ -97,5 +100,5 @@ def _refusals(planners: Sequence[Planner], options: Options) -> dict[fx.Node, li
 
 def _settled(planners: Sequence[Planner], options: Options) -> Settled:
     """What need not be looked at again once this plan is written."""
-    left = (p.region for p in planners if not p.plan.sites and not p.stuck)
+    left = (p.region for p in planners if not p.plan.sites and not p.unwritten)
     return {node: shapes_of_inputs(options.reading, node) for region in left for node in region}

@@ -242,10 +242,11 @@ def _alone(trail: Trail, position: int) -> tuple[Trail, int]:
 
 
 def _viewed(op: Operator, trails: Sequence[Trail]) -> Trail | None:
-    """The shortest way whose views alone are the operator."""
+    """The shortest way whose views alone are the operator; nothing at all for one that does nothing."""
     if not (op.is_identity or op.resamples):
         return None
-    return next((trail for trail in sorted(trails, key=len) if _is_viewed(op, trail)), None)
+    found = (trail for trail in sorted(trails, key=len) if _is_viewed(op, trail))
+    return next(found, () if op.is_identity else None)
 
 
 def _is_viewed(op: Operator, trail: Trail) -> bool:
@@ -390,7 +391,7 @@ def _part_cost(form: Form, span: Any, stored: int) -> Cost:
     if span is not None:
         dim, first, last = span
         elements = elements * (form.sizes[dim].factor - first - last) // form.sizes[dim].factor
-    return Cost(elements, elements, stored, 1)
+    return Cost(0, elements, stored, 1)
 
 
 def spreads(captured: Captured, node: fx.Node) -> bool:
@@ -426,7 +427,7 @@ def layer_cost(form: Form, stored: int, transposed: bool = False, convolves: boo
         return Cost(0, 0, stored, 0)
     if convolves:
         return Cost(elements, 0, stored, 1)
-    return Cost(elements if op.legs else 0, elements, stored, 1)
+    return Cost(0, elements, stored, 1)
 
 
 def _stands_alone(op: Operator, bias: Operator) -> bool:

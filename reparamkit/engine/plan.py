@@ -60,13 +60,14 @@ class Excess:
 class Planner:
     """Chooses the merges of one region.
 
-    plan: the best so far. stuck: whether a merge was given up that could not be written into the code as it is.
+    plan: the best so far. unwritten: the members of merges that were given up, as they could not be written into the
+    code as it is.
     """
 
     region: Region
     options: Options
     writable: Writable
-    stuck: bool = False
+    unwritten: list[Set[fx.Node]] = field(default_factory=list)
     _able: set[tuple[fx.Node, frozenset[fx.Node], frozenset[fx.Node]]] = field(default_factory=set)
     _staying: dict[fx.Node, str] = field(default_factory=dict)
     _costs: dict[fx.Node, Cost] = field(default_factory=dict)
@@ -96,6 +97,11 @@ class Planner:
             self._refuse_dearer(site)
         self._forbid(self.options.banned | self.overlapping, self.options.pinned)
         self.plan = self._written()
+
+    @property
+    def parted(self) -> bool:
+        """Whether several merges are made in the place of one that could not be written."""
+        return any(sum(site.members <= whole for site in self.plan.sites) > 1 for whole in self.unwritten)
 
     # --- one plan ----------------------------------------------------------------------------------
 
@@ -179,7 +185,7 @@ class Planner:
             except NotFusable as no:
                 self.reading.no(site.value, no.reason)
                 self.options.reject(site.value, Rejected(site.members, site.before, site.after))
-                self.stuck = True
+                self.unwritten.append(site.members)
                 return False
             self._able.add(key)
         return True

@@ -111,7 +111,8 @@ Settled = Mapping[fx.Node, Shapes]
 class Plan:
     """What to write. sites: in program order. refusals: per node left as it is, why. before: the price of everything
     affine as it is. rejected: per value the cheapest merge that is not made. idle: values of merges that would save
-    nothing. settled: what is left as it is.
+    nothing. settled: what is left as it is. parted: whether several merges are made in the place of one that could not
+    be written into the code as it is.
     """
 
     sites: list[Site]
@@ -120,3 +121,4 @@ class Plan:
     rejected: Mapping[fx.Node, Rejected]
     idle: Set[fx.Node]
     settled: Settled
+    parted: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -114,14 +114,22 @@ def _padded_first(op: Operator, vector: Operator | None, channel: int, spatial: 
     def build() -> nn.Module:
         return nn.Sequential(PADS[len(spatial)](tuple(pads)), made.build())  # type: ignore[arg-type]
 
-    return replace(made, cost=made.cost + Cost(0, numel(op.source_sizes), 0, 1), build=build, checks=None)
+    return replace(made, cost=made.cost + Cost(0, _with_zeros(op, sum), 0, 1), build=build, checks=None)
 
 
 def uneven_cost(op: Operator) -> Cost:
     """Of a convolution that pads one end by more: torch pads its input by a pass of its own."""
     # What is the same for all channels is no convolution: a padding, an average.
     uneven = op.has(IN, OUT, D) and any(map(is_uneven, op.links))
-    return Cost(0, numel(op.source_sizes), 0, 1) if uneven else Cost()
+    return Cost(0, _with_zeros(op, lambda ends: abs(ends[1] - ends[0])), 0, 1) if uneven else Cost()
+
+
+def _with_zeros(op: Operator, added: Callable[[tuple[int, int]], int]) -> int:
+    """How many elements the input has behind a pass that pads it. added: how many zeros, of what the layer pads before
+    and after.
+    """
+    links = [op.links[i] for dim in op.source for i in dim]
+    return math.prod(link.size.hint + (max(0, added(ends_padded(link))) if link.role is S else 0) for link in links)
 
 
 def _spatial(op: Operator, channel: int) -> Iterator[Link | None]:

@@ -153,12 +153,21 @@ def read_unflatten_layer(layer: nn.Unflatten, input: Form) -> Form:
     return read_unflatten(input, layer.dim, layer.unflattened_size)
 
 
-@READERS.reader(torch.unflatten, "unflatten", sizes=True)
+def unflattened(before: Sequence[Size], dim: int, sizes: Sequence[Any]) -> list[Size | None]:
+    """Sizes of ``x.unflatten(dim, sizes)`` for an x of sizes `before`; None where -1 cannot be followed."""
+    return reshaped(before, _split_up(before, dim, sizes)) if before else []
+
+
+def _split_up(before: Sequence[Size], dim: int, sizes: Sequence[Any]) -> list[Any]:
+    at = dim % len(before)
+    return [*before[:at], *sizes, *before[at + 1 :]]
+
+
+@READERS.reader(torch.unflatten, "unflatten", sizes=True, shape=unflattened)
 def read_unflatten(input: Form, dim: int, sizes: Sequence[Extent]) -> Form:
     """One dimension as several, of which one may be -1; the rank must be known."""
     x = _closed(input)
-    at = dim % len(x.sizes)
-    return read_reshape(x, [*x.sizes[:at], *sizes, *x.sizes[at + 1 :]])
+    return read_reshape(x, _split_up(x.sizes, dim, sizes))
 
 
 @READERS.reader(torch.permute, "permute")

@@ -168,14 +168,12 @@ def _scale(op: Operator, bias: Operator | None) -> LayerPlan:
     op = uniform(op)
     shift = None if bias is None else uniform(bias)
     stored = (0 if op.is_identity else op.stored) + (0 if shift is None else shift.stored)
-    elements = numel(op.value_sizes)
 
     def build() -> nn.Module:
         weight = None if op.is_identity else broadcast(op)
         return Scale(weight, None if shift is None else broadcast(shift))
 
-    # One number for all, as a shift, is a pass and no more: so is what is read of such a call.
-    return LayerPlan("scale", Cost(elements if op.legs else 0, elements, stored, 1), build)
+    return LayerPlan("scale", Cost(0, numel(op.value_sizes), stored, 1), build)
 
 
 def _linear(op: Operator, bias: Operator | None) -> LayerPlan:

@@ -263,9 +263,16 @@ class Finisher:
             target = self._place(path, frame, live, taken)
             live.update(upwards(target))
             taken.add(target)
+            for below in self._dead_below(target):
+                self.places.put(below, None)
             self.places.put(target, self.captured.held.pop(name))
             self.dead.discard(target)
             self._retarget(name, target)
+
+    def _dead_below(self, path: str) -> list[str]:
+        """Paths of layers that go with a module, which may have other names elsewhere."""
+        found = self.dead - self.captured.targets.keys()
+        return [dead for dead in found if dead.startswith(f"{path}.") and self.places.has(dead)]
 
     def _live(self) -> set[str]:
         """Paths of modules, parameters and buffers that something still uses."""
