@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor, fx
 
-from .algebra.operator import Operator, identity, pin
-from .algebra.size import Pin, Symbol, solved
+from .algebra.operator import Operator, closed, identity, pin
+from .algebra.size import Pin, Symbol, roots, solved
 from .capture.capture import Captured
 from .engine.borders import join_borders
 from .engine.choose import choose
@@ -242,14 +242,26 @@ def _beside(reading: Reading, written: Written, sources: Collection[fx.Node]) ->
 
 
 def _agreed(reading: Reading, ops: Mapping[fx.Node, Operator]) -> dict[fx.Node, Operator]:
-    """Operators of values, each with the sizes that what reads the other values fixes."""
+    """Operators of values, each with the sizes and the dimensions that what reads the other values fixes."""
     fixed: dict[Symbol, Pin] = {}
+    symbols = set().union(*(roots(size) for op in ops.values() for size in op.source_sizes))
+    ops = {node: _seen_with(op, symbols) for node, op in ops.items()}
     for node, op in ops.items():
         sizes, open_rank = reading.shape_of(node)
         pairs = [] if open_rank or len(sizes) != len(op.source_sizes) else zip(sizes, op.source_sizes, strict=True)
         for size, found in pairs:
             fixed |= solved(size, found.factor) if found.known else {}
     return {node: pin(op, fixed) for node, op in ops.items()}
+
+
+def _seen_with(op: Operator, symbols: Iterable[Symbol]) -> Operator:
+    """An operator of a tensor of unknown rank with the dimensions that others see of it."""
+    if not (op.open_rank and op.source):
+        return op
+    tensor, taken = op.links[op.source[0][0]].size.symbols[0].origin
+    dims = [symbol.origin[1] for symbol in symbols if symbol.origin[0] == tensor]
+    seen = max((-dim for dim in dims if isinstance(dim, int)), default=0)
+    return closed(op, seen - taken) if isinstance(taken, int) and seen > taken else op
 
 
 def _measured(reading: Reading, size: fx.Node) -> set[fx.Node]:

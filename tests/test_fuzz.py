@@ -170,6 +170,40 @@ def _total(m: Any, x: Tensor) -> Tensor:
     return m.a(x) + m.b(x) + m.c(x) + x
 
 
+class Counted(nn.Module):
+    """Counts its calls, and passes them on."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layers(x)
+
+
+def _overwritten(m: Any, x: Tensor) -> Tensor:
+    first, second = x.split([1, 3], 1)
+    z = torch.cat((first, second * 2), 1)
+    z[:, :1] = F.gelu(z[:, :1])
+    return z
+
+
+def _channels_last(m: Any, x: Tensor) -> Tensor:
+    y = x.permute(0, 2, 3, 1)
+    return m.counted((m.fc(y) + y).permute(0, 3, 1, 2))
+
+
+def _split_up(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).flatten(2).transpose(1, 2)
+    y = F.layer_norm(y, (4,)).mT.unflatten(-1, (5, 6))
+    first, second = y.split([2, 2], 1)
+    z = torch.zeros_like(y)
+    z[:, :2], z[:, 2:] = m.b(first), m.c(second) + second
+    return z
+
+
 ONCE: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "a sum that is read once a norm is gone": (
         lambda: Model(_total, a=_averaged(4), b=conv_norm(4, 4), c=conv_norm(4, 4)),
@@ -192,6 +226,15 @@ ONCE: dict[str, tuple[Callable[[], nn.Module], bool]] = {
             c=conv_norm(4, 4),
         ),
         True,
+    ),
+    "a slice of what was overwritten": (lambda: Model(_overwritten), True),
+    "a row of layers behind code that goes": (
+        lambda: Model(_channels_last, fc=nn.Linear(4, 4), counted=Counted(conv_norm(4, 4, 1))),
+        True,
+    ),
+    "a dimension that is split up": (
+        lambda: Model(_split_up, a=conv_norm(4, 4), b=conv(2, 2), c=conv(2, 2)),
+        False,
     ),
 }
 
@@ -455,6 +498,23 @@ def test_a_proof_draws_inputs_that_go_together():
     assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6
 
 
+def test_a_proof_draws_inputs_of_as_many_dimensions_as_go_together():
+    """Without inputs: what a norm reads has a batch, so what has the shape of the same tensor has one."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        z = m.n(F.gelu(m.b(y)))
+        total = torch.zeros_like(y)
+        total[:] = z
+        total += y
+        return z
+
+    model = build(lambda: Model(body, a=conv(4, 4), b=conv_norm(4, 4), n=norm(4)))
+    fused, x = reparamkit.fuse(model), sample((2, 4, 5, 6), torch.float32)
+    assert reparamkit.report(fused).merges
+    assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6
+
+
 def test_a_scale_that_two_merges_take_is_counted_for_the_sizes_that_they_fix():
     """Without inputs: each saves its part of it, of the same sizes as the rest."""
 
@@ -465,3 +525,74 @@ def test_a_scale_that_two_merges_take_is_counted_for_the_sizes_that_they_fix():
     report = reparamkit.explain(build(lambda: Model(body, n=nn.BatchNorm1d(2), fc=nn.Linear(2, 2))))
     assert len(report.merges) == 2
     assert report.after.flops <= report.before.flops
+
+
+def test_a_scale_before_more_zeros_stays_before_them():
+    """Zeros at one end are a pass of their own, of all that it gives: a layer behind them has more to do."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        scale = m.n.weight / (m.n.running_var + 0.1).sqrt()
+        return F.pad(x * scale[:, None, None], [1, 0, 1, 2])
+
+    report = reparamkit.explain(build(lambda: Model(body, n=norm(4))), sample((2, 4, 8, 8), torch.float32))
+    assert report.after.flops <= report.before.flops
+
+
+def test_norms_around_a_flip_of_channels_are_no_matrix():
+    """Three multiplications for each number, where two norms take one each."""
+    model = build(lambda: Model(lambda m, x: m.b(m.a(x).flip(1)), a=norm(3), b=norm(3)))
+    report = reparamkit.explain(model, sample((2, 3, 4, 4), torch.float32))
+    assert not report.merges
+
+
+def test_what_does_nothing_is_no_layer():
+    """A part of a concatenation is what was concatenated."""
+
+    def body(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.fc(x)
+        return F.gelu(torch.cat((x, y), 1)[:, :4]), y
+
+    model, x = build(lambda: Model(body, fc=nn.Linear(8, 8))), sample((2, 4, 8), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert reparamkit.report(fused).after.ops < reparamkit.report(fused).before.ops
+    assert [name for name, _ in fused.named_children()] == ["fc"]
+    for a, b in zip(run(fused, x), run(wide(model), x.double()), strict=True):
+        assert error(a, b) <= 1e-6
+
+
+class Flat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = nn.BatchNorm1d(24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.n(x.flatten(1))
+
+
+def test_other_names_of_what_is_inside_a_merged_module_go():
+    """A norm that a block and the model around it both have, and call."""
+
+    def make() -> nn.Module:
+        block = Flat()
+        return Model(lambda m, x: m.n(m.block(m.first(torch.relu(x)))), first=norm(4), block=block, n=block.n)
+
+    model, x = build(make), sample((2, 4, 2, 3), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert sum(p.numel() for p in fused.state_dict().values()) == 48
+    assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6
+
+
+def test_a_size_is_read_of_what_stays():
+    """Of two values with the height of what is read, the one beside it merges into what comes then."""
+
+    def body(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.a(x)
+        first, second = m.side(y).chunk(2, 1)
+        z = m.n(m.up(m.fc(y)))
+        return z.mean(1, True).expand_as(z), first + second
+
+    layers = {"a": conv(8, 8), "side": nn.Conv2d(8, 8, 2), "fc": nn.Linear(8, 16)}
+    model = build(lambda: Model(body, **layers, up=nn.ConvTranspose2d(8, 2, 2, padding=1), n=norm(2)))
+    report = reparamkit.explain(model)
+    assert report.merges
+    assert report.after.stored <= report.before.stored

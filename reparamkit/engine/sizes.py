@@ -13,6 +13,7 @@ from ..algebra.operator import Operator, Role
 from ..algebra.size import Size
 from ..capture.aliases import target_of
 from ..capture.capture import Captured
+from ..capture.reach import reached
 from ..capture.tracer import Frame
 from .counting import Shape, calculated, reads_rank
 from .reading import Reading
@@ -91,13 +92,19 @@ class _Sizes:
 
     def _seen(self, value: Any, node: fx.Node, tensor: fx.Node) -> list[Place]:
         """The values that have a size, from the innermost call that sees one on. The last is where to read it: the
-        first that stays, or the only one, which may merge into the next, if none does.
+        first that stays, or the only one, which may merge into the next, if none does: one that the tensor is computed
+        from, as others may be of no further use.
         """
         affine = self.reading.read
         calls = reversed(self.captured.frame(node).stack)
         places = [place for call in calls for place in self._places(value, call, self.order[tensor])]
         stays = next((k for k, (other, _) in enumerate(places) if other not in affine), None)
-        return places[: stays + 1] if stays is not None else places[:1] if tensor in affine else []
+        if stays is not None:
+            return places[: stays + 1]
+        if tensor not in affine:
+            return []
+        used = reached([tensor], lambda n: n.all_input_nodes) if len(places) > 1 else []
+        return ([place for place in places if place[0] in used] or places)[:1]
 
     def _places(self, value: Any, frame: Frame, end: int) -> Iterator[Place]:
         """Values with this size that a call sees before position `end`."""

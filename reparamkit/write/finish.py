@@ -263,8 +263,8 @@ class Finisher:
             target = self._place(path, frame, live, taken)
             live.update(upwards(target))
             taken.add(target)
-            for below in self._dead_below(target):
-                self.places.put(below, None)
+            for gone in self._dead_below(target):
+                self.places.put(gone, None)
             self.places.put(target, self.captured.held.pop(name))
             self.dead.discard(target)
             self._retarget(name, target)
