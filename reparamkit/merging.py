@@ -9,6 +9,7 @@ from functools import partial
 from torch import Tensor, fx
 
 from .algebra.operator import Operator, closed, identity, pin
+from .algebra.segments import parts_of
 from .algebra.size import Pin, Symbol, roots, solved
 from .capture.capture import Captured
 from .engine.borders import join_borders
@@ -213,6 +214,11 @@ def _prover(reading: Reading, is_checked: Callable[[Written], bool]) -> Prove:
         outside = captured.decided_outside(site.value, written.frame if is_checked(written) else None)
         read = _sources(reading, named, written)
         beside = _beside(reading, written, read)
+        # A part that is also read by itself is what it is in the whole.
+        for whole in [node for node in read if _joins(reading, node, beside)]:
+            parts = {part: _read_as(reading, part) for part in whole.all_input_nodes if part in reading.shapes}
+            read = {node: op for node, op in read.items() if node is not whole} | parts
+        beside = {node: op for node, op in beside.items() if node not in read}
         ops = _agreed(reading, read | beside)
         sources, others = ({node: ops[node] for node in some} for some in (read, beside))
         return check(Piece(captured, sources, site.value, written.result, site.members, others, outside), where)
@@ -239,6 +245,12 @@ def _beside(reading: Reading, written: Written, sources: Collection[fx.Node]) ->
     read |= {each for node in read & reading.sizes.keys() for each in _measured(reading, node)}
     others = sorted((read & reading.shapes.keys()) - members - {*sources}, key=order.__getitem__)
     return {node: _read_as(reading, node) for node in others}
+
+
+def _joins(reading: Reading, whole: fx.Node, parts: Collection[fx.Node]) -> bool:
+    """Whether a value is a concatenation of some of these."""
+    joins = whole in reading.read and parts_of(reading.read[whole]) is not None
+    return joins and any(part in parts for part in whole.all_input_nodes)
 
 
 def _agreed(reading: Reading, ops: Mapping[fx.Node, Operator]) -> dict[fx.Node, Operator]:

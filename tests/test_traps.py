@@ -1490,3 +1490,40 @@ def test_a_choice_by_a_condition_on_the_input_is_refused_as_one():
     model = build(lambda: Model(code, a=conv(4, 4, 1), n=norm(4)))
     refusals = reparamkit.explain(model, sample(MAPS[0], torch.float32)).refusals
     assert all("its condition is computed from the input" in each.reason for each in refusals)
+
+
+def _skipped(write: Callable[[Tensor], Any], sign: int = 1) -> Callable[[Any, Tensor], Tensor]:
+    """A layer over a concatenation, and a part of that, into which is written in between."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = torch.sigmoid(m.grow(x))
+        z = m.mix(torch.cat([x, y], 1))
+        write(y)
+        return z + sign * y
+
+    return body
+
+
+WRITES_BEHIND_A_CONCATENATION: dict[str, Callable[[Tensor], Any]] = {
+    "nothing": lambda y: y,
+    "a function": lambda y: y.tanh_(),
+    "a view": lambda y: y.view(-1).tanh_(),
+    "a part": lambda y: y[:, 1:].tanh_(),
+    "a part of a part": lambda y: y[:, :, 1:][..., 0].fill_(0.5),
+    "a scale": lambda y: y.mul_(0.5),
+    "an index": lambda y: y.index_fill_(1, torch.tensor([0]), 2.0),
+}
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", WRITES_BEHIND_A_CONCATENATION)
+def test_a_skip_of_what_was_concatenated_is_read_as_it_is_then(name: str, sign: int, with_inputs: bool):
+    """A layer takes the skip in, as long as that still is a part of what the layer reads."""
+    body = _skipped(WRITES_BEHIND_A_CONCATENATION[name], sign)
+    model = build(lambda: Model(body, grow=conv(4, 4), mix=conv(8, 4))).double()
+    x = sample((2, 4, 5, 6))
+    fused = reparamkit.fuse(model, x if with_inputs else None)
+    assert error(run(fused, x), run(model, x)) <= 1e-12
+    if name == "nothing" and with_inputs:
+        assert len(reparamkit.report(fused).merges) == 1

@@ -6,6 +6,7 @@ that reaches back furthest, since low-rank paths and branches pay only at a late
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from torch import Tensor, fx, nn
 from ..algebra.form import CONSTANT_FOLD, Form, source_form, with_guarded_rank
 from ..algebra.operator import open_sizes, pin
 from ..algebra.regroup import told_rank
+from ..algebra.segments import parts_of, selected
 from ..algebra.size import ONE, Pin, Size, Symbol, broadcast, fixed, free_size, is_of_rank, roots, solved
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import SIZES, Captured
@@ -511,6 +513,18 @@ class _Reader:
         others = (chosen for chosen in dict.fromkeys((*level, *rest)) if chosen != first and not self._mixed(chosen))
         for chosen in islice(others, len(level) + MAX_COMBINATIONS):
             yield dict(zip(inputs, chosen, strict=True))
+        if len(inputs) == 2:
+            yield from self._over_whole(*inputs)
+            yield from self._over_whole(*inputs[::-1])
+
+    def _over_whole(self, part: fx.Node, other: fx.Node) -> Iterator[dict[fx.Node, Candidate]]:
+        """A value that was concatenated, as a part of the whole that the other value is read over."""
+        for whole in (user for user in part.users if user in self.out.read):
+            over = [c for c in self.out.forms[other] if whole.name in c.form.terms]
+            where = _part_of(self.out.read[whole], part.name) if over else None
+            if where is not None and not self.captured.aliases.writes_between(part, whole, self.node):
+                form = selected(source_form(whole.name, *self.out.shapes[whole]), *where)
+                yield {part: Candidate(replace(form, recent=()), frozenset()), other: over[0]}
 
     def _mixed(self, chosen: tuple[Candidate, ...]) -> bool:
         """Whether both a value and a view of a part of it are sources, over parts alone is as good; or a value is read,
@@ -619,6 +633,16 @@ class _Reader:
         if isinstance(value, tuple):
             return tuple(map(self._informed, value))
         return value.substitute(self.out.facts) if isinstance(value, Size) else value
+
+
+def _part_of(form: Form, source: str) -> tuple[int, range] | None:
+    """The dimension (from the right) of a concatenation that a source is a part of, and its positions there."""
+    dim, parts = parts_of(form) or (0, [])
+    ends = [0, *itertools.accumulate(part.sizes[dim].factor for part in parts)]
+    for (start, end), part in zip(itertools.pairwise(ends), parts, strict=True):
+        if part.terms.keys() == {source} and part.terms[source].op.is_identity and part.bias is None:
+            return dim, range(start, end)
+    return None
 
 
 def _layers(row: nn.Sequential) -> Iterator[nn.Module]:

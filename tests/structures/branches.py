@@ -304,4 +304,16 @@ BRANCHES = (
         equation="(W x + b + ... + W x + b) / n = W x + b",
         source="multi-sample dropout, Inoue 2019",
     ),
+    Structure(
+        "a skip around a layer over a concatenation",
+        lambda: Model(
+            lambda m, x: m.fuse(torch.cat([x, F.gelu(m.grow(x))], 1)) * 0.2 + x, grow=conv(4, 6), fuse=conv(10, 4)
+        ),
+        MAPS,
+        "conv gelu cat conv",
+        needs_inputs=True,
+        equation="0.2 K [x; y] + x = (0.2 K + [I 0]) [x; y]",
+        source="ESRGAN, Wang et al. 2018",
+        near="a skip around a concatenation of what is computed from it",
+    ),
 )

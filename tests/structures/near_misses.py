@@ -863,4 +863,11 @@ NEAR_MISSES = (
         "dimension|axis|axes|fixed|raise",
         needs_inputs=True,
     ),
+    NearMiss(
+        "a skip around a concatenation of what is computed from it",
+        lambda: Model(lambda m, x: m.fuse(torch.cat([m.grow(x), x], 1).tanh()) + x, grow=conv(4, 4), fuse=conv(8, 4)),
+        MAPS,
+        "conv cat tanh conv add",
+        "would",
+    ),
 )
