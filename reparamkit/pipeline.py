@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -326,6 +327,8 @@ def _lost(parts: Parts) -> dict[str, str]:
         outer = part.frames[0].modes[:2]
         cast = [n for n in part.graph.nodes if n.meta.get("context", outer)[:2] != outer]
         lost |= {part.frame(n).path: "a graph has no autocast regions, and the forward has one" for n in cast[:1]}
+        named = [path for path in part.targets if any(map(keyword.iskeyword, path.split(".")))]
+        lost |= {path: f"its code has no way to name '{path}', which is a keyword of Python" for path in named[:1]}
     root = parts.captured[0].root
     if has_hooks(root):
         lost[""] = "the model has hooks, which copies of a graph lose: give them to the result instead"

@@ -915,12 +915,25 @@ class Doubled(nn.Conv2d):
         return 2 * y
 
 
-LOST: dict[str, Any] = {"autocast": UnderAutocast, "hooks": _hooked, "__call__": lambda: Doubled(4, 4, 3)}
+def _named_by_a_keyword() -> nn.Module:
+    model = nn.Sequential()
+    model.add_module("class", conv_norm(4, 4))
+    return model
+
+
+LOST: dict[str, Any] = {
+    "autocast": UnderAutocast,
+    "hooks": _hooked,
+    "__call__": lambda: Doubled(4, 4, 3),
+    "'class.*keyword": _named_by_a_keyword,
+}
 
 
 @pytest.mark.parametrize(("make", "says"), [(make, says) for says, make in LOST.items()], ids=list(LOST))
 def test_what_a_graph_would_lose_is_refused(make: Any, says: str):
-    """A region of autocast, a call of its own, and hooks of the model, which a deepcopy of a GraphModule has not."""
+    """A region of autocast, a call of its own, hooks of the model, which a deepcopy of a GraphModule has not, and names
+    that no code can have.
+    """
     model = build(make)
     x = torch.randn(1, 4, 8, 8)
     for example in (x, None):
