@@ -1527,3 +1527,12 @@ def test_a_skip_of_what_was_concatenated_is_read_as_it_is_then(name: str, sign: 
     assert error(run(fused, x), run(model, x)) <= 1e-12
     if name == "nothing" and with_inputs:
         assert len(reparamkit.report(fused).merges) == 1
+
+
+def test_a_skip_of_a_part_of_unknown_size_is_read():
+    """Without inputs nothing says how many channels the input has, until the layer over the concatenation does."""
+    body = lambda m, x: m.mix(torch.cat([x, torch.sigmoid(m.grow(x))], 1)) * 0.2 + x  # noqa: E731
+    model, x = build(lambda: Model(body, grow=conv(4, 4), mix=conv(8, 4))), sample((2, 4, 5, 6), torch.float32)
+    fused = reparamkit.fuse(model)
+    assert reparamkit.report(fused).merges
+    assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6

@@ -10,6 +10,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, product
@@ -521,10 +522,11 @@ class _Reader:
         """A value that was concatenated, as a part of the whole that the other value is read over."""
         for whole in (user for user in part.users if user in self.out.read):
             over = [c for c in self.out.forms[other] if whole.name in c.form.terms]
-            where = _part_of(self.out.read[whole], part.name) if over else None
-            if where is not None and not self.captured.aliases.writes_between(part, whole, self.node):
-                form = selected(source_form(whole.name, *self.out.shapes[whole]), *where)
-                yield {part: Candidate(replace(form, recent=()), frozenset()), other: over[0]}
+            if over and not self.captured.aliases.writes_between(part, whole, self.node):
+                with suppress(NotFusable):
+                    form = self.out.informed(source_form(whole.name, *self.out.shapes[whole]))
+                    form = replace(selected(form, *_place_of(part.name, self.out.read[whole])), recent=())
+                    yield {part: Candidate(form, frozenset()), other: over[0]}
 
     def _mixed(self, chosen: tuple[Candidate, ...]) -> bool:
         """Whether both a value and a view of a part of it are sources, over parts alone is as good; or a value is read,
@@ -635,14 +637,14 @@ class _Reader:
         return value.substitute(self.out.facts) if isinstance(value, Size) else value
 
 
-def _part_of(form: Form, source: str) -> tuple[int, range] | None:
-    """The dimension (from the right) of a concatenation that a source is a part of, and its positions there."""
-    dim, parts = parts_of(form) or (0, [])
+def _place_of(source: str, whole: Form) -> tuple[int, range]:
+    """The dimension (from the right) of which a source fills a part of a concatenation, and its positions there."""
+    dim, parts = parts_of(whole) or (0, [])
     ends = [0, *itertools.accumulate(part.sizes[dim].factor for part in parts)]
     for (start, end), part in zip(itertools.pairwise(ends), parts, strict=True):
         if part.terms.keys() == {source} and part.terms[source].op.is_identity and part.bias is None:
             return dim, range(start, end)
-    return None
+    raise NotFusable("no part of a concatenation")
 
 
 def _layers(row: nn.Sequential) -> Iterator[nn.Module]:
