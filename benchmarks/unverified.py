@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, Phase, settings
 
-from reparamkit import merging, pipeline
+from reparamkit import pieces, pipeline
 from reparamkit.proof import Piece
 
 settings.register_profile(
@@ -24,5 +24,5 @@ def _unchecked(piece: Piece, where: str) -> float:
     return 0.0
 
 
-merging.check = _unchecked
+pieces.check = _unchecked
 pipeline.check_whole = lambda fused, original, request: None

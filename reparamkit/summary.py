@@ -17,7 +17,8 @@ from .engine.keep import DEARER
 from .engine.norms import second_flops
 from .engine.placing import node_cost
 from .engine.plan import beside
-from .engine.reading import WRITTEN, Reading
+from .engine.reader import WRITTEN
+from .engine.reading import Reading
 from .engine.scope import matches, name_of, place_of
 from .engine.site import Plan, Rejected, Site
 from .layers.hooks import has_hooks

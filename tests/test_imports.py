@@ -47,7 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {*EVERYTHING, "pipeline", "registry", "inputs", "summary"},
     "copies": EVERYTHING,
     "whole": {*EVERYTHING, "inputs", "localize", "request"},
-    "merging": {*EVERYTHING, "record", "request", "summary", "trial"},
+    "pieces": EVERYTHING,
+    "merging": {*EVERYTHING, "pieces", "record", "request", "summary", "trial"},
     "pipeline": {
         *EVERYTHING,
         "inputs",

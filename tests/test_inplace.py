@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import reparamkit
-from reparamkit import merging, pipeline
+from reparamkit import pieces, pipeline
 from reparamkit.write import finish, places, write
 
 X = sample((2, 3, 12, 10), torch.float32)
@@ -57,7 +57,7 @@ def test_in_place_is_what_a_copy_is(case: Structure | NearMiss):
 # --- failures ---------------------------------------------------------------------------------------
 
 PLACES: dict[str, tuple[Any, str]] = {
-    "proof": (merging, "check"),
+    "proof": (pieces, "check"),
     "numbers": (write, "settle"),
     "place": (finish.Finisher, "_move_layers"),
     "code": (finish.Finisher, "_remove_unread"),
@@ -139,14 +139,14 @@ def test_old_layers_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch):
     model = build(lambda: seq(*(layer for _ in range(6) for layer in (conv_norm(3, 3), nn.ReLU()))))
     old = [weakref.ref(model[2 * k][0].weight) for k in range(6)]
     proved = count(1)
-    whole = merging.check
+    whole = pieces.check
 
     def check(*args: Any) -> float:
         alive = sum(weight() is not None for weight in old)
         assert alive == 7 - next(proved)
         return whole(*args)
 
-    monkeypatch.setattr(merging, "check", check)
+    monkeypatch.setattr(pieces, "check", check)
     reparamkit.fuse(model, X, inplace=True)
     assert next(proved) == 7
     assert [weight() for weight in old] == [None] * 6

@@ -15,7 +15,8 @@ from ..layers.registry import Readers
 from .keep import Keeper, shapes_of_inputs
 from .options import Options
 from .plan import Excess, Planner, Writable, beyond
-from .reading import Reading, read
+from .reader import read
+from .reading import Reading
 from .regions import regions
 from .scope import Scope
 from .site import Plan, Settled
