@@ -160,10 +160,10 @@ MUTATIONS = (
         "return tuple(order)",
     ),
     Mutation(
-        "windows of different sizes joined",
+        "windows of different strides joined",
         LAWS,
-        "(a.c == b.c or None is not a.reach == b.reach)",
-        "True",
+        "return (a.stride, a.up) == (b.stride, b.up)",
+        "return True",
     ),
     Mutation(
         "skip joined with a window that changes the size",

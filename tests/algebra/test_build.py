@@ -19,6 +19,7 @@ from reparamkit.algebra.operator import open_sizes
 from reparamkit.algebra.size import fixed, free_size
 from reparamkit.errors import NotFusable
 from reparamkit.layers.contract import read_einsum, read_inner, read_matmul, read_tensordot
+from reparamkit.layers.conv import read_conv
 
 from . import pairs
 from .oracle import evaluate, source, written, written_turned
@@ -54,6 +55,17 @@ def test_conv_takes_an_input_without_batch(rank: int, data: DataObject) -> None:
     """A conv on (C, n1, ..., nr) is torch's."""
     _, *shape = data.draw(shapes(rank, largest=4))
     assert_same(data.draw(convs(tuple(shape), rank)), data.draw(tensors(*shape)))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@given(data=st.data(), kernel=st.integers(1, 5), dilation=st.integers(1, 3))
+def test_padding_that_keeps_the_size_has_its_odd_zero_where_torch_has_it(
+    data: DataObject, kernel: int, dilation: int
+) -> None:
+    """``padding="same"``, of an even kernel too."""
+    x, weight = data.draw(tensors(2, 3, 7)), data.draw(tensors(2, 3, kernel))
+    form = read_conv(source(x), weight, padding="same", dilation=dilation)
+    assert_equal(evaluate(form, x=x), F.conv1d(x, weight, padding="same", dilation=dilation))
 
 
 @given(data=st.data(), multiplier=st.integers(1, 3))

@@ -197,6 +197,9 @@ CROSSING: dict[str, Callable[[], Layer]] = {
     "pool then padded": lambda: pairs.pool([3, 3], [1, 1], [1, 1]) >> conv(3, 3, padding=1),
     "strided then padded": lambda: unbiased(3, 3, stride=2, padding=1) >> conv(3, 3, padding=1),
     "crop then pad": lambda: pairs.padded([(-1, 0), (0, 0)]) >> pairs.padded([(1, 0), (0, 0)]),
+    "a window as wide as its stride, then zeros": lambda: (
+        unbiased(3, 3, stride=3) >> pairs.padded([(1, 0), (0, 0)])
+    ),
 }
 
 
