@@ -63,7 +63,8 @@ class Mutation:
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
-LAWS, BORDER, BUILD = "algebra/laws.py", "algebra/border.py", "algebra/build.py"
+COMPOSE, ADD = "algebra/compose.py", "algebra/add.py"
+BORDER, BUILD = "algebra/border.py", "algebra/build.py"
 FORM, WEIGHT = "algebra/form.py", "algebra/weight.py"
 NORM, CONV, ELEMENTWISE, CONVOLUTIONS = (
     "layers/norm.py",
@@ -76,49 +77,49 @@ MUTATIONS = (
     # A row of layers.
     Mutation(
         "strides of a chain swapped",
-        LAWS,
+        COMPOSE,
         "g.up * a + f.stride * b for a",
         "f.stride * a + g.up * b for a",
     ),
     Mutation(
         "size of a chain off by one",
-        LAWS,
+        COMPOSE,
         "c = f.c + f.stride * (1 + g.c) if",
         "c = f.c + f.stride * g.c if",
     ),
     Mutation(
         "taps of two kernels paired the wrong way",
-        LAWS,
+        COMPOSE,
         "return [g.up * a + f.stride * b for a in f.taps for b in g.taps]",
         "return [g.up * a + f.stride * b for b in g.taps for a in f.taps]",
     ),
     Mutation(
         "low border refused one tap too early",
-        LAWS,
+        COMPOSE,
         "f.taps[-1] + 1 <= f.stride",
         "f.taps[-1] + 2 <= f.stride",
     ),
     Mutation(
         "low border accepted one tap too far",
-        LAWS,
+        COMPOSE,
         "f.taps[-1] + 1 <= f.stride",
         "f.taps[-1] <= f.stride",
     ),
     Mutation(
         "high border accepted one pixel too far",
-        LAWS,
+        COMPOSE,
         "f.taps[0] + end + f.up >= 0",
         "f.taps[0] + end + f.up + 1 >= 0",
     ),
     Mutation(
         "high border not asked at all",
-        LAWS,
+        COMPOSE,
         "return before and after and _acc",
         "return before and _acc",
     ),
     Mutation(
         "inputs accepted that the first layer rejects",
-        LAWS,
+        COMPOSE,
         "return g.c <= -1 or f.c >= -1",
         "return True",
     ),
@@ -149,7 +150,7 @@ MUTATIONS = (
     ),
     Mutation(
         "legs of two branches not brought in one order",
-        LAWS,
+        ADD,
         "order = tuple(legs_of_f.index(i) for i in f.legs)",
         "order = tuple(range(len(f.legs)))",
     ),
@@ -161,13 +162,13 @@ MUTATIONS = (
     ),
     Mutation(
         "windows of different strides joined",
-        LAWS,
+        ADD,
         "return (a.stride, a.up) == (b.stride, b.up)",
         "return True",
     ),
     Mutation(
         "skip joined with a window that changes the size",
-        LAWS,
+        ADD,
         "return (a if a.role is S else b).shape_preserving",
         "return True",
     ),

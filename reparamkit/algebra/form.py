@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import FreeSize, NotFusable
+from .add import add
 from .border import hits, windowed
-from .laws import add, compose
+from .compose import compose
 from .operator import Link, Operator, Role, closed, dropped, identity, pin, with_rank, zeros
 from .relink import densify, extended
 from .size import Pin, Size, Symbol, fixed, joined_pins, present

@@ -14,8 +14,9 @@ from ..errors import FreeSize, NotFusable
 from .align import traced_pins
 from .build import matrix, window
 from .builder import Builder
+from .compose import compose, without_pad
 from .form import Form, apply, plus, reduced
-from .laws import DIRECT_SUM, compose, without_pad
+from .laws import DIRECT_SUM
 from .operator import WHOLE, Edges, Operator, Role, pin
 from .regroup import in_sight, permute
 from .size import fixed, joined_pins, whole_multiples

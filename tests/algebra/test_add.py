@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 from torch import nn
 
+from reparamkit.algebra.add import add
 from reparamkit.algebra.form import source_form
-from reparamkit.algebra.laws import LOCALITY_INJECTION, PARALLEL_SUM, add
+from reparamkit.algebra.laws import LOCALITY_INJECTION, PARALLEL_SUM
 from reparamkit.algebra.operator import Role
 from reparamkit.algebra.size import fixed, free_size
 from reparamkit.errors import NotFusable
