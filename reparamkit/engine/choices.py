@@ -51,11 +51,12 @@ class Choices:
         """A value that was concatenated, as a part of the whole that the other value is read over."""
         for whole in (user for user in part.users if user in self.out.read):
             over = [c for c in self.out.forms[other] if whole.name in c.form.terms]
-            if over and not self.out.captured.aliases.writes_between(part, whole, self.node):
-                with suppress(NotFusable):
-                    form = self.out.informed(source_form(whole.name, *self.out.shapes[whole]))
-                    form = replace(selected(form, *_place_of(part.name, self.out.read[whole])), recent=())
-                    yield {part: Candidate(form, frozenset()), other: over[0]}
+            place = _place_of(part.name, self.out.read[whole]) if over else None
+            if place is None or self.out.captured.aliases.writes_between(part, whole, self.node):
+                continue
+            with suppress(NotFusable):
+                form = self.out.informed(source_form(whole.name, *self.out.shapes[whole]))
+                yield {part: Candidate(replace(selected(form, *place), recent=()), frozenset()), other: over[0]}
 
     def _mixed(self, chosen: tuple[Candidate, ...]) -> bool:
         """Whether both a value and a view of a part of it are sources, over parts alone is as good; or a value is read,
@@ -68,11 +69,11 @@ class Choices:
         return any(n.all_input_nodes[0].name in names for n in parts)
 
 
-def _place_of(source: str, whole: Form) -> tuple[int, range]:
+def _place_of(source: str, whole: Form) -> tuple[int, range] | None:
     """The dimension (from the right) of which a source fills a part of a concatenation, and its positions there."""
     dim, parts = parts_of(whole) or (0, [])
     ends = [0, *itertools.accumulate(part.sizes[dim].factor for part in parts)]
     for (start, end), part in zip(itertools.pairwise(ends), parts, strict=True):
         if part.terms.keys() == {source} and part.terms[source].op.is_identity and part.bias is None:
             return dim, range(start, end)
-    raise NotFusable("no part of a concatenation")
+    return None

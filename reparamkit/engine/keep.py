@@ -181,7 +181,7 @@ class Keeper:
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
         # A layer over a concatenation that becomes several, and their sum, must save launches.
         one = option.placed is not None and (len(option.placed.terms) == 1 or option.placed.dim is not None)
-        moved = one and after.macs < before.macs and self._moves_work(node, option)
+        moved = one and after.flops < before.flops and self._moves_work(node, option)
         less = after.launches < before.launches or moved
         pays = less and score(after) < score(before)
         if not pays and (why := _because(option)):

@@ -173,7 +173,12 @@ def _scale(op: Operator, bias: Operator | None) -> LayerPlan:
         weight = None if op.is_identity else broadcast(op)
         return Scale(weight, None if shift is None else broadcast(shift))
 
-    return LayerPlan("scale", Cost(0, numel(op.value_sizes), stored, 1), build)
+    return LayerPlan("scale", Cost(0, numel(op.value_sizes) * steps_of(op, bias), stored, 1), build)
+
+
+def steps_of(op: Operator, bias: Operator | None) -> int:
+    """What is done to each number by a pass that scales and shifts: a multiplication, an addition, or both."""
+    return max(1, (not op.is_identity) + (bias is not None))
 
 
 def _linear(op: Operator, bias: Operator | None) -> LayerPlan:
