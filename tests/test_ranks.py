@@ -281,6 +281,62 @@ def test_sizes_that_no_code_uses_keep_no_layer():
     assert error(fused(x[:1]), made(x[:1])) < 1e-6
 
 
+def _sized(read: str, m: Any, x: Tensor) -> Tensor:
+    """A map, and its mean shown at the size of a value on the way to it."""
+    a = m.conv(x)
+    b = m.norm(a)
+    c = b + m.short(x)
+    d = m.last(c)
+    height, width = {"a": a, "b": b, "c": c, "d": d}[read].shape[2:]
+    y = d.relu()
+    return F.interpolate(F.avg_pool2d(y, 2), (height, width)) + y
+
+
+@pytest.mark.parametrize("read", ["a", "b", "c", "d"])
+def test_a_size_is_read_of_what_a_merge_gives(read: str):
+    """Code that asks what is merged for its size gets that of a value that stays, and keeps no layer apart."""
+    parts = {"conv": nn.Conv2d(4, 4, 3, 2, 1), "short": nn.Conv2d(4, 4, 1, 2), "norm": norm(4), "last": norm(4)}
+    net, x = model(partial(_sized, read), **parts), sample((2, 4, 8, 8), torch.float32)
+    fused = reparamkit.fuse(net, x)
+    assert operations(fused, x).split().count("conv") == 1
+    assert "norm" not in operations(fused, x)
+    for size in (8, 12):
+        other = sample((3, 4, size, size), torch.float32)
+        assert error(run(fused, other), run(net, other)) <= 1e-5
+
+
+def test_the_size_of_a_norm_that_an_activation_reads_keeps_no_layer():
+    """Without inputs too."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(m.conv(x))
+        height, width = y.shape[2:]
+        y = y.relu()
+        return F.interpolate(F.max_pool2d(y, 2), (height, width)) + y
+
+    net = model(forward, conv=nn.Conv2d(4, 4, 3, 2, 1), norm=norm(4))
+    fused, x = reparamkit.fuse(net), sample((2, 4, 8, 8), torch.float32)
+    assert "norm" not in operations(fused, x)
+    assert error(run(fused, x), run(net, x)) <= 1e-5
+
+
+def test_sizes_of_weights_need_no_check():
+    """Code that computes with the shape of what parameters give has plain numbers, and is written again without."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        deep = m.deep.abs()
+        wide, one, height, width = deep.size()
+        deep = deep.view(4, int(wide / 4), one, height, width)
+        weight = torch.einsum("gtihw,ogt->ogihw", deep, m.point.view(4, 4, -1))
+        return m.norm(F.conv2d(x, weight.reshape(4, int(4 * one), height, width) + m.own, padding=1))
+
+    weights = {"deep": parameter(8, 1, 3, 3), "point": parameter(4, 8, 1, 1), "own": parameter(4, 4, 3, 3)}
+    net, x = model(forward, norm=norm(4), **weights), sample(MAPS, torch.float32)
+    for fused in (reparamkit.fuse(net), reparamkit.fuse(net, x)):
+        assert operations(fused, x) == "conv"
+        assert error(run(fused, x), run(net, x)) <= 1e-5
+
+
 def test_a_shape_of_fewer_dimensions_than_the_code_reads_ends_in_no_error():
     """For all that is known, nothing is left of the value behind ``[..., 0]``."""
 

@@ -13,6 +13,7 @@ from ..algebra.operator import Operator, Role
 from ..algebra.size import Size
 from ..capture.aliases import target_of
 from ..capture.capture import Captured
+from ..capture.guards import expect
 from ..capture.reach import reached
 from ..capture.tracer import Frame
 from .counting import Shape, calculated, reads_rank
@@ -49,9 +50,12 @@ class _Sizes:
 
     def run(self) -> None:
         for node in list(self.captured.graph.nodes):
-            if node in self.passed or not node.users:
+            if node.target is expect and not node.all_input_nodes:
+                # A number that is known for all inputs needs no check.
+                self.captured.graph.erase_node(node)
+            elif node in self.passed or not node.users:
                 continue
-            if not node.all_input_nodes:
+            elif not node.all_input_nodes:
                 self._fold(node)
             elif (value := _wanted(node, self.reading)) is not None:
                 self._redirect(node, value)
@@ -92,8 +96,9 @@ class _Sizes:
 
     def _seen(self, value: Any, node: fx.Node, tensor: fx.Node) -> list[Place]:
         """The values that have a size, from the innermost call that sees one on. The last is where to read it: the
-        first that stays, or the only one, which may merge into the next, if none does: one that the tensor is computed
-        from, as others may be of no further use.
+        first that stays, or the only one, which may merge into the next, if none does: one that is computed of the
+        tensor and stays, or that the tensor is computed from, as others may be of no further use. None, if the tensor
+        itself stays.
         """
         affine = self.reading.read
         calls = reversed(self.captured.frame(node).stack)
@@ -101,10 +106,23 @@ class _Sizes:
         stays = next((k for k, (other, _) in enumerate(places) if other not in affine), None)
         if stays is not None:
             return places[: stays + 1]
-        if tensor not in affine:
+        if self._stays(tensor):
             return []
+        if (later := next(self._later(value, node, tensor), None)) is not None:
+            return [later]
         used = reached([tensor], lambda n: n.all_input_nodes) if len(places) > 1 else []
         return ([place for place in places if place[0] in used] or places)[:1]
+
+    def _stays(self, value: fx.Node) -> bool:
+        """Whether a value is not affine, or read by what is not: a merge may give it, and does not swallow it."""
+        known = self.reading.read.keys() | self.reading.sizes.keys()
+        return value not in self.reading.read or any(user not in known for user in value.users)
+
+    def _later(self, value: Any, node: fx.Node, tensor: fx.Node) -> Iterator[Place]:
+        """Values with this size that stay, which the code computes after the tensor, and before it uses the size."""
+        frame, end = self.captured.frame(node), min(self.order[user] for user in node.users)
+        places = self._places(value, frame, end)
+        return (place for place in places if self.order[place[0]] > self.order[tensor] and self._stays(place[0]))
 
     def _places(self, value: Any, frame: Frame, end: int) -> Iterator[Place]:
         """Values with this size that a call sees before position `end`."""
