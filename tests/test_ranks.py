@@ -321,19 +321,21 @@ def test_the_size_of_a_norm_that_an_activation_reads_keeps_no_layer():
 
 
 def test_sizes_of_weights_need_no_check():
-    """Code that computes with the shape of what parameters give has plain numbers, and is written again without."""
+    """Code that computes with the shape of a parameter has plain numbers, and is written again without."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
-        deep = m.deep.abs()
-        wide, one, height, width = deep.size()
-        deep = deep.view(4, int(wide / 4), one, height, width)
+        wide, one, height, width = m.deep.size()
+        deep = m.deep.view(4, int(wide / 4), one, height, width)
         weight = torch.einsum("gtihw,ogt->ogihw", deep, m.point.view(4, 4, -1))
         return m.norm(F.conv2d(x, weight.reshape(4, int(4 * one), height, width) + m.own, padding=1))
 
-    weights = {"deep": parameter(8, 1, 3, 3), "point": parameter(4, 8, 1, 1), "own": parameter(4, 4, 3, 3)}
-    net, x = model(forward, norm=norm(4), **weights), sample(MAPS, torch.float32)
+    def layer() -> nn.Module:
+        weights = {"deep": parameter(8, 1, 3, 3), "point": parameter(4, 8, 1, 1), "own": parameter(4, 4, 3, 3)}
+        return Model(forward, norm=norm(4), **weights)
+
+    net, x = build(lambda: seq(layer(), nn.ReLU(), layer())), sample(MAPS, torch.float32)
     for fused in (reparamkit.fuse(net), reparamkit.fuse(net, x)):
-        assert operations(fused, x) == "conv"
+        assert operations(fused, x) == "conv relu conv"
         assert error(run(fused, x), run(net, x)) <= 1e-5
 
 
