@@ -1484,6 +1484,19 @@ def test_pixels_that_are_joined_between_two_layers_are_joined_for_other_channels
         assert error(run(fused, x), run(model, x)) <= 1e-6
 
 
+def test_what_writes_into_an_argument_that_it_gets_by_name_ends_in_no_error():
+    """It has no first argument by position."""
+    parts = {"conv": conv(4, 4, 1), "norm": norm(4), "act": nn.ReLU(inplace=True)}
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(m.conv(x))
+        return m.act(input=y) + y
+
+    model, x = build(lambda: Model(forward, **parts)), sample((2, 4, 6, 6), torch.float32)
+    for example in (None, x):
+        assert error(run(reparamkit.fuse(model, example), x), run(model, x)) <= 1e-5
+
+
 def test_a_choice_by_a_condition_on_the_input_is_refused_as_one():
     """A condition is of another dtype than the numbers it chooses from, which is no change of dtype."""
     code = lambda m, x: m.n(torch.where(x > 0, m.a(x), x))  # noqa: E731

@@ -69,10 +69,15 @@ def _latest_first(writers: list[fx.Node]) -> Iterator[fx.Node]:
         yield from pair  # type: ignore[misc]
 
 
+def _first(writer: fx.Node) -> Any:
+    """What it writes into; None for a module that may write and gets all by name."""
+    return writer.args[0] if writer.args else None
+
+
 def _unchain(captured: Captured, writers: list[fx.Node]) -> None:
     """Let ``x.mul_(a).add_(b)`` be ``x.mul_(a); x.add_(b)``: what a write gives is what it writes into."""
     for writer in writers:
-        first = writer.args[0]
+        first = _first(writer)
         if isinstance(first, fx.Node) and first in writers and (plain(first.target) or first.target in FILLING):
             whole = first.args[0]
             assert isinstance(whole, fx.Node)
@@ -101,7 +106,7 @@ class _Write:
 
     def follow(self) -> None:
         """Replace it, if all that is read of the memory later is a name in the row, or a part beside it."""
-        self.row = _row(self.writer.args[0])
+        self.row = _row(_first(self.writer))
         if self.now < 0 or not self.row or not self._hands_on():
             return
         around = self.aliases.around(self.writer)
