@@ -535,3 +535,38 @@ class Gated(nn.Module):
         if gate is not None:
             z = z * gate
         return self.out(z.tanh())
+
+
+class Surroundings(nn.Module):
+    """A norm behind maps of one value, near and far, one after the other."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers, self.norm = nn.ModuleList(layers), nn.BatchNorm2d(4 * len(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.relu()
+        return self.norm(torch.cat([layer(x) for layer in self.layers], 1))
+
+
+SURROUNDINGS: dict[str, list[nn.Module]] = {
+    "small and large windows": [conv(4, 4, 3), conv(4, 4, 5), conv(4, 4, 1)],
+    "near and far, by channel": [
+        nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4, bias=False),
+    ],
+    "with a norm each": [nn.Sequential(conv(4, 4, 3), norm(4)), nn.Sequential(conv(4, 4, 1), norm(4))],
+}
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_a_norm_behind_layers_of_one_value_goes_into_each(name: str, with_inputs: bool):
+    """One layer of them all would have the largest of their windows everywhere."""
+    net = build(lambda: Surroundings(*copy.deepcopy(SURROUNDINGS[name])))
+    x = sample((2, 4, 8, 8), torch.float32)
+    fused = reparamkit.fuse(net, x if with_inputs else None)
+    assert operations(fused, x) == "relu " + "conv " * len(SURROUNDINGS[name]) + "cat"
+    for other in (x, sample((1, 4, 5, 9), torch.float32)):
+        assert error(run(fused, other), run(net, other)) <= 1e-5
+    assert reparamkit.report(reparamkit.fuse(fused, x)).merges == ()

@@ -339,6 +339,20 @@ def test_sizes_of_weights_need_no_check():
         assert error(run(fused, x), run(net, x)) <= 1e-5
 
 
+def test_a_list_as_long_as_the_rank_asks_for_ends_in_no_error():
+    """The number of dimensions is no tensor, and a list of numbers times it has no rank."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(m.conv(x))
+        b, c = y.shape[:2]
+        return y * m.gate(y.mean((2, 3))).sigmoid().view([b, c] + [1] * (y.ndim - 2))
+
+    net = model(forward, conv=conv(4, 4), norm=norm(4), gate=nn.Linear(4, 4))
+    fused, x = reparamkit.fuse(net), sample((2, 4, 8, 8), torch.float32)
+    assert "norm" not in operations(fused, x)
+    assert error(run(fused, x), run(net, x)) <= 1e-5
+
+
 def test_a_shape_of_fewer_dimensions_than_the_code_reads_ends_in_no_error():
     """For all that is known, nothing is left of the value behind ``[..., 0]``."""
 

@@ -144,15 +144,17 @@ class _Ranks:
             return None
         listed = args[0] if isinstance(args[0], (list, tuple)) else None
         values = [each for each in (args if listed is None else listed) if isinstance(each, fx.Node)]
+        if not values:
+            return None
         if name in ("cat", "stack"):
             # What is no list here is one that a call makes.
-            whole = bool(values) and listed is not None and len(values) == len(listed)
+            whole = listed is not None and len(values) == len(listed)
             return (list(dict.fromkeys(values)), lambda *ranks: _equal(ranks) + (name == "stack")) if whole else None
         if plain_name(name) in SPREADING:
             return list(dict.fromkeys(values)), lambda *ranks: max(ranks)
         if name == "matmul":
             return list(dict.fromkeys(values)), lambda *ranks: max(ranks) if min(ranks) > 1 else None
-        if not values or values[0] is not args[0]:
+        if values[0] is not args[0]:
             return None
         relation = self._of_item(values[0], args[1]) if name == "getitem" else _of_one(name, args, node)
         return None if relation is None else (values[:1], relation)

@@ -36,6 +36,8 @@ Ways = Mapping[str, frozenset[Way]]
 """Per path that the code of a method calls, in which branches it does."""
 CODE = "()"
 """Stands for what the code of a module itself does, after its path."""
+STAYS = "stays"
+"""What the meta of a node that is in no merge has, while a model is being fused: why."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Scope:
         of a module that read one value, and leaves the module to other calls.
         """
         return (
-            self._not_chosen(node)
+            node.meta.get(STAYS)
+            or self._not_chosen(node)
             or self._in_unwritable(node)
             or self._shared(node, together)
             or _used_outside(self.captured, node)
