@@ -615,3 +615,34 @@ def test_keywords_that_may_say_something_new(given: dict[str, Any]):
     fused = reparamkit.fuse(build(Handing), TOKENS)
     with pytest.raises(GuardError):
         fused(TOKENS, **given)
+
+
+class Masked(nn.Module):
+    """Adds a mask, if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = self.first(x).relu() if mask is None else (self.first(x) + mask).relu()
+        return self.last(x) * self.scale
+
+
+class Around(nn.Module):
+    """Has no mask; cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Masked()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if float(x.detach().sum()) > 1e9 else x + self.inner(x, None)
+
+
+def test_a_part_may_be_called_without_an_argument_that_its_code_asks_for():
+    """Without an example nobody knows, and nothing is assumed."""
+    model = build(Around)
+    for fused in (reparamkit.fuse(model), reparamkit.fuse(model, TOKENS)):
+        assert error(run(fused, TOKENS), run(model, TOKENS)) <= 1e-6

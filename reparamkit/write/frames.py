@@ -34,7 +34,7 @@ from ..capture.trees import fields_of, is_record
 from ..engine.sizes import size_of
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
-from ..sourcecode.defaults import Default, defaults_of
+from ..sourcecode.defaults import Default, asked_for, defaults_of
 from ..sourcecode.flow import catches, names_in, remembered
 from ..sourcecode.methods import spreading_calls
 from ..sourcecode.parse import forward_of, names_of
@@ -81,7 +81,7 @@ class _Fold:
         for position, (name, (parameter, node)) in enumerate(made.items()):
             given = name in bound.arguments
             value = bound.arguments[name] if given else parameter.default
-            if self._is_guess(parameter):
+            if self._is_guess(parameter, value):
                 raise NotFusable(f"whether it gets an argument '{name}' is not known: pass example_inputs")
             if isinstance(value, fx.Node) and not {position, name}.isdisjoint(absent):
                 raise NotFusable(f"argument '{name}' of its forward is None in a run, and was a tensor in the trace")
@@ -89,10 +89,24 @@ class _Fold:
             if parameter.kind in VARIADIC and not given:
                 self._each(node, {}, parameter)
 
-    def _is_guess(self, parameter: inspect.Parameter) -> bool:
-        """Whether it was only assumed that nothing is given for a parameter."""
-        first = self.captured.guessed and self.frame is self.captured.frames[0]
-        return first and parameter.default is not parameter.empty
+    def _is_guess(self, parameter: inspect.Parameter, value: Any) -> bool:
+        """Whether it was only assumed that nothing is given for a parameter, or that a tensor is where code asks."""
+        if not self.captured.guessed:
+            return False
+        first = self.frame is self.captured.frames[0]
+        return (first and parameter.default is not parameter.empty) or self._is_asked_for(value)
+
+    def _is_asked_for(self, value: Any) -> bool:
+        """Whether code compares an argument of the model with None, here or in a call below that it is handed to."""
+        if not isinstance(value, fx.Node) or value.op != "placeholder":
+            return False
+        for call in (self.frame, *self.captured.called_in[self.frame]):
+            forward = inspect.unwrap(original_forward(call.module))
+            given = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs).arguments
+            asked = asked_for(forward.__code__) if hasattr(forward, "__code__") else ()
+            if any(given.get(name) is value for name in asked):
+                return True
+        return False
 
     def _placeholder(self, parameter: inspect.Parameter) -> fx.Node:
         stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
