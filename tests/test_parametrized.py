@@ -58,3 +58,37 @@ def test_a_weight_that_is_drawn_is_not_folded():
     wanted = run(model, X)
     torch.manual_seed(0)
     assert error(run(fused, X), wanted) <= 1e-6
+
+
+class Branch(nn.Module):
+    """Computes a weight; never sees an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.rand(4, 4, 3, 3)), nn.Parameter(torch.rand(4))
+
+    def forward(self) -> Tensor:
+        return torch.einsum("oihw,o->oihw", self.weight, self.scale)
+
+
+class Online(nn.Module):
+    """A convolution with the weight of a module, a norm and a skip, as a block of OREPA is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.point = Branch(), nn.Parameter(torch.rand(4, 4, 1, 1))
+        self.norm, self.skip = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.branch() + nn.functional.pad(self.point, (1, 1, 1, 1))
+        return torch.relu(self.norm(nn.functional.conv2d(x, weight, padding=1)) + self.skip(x))
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+def test_a_module_that_computes_the_weight_of_a_merged_layer_is_not_called(with_inputs: bool):
+    """Nothing reads what it gives any more, and its parameters go."""
+    model = build(lambda: seq(Online(), Online()))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert operations(fused, X) == "conv relu conv relu"
+    assert [name for name, _ in fused.named_parameters() if "branch" in name] == []
+    assert error(run(fused, X), run(model, X)) <= 1e-5

@@ -147,6 +147,28 @@ class Finisher:
         self.frames[id(frame)] = frame
         self.inlined |= below(self.captured, frame, members)
 
+    def leave_out(self, gone: Collection[fx.Node], spare: Collection[fx.Node]) -> None:
+        """Code that is written again does not call what only computes parameters of layers that are merged.
+
+        gone: what was merged. spare: numbers that no input changes.
+        """
+        for call in self.captured.frames:
+            if id(call.parent) in self.written and id(call) not in self.written and self._is_vain(call, gone, spare):
+                self.inlined |= {id(call), *map(id, self.captured.called_in[call])}
+
+    def _is_vain(self, call: Frame, gone: Collection[fx.Node], spare: Collection[fx.Node]) -> bool:
+        calls = [call, *self.captured.called_in[call]]
+        made = {node for each in calls for node in self.captured.made_in[each]}
+        if not made or not made <= set(spare) or any(not n.users.keys() <= made.union(gone) for n in made):
+            return False
+        assert call.parent is not None
+        try:
+            self._check_settings(call, calls, frozenset())
+            fold(self.captured, call.parent, frozenset({*self.inlined, *map(id, calls)}), gone)
+        except NotFusable:
+            return False
+        return True
+
     def hide(self, methods: Iterable[Method]) -> None:
         """Methods that call a part of a merge cannot work any more, but for those that a forward goes on calling: what
         they call computes, in this model, what it has to.

@@ -337,6 +337,7 @@ class Writer:
         for written in done:
             self.finisher.hide(written.partial)
         if not self.as_graph:
+            self.finisher.leave_out({m for written in done for m in written.site.members}, self.spare)
             self.captured.opened = set(self.finisher.inlined)
 
     def _done(self, written: Written, error: float | None, placed: set[int]) -> Done:
