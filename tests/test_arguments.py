@@ -646,3 +646,64 @@ def test_a_part_may_be_called_without_an_argument_that_its_code_asks_for():
     model = build(Around)
     for fused in (reparamkit.fuse(model), reparamkit.fuse(model, TOKENS)):
         assert error(run(fused, TOKENS), run(model, TOKENS)) <= 1e-6
+
+
+class Shift(nn.Module):
+    """Adds a learned number per channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.implicit = nn.Parameter(torch.rand(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.implicit + x
+
+
+class Scale(Shift):
+    """Multiplies by it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.implicit * x
+
+
+class Detect(nn.Module):
+    """Puts what it makes of each element of its list in its place, as the heads of YOLO do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add, self.layers, self.scale = (
+            nn.ModuleList(make() for _ in range(2)) for make in (Shift, self.layer, Scale)
+        )
+
+    @staticmethod
+    def layer() -> nn.Module:
+        return nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: list[Tensor]) -> list[Tensor]:
+        for i in range(2):
+            x[i] = self.layers[i](self.add[i](x[i]))
+            x[i] = self.scale[i](x[i])
+            n, c, h, w = x[i].shape
+            x[i] = x[i].view(n, 2, c // 2, h, w)
+        return x
+
+
+class Detector(nn.Module):
+    """Hands on a list of maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(4, 4), Detect()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x).relu()
+        return self.head([x, x[..., ::2].relu()])
+
+
+def test_what_is_put_into_an_element_is_not_put_into_its_number():
+    """``x[i] = layer(x[i])`` leaves i as it was: which layer runs follows from no argument."""
+    model = build(Detector)
+    fused = reparamkit.fuse(model, X)
+    assert len(reparamkit.report(fused).merges) == 2
+    for found, wanted in zip(called(fused, (X,)), called(model, (X,)), strict=True):
+        assert error(found, wanted) <= 1e-5

@@ -89,7 +89,13 @@ def _assigned(tree: ast.AST) -> Iterator[tuple[set[str], ast.AST]]:
         value = getattr(node, "iter" if isinstance(node, LOOPS) else "value", None)
         if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.NamedExpr, *LOOPS)) and value:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            yield set().union(*map(names_under, targets)), value
+            yield set().union(*map(_given_to, targets)), value
+
+
+def _given_to(target: ast.AST) -> set[str]:
+    """The variables that get a value, or have it in them: of ``x[i] = y`` that is x."""
+    keys = {id(part) for n in ast.walk(target) if isinstance(n, ast.Subscript) for part in ast.walk(n.slice)}
+    return {part.id for part in ast.walk(target) if isinstance(part, ast.Name) and id(part) not in keys}
 
 
 ALWAYS: Way = ((), 0)
