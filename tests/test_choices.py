@@ -570,3 +570,43 @@ def test_a_norm_behind_layers_of_one_value_goes_into_each(name: str, with_inputs
     for other in (x, sample((1, 4, 5, 9), torch.float32)):
         assert error(run(fused, other), run(net, other)) <= 1e-5
     assert reparamkit.report(reparamkit.fuse(fused, x)).merges == ()
+
+
+POOLS: dict[str, Any] = {
+    "a layer": nn.MaxPool2d(3, 1, 1),
+    "a layer, by dimension": nn.MaxPool2d((3, 5), stride=1, padding=(1, 2)),
+    "a function": lambda x: nn.functional.max_pool2d(x, 3, stride=1, padding=1),
+}
+
+
+class Inception(nn.Module):
+    """Maps of windows of several sizes and of the largest numbers, and a norm behind."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__()
+        self.pool, self.norm = pool, nn.BatchNorm2d(12)
+        self.small, self.large, self.last = conv(4, 4), conv(4, 4, 5), conv(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.relu()
+        return self.norm(torch.cat([self.small(x), self.large(x), self.last(self.pool(x))], 1)).relu()
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("name", POOLS)
+def test_a_pool_that_keeps_all_sizes_is_known_to(name: str, with_inputs: bool):
+    """What is made of it can be concatenated with what is made of its input, whatever the sizes are."""
+    net = build(lambda: Inception(POOLS[name]))
+    x = sample((2, 4, 8, 8), torch.float32)
+    fused = reparamkit.fuse(net, x if with_inputs else None)
+    assert "norm" not in operations(fused, x)
+    for other in (x, sample((1, 4, 5, 9), torch.float32)):
+        assert error(run(fused, other), run(net, other)) <= 1e-5
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_a_pool_of_other_sizes_is_not(with_inputs: bool):
+    """One pixel stands for many there."""
+    net = build(lambda: Inception(nn.Sequential(nn.MaxPool2d(8, 1), nn.Upsample((8, 8)))))
+    x = sample((2, 4, 8, 8), torch.float32)
+    assert error(run(reparamkit.fuse(net, x if with_inputs else None), x), run(net, x)) <= 1e-5

@@ -16,6 +16,7 @@ from ..layers.registry import Function
 from .counting import MAY_BROADCAST, SAME_SHAPE, Shape, called_name, least_rank, plain_name
 from .ranks import RANK, certain_rank
 from .reading import Reading
+from .windows import keeps_sizes
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Shapes:
         """The shape of the first input, for calls known to keep it; never one that traced values contradict."""
         name = plain_name(called_name(self.node, self.out.captured.module))
         tensors = [n for n in self.node.all_input_nodes if n in self.out.shapes]
-        if name not in SAME_SHAPE or not tensors:
+        if not tensors or not (name in SAME_SHAPE or keeps_sizes(self.node, self.out.captured.module)):
             return None
         if name in MAY_BROADCAST and not self._equal_shapes(tensors):
             return self._broadcast(tensors)
