@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -1549,3 +1550,20 @@ def test_a_skip_of_a_part_of_unknown_size_is_read():
     fused = reparamkit.fuse(model)
     assert reparamkit.report(fused).merges
     assert error(run(fused, x), run(wide(model), x.double())) <= 1e-6
+
+
+def sums_of_sums(m: Any, x: Tensor) -> Tensor:
+    n, length, _ = x.shape
+    x = x.reshape(n, length, 4)
+    for _ in range(30):
+        x = x + x.relu()
+    heads = m.linear(x).view(n, length, 2, -1)
+    _, _, _, width = heads.shape
+    return m.out((heads * (1.0 / math.sqrt(width))).reshape(n, length, -1))
+
+
+def test_what_is_computed_in_many_ways_is_asked_for_its_dtype_once():
+    """A root of a size has the dtype of no tensor; there are as many ways to one as there are ways through the sums."""
+    model = build(lambda: Model(sums_of_sums, linear=nn.Linear(4, 4), out=nn.Linear(4, 4)))
+    x = sample((2, 3, 4), torch.float32)
+    assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-5

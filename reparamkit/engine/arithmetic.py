@@ -14,6 +14,7 @@ from ..algebra.size import Size
 from ..capture.capture import Captured
 from ..capture.draws import Draws
 from ..capture.lending import lender
+from ..capture.reach import reached
 from ..capture.tracer import FACTORIES
 from ..capture.trees import filled
 from ..errors import CaptureError
@@ -69,15 +70,31 @@ def _eps(dtype: torch.dtype | None) -> float:
 
 def dtype_of(captured: Captured, node: fx.Node) -> torch.dtype | None:
     """The dtype that a constant has in the model; None if it has none."""
+    found: dict[fx.Node, torch.dtype | None] = {}
+    # Values that are computed of one another in several ways are asked once each.
+    for each in sorted(reached([node], _decisive)):
+        dtypes = [dtype for n in _decisive(each) if (dtype := found[n]) is not None]
+        found[each] = reduce(torch.promote_types, dtypes) if dtypes else _own_dtype(captured, each)
+    return found[node]
+
+
+def _decisive(node: fx.Node) -> list[fx.Node]:
+    """What a value has its dtype from, if it does not tell it."""
+    value = node.meta.get("val")
+    if node.op == "get_attr" or isinstance(value, Tensor) or node.target in CASTS or _named_dtypes(node):
+        return []
+    return node.all_input_nodes[-1:] if node.target == "type_as" else node.all_input_nodes
+
+
+def _own_dtype(captured: Captured, node: fx.Node) -> torch.dtype | None:
     value = captured.attribute(node) if node.op == "get_attr" else node.meta.get("val")
     if isinstance(value, Tensor) or node.op == "get_attr":
         return getattr(value, "dtype", None)
-    given = [a for a in (*node.args[1:], *node.kwargs.values()) if isinstance(a, torch.dtype)]
-    if node.target in CASTS or given:
-        return CASTS.get(str(node.target), given[0] if given else None)
-    sources = node.all_input_nodes[-1:] if node.target == "type_as" else node.all_input_nodes
-    dtypes = [dtype for n in sources if (dtype := dtype_of(captured, n)) is not None]
-    return reduce(torch.promote_types, dtypes) if dtypes else None
+    return CASTS.get(str(node.target), next(iter(_named_dtypes(node)), None))
+
+
+def _named_dtypes(node: fx.Node) -> list[torch.dtype]:
+    return [a for a in (*node.args[1:], *node.kwargs.values()) if isinstance(a, torch.dtype)]
 
 
 def evaluated(captured: Captured, node: fx.Node, constants: Known, sizes: Known) -> Any:
