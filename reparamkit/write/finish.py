@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx, nn
@@ -20,7 +20,7 @@ from ..engine.scope import below, code_around, innermost, outer, place_of
 from ..engine.site import Site
 from ..errors import NotFusable, Unwritable
 from ..layers.parts import rescaled
-from .frames import change, changes_of, fold, method, original_class, without_gradients
+from .frames import change, changes_of, fold, going, method, original_class, without_gradients
 from .hidden import Hidden, asking_for_classes, because, hide_broken
 from .places import Places
 from .settings import Ran, elsewhere, lost_setting, settings_of
@@ -48,7 +48,8 @@ class Finisher:
     """Collects what has to change, then changes the modules.
 
     swaps: per module path its replacement, for rows of module calls. frames: calls to write again, with the
-    calls inlined into them. moves: temporary name of a merged layer -> the path whose place it takes.
+    calls inlined into them. vain: calls that code does without. kept: calls in code that was written already. moves:
+    temporary name of a merged layer -> the path whose place it takes.
     rows: paths that a row of module calls left empty. dead: paths of merged layers.
     paths: temporary name of a merged layer -> its final path. hidden: methods that will be there no more.
     places: where all modules are. ran: what the forwards did. sites: the merges that are there.
@@ -58,6 +59,8 @@ class Finisher:
     swaps: dict[str, nn.Module] = field(default_factory=dict)
     frames: dict[int, Frame] = field(default_factory=dict)
     inlined: set[int] = field(default_factory=set)
+    vain: set[int] = field(default_factory=set)
+    kept: set[int] = field(default_factory=set)
     moves: dict[str, tuple[str, Frame]] = field(default_factory=dict)
     rows: set[str] = field(default_factory=set)
     dead: set[str] = field(default_factory=set)
@@ -152,14 +155,22 @@ class Finisher:
 
         gone: what was merged. spare: numbers that no input changes.
         """
-        for call in self.captured.frames:
-            if id(call.parent) in self.written and id(call) not in self.written and self._is_vain(call, gone, spare):
+        idle = going(self.captured, gone).union(gone)
+        for call in self._calls_left():
+            if id(call) in self.vain or (id(call) not in self.kept and self._is_vain(call, idle, spare, gone)):
+                self.vain.add(id(call))
                 self.inlined |= {id(call), *map(id, self.captured.called_in[call])}
 
-    def _is_vain(self, call: Frame, gone: Collection[fx.Node], spare: Collection[fx.Node]) -> bool:
+    def _calls_left(self) -> list[Frame]:
+        """The calls that stay calls, in code that is written again."""
+        written = self.written
+        return [f for f in self.captured.frames if id(f.parent) in written and id(f) not in written]
+
+    def _is_vain(self, call: Frame, idle: Set[fx.Node], spare: Collection[fx.Node], gone: Collection[fx.Node]) -> bool:
+        """Whether a call computes nothing but numbers, and only what is idle reads them."""
         calls = [call, *self.captured.called_in[call]]
         made = {node for each in calls for node in self.captured.made_in[each]}
-        if not made or not made <= set(spare) or any(not n.users.keys() <= made.union(gone) for n in made):
+        if not made or not made <= set(spare) or any(not n.users.keys() <= made | idle for n in made):
             return False
         assert call.parent is not None
         try:
@@ -274,6 +285,7 @@ class Finisher:
                 self._fix()
                 self._check_kept(classes)
                 self._hide_asking()
+        self.kept |= set(map(id, self._calls_left()))
         for done in (self.moves, self.swaps, self.places, self.sites):
             done.clear()
 

@@ -311,7 +311,7 @@ def fold(
 
     Raises `NotFusable` if its method cannot be written again.
     """
-    _check(captured, frame, inlined, _going(captured, merged))
+    _check(captured, frame, inlined, going(captured, merged))
     return _Fold(captured, frame, inlined, leaving).run()
 
 
@@ -321,7 +321,7 @@ def _is_layer(module: nn.Module) -> bool:
     return own and not isinstance(module, nn.Sequential) and not any(True for _ in module.children())
 
 
-def _going(captured: Captured, merged: Iterable[fx.Node]) -> set[fx.Node]:
+def going(captured: Captured, merged: Iterable[fx.Node]) -> set[fx.Node]:
     """The parameter arithmetic that only what will be merged reads."""
     gone = set(merged)
     waiting = list(gone)
