@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from .algebra.size import Symbol
 from .capture.capture import Captured
-from .engine.apart import name_apart, name_together
+from .engine.apart import may_be_apart, name_apart, name_together
 from .engine.borders import join_borders
 from .engine.choose import choose
 from .engine.dead import computing, drop_dead
@@ -100,8 +100,8 @@ class Merging:
             # Norms are joined at the end only, so what needs none taken apart comes first.
             self._merge()
         self._take_norms_apart(said)
+        self._merge_apart()
         plan, reading = self._merge()
-        plan, reading = self._merge_apart(reading) or (plan, reading)
         if self.request.objective == "launches" and STACK_LAYERS in self._scope.permitted:
             stacks = stack(self.captured, self._scope, read_as_it_is(self.captured))
             _, reading = self._merge()
@@ -169,14 +169,15 @@ class Merging:
             else:
                 prices.add(price)
 
-    def _merge_apart(self, reading: Reading) -> tuple[Plan, Reading] | None:
-        """Norms behind a concatenation of what is made of one value, if there are any left."""
-        names = name_apart(self.captured, reading)
-        if not names:
-            return None
-        self._merge()
-        name_together(self.captured, names)
-        return self._merge()
+    def _merge_apart(self) -> None:
+        """Norms behind a concatenation of what is made of one value go into each part, before a merge takes a part."""
+        if not may_be_apart(self.captured):
+            return
+        with self.tape:
+            names = name_apart(self.captured, read_as_it_is(self.captured))
+        if names:
+            self._merge()
+            name_together(self.captured, names)
 
     def _merge_raised(self, merged: tuple[Plan, Reading] | None) -> tuple[Plan, Reading] | None:
         """Scales of a part: let the layer before the split absorb them, as long as there are any. merged: what was

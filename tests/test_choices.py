@@ -551,9 +551,9 @@ class Surroundings(nn.Module):
 
 SURROUNDINGS: dict[str, list[nn.Module]] = {
     "small and large windows": [conv(4, 4, 3), conv(4, 4, 5), conv(4, 4, 1)],
-    "near and far, by channel": [
-        nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
-        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4, bias=False),
+    "near and far": [
+        nn.Conv2d(4, 4, 3, padding=1, bias=False),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2, bias=False),
     ],
     "with a norm each": [nn.Sequential(conv(4, 4, 3), norm(4)), nn.Sequential(conv(4, 4, 1), norm(4))],
 }

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..capture.capture import Captured
 from .absorb import is_scale
@@ -43,6 +44,18 @@ def name_together(captured: Captured, made: list[fx.Node]) -> None:
         captured.hand_on({node: source})
         captured.graph.erase_node(node)
     captured.forget()
+
+
+def may_be_apart(captured: Captured) -> bool:
+    """Whether a norm or a function alone reads a concatenation."""
+    joined = (node for node in captured.graph.nodes if node.target in CONCATENATIONS)
+    readers = [readers[0] for node in joined if len(readers := readers_of(node)) == 1]
+    return any(each.op != "call_module" or _is_norm(captured.module(each)) for each in readers)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a layer is one of torch's batch norms, or none of torch's."""
+    return isinstance(module, _BatchNorm) or not type(module).__module__.startswith("torch.")
 
 
 def _shared(captured: Captured, reading: Reading) -> Iterator[tuple[fx.Node, fx.Node]]:
