@@ -472,10 +472,12 @@ def _sites(works: Sequence[Work], nodes: Callable[[Done], Iterable[fx.Node]]) ->
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    """Modules the graph calls instead of tracing through: torch's own layers, and those with a reader."""
+    """Modules the graph calls instead of tracing through: torch's own layers, and those with a reader. A layer whose
+    class overrides what its forward uses is traced.
+    """
     if READERS.of_module(module) is not None or isinstance(module, torch.jit.ScriptModule):
         return True
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or type(module).forward is nn.Module.forward:
         # What has no forward of its class has one of its own, as what torch.compile makes of a module.
         return False
-    return str(type(module).forward.__module__).startswith(("torch.nn", "torch.ao"))
+    return str(type(module).forward.__module__).startswith(("torch.nn", "torch.ao")) and not READERS.is_changed(module)

@@ -303,8 +303,12 @@ def fold(
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether a module is torch's and has none inside; a row that is empty by now had some."""
-    own = str(forward_of(module).__module__).startswith("torch.nn.modules.")
-    return own and not isinstance(module, nn.Sequential) and not any(True for _ in module.children())
+    own = {forward_of(module).__module__, type(module).__module__}
+    return (
+        all(str(each).startswith("torch.nn.modules.") for each in own)
+        and not isinstance(module, nn.Sequential)
+        and not any(True for _ in module.children())
+    )
 
 
 def _going(captured: Captured, merged: Iterable[fx.Node]) -> set[fx.Node]:
