@@ -666,6 +666,20 @@ def test_weights_of_the_original_are_refused(pair: tuple[Net, nn.Module], strict
     assert all(torch.equal(before[name], tensor) for name, tensor in fused.state_dict().items())
 
 
+def test_weights_of_a_part_of_the_original_are_refused(pair: tuple[Net, nn.Module]):
+    """Not strictly, they were loaded: the layers that have the names of merged ones got weights without the norms."""
+    model, fused = pair
+    for path in ("stem", "head", "blocks"):
+        with pytest.raises(RecipeError, match=f"'{path}' is one"):
+            fused.get_submodule(path).load_state_dict(model.get_submodule(path).state_dict(), strict=False)
+
+
+def test_weights_of_what_was_put_in_a_place_again_load(pair: tuple[Net, nn.Module]):
+    model, fused = pair
+    fused.head = copy.deepcopy(model.head)
+    copy.deepcopy(fused).load_state_dict(fused.state_dict())
+
+
 def test_weights_of_a_fused_model_load_into_a_freshly_fused_one(pair: tuple[Net, nn.Module]):
     other = other_weights(pair[0])
     fresh = reparamkit.fuse(other, X)
