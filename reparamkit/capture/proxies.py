@@ -222,7 +222,7 @@ class ValueProxy(fx.Proxy):
             for size in self:
                 size._decided(what, int)
             return answer
-        self.tracer.create_proxy("call_function", expect, (self, value), {})
+        self.tracer.create_proxy("call_function", expect, (self, value), {}).node.meta["taken"] = convert
         return answer
 
     def __divmod__(self, other: Any) -> tuple[Any, Any]:
