@@ -481,12 +481,13 @@ class Changes:
     """How the class of a module differs from the one the user wrote.
 
     forward: the written one, None for the user's own. hidden: methods that are not there any more, and why.
-    settings: attributes that have to stay what they are.
+    settings: attributes that have to stay what they are. merged: children that no code calls any more.
     """
 
     forward: Method | None = None
     hidden: tuple[tuple[str, str], ...] = ()
     settings: tuple[str, ...] = ()
+    merged: tuple[str, ...] = ()
 
     def applied(self, base: type[nn.Module]) -> type[nn.Module]:
         """A subclass of `base`, of its name."""
@@ -504,8 +505,8 @@ class Changes:
             # An error of a descriptor is lost, since nn.Module looks among its children next.
             body |= {name: Absent(reason) for name, reason in self.hidden}
             body["__getattr__"] = _looked_up(base, dict(self.hidden))
-        if self.settings:
-            body["__setattr__"] = assignment(base, frozenset(self.settings))
+        if self.settings or self.merged:
+            body["__setattr__"] = assignment(base, frozenset(self.settings), frozenset(self.merged))
             body["__setstate__"] = _restored(base)
         return type(base.__name__, (base,), body)
 
