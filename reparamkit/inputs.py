@@ -44,7 +44,9 @@ def checked_model(model: Any) -> nn.Module:
     check_unwrapped(model, "fuse")
     if isinstance(model, fx.GraphModule) and "eval" in vars(model):
         # torch.export sets one that fails.
-        raise InvalidInputError("the model is the module of an exported program: fuse the program (torch.export.export)")
+        raise InvalidInputError(
+            "the model is the module of an exported program: fuse the program (torch.export.export)"
+        )
     if model.training:
         raise InvalidInputError(
             "the model is in training mode, where batch norm uses the statistics of the batch: call model.eval()"

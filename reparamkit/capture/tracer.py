@@ -46,6 +46,7 @@ from .modes import Modes, modes, modes_noted
 from .observers import without_observers
 from .patches import Function, patched
 from .proxies import ValueProxy, attribute, where
+from .questions import unanswered
 from .scripts import scripts_opened
 from .settings import settings_read
 from .state import Contents, traced_in
@@ -157,13 +158,13 @@ def _methods(frame: FrameType | None, called: Collection[nn.Module]) -> frozense
     return frozenset(found)
 
 
-def _codes(frame: FrameType | None) -> Iterator[CodeType]:
+def _running(frame: FrameType | None) -> Iterator[FrameType]:
     """The user's code that is running, from the innermost to that which a call of a module runs."""
     seen = False
     while frame is not None and not (seen and frame.f_code is Tracer.call_module.__code__):
         if is_users(frame):
             seen = True
-            yield frame.f_code
+            yield frame
         frame = None if frame.f_code is Tracer.traced_call.__code__ else frame.f_back
 
 
@@ -451,7 +452,10 @@ class Tracer(fx.Tracer):
         node.meta["methods"] = _methods(sys._getframe(1), self._called())
         node.meta["context"] = modes()
         if self.frame is not None:
-            self.frame.codes.update(_codes(sys._getframe(1)))
+            running = list(_running(sys._getframe(1)))
+            self.frame.codes.update(frame.f_code for frame in running)
+            if asked := next(filter(None, map(unanswered, running)), None):
+                raise self.refusal(f"the code asks {asked}{where(self)}, which a trace cannot answer: use isinstance()")
         return node
 
     def _called(self) -> Collection[nn.Module]:
