@@ -123,6 +123,33 @@ def test_an_argument_that_is_none_now_is_no_tensor(kind: type[Gated], with_input
         assert error(found, model(None, X)) <= 1e-5
 
 
+class Features(nn.Module):
+    """A method has both layers, and a branch of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4), norm(4)
+
+    def features(self, x: Any) -> Tensor:
+        """Of one tensor, or of several side by side."""
+        if isinstance(x, (list, tuple)):
+            x = torch.cat(x)
+        out: Tensor = self.norm(self.conv(x))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x).relu()
+
+
+@pytest.mark.parametrize("inputs", [X, None], ids=["with inputs", "without"])
+def test_a_method_keeps_its_layers_where_its_branches_do_not_part_them(inputs: Tensor | None):
+    model = build(Features)
+    fused = reparamkit.fuse(model, inputs)
+    assert operations(fused, X) == "conv relu"
+    with torch.no_grad():
+        assert error(fused.features([X, X]), model.features([X, X])) <= 1e-5
+
+
 def of_sizes(m: Any, x: Tensor) -> Tensor:
     match x.shape:
         case (_, 4, _, _):

@@ -24,6 +24,8 @@ BRANCHES = (ast.If, ast.IfExp, ast.While, ast.BoolOp, ast.Try, ast.Match)
 LOOPS = (ast.For, ast.AsyncFor, ast.comprehension)
 KINDS = frozenset({"isinstance", "type", "hasattr", "callable"})
 """Builtins that tell what a value is."""
+ANSWERED = frozenset({"len", "int", "float", "bool", "min", "max", "abs", "any", "all", "sum", "range"})
+"""Builtins that ask a value itself."""
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
@@ -65,6 +67,8 @@ def _tested(tree: ast.AST) -> Tested:
         none = {name for compare in ast.walk(test) if _is_with_none(compare) for name in names_under(compare)}
         given |= local & none
         kinds |= local & _themselves(test) - none
+    subjects = (node.subject for node in ast.walk(tree) if isinstance(node, ast.Match))
+    kinds.update(local.intersection(each.id for each in subjects if isinstance(each, ast.Name)))
     for names, value in _assigned(tree):
         other = {value.id} & local if isinstance(value, ast.Name) else set[str]()
         given |= other if names & given else set()
@@ -77,8 +81,6 @@ def _tests(tree: ast.AST) -> Iterator[ast.AST]:
     for node in ast.walk(tree):
         if isinstance(node, (ast.If, ast.IfExp, ast.While, ast.Assert)):
             yield node.test
-        elif isinstance(node, ast.Match):
-            yield node.subject
         elif isinstance(node, (ast.BoolOp, ast.Compare)):
             yield node
         elif isinstance(node, ast.comprehension):
@@ -95,15 +97,15 @@ def _is_with_none(node: ast.AST) -> bool:
 
 
 def _themselves(test: ast.AST) -> set[str]:
-    """The names in a test of which something is asked that no trace sees, as that of ``x.shape[0]`` or ``x == 1``."""
-    if isinstance(test, (ast.Attribute, ast.Subscript)):
-        return set()
-    if isinstance(test, ast.Compare) and not any(isinstance(op, (ast.Is, ast.IsNot)) for op in test.ops):
-        return set().union(
-            *(_themselves(side) for side in (test.left, *test.comparators) if isinstance(side, ast.Call))
-        )
-    own = {test.id} if isinstance(test, ast.Name) else set[str]()
-    return own.union(*map(_themselves, ast.iter_child_nodes(test)))
+    """The names in a test of which something is asked that no trace sees, as it sees ``x``, ``x.dim()``, ``x == 1``."""
+    if isinstance(test, ast.Call):
+        known = isinstance(test.func, ast.Name) and test.func.id in ANSWERED
+        asked = set[str]() if known else {arg.id for arg in test.args if isinstance(arg, ast.Name)}
+    elif isinstance(test, ast.Compare) and any(isinstance(op, (ast.Is, ast.IsNot)) for op in test.ops):
+        asked = {side.id for side in (test.left, *test.comparators) if isinstance(side, ast.Name)}
+    else:
+        asked = set()
+    return asked.union(*map(_themselves, ast.iter_child_nodes(test)))
 
 
 @once
