@@ -64,7 +64,8 @@ def tested(function: Callable[..., Any] | CodeType) -> Tested:
 def _tested(tree: ast.AST) -> Tested:
     local, given, kinds = locals_of(tree), set[str](), set[str]()
     for test in _tests(tree):
-        none = {name for compare in ast.walk(test) if _is_with_none(compare) for name in names_under(compare)}
+        compared = (side for each in ast.walk(test) if _is_with_none(each) for side in ast.iter_child_nodes(each))
+        none = {side.id for side in compared if isinstance(side, ast.Name)}
         given |= local & none
         kinds |= local & _themselves(test) - none
     subjects = (node.subject for node in ast.walk(tree) if isinstance(node, ast.Match))
