@@ -126,7 +126,8 @@ def _silent(code: CodeType) -> tuple[tuple[str, frozenset[str], bool], ...]:
     """What some code asks that way, with the variables it asks about, and whether a tensor is rightly taken for none of
     what is asked about.
     """
-    known = "type" in code.co_names or any(step.opname in MATCHING for step in dis.get_instructions(code))
+    steps = dis.get_instructions(code)
+    known = any(step.opname in MATCHING or (step.opname in READS[:2] and step.argval == "type") for step in steps)
     tree = source(code) if known else None
     if known and tree is None:
         return (("for more than a trace can tell", frozenset(code.co_varnames), False),)
