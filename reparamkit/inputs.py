@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
 
@@ -42,6 +42,11 @@ def checked_model(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"expected a torch.nn.Module, found {type(model).__name__}")
     check_unwrapped(model, "fuse")
+    if isinstance(model, fx.GraphModule) and "eval" in vars(model):
+        # torch.export sets one that fails.
+        raise InvalidInputError(
+            "the model is the module of an exported program: fuse the program (torch.export.export)"
+        )
     if model.training:
         raise InvalidInputError(
             "the model is in training mode, where batch norm uses the statistics of the batch: call model.eval()"

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from .algebra.size import Symbol
 from .capture.caches import caches_left, empty_tables
+from .capture.constants import decide_again
 from .capture.draws import random_state_kept
 from .capture.gradients import same_with_gradients
 from .capture.parts import Parts, capture_parts
@@ -256,9 +257,9 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     with intact(private), caches_left(private):
         if request.inputs is not None:
             empty_tables(private, partial(outputs, private, request.inputs), lambda a, b: compare(a, b).passed)
-        parts = _captured(private, request)
-        before, assumed = _begun(private, parts)
-    suspects, tape = suspicious(private), Tape(private)
+        parts, tape = _captured(private, request), Tape(private)
+        before, assumed = _begun(private, parts, tape)
+    suspects = suspicious(private)
 
     def run(parts: Parts, request: Request, assumed: Sequence[Mapping[Symbol, int]]) -> list[Work]:
         given = zip(parts.captured, assumed, strict=True)
@@ -267,7 +268,7 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     works = done = run(parts, request, assumed)
     later: list[Work] = []
     fused, last, refusals = works[0].model, parts, left(works, parts)
-    while (found := _captured_again(fused, done, request)) is not None:
+    while (found := _captured_again(fused, done, request, tape)) is not None:
         last, done = found[0], run(*found)
         later += done
     made_of = _recipe(tape, fused)
@@ -283,7 +284,7 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
 
 
 def _captured_again(
-    model: nn.Module, works: Sequence[Work], request: Request
+    model: nn.Module, works: Sequence[Work], request: Request, tape: Tape
 ) -> tuple[Parts, Request, list[Mapping[Symbol, int]]] | None:
     """What is written, to be merged once more, if that may go on; None if it may not, or the model fails."""
     if request.as_graph or not any(work.may_go_on for work in works):
@@ -292,7 +293,7 @@ def _captured_again(
         if request.inputs is not None:
             request = replace(request, example=checked_inputs(model, request.inputs.args, request.inputs.kwargs))
         parts = _captured(model, request)
-        return parts, request, _begun(model, parts)[1]
+        return parts, request, _begun(model, parts, tape)[1]
     return None
 
 
@@ -436,11 +437,13 @@ def _check_coverage(made: Report, wanted: float) -> None:
         )
 
 
-def _begun(model: nn.Module, parts: Parts) -> tuple[Measured, list[Mapping[Symbol, int]]]:
+def _begun(model: nn.Module, parts: Parts, tape: Tape) -> tuple[Measured, list[Mapping[Symbol, int]]]:
     """What the model costs as it is, and the sizes to assume of each part; what computes nothing is then taken out of
-    the graphs.
+    the graphs, once the tape has seen what code decided by.
     """
     for part in parts.captured:
+        with tape:
+            decide_again(part.graph, part.root)
         follow_assignments(part)
     readings = _readings(parts)
     before = _measured(model, readings)
@@ -472,10 +475,12 @@ def _sites(works: Sequence[Work], nodes: Callable[[Done], Iterable[fx.Node]]) ->
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    """Modules the graph calls instead of tracing through: torch's own layers, and those with a reader."""
+    """Modules the graph calls instead of tracing through: torch's own layers, and those with a reader. A layer whose
+    class overrides what its forward uses is traced.
+    """
     if READERS.of_module(module) is not None or isinstance(module, torch.jit.ScriptModule):
         return True
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or type(module).forward is nn.Module.forward:
         # What has no forward of its class has one of its own, as what torch.compile makes of a module.
         return False
-    return str(type(module).forward.__module__).startswith(("torch.nn", "torch.ao"))
+    return str(type(module).forward.__module__).startswith(("torch.nn", "torch.ao")) and not READERS.is_changed(module)

@@ -60,6 +60,7 @@ BAD = (
     Bad("a state dict", lambda: net().state_dict(), ("nn.Module", "OrderedDict")),
     Bad("a class", lambda: nn.Identity, ("nn.Module", "type|class")),
     Bad("training mode", lambda: net().train(), ("training mode", r"model\.eval\(\)")),
+    Bad("exported", lambda: torch.export.export(net(), (X,)).module(), ("exported program", "fuse the program")),
     Bad("meta weights", on_meta, ("'2.0.weight'", "meta", "load")),
     Bad("sharded weights", sharded, ("'2.0.weight'", "a Shard", "before you shard")),
     Bad("lazy weights", lazy, ("'0.weight'", "not initialised", "run")),

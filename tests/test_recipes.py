@@ -245,6 +245,45 @@ def _set_to_one(model: nn.Module) -> nn.Module:
     return model
 
 
+class Deciding(nn.Module):
+    """Code of the model itself goes by a parameter."""
+
+    def __init__(self, decide: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.norms = conv(3, 4), nn.ModuleList([norm(4), norm(4)])
+        self.decide, self.gate = decide, nn.Parameter(torch.tensor([0.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norms[1 if self.decide(self.gate) else 0](self.conv(x))
+
+
+DECIDES: dict[str, Callable[[Tensor], Any]] = {
+    "a comparison": lambda gate: gate > 0,
+    "a number": lambda gate: 0 < gate.item() < 1,
+    "all of them": lambda gate: (gate > 0).all(),
+    "an index": lambda gate: torch.cat([gate, -gate]).argmax() == 0,
+    "max": lambda gate: max(gate.item(), 0.1) > 0.2,
+}
+
+
+@pytest.mark.parametrize("inputs", [X, None], ids=["with inputs", "without"])
+@pytest.mark.parametrize("decide", DECIDES)
+def test_what_code_decided_is_decided_again(decide: str, inputs: Tensor | None):
+    """Weights for which the forward takes another branch were converted, to a model that takes this one."""
+    model = build(lambda: Deciding(DECIDES[decide]))
+    model.gate.data.fill_(0.5)
+    fused = reparamkit.fuse(model, inputs)
+    for gate in (0.7, -0.5):
+        other = other_weights(model)
+        other.gate.data.fill_(gate)
+        if gate > 0:
+            fused.load_state_dict(reparamkit.convert_state_dict(fused, other.state_dict()))
+            assert error(run(fused, X), run(other, X)) <= 1e-5
+        else:
+            with pytest.raises(RecipeError, match=r"'gate'.*others there"):
+                reparamkit.convert_state_dict(fused, other.state_dict())
+
+
 @pytest.mark.parametrize("case", [case for case in STRUCTURES if case.name in DECIDED], ids=lambda c: c.name)
 def test_what_merges_for_some_weights_only(case: Structure):
     """Its own weights are converted, others are refused."""
@@ -664,6 +703,20 @@ def test_weights_of_the_original_are_refused(pair: tuple[Net, nn.Module], strict
         with pytest.raises(RecipeError, match="convert_state_dict"):
             model.load_state_dict(state, strict=strict)
     assert all(torch.equal(before[name], tensor) for name, tensor in fused.state_dict().items())
+
+
+def test_weights_of_a_part_of_the_original_are_refused(pair: tuple[Net, nn.Module]):
+    """Not strictly, they were loaded: the layers that have the names of merged ones got weights without the norms."""
+    model, fused = pair
+    for path in ("stem", "head", "blocks"):
+        with pytest.raises(RecipeError, match=f"'{path}' is one"):
+            fused.get_submodule(path).load_state_dict(model.get_submodule(path).state_dict(), strict=False)
+
+
+def test_weights_of_what_was_put_in_a_place_again_load(pair: tuple[Net, nn.Module]):
+    model, fused = pair
+    fused.head = copy.deepcopy(model.head)
+    copy.deepcopy(fused).load_state_dict(fused.state_dict())
 
 
 def test_weights_of_a_fused_model_load_into_a_freshly_fused_one(pair: tuple[Net, nn.Module]):

@@ -341,6 +341,61 @@ def test_copies_are_as_strict(kind: type[Layers], make: Callable[[nn.Module], nn
     assert is_loud(made, "flag", False)
 
 
+class Branches(nn.Module):
+    """Three branches, of which one layer stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.point, self.skip = conv(4, 4), nn.Sequential(conv(4, 4, 1), norm(4)), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.dense(x) + self.point(x) + self.skip(x)).relu()
+
+
+class Opened(nn.Module):
+    """The forward of what is inside goes into this one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.scale = Inner(), nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, gate = self.inner(x)
+        return (first * self.scale + second).relu() * gate
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.point, self.gate = conv(4, 4), conv(4, 4, 1), conv(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.dense(x), self.point(x), self.gate(x).sigmoid()
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("make", [copied, pickled, again, lambda fused: fused])
+def test_no_layer_is_put_where_one_was_merged(make: Callable[[nn.Module], nn.Module], options: dict[str, Any]):
+    """The code would not call it; in the place of the merged layer it would."""
+    model = make(reparamkit.fuse(build(Branches, torch.float64), **options))
+    (kept,) = dict(model.named_children())
+    for name in {"dense", "point", "skip"} - {kept}:
+        for other in (nn.Identity(), norm(4), None):
+            with pytest.raises(GuardError, match=f"'{name}' of Branches was merged"):
+                setattr(model, name, other)
+    setattr(model, kept, nn.Identity())
+    assert torch.equal(model(X), X.relu())
+
+
+def test_no_layer_is_put_where_code_calls_what_is_inside():
+    """What its own name calls is what it was."""
+    model = reparamkit.fuse(build(Opened, torch.float64), X)
+    assert operations(model, X) == "conv sigmoid conv relu mul"
+    model.inner = model.inner
+    with pytest.raises(GuardError, match="'inner' of Opened was merged"):
+        model.inner = build(Inner)
+
+
 class Tokens(nn.Module):
     """A view that keeps what it was made with, and is made anew from that."""
 

@@ -20,7 +20,7 @@ from ..errors import CaptureError
 from ..sourcecode.writes import AUGMENTED
 from .guards import expect, expect_tensor
 from .lending import LENT, Lent
-from .questions import asks, catches, unpacked, words_message
+from .questions import asks, asks_class, catches, goes_on_if, unpacked, words_message
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
@@ -38,6 +38,7 @@ UNPACKED = "unpacked"
 """What the meta of a value has that code takes apart: into how many."""
 UNKNOWN = object()
 """The value of a proxy that follows from inputs of which there is no example."""
+COMPARISONS = frozenset({operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge})
 Plain = TypeVar("Plain")
 
 
@@ -119,7 +120,7 @@ class ValueProxy(fx.Proxy):
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         """What isinstance() goes by. C code of torch that asks would take a proxy for a tensor in memory."""
-        return self._kind() if asks(sys._getframe(1), "isinstance") else type(self)
+        return self._kind() if asks_class(sys._getframe(1)) else type(self)
 
     def _kind(self) -> type:
         if isinstance(self.value, Tensor):
@@ -131,6 +132,11 @@ class ValueProxy(fx.Proxy):
         if self.node.op == "placeholder":
             self.tracer.create_proxy("call_function", expect_tensor, (self,), {})
         return Tensor
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it is a tensor, or taken for one."""
+        return isinstance(self.value, Tensor) or (self.value is UNKNOWN and self._is_tensor())
 
     def _is_made(self) -> bool:
         """Whether it is a tensor that a run makes or gets, no parameter."""
@@ -192,7 +198,20 @@ class ValueProxy(fx.Proxy):
         return self.flip(0) if isinstance(self.value, Tensor) else iter([*self][::-1])
 
     def __bool__(self) -> bool:
-        return self._decided("a branch", bool)
+        survives = goes_on_if(sys._getframe(1)) if self._is_open() else None
+        return self._decided("a branch", bool) if survives is None else self._expected(survives)
+
+    def _is_open(self) -> bool:
+        """Whether the value depends on inputs of which there is no example, or on their numbers."""
+        return self.tracer.real(self.node) is None and (self.value is UNKNOWN or isinstance(self.value, Tensor))
+
+    def _expected(self, answer: bool) -> bool:
+        """The answer with which code goes on; the graph checks that it is this one."""
+        is_answer = self.node.target in COMPARISONS or getattr(self.value, "dtype", None) is torch.bool
+        ask, others = (operator.ne, (0,)) if isinstance(self.value, Tensor) else (operator.truth, ())
+        asked = self if is_answer else self.tracer.create_proxy("call_function", ask, (self, *others), {})
+        self.tracer.create_proxy("call_function", expect, (asked, answer), {})
+        return answer
 
     def __int__(self) -> int:
         return self._decided("int()", int)
@@ -222,7 +241,7 @@ class ValueProxy(fx.Proxy):
             for size in self:
                 size._decided(what, int)
             return answer
-        self.tracer.create_proxy("call_function", expect, (self, value), {})
+        self.tracer.create_proxy("call_function", expect, (self, value), {}).node.meta["taken"] = convert
         return answer
 
     def __divmod__(self, other: Any) -> tuple[Any, Any]:

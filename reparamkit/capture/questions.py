@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import dis
+from collections.abc import Iterator
 from functools import lru_cache
 from types import CodeType, FrameType
+from typing import Any
 
 import torch
+from torch import fx
 
 from ..sourcecode.parse import source
 
@@ -18,6 +21,8 @@ FOR_OTHERS = frozenset(
     for function in (torch.is_tensor, torch._jit_internal._isinstance, torch._jit_internal.container_checker)
 )
 """Functions of torch that ask on behalf of who calls them: of the last two torch.jit.isinstance is made."""
+MATCHING = frozenset({"MATCH_SEQUENCE", "MATCH_MAPPING"})
+"""Instructions that tell whether a value is made of several."""
 BESIDE_TEXT = ("LOAD_", "FORMAT_", "CONVERT_", "BUILD_STRING", "KW_NAMES", "PRECALL", "PUSH_NULL", "EXTENDED_ARG")
 """Beginnings of instructions that put more beside a text or join them, and look at none."""
 
@@ -34,8 +39,21 @@ def asks(frame: FrameType, *names: str) -> bool:
     """
     while frame.f_code.co_name == "__instancecheck__" and frame.f_back is not None:
         frame = frame.f_back
-    own = frame.f_code not in FOR_OTHERS and _package(frame) in ("torch", __package__.partition(".")[0])
-    return not own and any(_calls(frame.f_code, frame.f_lasti, name) for name in names)
+    return not _is_own(frame) and any(_calls(frame.f_code, frame.f_lasti, name) for name in names)
+
+
+def asks_class(frame: FrameType) -> bool:
+    """Whether code that is not torch's own asks what a value is: by isinstance, a pattern of a class, ``__class__``."""
+    return asks(frame, "isinstance") or (not _is_own(frame) and _reads_class(frame.f_code, frame.f_lasti))
+
+
+@lru_cache(maxsize=1024)
+def _reads_class(code: CodeType, at: int) -> bool:
+    name = dis.opname[code.co_code[at]]
+    if name == "MATCH_CLASS":
+        return True
+    step = next((i for i in dis.get_instructions(code) if i.offset == at), None) if name == "LOAD_ATTR" else None
+    return step is not None and step.argval == "__class__"
 
 
 def words_message(frame: FrameType) -> bool:
@@ -61,6 +79,79 @@ def _is_inside(code: CodeType, at: int, call: int) -> bool:
     return (outer, start) < (line, column) and (end, last) < (outer_end, stop)
 
 
+def goes_on_if(frame: FrameType) -> bool | None:
+    """The answer for which code goes on that asks a value whether it is true, if for the other one it only raises an
+    error: ``assert x.shape[1] == 3``, ``if x.dim() != 4: raise``. None if it goes on either way.
+    """
+    return _survivor(frame.f_code, frame.f_lasti)
+
+
+@lru_cache(maxsize=1024)
+def _survivor(code: CodeType, at: int) -> bool | None:
+    steps = list(dis.get_instructions(code))
+    asking = next((k for k, step in enumerate(steps) if step.offset == at), len(steps))
+    jump = next((k for k in range(asking, min(asking + 2, len(steps))) if steps[k].opname != "TO_BOOL"), asking)
+    if jump >= len(steps) or not steps[jump].opname.startswith("POP_JUMP") or "IF_" not in steps[jump].opname:
+        return None
+    there = next(k for k, step in enumerate(steps) if step.offset == steps[jump].argval)
+    jumps_if = "IF_TRUE" in steps[jump].opname
+    raising = _only_raises(steps, there), _only_raises(steps, jump + 1)
+    return None if raising[0] == raising[1] else jumps_if != raising[0]
+
+
+def _only_raises(steps: list[dis.Instruction], begin: int) -> bool:
+    """Whether what is run from an instruction on is one way, to an error."""
+    for step in steps[begin:]:
+        if step.opname == "RAISE_VARARGS":
+            return True
+        if "JUMP" in step.opname or step.opname.startswith(("RETURN", "FOR_ITER", "YIELD", "SEND", "RERAISE")):
+            return False
+    return False
+
+
+def unanswered(frame: FrameType) -> str | None:
+    """Words about what the code of a frame asks of a traced value that no value is told of, or None: it would be
+    answered as if it was no tensor, and no size.
+    """
+    for what, names, whole in _silent(frame.f_code):
+        held: list[Any] = [frame.f_locals.get(name) for name in names]
+        values = [value for value in held if issubclass(type(value), fx.Proxy)]
+        if values and not (whole and all(value.is_tensor for value in values)):
+            return what
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _silent(code: CodeType) -> tuple[tuple[str, frozenset[str], bool], ...]:
+    """What some code asks that way, with the variables it asks about, and whether a tensor is rightly taken for none of
+    what is asked about.
+    """
+    steps = dis.get_instructions(code)
+    known = any(step.opname in MATCHING or (step.opname in READS[:2] and step.argval == "type") for step in steps)
+    tree = source(code) if known else None
+    if known and tree is None:
+        return (("for more than a trace can tell", frozenset(code.co_varnames), False),)
+    return tuple(_asked_silently(tree)) if tree is not None else ()
+
+
+def _asked_silently(tree: ast.AST) -> Iterator[tuple[str, frozenset[str], bool]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Match) and any(map(_goes_into, node.cases)):
+            yield "whether a value matches a pattern", _names(node.subject), isinstance(node.subject, ast.Name)
+        elif isinstance(node, (ast.Compare, ast.Subscript)):
+            calls = (n for n in ast.walk(node) if isinstance(n, ast.Call) and _names(n.func) == {"type"})
+            yield from (("for type() of a value", _names(*call.args), False) for call in calls)
+
+
+def _goes_into(case: ast.match_case) -> bool:
+    """Whether a pattern is one of several values."""
+    return any(isinstance(each, (ast.MatchSequence, ast.MatchMapping)) for each in ast.walk(case.pattern))
+
+
+def _names(*nodes: ast.AST) -> frozenset[str]:
+    return frozenset(part.id for node in nodes for part in ast.walk(node) if isinstance(part, ast.Name))
+
+
 def catches(frame: FrameType, error: type[Exception]) -> bool:
     """Whether the statement that a frame is at stands in a ``try`` of the same code that names this error."""
     return _named_in_except(frame.f_code, frame.f_lineno - frame.f_code.co_firstlineno + 1, error.__name__)
@@ -73,6 +164,10 @@ def _named_in_except(code: CodeType, line: int, error: str) -> bool:
     around = [each for each in tries if any(n.lineno <= line <= (n.end_lineno or 0) for n in each.body)]
     kinds = [handler.type for each in around for handler in each.handlers if handler.type is not None]
     return any(isinstance(node, ast.Name) and node.id == error for kind in kinds for node in ast.walk(kind))
+
+
+def _is_own(frame: FrameType) -> bool:
+    return frame.f_code not in FOR_OTHERS and _package(frame) in ("torch", __package__.partition(".")[0])
 
 
 def _package(frame: FrameType) -> str:

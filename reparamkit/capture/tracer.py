@@ -32,9 +32,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
 from ..sourcecode.origins import first_argument, is_users
-from ..sourcecode.writes import AUGMENTED, in_place
+from ..sourcecode.writes import AUGMENTED
 from .buffers import assignments_seen, other_buffers
 from .changing import Changing
+from .constants import called, constant, writes
 from .draws import Draws, no_plain_draws
 from .fakes import as_fake, failing_quietly
 from .guards import is_guard
@@ -45,6 +46,7 @@ from .modes import Modes, modes, modes_noted
 from .observers import without_observers
 from .patches import Function, patched
 from .proxies import ValueProxy, attribute, where
+from .questions import unanswered
 from .scripts import scripts_opened
 from .settings import settings_read
 from .state import Contents, traced_in
@@ -129,40 +131,6 @@ class GoingOn:
     failed: dict[str, Exception] = field(default_factory=dict)
 
 
-def _constant(node: fx.Node, root: nn.Module) -> Any:
-    """The real value of a node, if it depends on parameters and buffers only."""
-    values: dict[fx.Node, Any] = {}
-    for each in _made_of(node):
-        if each.op == "get_attr":
-            values[each] = attribute(root, str(each.target))
-        else:
-            args, kwargs = filled((each.args, each.kwargs), values.__getitem__)
-            with torch.no_grad():
-                values[each] = _called(each, args, kwargs)
-    return values.get(node)
-
-
-def _made_of(node: fx.Node) -> list[fx.Node]:
-    """A node, and before it all that its value follows from, each once; nothing if it follows from something else."""
-    found, waiting = {node}, [node]
-    while waiting:
-        one = waiting.pop()
-        if not _follows(one):
-            return []
-        new = [each for each in one.all_input_nodes if each not in found]
-        found.update(new)
-        waiting += new
-    return sorted(found)
-
-
-def _follows(node: fx.Node) -> bool:
-    """Whether the value of a node follows from those of its inputs; a parameter or buffer is there."""
-    if node.op == "get_attr":
-        return True
-    is_call = node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
-    return is_call and not node.meta.get("random") and not _writes(node.target, node.kwargs)
-
-
 def _number(value: Any) -> Any:
     """A number, also one that a tensor holds; None for anything else."""
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
@@ -190,13 +158,13 @@ def _methods(frame: FrameType | None, called: Collection[nn.Module]) -> frozense
     return frozenset(found)
 
 
-def _codes(frame: FrameType | None) -> Iterator[CodeType]:
+def _running(frame: FrameType | None) -> Iterator[FrameType]:
     """The user's code that is running, from the innermost to that which a call of a module runs."""
     seen = False
     while frame is not None and not (seen and frame.f_code is Tracer.call_module.__code__):
         if is_users(frame):
             seen = True
-            yield frame.f_code
+            yield frame
         frame = None if frame.f_code is Tracer.traced_call.__code__ else frame.f_back
 
 
@@ -268,11 +236,6 @@ def _reads_traced(args: Any, kwargs: Any) -> bool:
     return any(isinstance(leaf, fx.Proxy) for leaf in leaves((args, kwargs)))
 
 
-def _writes(target: Target, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call writes into an argument, by its name."""
-    return in_place(str(getattr(target, "__name__", target))) or kwargs.get("out") is not None
-
-
 def _is_renamed(value: Any, by: fx.Node) -> bool:
     """Whether a node gives the tensor that it writes into, one that the call of a module it is in, or one inside that,
     made: who has the tensor then has what the node gives. A method that writes is of tensors only, and so are layers;
@@ -288,7 +251,7 @@ def _is_renamed(value: Any, by: fx.Node) -> bool:
 
 def _writes_constant(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call writes into a tensor that is not traced."""
-    return _writes(target, kwargs) and isinstance(kwargs.get("out", *args[:1]), Tensor)
+    return writes(target, kwargs) and isinstance(kwargs.get("out", *args[:1]), Tensor)
 
 
 class Tracer(fx.Tracer):
@@ -489,7 +452,10 @@ class Tracer(fx.Tracer):
         node.meta["methods"] = _methods(sys._getframe(1), self._called())
         node.meta["context"] = modes()
         if self.frame is not None:
-            self.frame.codes.update(_codes(sys._getframe(1)))
+            running = list(_running(sys._getframe(1)))
+            self.frame.codes.update(frame.f_code for frame in running)
+            if asked := next(filter(None, map(unanswered, running)), None):
+                raise self.refusal(f"the code asks {asked}{where(self)}, which a trace cannot answer: use isinstance()")
         return node
 
     def _called(self) -> Collection[nn.Module]:
@@ -520,7 +486,7 @@ class Tracer(fx.Tracer):
                 proxy.node.meta["val"] = self._value(proxy.node)
             except DataDependentOutputException as error:
                 # A number that follows from parameters is known where it is needed; that of a tensor is not known.
-                known = target in NUMBERS or _number(_constant(proxy.node, self.root)) is not None
+                known = target in NUMBERS or _number(constant(proxy.node, self.root)) is not None
                 if not known:
                     raise self.refusal(f"{proxy.node} depends on the data of its input{where(self)}") from error
             except UnsupportedFakeTensorException:
@@ -538,7 +504,7 @@ class Tracer(fx.Tracer):
         if node.op == "call_module":
             module = self.root.get_submodule(str(node.target))
             return _is_torchs(type(module), "forward") and bool(getattr(module, "inplace", False))
-        named = node.target is not operator.setitem and "out" not in node.kwargs and _writes(node.target, {})
+        named = node.target is not operator.setitem and "out" not in node.kwargs and writes(node.target, {})
         return named or (node.op == "call_function" and bool(node.kwargs.get("inplace")))
 
     def _value(self, node: fx.Node) -> Any:
@@ -612,7 +578,7 @@ class Tracer(fx.Tracer):
         """The real value of a node that depends on parameters and buffers only, if it is one number."""
         self.busy = True
         try:
-            return _number(_constant(node, self.root))
+            return _number(constant(node, self.root))
         finally:
             self.busy = False
 
@@ -720,11 +686,4 @@ def _result(node: fx.Node, root: nn.Module, mode: FakeTensorMode, args: Any, kwa
         with without_observers(module):
             return module(*args, **kwargs)
     normed = normed_by(node.target, args, kwargs)
-    return _called(node, args, kwargs) if normed is None else normed
-
-
-def _called(node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """What the function or method of a node gives for these arguments."""
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return called(node, args, kwargs) if normed is None else normed

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..algebra.build import scale
 from ..algebra.form import Form
@@ -20,21 +21,27 @@ RANKS: dict[type, tuple[int, ...]] = {
     nn.BatchNorm1d: (2, 3),
     nn.BatchNorm2d: (4,),
     nn.BatchNorm3d: (5,),
-    nn.SyncBatchNorm: tuple(range(2, 10)),
 }
+ANY = tuple(range(2, 10))
 
 
-@READERS.reader(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+@READERS.reader(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, _BatchNorm)
 def read_batch_norm_layer(layer: nn.BatchNorm2d, input: Form) -> Form:
     """A scale and a shift of each channel, along dimension 1; refuses statistics of the batch."""
     if layer.training:
         raise NotFusable("batch norm in training mode uses the statistics of the batch: call model.eval()")
     if layer.running_mean is None or layer.running_var is None:
         raise NotFusable("batch norm without running statistics uses those of the batch")
-    ranks = next(ranks for cls, ranks in RANKS.items() if isinstance(layer, cls))
+    ranks = _accepted(layer)
     # A BatchNorm1d takes (N, C) and (N, C, L): the rank is that of the example, or assumed, and guarded.
     x = known_rank(input, ranks, certain=len(ranks) == 1)
     return _normalized(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
+
+
+def _accepted(layer: nn.Module) -> tuple[int, ...]:
+    """The ranks that a batch norm takes. One with a check of its own may take any."""
+    check = getattr(type(layer), "_check_input_dim", None)
+    return next((ranks for cls, ranks in RANKS.items() if check is cls._check_input_dim), ANY)  # type: ignore[attr-defined]
 
 
 @READERS.reader(F.batch_norm)

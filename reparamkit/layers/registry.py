@@ -27,6 +27,7 @@ HARMLESS = frozenset(
         "__init__",
         "__repr__",
         "extra_repr",
+        "_check_input_dim",
         "reset_parameters",
         "reset_running_stats",
         "__setstate__",
@@ -182,6 +183,12 @@ class Readers:
                 return self._table[cls] if _unchanged(module, cls) else None
         return None
 
+    def is_changed(self, module: nn.Module) -> bool:
+        """Whether the class of a layer overrides a method that the forward it inherits uses."""
+        classes = [cls for cls in type(module).__mro__ if cls in self._table]
+        theirs = _overridden(type(module), classes[0]) if classes else []
+        return bool(theirs) and not {"forward", *CALLING}.intersection(theirs)
+
     def of_function(self, target: object) -> Reader | None:
         """The reader of a function or a method name."""
         found = self._table.get(target)
@@ -218,10 +225,18 @@ def either(*readings: Callable[[], Form]) -> tuple[Form, ...]:
 
 def _unchanged(module: nn.Module, cls: type) -> bool:
     """Whether a module and its class override nothing of `cls` that a call of it may use."""
+    return not _overridden(type(module), cls) and vars(module).keys().isdisjoint(_used(cls))
+
+
+def _overridden(found: type, cls: type) -> list[str]:
+    """What a subclass has otherwise of what a call of a module of `cls` may use."""
+    return [n for n in _used(cls) if getattr(found, n, None) is not getattr(cls, n, None)]
+
+
+def _used(cls: type) -> list[str]:
+    """The methods that a call of a module of `cls` may use."""
     functions = [n for n, value in vars(cls).items() if inspect.isfunction(value) and n not in HARMLESS]
-    inherited = ["forward", *CALLING, *functions]
-    found = type(module)
-    return all(n not in vars(module) and getattr(found, n, None) is getattr(cls, n, None) for n in inherited)
+    return ["forward", *CALLING, *functions]
 
 
 READERS = Readers()

@@ -32,26 +32,36 @@ def convert(
 
 
 class RefuseOriginal:
-    """A hook before a state dict is loaded into a fused model. gone: names that only the original has."""
+    """A hook before a state dict is loaded into a fused model, or a part of it. gone: names that only the original
+    has. path: of the part.
+    """
 
-    def __init__(self, gone: frozenset[str]) -> None:
-        self.gone = gone
+    def __init__(self, gone: frozenset[str], path: str = "") -> None:
+        self.gone, self.path = gone, path
 
     def __call__(self, module: nn.Module, given: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         found = sorted(name for name in self.gone if f"{prefix}{name}" in given)
-        if found:
+        # What the user has put in a place since may have such names again.
+        if found and (found := [name for name in found if name not in module.state_dict()]):
+            of_all = f", of those of all parts: '{self.path}' is one" if self.path else ""
             raise RecipeError(
                 f"these are weights of the model as it was before it was fused: it has no '{found[0]}' any more;"
-                " reparamkit.convert_state_dict(fused, weights) makes the weights of the fused model of them"
+                f" reparamkit.convert_state_dict(fused, weights) makes the weights of the fused model of them{of_all}"
             )
 
 
 def refuse_original(fused: nn.Module, original: Iterable[str]) -> None:
-    """Loading the state dict of the original into the fused model fails before anything is loaded, and says what to
-    do. original: the names in that state dict.
+    """Loading the state dict of the original into the fused model, or that of a part of it, fails before anything is
+    loaded, and says what to do. original: the names in that state dict.
     """
-    gone = frozenset(original) - fused.state_dict().keys()
-    fused.register_load_state_dict_pre_hook(RefuseOriginal(gone))  # type: ignore[no-untyped-call]
+    inside: dict[str, set[str]] = {"": set()}
+    for name in set(original) - fused.state_dict().keys():
+        parts = name.split(".")
+        for end in range(len(parts)):
+            inside.setdefault(".".join(parts[:end]), set()).add(".".join(parts[end:]))
+    for path, module in fused.named_modules(remove_duplicate=False):
+        if path in inside and (not path or any(True for _ in module.children())):
+            module.register_load_state_dict_pre_hook(RefuseOriginal(frozenset(inside[path]), path))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ ARITHMETIC = """
 SUMS = """
     sum.default sum.dim_IntList mean.default mean.dim var.default var.dim var.correction std.correction
     var_mean.correction prod.default prod.dim_int amax.default amin.default max.default min.default
+    argmax.default argmin.default topk.default sort.default
     max.dim min.dim any.default any.dim all.default all.dim linalg_vector_norm.default norm.ScalarOpt_dim
     norm.Scalar cumsum.default cumprod.default _softmax.default _log_softmax.default
     mm.default bmm.default mv.default dot.default vdot.default outer.default addmm.default addmv.default baddbmm.default

@@ -68,7 +68,7 @@ TABLE = (
         "the modules inside were fused by themselves; to reach this one, pass example_inputs if there were none, and"
         " replace branches on values by tensor operations (torch.where)",
         r"cannot be captured|cannot be traced|could not be traced|are captured by themselves|depends on the data of"
-        r"|parameter that the model does not have|writes into a tensor of the model",
+        r"|parameter that the model does not have|writes into a tensor of the model|a trace cannot answer",
     ),
     Advice(
         "sizes",

@@ -6,13 +6,15 @@ A trace shows one way. Where the code has others (a flag, an optional argument),
 from __future__ import annotations
 
 import ast
+import dis
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
 
-from .parse import method_source, once, path_of
+from .parse import method_source, once, path_of, source
 
 Around = tuple[int | str, ...]
 """The branches, loops and functions around a call, by their places; and what of its callee the arguments choose."""
@@ -20,6 +22,10 @@ Way = tuple[Around, int]
 """What is around a call, and how many ways out of the code come before it."""
 BRANCHES = (ast.If, ast.IfExp, ast.While, ast.BoolOp, ast.Try, ast.Match)
 LOOPS = (ast.For, ast.AsyncFor, ast.comprehension)
+KINDS = frozenset({"isinstance", "type", "hasattr", "callable"})
+"""Builtins that tell what a value is."""
+ANSWERED = frozenset({"len", "int", "float", "bool", "min", "max", "abs", "any", "all", "sum", "range"})
+"""Builtins that ask a value itself."""
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
@@ -28,6 +34,79 @@ def catches(forward: Callable[..., Any]) -> bool:
     """Whether a forward goes on after some errors."""
     tree = method_source(forward)
     return tree is not None and any(isinstance(node, ast.ExceptHandler) for node in ast.walk(tree))
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The variables that code goes by as they are, not by what they have or are equal to. given: which are compared
+    with None; kinds: whatever else is asked of which, as their type.
+    """
+
+    given: frozenset[str] = frozenset()
+    kinds: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.given or self.kinds)
+
+
+@once
+def tested(function: Callable[..., Any] | CodeType) -> Tested:
+    """By which of its variables a method, or any other code, goes; by all that it has, if there is no source."""
+    code = function if isinstance(function, CodeType) else getattr(inspect.unwrap(function), "__code__", None)
+    tree = source(code) if code is function else method_source(function)
+    if tree is not None:
+        return _tested(tree)
+    if not isinstance(code, CodeType) or not any("JUMP" in step.opname for step in dis.get_instructions(code)):
+        return Tested()
+    return Tested(kinds=frozenset(code.co_varnames))
+
+
+def _tested(tree: ast.AST) -> Tested:
+    local, given, kinds = locals_of(tree), set[str](), set[str]()
+    for test in _tests(tree):
+        compared = (side for each in ast.walk(test) if _is_with_none(each) for side in ast.iter_child_nodes(each))
+        none = {side.id for side in compared if isinstance(side, ast.Name)}
+        given |= local & none
+        kinds |= local & _themselves(test) - none
+    subjects = (node.subject for node in ast.walk(tree) if isinstance(node, ast.Match))
+    kinds.update(local.intersection(each.id for each in subjects if isinstance(each, ast.Name)))
+    for names, value in _assigned(tree):
+        other = {value.id} & local if isinstance(value, ast.Name) else set[str]()
+        given |= other if names & given else set()
+        kinds |= other if names & kinds else set()
+    return Tested(frozenset(given), frozenset(kinds))
+
+
+def _tests(tree: ast.AST) -> Iterator[ast.AST]:
+    """What code may decide by."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.If, ast.IfExp, ast.While, ast.Assert)):
+            yield node.test
+        elif isinstance(node, (ast.BoolOp, ast.Compare)):
+            yield node
+        elif isinstance(node, ast.comprehension):
+            yield from node.ifs
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS:
+            yield node
+
+
+def _is_with_none(node: ast.AST) -> bool:
+    """Whether it is a comparison with None: ``x is None``."""
+    sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+    identity = isinstance(node, ast.Compare) and all(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops)
+    return identity and any(isinstance(side, ast.Constant) and side.value is None for side in sides)
+
+
+def _themselves(test: ast.AST) -> set[str]:
+    """The names in a test of which something is asked that no trace sees, as it sees ``x``, ``x.dim()``, ``x == 1``."""
+    if isinstance(test, ast.Call):
+        known = isinstance(test.func, ast.Name) and test.func.id in ANSWERED
+        asked = set[str]() if known else {arg.id for arg in test.args if isinstance(arg, ast.Name)}
+    elif isinstance(test, ast.Compare) and any(isinstance(op, (ast.Is, ast.IsNot)) for op in test.ops):
+        asked = {side.id for side in (test.left, *test.comparators) if isinstance(side, ast.Name)}
+    else:
+        asked = set()
+    return asked.union(*map(_themselves, ast.iter_child_nodes(test)))
 
 
 @once

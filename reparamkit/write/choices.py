@@ -8,7 +8,7 @@ from torch import fx
 
 from ..capture.capture import Captured
 from ..capture.tracer import Frame
-from ..sourcecode.flow import catches, names_in, remembered
+from ..sourcecode.flow import catches, names_in, remembered, tested
 from .frames import codes_of, original_forward
 
 
@@ -16,7 +16,8 @@ def has_other_ways(captured: Captured, frame: Frame) -> bool:
     """Whether the code of a call may go otherwise than it went in the trace."""
     codes = codes_of(captured, frame.module)
     decides = frame in captured.deciding or any(catches(code) or remembered(code) for code in codes)
-    return decides or _has_flags(frame)
+    kinds = [*map(tested, codes), *map(tested, frame.codes)]
+    return decides or any(kinds) or _has_flags(frame)
 
 
 def _has_flags(frame: Frame) -> bool:

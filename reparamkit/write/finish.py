@@ -23,7 +23,7 @@ from ..layers.parts import rescaled
 from .frames import change, changes_of, fold, going, method, original_class, without_gradients
 from .hidden import Hidden, asking_for_classes, because, hide_broken
 from .places import Places
-from .settings import Ran, elsewhere, lost_setting, settings_of
+from .settings import Ran, elsewhere, is_users, lost_setting, settings_of
 from .splice import Written
 
 LISTS = (nn.ModuleList, nn.ModuleDict)
@@ -283,6 +283,7 @@ class Finisher:
             if frames is not None:
                 self._hide(before)
                 self._fix()
+                self._fix_places(before)
                 self._check_kept(classes)
                 self._hide_asking()
         self.kept |= set(map(id, self._calls_left()))
@@ -419,10 +420,13 @@ class Finisher:
         """Hide the methods that cannot work any more."""
         written = {f.module for f in self.frames.values() if id(f) not in self.inlined}
         live = self._running((module, name) for module, name in self.captured.methods if module not in written)
-        left = {f.path for f in self.captured.frames if id(f) not in self.inlined}
-        opened = {f.path for f in self.captured.frames if id(f) in self.inlined} - left
-        hide_broken(self.captured.root, before, self.hidden, opened, live, original_class)
+        hide_broken(self.captured.root, before, self.hidden, self._opened(), live, original_class)
         _hide_all(self.hidden)
+
+    def _opened(self) -> set[str]:
+        """The paths of modules whose code went into that of one around, at all calls."""
+        left = {f.path for f in self.captured.frames if id(f) not in self.inlined}
+        return {f.path for f in self.captured.frames if id(f) in self.inlined} - left
 
     def _running(self, called: Iterable[Method]) -> set[Method]:
         """What goes on running: methods that forward calls, forwards but those that no call runs, and what code outside
@@ -453,6 +457,17 @@ class Finisher:
             if here is module or isinstance(here, nn.Sequential):
                 known = changes_of(here)
                 change(here, replace(known, settings=tuple(sorted({*known.settings, *names}))))
+
+    def _fix_places(self, before: Mapping[str, nn.Module]) -> None:
+        """Let nothing be put where code called a layer that it calls no more. before: the modules, by their paths."""
+        opened, written = self._opened(), {f.path for f in self.frames.values()}
+        for path in before.keys() - {""}:
+            parent, _, name = path.rpartition(".")
+            here, is_gone = module_at(self.captured.root, parent), not self.places.has(path)
+            is_bypassed = path in opened and path not in self.captured.targets
+            if parent in opened | written and (is_gone or is_bypassed) and here is before[parent] and is_users(here):
+                known = changes_of(here)
+                change(here, replace(known, merged=tuple(sorted({*known.merged, name}))))
 
     def _remove_unread(self) -> None:
         """Parameters that only code read which is written again, and which reads them no more; and layers of which

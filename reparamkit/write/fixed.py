@@ -14,15 +14,28 @@ ABSENT = object()
 """Of an attribute that is not there."""
 
 
-def assignment(base: type[nn.Module], names: Collection[str]) -> Callable[[nn.Module, str, Any], None]:
-    """A ``__setattr__`` for a subclass of `base` that takes no other value for these attributes."""
+def assignment(
+    base: type[nn.Module], names: Collection[str], merged: Collection[str]
+) -> Callable[[nn.Module, str, Any], None]:
+    """A ``__setattr__`` for a subclass of `base` that takes no other value for these attributes, and no layer in the
+    place of one that was merged.
+    """
 
     def assign(self: nn.Module, name: str, value: Any) -> None:
+        if name in merged and value is not self._modules.get(name, ABSENT):
+            _refuse(self, name)
         if name in names:
             _check(self, name, value)
         base.__setattr__(self, name, value)
 
     return assign
+
+
+def _refuse(module: nn.Module, name: str) -> None:
+    raise GuardError(
+        f"'{name}' of {type(module).__name__} was merged when this model was fused, and what was put in its place would"
+        " not be called: put it there before reparamkit.fuse, or keep the layer apart with skip=[...]"
+    )
 
 
 def _check(module: nn.Module, name: str, value: Any) -> None:

@@ -16,7 +16,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import FunctionType, ModuleType
+from functools import cached_property
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ import torch.fx.immutable_collections
 from torch import Tensor, fx, nn
 
 from ..capture.capture import Captured
-from ..capture.guards import expect, expect_entries, expect_given, expect_keywords, expect_rank
+from ..capture.guards import expect, expect_entries, expect_given, expect_keywords, expect_rank, expect_tensor
 from ..capture.lending import Taken
 from ..capture.modes import Modes
 from ..capture.paths import start_of
@@ -35,7 +36,7 @@ from ..engine.sizes import size_of
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
 from ..sourcecode.defaults import Default, asked_for, defaults_of
-from ..sourcecode.flow import catches, names_in, remembered
+from ..sourcecode.flow import catches, names_in, remembered, tested
 from ..sourcecode.methods import spreading_calls
 from ..sourcecode.parse import forward_of, names_of
 from .fixed import assignment
@@ -61,6 +62,11 @@ class _Fold:
     graph: fx.Graph = field(default_factory=fx.Graph)
     here: dict[fx.Node, Any] = field(default_factory=dict)
     done: set[int] = field(default_factory=set)
+
+    @cached_property
+    def asked(self) -> tuple[set[fx.Node], set[fx.Node]]:
+        """See `asked_of`."""
+        return asked_of(self.captured, self.frame)
 
     def run(self) -> fx.Graph:
         self._parameters()
@@ -121,7 +127,9 @@ class _Fold:
     ) -> None:
         """Follow tensors into containers; check the rest against what was traced."""
         if isinstance(value, fx.Node):
-            if not first:
+            if value in self.asked[1] and isinstance(value.meta.get("val"), (Tensor, type(None))):
+                self.graph.call_function(expect_tensor, (node,))
+            elif value in self.asked[0] or not first:
                 self.graph.call_function(expect_given, (node,))
             self._check_rank(node, value)
             self.here[self.captured.current(value)] = node
@@ -317,8 +325,12 @@ def fold(
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether a module is torch's and has none inside; a row that is empty by now had some."""
-    own = str(forward_of(module).__module__).startswith("torch.nn.modules.")
-    return own and not isinstance(module, nn.Sequential) and not any(True for _ in module.children())
+    own = {forward_of(module).__module__, type(module).__module__}
+    return (
+        all(str(each).startswith("torch.nn.modules.") for each in own)
+        and not isinstance(module, nn.Sequential)
+        and not any(True for _ in module.children())
+    )
 
 
 def going(captured: Captured, merged: Iterable[fx.Node]) -> set[fx.Node]:
@@ -491,12 +503,13 @@ class Changes:
     """How the class of a module differs from the one the user wrote.
 
     forward: the written one, None for the user's own. hidden: methods that are not there any more, and why.
-    settings: attributes that have to stay what they are.
+    settings: attributes that have to stay what they are. merged: children that no code calls any more.
     """
 
     forward: Method | None = None
     hidden: tuple[tuple[str, str], ...] = ()
     settings: tuple[str, ...] = ()
+    merged: tuple[str, ...] = ()
 
     def applied(self, base: type[nn.Module]) -> type[nn.Module]:
         """A subclass of `base`, of its name."""
@@ -514,8 +527,8 @@ class Changes:
             # An error of a descriptor is lost, since nn.Module looks among its children next.
             body |= {name: Absent(reason) for name, reason in self.hidden}
             body["__getattr__"] = _looked_up(base, dict(self.hidden))
-        if self.settings:
-            body["__setattr__"] = assignment(base, frozenset(self.settings))
+        if self.settings or self.merged:
+            body["__setattr__"] = assignment(base, frozenset(self.settings), frozenset(self.merged))
             body["__setstate__"] = _restored(base)
         return type(base.__name__, (base,), body)
 
@@ -585,3 +598,24 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     """The class that the user wrote."""
     cls = type(module)
     return cls.__mro__[1] if "merged_changes" in vars(cls) else cls
+
+
+def asked_of(captured: Captured, frame: Frame) -> tuple[set[fx.Node], set[fx.Node]]:
+    """The values that a call gets of which its code, or that of calls in it, asks whether they are None, and those of
+    which it asks what they are.
+    """
+    given, kinds = set[fx.Node](), set[fx.Node]()
+    for call in (frame, *captured.called_in[frame]):
+        bound = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs).arguments
+        forward = original_forward(call.module)
+        own, others = tested(forward), [tested(code) for code in call.codes if code is not _code(forward)]
+        for name, value in bound.items():
+            if isinstance(value, fx.Node):
+                # Under which name another function gets it is not known.
+                given |= {value} if name in own.given or any(other.given for other in others) else set()
+                kinds |= {value} if name in own.kinds or any(other.kinds for other in others) else set()
+    return given, kinds
+
+
+def _code(function: Callable[..., Any]) -> CodeType | None:
+    return getattr(inspect.unwrap(function), "__code__", None)

@@ -20,7 +20,7 @@ from ..sourcecode.flow import ALWAYS, Way, way_to
 from .asked import asked
 from .choices import has_other_ways
 from .exposed import is_exposed
-from .frames import original_forward
+from .frames import codes_of, original_forward
 from .order import is_ordered, needs_order
 from .settings import is_varied
 
@@ -195,7 +195,21 @@ def _way_to(captured: Captured, frame: Frame, path: str) -> Way | None:
         return None
     if not has_other_ways(captured, frame):
         return ALWAYS
-    return way_to(original_forward(frame.module), path.removeprefix(start_of(frame.path)), frame.module)
+    forward, place = original_forward(frame.module), path.removeprefix(start_of(frame.path))
+    return way_to(forward, place, frame.module) or _way_in_method(captured, frame, place)
+
+
+def _way_in_method(captured: Captured, frame: Frame, place: str) -> Way | None:
+    """The way to what a method calls, one that the forward itself calls in one place."""
+    forward, *methods = codes_of(captured, frame.module)
+    ways = [(number, method, way_to(method, place, frame.module)) for number, method in enumerate(methods)]
+    known = [(number, method, way) for number, method, way in ways if way is not None]
+    outer = way_to(forward, known[0][1].__name__, frame.module) if len(known) == 1 else None
+    if outer is None:
+        return None
+    ((number, _, (around, exits)),) = known
+    # The ways out of a method come before nothing that is not in it.
+    return outer if (around, exits) == ALWAYS else ((*outer[0], -1 - number, *around, -1 - exits), outer[1])
 
 
 def _read_directly(captured: Captured, layers: Sequence[fx.Node]) -> bool:

@@ -74,7 +74,7 @@ def settings_of(captured: Captured, ran: Ran, written: Set[int], sites: Iterable
             owner, _, name = str(node.target).rpartition(".")
             if (at := module_at(captured.root, owner)) is not None:
                 found.setdefault(at, set()).add(name)
-    return {module: names for module, names in found.items() if names and _is_users(module)}
+    return {module: names for module, names in found.items() if names and is_users(module)}
 
 
 def _has_tensors(value: object) -> bool:
@@ -173,7 +173,7 @@ def _place(captured: Captured, call: Frame, node: fx.Node) -> str:
     return path.removeprefix(start_of(call.path))
 
 
-def _is_users(module: nn.Module) -> bool:
+def is_users(module: nn.Module) -> bool:
     """Whether a module is of the user's own class: others exchange layers of torch by what their class is."""
     own = (torch.fx.GraphModule, torch.jit.ScriptModule)
     return not isinstance(module, own) and not is_torchs(original_class(module))

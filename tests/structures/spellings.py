@@ -15,6 +15,20 @@ from .blocks import Model, Sum, conv, conv_norm, norm, parameter, repvgg, seq, s
 from .table import FIXED, MAPS, ROWS, TOKENS_8, Structure
 
 
+class UncheckedNorm(nn.modules.batchnorm._BatchNorm):
+    """For inputs of any rank, as made of a synchronised norm."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+class StandardisedConv(nn.Conv2d):
+    """The forward is torch's, what it calls is not."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+
 def _spelled(body: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[], nn.Module]:
     """3x3, 1x1 and identity branches, added up as `body` says."""
     return lambda: Model(body, a=conv_norm(4, 4), b=conv_norm(4, 4, 1), c=norm(4))
@@ -265,6 +279,21 @@ SPELLED = (
         MAPS,
         "conv",
         equation="K' = s2 s1 K, b' = s2 (s1 b + t1) + t2",
+    ),
+    Structure(
+        "a norm with a check of its own",
+        lambda: seq(conv(4, 4), UncheckedNorm(4)),
+        MAPS,
+        "conv",
+        equation="K' = s K, b' = s (b - mu) + beta",
+    ),
+    Structure(
+        "a convolution that standardises its weight on the way",
+        lambda: seq(StandardisedConv(4, 4, 3), norm(4)),
+        MAPS,
+        "conv",
+        equation="K' = s (K - mean(K))",
+        source="Qiao et al. 2019, Weight Standardization",
     ),
     Structure(
         "instance norm with statistics",

@@ -1,0 +1,85 @@
+"""What follows from parameters and buffers alone, computed while a model is traced, and again to be recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import Target
+
+from ..sourcecode.writes import in_place
+from .guards import expect
+from .proxies import attribute
+from .trees import filled
+
+TAKEN: dict[object, Callable[[Tensor], Tensor]] = {bool: lambda number: number != 0, int: Tensor.long}
+"""What code makes of a number that it decides by: other numbers may give the same."""
+
+
+def constant(node: fx.Node, root: nn.Module, call: Callable[[fx.Node, Any, Any], Any] | None = None) -> Any:
+    """The real value of a node, if it depends on parameters and buffers only. call: computes one, as `called` does."""
+    values: dict[fx.Node, Any] = {}
+    for each in _made_of(node):
+        if each.op == "get_attr":
+            values[each] = attribute(root, str(each.target))
+        else:
+            args, kwargs = filled((each.args, each.kwargs), values.__getitem__)
+            with torch.no_grad():
+                values[each] = (call or called)(each, args, kwargs)
+    return values.get(node)
+
+
+def _made_of(node: fx.Node) -> list[fx.Node]:
+    """A node, and before it all that its value follows from, each once; nothing if it follows from something else."""
+    found, waiting = {node}, [node]
+    while waiting:
+        one = waiting.pop()
+        if not _follows(one):
+            return []
+        new = [each for each in one.all_input_nodes if each not in found]
+        found.update(new)
+        waiting += new
+    return sorted(found)
+
+
+def _follows(node: fx.Node) -> bool:
+    """Whether the value of a node follows from those of its inputs; a parameter or buffer is there."""
+    if node.op == "get_attr":
+        return True
+    is_call = node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
+    return is_call and not node.meta.get("random") and not writes(node.target, node.kwargs)
+
+
+def writes(target: Target, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call writes into an argument, by its name."""
+    return in_place(str(getattr(target, "__name__", target))) or kwargs.get("out") is not None
+
+
+def called(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """What the function or method of a node gives for these arguments."""
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def decide_again(graph: fx.Graph, root: nn.Module) -> None:
+    """Compute once more what code of the model decided by that follows from parameters: a branch, an index. A number
+    is taken out of its tensor at the end only, so that what is seen of it is the decision.
+    """
+    for check in graph.nodes:
+        if check.op == "call_function" and check.target is expect and isinstance(check.args[0], fx.Node):
+            try:
+                found = constant(check.args[0], root, _in_tensors)
+            except (TypeError, AttributeError):
+                found = constant(check.args[0], root)
+            if isinstance(found, Tensor):
+                TAKEN.get(check.meta.get("taken"), Tensor.detach)(found).item()
+
+
+def _in_tensors(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """As `called`, with tensors of one number in the place of numbers, of the precision that Python has."""
+    if node.target not in ("item", Tensor.item):
+        return called(node, args, kwargs)
+    return args[0].double() if args[0].is_floating_point() else args[0]
