@@ -31,6 +31,7 @@ from .capture.undone import undone
 from .compare import Verification, compare, outputs
 from .copies import owning, sharing_copy
 from .engine.outside import look_outside
+from .engine.overwrites import note_overwrites
 from .engine.parts import name_parts
 from .engine.ranks import tell_ranks
 from .engine.reading import Reading
@@ -305,6 +306,7 @@ def _captured(model: nn.Module, request: Request) -> Parts:
     ranks_vary = request.inputs is not None and takes_other_ranks(model, request.inputs)
     for part in parts.captured:
         name_parts(part)
+        note_overwrites(part)
         tell_ranks(part)
         part.absent = {} if request.example is None else request.example.absent
         part.overwritten = set() if request.example is None else request.example.written

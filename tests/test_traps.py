@@ -1567,3 +1567,39 @@ def test_what_is_computed_in_many_ways_is_asked_for_its_dtype_once():
     model = build(lambda: Model(sums_of_sums, linear=nn.Linear(4, 4), out=nn.Linear(4, 4)))
     x = sample((2, 3, 4), torch.float32)
     assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-5
+
+
+def _row_in_vain(m: Any, x: Tensor) -> Tensor:
+    y = m.b(m.a(x))
+    y[:, :1] = 0
+    return x
+
+
+def _scale_in_vain(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+    g = F.gelu(x)
+    y = m.scales(g)
+    z, t = m.a(y), m.b(y)
+    y.mul_(0)
+    return z, t, g
+
+
+def _scale_of_one_reader_in_vain(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+    g = F.gelu(x)
+    y = m.scales(g)
+    z = m.a(y)
+    y[:, :1] = 0
+    return z, g
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("objective", ["default", "params", "flops", "launches"])
+@pytest.mark.parametrize("body", [_row_in_vain, _scale_in_vain, _scale_of_one_reader_in_vain])
+def test_code_that_writes_in_vain_writes_into_no_other_value(body: Any, objective: Any, with_inputs: bool):
+    """Where a merge leaves nothing in the place of layers, their value is what they read."""
+    scales = seq(conv(4, 4, 1, g=4, bias=False), conv(4, 4, 1, g=4, bias=False))
+    model = build(lambda: Model(body, a=conv(4, 4, 1, g=2), b=conv(4, 4, 1, g=4), scales=scales))
+    x = sample((2, 4, 5, 6), torch.float32)
+    fused = reparamkit.fuse(model, x.clone() if with_inputs else None, objective=objective)
+    wanted, found = (run(m, x.clone()) for m in (model, fused))
+    pairs = [(found, wanted)] if isinstance(found, Tensor) else zip(found, wanted, strict=True)
+    assert all(error(a, b) <= 1e-6 for a, b in pairs)

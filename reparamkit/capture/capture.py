@@ -118,7 +118,8 @@ class Captured:
     absent: per path of a module the positions and names of arguments that are None in a real run.
     guessed: whether it is a part, and nothing is known of how it is called.
     callers: per path of a module that the code calls the calls around it, of modules that do nothing as well.
-    overwritten: the parameters that a run wrote into, by name.
+    overwritten: the parameters that a run wrote into, by name. written_over: paths of layers into whose value the code
+        writes.
     ranks_vary: whether the model takes inputs of another rank than the example's.
     finite: whether all numbers of a tensor are, of those that were asked about.
     dropped: calls that only hand on what they get, which the graph does not show any more.
@@ -150,6 +151,7 @@ class Captured:
     absent: Mapping[str, Set[int | str]] = field(default_factory=dict)
     guessed: bool = False
     callers: dict[str, list[Frame]] = field(default_factory=dict)
+    written_over: set[str] = field(default_factory=set)
     ranks_vary: bool = False
     overwritten: Set[str] = frozenset()
     finite: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)

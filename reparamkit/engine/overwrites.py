@@ -48,6 +48,12 @@ def plain(target: object) -> Any:
     return None if tags & NO_ARITHMETIC else name
 
 
+def note_overwrites(captured: Captured) -> None:
+    """Remember of which layers code writes into the value: that stays so where a write is followed, or dropped."""
+    written = {node for writer in captured.aliases.writers for node in captured.aliases.of(writer)}
+    captured.written_over = {str(node.target) for node in written if node.op == "call_module"}
+
+
 def follow_overwrites(captured: Captured) -> None:
     """Let every write into a part that can be followed give a value."""
     aliases, given = captured.aliases, _follow_from_inputs(captured.graph)

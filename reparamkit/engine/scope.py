@@ -36,6 +36,8 @@ Ways = Mapping[str, frozenset[Way]]
 """Per path that the code of a method calls, in which branches it does."""
 CODE = "()"
 """Stands for what the code of a module itself does, after its path."""
+WRITTEN_INTO = "an in-place operation writes into memory that another value still reads"
+"""Why a value that is written into stays."""
 STAYS = "stays"
 """What the meta of a node that is in no merge has, while a model is being fused: why."""
 
@@ -144,7 +146,7 @@ class Scope:
         aliases = self.captured.aliases
         # A norm that writes into its statistics uses those of the batch, and is told so.
         if node in aliases.barriers and not (node in aliases.writers and target_of(node) in STATISTICS):
-            return "an in-place operation writes into memory that another value still reads"
+            return WRITTEN_INTO
         return None
 
     def _computed_otherwise(self, node: fx.Node) -> str | None:

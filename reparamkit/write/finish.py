@@ -16,7 +16,7 @@ from ..capture.paths import module_at, start_of, upwards
 from ..capture.state import intact
 from ..capture.tracer import Frame, Method
 from ..engine.norms import restore
-from ..engine.scope import below, code_around, innermost, outer, place_of
+from ..engine.scope import WRITTEN_INTO, below, code_around, innermost, outer, place_of
 from ..engine.site import Site
 from ..errors import NotFusable, Unwritable
 from ..layers.parts import rescaled
@@ -210,13 +210,32 @@ class Finisher:
         self.swaps |= {path: nn.Identity().eval() for path in others}
         if placed.guards and others:
             self.swaps[others[0]] = Expect(*placed.rank).eval()
-        used = name in self.captured.targets
+        gone = self._makes_way(written)
         layer = self.captured.held.pop(name)
-        # A layer that was merged further has its place in the swaps of that merge.
-        self.swaps[anchor] = layer if used else nn.Identity().eval()
+        self.swaps[anchor] = nn.Identity().eval() if gone else layer
         self.rows.update(others)
         self.dead -= {anchor, *others}
         self._retarget(name, anchor)
+
+    def _makes_way(self, written: Written) -> bool:
+        """Whether nothing stands for a row whose merged layer is not called any more: one that was merged further has
+        its place in the swaps of that merge. Raises `Unwritable` if code would write into what the row reads then.
+        """
+        members = written.site.core
+        if any(name in self.captured.targets for name in written.layers):
+            return False
+        if self.touches(members) or not self._is_written_over(members):
+            return True
+        if self._is_merged_further(written):
+            raise Unwritable(self.captured.frame(next(iter(members))).path, WRITTEN_INTO)
+        return False
+
+    def _is_merged_further(self, written: Written) -> bool:
+        return any(written.result in site.members for site in self.sites)
+
+    def _is_written_over(self, members: Iterable[fx.Node]) -> bool:
+        """Whether code writes into the value of a layer, be it in vain."""
+        return not self.captured.written_over.isdisjoint(map(place_of, members))
 
     def spread(self, written: Written) -> None:
         """A row in the code of several calls: what is written again has its layers no more, elsewhere they make way."""
@@ -231,7 +250,7 @@ class Finisher:
                 self.rows.add(part.path)
                 self.dead.discard(part.path)
         home = next(part for part in written.parts if anchor in part.nodes)
-        if name not in self.captured.targets:
+        if self._makes_way(written):
             del self.captured.held[name]
         elif home.frame is not None or self.touches(home.nodes):
             self.moves[name] = place_of(anchor), home.frame or self.captured.frame(anchor)
@@ -257,7 +276,9 @@ class Finisher:
                 self.swaps[path] = self.captured.held.pop(path)
         elif scale.op == "call_module" and self.touches([scale]):
             self.dead.add(str(scale.target))
-        elif scale.op == "call_module":
+        elif scale.op == "call_module" and scale.target not in self.captured.held:
+            if self._is_written_over([scale]):
+                raise Unwritable(self.captured.frame(scale).path, WRITTEN_INTO)
             self.swaps[str(scale.target)] = nn.Identity().eval()
 
     # --- changing --------------------------------------------------------------------------------
