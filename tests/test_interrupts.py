@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.nn.modules import module as torch_module
 
 import reparamkit
-from reparamkit import ReparamkitError, inputs, merging, pipeline, whole
+from reparamkit import ReparamkitError, inputs, merging, pieces, pipeline, whole
 from reparamkit.capture import parts, state, tracer
 from reparamkit.capture.listing import lists_noted
 from reparamkit.write import finish, places, write
@@ -90,7 +90,7 @@ STAGES: list[tuple[Any, str]] = [
     (merging, "drop_dead"),
     (merging, "read_early"),
     (merging, "choose"),
-    (merging, "check"),
+    (pieces, "check"),
     (write, "settle"),
     (merging, "pictures"),
     (finish, "method"),

@@ -22,7 +22,7 @@ from ..layers.convolutions import is_convolution, is_transposed, multiply_adds, 
 from ..layers.parts import rescaled
 from ..layers.plans import LayerPlan
 from ..layers.price import Cost, numel
-from ..layers.writers import shift_cost, steps_of, turned
+from ..layers.writers import scale_cost, shift_cost, turned
 from .identities import computes_the_same, does_nothing
 from .reading import Reading
 
@@ -427,7 +427,7 @@ def layer_cost(form: Form, stored: int, transposed: bool = False, convolves: boo
         return Cost(0, 0, stored, 0)
     if convolves:
         return Cost(elements, 0, stored, 1)
-    return Cost(0, elements * steps_of(op, form.bias), stored, 1)
+    return scale_cost(op, form.bias, stored)
 
 
 def _stands_alone(op: Operator, bias: Operator) -> bool:

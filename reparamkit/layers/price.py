@@ -12,13 +12,15 @@ from ..algebra.size import Size
 @dataclass(frozen=True)
 class Cost:
     """macs: multiply-adds. passes: elements written by element-wise operations. stored: numbers in parameters
-    and buffers. launches: operations started. Free sizes count as in the example inputs.
+    and buffers. launches: operations started. further: what passes do to their elements besides one operation. Free
+    sizes count as in the example inputs.
     """
 
     macs: int = 0
     passes: int = 0
     stored: int = 0
     launches: int = 0
+    further: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -26,12 +28,15 @@ class Cost:
             self.passes + other.passes,
             self.stored + other.stored,
             self.launches + other.launches,
+            self.further + other.further,
         )
 
     @property
     def flops(self) -> int:
-        """Floating-point operations: two per multiply-add, one per element of an element-wise pass."""
-        return 2 * self.macs + self.passes
+        """Floating-point operations: two per multiply-add, one per element of an element-wise pass, two if that scales
+        and shifts.
+        """
+        return 2 * self.macs + self.passes + self.further
 
 
 def numel(sizes: tuple[Size, ...]) -> int:

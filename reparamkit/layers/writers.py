@@ -173,12 +173,14 @@ def _scale(op: Operator, bias: Operator | None) -> LayerPlan:
         weight = None if op.is_identity else broadcast(op)
         return Scale(weight, None if shift is None else broadcast(shift))
 
-    return LayerPlan("scale", Cost(0, numel(op.value_sizes) * steps_of(op, bias), stored, 1), build)
+    return LayerPlan("scale", scale_cost(op, bias, stored), build)
 
 
-def steps_of(op: Operator, bias: Operator | None) -> int:
-    """What is done to each number by a pass that scales and shifts: a multiplication, an addition, or both."""
-    return max(1, (not op.is_identity) + (bias is not None))
+def scale_cost(op: Operator, bias: Operator | None, stored: int) -> Cost:
+    """What a pass costs that multiplies each number, adds to it, or both."""
+    elements = numel(op.value_sizes)
+    both = bias is not None and not op.is_identity
+    return Cost(0, elements, stored, 1, further=elements if both else 0)
 
 
 def _linear(op: Operator, bias: Operator | None) -> LayerPlan:
