@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from torch import fx
 
-from .algebra.operator import Operator, closed, identity, pin
+from .algebra.operator import Operator, closed, identity, pin, seen_dims
 from .algebra.segments import parts_of
 from .algebra.size import Pin, Symbol, roots, solved
 from .capture.capture import Captured
@@ -93,9 +93,8 @@ def _seen_with(op: Operator, symbols: Iterable[Symbol]) -> Operator:
     """An operator of a tensor of unknown rank with the dimensions that others see of it."""
     if not (op.open_rank and op.source):
         return op
-    tensor, taken = op.links[op.source[0][0]].size.symbols[0].origin
-    dims = [symbol.origin[1] for symbol in symbols if symbol.origin[0] == tensor]
-    seen = max((-dim for dim in dims if isinstance(dim, int)), default=0)
+    _, taken = op.links[op.source[0][0]].size.symbols[0].origin
+    seen = seen_dims(op, symbols)
     return closed(op, seen - taken) if isinstance(taken, int) and seen > taken else op
 
 

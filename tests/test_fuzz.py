@@ -20,8 +20,10 @@ from reparamkit.layers.norm import read_batch_norm_layer
 from reparamkit.layers.registry import READERS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from benchmarks.fuzz.check import Skip, _decided_by_rounding, check
 from benchmarks.fuzz.draw import program
+from benchmarks.fuzz.parts import Counting as Counted
 from benchmarks.fuzz.program import Program, Step, inputs, source
 from benchmarks.fuzz.program import build as build_program
 from benchmarks.fuzz.shrink import shrink
@@ -168,19 +170,6 @@ def _averaged(c: int) -> nn.Module:
 
 def _total(m: Any, x: Tensor) -> Tensor:
     return m.a(x) + m.b(x) + m.c(x) + x
-
-
-class Counted(nn.Module):
-    """Counts its calls, and passes them on."""
-
-    def __init__(self, layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = layers
-        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.layers(x)
 
 
 def _overwritten(m: Any, x: Tensor) -> Tensor:

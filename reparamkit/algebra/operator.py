@@ -300,6 +300,13 @@ def with_rank(op: Operator, trailing: int) -> Operator:
     )
 
 
+def seen_dims(op: Operator, symbols: Iterable[Symbol]) -> int:
+    """How many of the last dimensions of what an operator of open rank reads these are sizes of."""
+    tensor = op.links[op.source[0][0]].size.symbols[0].origin[0]
+    dims = [symbol.origin[1] for symbol in symbols if symbol.origin[0] == tensor]
+    return max((-dim for dim in dims if isinstance(dim, int)), default=0)
+
+
 def closed(op: Operator, hidden: int, certain: bool = True) -> Operator:
     """`op` once it is known that its open first dimension stands for `hidden` dimensions.
 

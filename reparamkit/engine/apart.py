@@ -10,17 +10,16 @@ import operator
 from collections import Counter
 from collections.abc import Iterator
 
-import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..capture.capture import Captured
+from ..layers.parts import CONCATENATIONS
 from .absorb import is_scale
 from .pricing import readers_of
 from .reading import Reading
 from .scope import STAYS
 
-CONCATENATIONS: frozenset[object] = frozenset({torch.cat, torch.concat, torch.concatenate})
 KEPT = ("frame", "methods", "context")
 """What another name has of the call that reads it."""
 

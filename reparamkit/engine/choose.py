@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 
 from torch import fx
 
@@ -55,8 +54,7 @@ def choose(
         _carry(last, options, keeper.left)
     planners = [Planner(region, options, writable) for region in regions(captured, options.is_inside)]
     _improve(planners, options)
-    plan = _joined(planners, options)
-    return replace(plan, parted=plan.parted or (last is not None and last.parted)), options.reading
+    return _joined(planners, options, parted=last is not None and last.parted), options.reading
 
 
 def _carry(last: Plan, options: Options, left: set[fx.Node]) -> None:
@@ -80,13 +78,13 @@ def _improve(planners: Sequence[Planner], options: Options) -> None:
         total = sum((planner.excess for planner in planners), Excess())
 
 
-def _joined(planners: Sequence[Planner], options: Options) -> Plan:
-    """The plans of all regions as one."""
+def _joined(planners: Sequence[Planner], options: Options, parted: bool) -> Plan:
+    """The plans of all regions as one. parted: whether what was written before is."""
     order = options.captured.aliases.order
     sites = sorted((site for p in planners for site in p.sites), key=lambda site: order[site.value])
     before = sum((p.original for p in planners), Cost())
     refusals = _refusals(planners, options)
-    parted = any(planner.parted for planner in planners)
+    parted = parted or any(planner.parted for planner in planners)
     return Plan(sites, refusals, before, options.rejected, options.idle, _settled(planners, options), parted)
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from torch import Tensor, fx, nn
 
 from ..algebra.form import Form
-from ..algebra.operator import Operator, pin, with_rank
+from ..algebra.operator import Operator, pin, seen_dims, with_rank
 from ..algebra.size import Pin, Size, Symbol, roots
 from ..capture.capture import Captured
 from ..capture.reach import reached
@@ -149,10 +149,7 @@ def _in_sight(op: Operator, pins: Iterable[Symbol]) -> Operator:
     """An operator with those dimensions of its source in sight of which these sizes are."""
     if not (op.open_rank and op.source):
         return op
-    tensor = op.links[op.source[0][0]].size.symbols[0].origin[0]
-    origins = [symbol.origin for symbol in pins]
-    trailing = max((-dim for name, dim, *_ in origins if name == tensor and isinstance(dim, int)), default=0)
-    return with_rank(op, len(op.value) - len(op.source) + trailing)
+    return with_rank(op, len(op.value) - len(op.source) + seen_dims(op, pins))
 
 
 def readers_of(node: fx.Node) -> list[fx.Node]:

@@ -23,12 +23,13 @@ from .registry import READERS, either
 from .views import flat, read_getitem, read_unsqueeze
 
 STACK_LAYERS = "stack_layers"
+CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 Lengths = int | Sequence[int]
 Order = Callable[[int], Sequence[int]]
 """Of each position of an axis of a size, the one whose numbers it gets."""
 
 
-@READERS.reader(torch.cat, torch.concat, torch.concatenate, moves=1)
+@READERS.reader(*CONCATENATIONS, moves=1)
 def read_cat(tensors: Sequence[Form], dim: int = 0) -> Form:
     """The sum of the values with zeros around each, their sizes along `dim` fixed by guards; refuses the batch."""
     seen = [_seen(x, dim) for x in _values(tensors)]

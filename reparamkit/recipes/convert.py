@@ -40,12 +40,12 @@ class RefuseOriginal:
         self.gone, self.path = gone, path
 
     def __call__(self, module: nn.Module, given: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        found = sorted(name for name in self.gone if f"{prefix}{name}" in given)
+        found = {name for name in self.gone if f"{prefix}{name}" in given}
         # What the user has put in a place since may have such names again.
-        if found and (found := [name for name in found if name not in module.state_dict()]):
+        if found and (gone := sorted(found - module.state_dict().keys())):
             of_all = f", of those of all parts: '{self.path}' is one" if self.path else ""
             raise RecipeError(
-                f"these are weights of the model as it was before it was fused: it has no '{found[0]}' any more;"
+                f"these are weights of the model as it was before it was fused: it has no '{gone[0]}' any more;"
                 f" reparamkit.convert_state_dict(fused, weights) makes the weights of the fused model of them{of_all}"
             )
 

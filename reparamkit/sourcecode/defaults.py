@@ -1,4 +1,4 @@
-"""What code takes for arguments that it is not given, and which it asks for."""
+"""What code takes for keyword arguments that it is not given."""
 
 from __future__ import annotations
 
@@ -27,18 +27,6 @@ def defaults_of(codes: Iterable[CodeType]) -> list[Default] | None:
 def _defaults(code: CodeType) -> frozenset[Default] | None:
     tree = source(code)
     return None if tree is None else frozenset(_found(tree))
-
-
-@once
-def asked_for(code: CodeType) -> frozenset[str]:
-    """The names that some code compares with None."""
-    tree = source(code)
-    compared = (node for node in ast.walk(tree) if isinstance(node, ast.Compare)) if tree is not None else ()
-    return frozenset(each.left.id for each in compared if isinstance(each.left, ast.Name) and _is_none(each))
-
-
-def _is_none(node: ast.Compare) -> bool:
-    return any(isinstance(each, ast.Constant) and each.value is None for each in node.comparators)
 
 
 def _found(tree: ast.AST) -> Iterator[Default]:

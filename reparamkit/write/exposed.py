@@ -17,7 +17,7 @@ from ..errors import NotFusable
 from ..sourcecode.exposing import exposes, leaves_out
 from ..sourcecode.flow import ALWAYS, Way, chosen, way_to
 from .choices import has_other_ways
-from .frames import original_forward
+from .frames import bound, original_forward
 
 
 def check_unexposed(captured: Captured, site: Site, scale: fx.Node, written: Set[int]) -> None:
@@ -59,8 +59,7 @@ def _readers(values: Set[fx.Node]) -> Set[fx.Node]:
 
 def _names(captured: Captured, values: Set[fx.Node], call: Frame) -> frozenset[str]:
     """The arguments of a call that are one of the values, or have one in it."""
-    given = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs).arguments
-    return frozenset(name for name, value in given.items() if not captured.nodes_in(value).isdisjoint(values))
+    return frozenset(name for name, value in bound(call).items() if not captured.nodes_in(value).isdisjoint(values))
 
 
 def _methods(module: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, Callable[..., Any]]]:

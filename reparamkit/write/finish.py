@@ -150,7 +150,7 @@ class Finisher:
         self.frames[id(frame)] = frame
         self.inlined |= below(self.captured, frame, members)
 
-    def leave_out(self, gone: Collection[fx.Node], spare: Collection[fx.Node]) -> None:
+    def leave_out(self, gone: Collection[fx.Node], spare: Set[fx.Node]) -> None:
         """Code that is written again does not call what only computes parameters of layers that are merged.
 
         gone: what was merged. spare: numbers that no input changes.
@@ -166,11 +166,11 @@ class Finisher:
         written = self.written
         return [f for f in self.captured.frames if id(f.parent) in written and id(f) not in written]
 
-    def _is_vain(self, call: Frame, idle: Set[fx.Node], spare: Collection[fx.Node], gone: Collection[fx.Node]) -> bool:
+    def _is_vain(self, call: Frame, idle: Set[fx.Node], spare: Set[fx.Node], gone: Collection[fx.Node]) -> bool:
         """Whether a call computes nothing but numbers, and only what is idle reads them."""
         calls = [call, *self.captured.called_in[call]]
         made = {node for each in calls for node in self.captured.made_in[each]}
-        if not made or not made <= set(spare) or any(not n.users.keys() <= made | idle for n in made):
+        if not made or not made <= spare or any(not n.users.keys() <= made | idle for n in made):
             return False
         assert call.parent is not None
         try:
@@ -315,20 +315,26 @@ class Finisher:
         """Give every merged layer the place of the layer it stands for, as high as that place is free."""
         live = {outer for path in self._live() for outer in upwards(path)}
         taken: set[str] = set()
+        below = self._dead_by_owner()
         for name, (path, frame) in self.moves.items():
             target = self._place(path, frame, live, taken)
             live.update(upwards(target))
             taken.add(target)
-            for gone in self._dead_below(target):
-                self.places.put(gone, None)
+            for gone in below.get(target, ()):
+                # It may have other names elsewhere.
+                if gone not in self.captured.targets and self.places.has(gone):
+                    self.places.put(gone, None)
             self.places.put(target, self.captured.held.pop(name))
             self.dead.discard(target)
             self._retarget(name, target)
 
-    def _dead_below(self, path: str) -> list[str]:
-        """Paths of layers that go with a module, which may have other names elsewhere."""
-        found = self.dead - self.captured.targets.keys()
-        return [dead for dead in found if dead.startswith(f"{path}.") and self.places.has(dead)]
+    def _dead_by_owner(self) -> dict[str, list[str]]:
+        """Per path of a module those of the merged layers inside, which go with it."""
+        found: dict[str, list[str]] = {}
+        for dead in self.dead:
+            for owner in upwards(dead.rpartition(".")[0]):
+                found.setdefault(owner, []).append(dead)
+        return found
 
     def _live(self) -> set[str]:
         """Paths of modules, parameters and buffers that something still uses."""

@@ -35,7 +35,7 @@ from ..capture.trees import fields_of, is_record
 from ..engine.sizes import size_of
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
-from ..sourcecode.defaults import Default, asked_for, defaults_of
+from ..sourcecode.defaults import Default, defaults_of
 from ..sourcecode.flow import catches, names_in, remembered, tested
 from ..sourcecode.methods import spreading_calls
 from ..sourcecode.parse import forward_of, names_of
@@ -106,13 +106,9 @@ class _Fold:
         """Whether code compares an argument of the model with None, here or in a call below that it is handed to."""
         if not isinstance(value, fx.Node) or value.op != "placeholder":
             return False
-        for call in (self.frame, *self.captured.called_in[self.frame]):
-            forward = inspect.unwrap(original_forward(call.module))
-            given = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs).arguments
-            asked = asked_for(forward.__code__) if hasattr(forward, "__code__") else ()
-            if any(given.get(name) is value for name in asked):
-                return True
-        return False
+        calls = (self.frame, *self.captured.called_in[self.frame])
+        asking = ((bound(call), tested(original_forward(call.module)).given) for call in calls)
+        return any(given.get(name) is value for given, names in asking for name in names)
 
     def _placeholder(self, parameter: inspect.Parameter) -> fx.Node:
         stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
@@ -385,7 +381,7 @@ def _check_callers(captured: Captured, frame: Frame) -> None:
     seen.
     """
     parameters = inspect.signature(frame.module.forward).parameters.values()
-    given = inspect.signature(frame.module.forward).bind(*frame.args, **frame.kwargs).arguments
+    given = bound(frame)
     if all(p.name in given and p.kind is not p.VAR_KEYWORD for p in parameters):
         return
     for outer in frame.stack:
@@ -606,15 +602,19 @@ def asked_of(captured: Captured, frame: Frame) -> tuple[set[fx.Node], set[fx.Nod
     """
     given, kinds = set[fx.Node](), set[fx.Node]()
     for call in (frame, *captured.called_in[frame]):
-        bound = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs).arguments
         forward = original_forward(call.module)
         own, others = tested(forward), [tested(code) for code in call.codes if code is not _code(forward)]
-        for name, value in bound.items():
+        for name, value in bound(call).items():
             if isinstance(value, fx.Node):
                 # Under which name another function gets it is not known.
                 given |= {value} if name in own.given or any(other.given for other in others) else set()
                 kinds |= {value} if name in own.kinds or any(other.kinds for other in others) else set()
     return given, kinds
+
+
+def bound(call: Frame) -> dict[str, Any]:
+    """What a call is given, by the names of the parameters."""
+    return inspect.signature(call.module.forward).bind(*call.args, **call.kwargs).arguments
 
 
 def _code(function: Callable[..., Any]) -> CodeType | None:
