@@ -1160,6 +1160,24 @@ def test_a_size_is_read_of_an_argument_where_the_value_that_stays_is_out_of_sigh
     assert error(run(fused, x), run(model, x)) <= 1e-5
 
 
+def pinned_behind_a_merge(m: Any, x: Tensor) -> Tensor:
+    y = m.norm(m.pool(m.norm(m.conv(m.up(x)) + m.skip(x))))
+    return y.flatten(2).unflatten(-1, (3, 3)) * 2
+
+
+def test_a_guard_keeps_no_layer_that_another_merge_takes():
+    """The size of the sum, which the second merge needs to be 6, is read of what the first one gives."""
+    layers = {"up": nn.ConvTranspose2d(1, 1, 2, 2), "conv": nn.Conv2d(1, 1, 3, 2, 1), "pool": nn.AvgPool2d(3, 2, 1)}
+    model = build(lambda: Model(pinned_behind_a_merge, **layers, skip=norm(1), norm=norm(1)))
+    x = sample((2, 1, 6, 6), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert len(reparamkit.report(fused).merges) == 2
+    assert "transpose" not in operations(fused, x)
+    assert error(run(fused, x), run(model, x)) <= 1e-6
+    with pytest.raises(reparamkit.GuardError):
+        fused(sample((2, 1, 10, 10), torch.float32))
+
+
 class TwoRanks(nn.ModuleList):
     """A sum of branches of a single channel, in place; a norm says how many channels there are, of either rank."""
 

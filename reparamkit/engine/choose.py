@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from torch import fx
 
-from ..algebra.size import Symbol
+from ..algebra.size import Size, Symbol
 from ..capture.capture import Captured
 from ..layers.price import Cost
 from ..layers.registry import Readers
@@ -18,7 +19,7 @@ from .reader import read
 from .reading import Reading
 from .regions import regions
 from .scope import Scope
-from .site import Plan, Settled
+from .site import Plan, Settled, Site
 
 
 def choose(
@@ -82,10 +83,25 @@ def _joined(planners: Sequence[Planner], options: Options, parted: bool) -> Plan
     """The plans of all regions as one. parted: whether what was written before is."""
     order = options.captured.aliases.order
     sites = sorted((site for p in planners for site in p.sites), key=lambda site: order[site.value])
+    sites = _read_of_merged(sites, options.reading)
     before = sum((p.original for p in planners), Cost())
     refusals = _refusals(planners, options)
     parted = parted or any(planner.parted for planner in planners)
     return Plan(sites, refusals, before, options.rejected, options.idle, _settled(planners, options), parted)
+
+
+def _read_of_merged(sites: Sequence[Site], reading: Reading) -> list[Site]:
+    """A size of what is inside of another merge can be read of what that one gives, if it has the size too: a guard
+    would keep the layers inside for their shape.
+    """
+    inside = {member.name: site.value for site in sites for member in site.core}
+
+    def shapes(site: Site) -> dict[str, tuple[Size, ...]]:
+        guards = site.placed.guards if site.placed is not None else ()
+        values = (inside.get(str(symbol.origin[0]), site.value) for symbol, _ in guards)
+        return {value.name: reading.shapes[value][0] for value in values if value is not site.value}
+
+    return [replace(site, sizes={**site.sizes, **shapes(site)}) for site in sites]
 
 
 def _refusals(planners: Sequence[Planner], options: Options) -> dict[fx.Node, list[str]]:
