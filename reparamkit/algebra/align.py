@@ -85,8 +85,17 @@ class Face:
             if face.op.links[number].role in (Role.DIAGONAL, Role.STENCIL, Role.BORDER):
                 face = replace(face, op=densify(face.op, number))
             else:
-                face = replace(face, op=dropped(face.op, number))
+                face = face.without_unit(number)
         return face
+
+    def without_unit(self, number: int) -> Face:
+        """Forget an atom of size 1; one that a resampling left is a mean over the axis, of which the value has none."""
+        link = self.op.links[number]
+        if self.side == "source" or link.role is not Role.FREE or not link.maps:
+            return replace(self, op=dropped(self.op, number))
+        links = [replace(each, role=Role.MEAN) if i == number else each for i, each in enumerate(self.op.links)]
+        value = tuple(tuple(i for i in dim if i != number) for dim in self.op.value)
+        return replace(self, op=replace(self.op, links=tuple(links), value=value))
 
     def _unit(self) -> int | None:
         for dim, sizes in zip(self.dims, self.atoms, strict=True):
@@ -154,7 +163,7 @@ def _unit(a: Face, b: Face, dim: int, at: int, trusted: bool) -> tuple[Face, Fac
     if not size.known:
         long = _pinned_unit(long, size, trusted)
     elif long.op.links[number].role is Role.FREE:
-        long = replace(long, op=dropped(long.op, number))
+        long = long.without_unit(number)
     else:
         short = short.with_unit(dim, at)
     return (short, long) if len(a.dims[dim]) <= at else (long, short)

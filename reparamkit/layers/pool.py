@@ -20,6 +20,7 @@ from .probed import probe_module
 from .registry import READERS, either
 
 PerAxis = int | Sequence[int]
+Kernel = int | Size | Sequence[int | Size]
 AXES = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
 ADAPTIVE = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
 
@@ -38,14 +39,17 @@ def read_avg_pool_layer(layer: nn.AvgPool2d, input: Form) -> tuple[Form, ...]:
 def _reader_of(axes: int) -> Callable[..., tuple[Form, ...]]:
     def read_avg_pool(
         input: Form,
-        kernel_size: PerAxis,
-        stride: PerAxis | None = None,
+        kernel_size: Kernel,
+        stride: Kernel | None = None,
         padding: PerAxis = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> tuple[Form, ...]:
-        window = _Window(input, axes, kernel_size, stride, padding)
+        if _is_computed(kernel_size):
+            once = stride in (None, (), kernel_size) and divisor_override is None and not any(_each(padding, axes))
+            return either(lambda: _over_whole(input, axes, kernel_size, once))
+        window = _Window(input, axes, kernel_size, stride, padding)  # type: ignore[arg-type]
         how = ceil_mode, count_include_pad, divisor_override
         return either(lambda: window.even(*how), lambda: window.means(*how))
 
@@ -53,7 +57,20 @@ def _reader_of(axes: int) -> Callable[..., tuple[Form, ...]]:
 
 
 for _axes, _function in ((1, F.avg_pool1d), (2, F.avg_pool2d), (3, F.avg_pool3d)):
-    READERS.reader(_function)(_reader_of(_axes))
+    READERS.reader(_function, sizes=True)(_reader_of(_axes))
+
+
+def _is_computed(kernel: Kernel) -> bool:
+    return any(isinstance(k, Size) for k in (kernel if isinstance(kernel, (tuple, list)) else (kernel,)))
+
+
+def _over_whole(x: Form, axes: int, kernel: Kernel, once: bool) -> Form:
+    """A window whose size is computed: the mean over whole axes, if it is theirs. once: it is applied at one place."""
+    x = in_sight(x, axes)
+    given = kernel if isinstance(kernel, (tuple, list)) else (kernel,) * axes
+    if not once or [k if isinstance(k, Size) else fixed(k) for k in given] != [*x.sizes[-axes:]]:  # type: ignore[arg-type]
+        raise NotFusable("a window of a size that is computed, and is not that of the axis")
+    return mean(x, range(-axes, 0), keepdim=True)
 
 
 class _Window:
