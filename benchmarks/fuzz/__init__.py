@@ -1,3 +1,4 @@
 """A differential fuzzer of `reparamkit.fuse`: ``python -m benchmarks.fuzz --help``."""
 
-from . import blocks as blocks  # what it draws is put into the catalogue
+from . import blocks as blocks  # what these draw is put into the catalogue
+from . import spellings as spellings

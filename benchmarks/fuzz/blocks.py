@@ -5,11 +5,11 @@ from __future__ import annotations
 from .draw import BLOCKS, Draw, Drawn, conv_layer, linear_layer, norm_layer, step
 
 
-def _modules(**layers: str) -> str:
+def modules(**layers: str) -> str:
     return f"nn.ModuleDict(dict({', '.join(f'{name}={layer}' for name, layer in layers.items())}))"
 
 
-def _maps(d: Draw, v: int) -> tuple[int, int]:
+def maps(d: Draw, v: int) -> tuple[int, int]:
     """The number of axes of a map, and of its channels."""
     shape = d.shape(v)
     if len(shape) not in (3, 4, 5):
@@ -48,7 +48,7 @@ def attention(d: Draw, v: int) -> Drawn | None:
     join = "\n{out} = {out}.transpose(1, 2).reshape({0}.shape)" if ".permute(2, 0, 3, 1, 4)" in parts else ""
     last = d.one("{m}['last']({out})", "{m}['last']({out} * 2)", "{m}['last']({out}) + {0}", "{out}")
     code = f"{parts}\n{scores}\n{{out}} = {{out}}_s.softmax(-1) @ {{out}}_w{join}\n{{out}} = {last}"
-    return "attention", code, {"layer": _modules(qkv=linear_layer(d, c, 3 * c), last=linear_layer(d, c, c))}
+    return "attention", code, {"layer": modules(qkv=linear_layer(d, c, 3 * c), last=linear_layer(d, c, c))}
 
 
 @step(2, BLOCKS)
@@ -73,7 +73,7 @@ def low_rank(d: Draw, v: int) -> Drawn | None:
     if d.chance(0.3):
         code = "{out} = F.linear({0}, {m}['base'].weight + {m}['b'].weight @ {m}['a'].weight * 0.5, {m}['base'].bias)"
     layers = {"base": f"nn.Linear({c}, {out})", "a": f"nn.Linear({c}, {r}, bias=False)"}
-    return "low_rank", code, {"layer": _modules(**layers, b=f"nn.Linear({r}, {out}, bias=False)", g="nn.PReLU()")}
+    return "low_rank", code, {"layer": modules(**layers, b=f"nn.Linear({r}, {out}, bias=False)", g="nn.PReLU()")}
 
 
 @step(2, BLOCKS)
@@ -92,13 +92,13 @@ def shuffled(d: Draw, v: int) -> Drawn | None:
     if d.chance(0.5):
         code = "{out} = {m}['b']({m}['a']({0}).unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2))"
     pair = (f"nn.Conv2d({c}, {c}, {d.one(1, 3)}, padding=1, groups={d.one(1, 2)})" for _ in range(2))
-    return "shuffle_channels", code, {"layer": _modules(a=next(pair), b=next(pair))}
+    return "shuffle_channels", code, {"layer": modules(a=next(pair), b=next(pair))}
 
 
 @step(2.5, BLOCKS)
 def concatenated(d: Draw, v: int) -> Drawn | None:
     """Branches side by side, joined along the channels, and a layer that mixes them."""
-    axes, c = _maps(d, v)
+    axes, c = maps(d, v)
     rows = {name: conv_layer(d, c, axes, c, same=True) for name in ("a", "b")[: d.random.randint(1, 2)]}
     parts = [f"{{m}}['{name}']({{0}})" for name in rows] + ["{0}"] * d.chance(0.6)
     if d.chance(0.3):
@@ -106,13 +106,13 @@ def concatenated(d: Draw, v: int) -> Drawn | None:
     joined = d.one(f"torch.cat([{', '.join(parts)}], 1)", f"torch.cat(tensors=({', '.join(parts)},), dim=1)")
     n = c * len(parts)
     last = d.one(f"nn.Conv{axes}d({n}, {c}, 1)", norm_layer(d, n, axes + 2), conv_layer(d, n, axes))
-    return "concatenated", f"{{out}} = {{m}}['last']({joined})", {"layer": _modules(**rows, last=last)}
+    return "concatenated", f"{{out}} = {{m}}['last']({joined})", {"layer": modules(**rows, last=last)}
 
 
 @step(2.5, BLOCKS)
 def on_parts(d: Draw, v: int) -> Drawn | None:
     """Layers on parts of the channels, which are put together again: by a concatenation, or written into a tensor."""
-    axes, c = _maps(d, v)
+    axes, c = maps(d, v)
     if c < 2:
         return None
     h = c // 2
@@ -125,13 +125,13 @@ def on_parts(d: Draw, v: int) -> Drawn | None:
         f"{{out}} = {{0}}.clone()\n{{out}}[:, :{h}] = {{m}}['a']({{out}}_a)",
         f"{{out}} = {{0}}.clone()\n{{out}}[:, :{h}] += {{m}}['a']({{out}}_a)",
     )
-    return "on_parts", code, {"layer": _modules(a=a, b=b)}
+    return "on_parts", code, {"layer": modules(a=a, b=b)}
 
 
 @step(2, BLOCKS)
 def by_keyword(d: Draw, v: int) -> Drawn | None:
     """Arguments by name."""
-    axes, c = _maps(d, v)
+    axes, c = maps(d, v)
     k = d.one(1, 3)
     code = d.one(
         "{out} = {m}['a'](input={0})",
@@ -144,13 +144,13 @@ def by_keyword(d: Draw, v: int) -> Drawn | None:
         "{out} = torch.flatten(input={0}, start_dim=1)",
         "{out} = {0}.transpose(dim0=1, dim1=-1)",
     )
-    return "by_keyword", code, {"layer": _modules(a=f"nn.Conv{axes}d({c}, {c}, {k})", n=norm_layer(d, c, axes + 2))}
+    return "by_keyword", code, {"layer": modules(a=f"nn.Conv{axes}d({c}, {c}, {k})", n=norm_layer(d, c, axes + 2))}
 
 
 @step(2.5, BLOCKS)
 def computed_weight(d: Draw, v: int) -> Drawn | None:
     """A convolution whose weight is computed in the forward."""
-    axes, c = _maps(d, v)
+    axes, c = maps(d, v)
     k = d.one(1, 3)
     ones = (1,) * axes
     weight = d.one(
@@ -165,7 +165,7 @@ def computed_weight(d: Draw, v: int) -> Drawn | None:
     )
     layer = f"nn.Conv{axes}d({c}, {c}, {k})"
     code = f"{{out}} = F.conv{axes}d({{0}}, {weight}, None, {d.one(1, 2)}, {d.one(0, 1)})"
-    return "computed_weight", code, {"layer": _modules(a=layer, b=layer, n=norm_layer(d, c, axes + 2))}
+    return "computed_weight", code, {"layer": modules(a=layer, b=layer, n=norm_layer(d, c, axes + 2))}
 
 
 @step(2.5, BLOCKS)
@@ -202,7 +202,7 @@ def masked(d: Draw, v: int) -> Drawn | None:
 @step(2, BLOCKS)
 def weighted(d: Draw, v: int) -> Drawn | None:
     """Branches with learned weights, or one gating another."""
-    axes, c = _maps(d, v)
+    axes, c = maps(d, v)
     a, b = (conv_layer(d, c, axes, c, same=True) for _ in range(2))
     code = d.one(
         "{m}['g'].weight * {m}['a']({0}) + (1 - {m}['g'].weight) * {m}['b']({0})",
@@ -213,14 +213,14 @@ def weighted(d: Draw, v: int) -> Drawn | None:
         "torch.stack([{m}['a']({0}), {m}['b']({0})]).mean(0)",
         "{m}['a']({0}).add_({m}['b']({0})).mul_({m}['g'].weight)",
     )
-    layers = _modules(a=a, b=b, g="nn.PReLU()", w="nn.PReLU(2)")
+    layers = modules(a=a, b=b, g="nn.PReLU()", w="nn.PReLU(2)")
     return "weighted", f"{{out}} = {code}", {"layer": layers}
 
 
 @step(2, BLOCKS)
 def wrapped(d: Draw, v: int) -> Drawn | None:
     """Modules that ask their attributes which layers to run, keep them in plain lists, or return several values."""
-    axes, c = _maps(d, v)
+    axes, c = maps(d, v)
     first, last = conv_layer(d, c, axes, c, same=True), norm_layer(d, c, axes + 2)
     cls = d.one("Early", "Listed", "Optional", "Nested", "Pair")
     return cls.lower(), "{out} = {m}({0})", {"layer": f"{cls}({first}, {last})"}
@@ -274,7 +274,7 @@ def down_and_up(d: Draw, v: int) -> Drawn | None:
         "{m}['n']({m}['b']({m}['n']({0})))",
         "{0} + F.interpolate({m}['a']({0}), size={0}.shape[-2:])",
     )
-    return "down_and_up", f"{{out}} = {code}", {"layer": _modules(**layers)}
+    return "down_and_up", f"{{out}} = {code}", {"layer": modules(**layers)}
 
 
 @step(2, BLOCKS)
@@ -296,5 +296,5 @@ def normalized(d: Draw, v: int) -> Drawn | None:
     return (
         "normalized",
         f"{{out}} = {code}",
-        {"layer": _modules(n=norm, a=linear_layer(d, c, c), b=linear_layer(d, c, c))},
+        {"layer": modules(n=norm, a=linear_layer(d, c, c), b=linear_layer(d, c, c))},
     )
