@@ -186,6 +186,46 @@ def test_what_no_trace_can_answer_is_not_traced(name: str, inputs: Tensor | None
     assert error(run(fused, X), run(model, X)) <= 1e-5
 
 
+OF_ONE_DTYPE = (torch.FloatTensor, torch.DoubleTensor)
+HELPERS: dict[str, Callable[[Any], bool]] = {
+    "is": lambda v: type(v) is Tensor,
+    "equals": lambda v: type(v) == Tensor,  # noqa: E721
+    "in a table": lambda v: {Tensor: True}.get(type(v), False),
+    "among others": lambda v: type(v) in (Tensor, nn.Parameter),
+    "subclass": lambda v: issubclass(type(v), Tensor),
+    "name": lambda v: type(v).__name__ == "Tensor",
+    "words": lambda v: "Tensor" in str(type(v)),
+    "a class": lambda v: isinstance(type(v), type) and type(v).__mro__[0] is Tensor,
+    "of a size": lambda v: type(v.shape[0]) is int,
+    "for one dtype": lambda v: isinstance(v, torch.FloatTensor),
+    "for one of several dtypes": lambda v: isinstance(v, OF_ONE_DTYPE),
+    "by torch": lambda v: torch.typename(v) == "torch.FloatTensor",
+    "a class made meanwhile": lambda v: type("Made", (), {"kind": type(v)}).kind is Tensor,
+}
+"""What the code of a function asks that computes nothing where the answer is no."""
+
+
+@pytest.mark.parametrize("inputs", [X, None], ids=["with inputs", "without"])
+@pytest.mark.parametrize("asks", HELPERS.values(), ids=HELPERS)
+def test_a_function_that_asks_for_the_type_of_a_value_gets_it(asks: Callable[[Any], bool], inputs: Tensor | None):
+    """It was told the class of what stands for the value, in silence. Types of one dtype ended the process."""
+
+    def doubled(x: Tensor) -> Tensor:
+        return 2 * x if asks(x) else x
+
+    model = layers(lambda m, x: m.norm(doubled(m.conv(x))))
+    try:
+        fused = reparamkit.fuse(model, inputs)
+    except CaptureError:
+        return
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+
+
+def test_the_names_of_a_model_s_code_are_as_they_were():
+    reparamkit.fuse(layers(both), X)
+    assert "type" not in globals()
+
+
 def checked(m: Any, x: Tensor) -> Tensor:
     if x.dim() != 4 or x.shape[1] != 4:
         raise ValueError(f"maps of 4 channels, not {x.shape}")

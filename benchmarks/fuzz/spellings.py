@@ -186,7 +186,7 @@ def looped(d: Draw, v: int) -> Drawn | None:
         "{out} = sum({out}_l({0}) for {out}_l in {m})",
         "{out} = torch.cat([{out}_l({0}) for {out}_l in {m}], 1)",
         "{out}_i, {out} = 0, {0}\nwhile {out}_i < len({m}):\n    {out}, {out}_i = {m}[{out}_i]({out}), {out}_i + 1",
-        "{out}_y = [{0}]\nfor {out}_l in {m}:\n    {out}_y.append({out}_l({out}_y[-1]))\n{out} = {out}_y[-1] + {out}_y[1]",
+        "{out}_y = [{0}]\nfor l in {m}:\n    {out}_y.append(l({out}_y[-1]))\n{out} = {out}_y[-1] + {out}_y[1]",
         "{out}_y = [{0}]\nfor {out}_l in {m}:\n    {out}_y.append({out}_l(sum({out}_y)))\n{out} = sum({out}_y[1:])",
         "{out}_y = {{n: l({0}) for n, l in {m}.named_children()}}\n{out} = {out}_y['0'] - {out}_y['1']",
         "{out} = {m}[1]({m}[0]({0})) if {0}.shape[1] > 1 else {m}[0]({0})",

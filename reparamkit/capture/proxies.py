@@ -20,7 +20,7 @@ from ..errors import CaptureError
 from ..sourcecode.writes import AUGMENTED
 from .guards import expect, expect_tensor
 from .lending import LENT, Lent
-from .questions import asks, asks_class, catches, goes_on_if, unpacked, words_message
+from .questions import asks, asks_class, asks_for_dtype, catches, goes_on_if, unpacked, words_message
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
@@ -120,9 +120,17 @@ class ValueProxy(fx.Proxy):
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         """What isinstance() goes by. C code of torch that asks would take a proxy for a tensor in memory."""
-        return self._kind() if asks_class(sys._getframe(1)) else type(self)
+        frame = sys._getframe(1)
+        if not asks_class(frame):
+            return type(self)
+        if asks_for_dtype(frame):
+            # C code of torch would look into the proxy as if it was the tensor.
+            why = f"the code asks for a type of tensors of one dtype{where(self.tracer)}: use x.dtype"
+            raise self.tracer.refusal(why)
+        return self.kind()
 
-    def _kind(self) -> type:
+    def kind(self) -> type:
+        """The class that it stands for."""
         if isinstance(self.value, Tensor):
             return nn.Parameter if isinstance(self.value, nn.Parameter) else Tensor
         if self.value is not UNKNOWN:

@@ -18,11 +18,20 @@ READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD")
 """Instructions that read a function by its name."""
 FOR_OTHERS = frozenset(
     function.__code__
-    for function in (torch.is_tensor, torch._jit_internal._isinstance, torch._jit_internal.container_checker)
+    for function in (
+        torch.is_tensor,
+        torch.typename,
+        torch._jit_internal._isinstance,
+        torch._jit_internal.container_checker,
+    )
 )
 """Functions of torch that ask on behalf of who calls them: of the last two torch.jit.isinstance is made."""
 MATCHING = frozenset({"MATCH_SEQUENCE", "MATCH_MAPPING"})
 """Instructions that tell whether a value is made of several."""
+OF_DTYPE = frozenset(cls.__name__ for cls in torch._tensor_classes)
+"""Names of types such as torch.FloatTensor."""
+HOLDING = (tuple, list, type(torch.FloatTensor))
+TYPE = "for type() of a value"
 BESIDE_TEXT = ("LOAD_", "FORMAT_", "CONVERT_", "BUILD_STRING", "KW_NAMES", "PRECALL", "PUSH_NULL", "EXTENDED_ARG")
 """Beginnings of instructions that put more beside a text or join them, and look at none."""
 
@@ -45,6 +54,16 @@ def asks(frame: FrameType, *names: str) -> bool:
 def asks_class(frame: FrameType) -> bool:
     """Whether code that is not torch's own asks what a value is: by isinstance, a pattern of a class, ``__class__``."""
     return asks(frame, "isinstance") or (not _is_own(frame) and _reads_class(frame.f_code, frame.f_lasti))
+
+
+def asks_for_dtype(frame: FrameType) -> bool:
+    """Whether the code of a frame has a type of tensors of one dtype, such as torch.FloatTensor, to ask for."""
+    code = frame.f_code
+    if not OF_DTYPE.isdisjoint(code.co_names):
+        return True
+    found = [frame.f_locals.get(name, frame.f_globals.get(name)) for name in (*frame.f_locals, *code.co_names)]
+    groups = [each if isinstance(each, (tuple, list)) else (each,) for each in found if type(each) in HOLDING]
+    return any(type(each) is HOLDING[-1] for group in groups for each in group)
 
 
 @lru_cache(maxsize=1024)
@@ -114,6 +133,9 @@ def unanswered(frame: FrameType) -> str | None:
     answered as if it was no tensor, and no size.
     """
     for what, names, whole in _silent(frame.f_code):
+        if what is TYPE and "type" in frame.f_globals:
+            # One that knows traced values, or the code's own.
+            continue
         held: list[Any] = [frame.f_locals.get(name) for name in names]
         values = [value for value in held if issubclass(type(value), fx.Proxy)]
         if values and not (whole and all(value.is_tensor for value in values)):
@@ -140,7 +162,7 @@ def _asked_silently(tree: ast.AST) -> Iterator[tuple[str, frozenset[str], bool]]
             yield "whether a value matches a pattern", _names(node.subject), isinstance(node.subject, ast.Name)
         elif isinstance(node, (ast.Compare, ast.Subscript)):
             calls = (n for n in ast.walk(node) if isinstance(n, ast.Call) and _names(n.func) == {"type"})
-            yield from (("for type() of a value", _names(*call.args), False) for call in calls)
+            yield from ((TYPE, _names(*call.args), False) for call in calls)
 
 
 def _goes_into(case: ast.match_case) -> bool:

@@ -39,6 +39,7 @@ from .constants import called, constant, writes
 from .draws import Draws, no_plain_draws
 from .fakes import as_fake, failing_quietly
 from .guards import is_guard
+from .kinds import kinds_told
 from .known import made_by, normed_by
 from .lending import Lending, Taken
 from .listing import lists_noted
@@ -317,7 +318,7 @@ class Tracer(fx.Tracer):
         self.frames = [self.frame]
         self.lists: set[str] = set()
         with ExitStack() as stack:
-            for each in self._contexts():
+            for each in self._contexts(root):
                 stack.enter_context(each)
             graph = self.trace(root)
         if self.refusals:
@@ -325,12 +326,13 @@ class Tracer(fx.Tracer):
             raise CaptureError(self.refusals[0][-1])
         return graph
 
-    def _contexts(self) -> Iterator[AbstractContextManager[Any]]:
+    def _contexts(self, root: nn.Module) -> Iterator[AbstractContextManager[Any]]:
         """What torch does otherwise while this traces."""
         yield from (_Calls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened())
         yield from (assignments_seen(self._look), settings_read(self._read))
         yield patched(nn.Module, dict.fromkeys(HOOKING, self._hooks))
-        yield from (variables_read(), lists_noted(self.lists), modes_noted(self._asks_for_modes), failing_quietly())
+        yield from (variables_read(), kinds_told(root), lists_noted(self.lists))
+        yield from (modes_noted(self._asks_for_modes), failing_quietly())
         if self._through:
             yield wraps_opened()
 

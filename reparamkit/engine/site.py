@@ -29,8 +29,8 @@ class Site:
     """One merge: `members` are replaced, `value` is what they computed.
 
     rules: that made it. before, after: the price of the members, and of what is written for them.
-    placed: the form to write. sizes: those of values that it reads, and of what others give that a guard may read, by name. replacement: the module to call
-        instead, for a graph rule.
+    placed: the form to write. sizes: those of the values that it reads, and of what other merges give that guards may
+        read, by name. replacement: the module to call instead, for a graph rule.
     absorbed: scales among the members in whose place, for all that read them, is the value before; and views of them.
     saved: FLOPs, less those of members that are computed elsewhere too.
     """

@@ -577,6 +577,15 @@ NEAR_MISSES = (
         "broadcast",
     ),
     NearMiss(
+        "a window of one size that is computed",
+        lambda: Model(
+            lambda m, x: m.fc(F.avg_pool2d(m.norm(x), x.size(2)).mean((2, 3))), norm=norm(4), fc=nn.Linear(4, 3)
+        ),
+        ((2, 4, 5, 8), (2, 4, 6, 7)),
+        "norm pool mean linear",
+        "not that of the axis",
+    ),
+    NearMiss(
         "norm in training mode", lambda: seq(conv(4, 4), AlwaysTraining(4)), MAPS, "conv add norm", "training mode"
     ),
     NearMiss(

@@ -221,6 +221,25 @@ CHAINS = (
         near="norm before a padded average",
     ),
     Structure(
+        "bn, a window as large as the map, linear",
+        lambda: Model(
+            lambda m, x: m.fc(F.avg_pool2d(m.norm(x), x.size()[2:]).flatten(1)), norm=norm(4), fc=nn.Linear(4, 3)
+        ),
+        MAPS,
+        "pool linear",
+        equation="W mean(s x + t) + b = W s mean(x) + (W t + b)",
+        near="a window of one size that is computed",
+    ),
+    Structure(
+        "bn, a window of the size of the map, flatten, linear",
+        lambda: seq(norm(4), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(4, 3)),
+        ((2, 4, 6, 6), (1, 4, 6, 6)),
+        "pool linear",
+        needs_inputs=True,
+        equation="W mean(s x + t) + b = W s mean(x) + (W t + b)",
+        near="norm before a padded average",
+    ),
+    Structure(
         "distilled heads",
         lambda: Model(
             lambda m, x: (m.a(x) + m.b(x)) / 2,

@@ -1,0 +1,60 @@
+"""``type(x)`` of a traced value is the class that it stands for, wherever a model's code asks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, ModuleType
+from typing import Any
+
+from torch import nn
+
+from ..sourcecode.origins import NOT_USERS
+from .proxies import ValueProxy
+
+NAME = "type"
+OTHERS = NOT_USERS | (sys.stdlib_module_names - {"__main__"}) | {"numpy", "sympy", "mpmath"}
+"""Packages whose code decides nothing for a model: of Python, and what torch itself uses."""
+Names = dict[str, Any]
+"""The global names of some code."""
+
+
+class _Asking(type):
+    """What `Kind` does as the class that it is."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and issubclass(type(args[0]), ValueProxy):
+            return args[0].kind()
+        return type(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, type)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, type)
+
+
+class Kind(type, metaclass=_Asking):
+    """`type`, that knows traced values."""
+
+
+@contextmanager
+def kinds_told(root: nn.Module) -> Iterator[None]:
+    """Inside, the code of a model and what it imports has a `type` that knows traced values."""
+    changed = [names for names in _globals_of(root) if names.setdefault(NAME, Kind) is Kind]
+    try:
+        yield
+    finally:
+        for names in changed:
+            names.pop(NAME, None)
+
+
+def _globals_of(root: nn.Module) -> Iterable[Names]:
+    """The names of all modules that are neither torch nor Python, and those of forwards that were made elsewhere."""
+    others = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] not in OTHERS]
+    imported = (vars(module) for module in others if isinstance(module, ModuleType))
+    forwards = (getattr(module.forward, "__func__", module.forward) for module in root.modules())
+    made = (function.__globals__ for function in forwards if isinstance(function, FunctionType))
+    own = (names for names in made if str(names.get("__name__")).partition(".")[0] not in OTHERS)
+    return {id(names): names for names in (*imported, *own)}.values()
