@@ -221,6 +221,31 @@ def test_a_function_that_asks_for_the_type_of_a_value_gets_it(asks: Callable[[An
     assert error(run(fused, X), run(model, X)) <= 1e-5
 
 
+class Same(nn.Module):
+    """Goes by whether its two arguments are one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(4, 4, 1), norm(4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x))
+        return out * 2 if x is y else out + y
+
+
+@pytest.mark.parametrize("given", [(X, X), (X, X.clone()), None], ids=["one", "two", "without inputs"])
+def test_two_arguments_may_be_one(given: tuple[Tensor, Tensor] | None):
+    """A trace sees two, whatever is given."""
+    model = build(Same)
+    try:
+        fused = reparamkit.fuse(model, given)
+    except CaptureError:
+        return
+    for x in ((X, X), (X, X + 1)):
+        with torch.no_grad():
+            assert error(fused(*x), model(*x)) <= 1e-5
+
+
 def test_the_names_of_a_model_s_code_are_as_they_were():
     reparamkit.fuse(layers(both), X)
     assert "type" not in globals()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import dis
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any
@@ -128,41 +129,70 @@ def _only_raises(steps: list[dis.Instruction], begin: int) -> bool:
     return False
 
 
-def unanswered(frame: FrameType) -> str | None:
-    """Words about what the code of a frame asks of a traced value that no value is told of, or None: it would be
-    answered as if it was no tensor, and no size.
+def unanswered(frame: FrameType) -> Asked | None:
+    """What the code of a frame asks of a traced value that no value is told of, or None: it would be answered as if it
+    was no tensor, and no size, or another one.
     """
-    for what, names, whole in _silent(frame.f_code):
-        if what is TYPE and "type" in frame.f_globals:
+    for asked in _silent(frame.f_code):
+        if asked.what is TYPE and "type" in frame.f_globals:
             # One that knows traced values, or the code's own.
             continue
-        held: list[Any] = [frame.f_locals.get(name) for name in names]
+        held: list[Any] = [frame.f_locals.get(name) for name in asked.names]
         values = [value for value in held if issubclass(type(value), fx.Proxy)]
-        if values and not (whole and all(value.is_tensor for value in values)):
-            return what
+        if values and not asked.is_answered(values):
+            return asked
     return None
 
 
-@lru_cache(maxsize=1024)
-def _silent(code: CodeType) -> tuple[tuple[str, frozenset[str], bool], ...]:
-    """What some code asks that way, with the variables it asks about, and whether a tensor is rightly taken for none of
-    what is asked about.
+@dataclass(frozen=True)
+class Asked:
+    """What some code asks, in words. names: of the variables that it asks about. is_answered: whether the answer is
+    right for these traced values. instead: what can be answered.
     """
+
+    what: str
+    names: frozenset[str]
+    is_answered: Callable[[list[Any]], bool] = lambda values: False
+    instead: str = ": use isinstance()"
+
+
+def _are_tensors(values: list[Any]) -> bool:
+    """A tensor is rightly taken for nothing that has parts."""
+    return all(value.is_tensor for value in values)
+
+
+def _are_different(values: list[Any]) -> bool:
+    """Whoever calls the model may give one tensor for several arguments."""
+    return len({value.node for value in values}) < 2 or any(value.node.op != "placeholder" for value in values)
+
+
+@lru_cache(maxsize=1024)
+def _silent(code: CodeType) -> tuple[Asked, ...]:
+    """What some code asks that way."""
     steps = dis.get_instructions(code)
-    known = any(step.opname in MATCHING or (step.opname in READS[:2] and step.argval == "type") for step in steps)
-    tree = source(code) if known else None
+    known = any(s.opname in MATCHING or (s.opname in READS[:2] and s.argval == "type") for s in steps)
+    tree = source(code) if known or "IS_OP" in map(_name, dis.get_instructions(code)) else None
     if known and tree is None:
-        return (("for more than a trace can tell", frozenset(code.co_varnames), False),)
+        return (Asked("for more than a trace can tell", frozenset(code.co_varnames)),)
     return tuple(_asked_silently(tree)) if tree is not None else ()
 
 
-def _asked_silently(tree: ast.AST) -> Iterator[tuple[str, frozenset[str], bool]]:
+def _name(step: dis.Instruction) -> str:
+    return step.opname
+
+
+def _asked_silently(tree: ast.AST) -> Iterator[Asked]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Match) and any(map(_goes_into, node.cases)):
-            yield "whether a value matches a pattern", _names(node.subject), isinstance(node.subject, ast.Name)
+            answered = _are_tensors if isinstance(node.subject, ast.Name) else Asked.is_answered
+            yield Asked("whether a value matches a pattern", _names(node.subject), answered)
         elif isinstance(node, (ast.Compare, ast.Subscript)):
             calls = (n for n in ast.walk(node) if isinstance(n, ast.Call) and _names(n.func) == {"type"})
-            yield from ((TYPE, _names(*call.args), False) for call in calls)
+            yield from (Asked(TYPE, _names(*call.args)) for call in calls)
+        if isinstance(node, ast.Compare) and any(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops):
+            sides = [side for side in (node.left, *node.comparators) if isinstance(side, ast.Name)]
+            if len(sides) > 1:
+                yield Asked("whether two values are one", _names(*sides), _are_different, instead="")
 
 
 def _goes_into(case: ast.match_case) -> bool:

@@ -457,7 +457,8 @@ class Tracer(fx.Tracer):
             running = list(_running(sys._getframe(1)))
             self.frame.codes.update(frame.f_code for frame in running)
             if asked := next(filter(None, map(unanswered, running)), None):
-                raise self.refusal(f"the code asks {asked}{where(self)}, which a trace cannot answer: use isinstance()")
+                why = f"the code asks {asked.what}{where(self)}, which a trace cannot answer{asked.instead}"
+                raise self.refusal(why)
         return node
 
     def _called(self) -> Collection[nn.Module]:
