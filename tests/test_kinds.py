@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -246,9 +247,32 @@ def test_two_arguments_may_be_one(given: tuple[Tensor, Tensor] | None):
             assert error(fused(*x), model(*x)) <= 1e-5
 
 
+LENGTHS: dict[str, Body] = {
+    "a view": lambda m, y: y.view(len(y), 4 * 64),
+    "an order": lambda m, y: y[len(y) - 1],
+    "a mean": lambda m, y: y.sum(0) / len(y),
+    "a constant": lambda m, y: y.flatten(1) + torch.arange(len(y))[:, None],
+    "parts": lambda m, y: torch.cat(y.split(len(y))),
+    "copies": lambda m, y: y.flatten(1) + torch.ones(1).expand(len(y), -1),
+    "a factor": lambda m, y: y * math.sqrt(len(y)),
+}
+
+
+@pytest.mark.parametrize("inputs", [X, None], ids=["with inputs", "without"])
+@pytest.mark.parametrize("body", LENGTHS.values(), ids=LENGTHS)
+def test_the_length_of_a_value_is_a_size_like_others(body: Body, inputs: Tensor | None):
+    """Python has it as a number, which would hold for one batch only."""
+    model = layers(lambda m, x: body(m, both(m, x)))
+    fused = reparamkit.fuse(model, inputs)
+    assert "norm" not in operations(fused, X)
+    for batch in (1, 2, 5):
+        x = sample((batch, 4, 8, 8), torch.float32)
+        assert error(run(fused, x), run(model, x)) <= 1e-5
+
+
 def test_the_names_of_a_model_s_code_are_as_they_were():
     reparamkit.fuse(layers(both), X)
-    assert "type" not in globals()
+    assert {"type", "len"}.isdisjoint(globals())
 
 
 def checked(m: Any, x: Tensor) -> Tensor:

@@ -193,6 +193,11 @@ class ValueProxy(fx.Proxy):
         tensor = isinstance(self.value, Tensor)
         return int(self.size(0) if tensor else self.tracer.create_proxy("call_function", len, (self,), {}))
 
+    def length(self) -> Any:
+        """The first size of a tensor that a run makes, or is known to get; None of anything else."""
+        made = self.value is not UNKNOWN or self.node.op != "placeholder"
+        return self.size(0) if made and self.is_tensor and _parts(self.node) is None else None
+
     def _chunks(self) -> int:
         """As many as the code asks for, which all sizes but the least give."""
         wanted = _argument(self.node, "chunks") if self.node.target in (torch.chunk, "chunk") else None

@@ -34,12 +34,12 @@ from ..errors import CaptureError
 from ..sourcecode.origins import first_argument, is_users
 from ..sourcecode.writes import AUGMENTED
 from .buffers import assignments_seen, other_buffers
+from .builtin import builtins_told
 from .changing import Changing
 from .constants import called, constant, writes
 from .draws import Draws, no_plain_draws
 from .fakes import as_fake, failing_quietly
 from .guards import is_guard
-from .kinds import kinds_told
 from .known import made_by, normed_by
 from .lending import Lending, Taken
 from .listing import lists_noted
@@ -331,7 +331,7 @@ class Tracer(fx.Tracer):
         yield from (_Calls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened())
         yield from (assignments_seen(self._look), settings_read(self._read))
         yield patched(nn.Module, dict.fromkeys(HOOKING, self._hooks))
-        yield from (variables_read(), kinds_told(root), lists_noted(self.lists))
+        yield from (variables_read(), builtins_told(root), lists_noted(self.lists))
         yield from (modes_noted(self._asks_for_modes), failing_quietly())
         if self._through:
             yield wraps_opened()

@@ -1,4 +1,4 @@
-"""``type(x)`` of a traced value is the class that it stands for, wherever a model's code asks."""
+"""What Python asks of a value, `type` and `len`, asked of a traced one, wherever a model's code asks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import nn
 from ..sourcecode.origins import NOT_USERS
 from .proxies import ValueProxy
 
-NAME = "type"
 OTHERS = NOT_USERS | (sys.stdlib_module_names - {"__main__"}) | {"numpy", "sympy", "mpmath"}
 """Packages whose code decides nothing for a model: of Python, and what torch itself uses."""
 Names = dict[str, Any]
@@ -39,15 +38,26 @@ class Kind(type, metaclass=_Asking):
     """`type`, that knows traced values."""
 
 
+def length(value: Any) -> Any:
+    """`len`, whose answer of a traced tensor is a size like others: what is behind it holds for any."""
+    size = value.length() if issubclass(type(value), ValueProxy) else None
+    return len(value) if size is None else size
+
+
+TOLD = {"type": Kind, "len": length}
+
+
 @contextmanager
-def kinds_told(root: nn.Module) -> Iterator[None]:
-    """Inside, the code of a model and what it imports has a `type` that knows traced values."""
-    changed = [names for names in _globals_of(root) if names.setdefault(NAME, Kind) is Kind]
+def builtins_told(root: nn.Module) -> Iterator[None]:
+    """Inside, the code of a model and what it imports has a `type` and a `len` that know traced values."""
+    changed = [(names, each) for names in _globals_of(root) for each in TOLD.keys() - names.keys()]
+    for names, each in changed:
+        names[each] = TOLD[each]
     try:
         yield
     finally:
-        for names in changed:
-            names.pop(NAME, None)
+        for names, each in changed:
+            names.pop(each, None)
 
 
 def _globals_of(root: nn.Module) -> Iterable[Names]:
