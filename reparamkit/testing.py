@@ -43,7 +43,9 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
             else:
                 fan_in = max(1, tensor.numel() // max(1, tensor.shape[0] if tensor.dim() > 1 else tensor.numel()))
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) / fan_in**0.5)
-    return model.eval()
+    # Classes override `train` and forget to return the model.
+    model.eval()
+    return model
 
 
 def check_rule(

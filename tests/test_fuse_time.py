@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -43,6 +45,40 @@ def others(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
         return layer, (*draw(row(1, 4, 2)), columns + draw(st.integers(0, 1)))
     layer = nn.BatchNorm2d(columns, affine=draw(st.booleans())).train(draw(st.booleans()))
     return layer, (2, columns + draw(st.integers(0, 1)), *draw(row(2, 9, 2)))
+
+
+@st.composite
+def recurrent(draw: st.DrawFn) -> tuple[nn.RNNBase, tuple[int, ...]]:
+    """A recurrent layer, and a shape that it may take or not."""
+    cls, columns = draw(st.sampled_from([nn.RNN, nn.GRU, nn.LSTM])), draw(st.integers(1, 3))
+    how = {"batch_first": draw(st.booleans()), "bidirectional": draw(st.booleans())}
+    layer: nn.RNNBase = cls(columns, draw(st.integers(1, 4)), draw(st.integers(1, 2)), **how)
+    return layer, (*draw(row(1, 3, draw(st.integers(1, 2)))), columns + draw(st.integers(0, 1)))
+
+
+@settings(max_examples=60)
+@given(recurrent(), st.sampled_from([torch.float32, torch.float64]), st.sampled_from(["", "none", "state", "wide"]))
+def test_known_values_of_recurrent_layers_are_those_of_torch(
+    case: tuple[nn.RNNBase, tuple[int, ...]], dtype: torch.dtype, first: str
+):
+    """All steps and the last state have the sizes, strides and dtype that torch finds out step by step."""
+    layer, shape = case
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        given = mode.from_tensor(torch.randn(shape, dtype=dtype), static_shapes=True)
+        rows, batch = layer.num_layers * (1 + layer.bidirectional), shape[0 if layer.batch_first else 1]
+        state = given.new_zeros(rows, batch + (first == "wide"), layer.hidden_size)
+        begin = {"": (), "none": (None,)}.get(first, ((state, state) if isinstance(layer, nn.LSTM) else state,))
+        made = known.made_by(layer, [given, *begin], {})
+        fits = len(shape) == 3 and shape[2] == layer.input_size and dtype is torch.float32 and first != "wide"
+        assert (made is not None) == fits
+        if made is not None:
+            for found, wanted in zip(flat(made), flat(layer(given, *begin)), strict=True):
+                assert (found.shape, found.stride(), found.dtype) == (wanted.shape, wanted.stride(), wanted.dtype)
+
+
+def flat(made: Any) -> list[Tensor]:
+    """The tensors in what a layer gives."""
+    return [made] if isinstance(made, Tensor) else [each for part in made for each in flat(part)]
 
 
 @settings(max_examples=300)

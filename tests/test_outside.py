@@ -606,6 +606,90 @@ def test_stages_that_are_called_by_names_in_a_list_merge(with_inputs: bool):
         assert error(fused(X), model(X)) <= 1e-6
 
 
+class Named(nn.Module):
+    """Has its norm by a name that it keeps, as the blocks of OpenMMLab; another of its methods asks for norms."""
+
+    def __init__(self, find: Callable[[Any], nn.Module]) -> None:
+        super().__init__()
+        self.norm_name, self.names, self.prefix = "bn1", ["conv", "bn1"], "bn"
+        self.conv, self.bn1 = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.find = find
+
+    @property
+    def norm(self) -> nn.Module:
+        return self.find(self)
+
+    def forward(self, x: Tensor, deep: bool = False) -> Tensor:
+        if deep:
+            return getattr(self, self.deep_name)(x)  # type: ignore[no-any-return,operator]
+        return torch.relu(self.norm(self.conv(x)))
+
+    def freeze(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+
+KEPT: dict[str, Callable[[Any], nn.Module]] = {
+    "an attribute": lambda self: getattr(self, self.norm_name),
+    "a variable": lambda self: named_by_variable(self),
+    "put together": lambda self: getattr(self, f"{self.prefix}{1}"),
+    "in a list": lambda self: getattr(self, self.names[1]),
+}
+
+
+def named_by_variable(self: Any) -> nn.Module:
+    name = self.norm_name
+    return getattr(self, name)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("name", KEPT)
+def test_a_norm_that_is_found_by_a_name_in_an_attribute_merges(name: str, with_inputs: bool):
+    """The name is known: no method has it. (Where there is no such attribute, the code is not run.)"""
+    model = build(lambda: Named(KEPT[name]))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert [merge.members for merge in reparamkit.report(fused).merges] == [("bn1", "conv")]
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-6
+
+
+def set_here(self: Any, name: str) -> None:
+    self.asked = name
+
+
+def set_by_name(self: Any, name: str) -> None:
+    setattr(self, "asked", name)  # noqa: B010
+
+
+class NameChanging(nn.Module):
+    """Asks for the class of a layer by a name that an argument may change."""
+
+    def __init__(self, change: Callable[[Any, str], None]) -> None:
+        super().__init__()
+        self.asked = "conv"
+        self.conv, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.change = change
+
+    def forward(self, x: Tensor, name: str | None = None) -> Tensor:
+        y = self.bn(self.conv(x))
+        y = y * 2 if isinstance(getattr(self, self.asked), nn.BatchNorm2d) else y
+        if name is not None:
+            self.change(self, name)
+        return y
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("change", [set_here, set_by_name])
+def test_a_name_that_code_may_change_is_not_known(change: Callable[[Any, str], None], with_inputs: bool):
+    """Also where the code that changes it did not run, and is behind that which goes by it."""
+    model = build(lambda: NameChanging(change))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    with torch.no_grad():
+        for given in (None, "bn", None):
+            assert error(fused(X, given), model(X, given)) <= 1e-6
+
+
 LIMITS = {Branches: 0.5}
 ASKED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "type is": lambda self, y: y * 2 if type(self.block) is Branches else y,

@@ -443,3 +443,16 @@ def test_a_layer_of_the_name_of_one_of_torch_says_nothing_of_its_shape():
     own = model(lambda m, x: m.n(m.c(m.k(x)) + m.d(x)), c=conv(4, 4, 1), d=conv(4, 4, 1), n=norm(4), k=Threshold())
     fused = reparamkit.fuse(own)
     assert not [merge for merge in reparamkit.report(fused).merges if "n" in merge.members]
+
+
+def test_the_ranks_of_many_parts_are_found_part_by_part():
+    """Of twenty parts of unknown rank there are far too many combinations."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.norm(m.conv(torch.cat([x * k for k in range(1, 21)], 1)))  # type: ignore[no-any-return,operator]
+
+    own = model(forward, conv=conv(80, 4, 1), norm=norm(4))
+    fused = reparamkit.fuse(own)
+    x = sample(MAPS, torch.float32)
+    assert len(operations(fused, x).split()) == len(operations(own, x).split()) - 1
+    assert error(run(fused, x), run(own, x)) <= 1e-5

@@ -15,12 +15,17 @@ from .observers import has_forward_hooks
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 
 
-def made_by(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """A fake tensor as a call of a module gives it; None where that is not known at once, or the call fails."""
+def made_by(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Fake tensors as a call of a module gives them; None where that is not known at once, or the call fails."""
     changed = "forward" in vars(module) or has_forward_hooks(module)
-    if changed or kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+    if changed or kwargs or not args or not isinstance(args[0], Tensor):
+        return None
+    if isinstance(module, RECURRENT) and type(module) in RECURRENT:
+        return _recurred(module, args[0], tuple(args[1:]))
+    if len(args) != 1:
         return None
     if type(module) in NORMS:
         module._check_input_dim(args[0])  # type: ignore[operator]
@@ -54,6 +59,32 @@ def _fit(x: Tensor, layer: nn.Linear | _ConvNd) -> bool:
     plain = all(type(t) is nn.Parameter and (t.dtype, t.device) == (x.dtype, x.device) for t in own)
     ordered = plain and all(t.layout is torch.strided and t.is_contiguous() for t in (x, *own))
     return ordered and own[-1].shape[0] == len(own[0]) and not torch.is_autocast_enabled(x.device.type)
+
+
+def _recurred(layer: nn.RNNBase, x: Tensor, given: Sequence[Any]) -> tuple[Tensor, Any] | None:
+    """All steps, and the last state. (torch finds it out step by step.) given: the first state, if there is one."""
+    own = all((t.dtype, t.device) == (x.dtype, x.device) for t in layer.parameters())
+    plain = own and not layer.proj_size and not (layer.training and layer.dropout)
+    fits = x.dim() == 3 and x.shape[2] == layer.input_size and 0 not in x.shape
+    if not plain or not fits or torch.is_autocast_enabled(x.device.type):
+        return None
+    steps, batch = x.shape[1::-1] if layer.batch_first else x.shape[:2]
+    both, size = 1 + layer.bidirectional, layer.hidden_size
+    made = x.new_empty((steps, batch, both * size))
+    state, cell = (x.new_empty((both * layer.num_layers, batch, size)) for _ in range(2))
+    last = (state, cell) if isinstance(layer, nn.LSTM) else state
+    if given not in ((), (None,)) and not _alike(given, (last,)):
+        return None
+    return made.transpose(0, 1) if layer.batch_first else made, last
+
+
+def _alike(found: Any, wanted: Any) -> bool:
+    """Whether tensors, or tuples of them, have the same shapes and are of one kind."""
+    if isinstance(found, tuple) and isinstance(wanted, tuple):
+        return len(found) == len(wanted) and all(map(_alike, found, wanted))
+    if not isinstance(found, Tensor) or not isinstance(wanted, Tensor):
+        return found is None and wanted is None
+    return (found.shape, found.dtype, found.device) == (wanted.shape, wanted.dtype, wanted.device)
 
 
 def _multiplied(linear: nn.Linear, x: Tensor) -> Tensor | None:

@@ -41,7 +41,9 @@ def load_model(spec: str) -> nn.Module:
         model = ZOOS[home](name) if home in ZOOS else _called(_module(home), name, spec)
     if not isinstance(model, nn.Module):
         raise Failure(Code.MODEL, f"{spec} gives a {type(model).__name__}", "it must return a torch.nn.Module")
-    return model.eval()
+    # Classes override `train` and forget to return the model.
+    model.eval()
+    return model
 
 
 def is_from_zoo(spec: str) -> bool:

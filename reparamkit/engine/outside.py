@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -53,13 +54,21 @@ class _Code:
         own.difference_update(waiting)
         while waiting:
             module = waiting.pop()
-            uses = Following()
-            uses.follow(module)
+            uses = self._followed(partial(_follow_all, [module]))
             self._note_untraced(module, uses)
             more = {m for each in uses.called for m in _run_by(each, own)} | {m for m in own if m in uses.read}
             own -= more
             waiting += more
         self.found.idle = own
+
+    def _followed(self, follow: Callable[[Following], None], also: frozenset[str] = frozenset()) -> Following:
+        """What some code does. also: attributes that change, besides those that were seen to."""
+        changing = (names for part in self.parts for names in part.changed.names.values())
+        uses = Following(changing=also.union(*changing))
+        follow(uses)
+        # What sets an attribute may be found behind what was taken not to change.
+        late = uses.relied & uses.stored.keys()
+        return self._followed(follow, uses.changing | late) if late else uses
 
     def _note_untraced(self, module: nn.Module, uses: Uses) -> None:
         name = self.paths[module] or type(module).__name__
@@ -84,11 +93,8 @@ class _Code:
         """What the code that was traced finds in lists of torch, and reads there: the graph has not the parameters, but
         the numbers they had. And layers that it asks for their class.
         """
-        uses = Following()
         frames = {frame.module: None for part in self.parts for frame in part.frames}
-        for module in frames:
-            if not is_torchs(forward_of(module)):
-                uses.follow(module)
+        uses = self._followed(partial(_follow_all, [m for m in frames if not is_torchs(forward_of(m))]))
         # The code is followed on all its branches; these lists were asked for.
         made = set().union(OWN, *(part.lists for part in self.parts))
         for part, names in uses.read.items():
@@ -106,8 +112,7 @@ class _Code:
         """
         for module, path in self.paths.items():
             for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-                uses = Following()
-                uses.run_any(hook, [one(module)], {})
+                uses = self._followed(partial(Following.run_any, callee=hook, args=[one(module)], kwargs={}))
                 why = f"a hook of '{path or 'the model'}' uses it by itself"
                 called = (inner for part in uses.called for inner in part.modules())
                 read = (part for part in uses.read if isinstance(part, Tensor))
@@ -127,6 +132,11 @@ class _Code:
                 self.found.used.setdefault(first, f"code of the model asks for the first that {asked[0]} lists")
             elif asked and (path := self.paths[module]):
                 self.found.keeping[path] = f"code of the model asks '{path}' for what {asked[0]} lists"
+
+
+def _follow_all(modules: Iterable[nn.Module], uses: Following) -> None:
+    for module in modules:
+        uses.follow(module)
 
 
 def _run_by(module: nn.Module, own: Collection[nn.Module]) -> Iterator[nn.Module]:

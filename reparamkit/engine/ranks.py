@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -90,16 +90,16 @@ def certain_rank(node: fx.Node) -> int | None:
 
 @dataclass
 class _Ranks:
-    """The ranks that values may have. related: per call the values that it relates, and how."""
+    """The ranks that values may have. related: per call the values that it relates, and how; all of it holds."""
 
     captured: Captured
     of: dict[fx.Node, frozenset[int]] = field(default_factory=dict)
-    related: dict[fx.Node, Related] = field(default_factory=dict)
+    related: dict[fx.Node, list[Related]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for node in self.captured.graph.nodes:
             self.of[node] = self._own(node)
-            if (found := self._relation(node)) is not None:
+            if found := self._relations(node):
                 self.related[node] = found
 
     def note(self, certain: bool) -> None:
@@ -121,13 +121,12 @@ class _Ranks:
 
     def _narrowed(self, node: fx.Node) -> list[fx.Node]:
         """The values of which some ranks do not go with a call."""
-        if node not in self.related:
-            return []
-        read, relation = self.related[node]
-        found = [*_fitting(relation, [self.of[n] for n in read], self.of[node])]
-        left = {n: frozenset(ranks[k] for ranks in found) for k, n in enumerate((*read, node))}
-        changed = [n for n, ranks in left.items() if ranks != self.of[n]]
-        self.of.update(left)
+        changed = []
+        for read, relation in self.related.get(node, ()):
+            found = [*_fitting(relation, [self.of[n] for n in read], self.of[node])]
+            left = {n: frozenset(ranks[k] for ranks in found) for k, n in enumerate((*read, node))}
+            changed += [n for n, ranks in left.items() if ranks != self.of[n]]
+            self.of.update(left)
         return changed
 
     def _own(self, node: fx.Node) -> frozenset[int]:
@@ -138,26 +137,26 @@ class _Ranks:
         """What a node calls."""
         return called_name(node, self.captured.module)
 
-    def _relation(self, node: fx.Node) -> Related | None:
+    def _relations(self, node: fx.Node) -> list[Related]:
         name = self.name(node)
         if (args := _given(node, name, self.captured)) is None:
-            return None
+            return []
         listed = args[0] if isinstance(args[0], (list, tuple)) else None
         values = [each for each in (args if listed is None else listed) if isinstance(each, fx.Node)]
         if not values:
-            return None
+            return []
         if name in ("cat", "stack"):
-            # What is no list here is one that a call makes.
+            # What is no list here is one that a call makes. Each part by itself: many have too many combinations.
             whole = listed is not None and len(values) == len(listed)
-            return (list(dict.fromkeys(values)), lambda *ranks: _equal(ranks) + (name == "stack")) if whole else None
+            return [([part], lambda rank: rank + (name == "stack")) for part in dict.fromkeys(values) if whole]
         if plain_name(name) in SPREADING:
-            return list(dict.fromkeys(values)), lambda *ranks: max(ranks)
+            return [(list(dict.fromkeys(values)), lambda *ranks: max(ranks))]
         if name == "matmul":
-            return list(dict.fromkeys(values)), lambda *ranks: max(ranks) if min(ranks) > 1 else None
+            return [(list(dict.fromkeys(values)), lambda *ranks: max(ranks) if min(ranks) > 1 else None)]
         if values[0] is not args[0]:
-            return None
+            return []
         relation = self._of_item(values[0], args[1]) if name == "getitem" else _of_one(name, args, node)
-        return None if relation is None else (values[:1], relation)
+        return [] if relation is None else [(values[:1], relation)]
 
     def _of_item(self, whole: fx.Node, key: Any) -> Relation | None:
         """Of a tensor that is indexed, or of one of the parts that it is split into; None of a list of tensors."""
@@ -192,10 +191,6 @@ def _fitting(relation: Relation, read: list[frozenset[int]], made: frozenset[int
         except IndexError:
             continue
         yield from ((*ranks, rank) for rank in made if result in (None, rank))
-
-
-def _equal(ranks: Sequence[int]) -> int:
-    return _checked(ranks[0], len(set(ranks)) == 1)
 
 
 def _checked(rank: int, holds: bool) -> int:

@@ -416,11 +416,11 @@ def _sliced(x: Form, dim: int, part: slice) -> Form:
     return cropped(x, dim, start or 0, stop, step)
 
 
-def _left(size: Size, bound: int | Size | None) -> int | None:
+def _left(size: Size, bound: int | Size | Form | None) -> int | None:
     """A bound of a slice. One that is computed of the size is counted from the end, where None is."""
-    if not isinstance(bound, Size):
+    if bound is None or isinstance(bound, int):
         return bound
-    left = reach(size, bound, wraps=True)
+    left = reach(size, bound, wraps=True) if isinstance(bound, Size) else None
     if left is None or left < 0:
         raise NotFusable("a slice whose bounds are computed at run time")
     return -left or None

@@ -388,6 +388,8 @@ class Code(Variables):
         if name == "checkpoint" and args:
             self.uses.use(union(args[1:]))
             return union(self._called(node, item, args[1:], {}) for item in list(args[0].values()))
+        if name == "setattr" and len(node.args) > 1:
+            self.uses.stored.setdefault(self._word(node.args[1]) or "", {})
         if name == "type":
             self._note_class(node, given.values())
         if _asks(thing):
@@ -425,20 +427,34 @@ class Code(Variables):
         if self.tree is None:
             return None
         listed = self._listed_words(node, self.tree)
-        pattern = spelling(node, self.tree) if listed is None else None
+        pattern = spelling(node, self.tree, self._kept) if listed is None else None
         return listed if pattern is None else [*filter(pattern.fullmatch, names_in(owner))]
 
     def _listed_words(self, node: ast.AST | None, tree: Function) -> list[str] | None:
         """What the variable of a loop may be, over names in a list: ``for name in self.names``."""
         over = looped_over(tree, node.id) if isinstance(node, ast.Name) else None
-        owners = [item.thing for item in self.own.values()]
-        names: object = None
         if isinstance(over, (ast.Tuple, ast.List)):
-            names = [each.value if isinstance(each, ast.Constant) else None for each in over.elts]
-        elif over is not None and len(owners) == 1 and isinstance(owners[0], nn.Module):
-            names = vars(owners[0]).get(path_of(over))
-        known = isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names)
-        return [*names] if known else None  # type: ignore[misc]
+            names = [each.value for each in over.elts if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+            return names if len(names) == len(over.elts) else None
+        return self._kept(ast.Subscript(over)) if over is not None else None
+
+    def _kept(self, node: ast.expr) -> list[str] | None:
+        """The texts that an attribute of the object may be whose code this is, or, if it is indexed, have in a list; None
+        if that is not known. (There are none if it has no such attribute: the code fails, if it runs.)
+        """
+        whole = node.value if isinstance(node, ast.Subscript) else node
+        name = whole.attr if isinstance(whole, ast.Attribute) and path_of(whole) == whole.attr else ""
+        owners = [item.thing for item in self.own.values()]
+        first = [each.arg for each in self.tree.args.args[:1]] if self.tree is not None else []
+        known = name and first == ["self"] and len(owners) == 1 and isinstance(owners[0], nn.Module)
+        if not known or name in self.uses.changing or name in self.uses.stored:
+            return None
+        self.uses.relied.add(name)
+        if name not in names_in(owners[0]):
+            return None if "__getattr__" in methods_of(type(owners[0])) else []
+        kept = vars(owners[0]).get(name)
+        texts = [kept] if whole is node else [*kept] if isinstance(kept, (list, tuple)) else [None]
+        return texts if all(isinstance(each, str) for each in texts) else None
 
     def _super(self, owner: object) -> Value:
         name = self.function.__name__

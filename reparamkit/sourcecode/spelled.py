@@ -1,41 +1,49 @@
-"""Names that code puts together, or has in a list: of ``getattr(self, f"block{i}")`` only some attributes come into
-question.
+"""Names that code puts together, or keeps: of ``getattr(self, f"block{i}")`` and ``getattr(self, self.norm_name)`` only
+some attributes come into question.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from .values import Function
 
 ANY = ".*"
 HOLES = re.compile(r"%[\d.]*[a-z]|\{[^{}]*\}")
 """What ``%`` and ``format`` fill in."""
+NONE = "(?!)"
+"""What no name looks like."""
+Kept = Callable[[ast.expr], Sequence[str] | None]
+"""The texts that an attribute may be, or have in a list; None if that is not known."""
 
 
-def spelling(node: ast.AST | None, tree: Function) -> re.Pattern[str] | None:
+def spelling(node: ast.AST | None, tree: Function, kept: Kept) -> re.Pattern[str] | None:
     """What a name that an expression gives looks like; None if no part of it is known. tree: the code it is in."""
-    text = _text(node, tree, frozenset())
+    text = _text(node, tree, kept, frozenset())
     return re.compile(text, re.DOTALL) if text.replace(ANY, "") else None
 
 
-def _text(node: ast.AST | None, tree: Function, inside: frozenset[str]) -> str:
+def _text(node: ast.AST | None, tree: Function, kept: Kept, inside: frozenset[str]) -> str:
     """inside: the variables whose text this is a part of."""
     match node:
         case ast.Constant(value=value):
             return re.escape(str(value))
         case ast.JoinedStr(values=parts):
-            return "".join(_text(part, tree, inside) for part in parts)
+            return "".join(_text(part, tree, kept, inside) for part in parts)
+        case ast.FormattedValue(value=value, conversion=-1, format_spec=None):
+            return _text(value, tree, kept, inside)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _text(left, tree, inside) + _text(right, tree, inside)
+            return _text(left, tree, kept, inside) + _text(right, tree, kept, inside)
         case ast.BinOp(left=ast.Constant(value=str(text)), op=ast.Mod()):
             return _filled(text)
         case ast.Call(func=ast.Attribute(value=ast.Constant(value=str(text)), attr="format")):
             return _filled(text)
         case ast.Name(id=name) if name not in inside and len(values := [*_values(name, tree)]) == 1:
-            return _text(values[0], tree, inside | {name})
+            return _text(values[0], tree, kept, inside | {name})
+        case ast.Attribute() | ast.Subscript(value=ast.Attribute()) if (texts := kept(node)) is not None:
+            return f"(?:{'|'.join(map(re.escape, texts))})" if texts else NONE
         case _:
             return ANY
 

@@ -76,7 +76,8 @@ class Uses:
     tensors that it uses in any other way, with the methods of torch by which it found them ("" for none). methods:
     that may run. asked: modules whose class is asked for, with the same. exact: those of them that have to be of just
     that class. lists: those that torch makes of tensors of a
-    module, by the method. stored: what attributes may have got.
+    module, by the method. stored: what attributes may have got, by their name. changing: the names of attributes that
+    are known to change. relied: those of attributes that were taken not to.
     """
 
     called: dict[nn.Module, None] = field(default_factory=dict)
@@ -86,6 +87,8 @@ class Uses:
     exact: dict[nn.Module, set[str]] = field(default_factory=dict)
     lists: dict[nn.Module, set[str]] = field(default_factory=dict)
     stored: dict[str, Value] = field(default_factory=dict)
+    changing: frozenset[str] = frozenset()
+    relied: set[str] = field(default_factory=set)
     depths: Depths = field(default_factory=Depths)
     _trees: dict[object, Function | None] = field(default_factory=dict)
     _results: dict[object, Value] = field(default_factory=dict)
