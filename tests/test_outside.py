@@ -654,6 +654,62 @@ def test_a_norm_that_is_found_by_a_name_in_an_attribute_merges(name: str, with_i
         assert error(fused(X), model(X)) <= 1e-6
 
 
+class Plugged(Named):
+    """Has plugins behind its norm by names that it hands on, as the bottlenecks of OpenMMLab."""
+
+    def __init__(self, plugins: list[str] | None) -> None:
+        super().__init__(lambda self: getattr(self, self.norm_name))
+        self.first, self.second = nn.Tanh(), nn.Sigmoid()
+        self.has_plugins = plugins is not None
+        if plugins is not None:
+            self.plugins = plugins
+
+    def plug(self, x: Tensor, names: list[str]) -> Tensor:
+        for name in names:
+            x = getattr(self, name)(x)
+        return x
+
+    def forward(self, x: Tensor, deep: bool = False) -> Tensor:
+        y = self.norm(self.conv(x))
+        return self.plug(y, self.plugins) if self.has_plugins else torch.relu(y)
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("plugins", [["first", "second"], [], None], ids=["two", "none", "no list"])
+def test_names_in_a_list_that_is_handed_on_are_known(plugins: list[str] | None, with_inputs: bool):
+    """Also where there are none, or no such list."""
+    model = build(lambda: Plugged(plugins))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert [merge.members for merge in reparamkit.report(fused).merges] == [("bn1", "conv")]
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-6
+
+
+class Delegating(nn.Module):
+    """Finds in another module what it has not itself; its forward asks for many names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.ModuleDict({f"layer{k}": nn.Conv2d(4, 4, 1) for k in range(9)})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("layer"):
+            return self.inside.__getattr__(name)
+        return super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = [self.layer0, self.layer1, self.layer2, self.layer3, self.layer4, self.layer5, self.layer6, self.layer7]
+        return found[0](x) + self.layer8(x)  # type: ignore[no-any-return]
+
+
+def test_each_name_that_is_asked_for_is_followed():
+    """However many there are."""
+    uses = Following()
+    model = build(Delegating)
+    uses.follow(model)
+    assert model.inside["layer8"] in uses.called  # type: ignore[operator]
+
+
 def set_here(self: Any, name: str) -> None:
     self.asked = name
 

@@ -320,6 +320,87 @@ def test_the_size_of_a_norm_that_an_activation_reads_keeps_no_layer():
     assert error(run(fused, x), run(net, x)) <= 1e-5
 
 
+class Embedding(nn.Module):
+    """A map as tokens, and its height and width, as in PVT, SegFormer and SegNeXt."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.proj, self.norm = nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int, int]:
+        x = self.proj(x)
+        _, _, height, width = x.shape
+        return self.norm(x).flatten(2).transpose(1, 2), height, width
+
+
+class Tokens(nn.Module):
+    """Gets the sizes of the map that its tokens were."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(width), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        x = x.transpose(1, 2).reshape(x.shape[0], -1, height, width)
+        return (x + self.conv(self.norm(x)).relu()).flatten(2).transpose(1, 2)
+
+
+class Embedded(nn.Module):
+    """Two stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Embedding(3, 4), Embedding(4, 6)
+        self.blocks = nn.ModuleList([Tokens(4), Tokens(6)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for embedding, block in zip((self.first, self.second), self.blocks, strict=True):
+            y, height, width = embedding(x)
+            x = block(y, height, width).transpose(1, 2).reshape(x.shape[0], -1, height, width)
+        return x
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+def test_sizes_that_calls_return_and_take_keep_no_layer(with_inputs: bool):
+    """They are read of the norm behind the layer, whose code returns them."""
+    net, x = build(Embedded), sample((2, 3, 8, 12), torch.float32)
+    fused = reparamkit.fuse(net, x if with_inputs else None)
+    assert "norm" not in operations(fused, x)
+    for size in (8, 12):
+        other = sample((3, 3, size, 8), torch.float32)
+        assert error(run(fused, other), run(net, other)) <= 1e-5
+
+
+class Taking(nn.Module):
+    """Takes a size, and may have no use for it."""
+
+    def __init__(self, used: bool) -> None:
+        super().__init__()
+        self.used = used
+
+    def forward(self, x: Tensor, height: int) -> Tensor:
+        return x.relu() * height if self.used else x.relu()
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("used", [True, False])
+def test_a_size_that_a_call_takes_is_not_read_of_what_comes_later(used: bool, with_inputs: bool):
+    """A call that takes it before the norm is computed still gets it."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        height = y.shape[2]
+        z = m.taking(x, height)
+        return (m.norm(y) * 2).reshape(x.shape[0], -1, height) + z.mean()  # type: ignore[no-any-return]
+
+    net = model(forward, conv=nn.Conv2d(3, 4, 3, 2, 1), norm=norm(4), taking=Taking(used))
+    x = sample((2, 3, 8, 8), torch.float32)
+    fused = reparamkit.fuse(net, x if with_inputs else None)
+    for size in (8, 12):
+        other = sample((3, 3, size, 8), torch.float32)
+        assert error(run(fused, other), run(net, other)) <= 1e-5
+
+
 def test_sizes_of_weights_need_no_check():
     """Code that computes with the shape of a parameter has plain numbers, and is written again without."""
 

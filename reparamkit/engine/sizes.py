@@ -47,16 +47,21 @@ class _Sizes:
         self.passed = self.captured.passed
         self.own = _grouped((node, self.captured.frame(node)) for node in self.order)
         self.below = _grouped((f.output, f.parent) for f in self.captured.frames)
+        self.begins: dict[Frame, int] = {}
+        for node, k in self.order.items():
+            for call in self.captured.frame(node).stack:
+                self.begins.setdefault(call, k)
 
     def run(self) -> None:
         for node in list(self.captured.graph.nodes):
             if node.target is expect and not node.all_input_nodes:
                 # A number that is known for all inputs needs no check.
                 self.captured.graph.erase_node(node)
-            elif node in self.passed or not node.users:
+            elif not node.users:
                 continue
             elif not node.all_input_nodes:
-                self._fold(node)
+                if node not in self.passed:
+                    self._fold(node)
             elif (value := _wanted(node, self.reading)) is not None:
                 self._redirect(node, value)
         # Of a shape whose sizes are not all there to read, those that are have been made for nothing.
@@ -96,9 +101,9 @@ class _Sizes:
 
     def _seen(self, value: Any, node: fx.Node, tensor: fx.Node) -> list[Place]:
         """The values that have a size, from the innermost call that sees one on. The last is where to read it: the
-        first that stays, or the only one, which may merge into the next, if none does: one that is computed of the
-        tensor and stays, or that the tensor is computed from, as others may be of no further use. None, if the tensor
-        itself stays.
+        first that stays, or the only one, which may merge into the next, if none does: one that stays, or the last that
+        is computed of the tensor, which a merge of all of them gives, or one that the tensor is computed from, as others
+        may be of no further use. None, if the tensor itself stays.
         """
         affine = self.reading.read
         calls = reversed(self.captured.frame(node).stack)
@@ -108,8 +113,8 @@ class _Sizes:
             return places[: stays + 1]
         if self._stays(tensor):
             return []
-        if (later := next(self._later(value, node, tensor), None)) is not None:
-            return [later]
+        if later := self._later(value, node, tensor):
+            return later
         used = reached([tensor], lambda n: n.all_input_nodes) if len(places) > 1 else []
         return ([place for place in places if place[0] in used] or places)[:1]
 
@@ -118,11 +123,15 @@ class _Sizes:
         known = self.reading.read.keys() | self.reading.sizes.keys()
         return value not in self.reading.read or any(user not in known for user in value.users)
 
-    def _later(self, value: Any, node: fx.Node, tensor: fx.Node) -> Iterator[Place]:
-        """Values with this size that stay, which the code computes after the tensor, and before it uses the size."""
+    def _later(self, value: Any, node: fx.Node, tensor: fx.Node) -> list[Place]:
+        """The value with this size, if there is one, that the code computes after the tensor, and before it uses the
+        size: the first that stays, or the last that is computed of the tensor.
+        """
         frame, end = self.captured.frame(node), min(self.order[user] for user in node.users)
-        places = self._places(value, frame, end)
-        return (place for place in places if self.order[place[0]] > self.order[tensor] and self._stays(place[0]))
+        places = [place for place in self._places(value, frame, end) if self.order[place[0]] > self.order[tensor]]
+        stays = [place for place in places if self._stays(place[0])]
+        made = reached([tensor], lambda n: n.users) if places and not stays else []
+        return stays[:1] or [place for place in places if place[0] in made][-1:]
 
     def _places(self, value: Any, frame: Frame, end: int) -> Iterator[Place]:
         """Values with this size that a call sees before position `end`."""
@@ -174,15 +183,27 @@ class _Sizes:
 
     def _redirect(self, node: fx.Node, value: Any) -> None:
         found = self._expressed(value, node)
-        if found is None:
+        if found is None or (node in self.passed and not self._hands_on(node, found)):
             return
         _replace(node, found)
         tensor = _tensor(node, self.reading)
         self.captured.watched[tensor] = self.reading.shapes[tensor]
-        while node is not tensor and not node.users:
+        while node is not tensor and not node.users and node not in self.passed:
             before = node.all_input_nodes[0]
             self.captured.graph.erase_node(node)
             node = before
+
+    def _hands_on(self, node: fx.Node, found: Any) -> bool:
+        """Let calls take and return another node in the place of one, if the code that made it has that one in time."""
+        if not isinstance(found, fx.Node) or self.captured.frame(found) is not self.captured.frame(node):
+            return False
+        given = (f for f in self.captured.frames if node in self.captured.nodes_in(f.args, f.kwargs))
+        read = self.order[found.all_input_nodes[0]]
+        if any(self.begins.get(call, 0) <= read for call in given):
+            return False
+        self.captured.hand_on({node: found})
+        self.passed = self.passed - {node} | {found}
+        return True
 
 
 def _grouped(pairs: Iterable[tuple[Any, Frame | None]]) -> dict[Frame | None, list[Any]]:

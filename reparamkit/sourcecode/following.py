@@ -28,10 +28,13 @@ from .values import (
     Value,
     all_of,
     elements,
+    name_list,
+    name_list_in,
     one,
     tensors_of,
     text_in,
     union,
+    without_names,
     words_in,
 )
 from .variables import UNKNOWN, Variables
@@ -66,12 +69,13 @@ def _makes_pairs(node: ast.AST) -> bool:
 
 @dataclass(eq=False)
 class Code(Variables):
-    """The code of one call. own: its first argument. words: parameters that are a known name. tree: the
-    function.
+    """The code of one call. own: its first argument. words, lists: parameters that are a known name, or a list of
+    them. tree: the function.
     """
 
     own: Value = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
+    lists: dict[str, tuple[str, ...]] = field(default_factory=dict)
     tree: Function | None = None
 
     @cached_property
@@ -82,8 +86,8 @@ class Code(Variables):
     def run(self, tree: Function, args: list[Value], kwargs: Mapping[str, Value]) -> None:
         """Follow the body until no variable can be more than it was."""
         self.own, self.tree = args[0] if args else {}, tree
-        self.words = words_in(tree, args)
-        args = [{} if text_in(value) else value for value in args]
+        self.words, self.lists = words_in(tree, args, text_in), words_in(tree, args, name_list_in)
+        args = [without_names(value) for value in args]
         self.bind_arguments(tree.args, args, kwargs)
         before = -1
         while before < (before := self.known()):
@@ -308,17 +312,21 @@ class Code(Variables):
 
     def _call(self, node: ast.Call) -> Value:
         callees = self.value(node.func)
-        args = [self.value(arg) for arg in node.args if not isinstance(arg, ast.Starred)]
+        args = [self._argument(arg) for arg in node.args if not isinstance(arg, ast.Starred)]
         kwargs = {each.arg: self.value(each.value) for each in node.keywords if each.arg is not None}
         starred = [arg.value for arg in node.args if isinstance(arg, ast.Starred)]
         starred += [each.value for each in node.keywords if each.arg is None]
         if starred:
             kwargs[UNKNOWN] = self.things.elements(union(map(self.value, starred)))
-        args = [self.uses.depths.relevant(value) for value in args]
         kwargs = {name: self.uses.depths.relevant(value) for name, value in kwargs.items()}
         if not callees:
             self.uses.use(union([*args, *kwargs.values()]))
         return union(self._called(node, item, args, kwargs) for item in list(callees.values()))
+
+    def _argument(self, node: ast.expr) -> Value:
+        """What may be given to a call, a list of names that an attribute has among it."""
+        kept = self._kept(ast.Subscript(node)) if isinstance(node, ast.Attribute) else None
+        return {**self.uses.depths.relevant(self.value(node)), **(name_list(kept) if kept is not None else {})}
 
     def _word(self, node: ast.AST | None) -> str | None:
         """The name that an expression is, if it is known."""
@@ -327,7 +335,7 @@ class Code(Variables):
         return str(node.value) if isinstance(node, ast.Constant) else None
 
     def _called(self, node: ast.Call, item: Item, args: list[Value], kwargs: dict[str, Value]) -> Value:
-        thing, given = item.thing, union([*args, *kwargs.values()])
+        thing, given = item.thing, self.uses.depths.relevant(union([*args, *kwargs.values()]))
         if isinstance(thing, nn.Module):
             self.uses.called[thing] = None
             self.uses.use(given)
@@ -431,11 +439,13 @@ class Code(Variables):
         return listed if pattern is None else [*filter(pattern.fullmatch, names_in(owner))]
 
     def _listed_words(self, node: ast.AST | None, tree: Function) -> list[str] | None:
-        """What the variable of a loop may be, over names in a list: ``for name in self.names``."""
+        """What the variable of a loop may be, over names in a list: ``for name in self.names``, or in an argument."""
         over = looped_over(tree, node.id) if isinstance(node, ast.Name) else None
         if isinstance(over, (ast.Tuple, ast.List)):
             names = [each.value for each in over.elts if isinstance(each, ast.Constant) and isinstance(each.value, str)]
             return names if len(names) == len(over.elts) else None
+        if isinstance(over, ast.Name):
+            return [*self.lists[over.id]] if over.id in self.lists else None
         return self._kept(ast.Subscript(over)) if over is not None else None
 
     def _kept(self, node: ast.expr) -> list[str] | None:

@@ -64,7 +64,9 @@ def _values(name: str, tree: Function) -> Iterator[ast.AST | None]:
 
 
 def looped_over(tree: Function, name: str) -> ast.expr | None:
-    """The attribute of self, or the list, whose elements a variable is, one after the other, and nothing else."""
+    """The attribute of self, the list, or the variable, whose elements a variable is, one after the other, and nothing
+    else.
+    """
     first = [each.arg for each in tree.args.args[:1]]
     nodes = list(ast.walk(tree))
     bound = [n for n in nodes if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store)]
@@ -75,4 +77,4 @@ def looped_over(tree: Function, name: str) -> ast.expr | None:
     if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and over.func.id == "enumerate" and over.args:
         over = over.args[0]
     of_self = isinstance(over, ast.Attribute) and isinstance(over.value, ast.Name)
-    return over if of_self or isinstance(over, (ast.Tuple, ast.List)) else None
+    return over if of_self or isinstance(over, (ast.Name, ast.Tuple, ast.List)) else None

@@ -26,6 +26,7 @@ from .values import (
     Group,
     Inner,
     Item,
+    Names,
     Part,
     Super,
     Value,
@@ -178,8 +179,9 @@ class Uses:
         return function, tuple((name, *tell(value)) for name, value in given)
 
     def _holdings(self, value: Value) -> Iterator[object]:
-        """What tells a value from others that hold other parts of a model."""
-        return iter(sorted(self.depths.reached(value)))
+        """What tells a value from others that hold other parts of a model, or are another name."""
+        told = (key for key, item in value.items() if isinstance(item.thing, (str, Names)))
+        return iter([*sorted(self.depths.reached(value)), *told])
 
     def _tree(self, function: object) -> Function | None:
         if function not in self._trees:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 Function = ast.FunctionDef | ast.Lambda
 Part = nn.Module | Tensor
 HELD = (nn.Module, Tensor)
+Word = TypeVar("Word")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 """What holds nothing of a model."""
 
@@ -43,6 +44,13 @@ class Super:
 
     cls: type
     owner: object
+
+
+@dataclass(frozen=True)
+class Names:
+    """A list of names that an argument is. No other value is one."""
+
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -89,10 +97,26 @@ def text_in(value: Value) -> str | None:
     return next((item.thing for item in value.values() if isinstance(item.thing, str)), None)
 
 
-def words_in(tree: Function, args: Iterable[Value]) -> dict[str, str]:
-    """The parameters of a function that are a known name throughout."""
+def name_list(words: Iterable[str]) -> Value:
+    """A list of names, which may be empty."""
+    found = Names(tuple(words))
+    return {(hash(found), ""): Item(found)}
+
+
+def name_list_in(value: Value) -> tuple[str, ...] | None:
+    """The names that are in the list that a value is, if it is known to be one."""
+    return next((item.thing.words for item in value.values() if isinstance(item.thing, Names)), None)
+
+
+def without_names(value: Value) -> Value:
+    """Without names, and lists of them."""
+    return {key: item for key, item in value.items() if not isinstance(item.thing, (str, Names))}
+
+
+def words_in(tree: Function, args: Iterable[Value], find: Callable[[Value], Word | None]) -> dict[str, Word]:
+    """The parameters of a function that are a known name throughout, or a known list of them."""
     own = [each.arg for each in (*tree.args.posonlyargs, *tree.args.args)]
-    found = {name: word for name, value in zip(own, args, strict=False) if (word := text_in(value))}
+    found = {name: word for name, value in zip(own, args, strict=False) if (word := find(value)) is not None}
     nodes = list(ast.walk(tree)) if found else []
     set_again = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
     arguments = [node.arg for node in nodes if isinstance(node, ast.arg)]
