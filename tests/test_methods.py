@@ -548,3 +548,40 @@ def test_what_forward_computes_beside_its_layers_is_in_no_other_method(
     fused = reparamkit.fuse(model, X if with_inputs else None)
     assert error(fused(X), model(X)) <= 1e-6
     assert not hasattr(fused, "again") or error(fused.again(X), model.again(X)) <= 1e-6
+
+
+class Levels(nn.Module):
+    """A head whose convolutions are shared by levels, each with a scale of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([conv_norm(4, 4), conv_norm(4, 4)])
+        self.out = nn.Conv2d(4, 4, 1)
+        self.scales = nn.ModuleList([Affine(4), Affine(4)])
+
+    def single(self, x: Tensor, *rest: nn.Module) -> Tensor:
+        for block in self.blocks:
+            x = block(x).relu()
+        return self.out(x)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        return [*map(self.single, (x, y), self.scales)]
+
+
+class ScaledLevels(Levels):
+    """Scales what the method that it overrides gives, as the heads of OpenMMLab."""
+
+    def single(self, x: Tensor, *rest: nn.Module) -> Tensor:
+        return rest[0](super().single(x)).exp()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+def test_a_method_of_which_no_merge_was_made_in_the_end_is_not_hidden(with_inputs: bool):
+    """It was to be written again for a merge that there is not: each level would need another layer."""
+    model = build(ScaledLevels)
+    given = X, X[..., ::2, ::2]
+    fused = reparamkit.fuse(model, given if with_inputs else None)
+    assert "'scales.0' beside it" in str(reparamkit.report(fused))
+    with torch.no_grad():
+        for found, wanted in zip(fused(*given), model(*given), strict=True):
+            assert error(found, wanted) <= 1e-6

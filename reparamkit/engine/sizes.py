@@ -101,9 +101,9 @@ class _Sizes:
 
     def _seen(self, value: Any, node: fx.Node, tensor: fx.Node) -> list[Place]:
         """The values that have a size, from the innermost call that sees one on. The last is where to read it: the
-        first that stays, or the only one, which may merge into the next, if none does: one that stays, or the last that
-        is computed of the tensor, which a merge of all of them gives, or one that the tensor is computed from, as others
-        may be of no further use. None, if the tensor itself stays.
+        first that stays, or the only one, which may merge into the next, if none does: one that stays, or the last
+        that is computed of the tensor, which a merge of all of them gives, or one that the tensor is computed from, as
+        others may be of no further use. None, if the tensor itself stays.
         """
         affine = self.reading.read
         calls = reversed(self.captured.frame(node).stack)

@@ -325,7 +325,7 @@ class Code(Variables):
 
     def _argument(self, node: ast.expr) -> Value:
         """What may be given to a call, a list of names that an attribute has among it."""
-        kept = self._kept(ast.Subscript(node)) if isinstance(node, ast.Attribute) else None
+        kept = self._texts_of(node, True) if isinstance(node, ast.Attribute) else None
         return {**self.uses.depths.relevant(self.value(node)), **(name_list(kept) if kept is not None else {})}
 
     def _word(self, node: ast.AST | None) -> str | None:
@@ -446,13 +446,15 @@ class Code(Variables):
             return names if len(names) == len(over.elts) else None
         if isinstance(over, ast.Name):
             return [*self.lists[over.id]] if over.id in self.lists else None
-        return self._kept(ast.Subscript(over)) if over is not None else None
+        return self._texts_of(over, True) if over is not None else None
 
     def _kept(self, node: ast.expr) -> list[str] | None:
-        """The texts that an attribute of the object may be whose code this is, or, if it is indexed, have in a list; None
-        if that is not known. (There are none if it has no such attribute: the code fails, if it runs.)
+        """The texts that an attribute of the object may be whose code this is, or, if it is indexed, have in a list;
+        None if that is not known. (There are none if it has no such attribute: the code fails, if it runs.)
         """
-        whole = node.value if isinstance(node, ast.Subscript) else node
+        return self._texts_of(node.value, True) if isinstance(node, ast.Subscript) else self._texts_of(node, False)
+
+    def _texts_of(self, whole: ast.expr, indexed: bool) -> list[str] | None:
         name = whole.attr if isinstance(whole, ast.Attribute) and path_of(whole) == whole.attr else ""
         owners = [item.thing for item in self.own.values()]
         first = [each.arg for each in self.tree.args.args[:1]] if self.tree is not None else []
@@ -463,8 +465,9 @@ class Code(Variables):
         if name not in names_in(owners[0]):
             return None if "__getattr__" in methods_of(type(owners[0])) else []
         kept = vars(owners[0]).get(name)
-        texts = [kept] if whole is node else [*kept] if isinstance(kept, (list, tuple)) else [None]
-        return texts if all(isinstance(each, str) for each in texts) else None
+        texts = [kept] if not indexed else [*kept] if isinstance(kept, (list, tuple)) else [None]
+        words = [each for each in texts if isinstance(each, str)]
+        return words if len(words) == len(texts) else None
 
     def _super(self, owner: object) -> Value:
         name = self.function.__name__

@@ -177,7 +177,7 @@ class Admission:
             if node.op == "call_module" and self.captured.module(node)._forward_hooks:
                 raise NotFusable(f"'{place_of(node)}' has hooks, and the code around it may use what they hand on")
 
-    def _opened(self, frame: Frame, members: Collection[fx.Node]) -> set[Method]:
+    def opened(self, frame: Frame, members: Collection[fx.Node]) -> set[Method]:
         """The methods that ran in a call whose forward is written again, and that call what goes into that forward."""
         if not below(self.captured, frame, members):
             return set()
@@ -208,9 +208,7 @@ class Admission:
                 self.refuse(site.value, no.reason)
                 return False
         else:
-            frame = self.finisher.around(site.core)
-            self.finisher.rewrite(frame, site.core)
-            self.finisher.hide(self._opened(frame, site.core))
+            self.finisher.rewrite(self.finisher.around(site.core), site.core)
         return True
 
     def written_out(self, site: Site) -> list[fx.Node]:

@@ -328,14 +328,17 @@ class Writer:
         self.finisher.frames.clear()
         self.finisher.inlined.clear()
         done = [written for written, _ in self.done] if not self.as_graph else []
+        rewritten = [one for one in done if id(one.site.value) not in self.admission.chains | self.swaps]
+        cores = [core for written in rewritten for core in written.core]
+        for frame, members in cores:
+            self.finisher.rewrite(frame, members)
         for written in done:
-            if id(written.site.value) not in self.admission.chains | self.swaps:
-                for frame, members in written.core:
-                    self.finisher.rewrite(frame, members)
             for scale in self.admission.written_out(written.site):
                 self.finisher.rewrite(self.captured.frame(scale), [scale])
         for written in done:
             self.finisher.hide(written.partial)
+        for frame, members in cores:
+            self.finisher.hide(self.admission.opened(frame, members))
         if not self.as_graph:
             self.finisher.leave_out({m for written in done for m in written.site.members}, self.spare)
             self.captured.opened = set(self.finisher.inlined)
