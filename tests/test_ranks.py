@@ -537,3 +537,24 @@ def test_the_ranks_of_many_parts_are_found_part_by_part():
     x = sample(MAPS, torch.float32)
     assert len(operations(fused, x).split()) == len(operations(own, x).split()) - 1
     assert error(run(fused, x), run(own, x)) <= 1e-5
+
+
+class Cropping(nn.Module):
+    """Crops what a transposed convolution gives to a length that it is told, as Demucs does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.ConvTranspose1d(4, 4, 4, 2), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor, length: int) -> Tensor:
+        return self.norm(self.conv(x))[..., 1 : 1 + length]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+def test_a_slice_up_to_a_number_that_is_an_argument_is_left(with_inputs: bool):
+    """What is before it merges."""
+    net, x = build(Cropping), sample((2, 4, 5), torch.float32)
+    fused = reparamkit.fuse(net, (x, 6) if with_inputs else None)
+    with torch.no_grad():
+        assert error(fused(x, 6), net(x, 6)) <= 1e-5
+    assert len(reparamkit.report(fused).merges) == 1

@@ -15,7 +15,7 @@ import reparamkit
 from reparamkit import Match, NotFusable, Rule, RuleError, call, reader, rule, rules, value
 from reparamkit.layers.registry import READERS
 from reparamkit.rulebook.builtin import RULES
-from reparamkit.testing import check_reader
+from reparamkit.testing import check_reader, randomize
 
 X = sample(MAPS[0], torch.float32)
 
@@ -436,3 +436,17 @@ def test_built_in_rules_are_documented(each: Rule):
     assert "=" in each.equation
     assert each.doc.strip().endswith(".")
     assert str(each).startswith(each.name)
+
+
+class Silent(nn.Linear):
+    """Forgets to return itself, as the backbones of OpenMMLab."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+
+def test_randomize_returns_a_model_whose_train_returns_nothing():
+    """It is in eval mode then."""
+    model = Silent(4, 4)
+    assert randomize(model) is model
+    assert not model.training
