@@ -64,7 +64,9 @@ def _globals_of(root: nn.Module) -> Iterable[Names]:
     """The names of all modules that are neither torch nor Python, and those of forwards that were made elsewhere."""
     others = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] not in OTHERS]
     imported = (vars(module) for module in others if isinstance(module, ModuleType))
-    forwards = (getattr(module.forward, "__func__", module.forward) for module in root.modules())
-    made = (function.__globals__ for function in forwards if isinstance(function, FunctionType))
+    # A forward may be hidden: that of a module of which only other methods run.
+    forwards = (getattr(module, "forward", None) for module in root.modules())
+    functions = (getattr(forward, "__func__", forward) for forward in forwards)
+    made = (function.__globals__ for function in functions if isinstance(function, FunctionType))
     own = (names for names in made if str(names.get("__name__")).partition(".")[0] not in OTHERS)
     return {id(names): names for names in (*imported, *own)}.values()
