@@ -96,6 +96,14 @@ def gated(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
 
+class Signed(nn.Module):
+    """Another sign for maps whose sum is negative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps. shape of `x`."""
+        return torch.cond(x.sum() > 0, lambda v: v * 2, lambda v: -v, (x,))
+
+
 @cache
 def scripted() -> Any:
     """A function that torch.jit compiled."""
@@ -348,6 +356,33 @@ def test_a_flag_is_never_ignored(make: Callable[[], nn.Module], example: Tensor 
     assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
     with pytest.raises(GuardError, match="False"):
         fused(X, raw=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("example", [X, None])
+def test_a_scripted_part_with_modules_inside_stays_as_it_is(example: Tensor | None):
+    scripted_row = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()))
+    model = build(lambda: seq(conv_norm(4, 4), scripted_row, conv_norm(4, 4)))
+    fused = reparamkit.fuse(model, example)
+    assert len(reparamkit.report(fused).merges) == 2
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+
+
+@pytest.mark.parametrize("example", [X, None])
+def test_what_runs_functions_as_torch_cond_does_stays_a_call(example: Tensor | None):
+    model = build(lambda: seq(conv_norm(4, 4), Signed(), conv_norm(4, 4)))
+    fused = reparamkit.fuse(model, example)
+    assert len(reparamkit.report(fused).merges) == 2
+    assert all(error(run(fused, x), run(model, x)) <= 1e-5 for x in (X, -X, X.abs()))
+
+
+@pytest.mark.parametrize("example", [X, None])
+def test_a_scalar_of_numpy_is_a_number_on_either_side(example: Tensor | None):
+    model = build(two(lambda m, x: numpy.float64(2) * m.b(m.a(x)) / numpy.int64(3) - x * numpy.float32(0.5)))
+    for as_graph in (False, True):
+        fused = reparamkit.fuse(model, example, as_graph=as_graph, objective="launches")
+        assert error(run(fused, X), run(model, X)) <= 1e-5
+        assert len(operations(fused, X)) < len(operations(model, X)) - 3
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")

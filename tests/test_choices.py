@@ -433,16 +433,31 @@ class Ways(nn.Module):
         self.first, self.second = first, second
         self.row = nn.Sequential(copy.deepcopy(first), copy.deepcopy(second))
 
-    def begin(self, x: Tensor) -> Tensor:
-        return self.first(x)
 
-    def end(self, y: Tensor, flag: bool) -> Tensor:
-        z = self.second(y)
-        return y if flag else z
+def begin(self: Any, x: Tensor) -> Tensor:
+    """What the first layer gives. shape of `x`."""
+    return self.first(x)
 
-    def choose(self, y: Tensor, z: Tensor, flag: bool) -> Tensor:
-        return y if flag else z
 
+def end(self: Any, y: Tensor, flag: bool) -> Tensor:
+    """What it gets, or what the second layer gives. shape of `y`."""
+    z = self.second(y)
+    return y if flag else z
+
+
+def choose(self: Any, y: Tensor, z: Tensor, flag: bool) -> Tensor:
+    """One of them. shape of `y`."""
+    return y if flag else z
+
+
+def both(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What both layers give. shape of `x`, both."""
+    y = self.first(x)
+    return self.second(y), y
+
+
+HELPERS = {"begin": begin, "end": end, "choose": choose, "both": both}
+"""Methods that a forward may call; a module has those that its forward names."""
 
 ELSEWHERE = {
     "another value": "y = self.first(x)\nif flag: y = x\nreturn self.second(y)",
@@ -471,6 +486,18 @@ ELSEWHERE = {
     "a method": "y = self.begin(x)\nz = self.second(y)\nreturn y if flag else z",
     "a method that returns it": "return self.end(self.first(x), flag)",
     "a method that chooses": "y = self.first(x)\nreturn self.choose(y, self.second(y), flag)",
+    "a method that returns both": "z, y = self.both(x)\nreturn y if flag else z",
+    "another layer": "y = self.first(x)\nz, w = self.second(y), self.row[1](y)\nreturn w if flag else z",
+    "another layer behind a view": (
+        "y = self.first(x)\nv = y.view(y.shape)\nz = self.second(v)\nw = self.row[1](v)\nreturn w if flag else z"
+    ),
+    "a way out before": "y = self.first(x)\nz = self.second(y)\nif not flag: return z\nreturn y",
+    "a way out before a view": "y = self.first(x)\nz = self.second(y)\nif not flag: return z\nw = y[:1]\nreturn w",
+    "a way out of a loop": ("y = self.first(x)\nz = self.second(y)\nfor _ in 'a':\n  if not flag: return z\nreturn y"),
+    "a way out of a block": (
+        "y = self.first(x)\nz = self.second(y)\nwith torch.no_grad():\n  if not flag: return z\nreturn y"
+    ),
+    "a way out of a case": "y = self.first(x)\nz = self.second(y)\nmatch flag:\n  case False: return z\nreturn y",
     "another name of a layer": (
         "f = self.second\nz = f(self.first(x)) if flag else self.second(self.first(x))\nreturn z + f(x) * flag"
     ),
@@ -499,7 +526,8 @@ def of_lines(name: str, lines: str, *layers: nn.Module) -> nn.Module:
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     scope: dict[str, Any] = {"torch": torch}
     exec(compile(text, file, "exec"), scope)
-    return build(lambda: type("OfLines", (Ways,), {"forward": scope["forward"]})(*layers))
+    helpers = {name: method for name, method in HELPERS.items() if f"self.{name}(" in lines}
+    return build(lambda: type("OfLines", (Ways,), {"forward": scope["forward"], **helpers})(*layers))
 
 
 @pytest.mark.parametrize("layers", [lambda: (conv(4, 4), norm(4)), lambda: (nn.LayerNorm(8), nn.Linear(8, 8))])
@@ -510,6 +538,178 @@ def test_a_value_that_goes_elsewhere_by_a_flag_is_never_taken_for_another(name: 
     fused = reparamkit.fuse(model, X if with_inputs else None)
     assert error(run(fused, X), run(model, X)) <= 1e-5
     assert agrees(fused, model, X, True)
+
+
+LENT = {
+    "a list": "seen = [] if flag is False else flag\ny = self.first(x)\nseen.append(y)\nreturn self.second(y)",
+    "a list in a branch": ("y = self.first(x)\nif flag is False: flag = []\nflag += [y]\nz = self.second(y)\nreturn z"),
+    "a list in a list": (
+        "seen = [[] if flag is False else flag]\ny = self.first(x)\nseen[0].append(y)\nreturn self.second(y)"
+    ),
+    "a list and a lambda": (
+        "seen = [] if flag is False else flag\ny = self.first(x)\n(lambda v: seen.append(v))(y)\nreturn self.second(y)"
+    ),
+    "a list and a function": (
+        "seen = [] if flag is False else flag\ndef keep(v): seen.append(v)\ny = self.first(x)\nkeep(y)\n"
+        "return self.second(y)"
+    ),
+    "a slice": "seen = [] if flag is False else flag\ny = self.first(x)\nseen[:] = [y]\nreturn self.second(y)",
+    "an inner list": (
+        "seen = [[]] if flag is False else [flag]\ny = self.first(x)\nfor s in seen: s.insert(0, y)\n"
+        "return self.second(y)"
+    ),
+    "a place that is overwritten by a flag": (
+        "seen = [x] if flag is False else flag\ny = self.first(x)\nseen[:] = [y]\nz = self.second(y)\n"
+        "if flag is False: seen[:] = [z]\nreturn z"
+    ),
+    "another place that is overwritten": (
+        "seen = [x, x] if flag is False else flag\nseen += [x, x]\ni, y = -1, self.first(x)\nseen[i] = y\n"
+        "i = -2\nseen[i] = z = self.second(y)\nreturn z"
+    ),
+    "two targets": (
+        "seen = {} if flag is False else {0: flag}\ny = seen[1] = self.first(x)\nflag = seen.get(0, [])\nflag += [y]\n"
+        "return self.second(y)"
+    ),
+    "another layer": (
+        "seen = [] if flag is False else flag\ny = self.first(x)\nseen.append(self.row[1](y))\nreturn self.second(y)"
+    ),
+}
+"""Bodies of a forward that put what the first layer gives into a list of their own, or into the one they get."""
+
+
+@pytest.mark.parametrize("layers", [lambda: (conv(4, 4), norm(4)), lambda: (nn.LayerNorm(8), nn.Linear(8, 8))])
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("name", LENT)
+def test_what_a_forward_puts_into_a_list_of_its_caller_is_what_the_model_puts_there(
+    name: str, with_inputs: bool, layers: Any
+):
+    model = of_lines(name, LENT[name], *layers())
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+    expected, found = list[Tensor](), list[Tensor]()
+    model(X, expected)
+    try:
+        fused(X, found)
+    except GuardError:
+        return
+    assert all(error(a, b) <= 1e-5 for a, b in zip(found, expected, strict=True))
+
+
+class Filling(Ways):
+    """Puts what the first layer gives into what it gets."""
+
+    def forward(self, x: Tensor, seen: Any) -> Tensor:
+        """Maps. shape of `x`."""
+        y = self.first(x)
+        seen["y"] = y
+        return self.second(y)
+
+
+class Giving(Ways):
+    """Gives what the first layer gives as well."""
+
+    def forward(self, x: Tensor, seen: Any) -> tuple[Tensor, Tensor]:
+        """Maps, twice. shape of `x`, both."""
+        y = self.first(x)
+        return self.second(y), y
+
+
+class Asking(nn.Module):
+    """Returns all that a module inside gives, if it is asked to."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, flag: bool = False) -> Any:
+        """Maps, or more of them. shape of `x`, or (K, *x)."""
+        seen: dict[str, Tensor] = {}
+        found = self.inner(x, seen)
+        y, *others = found if isinstance(found, tuple) else (found,)
+        return torch.stack([*others, *seen.values()]) if flag else y
+
+
+@pytest.mark.parametrize("inner", [Filling, Giving])
+@pytest.mark.parametrize("layers", [lambda: (conv(4, 4), norm(4)), lambda: (nn.LayerNorm(8), nn.Linear(8, 8))])
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_what_a_module_inside_gives_besides_is_what_the_model_gives(inner: Any, layers: Any, with_inputs: bool):
+    model = build(lambda: Asking(inner(*layers())))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+    assert agrees(fused, model, X, True)
+
+
+def filling(self: Any, x: Tensor, seen: list[Tensor]) -> list[Tensor]:
+    """What both layers give; the first result is put into a list too. shape of `x`, each."""
+    y = self.first(x)
+    seen.append(y)
+    return [self.second(y)]
+
+
+def leaving(self: Any, x: Tensor, seen: Any = None) -> list[Tensor]:
+    """What both layers give, or the first. shape of `x`, each."""
+    y = self.first(x)
+    z = self.second(y)
+    if seen is None:
+        return [z]
+    return [y]
+
+
+def giving(self: Any, x: Tensor, seen: Any = None) -> list[Tensor]:
+    """What both layers give, and the first. shape of `x`, each."""
+    y = self.first(x)
+    return [self.second(y), y]
+
+
+def through_features(self: Any, x: Tensor) -> Tensor:
+    """What both layers give. shape of `x`."""
+    return torch.relu(self.features(x)[0])
+
+
+def through_filling(self: Any, x: Tensor) -> Tensor:
+    """What both layers give. shape of `x`."""
+    return torch.relu(self.features(x, [])[0])
+
+
+METHODS = {
+    "filling": (filling, through_filling),
+    "leaving": (leaving, through_features),
+    "giving": (giving, through_features),
+}
+"""Methods that show what the first layer gives to those who call them otherwise than the forward beside them."""
+KEPT = {"another layer": "self.row[1](y)", "a mean": "y.mean()", "a view": "y[:1]", "a part": "[y, 1]"}
+
+
+@pytest.mark.parametrize("layers", [lambda: (conv(4, 4), norm(4)), lambda: (nn.LayerNorm(8), nn.Linear(8, 8))])
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
+def test_what_a_forward_keeps_is_computed_of_what_it_was_computed_of(kept: str, with_inputs: bool, layers: Any):
+    model = of_lines(kept, f"y = self.first(x)\nself.kept = {kept}\nreturn self.second(y)", *layers())
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+    (found, wanted) = (each.kept[0] if kept.startswith("[") else each.kept for each in (fused, model))
+    assert error(found, wanted) <= 1e-5
+
+
+def test_a_scale_that_code_reads_for_nothing_keeps_its_place_with_that_reason():
+    lines = "y = self.first(x)\nz, w = self.second(y), self.row[1](y)\nreturn w if flag else z"
+    report = reparamkit.explain(of_lines("for nothing", lines, nn.LayerNorm(8), nn.Linear(8, 8)), X)
+    assert any("something else that may be asked for" in refusal.reason for refusal in report.refusals)
+
+
+@pytest.mark.parametrize("layers", [lambda: (conv(4, 4), norm(4)), lambda: (nn.LayerNorm(8), nn.Linear(8, 8))])
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_gives_others_than_forward_what_it_gave(name: str, with_inputs: bool, layers: Any):
+    features, forward = METHODS[name]
+    model = build(lambda: type("Called", (Ways,), {"features": features, "forward": forward})(*layers()))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+    found, wanted = list[Tensor](), list[Tensor]()
+    wanted += model.features(X, wanted)
+    if hasattr(fused, "features"):
+        found += fused.features(X, found)
+        assert all(error(a, b) <= 1e-5 for a, b in zip(found, wanted, strict=True))
 
 
 def test_a_gate_that_is_not_there_keeps_no_norm_apart():

@@ -634,6 +634,21 @@ def test_a_half_precision_weight_is_never_infinite():
     assert any("overflow" in refusal.reason for refusal in reparamkit.report(fused).refusals)
 
 
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_a_half_precision_layer_is_never_all_but_zero(with_inputs: bool):
+    """A merge whose numbers are all far below the smallest normal one of the dtype is refused, with words."""
+    model = build(lambda: conv_norm(4, 4))
+    model[1].running_mean.zero_()
+    model[1].running_var.fill_(1e4)
+    with torch.no_grad():
+        model[1].weight.fill_(1e-5)
+        model[1].bias.zero_()
+    x, model = 100 * sample(MAPS[0], torch.float16), model.half()
+    fused = reparamkit.fuse(model, x if with_inputs else None)
+    assert error(run(fused, x), run(model, x)) <= 1e-2
+    assert any("too small" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
 class Wide(nn.Module):
     """Takes another way for wide maps."""
 

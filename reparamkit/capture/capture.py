@@ -107,7 +107,7 @@ class Captured:
     watched: values whose shape the model's own code reads, though the graph does not any more. unread: modules (by
         identity) that code calls for nothing, which the graph does not show any more, each with the call of that code.
     unneeded: per value the methods that read it for nothing, which the graph does not show either. vain: whether code
-        computes something that nothing reads.
+        computes something that nothing reads. in_vain: values with which it does.
     uncalled: how often each module (by identity) was called so by code that is written again, and calls it no more.
     folded: per module (by identity) the code that calls it on constants, where the graph has arithmetic.
     opened: calls (by identity) that are made no more, as their code is part of other code.
@@ -139,6 +139,7 @@ class Captured:
     unread: list[tuple[int, Frame]] = field(default_factory=list)
     unneeded: dict[fx.Node, set[Method]] = field(default_factory=dict)
     vain: bool = False
+    in_vain: set[fx.Node] = field(default_factory=set)
     uncalled: Counter[int] = field(default_factory=Counter)
     folded: dict[int, list[Frame]] = field(default_factory=dict)
     opened: set[int] = field(default_factory=set)

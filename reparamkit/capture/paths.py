@@ -22,8 +22,8 @@ def start_of(path: str) -> str:
 def module_at(module: nn.Module, path: str) -> nn.Module | None:
     """The module at a path inside of one, if there is one."""
     for name in path.split(".") if path else ():
-        found = module._modules.get(name)
-        if found is None:
+        # Asked so, as the table of a scripted module has no `get`.
+        if name not in module._modules or (found := module._modules[name]) is None:
             return None
         module = found
     return module

@@ -46,6 +46,8 @@ class ValueProxy(fx.Proxy):
     """A proxy that knows the (fake) value of its node, if that follows from what is known."""
 
     tracer: Any
+    __array_ufunc__ = None
+    """What numpy has on the left of an operator leaves it to the proxy, as to a tensor."""
 
     @property
     def value(self) -> Any:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Number
 from types import CodeType, FrameType, MethodDescriptorType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,6 +33,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
 from ..sourcecode.origins import first_argument, is_users
+from ..sourcecode.parse import once
 from ..sourcecode.writes import AUGMENTED
 from .buffers import assignments_seen, other_buffers
 from .builtin import builtins_told
@@ -146,17 +148,27 @@ def _methods(frame: FrameType | None, called: Collection[nn.Module]) -> frozense
     """The methods of the user's modules that are running; forward only where it is called as a method, and not by a
     call of the module. called: the modules whose calls are running.
     """
-    found = set()
+    found = set[Method]()
     while frame is not None and frame.f_code is not Tracer.traced_call.__code__:
-        owner, name = first_argument(frame), frame.f_code.co_name
-        if (
-            isinstance(owner, nn.Module)
-            and (name != "forward" or owner not in called)
-            and _is_users(getattr(type(owner), name, None))
-        ):
-            found.add((owner, name))
+        owner = first_argument(frame)
+        if isinstance(owner, nn.Module):
+            name = _method_of(type(owner), frame.f_code)
+            found |= {(owner, name)} if name and (name != "forward" or owner not in called) else set()
         frame = frame.f_back
     return frozenset(found)
+
+
+def _method_of(cls: type, code: CodeType) -> str:
+    """The name of the method of a user's class that code is, or that overrides it; "" if it is none."""
+    is_named = _is_users(getattr(cls, code.co_name, None))
+    return code.co_name if is_named else _names_of_methods(cls).get(code, "")
+
+
+@once
+def _names_of_methods(cls: type) -> dict[CodeType, str]:
+    """What a class calls the code of its methods, which may have been written under another name."""
+    found = [(name, method) for base in cls.__mro__[::-1] for name, method in vars(base).items() if _is_users(method)]
+    return {method.__code__: name for name, method in found}
 
 
 def _running(frame: FrameType | None) -> Iterator[FrameType]:
@@ -170,7 +182,7 @@ def _running(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _is_users(method: object) -> bool:
-    return inspect.isfunction(method) and not method.__module__.startswith("torch.")
+    return inspect.isfunction(method) and not str(method.__module__).startswith("torch.")
 
 
 class WritesConstant(CaptureError):
@@ -610,7 +622,8 @@ class Tracer(fx.Tracer):
                 f"the forward uses a parameter that the model does not have (modules in a plain list or dictionary are"
                 f" no part of it: use nn.ModuleList or nn.ModuleDict){where(self)}"
             )
-        return super().create_arg(a)
+        # A scalar of numpy is to torch the number that it is.
+        return super().create_arg(a.item() if isinstance(a, Number) and hasattr(a, "item") else a)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers are nodes, everything else is what it is (fx would search them all, each time)."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .buffers import other_buffers
@@ -73,9 +74,12 @@ class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for twin, numbers in itertools.chain.from_iterable(self._saved.values()):
                 twin.copy_(numbers)
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
+        # An operator on functions, such as `torch.cond`, has no schema; torch lets these write into nothing.
+        if isinstance(func, OpOverload) and func._schema.is_mutable:
             given = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | kwargs
             written = [given.get(each.name) for each in func._schema.arguments if _is_written(each)]
             for tensor in leaves(written):

@@ -19,7 +19,8 @@ from .reading import Reading
 def drop_dead(captured: Captured, readers: Readers, reading: Reading) -> None:
     """Erase what only computes a value that is unread. The model's own code goes on doing so where it is not written
     again: `captured.watched` receives what it reads, `captured.unread` the modules that it calls,
-    `captured.unneeded` the methods that read a value so, and `captured.vain` is set.
+    `captured.unneeded` the methods that read a value so, `captured.in_vain` the values with which it computes, and
+    `captured.vain` is set.
     """
     pure = {*computing(captured, readers, reading), *reading.sizes, *reading.constants}
     calls = Calls(captured)
@@ -31,7 +32,9 @@ def drop_dead(captured: Captured, readers: Readers, reading: Reading) -> None:
                 captured.unneeded.setdefault(each, set()).update(node.meta.get("methods", ()))
             if node.op == "call_module":
                 captured.unread.append((id(captured.module(node)), captured.frame(node)))
-            captured.vain |= node not in reading.sizes and node not in reading.constants
+            if node not in reading.sizes and node not in reading.constants and not reads_rank(node):
+                captured.vain = True
+                captured.in_vain.update(node.all_input_nodes)
             captured.graph.erase_node(node)
     captured.forget()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
@@ -132,7 +132,9 @@ class Planner:
         needed = {n for n in self.region if self.options.must_stay(n)}
         while True:
             plan, measured = self._selection(set(needed))
-            gone = absorbed([(site.members, self._leading(site)) for site in plan.sites], plan.needed)
+            ways = [self._leading(site) for site in plan.sites]
+            wanted = plan.needed.union(*map(self._read_in_vain, ways))
+            gone = absorbed([(site.members, way) for site, way in zip(plan.sites, ways, strict=True)], wanted)
             if measured <= plan.needed | gone:
                 return replace(plan, sites=[replace(site, absorbed=site.members & gone) for site in plan.sites])
             needed |= measured - gone
@@ -200,18 +202,31 @@ class Planner:
 
     def _check_absorbed(self, site: Site, plan: Selection) -> None:
         """A scale that some reader needs as it is: for the others there is nothing to win by absorbing it."""
-        for scale in self._leading(site):
-            if scale in plan.needed and is_scale(self.reading, scale):
+        way = self._leading(site)
+        wanted = plan.needed.union(self._read_in_vain(way))
+        for scale in way:
+            if scale in wanted and is_scale(self.reading, scale):
                 raise NotFusable(self._staying.setdefault(scale, self._needed_by(scale, plan)))
         if any(node in self.captured.apart for node in site.core):
             raise NotFusable("a norm keeps its place, and its scale cannot be written elsewhere")
 
     def _needed_by(self, scale: fx.Node, plan: Selection) -> str:
         readers = [n for n in scale.users if n in plan.needed and scale in self.options.best(n).sources]
+        if scale not in plan.needed:
+            return (
+                f"the scale of {self._name(scale)} keeps its place: code computes something else that may be asked for"
+            )
         # A check is no reader of the user's.
         told = [n for n in readers if not checks(n)] or readers
         names = ", ".join(dict.fromkeys(map(self._name, told)))
         return f"the scale of {self._name(scale)} is also read by what cannot absorb it: {names}"
+
+    def _read_in_vain(self, way: Sequence[fx.Node]) -> set[fx.Node]:
+        """Of what a merge begins with: that with which, or with a view of which, code computes what nothing reads.
+
+        It still does, for other arguments or for an attribute, and has to get the scaled value.
+        """
+        return {node for k, node in enumerate(way) if not self.captured.in_vain.isdisjoint(way[k:])}
 
     def _leading(self, site: Site) -> list[fx.Node]:
         """Up to a module that the merge calls twice: in its place cannot be both the scale and what absorbs it."""

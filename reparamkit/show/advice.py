@@ -130,7 +130,7 @@ TABLE = (
         "dtype",
         "changes its number format",
         "fuse in float32 outside autocast, and convert the fused model",
-        r"inside an autocast|dtype|complex|overflows|rounded to|values of \w+ are not merged"
+        r"inside an autocast|dtype|complex|overflows|too small for|rounded to|values of \w+ are not merged"
         r"|weights are quantised",
     ),
     Advice(

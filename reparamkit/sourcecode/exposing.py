@@ -7,12 +7,13 @@ import builtins
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from .flow import FUNCTIONS, Branching, Given, called_by, is_absent, locals_of, names_under, remembered_in
+from .lent import fills, lent_in, names_kept
 from .parse import ASKING, method_source, once, path_of
 from .passing import Held, Passing, attribute
 from .settled import settled
@@ -41,31 +42,52 @@ def exposes(
     module: whose method it is. names: the arguments that are the value. makers: paths of the modules that give it.
     readers: of those that may be called with it. fixed: arguments that are never others.
     """
+    followed = _followed(code, Passing(module, makers, readers), names, fixed)
+    return followed is None or followed.found or followed.handed
+
+
+def shows(code: Callable[..., Any], module: nn.Module, names: Set[str], makers: Set[str], readers: Set[str]) -> bool:
+    """Whether a method that anybody may call, with any arguments, may do so, or give the value to its caller. See
+    `exposes`; that a branch has the value with all that reads it is nothing.
+    """
+    followed = _followed(code, Passing(module, makers, readers), names, runs=False)
+    # A wrapper, which names none of the modules, is not the code that ran.
+    if followed is None or not followed.seen:
+        return True
+    return followed.found or followed.handed or (followed.returned and bool(makers and readers))
+
+
+def _followed(
+    code: Callable[..., Any], parts: Passing, names: Set[str], fixed: frozenset[str] = frozenset(), runs: bool = True
+) -> _Exposure | None:
+    """What is found in the code of a method; None if it is not known."""
     tree = _tree(code)
     if tree is None:
-        return True
-    own, given, remembered = _asked(code)(fixed)
-    parts = Passing(module, makers, readers)
+        return None
+    own, given, remembered, lent = _asked(code)(fixed)
     functions = frozenset(getattr(inspect.unwrap(code), "__globals__", ())) | set(dir(builtins))
-    following = _Exposure(own, remembered, parts, given, functions, set(given.names), Held(frozenset(names)))
+    held = Held(frozenset(names))
+    following = _Exposure(own, remembered, parts, given, functions, set(given.names), held, lent, runs)
     following.visit(tree)
-    return following.found
+    following.handed |= bool(following.put)
+    return following
 
 
 _tree = once(method_source)
+_Asked = tuple[frozenset[str], Given, frozenset[str], frozenset[str]]
 
 
 @once
-def _asked(code: Callable[..., Any]) -> Callable[[frozenset[str]], tuple[frozenset[str], Given, frozenset[str]]]:
-    """The names by which code may branch, what its arguments choose, and the attributes that it changes, if some
-    arguments are never others.
+def _asked(code: Callable[..., Any]) -> Callable[[frozenset[str]], _Asked]:
+    """The names by which code may branch, what its arguments choose, the attributes that it changes, and the variables
+    that its caller may have, if some arguments are never others.
     """
     tree = _tree(code) or ast.Module([], [])
 
     @functools.cache
-    def answer(fixed: frozenset[str]) -> tuple[frozenset[str], Given, frozenset[str]]:
+    def answer(fixed: frozenset[str]) -> _Asked:
         own = Given.of(tree, fixed=fixed).names if fixed else locals_of(tree)
-        return own, Given.of(tree, skipped=1, fixed=fixed), remembered_in(tree)
+        return own, Given.of(tree, skipped=1, fixed=fixed), remembered_in(tree), lent_in(tree, fixed)
 
     return answer
 
@@ -84,7 +106,11 @@ def leaves_out(code: Callable[..., Any], path: str, handed_on: bool) -> bool:
 @dataclass
 class _Exposure(Branching):
     """Follows the statements in order. functions: names outside of the method. options: variables that the arguments
-    choose. depth: in how many branches by the arguments.
+    choose. lent: those that may be what the caller has. runs: whether it counts that a branch
+    makes the value. depth: in how many branches by the arguments.
+    inside: in how many functions, that of the method included. found: it is. handed: the caller has it, in something of
+    its own. returned: the caller gets it. seen: some of the modules are named at all.
+    put: where the caller would find it, with the depth and who had it before.
     """
 
     parts: Passing
@@ -92,9 +118,15 @@ class _Exposure(Branching):
     functions: Set[str]
     options: set[str]
     held: Held
+    lent: frozenset[str]
+    runs: bool
     depth: int = 0
     found: bool = False
-    inside: bool = False
+    handed: bool = False
+    returned: bool = False
+    seen: bool = False
+    inside: int = 0
+    put: dict[str, tuple[int, Held]] = field(default_factory=dict)
 
     def visit(self, node: ast.AST) -> None:
         """Any node."""
@@ -126,6 +158,7 @@ class _Exposure(Branching):
         self.held = first
         for end in others:
             self.held = self.held.join(end, deciding)
+        self._leave(node, deciding)
 
     def _ways(self, node: ast.If | ast.Try | ast.Match) -> list[list[Any]]:
         """The statements of each way through a branch that the module does not close."""
@@ -154,13 +187,21 @@ class _Exposure(Branching):
                 self.visit(node.test)
             self._several((*node.body, *node.orelse), deciding)
             self.held = self.held.join(before, deciding)
+        self._leave(node, deciding)
+
+    def _leave(self, node: ast.AST, deciding: bool) -> None:
+        """Behind what may have ended the code: what follows is another way than that."""
+        if deciding and any(isinstance(part, ast.Return) for part in ast.walk(node)):
+            self.held = self.held.leave()
 
     def _function(self, node: ast.AST) -> None:
         """The method itself, or a function in it, that may be called or not."""
-        inside, self.inside = self.inside, True
-        if isinstance(node, ast.FunctionDef) and inside:
-            self.held = self.held.assign(ast.Name(node.name), any(map(self._holds, node.body)), chosen=False)
-        self._several(ast.iter_child_nodes(node), deciding=inside)
+        around, self.inside = self.inside, self.inside + 1
+        if isinstance(node, ast.FunctionDef) and around:
+            holds = any(map(self._holds, node.body))
+            self.held = self.held.assign(ast.Name(node.name), names_under(node), holds, chosen=False)
+        self._several(ast.iter_child_nodes(node), deciding=around > 0)
+        self.inside = around
 
     def _picks(self, node: ast.AST) -> bool:
         """Whether it is an element of something by a key that the arguments choose."""
@@ -191,21 +232,37 @@ class _Exposure(Branching):
         self._assign([node.target], node.value)
 
     def _assign(self, targets: Iterable[ast.expr], value: ast.expr) -> None:
-        held, chosen = self._holds(value), self._is_chosen(value)
-        if not isinstance(value, (ast.Name, ast.IfExp)) or not held:
+        if not isinstance(value, (ast.Name, ast.IfExp)) or not self._holds(value):
             self.visit(value)
+        # Behind what has got a name inside of it.
+        held, chosen = self._holds(value), self._is_chosen(value)
         for target in targets:
-            self.held = self.held.assign(target, held, chosen)
+            self._put(target, held)
+            self.held = self.held.assign(target, names_under(value), held, chosen)
             self.found |= held and self.depth > 0 and not isinstance(target, (ast.Name, ast.Tuple))
             self.visit(target)
             self.options |= names_under(target) if self.depth and _is_plain(value) else set()
 
+    def _put(self, target: ast.expr, held: bool) -> None:
+        """What is put into something of the caller's is there until something else is put into the same place."""
+        bound = {part.id for part in ast.walk(target) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+        self.handed |= any(not bound.isdisjoint(names_under(ast.parse(place))) for place in self.put)
+        for place in filter(self._is_lent_place, ast.walk(target)):
+            text = ast.unparse(place)
+            if held:
+                self.put.setdefault(text, (self.depth, self.held))
+            elif text in self.put and self.depth <= self.put[text][0]:
+                _, before = self.put.pop(text)
+                self.held = self.held.forget(frozenset(names_kept(place)) - before.names)
+
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
         """``y += ...`` is another value, and may have one more in it."""
-        held = self._holds(node.target)
+        held, more = self._holds(node.target), self._holds(node.value)
         self.found |= self.depth > 0 and held
+        self.handed |= more and self._is_lent(node.target)
         self.generic_visit(node)
-        self.held = self.held.assign(node.target, held or self._holds(node.value), self._is_chosen(node.target))
+        chosen = self._is_chosen(node.target)
+        self.held = self.held.assign(node.target, names_under(node), held or more, chosen)
 
     def _holds(self, node: ast.AST) -> bool:
         """Whether an expression may have the value in it: it is computed from it, and not by a module that reads it; or
@@ -261,11 +318,18 @@ class _Exposure(Branching):
 
     def _read(self, name: str) -> None:
         held = name in self.held.names or name == "self"
-        self.found |= name in self.held.chosen or (self.depth > 0 and held)
+        self.found |= name in self.held.chosen or (self.depth > 0 and held) or name in self.held.left & self.held.names
+
+    def visit_Return(self, node: ast.Return) -> None:
+        """The caller gets it."""
+        self.generic_visit(node)
+        self.handed |= bool(self.put)
+        self.returned |= node.value is not None and self._holds(node.value)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         """A question does not depend on numbers."""
         if path := path_of(node):
+            self.seen |= self.parts.has(path)
             self._read(attribute(path))
             self.found |= self.depth > 0 and self.parts.has(path)
         elif node.attr not in ASKED:
@@ -283,7 +347,8 @@ class _Exposure(Branching):
         """A call of a module that reads the value, or of anything."""
         path = path_of(node.func)
         arguments = self._arguments(node)
-        self.found |= _named(node) in EVERYTHING or (self.depth > 0 and self._runs(path))
+        self.seen |= self.parts.has(path)
+        self.found |= _named(node) in EVERYTHING or (self.runs and self.depth > 0 and self._runs(path))
         if self.parts.reads(path):
             # Where there is one way only the module gets what it got in the trace.
             sure = any(map(self._is_surely, arguments)) if self.depth else not any(map(self._is_chosen, arguments))
@@ -296,7 +361,10 @@ class _Exposure(Branching):
         chosen &= not (isinstance(node.func, ast.Attribute) and node.func.attr in SIZED)
         chosen |= not path and (self._picks(node.func) or _named(node) in self.options)
         self._several([*([] if path else [node.func]), *arguments], chosen)
-        if isinstance(node.func, ast.Attribute) and any(map(self._holds, arguments)):
+        holding = any(map(self._holds, arguments))
+        # What a function inside is given is not followed.
+        self.handed |= (holding or self.inside > 1) and self._is_lent(fills(node))
+        if isinstance(node.func, ast.Attribute) and holding:
             # As in ``seen.append(y)``.
             self._fill(node.func.value)
 
@@ -309,6 +377,13 @@ class _Exposure(Branching):
     def _runs(self, path: str) -> bool:
         """Whether a call of what is at a path gives the value, or runs a part of a module by which it goes."""
         return self.parts.gives(path) or self.parts.is_inside(path) or self.parts.lists(path)
+
+    def _is_lent(self, container: ast.expr | None) -> bool:
+        """Whether others may see what is put into a container, or is added to it."""
+        return container is not None and not self.lent.isdisjoint(names_kept(container))
+
+    def _is_lent_place(self, node: ast.AST) -> bool:
+        return isinstance(node, (ast.Attribute, ast.Subscript)) and self._is_lent(node.value)
 
     def _fill(self, container: ast.expr) -> None:
         if isinstance(container, ast.Name) and container.id != "self":

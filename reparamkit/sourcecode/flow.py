@@ -70,7 +70,7 @@ def _tested(tree: ast.AST) -> Tested:
         kinds |= local & _themselves(test) - none
     subjects = (node.subject for node in ast.walk(tree) if isinstance(node, ast.Match))
     kinds.update(local.intersection(each.id for each in subjects if isinstance(each, ast.Name)))
-    for names, value in _assigned(tree):
+    for names, value in assigned_in(tree):
         other = {value.id} & local if isinstance(value, ast.Name) else set[str]()
         given |= other if names & given else set()
         kinds |= other if names & kinds else set()
@@ -154,7 +154,7 @@ def _following(tree: ast.AST, skipped: int, others: Set[str], fixed: Set[str]) -
     """
     found = [node.arg for node in ast.walk(tree) if isinstance(node, ast.arg) and node.arg != "self"]
     known, size = {*found[skipped:], *others} - fixed, -1
-    assigned = list(_assigned(tree))
+    assigned = list(assigned_in(tree))
     while size < len(known):
         size = len(known)
         for targets, value in assigned:
@@ -162,16 +162,16 @@ def _following(tree: ast.AST, skipped: int, others: Set[str], fixed: Set[str]) -
     return frozenset(known)
 
 
-def _assigned(tree: ast.AST) -> Iterator[tuple[set[str], ast.AST]]:
+def assigned_in(tree: ast.AST) -> Iterator[tuple[set[str], ast.AST]]:
     """The variables that code gives values, with what each is computed of."""
     for node in ast.walk(tree):
         value = getattr(node, "iter" if isinstance(node, LOOPS) else "value", None)
         if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.NamedExpr, *LOOPS)) and value:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            yield set().union(*map(_given_to, targets)), value
+            yield set().union(*map(given_to, targets)), value
 
 
-def _given_to(target: ast.AST) -> set[str]:
+def given_to(target: ast.AST) -> set[str]:
     """The variables that get a value, or have it in them: of ``x[i] = y`` that is x."""
     keys = {id(part) for n in ast.walk(target) if isinstance(n, ast.Subscript) for part in ast.walk(n.slice)}
     return {part.id for part in ast.walk(target) if isinstance(part, ast.Name) and id(part) not in keys}
@@ -239,7 +239,7 @@ class Given:
         left = (n.target for n in ast.walk(tree) if isinstance(n, LOOPS) and _may_leave(n))
         names = _following(tree, skipped, set().union(*map(names_under, left)), fixed)
         looped = {t for node in ast.walk(tree) if isinstance(node, LOOPS) for t in names_under(node.target)} - names
-        counts = Counter(name for targets, _ in _assigned(tree) for name in targets)
+        counts = Counter(name for targets, _ in assigned_in(tree) for name in targets)
         counts.update(node.arg for node in ast.walk(tree) if isinstance(node, ast.arg))
         several = {name for name, count in counts.items() if count > 1} - looped
         return cls(names, frozenset(several | _attribute_names(tree, ast.Store)))

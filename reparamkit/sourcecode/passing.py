@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .flow import is_absent, names_under
+from .flow import given_to, is_absent
 from .parse import TORCHS, path_of
 
 LISTING = TORCHS - {"training"}
@@ -73,26 +73,37 @@ def _is_around(path: str, inner: Iterable[str]) -> bool:
 @dataclass(frozen=True)
 class Held:
     """At one point of the code. names: what may have the value in it, variables and attributes of the module. chosen:
-    what has it on one way by the arguments to this point, and something else on another.
+    what has it on one way by the arguments to this point, and something else on another. left: what had it where the
+    arguments may have ended the code.
     """
 
     names: frozenset[str]
     chosen: frozenset[str] = frozenset()
+    left: frozenset[str] = frozenset()
 
-    def assign(self, target: ast.expr, held: bool, chosen: bool) -> Held:
-        """Behind a statement that gives variables the value, or something else."""
+    def assign(self, target: ast.expr, value: Set[str], held: bool, chosen: bool) -> Held:
+        """Behind a statement that gives variables the value, or something else. value: the names in what they get."""
         new, kept = _bound(target)
         names = self.names | new | kept if held else self.names - new
-        return Held(names, (self.chosen - new) | (new | kept if chosen else frozenset()))
+        left = new | kept if held and value & self.left else frozenset()
+        return Held(names, (self.chosen - new) | (new | kept if chosen else frozenset()), (self.left - new) | left)
 
     def fill(self, name: str) -> Held:
         """Behind a call that puts the value into what a variable has."""
-        return Held(self.names | {name}, self.chosen)
+        return Held(self.names | {name}, self.chosen, self.left)
+
+    def forget(self, names: frozenset[str]) -> Held:
+        """Behind what takes the value out of what variables have."""
+        return Held(self.names - names, self.chosen, self.left)
 
     def join(self, other: Held, deciding: bool) -> Held:
         """Where two ways meet. deciding: the arguments choose between them."""
         differing = self.names ^ other.names if deciding else frozenset[str]()
-        return Held(self.names | other.names, self.chosen | other.chosen | differing)
+        return Held(self.names | other.names, self.chosen | other.chosen | differing, self.left | other.left)
+
+    def leave(self) -> Held:
+        """Behind what may have ended the code."""
+        return Held(self.names, self.chosen, self.left | self.names)
 
 
 def _bound(target: ast.expr) -> tuple[frozenset[str], frozenset[str]]:
@@ -103,7 +114,7 @@ def _bound(target: ast.expr) -> tuple[frozenset[str], frozenset[str]]:
         inner = [_bound(each) for each in ast.iter_child_nodes(target) if isinstance(each, ast.expr)]
         return frozenset().union(*(new for new, _ in inner)), frozenset().union(*(kept for _, kept in inner))
     path = path_of(target)
-    return frozenset(), frozenset({attribute(path)} if path else names_under(target))
+    return frozenset(), frozenset({attribute(path)} if path else given_to(target))
 
 
 def attribute(path: str) -> str:

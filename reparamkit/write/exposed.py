@@ -10,11 +10,11 @@ from torch import fx, nn
 
 from ..capture.capture import Captured
 from ..capture.paths import start_of
-from ..capture.tracer import Frame
+from ..capture.tracer import Frame, Method
 from ..engine.scope import innermost, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
-from ..sourcecode.exposing import exposes, leaves_out
+from ..sourcecode.exposing import exposes, leaves_out, shows
 from ..sourcecode.flow import ALWAYS, Way, chosen, way_to
 from .choices import has_other_ways
 from .frames import bound, original_forward
@@ -25,11 +25,17 @@ def check_unexposed(captured: Captured, site: Site, scale: fx.Node, written: Set
 
     written: calls (by identity) whose code is written again, for the arguments of the trace only.
     """
+    place = place_of(scale) or captured.path(scale)
+    around = innermost(_frames(captured, site, scale))
+    if is_returned(captured, site.absorbed, around):
+        raise NotFusable(f"'{around.path}' returns what '{place}' gives, a value from inside the merge")
+    if name := showing_method(captured, site.absorbed):
+        raise NotFusable(f"the method '{name}' may give what '{place}' gives to whoever calls it")
     for call in _around(captured, site, scale):
         if call is not captured.frame(scale) and id(call) not in written and may_show(captured, site, call):
             raise NotFusable(
-                f"the forward of '{call.path or 'the model'}' may do something else with what"
-                f" '{place_of(scale) or captured.path(scale)}' gives, by its arguments"
+                f"the forward of '{call.path or 'the model'}' may do something else with what '{place}' gives, by its"
+                " arguments"
             )
 
 
@@ -40,17 +46,48 @@ def is_exposed(captured: Captured, values: Set[fx.Node], call: Frame) -> bool:
     return has_other_ways(captured, call) and _shows(captured, values, call)
 
 
+def is_returned(captured: Captured, values: Set[fx.Node], call: Frame | None) -> bool:
+    """Whether a call gives some values to the code around it, which did nothing with them in the trace."""
+    outer = call is not None and call.parent is not None
+    return outer and not captured.nodes_in(call.output).isdisjoint(values)  # type: ignore[union-attr]
+
+
 def _shows(captured: Captured, values: Set[fx.Node], call: Frame) -> bool:
-    readers = _readers(values)
-    given, taken = _called(captured, call, values), _called(captured, call, readers)
-    code = original_forward(call.module)
-    exposed = exposes(
-        code, call.module, _names(captured, values, call), given - taken, taken, _fixed(captured, values, call)
-    )
+    given, taken = _called(captured, call, values), _called(captured, call, _readers(values))
+    code, names = original_forward(call.module), _names(captured, values, call)
+    exposed = exposes(code, call.module, names, given - taken, taken, _fixed(captured, values, call))
     return exposed or any(
         exposes(method, call.module, _parameters(method) if name in taken - given else frozenset(), given, taken)
         for name, method in _methods(call.module, given | taken)
     )
+
+
+def showing_method(captured: Captured, values: Set[fx.Node]) -> str:
+    """The name of a method that ran in the trace and may do something else with some values if others call it, or give
+    them these; "" if there is none.
+    """
+    readers = _readers(values)
+    around = innermost([captured.frame(node) for node in values | readers])
+    running: set[Method] = {method for node in values | readers for method in node.meta.get("methods", ())}
+    # Code around the call has none of the values in hand.
+    inside = [(m, name) for m, name in running if f"{captured.paths[m][0]}.".startswith(start_of(around.path))]
+    for module, name in sorted(inside, key=lambda method: method[1]):
+        made = _run_by(captured, module, name, values)
+        read = _run_by(captured, module, name, readers)
+        method = getattr(type(module), name)
+        names = frozenset[str]() if made else _parameters(method)
+        if made != read and shows(method, module, names, made - read, read):
+            return name
+    return ""
+
+
+def _run_by(captured: Captured, module: nn.Module, name: str, nodes: Iterable[fx.Node]) -> set[str]:
+    """What a method of a module calls for the nodes that it makes: paths below the module, and other methods of it."""
+    made = [node for node in nodes if (module, name) in node.meta.get("methods", ())]
+    start = start_of(captured.paths[module][0])
+    paths = {path for node in made for path in (place_of(node), *(f.path for f in captured.frame(node).stack))}
+    below = {path.removeprefix(start) for path in paths if path.startswith(start)} - {""}
+    return below | {other for node in made for owner, other in node.meta["methods"] if owner is module} - {name}
 
 
 def _readers(values: Set[fx.Node]) -> Set[fx.Node]:
@@ -139,9 +176,13 @@ def _way_to(captured: Captured, call: Frame, node: fx.Node, place: str) -> Way |
 
 def _around(captured: Captured, site: Site, scale: fx.Node) -> Iterator[Frame]:
     """The calls between a scale and the layers that absorb it, and the one around all of them."""
-    frames = [captured.frame(node) for node in (scale, *site.core)]
+    frames = _frames(captured, site, scale)
     around = innermost(frames)
     yield from dict.fromkeys(call for frame in frames for call in frame.stack if around in call.stack)
+
+
+def _frames(captured: Captured, site: Site, scale: fx.Node) -> list[Frame]:
+    return [captured.frame(node) for node in (scale, *site.core)]
 
 
 def _called(captured: Captured, call: Frame, nodes: Iterable[fx.Node]) -> set[str]:

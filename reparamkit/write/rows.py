@@ -19,7 +19,7 @@ from ..engine.site import Site
 from ..sourcecode.flow import ALWAYS, Way, way_to
 from .asked import asked
 from .choices import has_other_ways
-from .exposed import is_exposed
+from .exposed import is_exposed, is_returned, showing_method
 from .frames import codes_of, original_forward
 from .order import is_ordered, needs_order
 from .settings import is_varied
@@ -175,7 +175,9 @@ def _handed_otherwise(captured: Captured, row: Row, part: Part, following: Part)
     around = _around(captured, (part, following))
     between = row.nodes[row.nodes.index(part.nodes[-1]) : row.nodes.index(following.nodes[0])]
     calls = (*_callers(captured, part), *_callers(captured, following))
-    return any(is_exposed(captured, set(between), call) for call in dict.fromkeys(calls) if around in call.stack)
+    exposed = (is_exposed(captured, set(between), call) for call in dict.fromkeys(calls) if around in call.stack)
+    shown = is_returned(captured, set(between), around) or bool(showing_method(captured, set(between)))
+    return shown or any(exposed)
 
 
 def _around(captured: Captured, parts: Iterable[Part]) -> Frame | None:

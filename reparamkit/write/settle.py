@@ -20,7 +20,8 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 def settle(captured: Captured, written: Written, tape: Tape) -> None:
     """Cast the merged layers once, to the dtype and device of the layers they replace. The tape records the cast.
 
-    Raises `NotFusable` if a number is finite in float64 and not in that dtype, or the dtype is not known.
+    Raises `NotFusable` if a number is finite in float64 and not in that dtype, if all of a layer are too small for it,
+    or if the dtype is not known.
     """
     tensors = list(_tensors(captured, written.site.members))
     floating = [t for t in tensors if t.is_floating_point()]
@@ -74,6 +75,8 @@ def _cast(module: nn.Module, like: Tensor, requires_grad: bool, last: Collection
     weights whose channels lie last in memory.
     """
     warnings: list[str] = []
+    if _vanishes(module, like.dtype):
+        raise NotFusable(f"all numbers of a merged layer are too small for {_short(like.dtype)}")
     for name, parameter in module.named_parameters():
         data = parameter.data
         with tape:
@@ -104,6 +107,12 @@ def _lossy(weight: Tensor, dtype: torch.dtype) -> list[int]:
     peak = torch.maximum(rows.amax(1), -rows.amin(1))
     found: list[int] = ((peak > 0) & (peak < torch.finfo(dtype).tiny)).nonzero().flatten().tolist()
     return found
+
+
+def _vanishes(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether all that a layer gives would lose its digits: its largest number is far below the smallest normal one."""
+    bounds = [float(bound.abs()) for p in module.parameters() if p.numel() for bound in torch.aminmax(p.data)]
+    return 0 < max(bounds, default=0) < torch.finfo(dtype).tiny / 4
 
 
 def _overflows(tensor: Tensor) -> bool:

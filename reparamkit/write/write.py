@@ -373,6 +373,7 @@ class Writer:
                 if node in dead or node in made:
                     # It still runs, on what it reads, where nothing is written again.
                     self.captured.watched.update(dict.fromkeys(set(node.all_input_nodes) - self.captured.constants))
+                    self.captured.in_vain.update(node.all_input_nodes)
                     freed = True
                     self.captured.vain |= node not in gone
                 if node in gone and node.op == "call_module":
