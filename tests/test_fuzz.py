@@ -30,9 +30,10 @@ from benchmarks.fuzz.shrink import shrink
 
 SEEDS = range(100_000, 100_048)
 WITH_BLOCKS = range(1_500_000, 1_500_024)
+WITH_SPELLINGS = range(80_000_000, 80_000_016)
 
 
-@pytest.mark.parametrize("start", [*SEEDS[::8], *WITH_BLOCKS[::8]])
+@pytest.mark.parametrize("start", [*SEEDS[::8], *WITH_BLOCKS[::8], *WITH_SPELLINGS[::8]])
 def test_random_models(start: int):
     """Models drawn at random keep every promise that the fuzzer checks."""
     tried = 0
@@ -58,6 +59,7 @@ def test_the_fuzzer_draws_much():
         "per_channel",
         "masked",
     }
+    assert {kind for seed in WITH_SPELLINGS for kind in program(seed).kinds} - kinds >= {"looped", "contracted"}
     assert program(SEEDS[0]) == drawn[0]
 
 
