@@ -69,7 +69,7 @@ def _over_whole(x: Form, axes: int, kernel: Kernel, once: bool) -> Form:
     x = in_sight(x, axes)
     given = kernel if isinstance(kernel, (tuple, list)) else (kernel,) * axes
     if not once or [k if isinstance(k, Size) else fixed(k) for k in given] != [*x.sizes[-axes:]]:  # type: ignore[arg-type]
-        raise NotFusable("a window of a size that is computed, and is not that of the axis")
+        raise NotFusable("a window of a size that is computed at run time, and is not that of the axis")
     return mean(x, range(-axes, 0), keepdim=True)
 
 

@@ -94,7 +94,7 @@ TABLE = (
         "method",
         "is used in part by a method",
         "compute what belongs together in one method, or remove the method if nothing calls it",
-        r"uses a part of what would be merged",
+        r"uses a part of what would be merged|to whoever calls it",
     ),
     Advice(
         "recorded",
