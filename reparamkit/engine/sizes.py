@@ -101,9 +101,9 @@ class _Sizes:
 
     def _seen(self, value: Any, node: fx.Node, tensor: fx.Node) -> list[Place]:
         """The values that have a size, from the innermost call that sees one on. The last is where to read it: the
-        first that stays, or the only one, which may merge into the next, if none does: one that stays, or the last
-        that is computed of the tensor, which a merge of all of them gives, or one that the tensor is computed from, as
-        others may be of no further use. None, if the tensor itself stays.
+        first that stays, or the only one, which may merge into the next, if none does: a later one that stays, or one
+        that the tensor is computed from, as others may be of no further use, or the last of its shape that is computed
+        of the tensor, which a merge of all of them gives. None, if the tensor itself stays.
         """
         affine = self.reading.read
         calls = reversed(self.captured.frame(node).stack)
@@ -113,25 +113,27 @@ class _Sizes:
             return places[: stays + 1]
         if self._stays(tensor):
             return []
-        if later := self._later(value, node, tensor):
-            return later
+        later, made = self._later(value, node, tensor)
+        if later:
+            return later[:1]
         used = reached([tensor], lambda n: n.all_input_nodes) if len(places) > 1 else []
-        return ([place for place in places if place[0] in used] or places)[:1]
+        return ([place for place in places if place[0] in used] or places)[:1] or made[-1:]
 
     def _stays(self, value: fx.Node) -> bool:
         """Whether a value is not affine, or read by what is not: a merge may give it, and does not swallow it."""
         known = self.reading.read.keys() | self.reading.sizes.keys()
         return value not in self.reading.read or any(user not in known for user in value.users)
 
-    def _later(self, value: Any, node: fx.Node, tensor: fx.Node) -> list[Place]:
-        """The value with this size, if there is one, that the code computes after the tensor, and before it uses the
-        size: the first that stays, or the last that is computed of the tensor.
+    def _later(self, value: Any, node: fx.Node, tensor: fx.Node) -> tuple[list[Place], list[Place]]:
+        """The values with this size that the code computes after the tensor, and before it uses the size: those that
+        stay, and if there are none those that are computed of the tensor and have its shape.
         """
         frame, end = self.captured.frame(node), min(self.order[user] for user in node.users)
         places = [place for place in self._places(value, frame, end) if self.order[place[0]] > self.order[tensor]]
         stays = [place for place in places if self._stays(place[0])]
         made = reached([tensor], lambda n: n.users) if places and not stays else []
-        return stays[:1] or [place for place in places if place[0] in made][-1:]
+        shape = self.reading.shape_of(tensor)
+        return stays, [place for place in places if place[0] in made and self.reading.shape_of(place[0]) == shape]
 
     def _places(self, value: Any, frame: Frame, end: int) -> Iterator[Place]:
         """Values with this size that a call sees before position `end`."""
