@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..sourcecode.origins import NOT_USERS
+from ..sourcecode.origins import NOT_USERS, package
 from .proxies import ValueProxy
 
 OTHERS = NOT_USERS | (sys.stdlib_module_names - {"__main__"}) | {"numpy", "sympy", "mpmath"}
@@ -62,11 +62,9 @@ def builtins_told(root: nn.Module) -> Iterator[None]:
 
 def _globals_of(root: nn.Module) -> Iterable[Names]:
     """The names of all modules that are neither torch nor Python, and those of forwards that were made elsewhere."""
-    others = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] not in OTHERS]
-    imported = (vars(module) for module in others if isinstance(module, ModuleType))
+    imported = (vars(module) for module in list(sys.modules.values()) if isinstance(module, ModuleType))
     # A forward may be hidden: that of a module of which only other methods run.
     forwards = (getattr(module, "forward", None) for module in root.modules())
     functions = (getattr(forward, "__func__", forward) for forward in forwards)
     made = (function.__globals__ for function in functions if isinstance(function, FunctionType))
-    own = (names for names in made if str(names.get("__name__")).partition(".")[0] not in OTHERS)
-    return {id(names): names for names in (*imported, *own)}.values()
+    return {id(names): names for names in (*imported, *made) if package(names) not in OTHERS}.values()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..sourcecode.origins import NOT_USERS, package
 from ..sourcecode.parse import source
 
 READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD")
@@ -31,7 +32,9 @@ MATCHING = frozenset({"MATCH_SEQUENCE", "MATCH_MAPPING"})
 """Instructions that tell whether a value is made of several."""
 OF_DTYPE = frozenset(cls.__name__ for cls in torch._tensor_classes)
 """Names of types such as torch.FloatTensor."""
-HOLDING = (tuple, list, type(torch.FloatTensor))
+TENSOR_TYPE = type(torch.FloatTensor)
+"""The class of these types."""
+HOLDING = (tuple, list, TENSOR_TYPE)
 TYPE = "for type() of a value"
 BESIDE_TEXT = ("LOAD_", "FORMAT_", "CONVERT_", "BUILD_STRING", "KW_NAMES", "PRECALL", "PUSH_NULL", "EXTENDED_ARG")
 """Beginnings of instructions that put more beside a text or join them, and look at none."""
@@ -63,8 +66,8 @@ def asks_for_dtype(frame: FrameType) -> bool:
     if not OF_DTYPE.isdisjoint(code.co_names):
         return True
     found = [frame.f_locals.get(name, frame.f_globals.get(name)) for name in (*frame.f_locals, *code.co_names)]
-    groups = [each if isinstance(each, (tuple, list)) else (each,) for each in found if type(each) in HOLDING]
-    return any(type(each) is HOLDING[-1] for group in groups for each in group)
+    groups = (each if isinstance(each, (tuple, list)) else (each,) for each in found if type(each) in HOLDING)
+    return any(type(each) is TENSOR_TYPE for group in groups for each in group)
 
 
 @lru_cache(maxsize=1024)
@@ -169,16 +172,12 @@ def _are_different(values: list[Any]) -> bool:
 @lru_cache(maxsize=1024)
 def _silent(code: CodeType) -> tuple[Asked, ...]:
     """What some code asks that way."""
-    steps = dis.get_instructions(code)
+    steps = list(dis.get_instructions(code))
     known = any(s.opname in MATCHING or (s.opname in READS[:2] and s.argval == "type") for s in steps)
-    tree = source(code) if known or "IS_OP" in map(_name, dis.get_instructions(code)) else None
+    tree = source(code) if known or any(s.opname == "IS_OP" for s in steps) else None
     if known and tree is None:
         return (Asked("for more than a trace can tell", frozenset(code.co_varnames)),)
     return tuple(_asked_silently(tree)) if tree is not None else ()
-
-
-def _name(step: dis.Instruction) -> str:
-    return step.opname
 
 
 def _asked_silently(tree: ast.AST) -> Iterator[Asked]:
@@ -219,11 +218,7 @@ def _named_in_except(code: CodeType, line: int, error: str) -> bool:
 
 
 def _is_own(frame: FrameType) -> bool:
-    return frame.f_code not in FOR_OTHERS and _package(frame) in ("torch", __package__.partition(".")[0])
-
-
-def _package(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return frame.f_code not in FOR_OTHERS and package(frame.f_globals) in NOT_USERS
 
 
 @lru_cache(maxsize=1024)

@@ -39,8 +39,12 @@ def users(frame: FrameType) -> FrameType:
 
 def is_users(frame: FrameType) -> bool:
     """Whether a frame is of code that is neither ours nor torch's; what was written for a model is its own."""
-    package = str(frame.f_globals.get("__name__")).partition(".")[0]
-    return package not in NOT_USERS or frame.f_code.co_filename.startswith("<")
+    return package(frame.f_globals) not in NOT_USERS or frame.f_code.co_filename.startswith("<")
+
+
+def package(names: Mapping[str, object]) -> str:
+    """The package of code, by the global names that it sees."""
+    return str(names.get("__name__")).partition(".")[0]
 
 
 def first_argument(frame: FrameType) -> object:
