@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import CellType, FunctionType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .capture.capture import storage
 from .capture.state import CONTAINERS, State
 from .capture.trees import leaves, map_leaves
 from .errors import InvalidInputError
@@ -104,16 +106,34 @@ def _own_tensors(module: nn.Module | None) -> dict[str, int]:
     return {name: id(tensor) for table in tables for name, tensor in table.items()}
 
 
-def owning(model: nn.Module) -> nn.Module:
-    """Give the model its own tensors, those in attributes too; ties between modules stay ties."""
+def owning(made: nn.Module, model: nn.Module) -> nn.Module:
+    """Give a copy of a model, which shares its tensors, tensors of its own, those in attributes too; ties between
+    modules stay ties. A merged layer has its own already.
+    """
     memo: dict[int, Any] = {}
+    held, users = set(map(storage, _tensors(model))), Counter(map(storage, _tensors(made)))
 
     def own(leaf: Any) -> Any:
-        return copy.deepcopy(leaf, memo) if isinstance(leaf, Tensor) else leaf
+        shared = isinstance(leaf, Tensor) and (users[storage(leaf)] > 1 or storage(leaf) in held or not _is_whole(leaf))
+        return copy.deepcopy(leaf, memo) if shared else leaf
 
-    for container in State(model).containers():
+    for container in State(made).containers():
         entries = container.items() if isinstance(container, dict) else enumerate(container)
         found = [(key, value) for key, value in entries if isinstance(value, (Tensor, tuple))]
         for key, value in [] if isinstance(container, set) else found:
             container[key] = map_leaves(own, value)
-    return model
+    return made
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors that a model holds, each as often as it does."""
+    for container in State(model).containers():
+        values = container.values() if isinstance(container, dict) else container
+        found = [value for value in values if isinstance(value, (Tensor, tuple))]
+        yield from (leaf for leaf in leaves(found) if isinstance(leaf, Tensor))
+
+
+def _is_whole(parameter: Tensor) -> bool:
+    """Whether a tensor is a parameter that is all there is in its memory."""
+    plain = type(parameter) is nn.Parameter and parameter.layout is torch.strided
+    return plain and parameter.nbytes == parameter.untyped_storage().nbytes()

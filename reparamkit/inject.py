@@ -78,7 +78,7 @@ def inject_locality(
     known = stated_grids(model) | (frozenset() if seen is None else seen.grids)
     grids = {name: _grid(name, found[name], sides, known) for name in names}
     _check_only_called(model, found, names)
-    changed = model if inplace else owning(sharing_copy(model))
+    changed = model if inplace else owning(sharing_copy(model), model)
     places = Places(changed)
     for name, shape in grids.items():
         fc = changed.get_submodule(name)

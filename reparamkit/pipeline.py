@@ -273,7 +273,7 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
         last, done = found[0], run(*found)
         later += done
     made_of = _recipe(tape, fused)
-    fused = fused if request.inplace else owning(fused)
+    fused = fused if request.inplace else owning(fused, model)
     error = check_whole(fused, fused if at_once else model, request)
     made = _reported(request, works, later, refusals, parts, before, _measured(fused, _readings(last)), error)
     made = replace(made, warnings=(*suspects, *made.warnings))

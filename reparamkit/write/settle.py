@@ -75,18 +75,20 @@ def _cast(module: nn.Module, like: Tensor, requires_grad: bool, last: Collection
     weights whose channels lie last in memory.
     """
     warnings: list[str] = []
-    if _vanishes(module, like.dtype):
+    peaks = {name: _peaks(parameter.data) for name, parameter in module.named_parameters()}
+    if 0 < max((float(peak.max()) for peak in peaks.values() if len(peak)), default=0) < _tiny(like.dtype) / 4:
+        # All that the layer gives would lose its digits.
         raise NotFusable(f"all numbers of a merged layer are too small for {_short(like.dtype)}")
     for name, parameter in module.named_parameters():
-        data = parameter.data
+        data, peak = parameter.data, peaks[name]
         with tape:
             cast = data.to(like.device, like.dtype).contiguous()
         if cast.dim() in last:
             with tape:
                 cast = cast.contiguous(memory_format=CHANNELS_LAST[cast.dim()])
-        if cast.dtype != data.dtype and _overflows(cast) and not _overflows(data):
+        if _is_finite(peak) and not _is_finite(peak.to(cast.dtype)):
             raise NotFusable(f"a merged {name} overflows {_short(cast.dtype)}")
-        if lossy := _lossy(data, cast.dtype):
+        if lossy := _lossy(data, peak, cast.dtype):
             shown = ", ".join(map(str, lossy[:4])) + ", ..." * (len(lossy) > 4)
             warnings.append(f"channel {shown} of the {name} is too small for {_short(cast.dtype)} and loses digits")
         owner, _, own_name = name.rpartition(".")
@@ -99,21 +101,26 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _lossy(weight: Tensor, dtype: torch.dtype) -> list[int]:
+def _tiny(dtype: torch.dtype) -> float:
+    """The smallest normal number."""
+    return torch.finfo(dtype).tiny
+
+
+def _peaks(numbers: Tensor) -> Tensor:
+    """The largest magnitude in each channel of a weight, or the magnitude of each number of a vector."""
+    if numbers.dim() < 2 or not numbers.numel():
+        return numbers.abs().flatten()
+    rows = numbers.flatten(1)
+    return torch.maximum(rows.amax(1), -rows.amin(1))
+
+
+def _lossy(weight: Tensor, peak: Tensor, dtype: torch.dtype) -> list[int]:
     """The channels of a weight all of whose numbers are below the smallest normal one, where digits get lost."""
-    if weight.dim() < 2 or not weight.numel():
+    if weight.dim() < 2:
         return []
-    rows = weight.flatten(1)
-    peak = torch.maximum(rows.amax(1), -rows.amin(1))
-    found: list[int] = ((peak > 0) & (peak < torch.finfo(dtype).tiny)).nonzero().flatten().tolist()
+    found: list[int] = ((peak > 0) & (peak < _tiny(dtype))).nonzero().flatten().tolist()
     return found
 
 
-def _vanishes(module: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether all that a layer gives would lose its digits: its largest number is far below the smallest normal one."""
-    bounds = [float(bound.abs()) for p in module.parameters() if p.numel() for bound in torch.aminmax(p.data)]
-    return 0 < max(bounds, default=0) < torch.finfo(dtype).tiny / 4
-
-
-def _overflows(tensor: Tensor) -> bool:
-    return tensor.numel() > 0 and not all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))
+def _is_finite(peak: Tensor) -> bool:
+    return bool(peak.isfinite().all())
