@@ -16,6 +16,8 @@ from torch.nn import functional as F
 import reparamkit
 from reparamkit.algebra import segments
 from reparamkit.capture import aliases, known
+from reparamkit.engine import placing
+from reparamkit.testing import randomize
 
 SIZES = st.integers(1, 9)
 
@@ -157,3 +159,34 @@ def test_what_fills_a_part_of_a_concatenation_is_not_cut_out_of_it(monkeypatch: 
     model = build(lambda: Model(forward, norm=nn.BatchNorm2d(12), **layers))
     reparamkit.fuse(model, sample((2, 4, 3, 3), torch.float32), verify=False)
     assert not cut
+
+
+class Residual(nn.Module):
+    """A layer between norms beside a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.norm(x)).relu()
+
+
+def test_what_is_tried_grows_with_the_depth_of_a_residual_net_and_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = [0]
+    term = placing._term
+
+    def counted(*given: Any) -> Any:
+        tried[0] += 1
+        return term(*given)
+
+    monkeypatch.setattr(placing, "_term", counted)
+
+    def tries(depth: int) -> int:
+        tried[0] = 0
+        net = randomize(nn.Sequential(*(Residual() for _ in range(depth))), 0).eval()
+        reparamkit.fuse(net, torch.randn(1, 2, 4, 4))
+        return tried[0]
+
+    few, more, most = map(tries, (12, 24, 36))
+    assert most - more < 1.1 * (more - few)

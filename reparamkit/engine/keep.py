@@ -30,6 +30,10 @@ OVERWRITTEN = "its input is overwritten in place before the merged layer could r
 """The reason why a merge across a write into what it reads is not made."""
 CHEAPEST, DEEPEST = 2, 2
 """How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
+FEW = 4
+"""How many sources a form may have, whatever it costs; and by how many operations one of more may exceed what it saves.
+Each layer of a residual net could be read as one of all that came before it, which never pays, and takes its time.
+"""
 
 
 @dataclass(eq=False)
@@ -75,14 +79,28 @@ class Keeper:
             alone = len(candidate.members) == 1
             if alone and not folds:
                 ranked.append(((False, self.options.price(self.options.as_computed(node))), number, candidate))
-            elif (option := self._option(node, candidate)) is None:
-                ranked.append(((False, float("inf")), number, candidate))
-            else:
-                slower = any(True for _ in self._raised(option))
-                ranked.append(((slower, self.options.price(option)), number, candidate))
-                if not (alone and _guesses(option)) and self._pays(node, option):
-                    merges.append(option)
+                continue
+            option = self._option(node, candidate)
+            slower = option is not None and any(True for _ in self._raised(option))
+            if alone or not self._is_vain(node, candidate, option, slower):
+                price = float("inf") if option is None else self.options.price(option)
+                ranked.append(((slower, price), number, candidate))
+            if option is not None and not (alone and _guesses(option)) and self._pays(node, option):
+                merges.append(option)
         return ranked
+
+    def _is_vain(self, node: fx.Node, candidate: Candidate, option: Option | None, slower: bool) -> bool:
+        """Whether a form of many sources costs so much that no layer after it makes up for that."""
+        terms = candidate.form.terms.values()
+        if len(terms) <= FEW:
+            return False
+        if slower:
+            return True
+        # What cannot be written is, further on, at best a layer per source, and their sum.
+        sums = sum(not term.op.is_identity for term in terms) + len(terms) - 1
+        own = (m for m in candidate.members if m is node or m.users.keys() <= candidate.members)
+        saved = sum(self.options.prices.cost(member).launches for member in own)
+        return (sums if option is None else option.cost.launches) > saved + FEW
 
     def _kept(self, ranked: list[_Ranked]) -> list[Candidate]:
         by_sources: dict[frozenset[tuple[str, bool]], _Ranked] = {}

@@ -154,9 +154,16 @@ def _concatenated(form: Form, dim: int, parts: list[Form], means: Means) -> Plac
 
 def _added(form: Form, means: Means) -> Placed:
     """The terms are added up; the bias goes to the one that takes it at the lowest cost."""
-    alone = len(form.terms) == 1
-    chosen = {name: _tried_term(form, name, form.bias if alone else None, means) for name in sorted(form.terms)}
-    if form.bias is not None and not alone:
+    carried = form.bias is not None and len(form.terms) > 1
+    chosen: dict[str, Placement | str] = {}
+    refused: list[str] = []
+    for name in sorted(form.terms):
+        chosen[name] = found = _tried_term(form, name, None if carried else form.bias, means)
+        refused += [found] if isinstance(found, str) else []
+        if len(refused) > carried:
+            # One that cannot be written without the bias may be with it.
+            raise NotFusable(refused[0])
+    if carried:
         chosen = _with_carrier(form, chosen, means)
     placed: list[Placement] = []
     for found in chosen.values():
@@ -170,7 +177,7 @@ def _with_carrier(form: Form, bare: dict[str, Placement | str], means: Means) ->
     """The placements, of which one has the bias; if none takes it, why."""
     assert form.bias is not None
     least, carried = (0, form.bias.stored), dict[str, Placement | str]()
-    for name in bare:
+    for name in [name for name, found in bare.items() if isinstance(found, str)] or bare:
         carried[name] = _tried_term(form, name, form.bias, means)
         if not isinstance(carried[name], str) and _growth(bare[name], carried[name]) == least:
             # No term takes it for less.
