@@ -350,6 +350,23 @@ def test_hooks_on_a_block(changes: bool, pre: bool, with_inputs: bool):
     assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
 
 
+@pytest.mark.parametrize("several", [True, False])
+def test_a_forward_that_is_written_anew_stays_that_of_eval_mode(several: bool):
+    """Dropout in it is gone in training mode too, as the FAQ says; in code that is still the user's it acts."""
+
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm = conv(3, 4), conv(3, 4), norm(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x) + self.b(x) if several else self.a(x)
+            return F.dropout(self.norm(y), 0.5, self.training)
+
+    fused = reparamkit.fuse(build(Dropping), X).train()
+    assert (fused(X) == 0).any().item() is not several
+
+
 @pytest.mark.parametrize("trainable", [True, False])
 def test_requires_grad(trainable: bool):
     """A frozen net stays frozen, a trainable one trainable; gradients of the input are those of the original."""
