@@ -144,9 +144,7 @@ Method = tuple[nn.Module, str]
 """A method of one module, by its name; forward, if it is not run by calls of the module alone."""
 
 
-def _methods(
-    frame: FrameType | None, called: Collection[nn.Module], model: Collection[nn.Module]
-) -> frozenset[Method]:
+def _methods(frame: FrameType | None, called: Collection[nn.Module], model: Collection[nn.Module]) -> frozenset[Method]:
     """The methods of the model's modules that are running; forward only where it is called as a method, and not by a
     call of the module. called: the modules whose calls are running. (A module that code makes is none of the model's.)
     """
