@@ -616,3 +616,24 @@ def test_the_methods_of_a_module_that_code_makes_are_none_of_the_models():
     assert fused.norm.weight is None
     with torch.no_grad():
         assert error(fused(x), model(x)) <= 1e-6
+
+
+class Selfish(nn.Module):
+    """A layer with the name of the module itself, as in the attention of BERT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.self, self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.self(x).relu()
+        return self.a(y) + self.b(y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("as_graph", [False, True], ids=["model", "graph"])
+def test_what_a_layer_called_self_gives_is_not_the_module(as_graph: bool):
+    model, x = build(Selfish), sample((2, 4), torch.float32)
+    fused = reparamkit.fuse(model, x, as_graph=as_graph)
+    assert len(reparamkit.report(fused).merges) == 1
+    with torch.no_grad():
+        assert error(fused(x), model(x)) <= 1e-6
