@@ -247,9 +247,9 @@ def _fused_as_written(model: nn.Module, request: Request, swapped: list[str]) ->
         try:
             return _fused_whole(model, request, swapped)
         except Unwritable as no:
-            if no.path in request.unwritable:
+            if no.reasons.keys() <= request.unwritable.keys():
                 raise
-            request = replace(request, unwritable={**request.unwritable, no.path: no.reason})
+            request = replace(request, unwritable={**request.unwritable, **no.reasons})
 
 
 def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.Module:
