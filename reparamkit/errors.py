@@ -13,6 +13,10 @@
 Each message says what happened, where (the module path), and what to do next.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 
 class ReparamkitError(Exception):
     """Base of every error reparamkit raises on purpose."""
@@ -63,8 +67,8 @@ class FreeSize(NotFusable):
 
 
 class Unwritable(NotFusable):
-    """The method of the module at ``path`` cannot be written with all merges in it that were chosen."""
+    """The methods of the modules at some paths cannot be written with all merges in them that were chosen."""
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(reason)
-        self.path = path
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__("; ".join(dict.fromkeys(reasons.values())))
+        self.reasons = reasons

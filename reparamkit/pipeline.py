@@ -21,6 +21,7 @@ from .capture.caches import caches_left, empty_tables
 from .capture.constants import decide_again
 from .capture.draws import random_state_kept
 from .capture.gradients import same_with_gradients
+from .capture.iterators import iterators_left
 from .capture.parts import Parts, capture_parts
 from .capture.paths import module_at
 from .capture.ranks import takes_other_ranks
@@ -246,16 +247,16 @@ def _fused_as_written(model: nn.Module, request: Request, swapped: list[str]) ->
         try:
             return _fused_whole(model, request, swapped)
         except Unwritable as no:
-            if no.path in request.unwritable:
+            if no.reasons.keys() <= request.unwritable.keys():
                 raise
-            request = replace(request, unwritable={**request.unwritable, no.path: no.reason})
+            request = replace(request, unwritable={**request.unwritable, **no.reasons})
 
 
 def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.Module:
     """swapped: receives the paths of layers that are merged in `model` itself."""
     at_once = request.inplace and not request.as_graph
     private = model if at_once else sharing_copy(model)
-    with intact(private), caches_left(private):
+    with intact(private), caches_left(private), iterators_left(private):
         if request.inputs is not None:
             empty_tables(private, partial(outputs, private, request.inputs), lambda a, b: compare(a, b).passed)
         parts, tape = _captured(private, request), Tape(private)
@@ -290,7 +291,7 @@ def _captured_again(
     """What is written, to be merged once more, if that may go on; None if it may not, or the model fails."""
     if request.as_graph or not any(work.may_go_on for work in works):
         return None
-    with suppress(InvalidInputError), intact(model), caches_left(model):
+    with suppress(InvalidInputError), intact(model), caches_left(model), iterators_left(model):
         if request.inputs is not None:
             request = replace(request, example=checked_inputs(model, request.inputs.args, request.inputs.kwargs))
         parts = _captured(model, request)

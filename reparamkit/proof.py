@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .algebra.operator import Operator
-from .algebra.size import Size, Symbol, roots
+from .algebra.size import Pin, Size, Symbol, roots
 from .capture.capture import Captured
 from .capture.lending import lender
 from .capture.trees import filled
@@ -55,6 +55,26 @@ class Piece:
     members: frozenset[fx.Node] = frozenset()
     beside: Mapping[fx.Node, Operator] = field(default_factory=dict)
     numbers_vary: bool = False
+
+    @cached_property
+    def smallest(self) -> Mapping[Symbol, int]:
+        """What free sizes have to be at least for the windows over them to fit."""
+        found: dict[Symbol, int] = {}
+        for op in (*self.sources.values(), *self.beside.values()):
+            for symbol, number in op.smallest:
+                found[symbol] = max(number, found.get(symbol, 1))
+        return found
+
+    def shape(self, op: Operator, size: int | None) -> list[int]:
+        """The sizes that an operator reads, with free ones as in the example inputs (None) or all set to `size`: to as
+        much more, where smaller ones do not fit.
+        """
+        return [each.hint if size is None or each.known else self._number(each, size) for each in op.source_sizes]
+
+    def _number(self, size: Size, value: int) -> int:
+        smallest = {symbol: self.smallest.get(symbol, 1) for symbol in roots(size)}
+        pins: dict[Symbol, Pin] = {s: value if value >= least else least - 1 + value for s, least in smallest.items()}
+        return size.substitute(pins).hint
 
     @cached_property
     def runner(self) -> _Wide:
@@ -136,7 +156,7 @@ def _difference(tried: _Try, where: str) -> str:
 
 
 def _elements(piece: Piece, size: int | None) -> int:
-    return max(math.prod(_number(s, size) for s in op.source_sizes) for op in piece.sources.values())
+    return max(math.prod(piece.shape(op, size)) for op in piece.sources.values())
 
 
 def _tries(piece: Piece, size: int | None, doubled: Dims = frozenset()) -> list[_Try]:
@@ -181,7 +201,8 @@ def _values(piece: Piece, size: int | None, leading: int, doubled: Dims) -> dict
                 values[node] = piece.value(node, values, as_traced=size is None)
         if node not in values:
             dims = {d for each, d in doubled if each is node}
-            values[node] = _drawn(piece.sources[node], size, drawn, leading, dims)
+            op = piece.sources[node]
+            values[node] = _drawn(op, piece.shape(op, size), drawn, leading, dims)
         if piece.members.isdisjoint(node.users):
             # A merge in place before this one: the members read what has the value now.
             values[piece.captured.current(node)] = values[node]
@@ -197,26 +218,19 @@ def _wanted(piece: Piece, values: dict[fx.Node, Tensor], size: int | None, leadi
             try:
                 values[node] = piece.value(node, values, as_traced=size is None)
             except LookupError:
-                values[node] = _drawn(op, size, len(values), leading, ())
+                values[node] = _drawn(op, piece.shape(op, size), len(values), leading, ())
         return piece.value(piece.old, values, as_traced=size is None)
 
 
-def _drawn(op: Operator, size: int | None, number: int, leading: int, doubled: Collection[int]) -> Tensor:
+def _drawn(op: Operator, sizes: Sequence[int], number: int, leading: int, doubled: Collection[int]) -> Tensor:
     """Random numbers; an open first dimension stands for `leading` dimensions. doubled: dimensions of twice their
     size.
     """
     generator = torch.Generator().manual_seed(number)
-    shape = [_number(s, size) * (2 if d in doubled else 1) for d, s in enumerate(op.source_sizes)]
+    shape = [size * (2 if d in doubled else 1) for d, size in enumerate(sizes)]
     if op.open_rank:
         shape[:1] = [2] * leading
     return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def _number(size: Size, value: int | None) -> int:
-    if value is None or size.known:
-        return size.hint
-    pins: dict[Symbol, int] = dict.fromkeys(roots(size), value)
-    return size.substitute(pins).hint
 
 
 def needed(

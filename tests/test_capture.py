@@ -2016,3 +2016,24 @@ def test_a_size_that_the_code_before_takes_as_a_plain_number_is_checked_again():
     fused = reparamkit.fuse(model, x)
     for samples in (x, x[:1], torch.cat([x, x])):
         assert error(run(fused, samples), run(model, samples)) <= 1e-5
+
+
+class EitherOr(nn.Module):
+    """What may be given is an image, or a text, or both, as in CLIP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.text = conv_norm(4, 4), nn.Linear(4, 4)
+
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        return None if image is None else self.image(image), None if text is None else self.text(text)
+
+
+def test_a_model_that_is_given_nothing_is_fused_inside():
+    """Without inputs nothing of it runs: what it has inside is traced by itself, and the report says why."""
+    model, x = build(EitherOr), sample((2, 4, 8, 8), torch.float32)
+    fused = reparamkit.fuse(model)
+    assert "the forward calls none of its modules" in str(reparamkit.report(fused))
+    assert len(reparamkit.report(fused).merges) == 1
+    with torch.no_grad():
+        assert error(fused(x)[0], model(x)[0]) <= 1e-6

@@ -227,3 +227,28 @@ def test_what_a_row_leaves_in_the_code_of_a_module_stays_when_only_the_code_arou
     fused = reparamkit.fuse(model, inplace=True, skip="twice")
     assert len(reparamkit.report(fused).merges) == 2
     assert all(error(a, b) <= 1e-6 for a, b in zip(run(fused, x), wanted, strict=True))
+
+
+class FeedForward(nn.Module):
+    """Layers in a method, behind a norm and beside a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.wide, self.narrow = nn.LayerNorm(8), nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return self.narrow(self.wide(x).relu())  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mixed(self.norm(x))
+
+
+def test_a_method_that_a_merge_before_hid_is_read_for_the_next():
+    """Its last layer merged with what comes behind the module: the scale of the norm goes into its first."""
+    layers = {"inner": FeedForward(), "out": nn.Linear(8, 2), "last": nn.Linear(2, 1)}
+    model, x = build(lambda: Model(lambda m, x: m.last(m.out(m.inner(x))), **layers)), sample((2, 5, 8), torch.float32)
+    wanted = run(model, x)
+    fused = reparamkit.fuse(model, x, inplace=True)
+    assert not hasattr(fused.inner, "mixed")
+    assert {"wide" in str(merge.members) for merge in reparamkit.report(fused).merges} == {True, False}
+    assert error(run(fused, x), wanted) <= 1e-6

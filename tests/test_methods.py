@@ -585,3 +585,55 @@ def test_a_method_of_which_no_merge_was_made_in_the_end_is_not_hidden(with_input
     with torch.no_grad():
         for found, wanted in zip(fused(*given), model(*given), strict=True):
             assert error(found, wanted) <= 1e-6
+
+
+class Turned(nn.Module):
+    """Turns its input round, in a method."""
+
+    def turned(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.turned(x)
+
+
+class TurnsBehindANorm(nn.Module):
+    """Calls a module that it makes itself, as code does with the layers of einops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.q, self.k = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = Turned()(self.norm(x)).transpose(1, 2)
+        return self.q(y).relu() * self.k(y)  # type: ignore[no-any-return]
+
+
+def test_the_methods_of_a_module_that_code_makes_are_none_of_the_models():
+    """Nobody else can call them."""
+    model, x = build(TurnsBehindANorm), sample((2, 5, 8), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert fused.norm.weight is None
+    with torch.no_grad():
+        assert error(fused(x), model(x)) <= 1e-6
+
+
+class Selfish(nn.Module):
+    """A layer with the name of the module itself, as in the attention of BERT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.self, self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.self(x).relu()
+        return self.a(y) + self.b(y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("as_graph", [False, True], ids=["model", "graph"])
+def test_what_a_layer_called_self_gives_is_not_the_module(as_graph: bool):
+    model, x = build(Selfish), sample((2, 4), torch.float32)
+    fused = reparamkit.fuse(model, x, as_graph=as_graph)
+    assert len(reparamkit.report(fused).merges) == 1
+    with torch.no_grad():
+        assert error(fused(x), model(x)) <= 1e-6

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import reparamkit
-from reparamkit import InvalidInputError
+from reparamkit import InvalidInputError, pipeline
 from reparamkit.sourcecode.following import Following
 from reparamkit.sourcecode.values import Group
 
@@ -783,6 +783,37 @@ def test_a_block_whose_very_class_the_forward_asks_for_is_not_written_again(asks
     assert f"{asked}.c.0" in merged
     assert f"{asked}.b" not in merged
     assert any("very class" in r.reason for r in report.refusals if r.path == f"{asked}.b")
+
+
+class WithMethod(nn.Module):
+    """A method reads the norm, which is hidden where that merges: the block is of another class then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))  # type: ignore[no-any-return]
+
+    def normed(self, x: Tensor) -> Tensor:
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+def test_all_blocks_whose_very_class_is_asked_for_are_found_out_at_once(monkeypatch: pytest.MonkeyPatch):
+    """A model of many would be fused once more for each."""
+    runs, whole = list[int](), pipeline._fused_whole
+    monkeypatch.setattr(pipeline, "_fused_whole", lambda *args: (runs.append(1), whole(*args))[1])
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        for block in m.blocks:
+            x = block(x).relu() if type(block) is WithMethod else block(x)
+        return x
+
+    model = build(lambda: Model(forward, blocks=nn.ModuleList([WithMethod() for _ in range(4)])))
+    fused = reparamkit.fuse(model, X)
+    assert len(runs) == 2
+    assert sum("very class" in refusal.reason for refusal in reparamkit.report(fused).refusals) >= 4
+    assert error(run(fused, X), run(model, X)) <= 1e-6
 
 
 class Late(AskingFor):

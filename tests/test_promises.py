@@ -1502,3 +1502,20 @@ def test_layers_of_a_merge_that_could_not_be_proved_merge_without_the_others():
     fused = reparamkit.fuse(net)
     assert "norm" not in operations(fused, x)
     assert error(run(fused, x), run(net, x)) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: seq(nn.Conv2d(1, 4, (1, 400), (1, 50), (0, 175)), nn.BatchNorm2d(4)),
+        lambda: seq(nn.Conv1d(4, 4, 60), nn.Conv1d(4, 4, 60), nn.BatchNorm1d(4)),
+        lambda: seq(nn.Conv3d(2, 2, 50), nn.BatchNorm3d(2)),
+        lambda: seq(nn.ReLU(), nn.AvgPool2d((1, 75), (1, 16)), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
+        lambda: seq(nn.ConvTranspose1d(4, 4, 60, padding=58), nn.BatchNorm1d(4)),
+    ],
+    ids=["strided", "two in a row", "three dimensions", "pool", "transposed"],
+)
+def test_a_window_of_any_length_is_proved_without_inputs(make: Callable[[], nn.Module]):
+    """The sizes that are tried are such that it fits."""
+    fused = reparamkit.fuse(build(make))
+    assert not any("Norm" in type(layer).__name__ for layer in fused.modules())

@@ -558,3 +558,24 @@ def test_a_slice_up_to_a_number_that_is_an_argument_is_left(with_inputs: bool):
     with torch.no_grad():
         assert error(fused(x, 6), net(x, 6)) <= 1e-5
     assert len(reparamkit.report(fused).merges) == 1
+
+
+class Channels(nn.Module):
+    """A norm of the last dimension, as that of the channels: by a swap that leaves a matrix as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.out = nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.layer(x).transpose(-1, 1)).transpose(-1, 1))  # type: ignore[no-any-return]
+
+
+def test_who_swaps_two_dimensions_has_two():
+    """Of the ranks that the norm takes, 2 and 3, the swap does something for the second only. The other is refused."""
+    net, x = build(Channels), sample((2, 7, 8), torch.float32)
+    fused = reparamkit.fuse(net)
+    assert len(reparamkit.report(fused).merges) == 1
+    assert error(run(fused, x), run(net, x)) <= 1e-6
+    with pytest.raises(GuardError):
+        fused(x[:, 0])

@@ -646,3 +646,64 @@ def test_a_hook_that_stands_in_a_page_of_text_is_read_by_its_own_lines():
     fused = reparamkit.fuse(model, X)
     assert error(run(fused, X), run(model, X)) <= 1e-6
     assert "norm" not in operations(fused, X)
+
+
+# --- iterators ------------------------------------------------------------------------------------------
+
+
+class Taking(nn.Module):
+    """Takes what an iterator among its attributes gives: a number, an index or a layer."""
+
+    def __init__(self, iterate: Callable[[Any], Iterator[Any]], take: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.convs, self.norm = nn.ModuleList([conv(4, 4), conv(4, 4)]), norm(4)
+        self.iterator, self.take = iterate(self), take
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.take(self, x)
+
+
+def of_next_number(m: Any, x: Tensor) -> Tensor:
+    return m.norm(m.convs[0](x)) * next(m.iterator)  # type: ignore[no-any-return]
+
+
+def of_next_layer(m: Any, x: Tensor) -> Tensor:
+    return m.norm(next(m.iterator)(x))  # type: ignore[no-any-return]
+
+
+def of_next_in_a_loop(m: Any, x: Tensor) -> Tensor:
+    for layer in m.iterator:
+        return m.norm(layer(x))  # type: ignore[no-any-return]
+    return x
+
+
+ITERATORS: dict[str, tuple[Callable[[Any], Iterator[Any]], Callable[[Any, Tensor], Tensor]]] = {
+    "cycle": (lambda m: itertools.cycle([1.0, 2.0, 3.0]), of_next_number),
+    "count": (lambda m: itertools.count(2.0), of_next_number),
+    "list": (lambda m: iter([float(k) for k in range(1, 9)]), of_next_number),
+    "layers": (lambda m: itertools.cycle(m.convs), of_next_layer),
+    "layers in a loop": (lambda m: itertools.cycle(m.convs), of_next_in_a_loop),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(("iterate", "take"), ITERATORS.values(), ids=ITERATORS)
+def test_iterators_give_next_what_they_would_have_given(
+    iterate: Callable[[Any], Iterator[Any]], take: Callable[[Any, Tensor], Tensor], options: dict[str, Any]
+):
+    """The user's and the fused one's: what traces and runs took is given again, and code goes by what is taken."""
+    model, twin = (build(partial(Taking, iterate, take)) for _ in range(2))
+    wanted = [run(twin, X) for _ in range(4)]
+    fused = reparamkit.fuse(model, **options)
+    models = [fused] if options.get("inplace") else [fused, model]
+    assert all(error(run(each, X), one) <= 1e-6 for each in models for one in wanted)
+
+
+def test_a_generator_gives_next_what_it_would_have_given():
+    """It cannot be copied, nor can the model."""
+    made = [build(partial(Taking, lambda m: (float(k) for k in range(1, 9)), of_next_number)) for _ in range(2)]
+    wanted = [run(made[0], X) for _ in range(4)]
+    with pytest.raises(reparamkit.InvalidInputError, match="cannot be copied"):
+        reparamkit.fuse(made[1], X)
+    fused = reparamkit.fuse(made[1], X, inplace=True)
+    assert all(error(run(fused, X), one) <= 1e-6 for one in wanted)

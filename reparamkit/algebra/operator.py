@@ -17,13 +17,13 @@ The weight has one leg per link that is not FREE or MEAN, in the order of the li
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
 from ..errors import NotFusable
-from .size import Pin, Size, Symbol, fixed, hidden_size, joined_pins, open_size, product, stencil_size
+from .size import Pin, Size, Symbol, fixed, hidden_size, joined_pins, least, open_size, product, stencil_size
 from .weight import Computed, One, Weight, Zeros
 
 Dims = tuple[tuple[int, ...], ...]
@@ -213,6 +213,12 @@ class Operator:
     def source_sizes(self) -> tuple[Size, ...]:
         """Size of each dimension of the source."""
         return tuple(map(product, self.source_atoms))
+
+    @property
+    def smallest(self) -> Iterator[tuple[Symbol, int]]:
+        """Free sizes of the source, with what they have to be at least for each window to fit."""
+        for link in self.links:
+            yield from least(link.size, -(link.c // link.up) if link.role is Role.STENCIL else 1).items()
 
     @cached_property
     def value_sizes(self) -> tuple[Size, ...]:

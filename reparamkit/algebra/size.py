@@ -333,6 +333,17 @@ def solved(size: Size, number: int) -> dict[Symbol, int]:
     return solved(inner, number - 1 - c) if stride == 1 and number > 0 else {}
 
 
+def least(size: Size, number: int) -> dict[Symbol, int]:
+    """What a free size has to be at least for one derived from it to be a number or more, and none between to be 0."""
+    if len(size.symbols) != 1:
+        return {}
+    (symbol,), count = size.symbols, -(-number // size.factor)
+    if not symbol.derived:
+        return {symbol: max(1, count)}
+    inner, stride, c = _stencil(symbol)
+    return least(inner, stride * (max(1, count) - 1) - c)
+
+
 def fixed(value: int) -> Size:
     """A size that is a plain number."""
     return Size(value)

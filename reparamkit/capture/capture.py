@@ -488,6 +488,11 @@ def _captured(
     except Exception as error:
         where = path if tracer.failed is None else tracer.failed.path
         raise CaptureError(why_not(where, inputs, error, opaque), where) from error
+    if inputs is None and _calls_nothing(tracer, model.get_submodule(path)):
+        raise CaptureError(
+            "the forward calls none of its modules where all its arguments have their defaults: pass example_inputs",
+            path,
+        )
     tier = "values" if sized else "symbolic"
     return Captured(
         model,
@@ -501,6 +506,12 @@ def _captured(
         lists=tracer.lists,
         callers=_named_in(graph, "call_module"),
     )
+
+
+def _calls_nothing(tracer: Tracer, module: nn.Module) -> bool:
+    """Whether a trace was given nothing, as no argument has to be given, and came by no layer."""
+    given = any(node.op in ("placeholder", "call_module") for node in tracer.graph.nodes)
+    return not given and len(tracer.frames) == 1 and any(module.children())
 
 
 def _named_in(graph: fx.Graph, op: str) -> dict[str, list[Frame]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from .iterators import iterators_left
 from .trees import traced
 
 TABLES = ("_parameters", "_buffers", "_modules")
@@ -186,13 +187,16 @@ def kept(*models: nn.Module) -> Iterator[list[State]]:
     """At the end models have what they had, whatever their forward changed; yields that. (Layers that it made stay:
     others would have other weights.)
     """
-    before = [State(model) for model in models]
-    try:
-        yield before
-    finally:
-        for state in before:
-            if state.has_its_layers:
-                state.restore()
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(iterators_left(model))
+        before = [State(model) for model in models]
+        try:
+            yield before
+        finally:
+            for state in before:
+                if state.has_its_layers:
+                    state.restore()
 
 
 def same_items(now: Any, before: Any) -> bool:

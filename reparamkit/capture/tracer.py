@@ -144,14 +144,14 @@ Method = tuple[nn.Module, str]
 """A method of one module, by its name; forward, if it is not run by calls of the module alone."""
 
 
-def _methods(frame: FrameType | None, called: Collection[nn.Module]) -> frozenset[Method]:
-    """The methods of the user's modules that are running; forward only where it is called as a method, and not by a
-    call of the module. called: the modules whose calls are running.
+def _methods(frame: FrameType | None, called: Collection[nn.Module], model: Collection[nn.Module]) -> frozenset[Method]:
+    """The methods of the model's modules that are running; forward only where it is called as a method, and not by a
+    call of the module. called: the modules whose calls are running. (A module that code makes is none of the model's.)
     """
     found = set[Method]()
     while frame is not None and frame.f_code is not Tracer.traced_call.__code__:
         owner = first_argument(frame)
-        if isinstance(owner, nn.Module):
+        if isinstance(owner, nn.Module) and owner in model:
             name = _method_of(type(owner), frame.f_code)
             found |= {(owner, name)} if name and (name != "forward" or owner not in called) else set()
         frame = frame.f_back
@@ -463,7 +463,7 @@ class Tracer(fx.Tracer):
         node = super().create_node(kind, target, *args, **kwargs)
         node.meta["frame"] = self.frame
         node.meta["opaque"] = kind == "call_module" and id(self.root.get_submodule(str(target))) in self.outputs
-        node.meta["methods"] = _methods(sys._getframe(1), self._called())
+        node.meta["methods"] = _methods(sys._getframe(1), self._called(), self.submodule_paths or ())
         node.meta["context"] = modes()
         if self.frame is not None:
             running = list(_running(sys._getframe(1)))

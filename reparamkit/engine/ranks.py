@@ -55,6 +55,8 @@ NAMED: dict[str, dict[str, Any]] = {
     **{name: {"dim": (), "keepdim": False} for name in ("mean", "sum", "amax", "amin")},
 }
 """Names and defaults of arguments on which the rank of a result depends."""
+SWAPPING = frozenset({"transpose", "swapaxes", "swapdims"})
+"""Calls that exchange two dimensions."""
 SPLITTING = frozenset({"chunk", "split", "split_with_sizes", "tensor_split"})
 """Calls that make several values of as many dimensions."""
 
@@ -73,10 +75,7 @@ def tell_ranks(captured: Captured) -> bool:
     ranks.settle(captured.graph.nodes)
     ranks.note(certain=True)
     for node in captured.graph.nodes:
-        if WINDOW.fullmatch(ranks.name(node)) and len(ranks.of[node]) > 1:
-            # A window takes a sample without its batch too, which few mean.
-            ranks.of[node] = frozenset({max(ranks.of[node])})
-            ranks.settle([node, *node.users])
+        ranks.guess(node)
     ranks.note(certain=False)
     return told != [node.meta.get(RANK) for node in captured.graph.nodes]
 
@@ -109,6 +108,24 @@ class _Ranks:
             settled = (node for node, ranks in self.of.items() if len(ranks) == 1)
             for node in (node for node in settled if self.name(node) not in SPLITTING):
                 node.meta.setdefault(RANK, (next(iter(self.of[node])), certain))
+
+    def guess(self, node: fx.Node) -> None:
+        """Leave only ranks of a result that are meant, of those that the calls allow."""
+        meant = self._meant(node)
+        if meant and meant != self.of[node]:
+            self.of[node] = meant
+            self.settle([node, *node.users])
+
+    def _meant(self, node: fx.Node) -> frozenset[int]:
+        name, ranks = self.name(node), self.of[node]
+        if WINDOW.fullmatch(name) and ranks:
+            # A window takes a sample without its batch too, which few mean.
+            return frozenset({max(ranks)})
+        if name in SWAPPING:
+            # Who swaps two dimensions has two of them in mind.
+            dims = [dim for dim in node.args[1:3] if isinstance(dim, int)]
+            return frozenset(rank for rank in ranks if len({dim % rank for dim in dims if rank}) == len(dims))
+        return ranks
 
     def settle(self, nodes: Iterable[fx.Node]) -> None:
         """Leave only ranks that these calls allow, and then all others they are related to."""
@@ -211,7 +228,7 @@ def _of_one(name: str, args: list[Any], node: fx.Node) -> Relation | None:
         return lambda rank: _checked(rank, rank >= LEAST.get(name, 0))
     if name == "permute":
         return lambda rank: _checked(rank, rank == len(flat))
-    if name in ("transpose", "swapaxes", "swapdims"):
+    if name in SWAPPING:
         return lambda rank: _checked(rank, all(_is_of(dim, rank) for dim in flat))
     if name in ("view", "reshape") and (len(rest) > 1 or flat is not rest):
         return lambda rank: len(flat)

@@ -17,7 +17,7 @@ from ..errors import NotFusable
 from ..sourcecode.exposing import exposes, leaves_out, shows
 from ..sourcecode.flow import ALWAYS, Way, chosen, way_to
 from .choices import has_other_ways
-from .frames import bound, original_forward
+from .frames import bound, original_class, original_forward
 
 
 def check_unexposed(captured: Captured, site: Site, scale: fx.Node, written: Set[int]) -> None:
@@ -74,7 +74,7 @@ def showing_method(captured: Captured, values: Set[fx.Node]) -> str:
     for module, name in sorted(inside, key=lambda method: method[1]):
         made = _run_by(captured, module, name, values)
         read = _run_by(captured, module, name, readers)
-        method = getattr(type(module), name)
+        method = getattr(original_class(module), name)
         names = frozenset[str]() if made else _parameters(method)
         if made != read and shows(method, module, names, made - read, read):
             return name
@@ -102,7 +102,7 @@ def _names(captured: Captured, values: Set[fx.Node], call: Frame) -> frozenset[s
 def _methods(module: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, Callable[..., Any]]]:
     """The methods among what the code of a module calls."""
     for name in sorted(names):
-        method = getattr(type(module), name, None)
+        method = getattr(original_class(module), name, None)
         if inspect.isfunction(method):
             yield name, method
 
@@ -169,7 +169,7 @@ def _way_to(captured: Captured, call: Frame, node: fx.Node, place: str) -> Way |
     """The way to a place, in the code of a forward or of one of the methods that it calls."""
     way = way_to(original_forward(call.module), place, call.module)
     for name in _running(captured, call, node) if way is None else ():
-        if way_to(getattr(type(call.module), name), place, call.module) == ALWAYS:
+        if way_to(getattr(original_class(call.module), name), place, call.module) == ALWAYS:
             return way_to(original_forward(call.module), name, call.module)
     return way
 

@@ -227,7 +227,7 @@ class Finisher:
         if self.touches(members) or not self._is_written_over(members):
             return True
         if self._is_merged_further(written):
-            raise Unwritable(self.captured.frame(next(iter(members))).path, WRITTEN_INTO)
+            raise Unwritable({self.captured.frame(next(iter(members))).path: WRITTEN_INTO})
         return False
 
     def _is_merged_further(self, written: Written) -> bool:
@@ -278,7 +278,7 @@ class Finisher:
             self.dead.add(str(scale.target))
         elif scale.op == "call_module" and scale.target not in self.captured.held:
             if self._is_written_over([scale]):
-                raise Unwritable(self.captured.frame(scale).path, WRITTEN_INTO)
+                raise Unwritable({self.captured.frame(scale).path: WRITTEN_INTO})
             self.swaps[str(scale.target)] = nn.Identity().eval()
 
     # --- changing --------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ class Finisher:
             graph = fold(self.captured, frame, inlined, leaving=self.swaps.keys())
         except NotFusable as no:
             # Each merge could be written by itself.
-            raise Unwritable(frame.path, no.reason) from no
+            raise Unwritable({frame.path: no.reason}) from no
         self._keep_constants(graph, frame.module)
         written = method(graph, gradients=not without_gradients(self.captured, frame, inlined))
         change(frame.module, replace(changes_of(frame.module), forward=written))
@@ -464,11 +464,24 @@ class Finisher:
         return {*called, *outside.methods, *forwards}
 
     def _check_kept(self, classes: Mapping[nn.Module, type[nn.Module]]) -> None:
-        """Raises `Unwritable` if a module has another class than before, and the code that runs asks for that."""
+        """Raises `Unwritable` if modules have another class than before, and the code that runs asks for that."""
         exact = self.captured.outside.exact
-        for path, module in self.captured.root.named_modules():
-            if module in exact and classes[module] is not type(module):
-                raise Unwritable(path, exact[module])
+        named = self.captured.root.named_modules()
+        found = {path: exact[m] for path, m in named if m in exact and classes[m] is not type(m)}
+        if found:
+            raise Unwritable({path: found[path] for path in self._apart(found)})
+
+    def _apart(self, paths: Iterable[str]) -> list[str]:
+        """Those that share no merge with one before: without the merges of that, they may be what they were."""
+        found, known = list[str](), set[int]()
+        for path in paths:
+            inside = {id(site) for site in self.sites if any(self._is_in(path, node) for node in site.members)}
+            found += [path] if inside.isdisjoint(known) else []
+            known |= inside
+        return found
+
+    def _is_in(self, path: str, node: fx.Node) -> bool:
+        return any(call.path == path for call in self.captured.frame(node).stack)
 
     def _hide_asking(self) -> None:
         """Hide the methods that would take a module for one of another class, which it has got by what was changed."""

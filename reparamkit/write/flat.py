@@ -12,7 +12,7 @@ from ..capture.capture import Captured
 from ..capture.guards import expect_rank
 from ..layers.overwrite import overwrite_
 from ..sourcecode import writes
-from .frames import read_lent
+from .frames import read_lent, spare_self
 
 IN_PLACE = {getattr(operator, name): name for name in writes.IN_PLACE}
 IN_PLACE[overwrite_] = "setitem"
@@ -44,6 +44,7 @@ def graph_module(captured: Captured) -> fx.GraphModule:
     for node, copy in here.items():
         own = partial(graph.get_attr, first) if first else lambda: None
         read_lent(captured, node.meta.get("lent", {}), copy, here, own)
+    spare_self(graph)
     return fx.GraphModule(captured.root, graph, type(captured.root).__name__)
 
 

@@ -442,12 +442,20 @@ def method(graph: fx.Graph, gradients: bool = True) -> Method:
         if node.op in ("call_module", "get_attr"):
             path = str(node.target).split(".")
             node.target = ".".join(MARK + name if keyword.iskeyword(name) else name for name in path)
+    spare_self(graph)
     code = graph.python_code("self")
     code.src = code.src.replace(MARK, "")
     source = code.src.lstrip() if gradients else f"@torch.no_grad()\n{code.src.lstrip()}"
     used = set(names_of(compile(source, "<written>", "exec", dont_inherit=True)))
     names = {name: value for name, value in (code.globals | {"torch": torch}).items() if name in used}
     return Method(source, tuple((name, *_importable(name, value)) for name, value in sorted(names.items())))
+
+
+def spare_self(graph: fx.Graph) -> None:
+    """Let no value have the name of the module in the code: that of a call of a layer is the name of the layer."""
+    for node in graph.nodes:
+        if node.name == "self":
+            node._rename("self_value")
 
 
 def _importable(name: str, value: Any) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from reparamkit.algebra.size import (
     finer,
     fixed,
     free_size,
+    least,
     multiple,
     parts,
     product,
@@ -99,6 +100,23 @@ def test_roots_are_the_source_sizes(size: Size) -> None:
     """Whatever windows lie between, a size depends on sizes of source tensors only."""
     assert all(not symbol.derived for symbol in roots(size))
     assert roots(size) == set().union(*(roots(Size(1, (symbol,))) for symbol in size.symbols))
+
+
+@given(first=windows, second=windows, wanted=st.integers(1, 9))
+def test_a_least_size_is_the_first_for_which_windows_fit(
+    first: tuple[int, int], second: tuple[int, int], wanted: int
+) -> None:
+    """With one less, one of them has no place or there is less than is wanted."""
+    height = free_size("x", -2)
+    inner = stencil_size(height, *first)
+    size = stencil_size(inner, *second) * fixed(2)
+
+    def fits(value: int) -> bool:
+        values = {Symbol(("x", -2)): value}
+        return value >= 1 and number(inner, values) >= 1 and number(size, values) >= wanted
+
+    (found,) = least(size, wanted).values()
+    assert found == next(value for value in range(99) if fits(value))
 
 
 def test_a_hint_is_the_size_of_the_example_inputs() -> None:
