@@ -31,6 +31,14 @@ def constant(node: fx.Node, root: nn.Module, call: Callable[[fx.Node, Any, Any],
     return values.get(node)
 
 
+def positions(index: Any, real: Callable[[], Any]) -> Any:
+    """An index of which a fake value tells how many numbers it names: the positions of a mask that is constant, and any
+    other as it is. real: gives its value, if it is constant.
+    """
+    mask = real() if isinstance(index, Tensor) and index.dtype is torch.bool and index.dim() == 1 else None
+    return index if mask is None else mask.nonzero().flatten()
+
+
 def _made_of(node: fx.Node) -> list[fx.Node]:
     """A node, and before it all that its value follows from, each once; nothing if it follows from something else."""
     found, waiting = {node}, [node]
