@@ -252,6 +252,8 @@ class Splicer:
     def _layer(self, written: Written, placement: Placement, node: fx.Node, value: fx.Node) -> fx.Node:
         assert placement.layer is not None
         name = self._add(written, placement.layer.build(), node)
+        if joined := placement.layer.joined:
+            value = self.captured.graph.call_method("flatten", (value, joined[0], joined[-1]))
         made = self.captured.graph.call_module(name, (value,))
         for method, arguments in placement.layer.calls:
             made = self.captured.graph.call_method(method, (made, *arguments))
