@@ -71,7 +71,7 @@ def unspread(constant: Form) -> Tensor:
         raise NotFusable("a product of two values is not affine")
     legs = list(bias.legs)
     if any(0 < sum(i in legs for i in dim) < len(dim) for dim in bias.value):
-        raise NotFusable("a constant that is alike along a part of a dimension")
+        raise NotFusable("a constant along a dimension that is partly free")
     order = [legs.index(i) for dim in bias.value for i in dim if i in legs]
     shape = [math.prod(bias.links[i].leg_size for i in dim if i in legs) for dim in bias.value]
     return bias.weight.tensor().permute(order).reshape(shape)

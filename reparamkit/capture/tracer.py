@@ -677,7 +677,7 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
 
     args, kwargs = filled((node.args, node.kwargs), known)
     if node.target is operator.getitem:
-        args = (args[0], filled(node.args[1], lambda made: positions(known(made), partial(constant, made, root))))
+        args = (args[0], positions(args[1], node.args[1], partial(constant, root=root)))
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
     # A norm in training mode counts its batches in a buffer, and may read the count.
     with torch.no_grad(), other_buffers(module, Tensor.clone), mode, Draws() as draws:

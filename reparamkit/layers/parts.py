@@ -21,7 +21,7 @@ from ..algebra.size import Size, fixed
 from ..errors import NotFusable
 from .normalize import affine
 from .registry import READERS, either
-from .views import flat, read_getitem, read_unsqueeze
+from .views import flat, read_getitem, read_transpose, read_unsqueeze
 
 STACK_LAYERS = "stack_layers"
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
@@ -124,6 +124,16 @@ def read_index_select(input: Form, dim: int, index: Tensor) -> Form:
 def read_flip(input: Form, *dims: Any) -> tuple[Form, ...]:
     """Positions last to first, along each of `dims`; refuses the batch."""
     return _in_order(input, {dim: (*FLIP, lambda size: range(size)[::-1]) for dim in flat(dims)})
+
+
+@READERS.reader(torch.rot90, "rot90", moves=1)
+def read_rot90(input: Form, k: int = 1, dims: Sequence[int] = (0, 1)) -> tuple[Form, ...]:
+    """A flip and an exchange of two dimensions; of both flips, if it is turned twice."""
+    first, second = dims
+    if k % 4 == 0:
+        return (same(input),)
+    flipped = read_flip(input, [(), (second,), (first, second), (first,)][k % 4])
+    return tuple(x if k % 2 == 0 else read_transpose(x, first, second) for x in flipped)
 
 
 @READERS.reader(torch.roll, "roll", moves=1)

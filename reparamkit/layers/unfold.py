@@ -82,7 +82,7 @@ def read_fold(
 
     def tiles() -> Form:
         if (dilations, pads, strides) != ((1, 1), (0, 0), kernel):
-            raise NotFusable("windows that overlap")
+            raise NotFusable("windows that overlap are added up on fixed sizes only")
         return _tiled(input, [n if isinstance(n, Size) else fixed(n) for n in _each(output_size)], kernel)
 
     def matrix() -> Form:

@@ -142,6 +142,19 @@ CONSTANTS = (
         near="a convolution of a map and of its mirror image, which stays mirrored",
     ),
     Structure(
+        "a convolution of a map that is turned to all four sides",
+        lambda: Model(
+            lambda m, x: m.norm(sum(m.conv(x.rot90(k, (2, 3))).rot90(-k, (2, 3)) for k in range(4))),
+            conv=conv(4, 6, bias=False),
+            norm=norm(6),
+        ),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="K' = s (K + K turned by 90, 180 and 270 degrees)",
+        source="test-time augmentation",
+    ),
+    Structure(
         "a convolution between flips of both axes",
         lambda: Model(
             lambda m, x: m.norm(m.conv(x.flip(2, 3)).flip([2, 3])),
