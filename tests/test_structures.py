@@ -14,6 +14,7 @@ from structures import (
     NEAR_MISSES,
     STRUCTURES,
     FlatMap,
+    Model,
     NearMiss,
     Shape,
     Structure,
@@ -170,3 +171,15 @@ def test_other_sizes_than_the_proved_ones_are_refused_with_words(
     x = sample(other, torch.float32)
     with suppress(GuardError, RuntimeError):
         assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4, 3), (2, 5, 12, 1), (2, 5, 12)], ids=str)
+def test_dimensions_that_are_read_as_one_have_the_sizes_that_they_had(shape: Shape):
+    """A matrix over two dimensions at once would take others of as many numbers: a guard refuses them."""
+    product = Model(
+        lambda m, x: m.fc(torch.tensordot(x, m.w, 2)), fc=nn.Linear(6, 3), w=nn.Parameter(torch.rand(3, 4, 6))
+    )
+    fused = reparamkit.fuse(build(lambda: product), torch.rand(2, 5, 3, 4))
+    assert operations(fused, torch.rand(1, 7, 3, 4)) == "linear"
+    with pytest.raises(GuardError):
+        fused(torch.rand(shape))
