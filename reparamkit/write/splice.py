@@ -106,7 +106,9 @@ class Splicer:
             graph.erase_node(mark)
             self.captured.moved(written.nodes)
         self._describe(written)
-        self.captured.replaced[site.value] = written.result
+        # Of a merge that leaves only views, the value may be what it was.
+        if written.result is not site.value:
+            self.captured.replaced[site.value] = written.result
         self._spread(written)
 
     def _describe(self, written: Written) -> None:
