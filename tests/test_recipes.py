@@ -266,6 +266,30 @@ DECIDES: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+class Masked(nn.Module):
+    """Some channels of a convolution, named by a mask in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(3, 4), norm(2)
+        self.register_buffer("kept", torch.tensor([True, False, True, False]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)[:, self.kept])
+
+
+def test_a_mask_is_a_decision():
+    """Weights with another mask, which names as many positions, are refused."""
+    model = build(Masked)
+    fused = reparamkit.fuse(model, X)
+    same = other_weights(model)
+    fused.load_state_dict(reparamkit.convert_state_dict(fused, same.state_dict()))
+    assert error(run(fused, X), run(same, X)) <= 1e-5
+    same.kept.logical_not_()
+    with pytest.raises(RecipeError, match=r"'kept'.*others there"):
+        reparamkit.convert_state_dict(fused, same.state_dict())
+
+
 @pytest.mark.parametrize("inputs", [X, None], ids=["with inputs", "without"])
 @pytest.mark.parametrize("decide", DECIDES)
 def test_what_code_decided_is_decided_again(decide: str, inputs: Tensor | None):

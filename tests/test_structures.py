@@ -14,6 +14,7 @@ from structures import (
     NEAR_MISSES,
     STRUCTURES,
     FlatMap,
+    Model,
     NearMiss,
     Shape,
     Structure,
@@ -26,7 +27,7 @@ from structures import (
     sample,
     wide,
 )
-from torch import nn
+from torch import Tensor, nn
 
 import reparamkit
 from reparamkit import GuardError
@@ -170,3 +171,29 @@ def test_other_sizes_than_the_proved_ones_are_refused_with_words(
     x = sample(other, torch.float32)
     with suppress(GuardError, RuntimeError):
         assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4, 3), (2, 5, 12, 1), (2, 5, 12)], ids=str)
+def test_dimensions_that_are_read_as_one_have_the_sizes_that_they_had(shape: Shape):
+    """A matrix over two dimensions at once would take others of as many numbers: a guard refuses them."""
+    product = Model(
+        lambda m, x: m.fc(torch.tensordot(x, m.w, 2)), fc=nn.Linear(6, 3), w=nn.Parameter(torch.rand(3, 4, 6))
+    )
+    fused = reparamkit.fuse(build(lambda: product), torch.rand(2, 5, 3, 4))
+    assert operations(fused, torch.rand(1, 7, 3, 4)) == "linear"
+    with pytest.raises(GuardError):
+        fused(torch.rand(shape))
+
+
+def _trend(m: nn.Module, x: Tensor) -> Tensor:
+    ends = torch.cat([x[:, :1].repeat(1, 1, 1), x, x[:, -1:].repeat(1, 1, 1)], 1)
+    trend = m.average(ends.permute(0, 2, 1)).permute(0, 2, 1)
+    return (m.a((x - trend).permute(0, 2, 1)) + m.b(trend.permute(0, 2, 1))).permute(0, 2, 1)
+
+
+def test_a_merge_that_leaves_a_view_which_is_there_ends():
+    """The value of the merge is what it was: it was looked for in the place of itself, for ever (DLinear)."""
+    parts = {"a": nn.Linear(6, 4), "b": nn.Linear(6, 4), "average": nn.AvgPool1d(3, 1)}
+    model = build(lambda: Model(_trend, **parts))
+    x = torch.rand(2, 6, 8)
+    assert error(run(reparamkit.fuse(model, x), x), run(model, x)) <= 1e-6

@@ -264,6 +264,21 @@ def unfolded(
     return apply(_batched(x, rank), build)
 
 
+def windows_of(x: Form, dim: int, size: int, step: int) -> Form:
+    """Every `step`-th window of `size` positions along dimension `dim` (from the right); what is in it is a new last
+    dimension.
+    """
+
+    def build(below: Operator) -> Operator:
+        made = Builder(below)
+        read = made.atom(OUT, fixed(size))
+        shape = [n for n in (size,) if n != 1] + window(made, dim, size, step, (0, 0), 1)
+        op = made.done(Computed(lambda: torch.eye(size, dtype=torch.float64).reshape(shape)))
+        return replace(op, value=(*op.value, read))
+
+    return apply(in_sight(x, -dim), build)
+
+
 def resampled(x: Form, maps: Mapping[int, Resampling]) -> Form:
     """Dimensions (from the right) resampled, by one call."""
 

@@ -13,7 +13,7 @@ from .align import Face, align
 from .border import hits, windowed
 from .laws import CHAIN, DENSE_CHAIN, Which, lower, lowered
 from .operator import WHOLE, Dims, Link, Operator, Role, with_rank
-from .relink import densify, narrowed
+from .relink import densify, narrowed, unflipped
 from .size import fixed
 from .weight import Computed, One, Ones, Weight
 
@@ -37,7 +37,8 @@ def compose(g: Operator, f: Operator, trusted: bool = True) -> Operator:
     while (which := _first_to_lower(f, g)) is not None:
         via |= {DENSE_CHAIN} if lower(f, g, which) is densify else set()
         f, g = _middle(*lowered(f, g, which), trusted)
-    return replace(_joined(*_overlap(f, g)), via=frozenset(via))
+    made = _joined(*_overlap(f, g))
+    return replace(unflipped(made) if made.resamples else made, via=frozenset(via))
 
 
 def _of_view(f: Operator, g: Operator) -> Operator:

@@ -48,6 +48,8 @@ Edges = tuple[int, int]
 """Numbers of positions at the begin and at the end of an axis."""
 WHOLE: Edges = (0, 0)
 
+FLIP = ("flip",)
+"""The name of the map that gives the positions of an axis last to first."""
 NO_MAPS = "an axis that is resampled cannot be split, joined or left out"
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import NotFusable
-from .operator import NO_MAPS, WHOLE, Dims, Edges, Link, Operator, Resampling, Role, dropped, kept
+from .operator import FLIP, NO_MAPS, WHOLE, Dims, Edges, Link, Operator, Resampling, Role, dropped, kept
 from .size import Size, fixed, product
 from .weight import Computed, Diagonals, Ones, Weight
 
@@ -215,6 +215,48 @@ def behind_padding(op: Operator, number: int, around: Resampling, more: Edges) -
 
 
 # --- parts of an axis ---------------------------------------------------------------------------------
+
+
+def unflipped(op: Operator) -> Operator:
+    """`op` without the flips of an axis that undo each other: two in a row, those around a window, which is its mirror
+    image then, and one before an average over the axis.
+    """
+    for number, link in enumerate(op.links):
+        if not link.resamples:
+            continue
+        maps = _flipped_once(link)
+        if link.role is Role.STENCIL and _ends_flipped(maps) and _ends_flipped(link.after[:1]) and _mirrors(link):
+            op, link, maps = _mirrored(op, number), replace(_mirror(link), after=link.after[1:]), maps[:-1]
+        op = replace(op, links=(*op.links[:number], replace(link, maps=maps), *op.links[number + 1 :]))
+    return op
+
+
+def _ends_flipped(maps: tuple[Resampling, ...]) -> bool:
+    return bool(maps) and maps[-1].name == FLIP
+
+
+def _flipped_once(link: Link) -> tuple[Resampling, ...]:
+    """The resamplings before a link, without those at their end that make no difference."""
+    maps = link.maps
+    while _ends_flipped(maps) and (link.role is Role.MEAN or _ends_flipped(maps[:-1])):
+        maps = maps[: -1 if link.role is Role.MEAN else -2]
+    return maps
+
+
+def _mirrors(link: Link) -> bool:
+    """Whether the windows end where the axis does, so that they are windows from the other end too."""
+    return link.stride == 1 or (link.up == 1 and link.size.known and (link.size.factor + link.c) % link.stride == 0)
+
+
+def _mirror(link: Link) -> Link:
+    """The stencil that does to a flipped axis what `link` does to the axis, with its outputs flipped."""
+    return replace(link, taps=tuple(-(link.c + link.up) - tap for tap in reversed(link.taps)))
+
+
+def _mirrored(op: Operator, number: int) -> Operator:
+    """With the taps of a stencil in the other order."""
+    leg, weight = op.legs.index(number), op.weight
+    return op if isinstance(weight, Ones) else replace(op, weight=Computed(lambda: weight.tensor().flip(leg)))
 
 
 def as_part(op: Operator, number: int) -> Operator:

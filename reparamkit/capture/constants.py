@@ -31,6 +31,21 @@ def constant(node: fx.Node, root: nn.Module, call: Callable[[fx.Node, Any, Any],
     return values.get(node)
 
 
+def positions(index: Any, spelled: Any, real: Callable[[fx.Node], Any]) -> Any:
+    """An index of which fake values tell how many numbers it names: constant masks as the positions that they name.
+
+    index: with fake values. spelled: with nodes. real: gives the value of a node, if it is constant.
+    """
+    if not isinstance(index, tuple):
+        return positions((index,), (spelled,), real) if isinstance(index, Tensor) else index
+    found: list[Any] = []
+    for fake, node in zip(index, spelled, strict=True):
+        is_mask = isinstance(fake, Tensor) and isinstance(node, fx.Node) and fake.dtype is torch.bool and fake.dim() > 0
+        mask = real(node) if is_mask else None
+        found += [fake] if mask is None else mask.nonzero(as_tuple=True)
+    return tuple(found)
+
+
 def _made_of(node: fx.Node) -> list[fx.Node]:
     """A node, and before it all that its value follows from, each once; nothing if it follows from something else."""
     found, waiting = {node}, [node]

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Number
 from types import CodeType, FrameType, MethodDescriptorType
 from typing import Any
@@ -38,7 +38,7 @@ from ..sourcecode.writes import AUGMENTED
 from .buffers import assignments_seen, other_buffers
 from .builtin import builtins_told
 from .changing import Changing
-from .constants import called, constant, writes
+from .constants import called, constant, positions, writes
 from .draws import Draws, no_plain_draws
 from .fakes import as_fake, failing_quietly
 from .guards import is_guard
@@ -676,6 +676,8 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
         return made.meta["val"]
 
     args, kwargs = filled((node.args, node.kwargs), known)
+    if node.target is operator.getitem:
+        args = (args[0], positions(args[1], node.args[1], partial(constant, root=root)))
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
     # A norm in training mode counts its batches in a buffer, and may read the count.
     with torch.no_grad(), other_buffers(module, Tensor.clone), mode, Draws() as draws:

@@ -50,7 +50,7 @@ class Placement:
     def alone(self) -> bool:
         """Whether nothing but a layer is written."""
         kept = any(step.views for number, step in enumerate(self.trail) if number != self.position)
-        return self.layer is not None and not self.layer.calls and not kept
+        return self.layer is not None and self.layer.bare and not kept
 
     @property
     def checked(self) -> int | None:
@@ -124,7 +124,15 @@ def place(form: Form, means: Means, sizes_of: SizesOf) -> Placed:
     checked = {_size_at(sizes_of(p.source), p.source, p.checked) for p in made.terms if p.checked is not None}
     # A layer checks the size of a dimension, not how many there are.
     own = (g for g in _own_guards(form) if g[0].stands_for_dims or Size(1, (g[0],)) not in checked)
-    return replace(made, guards=frozenset(own))
+    return replace(made, guards=frozenset(own) | frozenset(_of_joined(form, made.terms, sizes_of)))
+
+
+def _of_joined(form: Form, terms: Iterable[Placement], sizes_of: SizesOf) -> Iterator[tuple[Symbol, Pin]]:
+    """The sizes of dimensions that a layer reads as one."""
+    for term in terms:
+        for dim in term.layer.joined if term.layer is not None else ():
+            symbols = _size_at(sizes_of(term.source), term.source, dim).symbols
+            yield from ((symbol, form.pins[symbol]) for symbol in symbols if symbol in form.pins)
 
 
 def _size_at(sizes: tuple[Size, ...], source: str, dim: int) -> Size:

@@ -79,11 +79,19 @@ class Prices:
     def staying(self, gone: Set[fx.Node]) -> int:
         """Numbers of which nodes that go were said to read a part, and that stay since others read them."""
         modules = {self.captured.module(node) for node in gone if node.op == "call_module"}
-        read = [(tensor, count) for node in gone for tensor, count in self._tensors(node)]
-        return sum(count // self._shared_by(t) for t, count in read if self._read_by(t) - gone - modules)
+        read = [(node, tensor, count) for node in gone for tensor, count in self._tensors(node)]
+        parts = ((self._part(node, tensor, count), self._read_by(tensor)) for node, tensor, count in read)
+        return sum(part for part, readers in parts if {*readers} - gone - modules)
 
     def _count(self, node: fx.Node) -> int:
-        return sum(count // self._shared_by(tensor) for tensor, count in self._tensors(node))
+        return sum(self._part(node, tensor, count) for tensor, count in self._tensors(node))
+
+    def _part(self, node: fx.Node, tensor: Tensor, count: int) -> int:
+        """How many of the numbers of a tensor a node counts: those that all its readers count are all there are."""
+        readers = self._read_by(tensor)
+        reader = self.captured.module(node) if node.op == "call_module" else node
+        place = readers.index(reader) if reader in readers else 0
+        return count * (place + 1) // max(1, len(readers)) - count * place // max(1, len(readers))
 
     def _tensors(self, node: fx.Node) -> list[tuple[Tensor, int]]:
         """The parameters and buffers that a node reads, with how many numbers of them. (Tensors that code makes, or
@@ -100,33 +108,30 @@ class Prices:
         assert isinstance(found, Tensor)
         return found
 
-    def _shared_by(self, parameter: Tensor) -> int:
-        return max(1, len(self._read_by(parameter)))
-
-    def _read_by(self, parameter: Tensor) -> set[nn.Module | fx.Node]:
+    def _read_by(self, parameter: Tensor) -> list[nn.Module | fx.Node]:
         """The modules that have a parameter, and the nodes that are no parameter arithmetic and read it, or what is
         computed from it.
         """
-        owners, leaves = self._readers.get(id(parameter), (set(), set()))
+        owners, leaves = self._readers.get(id(parameter), ({}, {}))
         constants = self.reading.constants.keys()
         below = reached(leaves, lambda n: readers_of(n) if n in constants or n in leaves else [])
-        return {*owners, *(n for n in below if n not in constants and n not in leaves)}
+        return [*owners, *(n for n in below if n not in constants and n not in leaves)]
 
     @cached_property
     def _of_model(self) -> set[int]:
         return {id(tensor) for tensor in (*self.captured.root.parameters(), *self.captured.root.buffers())}
 
     @cached_property
-    def _readers(self) -> dict[int, tuple[set[nn.Module], set[fx.Node]]]:
-        """Per tensor the modules called that have it, and the nodes that are it."""
-        found: dict[int, tuple[set[nn.Module], set[fx.Node]]] = defaultdict(lambda: (set(), set()))
+    def _readers(self) -> dict[int, tuple[dict[nn.Module, None], dict[fx.Node, None]]]:
+        """Per tensor the modules called that have it, and the nodes that are it, in the order of the code."""
+        found: dict[int, tuple[dict[nn.Module, None], dict[fx.Node, None]]] = defaultdict(lambda: ({}, {}))
         for node in self.captured.graph.nodes:
             if node.op == "call_module":
                 module = self.captured.module(node)
                 for tensor in (*module.parameters(), *module.buffers()):
-                    found[id(tensor)][0].add(module)
+                    found[id(tensor)][0][module] = None
             elif node.op == "get_attr":
-                found[id(self.captured.attribute(node))][1].add(node)
+                found[id(self.captured.attribute(node))][1][node] = None
         return found
 
     def _leaves(self, node: fx.Node) -> set[fx.Node]:

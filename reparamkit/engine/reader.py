@@ -23,7 +23,7 @@ from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module
 from .arithmetic import evaluated, is_constant, rounded_to, widened
 from .choices import Choice, Choices
-from .counting import Shape, checks, computed, opaque, shape_read
+from .counting import Shape, calculated, checks, computed, opaque, shape_read
 from .parts import SPLITS, number_of_parts, taken_apart
 from .reading import Candidate, Reading
 from .scope import WATCHED, Scope, watched
@@ -395,7 +395,18 @@ class _Reader:
             return value.factor
         if reader.sizes and isinstance(value, (Size, tuple)):
             return value
+        if (number := self._calculated(node)) is not None:
+            return number
         raise NotFusable(f"an argument that is computed at run time ({node})")
+
+    def _calculated(self, node: fx.Node) -> int | float | None:
+        """The number that code computes of sizes, if all of them are known, as in ``(c // heads) ** -0.5``."""
+        value = self._informed(self.out.sizes.get(node))
+        if isinstance(value, Size) and value.known:
+            return value.factor
+        if node.op != "call_function":
+            return None
+        return calculated(node, fx.node.map_arg(node.args, self._calculated))
 
     def _informed(self, value: Any) -> Any:
         if isinstance(value, tuple):

@@ -14,10 +14,12 @@ from torch import Tensor
 from ..algebra.build import contracted, linear, matrix, shift
 from ..algebra.form import Form
 from ..algebra.regroup import known_rank, permute
+from ..algebra.size import ONE
+from ..algebra.spread import unspread
 from ..errors import NotFusable
-from .elementwise import Operand, read_add, scaled
+from .elementwise import Operand, read_add, read_mul, scaled
 from .registry import READERS
-from .views import flat
+from .views import flat, read_unsqueeze
 
 REST = "..."
 
@@ -60,6 +62,7 @@ def _in_order(names: Sequence[Sequence[str]]) -> list[str]:
 
 def _contracted(operands: Sequence[Any], names: Sequence[Sequence[str]], result: Sequence[str]) -> Form:
     """An einsum. names, result: as in its equation, one each; `REST` for any number of dimensions."""
+    operands = _unspread(operands, names)
     values = [(x, of_x) for x, of_x in zip(operands, names, strict=True) if isinstance(x, Form)]
     constants = [(c, of_c) for c, of_c in zip(operands, names, strict=True) if not isinstance(c, Form)]
     if len(values) != 1 or not all(isinstance(c, Tensor) for c, _ in constants):
@@ -78,6 +81,30 @@ def _contracted(operands: Sequence[Any], names: Sequence[Sequence[str]], result:
     return contracted(x, of_x, known, of_value)
 
 
+def _unspread(operands: Sequence[Any], names: Sequence[Sequence[str]]) -> list[Any]:
+    """With constants that are given sizes of the value, as a batch of matrices that are all one, as tensors. Raises
+    `NotFusable`: an axis of theirs is not one of the value that is as long.
+    """
+    values = [(x, of_x) for x, of_x in zip(operands, names, strict=True) if isinstance(x, Form) and not x.vanishes]
+    if len(values) != 1:
+        return [*operands]
+    spread = [isinstance(x, Form) and x.vanishes for x in operands]
+    each = zip(operands, names, spread, strict=True)
+    return [_beside(x, of_x, *values[0]) if is_spread else x for x, of_x, is_spread in each]
+
+
+def _beside(constant: Form, names: Sequence[str], x: Form, of_x: Sequence[str]) -> Tensor:
+    if x.open_rank or constant.open_rank:
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+    found, names = unspread(constant), _spelled(names, len(constant.sizes) - len(names) + 1)
+    sizes = dict(zip(_spelled(of_x, len(x.sizes) - len(of_x) + 1), x.sizes, strict=True))
+    pins = x.pins
+    for name, size, length in zip(names, constant.sizes, found.shape, strict=True):
+        if length == 1 and size != ONE and sizes.get(name) != size.substitute(pins):
+            raise NotFusable("a value and a constant that may differ in shape: broadcasting is not merged")
+    return found
+
+
 def _spelled(names: Sequence[str], rest: int) -> list[str]:
     """With a name for each of the dimensions that `REST` stands for, counted from the right."""
     return [each for n in names for each in ([f"{REST}{k}" for k in range(rest, 0, -1)] if n == REST else [n])]
@@ -88,6 +115,8 @@ def read_matmul(input: Form | Tensor, other: Form | Tensor) -> Form:
     """A matrix along the last dimension, (in, out) behind the value; or along the last but one, (out, in) before it. A
     constant of more dimensions has one per position of those; a vector sums the dimension.
     """
+    if isinstance(input, Form) and isinstance(other, Form):
+        return read_einsum("...oi,...in->...on", input, other)
     constant = other if isinstance(input, Form) else input
     if not isinstance(constant, Tensor):
         raise NotFusable("a product of two values is not affine")
@@ -126,6 +155,12 @@ def _dims(x: Form | Tensor, named: Sequence[int], names: str) -> list[str]:
 def read_inner(input: Form | Tensor, other: Form | Tensor) -> Form:
     """Sums over the last dimensions of both."""
     return read_tensordot(input, other, ([-1], [-1]))
+
+
+@READERS.reader(torch.outer, torch.ger, "outer", "ger")
+def read_outer(input: Form, vec2: Tensor) -> Form:
+    """A number per sample times a constant vector."""
+    return read_mul(read_unsqueeze(known_rank(input, [1]), -1), vec2)
 
 
 @READERS.reader(F.bilinear)

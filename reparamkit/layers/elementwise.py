@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -132,7 +133,8 @@ def total(a: Operand, b: Operand) -> Form:
         raise NotFusable("a sum of constants")
     if isinstance(other, (int, float)) and other == 0:
         return value
-    return offset(value, constant(other))
+    summand = constant(other)
+    return offset(_as_long(value, summand.shape), summand)
 
 
 def _of_one_shape(a: Form, b: Form) -> tuple[Form, Form]:
@@ -141,12 +143,16 @@ def _of_one_shape(a: Form, b: Form) -> tuple[Form, Form]:
     """
     if a.open_rank or b.open_rank or len(a.sizes) != len(b.sizes):
         return a, b
-    for dim in range(-len(a.sizes), 0):
-        ends = a.sizes[dim], b.sizes[dim]
-        if ONE in ends and ends[0] != ends[1] and all(size.known for size in ends):
-            number = max(size.factor for size in ends)
-            a, b = (selected(x, dim, [0] * number) if x.sizes[dim] == ONE else x for x in (a, b))
-    return a, b
+    sizes_a, sizes_b = ([size.factor if size.known else 1 for size in x.sizes] for x in (a, b))
+    return _as_long(a, sizes_b), _as_long(b, sizes_a)
+
+
+def _as_long(x: Form, sizes: Sequence[int]) -> Form:
+    """The one position that a value has along an axis, as often as `sizes`, of the last dimensions, say."""
+    for dim in range(-min(len(sizes), len(x.sizes) - x.open_rank), 0):
+        if x.sizes[dim] == ONE and sizes[dim] != 1:
+            x = selected(x, dim, [0] * sizes[dim])
+    return x
 
 
 def scaled(value: Operand, factor: Operand) -> Form:
@@ -157,7 +163,8 @@ def scaled(value: Operand, factor: Operand) -> Form:
         return multiplied(value, factor)
     if isinstance(factor, (int, float)) and factor == 1:
         return value
-    return multiply(value, constant(factor))
+    number = constant(factor)
+    return multiply(_as_long(value, number.shape), number)
 
 
 def _times(summand: Operand, factor: float) -> Operand:

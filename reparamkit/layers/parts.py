@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algebra.build import multiply, offset, resampled
+from ..algebra.build import matrix, multiply, offset, resampled
 from ..algebra.form import Form
-from ..algebra.operator import Resampling
+from ..algebra.operator import FLIP, Resampling
+from ..algebra.probe import PROBE
 from ..algebra.regroup import in_sight, known_rank, same
 from ..algebra.segments import concatenated, cropped, fixed_dim, selected
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
 from .normalize import affine
 from .registry import READERS, either
-from .views import flat, read_getitem, read_unsqueeze
+from .views import flat, read_getitem, read_transpose, read_unsqueeze
 
 STACK_LAYERS = "stack_layers"
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
@@ -122,7 +123,17 @@ def read_index_select(input: Form, dim: int, index: Tensor) -> Form:
 @READERS.reader(torch.flip, "flip", moves=1)
 def read_flip(input: Form, *dims: Any) -> tuple[Form, ...]:
     """Positions last to first, along each of `dims`; refuses the batch."""
-    return _in_order(input, {dim: ("flip", lambda size: range(size)[::-1]) for dim in flat(dims)})
+    return _in_order(input, {dim: (*FLIP, lambda size: range(size)[::-1]) for dim in flat(dims)})
+
+
+@READERS.reader(torch.rot90, "rot90", moves=1)
+def read_rot90(input: Form, k: int = 1, dims: Sequence[int] = (0, 1)) -> tuple[Form, ...]:
+    """A flip and an exchange of two dimensions; of both flips, if it is turned twice."""
+    first, second = dims
+    if k % 4 == 0:
+        return (same(input),)
+    flipped = read_flip(input, [(), (second,), (first, second), (first,)][k % 4])
+    return tuple(x if k % 2 == 0 else read_transpose(x, first, second) for x in flipped)
 
 
 @READERS.reader(torch.roll, "roll", moves=1)
@@ -159,6 +170,16 @@ def _resampled(x: Form, orders: Mapping[int, tuple[str, Order]]) -> Form:
             raise NotFusable("a flip or roll that mixes the samples of a batch, or channels")
         maps[right] = Resampling((name,), size, size)
     return resampled(x, maps)
+
+
+@READERS.reader(torch.cumsum, "cumsum")
+def read_cumsum(input: Form, dim: int) -> Form:
+    """Each position of `dim` the sum of those up to it: a triangular matrix of ones; refuses the batch."""
+    x, right = _seen(input, dim)
+    x = fixed_dim(x, right)
+    size = x.sizes[right].factor
+    # What it costs is not what such a matrix would.
+    return matrix(x, torch.ones(size, size, dtype=torch.float64).tril(), right).made_by(PROBE)
 
 
 @READERS.reader(torch.repeat_interleave, "repeat_interleave", moves=1)

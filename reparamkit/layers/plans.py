@@ -52,6 +52,8 @@ class LayerPlan:
     beside: why the bias is added by a layer of its own; "" if it is not.
     checks: the dimension (from the right) whose size the module itself insists on.
     calls: methods of its result that give the value, with their arguments: views, and a copy where they permute.
+    joined: dimensions of the source (from the right), side by side, that it reads as one, and whose sizes it leaves
+        unchecked.
     """
 
     kind: str
@@ -61,6 +63,12 @@ class LayerPlan:
     beside: str = ""
     checks: int | None = None
     calls: tuple[Call, ...] = ()
+    joined: tuple[int, ...] = ()
+
+    @property
+    def bare(self) -> bool:
+        """Whether nothing is called but the layer."""
+        return not (self.calls or self.joined)
 
 
 Call = tuple[str, tuple[Any, ...]]

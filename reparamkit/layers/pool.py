@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..algebra.align import traced_pins
 from ..algebra.build import mean, multiply, pool, resampled
 from ..algebra.form import Form
-from ..algebra.operator import Resampling
+from ..algebra.operator import Resampling, pin
 from ..algebra.regroup import in_sight, known_rank, reshape
 from ..algebra.size import ONE, Size, fixed, product, stencil_size
 from ..errors import NotFusable
@@ -68,9 +69,13 @@ def _over_whole(x: Form, axes: int, kernel: Kernel, once: bool) -> Form:
     """A window whose size is computed: the mean over whole axes, if it is theirs. once: it is applied at one place."""
     x = in_sight(x, axes)
     given = kernel if isinstance(kernel, (tuple, list)) else (kernel,) * axes
-    if not once or [k if isinstance(k, Size) else fixed(k) for k in given] != [*x.sizes[-axes:]]:  # type: ignore[arg-type]
+    window = [k if isinstance(k, Size) else fixed(k) for k in given]  # type: ignore[arg-type]
+    apart = [pair for pair in zip(window, x.sizes[-axes:], strict=True) if pair[0] != pair[1]]
+    if not once or any(k.hint != size.hint or not (k.traced and size.traced) for k, size in apart):
         raise NotFusable("a window of a size that is computed at run time, and is not that of the axis")
-    return mean(x, range(-axes, 0), keepdim=True)
+    # The height of a square map is its width too.
+    pins = traced_pins([size for pair in apart for size in pair])
+    return mean(x.mapped(lambda op: pin(op, pins, guard=True)), range(-axes, 0), keepdim=True)
 
 
 class _Window:

@@ -15,7 +15,7 @@ from ..algebra.align import Face, traced_pins
 from ..algebra.form import Form
 from ..algebra.operator import pin
 from ..algebra.regroup import in_sight, known_rank, permute, reshape, same
-from ..algebra.segments import cropped, in_multiples, selected
+from ..algebra.segments import cropped, fixed_dim, in_multiples, selected
 from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, reach, roots, whole_multiples
 from ..errors import NotFusable
 from .pool import without_units
@@ -397,13 +397,17 @@ def _trailing(x: Form, keys: tuple[Any, ...]) -> tuple[Any, ...]:
 def _is_list(key: Any) -> bool:
     if isinstance(key, list):
         return all(isinstance(k, int) and not isinstance(k, bool) for k in key)
-    return isinstance(key, Tensor) and key.dim() == 1 and key.dtype is torch.int64
+    return isinstance(key, Tensor) and key.dim() == 1 and key.dtype in (torch.int64, torch.bool)
 
 
 def _taken_in_order(x: Form, keys: tuple[Any, ...]) -> Form:
     place = next(n for n, key in enumerate(keys) if _is_list(key))
     dim = place - len(keys) if Ellipsis in keys[:place] else place - len(_closed(x).sizes)
-    return selected(x, dim, torch.as_tensor(keys[place]).tolist())
+    key = torch.as_tensor(keys[place])
+    if key.dtype is not torch.bool:
+        return selected(x, dim, key.tolist())
+    # A mask names positions of all there are, or the call fails.
+    return selected(fixed_dim(x, dim, len(key)), dim, key.nonzero().flatten().tolist())
 
 
 def _sliced(x: Form, dim: int, part: slice) -> Form:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..algebra.form import as_bias
 from ..algebra.operator import Operator, Role, identity
+from ..algebra.probe import PROBE
 from ..algebra.relink import strided, unmoved, whole
 from ..errors import NotFusable
 from .convolutions import CONVS, conv_of, padded
@@ -58,12 +59,15 @@ def plan(op: Operator, bias: Operator | None, uneven: bool = False, transposed: 
 
 
 def turned(op: Operator, bias: Operator | None) -> LayerPlan:
-    """A layer whose value has the dimensions of its source, in their order; views make of them what is wanted.
+    """A layer whose value has the dimensions of its source, in their order, those that it mixes as one; views make of
+    them what is wanted.
 
     Raises `NotFusable` as `plan` does, and where the dimensions are in order.
     """
+    joined = _mixed(op)
+    op = _as_one(op, joined)
     homes = _homes(op) if op.has(S, IN, OUT) else []
-    if not homes or homes == [[d] for d in range(len(op.source))]:
+    if not homes or (homes == [[d] for d in range(len(op.source))] and not joined):
         raise NotFusable("mixes several dimensions")
     made = plan(_regrouped(op, homes), None if bias is None else as_bias(_regrouped(bias, homes)))
     calls, elements = [*_split_up(op, homes)], 0
@@ -74,7 +78,27 @@ def turned(op: Operator, bias: Operator | None) -> LayerPlan:
         # Code behind it may count on numbers in their order.
         calls += [("permute", tuple(order.index(d) for d in range(len(order)))), ("contiguous", ())]
         elements = numel(op.value_sizes)
-    return replace(made, cost=made.cost + Cost(0, elements, 0, bool(elements)), calls=tuple(calls))
+    return replace(made, cost=made.cost + Cost(0, elements, 0, bool(elements)), calls=tuple(calls), joined=joined)
+
+
+def _mixed(op: Operator) -> tuple[int, ...]:
+    """The dimensions of the source (from the right) that are summed over together, from the first to the last of them,
+    if they are several; none if something else stands between.
+    """
+    found = [d for d, dim in enumerate(op.source) if any(op.links[i].role is IN for i in dim)]
+    within = range(found[0], found[-1] + 1) if len(found) > 1 else range(0)
+    # One that is read as a full matrix over everything is no layer that would be cheaper as that.
+    alone = PROBE not in op.via and all(op.links[i].role is IN for d in within for i in op.source[d])
+    return tuple(d - len(op.source) for d in within) if alone else ()
+
+
+def _as_one(op: Operator, joined: tuple[int, ...]) -> Operator:
+    """An operator that reads dimensions side by side as one."""
+    if not joined:
+        return op
+    first, end = len(op.source) + joined[0], len(op.source) + joined[-1] + 1
+    one = tuple(i for dim in op.source[first:end] for i in dim)
+    return replace(op, source=(*op.source[:first], one, *op.source[end:]))
 
 
 def _homes(op: Operator) -> list[list[int]]:

@@ -59,7 +59,7 @@ def row_of(captured: Captured, site: Site) -> Row | None:
         return None
     placement = site.placed.terms[0]
     way = [captured.named[step.node] for step in placement.trail]
-    if placement.layer is None or placement.layer.calls or placement.position is None or set(way) < site.members:
+    if placement.layer is None or not placement.layer.bare or placement.position is None or set(way) < site.members:
         return None
     first = next(k for k, step in enumerate(placement.trail) if step.is_layer and way[k] not in site.absorbed)
     row = way[first:]

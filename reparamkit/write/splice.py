@@ -106,7 +106,9 @@ class Splicer:
             graph.erase_node(mark)
             self.captured.moved(written.nodes)
         self._describe(written)
-        self.captured.replaced[site.value] = written.result
+        # Of a merge that leaves only views, the value may be what it was.
+        if written.result is not site.value:
+            self.captured.replaced[site.value] = written.result
         self._spread(written)
 
     def _describe(self, written: Written) -> None:
@@ -252,6 +254,8 @@ class Splicer:
     def _layer(self, written: Written, placement: Placement, node: fx.Node, value: fx.Node) -> fx.Node:
         assert placement.layer is not None
         name = self._add(written, placement.layer.build(), node)
+        if joined := placement.layer.joined:
+            value = self.captured.graph.call_method("flatten", (value, joined[0], joined[-1]))
         made = self.captured.graph.call_module(name, (value,))
         for method, arguments in placement.layer.calls:
             made = self.captured.graph.call_method(method, (made, *arguments))

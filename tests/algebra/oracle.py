@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reparamkit.algebra.form import Form, source_form
-from reparamkit.algebra.operator import Link, Operator, Resampling, Role, closed, pin
+from reparamkit.algebra.operator import FLIP, Link, Operator, Resampling, Role, closed, pin
 from reparamkit.algebra.size import Pin, Size, Symbol, fixed, roots
 from reparamkit.layers.writers import plan, turned
 
@@ -30,9 +30,10 @@ def written(form: Form) -> nn.Module:
 
 
 def written_turned(form: Form) -> nn.Module:
-    """The same with views behind it."""
+    """The same with views around it."""
     made = turned(form.sample, form.bias)
-    return nn.Sequential(made.build(), *itertools.starmap(Method, made.calls))
+    joined = [("flatten", (made.joined[0], made.joined[-1]))] if made.joined else []
+    return nn.Sequential(*itertools.starmap(Method, joined), made.build(), *itertools.starmap(Method, made.calls))
 
 
 class Method(nn.Module):
@@ -93,7 +94,7 @@ def apply_operator(op: Operator, x: Tensor) -> Tensor:
 def gathered(x: Tensor, dim: int, maps: Sequence[Resampling]) -> Tensor:
     """The only resamplings of these tests take positions of an axis, as padding by reflection does."""
     for each in maps:
-        kind, positions = each.name
+        kind, positions = each.name if each.name != FLIP else ("positions", tuple(range(x.shape[dim]))[::-1])
         assert kind == "positions"
         assert isinstance(positions, tuple)
         x = x.index_select(dim, torch.tensor(positions))

@@ -13,7 +13,7 @@ from torch import Tensor
 from reparamkit.algebra import build, regroup, segments
 from reparamkit.algebra.form import Form
 from reparamkit.algebra.form import plus as plus_forms
-from reparamkit.algebra.operator import Resampling
+from reparamkit.algebra.operator import FLIP, Resampling
 from reparamkit.algebra.size import fixed, product
 
 from .oracle import evaluate, source
@@ -136,6 +136,15 @@ def gathered(dim: int, positions: Sequence[int]) -> Layer:
         return build.resampled(f, {dim: Resampling(name, f.sizes[dim], fixed(len(positions)))})
 
     return Layer(f"{list(positions)} of {dim}", read, lambda x: x.index_select(dim, torch.tensor(positions)))
+
+
+def flipped(dim: int) -> Layer:
+    """Positions of a dimension (from the right) last to first: a resampling that windows commute with."""
+
+    def read(f: Form) -> Form:
+        return build.resampled(f, {dim: Resampling(FLIP, f.sizes[dim], f.sizes[dim])})
+
+    return Layer(f"flip of {dim}", read, lambda x: x.flip(dim))
 
 
 def surrounded(n: int, before: Sequence[int], behind: Sequence[int], mode: str = "") -> Layer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from reparamkit.layers.writers import plan
 from . import pairs
 from .oracle import apply_operator, evaluate, source
 from .pairs import Layer, accepts, assert_equal
-from .strategies import BROAD, Shape, convs, layers, matrices, scales, shape_after, shapes, tensors
+from .strategies import BROAD, Shape, convs, layers, matrices, scales, shape_after, shapes, tensors, transposed_convs
 
 
 @st.composite
@@ -54,6 +55,20 @@ def test_what_is_composed_is_right(data: DataObject, shape: Shape) -> None:
         except NotFusable:
             return
         assert_equal(evaluate(form, x=x), row.run(x), exact=False)
+
+
+@BROAD
+@given(data=st.data(), shape=shapes(1, largest=5))
+def test_a_layer_between_flips_is_its_mirror_image(data: DataObject, shape: Shape) -> None:
+    """Of a convolution of stride 1 no resampling is left; of other layers one may be, and all are right."""
+    same, any_layer = data.draw(convs(shape, same=True)), data.draw(layers(shape) | transposed_convs(shape))
+    x, flip = data.draw(tensors(*shape)), pairs.flipped(-1)
+    assert not (flip >> same >> flip).read(source(x)).sample.resamples
+    for layer in (same, any_layer):
+        row = flip >> layer >> flip
+        if accepts(layer.run, x):
+            with suppress(NotFusable):
+                assert_equal(evaluate(row.read(source(x)), x=x), row.run(x), exact=False)
 
 
 @given(data=st.data(), shape=shapes(1, largest=5))

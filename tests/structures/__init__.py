@@ -14,6 +14,7 @@ from .blocks import repvgg as repvgg
 from .blocks import seq as seq
 from .borders import BORDERS
 from .branches import BRANCHES
+from .constants import CONSTANTS
 from .dense import DENSE
 from .dense import FlatMap as FlatMap
 from .dense import TokenMixer as TokenMixer
@@ -70,6 +71,7 @@ FAMILIES = (
     Family("Borders", "What zero padding makes of a shift is a bias with borders of its own.", BORDERS),
     Family("Full matrices", "A convolution beside a full matrix becomes part of it: locality injection.", DENSE),
     Family("Parameter arithmetic", "What depends on parameters only is computed once.", (*FUNCTIONS, *PARAMETERS)),
+    Family("Constants", "What a constant does to a value is a layer, in whatever shape it comes.", CONSTANTS),
     Family("Spellings", "One layer or sum, written in the ways that code writes it.", (*SPELLINGS, *SPELLED)),
     Family("Pieces of networks", "Several merges meet.", NETS),
 )

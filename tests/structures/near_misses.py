@@ -26,7 +26,7 @@ from .blocks import (
 )
 from .norms import PreNorm
 from .parts import filled_inside
-from .table import MAPS, TOKENS_8, NearMiss, Shape
+from .table import MAPS, ROWS, TOKENS_8, NearMiss, Shape
 
 TOKENS_5: tuple[Shape, ...] = ((2, 5, 8), (1, 5, 8))
 
@@ -255,6 +255,31 @@ NORM_MISSES = (
 )
 
 NEAR_MISSES = (
+    NearMiss(
+        "a full matrix and one of rank one, behind a nonlinearity",
+        lambda: Model(
+            lambda m, x: m.fc(x) + torch.outer((x @ m.u).tanh(), m.u), fc=nn.Linear(6, 6), u=nn.Parameter(torch.rand(6))
+        ),
+        ROWS,
+        "linear mv tanh mul add",
+        "broadcasting|nothing|dimension",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "a batch of matrices that the input makes",
+        lambda: Model(lambda m, x: torch.bmm(m.fc(x), x.mT @ x), fc=nn.Linear(8, 8)),
+        TOKENS_8,
+        "linear bmm bmm",
+        "product of two values",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "a convolution of a map and of its mirror image, which stays mirrored",
+        lambda: Model(lambda m, x: m.conv(x) + m.conv(x.flip(3)), conv=conv(4, 6)),
+        MAPS,
+        "conv flip conv add",
+        "resample",
+    ),
     NearMiss(
         "a sum with zeros that is spread over pixels",
         lambda: Model(

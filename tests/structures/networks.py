@@ -196,7 +196,7 @@ NETS = (
             patches=seq(conv(4, 6, 2, s=2, p=0), nn.Flatten(2), Turn()),
             mix=nn.Linear(20, 20),
             norm=Affine(6),
-            head=nn.Linear(6, 3),
+            head=nn.Linear(6, 30),
         ),
         ((2, 4, 8, 10), (1, 4, 8, 10)),
         "conv linear mean linear",

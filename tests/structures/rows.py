@@ -231,6 +231,19 @@ CHAINS = (
         near="a window of one size that is computed",
     ),
     Structure(
+        "bn, a window as wide as a square map is high, linear",
+        lambda: Model(
+            lambda m, x: m.fc(F.avg_pool2d(m.norm(x), x.size(2)).squeeze(3).squeeze(2)),
+            norm=norm(4),
+            fc=nn.Linear(4, 3),
+        ),
+        ((2, 4, 6, 6), (1, 4, 6, 6)),
+        "pool linear",
+        needs_inputs=True,
+        equation="W mean(s x + t) + b = W s mean(x) + (W t + b)",
+        near="a window of one size that is computed",
+    ),
+    Structure(
         "bn, a window of the size of the map, flatten, linear",
         lambda: seq(norm(4), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(4, 3)),
         ((2, 4, 6, 6), (1, 4, 6, 6)),
