@@ -2037,3 +2037,37 @@ def test_a_model_that_is_given_nothing_is_fused_inside():
     assert len(reparamkit.report(fused).merges) == 1
     with torch.no_grad():
         assert error(fused(x)[0], model(x)[0]) <= 1e-6
+
+
+class Picking(nn.Module):
+    """Of its samples it takes those that their data pick, between two merges."""
+
+    def __init__(self, picked: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.picked = picked
+        self.conv, self.norm = conv(4, 3), norm(3)
+        self.fc, self.last = nn.Linear(3, 5), nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.norm(self.conv(x)).mean((2, 3))
+        return self.last(self.fc(self.picked(pooled)))
+
+
+PICKED: dict[str, Callable[[Tensor], Tensor]] = {
+    "a mask": lambda y: y[y[:, 0] > y[:, 1]],
+    "nonzero": lambda y: y[(y[:, 0] > y[:, 1]).nonzero().squeeze(1)],
+    "where": lambda y: y[torch.where(y[:, 0] > y[:, 1])[0]],
+    "repeats": lambda y: torch.repeat_interleave(y, (y[:, 0] > y[:, 1]).long() + 1, 0),
+}
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("how", PICKED)
+def test_how_many_samples_go_on_may_follow_from_the_data(how: str, with_inputs: bool):
+    """What is not known of a value then stands in the way of no merge before it or behind."""
+    model = build(lambda: Picking(PICKED[how]))
+    fused = reparamkit.fuse(model, X) if with_inputs else reparamkit.fuse(model)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    for seed in (1, 2):
+        x = sample((7, 4, 9, 8), torch.float32, seed)
+        assert error(run(fused, x), run(model, x)) < 1e-5

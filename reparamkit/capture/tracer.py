@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
+    DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
     UnsupportedFakeTensorException,
@@ -504,8 +505,9 @@ class Tracer(fx.Tracer):
                 known = target in NUMBERS or _number(constant(proxy.node, self.root)) is not None
                 if not known:
                     raise self.refusal(f"{proxy.node} depends on the data of its input{where(self)}") from error
-            except UnsupportedFakeTensorException:
-                # Of quantised tensors there are no fake ones: what follows from this value is not known.
+            except (UnsupportedFakeTensorException, DynamicOutputShapeException):
+                # Of quantised tensors there are no fake ones, and how many numbers a mask picks only data tell: what
+                # follows from this value is not known.
                 pass
             finally:
                 self.busy = False
