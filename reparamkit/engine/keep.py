@@ -82,14 +82,14 @@ class Keeper:
                 continue
             option = self._option(node, candidate)
             slower = option is not None and any(True for _ in self._raised(option))
-            if alone or not self._is_vain(node, candidate, option, slower):
+            if alone or not self._never_pays(node, candidate, option, slower):
                 price = float("inf") if option is None else self.options.price(option)
                 ranked.append(((slower, price), number, candidate))
             if option is not None and not (alone and _guesses(option)) and self._pays(node, option):
                 merges.append(option)
         return ranked
 
-    def _is_vain(self, node: fx.Node, candidate: Candidate, option: Option | None, slower: bool) -> bool:
+    def _never_pays(self, node: fx.Node, candidate: Candidate, option: Option | None, slower: bool) -> bool:
         """Whether a form of many sources costs so much that no layer after it makes up for that."""
         terms = candidate.form.terms.values()
         if len(terms) <= FEW:
