@@ -197,3 +197,20 @@ def test_a_merge_that_leaves_a_view_which_is_there_ends():
     model = build(lambda: Model(_trend, **parts))
     x = torch.rand(2, 6, 8)
     assert error(run(reparamkit.fuse(model, x), x), run(model, x)) <= 1e-6
+
+
+class Average(nn.Module):
+    """One average of branches side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(nn.Conv3d(3, 64, 1), nn.ReLU()) for _ in range(4))
+        self.pool = nn.AvgPool3d((2, 7, 7), stride=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(torch.cat([branch(x) for branch in self.branches], 1))
+
+
+def test_an_operation_on_a_concatenation_becomes_no_more_of_them_to_save_work() -> None:
+    fused = reparamkit.fuse(build(Average), sample((1, 3, 2, 7, 7), torch.float32))
+    assert reparamkit.report(fused).after.ops == reparamkit.report(fused).before.ops

@@ -198,8 +198,11 @@ class Keeper:
             return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
         # A layer over a concatenation that becomes several, and their sum, must save launches.
-        one = option.placed is not None and (len(option.placed.terms) == 1 or option.placed.dim is not None)
-        moved = one and after.flops < before.flops and self._moves_work(node, option)
+        # So must one that is made of each part of a concatenation, or it is worth no launch more.
+        placed = option.placed
+        one = placed is not None and (len(placed.terms) == 1 or placed.dim is not None)
+        more = placed is not None and placed.dim is not None and after.launches > before.launches
+        moved = one and not more and after.flops < before.flops and self._moves_work(node, option)
         less = after.launches < before.launches or moved
         pays = less and score(after) < score(before)
         if not pays and (why := _because(option)):
