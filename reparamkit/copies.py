@@ -111,26 +111,30 @@ def owning(made: nn.Module, model: nn.Module) -> nn.Module:
     modules stay ties. A merged layer has its own already.
     """
     memo: dict[int, Any] = {}
-    held, users = set(map(storage, _tensors(model))), Counter(map(storage, _tensors(made)))
+    users = Counter(map(storage, _tensors(made)))
+    shared = {*map(storage, _tensors(model)), *(each for each, count in users.items() if count > 1)}
 
     def own(leaf: Any) -> Any:
-        shared = isinstance(leaf, Tensor) and (users[storage(leaf)] > 1 or storage(leaf) in held or not _is_whole(leaf))
-        return copy.deepcopy(leaf, memo) if shared else leaf
+        stays = not isinstance(leaf, Tensor) or (_is_whole(leaf) and storage(leaf) not in shared)
+        return leaf if stays else copy.deepcopy(leaf, memo)
 
-    for container in State(made).containers():
-        entries = container.items() if isinstance(container, dict) else enumerate(container)
-        found = [(key, value) for key, value in entries if isinstance(value, (Tensor, tuple))]
-        for key, value in [] if isinstance(container, set) else found:
+    for container, key, value in _entries(made):
+        if not isinstance(container, set):
             container[key] = map_leaves(own, value)
     return made
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
     """The tensors that a model holds, each as often as it does."""
+    held = (leaf for _, _, value in _entries(model) for leaf in leaves(value))
+    return (leaf for leaf in held if isinstance(leaf, Tensor))
+
+
+def _entries(model: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
+    """The tensors and tuples in the containers of a model, each with the container and its key in it."""
     for container in State(model).containers():
-        values = container.values() if isinstance(container, dict) else container
-        found = [value for value in values if isinstance(value, (Tensor, tuple))]
-        yield from (leaf for leaf in leaves(found) if isinstance(leaf, Tensor))
+        entries = container.items() if isinstance(container, dict) else enumerate(container)
+        yield from [(container, key, value) for key, value in entries if isinstance(value, (Tensor, tuple))]
 
 
 def _is_whole(parameter: Tensor) -> bool:

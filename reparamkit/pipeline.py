@@ -5,8 +5,8 @@ from __future__ import annotations
 import keyword
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -256,7 +256,7 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     """swapped: receives the paths of layers that are merged in `model` itself."""
     at_once = request.inplace and not request.as_graph
     private = model if at_once else sharing_copy(model)
-    with intact(private), caches_left(private), iterators_left(private):
+    with _left_alone(private):
         if request.inputs is not None:
             empty_tables(private, partial(outputs, private, request.inputs), lambda a, b: compare(a, b).passed)
         parts, tape = _captured(private, request), Tape(private)
@@ -285,13 +285,20 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     return fused
 
 
+@contextmanager
+def _left_alone(model: nn.Module) -> Iterator[None]:
+    """Lets code of a model run meanwhile: what it remembers and takes from is put back, and all else if that fails."""
+    with intact(model), caches_left(model), iterators_left(model):
+        yield
+
+
 def _captured_again(
     model: nn.Module, works: Sequence[Work], request: Request, tape: Tape
 ) -> tuple[Parts, Request, list[Mapping[Symbol, int]]] | None:
     """What is written, to be merged once more, if that may go on; None if it may not, or the model fails."""
     if request.as_graph or not any(work.may_go_on for work in works):
         return None
-    with suppress(InvalidInputError), intact(model), caches_left(model), iterators_left(model):
+    with suppress(InvalidInputError), _left_alone(model):
         if request.inputs is not None:
             request = replace(request, example=checked_inputs(model, request.inputs.args, request.inputs.kwargs))
         parts = _captured(model, request)

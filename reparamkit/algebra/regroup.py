@@ -56,6 +56,13 @@ def _viewed(x: Form, view: View) -> Form:
     return replace(seen, bias=bias, recent=(*x.recent, view))
 
 
+def ranked(x: Form) -> Form:
+    """The form itself; refuses one of open rank."""
+    if x.open_rank:
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+    return x
+
+
 def known_rank(x: Form, ranks: Sequence[int], certain: bool = True) -> Form:
     """The form of a value whose rank is one of `ranks`; of an open one, what is told of it, or the lowest it can have.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -59,22 +58,6 @@ def _taken(left: dict[int, Size], size: Size) -> tuple[int, Link]:
         if inner is not None and inner[0] == own:
             return dim, Link(Role.STENCIL, own, stride=inner[1], c=inner[2])
     raise NotFusable("a constant whose size is free, and none of the value that it is read from")
-
-
-def unspread(constant: Form) -> Tensor:
-    """A constant that `spread` made, as a tensor of one position along the axes along which it is alike.
-
-    Raises `NotFusable`: zeros, or a dimension that is partly alike.
-    """
-    bias = constant.bias
-    if bias is None or not constant.vanishes or bias.has(Role.BORDER):
-        raise NotFusable("a product of two values is not affine")
-    legs = list(bias.legs)
-    if any(0 < sum(i in legs for i in dim) < len(dim) for dim in bias.value):
-        raise NotFusable("a constant along a dimension that is partly free")
-    order = [legs.index(i) for dim in bias.value for i in dim if i in legs]
-    shape = [math.prod(bias.links[i].leg_size for i in dim if i in legs) for dim in bias.value]
-    return bias.weight.tensor().permute(order).reshape(shape)
 
 
 def multiplied(x: Form, constant: Form) -> Form:

@@ -197,12 +197,7 @@ class Keeper:
                 self._too_dear(node, option, f"{_because(option)}{DEARER} {what} {factor}")
             return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
-        # A layer over a concatenation that becomes several, and their sum, must save launches.
-        # So must one that is made of each part of a concatenation, or it is worth no launch more.
-        placed = option.placed
-        one = placed is not None and (len(placed.terms) == 1 or placed.dim is not None)
-        more = placed is not None and placed.dim is not None and after.launches > before.launches
-        moved = one and not more and after.flops < before.flops and self._moves_work(node, option)
+        moved = _is_as_few(option) and after.flops < before.flops and self._moves_work(node, option)
         less = after.launches < before.launches or moved
         pays = less and score(after) < score(before)
         if not pays and (why := _because(option)):
@@ -328,6 +323,16 @@ def _because(option: Option) -> str:
     """Why a merge adds its bias by a layer of its own, which is in its price."""
     layers = [term.layer for term in option.placed.terms] if option.placed else []
     return next((f"{layer.beside}: " for layer in layers if layer is not None and layer.beside), "")
+
+
+def _is_as_few(option: Option) -> bool:
+    """Whether a merge stays one layer, or one for each part of a concatenation with no launch more. (A layer over a
+    concatenation that becomes several, and their sum, must save launches.)
+    """
+    placed = option.placed
+    if placed is None or placed.dim is None:
+        return placed is not None and len(placed.terms) == 1
+    return option.cost.launches <= option.before.launches
 
 
 def _guesses(option: Option) -> bool:

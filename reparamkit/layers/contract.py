@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ..algebra.build import contracted, linear, matrix, shift
 from ..algebra.form import Form
-from ..algebra.regroup import known_rank, permute
+from ..algebra.operator import Role
+from ..algebra.regroup import known_rank, permute, ranked
 from ..algebra.size import ONE
-from ..algebra.spread import unspread
 from ..errors import NotFusable
 from .elementwise import Operand, read_add, read_mul, scaled
+from .plans import broadcast
 from .registry import READERS
 from .views import flat, read_unsqueeze
 
@@ -62,7 +63,7 @@ def _in_order(names: Sequence[Sequence[str]]) -> list[str]:
 
 def _contracted(operands: Sequence[Any], names: Sequence[Sequence[str]], result: Sequence[str]) -> Form:
     """An einsum. names, result: as in its equation, one each; `REST` for any number of dimensions."""
-    operands = _unspread(operands, names)
+    operands = _as_tensors(operands, names)
     values = [(x, of_x) for x, of_x in zip(operands, names, strict=True) if isinstance(x, Form)]
     constants = [(c, of_c) for c, of_c in zip(operands, names, strict=True) if not isinstance(c, Form)]
     if len(values) != 1 or not all(isinstance(c, Tensor) for c, _ in constants):
@@ -81,7 +82,7 @@ def _contracted(operands: Sequence[Any], names: Sequence[Sequence[str]], result:
     return contracted(x, of_x, known, of_value)
 
 
-def _unspread(operands: Sequence[Any], names: Sequence[Sequence[str]]) -> list[Any]:
+def _as_tensors(operands: Sequence[Any], names: Sequence[Sequence[str]]) -> list[Any]:
     """With constants that are given sizes of the value, as a batch of matrices that are all one, as tensors. Raises
     `NotFusable`: an axis of theirs is not one of the value that is as long.
     """
@@ -94,15 +95,28 @@ def _unspread(operands: Sequence[Any], names: Sequence[Sequence[str]]) -> list[A
 
 
 def _beside(constant: Form, names: Sequence[str], x: Form, of_x: Sequence[str]) -> Tensor:
-    if x.open_rank or constant.open_rank:
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
-    found, names = unspread(constant), _spelled(names, len(constant.sizes) - len(names) + 1)
-    sizes = dict(zip(_spelled(of_x, len(x.sizes) - len(of_x) + 1), x.sizes, strict=True))
-    pins = x.pins
+    """The constant as a tensor, of which an axis of one position is one of the value that is as long."""
+    names = _spelled(names, len(ranked(constant).sizes) - len(names) + 1)
+    sizes = dict(zip(_spelled(of_x, len(ranked(x).sizes) - len(of_x) + 1), x.sizes, strict=True))
+    found, pins = _unspread(constant), x.pins
     for name, size, length in zip(names, constant.sizes, found.shape, strict=True):
         if length == 1 and size != ONE and sizes.get(name) != size.substitute(pins):
             raise NotFusable("a value and a constant that may differ in shape: broadcasting is not merged")
     return found
+
+
+def _unspread(constant: Form) -> Tensor:
+    """A constant that was given sizes, as a tensor of one position along the axes along which it is alike.
+
+    Raises `NotFusable`: zeros, or a dimension that is partly alike.
+    """
+    bias = constant.bias
+    if bias is None or not constant.vanishes or bias.has(Role.BORDER):
+        raise NotFusable("a product of two values is not affine")
+    if any(0 < sum(i in bias.legs for i in dim) < len(dim) for dim in bias.value):
+        raise NotFusable("a constant along a dimension that is partly free")
+    found = broadcast(bias)
+    return found.reshape((1,) * (len(bias.value) - found.dim()) + found.shape)
 
 
 def _spelled(names: Sequence[str], rest: int) -> list[str]:

@@ -13,10 +13,9 @@ from ..algebra.build import unfolded, windows_of
 from ..algebra.form import Form
 from ..algebra.operator import pin
 from ..algebra.probe import probe
-from ..algebra.regroup import known_rank, permute, reshape
+from ..algebra.regroup import known_rank, permute, ranked, reshape
 from ..algebra.size import Size, fixed, joined_pins, whole_multiples
 from ..errors import NotFusable
-from .probed import check_rank
 from .registry import READERS, either
 from .views import read_flatten
 
@@ -43,7 +42,7 @@ def read_unfold(
         return replace(read_flatten(unfolded(x, kernel, strides, pads, dilations), 2), recent=(None,))
 
     def matrix() -> Form:
-        check_rank(input, 4)
+        _check_batch(input, 4)
         return probe(input, lambda tensor: F.unfold(tensor, kernel, dilations, pads, strides))
 
     return either(windows, matrix)
@@ -52,9 +51,7 @@ def read_unfold(
 @READERS.reader("unfold", moves=0)
 def read_unfold_method(input: Form, dimension: int, size: int, step: int) -> Form:
     """The windows along one dimension; what is in them is a new last dimension."""
-    if input.open_rank:
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
-    rank = len(input.sizes)
+    rank = len(ranked(input).sizes)
     dim = dimension if dimension < 0 else dimension - rank
     if dim == -rank:
         raise NotFusable("mixes the samples of a batch")
@@ -78,7 +75,7 @@ def read_fold(
 ) -> tuple[Form, ...]:
     """Windows side by side are a view; others are added up, on fixed sizes, by a full matrix."""
     kernel, dilations, pads, strides = map(_pair, (kernel_size, dilation, padding, stride))
-    check_rank(input, 3)
+    _check_batch(input, 3)
 
     def tiles() -> Form:
         if (dilations, pads, strides) != ((1, 1), (0, 0), kernel):
@@ -92,6 +89,12 @@ def read_fold(
         return probe(input, lambda tensor: F.fold(tensor, tuple(sizes), kernel, dilations, pads, strides))  # type: ignore[arg-type]
 
     return either(tiles, matrix)
+
+
+def _check_batch(x: Form, rank: int) -> None:
+    """Refuse a tensor without a batch."""
+    if len(ranked(x).sizes) != rank:
+        raise NotFusable(f"expected a tensor of rank {rank}, a batch, found {len(x.sizes)}")
 
 
 def _tiled(x: Form, sizes: list[Size], kernel: tuple[int, int]) -> Form:

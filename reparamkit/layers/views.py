@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..algebra.align import Face, traced_pins
 from ..algebra.form import Form
 from ..algebra.operator import pin
-from ..algebra.regroup import in_sight, known_rank, permute, reshape, same
+from ..algebra.regroup import in_sight, known_rank, permute, ranked, reshape, same
 from ..algebra.segments import cropped, fixed_dim, in_multiples, selected
 from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, reach, roots, whole_multiples
 from ..errors import NotFusable
@@ -35,12 +35,6 @@ def _sizes(shape: tuple[Any, ...]) -> list[Size]:
     return [n if isinstance(n, Size) else fixed(n) for n in flat(shape)]
 
 
-def _closed(x: Form) -> Form:
-    if x.open_rank:
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
-    return x
-
-
 def reshaped(before: Sequence[Size], *shape: Any) -> list[Size | None]:
     """Sizes of ``x.reshape(*shape)`` for an x of sizes `before`; None where -1 cannot be followed."""
     wanted = _sizes(shape)
@@ -55,7 +49,7 @@ def reshaped(before: Sequence[Size], *shape: Any) -> list[Size | None]:
 @READERS.reader(torch.reshape, "reshape", "view", sizes=True, shape=reshaped)
 def read_reshape(input: Form, *shape: Extent | Sequence[Extent] | torch.dtype) -> Form:
     """The same numbers in other dimensions, row-major; a free size that a number in `shape` fixes is pinned."""
-    x = _closed(input)
+    x = ranked(input)
     if any(isinstance(n, torch.dtype) for n in shape):
         raise NotFusable("a view as another dtype")
     pins = _fixed_by([size for dim in Face(x.sample, "value").atoms for size in dim], _sizes(shape))
@@ -133,7 +127,7 @@ def read_flatten(input: Form, start_dim: int = 0, end_dim: int = -1) -> Form:
     if x.open_rank and start_dim == 1 and end_dim == -1 and len(x.sizes) >= 3:
         # (..., C, H, W): the pooling or convolution before it takes a batch, or (guarded) a single sample.
         x = known_rank(x, [len(x.sizes)], certain=False)
-    x = _closed(x)
+    x = ranked(x)
     if not (rank := len(x.sizes)):
         raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
     first, last = start_dim % rank, end_dim % rank
@@ -166,7 +160,7 @@ def _split_up(before: Sequence[Size], dim: int, sizes: Sequence[Any]) -> list[An
 @READERS.reader(torch.unflatten, "unflatten", sizes=True, shape=unflattened)
 def read_unflatten(input: Form, dim: int, sizes: Sequence[Extent]) -> Form:
     """One dimension as several, of which one may be -1; the rank must be known."""
-    x = _closed(input)
+    x = ranked(input)
     return read_reshape(x, _split_up(x.sizes, dim, sizes))
 
 
@@ -181,7 +175,7 @@ def read_permute(input: Form, *dims: Any) -> Form:
 @READERS.reader(torch.transpose, torch.swapaxes, torch.swapdims, "transpose", "swapaxes", "swapdims")
 def read_transpose(input: Form, dim0: int, dim1: int) -> Form:
     """Two dimensions exchanged; the rank must be known."""
-    x = _closed(input)
+    x = ranked(input)
     order = list(range(len(x.sizes)))
     if not all(-len(order) <= dim < len(order) for dim in (dim0, dim1)):
         raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
@@ -223,7 +217,7 @@ def read_adjoint(input: Form) -> Form:
 @READERS.reader(torch.movedim, torch.moveaxis, "movedim", "moveaxis")
 def read_movedim(input: Form, source: PerDim, destination: PerDim) -> Form:
     """Some dimensions at other places, the others in order; the rank must be known."""
-    x = _closed(input)
+    x = ranked(input)
     rank = len(x.sizes)
     moved = {to % rank: of % rank for of, to in zip(flat((source,)), flat((destination,)), strict=True)}
     others = iter(d for d in range(rank) if d not in moved.values())
@@ -261,7 +255,7 @@ def read_pixel_unshuffle(input: Form, downscale_factor: int) -> Form:
 @READERS.reader(F.channel_shuffle)
 def read_channel_shuffle(input: Form, groups: int) -> Form:
     """(n, g c, ...) -> (n, c g, ...)."""
-    x = _closed(input)
+    x = ranked(input)
     batch, channels, *rest = x.sizes
     inner = channels.divide(fixed(groups))
     if inner is None:
@@ -296,7 +290,7 @@ def read_channel_shuffle_layer(layer: nn.ChannelShuffle, input: Form) -> Form:
 @READERS.reader(torch.unsqueeze, "unsqueeze")
 def read_unsqueeze(input: Form, dim: int) -> Form:
     """A new dimension of size 1; the rank must be known."""
-    x = _closed(input)
+    x = ranked(input)
     at = dim % (len(x.sizes) + 1)
     return reshape(x, [*x.sizes[:at], ONE, *x.sizes[at:]], counts=True)
 
@@ -306,7 +300,7 @@ def read_squeeze(input: Form, dim: int | Sequence[int] | None = None) -> Form:
     """Without the dimensions `dim`; refuses one that is not known to be 1, and a call without `dim`."""
     if dim is None:
         raise NotFusable("squeeze() of every dimension that happens to be 1")
-    return without_units(_closed(input), [dim] if isinstance(dim, int) else dim)
+    return without_units(ranked(input), [dim] if isinstance(dim, int) else dim)
 
 
 @READERS.reader(torch.clone, "contiguous", "clone", operator.pos, torch.positive, "positive")
@@ -371,7 +365,7 @@ def read_getitem(input: Form, key: Any) -> Form:
         if part != slice(None):
             x = _sliced(x, dim, part if isinstance(part, slice) else slice(part, part + 1 or None))
     taken = [dim for dim, part in zip(range(-len(trailing), 0), trailing, strict=True) if isinstance(part, int)]
-    return without_units(_closed(x), taken) if taken else x
+    return without_units(ranked(x), taken) if taken else x
 
 
 def _with_axes(x: Form, keys: tuple[Any, ...]) -> Form:
@@ -391,7 +385,7 @@ def _trailing(x: Form, keys: tuple[Any, ...]) -> tuple[Any, ...]:
     before, after = keys[:place], keys[place + 1 :]
     if Ellipsis in keys and all(key == slice(None) for key in before):
         return after
-    return (*before, *[slice(None)] * (len(_closed(x).sizes) - len(before) - len(after)), *after)
+    return (*before, *[slice(None)] * (len(ranked(x).sizes) - len(before) - len(after)), *after)
 
 
 def _is_list(key: Any) -> bool:
@@ -402,7 +396,7 @@ def _is_list(key: Any) -> bool:
 
 def _taken_in_order(x: Form, keys: tuple[Any, ...]) -> Form:
     place = next(n for n, key in enumerate(keys) if _is_list(key))
-    dim = place - len(keys) if Ellipsis in keys[:place] else place - len(_closed(x).sizes)
+    dim = place - len(keys) if Ellipsis in keys[:place] else place - len(ranked(x).sizes)
     key = torch.as_tensor(keys[place])
     if key.dtype is not torch.bool:
         return selected(x, dim, key.tolist())
@@ -435,7 +429,7 @@ def read_narrow(input: Form, dim: int, start: int, length: int | Size) -> Form:
     """A part of a dimension, which may be all but so many positions; refuses to count from its end."""
     if not isinstance(start, int) or start < 0:
         raise NotFusable("narrow from the end, or from a position that is computed at run time")
-    dim = dim if dim < 0 else dim - len(_closed(input).sizes)
+    dim = dim if dim < 0 else dim - len(ranked(input).sizes)
     if isinstance(length, int):
         return cropped(input, dim, start, start + length, 1)
     input = in_sight(input, -dim)
