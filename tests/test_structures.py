@@ -214,3 +214,13 @@ class Average(nn.Module):
 def test_an_operation_on_a_concatenation_becomes_no_more_of_them_to_save_work() -> None:
     fused = reparamkit.fuse(build(Average), sample((1, 3, 2, 7, 7), torch.float32))
     assert reparamkit.report(fused).after.ops == reparamkit.report(fused).before.ops
+
+
+def test_parts_of_a_channel_that_never_agree_are_refused_and_not_split_for_ever() -> None:
+    """Without inputs: halves of a concatenation of a value and of its norm, added to the value."""
+
+    def halves(m: nn.Module, x: Tensor) -> Tensor:
+        return torch.cat([x, m.norm(x)], 1).unflatten(1, (2, -1)).sum(1) + x
+
+    model, x = build(lambda: Model(halves, norm=nn.BatchNorm2d(8))), torch.rand(2, 8, 5, 4)
+    assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6

@@ -15,6 +15,10 @@ from .weight import Sum
 
 F, D, S = Role.FREE, Role.DIAGONAL, Role.STENCIL
 IN, OUT, MEAN, BORDER = Role.IN, Role.OUT, Role.MEAN, Role.BORDER
+ROUNDS = 16
+"""How often two operators are refined for their atoms to agree. A round splits some, which ends; but atoms of size 1 on
+one side can call for others on the other side for ever.
+"""
 
 
 def add(f: Operator, g: Operator) -> Operator:
@@ -111,12 +115,13 @@ def _trailing(op: Operator) -> int:
 
 def _same_atoms(f: Operator, g: Operator) -> tuple[Operator, Operator]:
     """Refining the source can split atoms of the value and the other way round: until both agree."""
-    while True:
+    for _ in range(ROUNDS):
         source_f, source_g = align(Face(f, "source"), Face(g, "source"), trusted=True)
         value_f, value_g = align(Face(source_f.op, "value"), Face(source_g.op, "value"), trusted=False)
         f, g = value_f.op, value_g.op
         if Face(f, "source").atoms == Face(g, "source").atoms:
             return f, g
+    raise NotFusable("parts of dimensions that do not agree, however they are split")
 
 
 def _flat(dims: Dims) -> list[int]:
