@@ -18,17 +18,16 @@ from torch import Tensor, fx, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import CaptureError, ReparamkitError
-from .aliases import Aliases
-from .caches import Shelves
-from .changing import Changed, Changing
-from .draws import random_state_kept
-from .fakes import as_fake, new_mode
-from .gradients import same_with_gradients
-from .guards import expect
-from .paths import module_at
-from .precision import full_precision
-from .proxies import attribute
-from .tracer import (
+from ..running.caches import Shelves
+from ..running.changing import Changed, Changing
+from ..running.draws import random_state_kept
+from ..running.gradients import same_with_gradients
+from ..running.precision import full_precision
+from ..running.trees import leaves, map_leaves, traced
+from ..tracing.fakes import as_fake, new_mode
+from ..tracing.guards import expect
+from ..tracing.proxies import attribute
+from ..tracing.tracer import (
     AGAIN,
     AsksForGradients,
     FillsArgument,
@@ -40,7 +39,8 @@ from .tracer import (
     Tracer,
     WritesConstant,
 )
-from .trees import leaves, map_leaves, traced
+from .aliases import Aliases
+from .paths import module_at
 
 
 @dataclass(frozen=True)

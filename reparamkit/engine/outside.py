@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..capture.capture import Captured, Outside
-from ..capture.proxies import attribute
 from ..sourcecode.following import Following
 from ..sourcecode.parse import forward_of, is_torchs
 from ..sourcecode.uses import Uses
 from ..sourcecode.values import OWN, TENSORS, one
+from ..tracing.proxies import attribute
 
 BUFFERS = frozenset({"buffers", "named_buffers", "_buffers"})
 IsLeaf = Callable[[nn.Module], bool]

@@ -13,9 +13,9 @@ from ..algebra.operator import Operator, Role
 from ..algebra.size import Size
 from ..capture.aliases import target_of
 from ..capture.capture import Captured
-from ..capture.guards import expect
 from ..capture.reach import reached
-from ..capture.tracer import Frame
+from ..tracing.guards import expect
+from ..tracing.tracer import Frame
 from .counting import Shape, calculated, reads_rank
 from .reading import Reading
 

@@ -8,8 +8,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..capture.capture import Captured
-from ..capture.tracer import Frame
 from ..errors import NotFusable
+from ..tracing.tracer import Frame
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

@@ -7,8 +7,8 @@ import inspect
 from torch import fx
 
 from ..capture.capture import Captured
-from ..capture.tracer import Frame
 from ..sourcecode.flow import catches, names_in, remembered, tested
+from ..tracing.tracer import Frame
 from .frames import codes_of, original_forward
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, fx
 
 from ..capture.capture import Captured
-from ..capture.guards import expect_rank
 from ..layers.overwrite import overwrite_
 from ..sourcecode import writes
+from ..tracing.guards import expect_rank
 from .frames import read_lent, spare_self
 
 IN_PLACE = {getattr(operator, name): name for name in writes.IN_PLACE}

@@ -10,7 +10,6 @@ import torch
 from torch import fx, nn
 
 from ..capture.capture import Captured
-from ..capture.guards import is_guard
 from ..engine.dead import Calls, handed
 from ..engine.norms import join
 from ..engine.scope import place_of, watched
@@ -19,6 +18,7 @@ from ..engine.site import Merge, Site
 from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
 from ..recipes.tape import Tape
+from ..tracing.guards import is_guard
 from .admit import Admission, Refuse
 from .finish import Finisher
 from .flat import graph_module

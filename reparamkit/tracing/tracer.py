@@ -33,14 +33,17 @@ from torch.fx.node import Target
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
+from ..running.buffers import assignments_seen, other_buffers
+from ..running.changing import Changing
+from ..running.draws import Draws, no_plain_draws
+from ..running.patches import Function, patched
+from ..running.state import Contents, traced_in
+from ..running.trees import filled, leaves, map_leaves
 from ..sourcecode.origins import first_argument, is_users
 from ..sourcecode.parse import once
 from ..sourcecode.writes import AUGMENTED
-from .buffers import assignments_seen, other_buffers
 from .builtin import builtins_told
-from .changing import Changing
 from .constants import called, constant, positions, writes
-from .draws import Draws, no_plain_draws
 from .fakes import as_fake, failing_quietly
 from .guards import is_guard
 from .known import made_by, normed_by
@@ -48,13 +51,10 @@ from .lending import Lending, Taken
 from .listing import lists_noted
 from .modes import Modes, modes, modes_noted
 from .observers import without_observers
-from .patches import Function, patched
 from .proxies import ValueProxy, attribute, where
 from .questions import unanswered
 from .scripts import scripts_opened
 from .settings import settings_read
-from .state import Contents, traced_in
-from .trees import filled, leaves, map_leaves
 from .variables import variables_read
 from .variadic import plain, traced_numbers_taken
 from .wrapped import wraps_opened
