@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture.capture import Inputs, run
+from .capture.arguments import Inputs, run
 from .layers.wide import wide, wide_module
 from .running.trees import leaves, map_leaves
 from .running.undone import undone

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture.capture import storage
+from .capture.captured import storage
 from .errors import InvalidInputError
 from .layers.hooks import AFTER, BEFORE, GRADIENTS
 from .running.state import CONTAINERS, State

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
 
-from .capture.capture import Inputs
+from .capture.arguments import Inputs
 from .compare import compare, outputs
 from .errors import InvalidInputError
 from .running.trees import map_leaves

@@ -52,8 +52,8 @@ from .sourcecode.flow import remembered
 from .sourcecode.parse import forward_of
 from .summary import Work, counted, left, summarize, suspicious, totals
 from .tracing.constants import decide_again
+from .tracing.frame import Frame
 from .tracing.scripts import compiled_opened
-from .tracing.tracer import Frame
 from .whole import check_whole, through
 from .write.write import Done
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from .algebra.operator import Operator
 from .algebra.size import Pin, Size, Symbol, roots
-from .capture.capture import Captured
+from .capture.captured import Captured
 from .compare import place_of_error, relative_error
 from .errors import EquivalenceError, GuardError, NotFusable
 from .layers.hooks import has_hooks

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture.capture import Inputs
+from .capture.arguments import Inputs
 from .compare import compare
 from .errors import InvalidInputError
 from .running.buffers import other_buffers

@@ -15,8 +15,10 @@ from torch.utils._pytree import tree_flatten
 from ..errors import CaptureError, InvalidInputError
 from ..running.changing import Changing
 from ..running.undone import undone
-from ..tracing.tracer import GoingOn, Opaque
-from .capture import Captured, Inputs, capture, know_sizes, run, why_not
+from ..tracing.opaque import GoingOn, Opaque
+from .arguments import Inputs, run
+from .capture import capture, know_sizes, why_not
+from .captured import Captured
 from .folding import fold_calls
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)

@@ -14,7 +14,7 @@ from ..running.state import State
 from ..running.trees import map_leaves
 from ..running.undone import undone
 from ..tracing.fakes import as_fake, failing_quietly, new_mode
-from .capture import Inputs, run
+from .arguments import Inputs, run
 
 CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda tensor: tensor[0] if tensor.dim() > 1 else tensor,

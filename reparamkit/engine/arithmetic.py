@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
 from ..algebra.size import Size
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..capture.reach import reached
 from ..errors import CaptureError
 from ..layers.wide import CASTS, wide_call, wide_module

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from torch import Tensor, fx
 
 from ..capture.aliases import MAY_ALIAS, target_name
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..layers.registry import Readers
 from ..running.trees import leaves
 from ..tracing.guards import is_guard

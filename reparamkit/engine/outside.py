@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..capture.capture import Captured, Outside
+from ..capture.captured import Captured, Outside
 from ..sourcecode.following import Following
 from ..sourcecode.parse import forward_of, is_torchs
 from ..sourcecode.uses import Uses

@@ -12,7 +12,7 @@ from torch import fx
 
 from ..algebra.size import Size
 from ..capture.aliases import position_range
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..layers.parts import chunk, part, section, taken
 from ..running.trees import leaves, map_leaves
 

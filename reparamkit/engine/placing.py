@@ -16,7 +16,7 @@ from ..algebra.probe import PROBE
 from ..algebra.segments import parts_of
 from ..algebra.size import Pin, Size, Symbol, fixed, free_size
 from ..algebra.views import Crop, Mean, Resampled, View
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..errors import NotFusable
 from ..layers.convolutions import is_convolution, is_transposed, multiply_adds, padding_cost, uneven_cost
 from ..layers.parts import rescaled

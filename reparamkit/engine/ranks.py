@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..tracing.proxies import UNPACKED
 from .counting import MAY_BROADCAST, SAME_SHAPE, called_name, plain_name
 

@@ -15,7 +15,7 @@ from ..algebra.form import CONSTANT_FOLD, Form, source_form, with_guarded_rank
 from ..algebra.operator import open_sizes, pin
 from ..algebra.regroup import told_rank
 from ..algebra.size import Size, Symbol, fixed, is_of_rank, roots
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..errors import FreeSize, NotFusable, RuleError
 from ..layers.hooks import AFTER, BEFORE
 from ..layers.registry import Reader, Readers

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..algebra.form import Form
 from ..capture.aliases import MAY_ALIAS, STATISTICS, target_name, target_of
-from ..capture.capture import Captured, storage
+from ..capture.captured import Captured, storage
 from ..capture.paths import module_at, start_of, upwards
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
@@ -27,7 +27,7 @@ from ..sourcecode.flow import Way
 from ..sourcecode.handing import EACH, ELSEWHERE, hands_on_otherwise, readers_of_results
 from ..sourcecode.methods import called_by_methods, read_by_methods, ways_of_methods
 from ..sourcecode.parse import forward_of
-from ..tracing.tracer import Frame, Method
+from ..tracing.frame import Frame, Method
 from .arithmetic import dtype_of
 from .held import held_by_objects
 from .sharing import evenly_partnered, read_one_value, runs_once

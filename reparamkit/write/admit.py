@@ -8,13 +8,13 @@ from functools import cached_property
 
 from torch import fx, nn
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..engine.scope import below, broken_methods, called_plainly, code_around, place_of, watched
 from ..engine.sharing import alike, is_shared, separable, uneven
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE
-from ..tracing.tracer import Frame, Method
+from ..tracing.frame import Frame, Method
 from .asked import check_unasked
 from .exposed import check_unexposed, may_show
 from .finish import Finisher

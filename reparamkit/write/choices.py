@@ -6,9 +6,9 @@ import inspect
 
 from torch import fx
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..sourcecode.flow import catches, names_in, remembered, tested
-from ..tracing.tracer import Frame
+from ..tracing.frame import Frame
 from .frames import codes_of, original_forward
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, fx, nn
 
 from ..capture.aliases import target_of
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..capture.paths import module_at, start_of, upwards
 from ..engine.norms import restore
 from ..engine.scope import WRITTEN_INTO, below, code_around, innermost, outer, place_of
@@ -18,8 +18,8 @@ from ..engine.site import Site
 from ..errors import NotFusable, Unwritable
 from ..layers.parts import rescaled
 from ..running.state import intact
+from ..tracing.frame import Frame, Method
 from ..tracing.guards import expect, expect_rank
-from ..tracing.tracer import Frame, Method
 from .frames import change, changes_of, fold, going, method, original_class, without_gradients
 from .hidden import Hidden, asking_for_classes, because, hide_broken
 from .places import Places

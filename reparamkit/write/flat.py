@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..layers.overwrite import overwrite_
 from ..sourcecode import writes
 from ..tracing.guards import expect_rank

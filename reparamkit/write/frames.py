@@ -24,7 +24,7 @@ import torch
 import torch.fx.immutable_collections
 from torch import Tensor, fx, nn
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..capture.paths import start_of
 from ..engine.sizes import size_of
 from ..errors import NotFusable
@@ -34,11 +34,11 @@ from ..sourcecode.defaults import Default, defaults_of
 from ..sourcecode.flow import catches, names_in, remembered, tested
 from ..sourcecode.methods import spreading_calls
 from ..sourcecode.parse import forward_of, names_of
+from ..tracing.frame import Frame
 from ..tracing.guards import expect, expect_entries, expect_given, expect_keywords, expect_rank, expect_tensor
 from ..tracing.lending import Taken
 from ..tracing.modes import Modes
 from ..tracing.proxies import attribute
-from ..tracing.tracer import Frame
 from .fixed import assignment
 
 PLAIN = (bool, int, float, str, type(None))

@@ -10,7 +10,7 @@ from torch import nn
 from ..capture.paths import module_at, start_of, upwards
 from ..sourcecode.methods import classes_in_methods, read_by_methods
 from ..sourcecode.parse import names_of
-from ..tracing.tracer import Method
+from ..tracing.frame import Method
 
 Hidden = dict[nn.Module, dict[str, str]]
 """Per module the names of its hidden methods, and why."""

@@ -13,7 +13,7 @@ from types import FunctionType
 import torch
 from torch import fx, nn
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..capture.paths import module_at, start_of
 from ..engine.scope import innermost, place_of
 from ..engine.site import Site
@@ -22,7 +22,7 @@ from ..sourcecode.elsewhere import changed_elsewhere
 from ..sourcecode.parse import is_torchs
 from ..sourcecode.setting import set_by
 from ..sourcecode.together import Codes, assigned, hands_over, parted_by
-from ..tracing.tracer import Frame, Method
+from ..tracing.frame import Frame, Method
 from .frames import original_class, original_forward
 
 Settings = dict[nn.Module, set[str]]

@@ -9,7 +9,7 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..engine.dead import Calls, handed
 from ..engine.norms import join
 from ..engine.scope import place_of, watched
