@@ -9,7 +9,7 @@ from torch import fx
 from ..capture.captured import Captured
 from ..sourcecode.flow import catches, names_in, remembered, tested
 from ..tracing.frame import Frame
-from .frames import codes_of, original_forward
+from .originals import codes_of, original_forward
 
 
 def has_other_ways(captured: Captured, frame: Frame) -> bool:

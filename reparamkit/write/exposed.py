@@ -17,7 +17,7 @@ from ..sourcecode.exposing import exposes, leaves_out, shows
 from ..sourcecode.flow import ALWAYS, Way, chosen, way_to
 from ..tracing.frame import Frame, Method
 from .choices import has_other_ways
-from .frames import bound, original_class, original_forward
+from .originals import bound, original_class, original_forward
 
 
 def check_unexposed(captured: Captured, site: Site, scale: fx.Node, written: Set[int]) -> None:

@@ -20,9 +20,13 @@ from ..layers.parts import rescaled
 from ..running.state import intact
 from ..tracing.frame import Frame, Method
 from ..tracing.guards import expect, expect_rank
-from .frames import change, changes_of, fold, going, method, original_class, without_gradients
+from .classes import change, changes_of
+from .fold import fold
+from .generated import method
 from .hidden import Hidden, asking_for_classes, because, hide_broken
+from .originals import original_class
 from .places import Places
+from .rewritable import going, without_gradients
 from .settings import Ran, elsewhere, is_users, lost_setting, settings_of
 from .splice import Written
 

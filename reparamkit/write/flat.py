@@ -12,7 +12,8 @@ from ..capture.captured import Captured
 from ..layers.overwrite import overwrite_
 from ..sourcecode import writes
 from ..tracing.guards import expect_rank
-from .frames import read_lent, spare_self
+from .fold import read_lent
+from .generated import spare_self
 
 IN_PLACE = {getattr(operator, name): name for name in writes.IN_PLACE}
 IN_PLACE[overwrite_] = "setitem"

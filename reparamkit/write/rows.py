@@ -20,8 +20,8 @@ from ..tracing.frame import Frame
 from .asked import asked
 from .choices import has_other_ways
 from .exposed import is_exposed, is_returned, showing_method
-from .frames import codes_of, original_forward
 from .order import is_ordered, needs_order
+from .originals import codes_of, original_forward
 from .settings import is_varied
 
 

@@ -23,7 +23,7 @@ from ..sourcecode.parse import is_torchs
 from ..sourcecode.setting import set_by
 from ..sourcecode.together import Codes, assigned, hands_over, parted_by
 from ..tracing.frame import Frame, Method
-from .frames import original_class, original_forward
+from .originals import original_class, original_forward
 
 Settings = dict[nn.Module, set[str]]
 """Per module the names of attributes."""
