@@ -25,8 +25,8 @@ from structures import (
 from torch import Tensor, nn
 
 import reparamkit
-from reparamkit.capture import precision
 from reparamkit.layers.wide import wide_call
+from reparamkit.running import precision
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 GPU = torch.device("cuda")

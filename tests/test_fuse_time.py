@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 import reparamkit
 from reparamkit.algebra import segments
-from reparamkit.capture import aliases, known
+from reparamkit.capture import aliases
 from reparamkit.engine import placing
 from reparamkit.testing import randomize
+from reparamkit.tracing import known
 
 SIZES = st.integers(1, 9)
 

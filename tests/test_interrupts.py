@@ -17,7 +17,9 @@ from torch.nn.modules import module as torch_module
 
 import reparamkit
 from reparamkit import ReparamkitError, inputs, merging, pieces, pipeline, whole
-from reparamkit.capture import parts, state, tracer
+from reparamkit.capture import parts
+from reparamkit.running import state
+from reparamkit.tracing import tracer
 from reparamkit.tracing.listing import lists_noted
 from reparamkit.write import finish, places, write
 

@@ -443,6 +443,23 @@ def test_a_call_for_nothing_goes_with_the_code_that_makes_it(given: bool):
     assert reparamkit.report(reparamkit.fuse(fused, X)).merges == ()
 
 
+def part_of_itself(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.b(torch.cat([x, m.a(x)], 1).chunk(2, 1)[0])
+    for layer in (m.c, m.n, F.relu, m.n, m.c):
+        y = layer(y)
+    return y
+
+
+def test_a_layer_that_is_called_no_more_pays_for_no_copy_of_another():
+    """It stays in the model: its numbers are no room for a merged layer beside the layers that other calls need."""
+    network = build(model(part_of_itself, b=conv(4, 4, 1), c=conv(4, 4)))
+    fused = reparamkit.fuse(network, X)
+    assert error(run(fused, X), run(network, X)) < 1e-6
+    report = reparamkit.report(fused)
+    assert report.merges
+    assert report.after.stored <= report.before.stored
+
+
 def test_a_call_for_nothing_counts_where_the_code_stays():
     network = build(model(returned_for_nothing, a=conv(4, 4, 1)))
     fused = reparamkit.fuse(network, X)

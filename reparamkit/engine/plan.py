@@ -350,11 +350,16 @@ class Planner:
         stored = plan.price.stored + self.options.prices.staying(gone)
         stored += sum(self.options.prices.repeated(site.members) for site in plan.sites)
         left, kept = self._left_to_others(plan, stay)
-        stored += kept
+        stored += kept + sum(map(self.options.prices.stored, self._uncalled(gone | plan.needed)))
         rows = [site for site in plan.sites if not self._within_norms(site)]
         own = gone & set[fx.Node]().union(*(site.members for site in rows)) - left
         stored -= self.options.added_bias((site.placed for site in rows), own)
         return Excess(-round(sum(self._saved(plan))), stored - self.original.stored)
+
+    def _uncalled(self, known: Set[fx.Node]) -> list[fx.Node]:
+        """The calls of layers that nothing needs any more, with a plan that has these values: the layers stay."""
+        calls = (n for n in self.region if n.op == "call_module" and n not in known)
+        return [n for n in calls if n.target not in self.captured.held]
 
     def _left_to_others(self, plan: Selection, stay: Set[fx.Node]) -> tuple[set[fx.Node], int]:
         """The calls that go of modules that other calls need, and how many more numbers there are than the calls were
