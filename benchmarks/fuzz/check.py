@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 import reparamkit
-from reparamkit import CaptureError, GuardError, Report
+from reparamkit import CaptureError, GuardError, RecipeError, Report
 
 from .program import Program, build, inputs
 
@@ -155,6 +155,8 @@ def check_trial(program: Program, trial: Trial, original: nn.Module) -> Failure 
         promises.append(partial(_order, original, fused, example))
     elif draw < 0.35:
         promises.append(partial(_copied, program, fused))
+    elif draw < 0.5 and "as_graph" not in trial.options:
+        promises.append(partial(_converted, program, original, fused, trial))
     return next((failure for promise in promises if (failure := promise()) is not None), None)
 
 
@@ -395,3 +397,32 @@ def _copied(program: Program, fused: nn.Module) -> Failure | None:
     """A deep copy computes the same."""
     found = _differs(program, fused, copy.deepcopy(fused), program.shapes, guarded=True)
     return None if found is None else Failure("a copy: " + found.partition(":")[0], found)
+
+
+def _converted(program: Program, original: nn.Module, fused: nn.Module, trial: Trial) -> Failure | None:
+    """A fused model with the converted state of another checkpoint computes what the original does with that one."""
+    other, mine = _with_other_numbers(original, program.seed), copy.deepcopy(fused)
+    try:
+        state = reparamkit.convert_state_dict(fused, other.state_dict())
+    except RecipeError:
+        # Decisions that went by numbers are others.
+        return None
+    except Exception as error:
+        return _raised(f"{type(error).__name__} of convert_state_dict", error)
+    try:
+        mine.load_state_dict(state)
+    except RuntimeError as error:
+        return Failure("a converted state does not fit", str(error))
+    found = _differs(program, other, mine, program.shapes, guarded=not trial.given)
+    return None if found is None else Failure("converted: " + found.partition(":")[0], found)
+
+
+def _with_other_numbers(original: nn.Module, seed: int) -> nn.Module:
+    """A copy with other parameters and statistics; of every second program zeros stay zeros."""
+    model, generator = copy.deepcopy(original), torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.mul_(0.5 + torch.rand(tensor.shape, generator=generator).to(tensor))
+            if seed % 2 and not name.endswith("running_var"):
+                tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator).to(tensor))
+    return model
