@@ -17,8 +17,8 @@ from .algebra.size import Size
 from .capture.aliases import target_of
 from .capture.captured import Captured
 from .engine.counting import Shape
+from .engine.naming import place_of
 from .engine.reading import Reading
-from .engine.scope import place_of
 from .reporting import Node, Part, Picture
 from .write.splice import Written
 

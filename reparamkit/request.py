@@ -10,7 +10,8 @@ from torch import nn
 
 from .capture.arguments import Inputs
 from .capture.captured import Captured
-from .engine.scope import Scope, matches
+from .engine.naming import matches
+from .engine.scope import Scope
 from .errors import InvalidInputError
 from .inputs import Example, check_no_global_hooks, checked_inputs, checked_model
 from .layers.price import OBJECTIVES

@@ -14,12 +14,12 @@ from .capture.captured import Captured
 from .capture.parts import Parts
 from .capture.paths import module_at
 from .engine.keep import DEARER
+from .engine.naming import matches, name_of, place_of
 from .engine.norms import second_flops
 from .engine.placing import node_cost
 from .engine.plan import beside
 from .engine.reader import WRITTEN
 from .engine.reading import Reading
-from .engine.scope import matches, name_of, place_of
 from .engine.site import Plan, Rejected, Site
 from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR

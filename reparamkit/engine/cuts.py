@@ -13,7 +13,10 @@ from ..layers.hooks import has_hooks
 from ..sourcecode.observing import sets_hooks
 from ..sourcecode.shortened import shortened_forwards
 from ..tracing.frame import Frame
-from .scope import goes_by, innermost, place_of, using_parts, with_callers
+from .methods import using_parts, with_callers
+from .naming import place_of
+from .nesting import innermost
+from .scope import goes_by
 
 
 def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:

@@ -15,10 +15,10 @@ from ..layers.price import Cost
 from .absorb import absorbed, is_scale, leading
 from .counting import checks
 from .keep import DEARER, OVERWRITTEN
+from .naming import name_of, place_of
 from .options import FLOPS, STORED, Option, Options
 from .placing import Placed
 from .regions import Region
-from .scope import name_of, place_of
 from .sharing import largest, separable, uneven
 from .site import Merge, Rejected, Site
 

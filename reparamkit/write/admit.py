@@ -9,7 +9,10 @@ from functools import cached_property
 from torch import fx, nn
 
 from ..capture.captured import Captured
-from ..engine.scope import below, broken_methods, called_plainly, code_around, place_of, watched
+from ..engine.methods import broken_methods
+from ..engine.naming import called_plainly, place_of
+from ..engine.nesting import below, code_around
+from ..engine.scope import watched
 from ..engine.sharing import alike, is_shared, separable, uneven
 from ..engine.site import Site
 from ..errors import NotFusable

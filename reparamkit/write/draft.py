@@ -9,8 +9,10 @@ from torch import fx, nn
 
 from ..capture.aliases import target_of
 from ..capture.captured import Captured
+from ..engine.naming import place_of
+from ..engine.nesting import below, code_around, innermost
 from ..engine.norms import restore
-from ..engine.scope import WRITTEN_INTO, below, code_around, innermost, place_of
+from ..engine.scope import WRITTEN_INTO
 from ..engine.site import Site
 from ..errors import NotFusable, Unwritable
 from ..layers.parts import rescaled

@@ -10,7 +10,8 @@ from torch import fx, nn
 
 from ..capture.captured import Captured
 from ..capture.paths import start_of
-from ..engine.scope import innermost, place_of
+from ..engine.naming import place_of
+from ..engine.nesting import innermost
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..sourcecode.exposing import exposes, leaves_out, shows

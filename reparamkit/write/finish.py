@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import fx, nn
 
-from ..engine.scope import outer
+from ..engine.nesting import outer
 from ..errors import NotFusable, Unwritable
 from ..running.state import intact
 from ..tracing.frame import Frame

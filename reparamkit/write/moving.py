@@ -7,7 +7,7 @@ import itertools
 from torch import nn
 
 from ..capture.paths import start_of, upwards
-from ..engine.scope import outer
+from ..engine.nesting import outer
 from ..tracing.frame import Frame
 from .draft import Draft
 

@@ -11,8 +11,10 @@ from torch import fx
 from ..algebra.size import is_of_rank
 from ..capture.captured import Captured
 from ..capture.paths import start_of
+from ..engine.methods import partial_methods, varying_methods
+from ..engine.naming import called_plainly, place_of
+from ..engine.nesting import innermost
 from ..engine.placing import Placed
-from ..engine.scope import called_plainly, innermost, partial_methods, place_of, varying_methods
 from ..engine.sharing import is_shared
 from ..engine.site import Site
 from ..sourcecode.flow import ALWAYS, Way, way_to

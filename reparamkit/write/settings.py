@@ -15,7 +15,8 @@ from torch import fx, nn
 
 from ..capture.captured import Captured
 from ..capture.paths import module_at, start_of
-from ..engine.scope import innermost, place_of
+from ..engine.naming import place_of
+from ..engine.nesting import innermost
 from ..engine.site import Site
 from ..running.trees import leaves
 from ..sourcecode.elsewhere import changed_elsewhere

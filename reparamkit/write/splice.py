@@ -14,8 +14,10 @@ from ..algebra.form import Step
 from ..algebra.size import Pin, Size, Symbol
 from ..algebra.views import Same
 from ..capture.captured import Captured
+from ..engine.methods import broken_methods
+from ..engine.naming import name_of, place_of
+from ..engine.nesting import below, code_around
 from ..engine.placing import Placed, Placement
-from ..engine.scope import below, broken_methods, code_around, name_of, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..tracing.frame import Frame, Method

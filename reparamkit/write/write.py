@@ -11,8 +11,9 @@ from torch import fx, nn
 
 from ..capture.captured import Captured
 from ..engine.dead import Calls, handed
+from ..engine.naming import place_of
 from ..engine.norms import join
-from ..engine.scope import place_of, watched
+from ..engine.scope import watched
 from ..engine.sharing import alike, largest, uneven
 from ..engine.site import Merge, Site
 from ..errors import NotFusable
