@@ -109,7 +109,11 @@ def _is_opaque(node: fx.Node, reading: Reading) -> bool:
 
 
 VIEWS = frozenset(
-    ["reshape", "view", "permute", "transpose", "flatten", "chunk", "split", "part", "section", "taken", "getitem"]
+    str.split("""
+    chunk diagonal dsplit dsplit_part expand expand_as flatten getitem hsplit hsplit_part mT movedim moveaxis narrow
+    part permute reshape reshape_as section select split squeeze swapaxes swapdims T t taken tensor_split transpose
+    unbind unflatten unsqueeze view view_as vsplit
+    """)
 )
 IDLE = VIEWS | {"getattr", "size", "_assert"}
 """Calls that compute no numbers: views, questions and checks."""

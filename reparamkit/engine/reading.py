@@ -20,6 +20,7 @@ from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.capture import Captured
 from ..layers.wide import computes_weight
 from .counting import Shape
+from .parts import all_parts
 from .ranks import certain_rank
 
 
@@ -98,7 +99,7 @@ class Reading:
     @property
     def to_assume(self) -> Mapping[Symbol, int]:
         """What could not be read for all sizes may be for those that a later layer fixes, or meets."""
-        known = (*self.facts.items(), *self._solved())
+        known = (*self.facts.items(), *self._solved(), *self._summed())
         later = {s: n for s, n in known if s in self.stuck and not s.traced and isinstance(n, int)}
         return {**later, **self.met} if self.stuck & (self.met.keys() | later.keys()) else {}
 
@@ -112,6 +113,22 @@ class Reading:
             form = forms.get(name) if isinstance(name, str) else None
             if form is not None and isinstance(number, int) and isinstance(dim, int) and -len(form.sizes) <= dim < 0:
                 yield from solved(form.sizes[dim], number).items()
+
+    def _summed(self) -> Iterator[tuple[Symbol, int]]:
+        """The sizes of what is split into parts whose sizes layers fix: all of them together."""
+        for node in self.shapes if self.stuck else ():
+            whole, dim, row = all_parts(node) or (node, 0, [])
+            before, *after = [self._told_sizes(each) for each in (whole, *row)]
+            if after and all(-len(sizes) <= dim < len(sizes) for sizes in (before, *after)):
+                lengths = [sizes[dim] for sizes in after]
+                number = sum(size.factor for size in lengths) if all(size.known for size in lengths) else 0
+                yield from solved(before[dim], number).items() if number else ()
+
+    def _told_sizes(self, node: fx.Node) -> tuple[Size, ...]:
+        """The sizes of a value, of a rank that is told; none if it is not."""
+        shape = self.shapes.get(node)
+        form = told_rank(source_form(node.name, *shape)) if shape is not None else None
+        return () if form is None or form.open_rank else self.informed(form).sizes
 
     def informed(self, form: Form) -> Form:
         """A form with all that is known of the sizes of what it reads."""
