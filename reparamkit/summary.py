@@ -15,7 +15,7 @@ from .capture.parts import Parts
 from .capture.paths import module_at
 from .engine.keep import DEARER
 from .engine.norms import second_flops
-from .engine.placing import node_cost
+from .engine.placing import layer_cost, node_cost
 from .engine.plan import beside
 from .engine.reader import WRITTEN
 from .engine.reading import Reading
@@ -93,9 +93,10 @@ def _sums(reading: Reading, opaque: Iterable[fx.Node]) -> int:
     nominal sizes where the rank is open.
     """
     names = ((node, target_name(node, reading.captured.module)) for node in opaque if node in reading.shapes)
-    return sum(
-        numel(reading.sizes_of(node) or reading.shapes[node][0]) for node, name in names if name.rstrip("_") in PASSES
-    )
+    passes = [node for node, name in names if name.rstrip("_") in PASSES]
+    summed = sum((layer_cost(reading.sums[node], 0) for node in passes if node in reading.sums), Cost())
+    others = [node for node in passes if node not in reading.sums]
+    return summed.flops + sum(numel(reading.sizes_of(node) or reading.shapes[node][0]) for node in others)
 
 
 PASSES = frozenset(["add", "iadd", "sub", "isub", "sum", "mean", "stack", "cat", "concat"])

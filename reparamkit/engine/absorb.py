@@ -24,7 +24,7 @@ def leading(reading: Reading, placed: Placed, named: Mapping[str, fx.Node]) -> l
             node = named[steps[0].node]
             # Views that layers between them undo are not on the way that is written.
             last = len(set(steps)) > 1 or steps[0] not in term.trail or node.name in (term.anchor, term.trail[-1].node)
-            if last or not (steps[0].views or is_scale(reading, node)):
+            if last or steps[0].spelled or not (steps[0].views or is_scale(reading, node)):
                 break
             found.append(node)
     return found if any(is_scale(reading, node) for node in found) else []

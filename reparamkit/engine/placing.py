@@ -14,7 +14,7 @@ from ..algebra.form import Form, Step, Trail, as_bias
 from ..algebra.operator import Operator, Role
 from ..algebra.probe import PROBE
 from ..algebra.segments import parts_of
-from ..algebra.size import Pin, Size, Symbol, fixed, free_size
+from ..algebra.size import ONE, Pin, Size, Symbol, fixed, free_size
 from ..algebra.views import Crop, Mean, Resampled, View
 from ..capture.capture import Captured
 from ..errors import NotFusable
@@ -115,6 +115,8 @@ def place(form: Form, means: Means, sizes_of: SizesOf) -> Placed:
 
     Raises `NotFusable` if some term cannot be written as one layer between views.
     """
+    if form.times != ONE:
+        raise NotFusable("a sum over an axis whose size is free")
     if form.vanishes:
         raise NotFusable("a tensor of zeros is no layer")
     if fixed(0) in form.sizes:

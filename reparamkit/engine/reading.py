@@ -40,7 +40,7 @@ class Reading:
     constants: values that depend on parameters only, in float64: tensors, tuples of them, numbers; None for a guard.
     writes: in-place operations on such values, with the value that each writes into.
     sizes: Python numbers (or tuples of them) that are sizes.
-    read: nodes that are affine in their inputs, with the form over those inputs.
+    read: nodes that are affine in their inputs, with the form over those inputs. sums: those that sum over a free size.
     moves: nodes that only move numbers, with the number of operations that takes.
     facts: free sizes that a layer has fixed: no input of another size goes on.
     met: free sizes that some call meets as numbers, so that a merge there holds for these numbers only. stuck: those of
@@ -55,6 +55,7 @@ class Reading:
     sizes: dict[fx.Node, Any] = field(default_factory=dict)
     shapes: dict[fx.Node, Shape] = field(default_factory=dict)
     read: dict[fx.Node, Form] = field(default_factory=dict)
+    sums: dict[fx.Node, Form] = field(default_factory=dict)
     moves: dict[fx.Node, int] = field(default_factory=dict)
     facts: dict[Symbol, Pin] = field(default_factory=dict)
     met: dict[Symbol, int] = field(default_factory=dict)

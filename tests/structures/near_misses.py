@@ -364,6 +364,17 @@ NEAR_MISSES = (
         "differ from place to place",
     ),
     NearMiss(
+        "a sum over a map, divided by the size of another axis",
+        lambda: Model(
+            lambda m, x: (lambda y: m.b(y.sum((2, 3)) / (y.shape[2] * y.size(2))))(m.a(x)),
+            a=conv(4, 8, 1),
+            b=nn.Linear(8, 5),
+        ),
+        ((2, 4, 8, 8), (1, 4, 9, 7)),
+        "conv sum div linear",
+        "a sum over an axis whose size is free",
+    ),
+    NearMiss(
         "scores scaled by a number per key",
         lambda: Model(
             lambda m, x: ((m.q(x) @ m.k(x).transpose(1, 2)) * m.s).softmax(-1),
