@@ -143,7 +143,7 @@ class Form:
         return self.mapped(lambda op: op if isinstance(op.weight, One) else replace(op, weight=Spent()))
 
     def stepped(self, node: str) -> Form:
-        """The same form, one node further along every trail; of a sum that is to be divided, the division is the step."""
+        """The same form, one node further on every trail; of a sum that is to be divided, the division is the step."""
         if self.times != ONE:
             return self
         views = tuple(view for view in self.recent if view is not None)

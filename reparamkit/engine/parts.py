@@ -12,10 +12,10 @@ from torch import fx
 
 from ..algebra.size import Size
 from ..capture.aliases import position_range
-from ..capture.capture import Captured
-from ..capture.proxies import UNPACKED
-from ..capture.trees import leaves, map_leaves
+from ..capture.captured import Captured
 from ..layers.parts import chunk, dsplit_part, hsplit_part, part, section, taken
+from ..running.trees import leaves, map_leaves
+from ..tracing.proxies import UNPACKED
 
 SPLITS: dict[object, tuple[Callable[..., Any], tuple[str, ...]]] = {
     torch.split: (part, ("tensor", "split_size_or_sections", "dim")),
