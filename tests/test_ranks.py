@@ -579,3 +579,25 @@ def test_who_swaps_two_dimensions_has_two():
     assert error(run(fused, x), run(net, x)) <= 1e-6
     with pytest.raises(GuardError):
         fused(x[:, 0])
+
+
+@pytest.mark.parametrize("key", [slice(2), slice(None, 2), slice(1, 3), slice(-2, None), slice(-3, -1)], ids=str)
+def test_a_slice_of_a_shape_has_as_many_sizes_as_it_says(key: slice):
+    """Whatever the rank; code may take them one by one without an example."""
+
+    class Cut(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y.relu().reshape(*y.shape[key], -1)
+
+    own = build(lambda: Cut(conv(4, 4), norm(4)))
+    fused = reparamkit.fuse(own)
+    x = sample(MAPS, torch.float32)
+    assert operations(fused, x) == "conv relu"
+    assert error(run(fused, x), run(own, x)) < 1e-6
+
+
+def test_a_slice_whose_length_is_a_rank_needs_an_example():
+    own = model(lambda m, x: m.norm(m.conv(x)).view(-1, *x.shape[2:]), conv=conv(4, 4), norm=norm(4))
+    with pytest.raises(CaptureError, match="number of parts"):
+        reparamkit.fuse(own)
