@@ -459,6 +459,22 @@ def test_code_may_go_through_chunks_without_an_example():
     assert error(run(fused, x), run(net, x)) <= 1e-5
 
 
+@pytest.mark.parametrize(
+    "split", [torch.hsplit, torch.vsplit, torch.dsplit, torch.tensor_split], ids=lambda f: f.__name__
+)
+def test_code_may_go_through_equal_parts_without_an_example(split: Callable[..., Any]):
+    """The call itself says how many there are."""
+    net = build(lambda: Model(partial(_sum_of_parts, split), layers=conv_norm(4, 4)))
+    fused = reparamkit.fuse(net)
+    x = sample((2, 4, 6, 6), torch.float32)
+    assert operations(fused, x) == operations(net, x).replace("conv norm", "conv")
+    assert error(run(fused, x), run(net, x)) <= 1e-5
+
+
+def _sum_of_parts(split: Callable[..., Any], m: Any, x: Tensor) -> Tensor:
+    return torch.stack([part.relu() for part in split(m.layers(x), 2)]).sum(0)
+
+
 def _sum_of_chunks(number: int, m: Any, x: Tensor) -> Tensor:
     return torch.stack([part.relu() for part in m.layers(x).chunk(number, -1)]).sum(0)
 

@@ -28,6 +28,8 @@ LIKE = {"view_as": "view", "reshape_as": "reshape", "expand_as": "expand"}
 """Methods that take a tensor for its shape."""
 SPLITS = (torch.split, Tensor.split, "split", "split_with_sizes")
 """Functions and methods that split a tensor into parts."""
+SECTIONS = (torch.tensor_split, "tensor_split", torch.hsplit, "hsplit", torch.vsplit, "vsplit", torch.dsplit, "dsplit")
+"""Those that are told where parts begin, or how many there are."""
 ANSWERS = (bool, str, type, torch.dtype, torch.device, torch.layout, type(None))
 """Values that code compares, and no more: an attribute that has one is no node."""
 OWN = frozenset({"node", "tracer", "name"})
@@ -329,7 +331,7 @@ class _Attribute(ValueProxy):
 
 def _parts(node: fx.Node) -> int | None:
     """How many parts a split has, if its arguments tell: their sizes, where they begin, or the number itself."""
-    if node.target in (torch.tensor_split, "tensor_split"):
+    if node.target in SECTIONS:
         how = _argument(node, "indices_or_sections")
         return how if isinstance(how, int) else len(how) + 1 if isinstance(how, (list, tuple)) else None
     sizes = node.args[1] if len(node.args) > 1 and node.target in SPLITS else None
