@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..capture.captured import Captured
 from ..layers.parts import CONCATENATIONS
+from ..layers.registry import READERS
 from .absorb import is_scale
 from .pricing import readers_of
 from .reading import Reading
@@ -29,8 +30,8 @@ KEPT = ("frame", "methods", "context")
 
 
 def name_apart(captured: Captured, reading: Reading) -> list[fx.Node]:
-    """Let each part of a concatenation or a sum behind which there is a scale read a name of its own, if several of them
-    are made of one value; returns the new names, through which nothing merges.
+    """Let each part of a concatenation or a sum behind which there is a scale read a name of its own, if several are
+    made of one value; returns the new names, through which nothing merges.
     """
     made = [_named(source, first) for source, first in [*_shared(captured, reading)]]
     if made:
@@ -50,10 +51,16 @@ def name_together(captured: Captured, made: list[fx.Node]) -> None:
 
 
 def may_be_apart(captured: Captured) -> bool:
-    """Whether a norm or a function alone reads a concatenation or a sum."""
+    """Whether a norm, or a function that may be a scale, alone reads a concatenation or a sum."""
     joined = (node for node in captured.graph.nodes if node.target in CONCATENATIONS or _is_sum(node))
     readers = [readers[0] for node in joined if len(readers := readers_of(node)) == 1]
-    return any(each.op != "call_module" or _is_norm(captured.module(each)) for each in readers)
+    return any(_may_scale(captured, each) for each in readers)
+
+
+def _may_scale(captured: Captured, reader: fx.Node) -> bool:
+    if reader.op == "call_module":
+        return _is_norm(captured.module(reader))
+    return READERS.of_function(reader.target) is not None and not _is_sum(reader)
 
 
 def _is_norm(module: nn.Module) -> bool:
