@@ -10,6 +10,7 @@ from .algebra.operator import Operator, closed, identity, pin, seen_dims
 from .algebra.segments import parts_of
 from .algebra.size import Pin, Symbol, roots, solved
 from .capture.captured import Captured
+from .capture.reach import reached
 from .engine.reading import Reading
 from .proof import Piece, check
 from .write.splice import Written
@@ -107,8 +108,18 @@ def _measured(reading: Reading, size: fx.Node) -> set[fx.Node]:
 def prove_raised(reading: Reading, old: fx.Node, new: fx.Node, over: Collection[fx.Node]) -> None:
     """Check that a scale of a part, put where a layer can absorb it, leaves a value as it was."""
     captured = reading.captured
-    sources = {node: _read_as(reading, node) for node in over}
-    check(Piece(captured, sources, old, new), f"'{captured.path(old)}'")
+    between = reached([old], lambda node: [n for n in node.all_input_nodes if n not in over])
+    measured = set[fx.Node]().union(*(_measured(reading, node) for node in between if node in reading.sizes))
+    others = sorted((measured & reading.shapes.keys()) - {*over}, key=captured.aliases.order.__getitem__)
+    ops = _agreed(reading, {node: _informed(reading, _read_as(reading, node)) for node in (*over, *others)})
+    sources, beside = ({node: ops[node] for node in some} for some in (over, others))
+    check(Piece(captured, sources, old, new, beside=beside), f"'{captured.path(old)}'")
+
+
+def _informed(reading: Reading, op: Operator) -> Operator:
+    """An operator with the sizes that layers fix: code may compute with them, as scores divided by a root of one."""
+    symbols = set[Symbol]().union(*map(roots, op.source_sizes))
+    return pin(op, {symbol: reading.facts[symbol] for symbol in symbols if symbol in reading.facts})
 
 
 def _read_as(reading: Reading, node: fx.Node) -> Operator:

@@ -16,7 +16,7 @@ from .capture.paths import module_at
 from .engine.keep import DEARER
 from .engine.naming import matches, name_of, place_of
 from .engine.norms import second_flops
-from .engine.placing import node_cost
+from .engine.placing import layer_cost, node_cost
 from .engine.plan import beside
 from .engine.reader import WRITTEN
 from .engine.reading import Reading
@@ -93,9 +93,10 @@ def _sums(reading: Reading, opaque: Iterable[fx.Node]) -> int:
     nominal sizes where the rank is open.
     """
     names = ((node, target_name(node, reading.captured.module)) for node in opaque if node in reading.shapes)
-    return sum(
-        numel(reading.sizes_of(node) or reading.shapes[node][0]) for node, name in names if name.rstrip("_") in PASSES
-    )
+    passes = [node for node, name in names if name.rstrip("_") in PASSES]
+    summed = sum((layer_cost(reading.sums[node], 0) for node in passes if node in reading.sums), Cost())
+    others = [node for node in passes if node not in reading.sums]
+    return summed.flops + sum(numel(reading.sizes_of(node) or reading.shapes[node][0]) for node in others)
 
 
 PASSES = frozenset(["add", "iadd", "sub", "isub", "sum", "mean", "stack", "cat", "concat"])
@@ -109,7 +110,11 @@ def _is_opaque(node: fx.Node, reading: Reading) -> bool:
 
 
 VIEWS = frozenset(
-    ["reshape", "view", "permute", "transpose", "flatten", "chunk", "split", "part", "section", "taken", "getitem"]
+    str.split("""
+    chunk diagonal dsplit dsplit_part expand expand_as flatten getitem hsplit hsplit_part mT movedim moveaxis narrow
+    part permute reshape reshape_as section select split squeeze swapaxes swapdims T t taken tensor_split transpose
+    unbind unflatten unsqueeze view view_as vsplit
+    """)
 )
 IDLE = VIEWS | {"getattr", "size", "_assert"}
 """Calls that compute no numbers: views, questions and checks."""

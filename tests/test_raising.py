@@ -202,3 +202,18 @@ def test_a_value_that_is_returned_as_well_is_not_scaled_in_part(as_graph: bool, 
     model, x = build(lambda: Model(forward, layer=conv(4, 4))), sample((2, 4, 6, 7), torch.float32)
     fused = reparamkit.fuse(model, x if given else None, as_graph=as_graph, verify=False)
     assert all(error(a, b) <= 1e-6 for a, b in zip(run(fused, x), run(model, x), strict=True))
+
+
+def by_channels(m: Any, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    q, k = m.qk(x).view(n, 2, c, h * w).unbind(1)
+    return (q.mT @ k).div_(c**0.5).softmax(-1)  # type: ignore[no-any-return]
+
+
+def test_a_size_that_code_computes_a_scale_of_is_the_one_that_layers_fix():
+    """Without an example too, where the proof draws values of which only sizes are read."""
+    model = build(lambda: Model(by_channels, qk=nn.Conv2d(4, 8, 1)), torch.float64)
+    image = sample((2, 4, 3, 5), torch.float64)
+    fused = reparamkit.fuse(model)
+    assert operations(fused, image) == operations(model, image).replace("div_ ", "")
+    assert error(run(fused, image), run(model, image)) < 1e-12

@@ -459,6 +459,22 @@ def test_code_may_go_through_chunks_without_an_example():
     assert error(run(fused, x), run(net, x)) <= 1e-5
 
 
+@pytest.mark.parametrize(
+    "split", [torch.hsplit, torch.vsplit, torch.dsplit, torch.tensor_split], ids=lambda f: f.__name__
+)
+def test_code_may_go_through_equal_parts_without_an_example(split: Callable[..., Any]):
+    """The call itself says how many there are."""
+    net = build(lambda: Model(partial(_sum_of_parts, split), layers=conv_norm(4, 4)))
+    fused = reparamkit.fuse(net)
+    x = sample((2, 4, 6, 6), torch.float32)
+    assert operations(fused, x) == operations(net, x).replace("conv norm", "conv")
+    assert error(run(fused, x), run(net, x)) <= 1e-5
+
+
+def _sum_of_parts(split: Callable[..., Any], m: Any, x: Tensor) -> Tensor:
+    return torch.stack([part.relu() for part in split(m.layers(x), 2)]).sum(0)
+
+
 def _sum_of_chunks(number: int, m: Any, x: Tensor) -> Tensor:
     return torch.stack([part.relu() for part in m.layers(x).chunk(number, -1)]).sum(0)
 
@@ -579,3 +595,25 @@ def test_who_swaps_two_dimensions_has_two():
     assert error(run(fused, x), run(net, x)) <= 1e-6
     with pytest.raises(GuardError):
         fused(x[:, 0])
+
+
+@pytest.mark.parametrize("key", [slice(2), slice(None, 2), slice(1, 3), slice(-2, None), slice(-3, -1)], ids=str)
+def test_a_slice_of_a_shape_has_as_many_sizes_as_it_says(key: slice):
+    """Whatever the rank; code may take them one by one without an example."""
+
+    class Cut(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y.relu().reshape(*y.shape[key], -1)
+
+    own = build(lambda: Cut(conv(4, 4), norm(4)))
+    fused = reparamkit.fuse(own)
+    x = sample(MAPS, torch.float32)
+    assert operations(fused, x) == "conv relu"
+    assert error(run(fused, x), run(own, x)) < 1e-6
+
+
+def test_a_slice_whose_length_is_a_rank_needs_an_example():
+    own = model(lambda m, x: m.norm(m.conv(x)).view(-1, *x.shape[2:]), conv=conv(4, 4), norm=norm(4))
+    with pytest.raises(CaptureError, match="number of parts"):
+        reparamkit.fuse(own)

@@ -15,8 +15,8 @@ from .border import hits, windowed
 from .compose import compose
 from .operator import Link, Operator, Role, closed, dropped, identity, pin, with_rank, zeros
 from .relink import densify, extended
-from .size import Pin, Size, Symbol, fixed, joined_pins, present
-from .views import View
+from .size import ONE, Pin, Size, Symbol, fixed, joined_pins, present
+from .views import Mean, View
 from .weight import Computed, One, Spent, Weight
 
 
@@ -31,6 +31,11 @@ class Step:
     node: str
     views: tuple[View, ...] = ()
     is_layer: bool = False
+
+    @property
+    def spelled(self) -> bool:
+        """Whether the node is the last of several that the step is made of: no call of it is the step."""
+        return any(isinstance(view, Mean) and view.spelled for view in self.views)
 
 
 Trail = tuple[Step, ...]
@@ -62,11 +67,14 @@ class Form:
     bias: an operator of FREE, DIAGONAL and BORDER links, applied to a tensor of ones of the value's shape; None
         for no bias.
     recent: what was applied since the last `stepped`: views, and None for a layer or a sum.
+    times: the free number by which the value is still to be divided, as a sum over an axis of free size is. Such a form
+        is of no value by itself: nothing but the division reads it.
     """
 
     terms: Mapping[str, Term]
     bias: Operator | None = None
     recent: tuple[View | None, ...] = ()
+    times: Size = ONE
 
     @property
     def used(self) -> frozenset[str]:
@@ -120,7 +128,7 @@ class Form:
         terms = {s: term.with_op(change(term.op)) for s, term in self.terms.items()}
         bias = None if self.bias is None else change(self.bias)
         same = bias is self.bias and all(terms[s] is term for s, term in self.terms.items())
-        return self if same else Form(terms, bias, self.recent)
+        return self if same else replace(self, terms=terms, bias=bias)
 
     def __add__(self, other: Form) -> Form:
         """The form of the sum of two values of one shape."""
@@ -135,7 +143,9 @@ class Form:
         return self.mapped(lambda op: op if isinstance(op.weight, One) else replace(op, weight=Spent()))
 
     def stepped(self, node: str) -> Form:
-        """The same form, one node further along every trail."""
+        """The same form, one node further on every trail; of a sum that is to be divided, the division is the step."""
+        if self.times != ONE:
+            return self
         views = tuple(view for view in self.recent if view is not None)
         if None in self.recent and views:
             # A layer with views inside cannot be cut open: what is written at it or beyond it reads the source.

@@ -134,10 +134,14 @@ class Permute(View):
 @final
 @dataclass(frozen=True)
 class Mean(View):
-    """The average over whole dimensions, numbered from the right; it commutes with layers that do not see them."""
+    """The average over whole dimensions, numbered from the right; it commutes with layers that do not see them.
+
+    spelled: whether code has it in several calls, as ``x.sum(1) / x.size(1)``.
+    """
 
     dims: tuple[int, ...]
     keepdim: bool
+    spelled: bool = False
 
     def on_value(self, op: Operator) -> Operator:
         raise NotImplementedError("an average is composed as an operator, see build.mean")

@@ -97,6 +97,8 @@ MAY_ALIAS = frozenset(
         "imag",
         "part",
         "section",
+        "hsplit_part",
+        "dsplit_part",
         "taken",
         "split_with_sizes",
         "unsafe_chunk",
@@ -270,7 +272,7 @@ class Aliases:
         return node.op in ("placeholder", "get_attr") or any(self.order[u] > self.order[writer] for u in node.users)
 
 
-SPLITS = frozenset({"chunk", "split", "tensor_split", "unbind", "split_with_sizes"})
+SPLITS = frozenset({"chunk", "dsplit", "hsplit", "split", "split_with_sizes", "tensor_split", "unbind", "vsplit"})
 """Views of several parts, none of which meets another."""
 
 
@@ -323,7 +325,7 @@ def _overlaps(value: Tensor) -> bool:
     return False
 
 
-PARTS = {"part": 4, "chunk": 4, "section": 4, "taken": 3, "select": 3}
+PARTS = {"part": 4, "chunk": 4, "section": 4, "hsplit_part": 3, "dsplit_part": 3, "taken": 3, "select": 3}
 """Calls that give one part, with how many arguments: the last is its number."""
 
 

@@ -24,18 +24,23 @@ def leading(reading: Reading, placed: Placed, named: Mapping[str, fx.Node]) -> l
             node = named[steps[0].node]
             # Views that layers between them undo are not on the way that is written.
             last = len(set(steps)) > 1 or steps[0] not in term.trail or node.name in (term.anchor, term.trail[-1].node)
-            if last or not (steps[0].views or is_scale(reading, node)):
+            if last or steps[0].spelled or not (steps[0].views or is_scale(reading, node)):
                 break
             found.append(node)
     return found if any(is_scale(reading, node) for node in found) else []
 
 
 def is_scale(reading: Reading, node: fx.Node) -> bool:
+    """As `scales`, in a tensor of its own."""
+    return node not in reading.captured.aliases.writers and scales(reading, node)
+
+
+def scales(reading: Reading, node: fx.Node) -> bool:
     """Whether a node gives a tensor of the shape of the only value it reads, number by number, and has no hooks. What
     gives the same numbers, as a padding by nothing, is none: it goes with a merge like any member.
     """
     form, captured = reading.read.get(node), reading.captured
-    if form is None or len(form.terms) != 1 or node in captured.aliases.writers or watched(captured, node):
+    if form is None or len(form.terms) != 1 or watched(captured, node):
         return False
     (term,) = form.terms.values()
     if term.op.is_identity and form.bias is None:

@@ -1,7 +1,8 @@
-"""Names of one value for the parts of a concatenation that are made of it: a norm behind goes into each part.
+"""Names of one value for the parts of a concatenation or a sum that are made of it: a norm behind goes into each part.
 
 ``norm(cat([f(x), g(x)]))`` is one operator of x, with windows as large as the larger of those of f and g. Of x and
-another name of x it is a concatenation of two, each no larger than it was.
+another name of x it is a concatenation of two, each no larger than it was. So it is with ``norm(f(x) + g(x))``, where f
+and g are one layer only as a larger one: all channels with all, in windows of many positions.
 """
 
 from __future__ import annotations
@@ -10,23 +11,27 @@ import operator
 from collections import Counter
 from collections.abc import Iterator
 
+import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..capture.captured import Captured
 from ..layers.parts import CONCATENATIONS
+from ..layers.registry import READERS
 from .absorb import is_scale
 from .pricing import readers_of
 from .reading import Reading
 from .scope import STAYS
 
+SUMS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
+"""Sums of two values."""
 KEPT = ("frame", "methods", "context")
 """What another name has of the call that reads it."""
 
 
 def name_apart(captured: Captured, reading: Reading) -> list[fx.Node]:
-    """Let each part of a concatenation behind which there is a scale read a name of its own, if several parts are made
-    of one value; returns the new names, through which nothing merges.
+    """Let each part of a concatenation or a sum behind which there is a scale read a name of its own, if several are
+    made of one value; returns the new names, through which nothing merges.
     """
     made = [_named(source, first) for source, first in [*_shared(captured, reading)]]
     if made:
@@ -46,10 +51,16 @@ def name_together(captured: Captured, made: list[fx.Node]) -> None:
 
 
 def may_be_apart(captured: Captured) -> bool:
-    """Whether a norm or a function alone reads a concatenation."""
-    joined = (node for node in captured.graph.nodes if node.target in CONCATENATIONS)
+    """Whether a norm, or a function that may be a scale, alone reads a concatenation or a sum."""
+    joined = (node for node in captured.graph.nodes if node.target in CONCATENATIONS or _is_sum(node))
     readers = [readers[0] for node in joined if len(readers := readers_of(node)) == 1]
-    return any(each.op != "call_module" or _is_norm(captured.module(each)) for each in readers)
+    return any(_may_scale(captured, each) for each in readers)
+
+
+def _may_scale(captured: Captured, reader: fx.Node) -> bool:
+    if reader.op == "call_module":
+        return _is_norm(captured.module(reader))
+    return READERS.of_function(reader.target) is not None and not _is_sum(reader)
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -61,10 +72,26 @@ def _shared(captured: Captured, reading: Reading) -> Iterator[tuple[fx.Node, fx.
     """Values that several parts are made of, with each node that begins to make a part."""
     for node in captured.graph.nodes:
         joined = node.all_input_nodes[0] if is_scale(reading, node) else node
-        if joined.target in CONCATENATIONS and readers_of(joined) == [node]:
-            rows = [_begin(captured, reading, part) for part in dict.fromkeys(joined.all_input_nodes)]
+        if (parts := _parts(joined)) and readers_of(joined) == [node]:
+            rows = [_begin(captured, reading, part) for part in dict.fromkeys(parts)]
             sources = Counter(source for source, _ in rows)
             yield from ((source, first) for source, first in rows if sources[source] > 1 and first is not joined)
+
+
+def _parts(joined: fx.Node) -> list[fx.Node]:
+    """What a concatenation or a sum is of; a sum of sums is one."""
+    if joined.target in CONCATENATIONS:
+        return joined.all_input_nodes
+    if not _is_sum(joined):
+        return []
+    inner = (
+        _parts(each) if _is_sum(each) and len(readers_of(each)) == 1 else [each] for each in joined.all_input_nodes
+    )
+    return [part for parts in inner for part in parts]
+
+
+def _is_sum(node: fx.Node) -> bool:
+    return node.target in SUMS and len(node.all_input_nodes) == len(node.args) == 2 and not node.kwargs
 
 
 def _begin(captured: Captured, reading: Reading, part: fx.Node) -> tuple[fx.Node, fx.Node]:

@@ -183,7 +183,7 @@ class Keeper:
         """What the views that stay need besides the value they view: sizes."""
         found: list[fx.Node] = []
         for term in placed.terms:
-            nodes = [self.named[step.node] for step in term.trail if step.views]
+            nodes = [self.named[step.node] for step in term.trail if step.views and not step.spelled]
             on_trail = {self.named[step.node] for step in term.trail} | {self.named[term.source]}
             found += [n for node in nodes for n in node.all_input_nodes if n not in on_trail]
         return found

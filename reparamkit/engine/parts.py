@@ -13,8 +13,9 @@ from torch import fx
 from ..algebra.size import Size
 from ..capture.aliases import position_range
 from ..capture.captured import Captured
-from ..layers.parts import chunk, part, section, taken
+from ..layers.parts import chunk, dsplit_part, hsplit_part, part, section, taken
 from ..running.trees import leaves, map_leaves
+from ..tracing.proxies import UNPACKED
 
 SPLITS: dict[object, tuple[Callable[..., Any], tuple[str, ...]]] = {
     torch.split: (part, ("tensor", "split_size_or_sections", "dim")),
@@ -26,10 +27,18 @@ SPLITS: dict[object, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "tensor_split": (section, ("self", "indices_or_sections", "dim")),
     torch.unbind: (taken, ("input", "dim")),
     "unbind": (taken, ("self", "dim")),
+    torch.hsplit: (hsplit_part, ("input", "indices_or_sections")),
+    "hsplit": (hsplit_part, ("self", "indices_or_sections")),
+    torch.dsplit: (dsplit_part, ("input", "indices_or_sections")),
+    "dsplit": (dsplit_part, ("self", "indices_or_sections")),
 }
 """Per call that splits: the function that gives one part, and the names of the call's arguments, the tensor first and
-the dimension last.
+the dimension last, if it has that.
 """
+
+
+OF = "of"
+"""What the meta of a part has: how many parts there are, if the code says so."""
 
 
 def name_parts(captured: Captured) -> None:
@@ -82,6 +91,8 @@ def number_of_parts(split: object, sizes: Callable[[fx.Node], Sequence[Size]]) -
     if not isinstance(split, fx.Node) or found is None:
         return None
     (value, *how), _ = _arguments(split, found[1])
+    if found[0] in (hsplit_part, dsplit_part):
+        return len(how[0]) + 1 if isinstance(how[0], (list, tuple)) else how[0] if isinstance(how[0], int) else None
     if not all(isinstance(each, int) for each in how) or not isinstance(value, fx.Node) or not sizes(value):
         return None
     size = sizes(value)[how[-1]]
@@ -96,6 +107,21 @@ def _counted(function: Callable[..., Any], size: int, how: int) -> int:
         return how
     length = how if function is part else -(-size // how)
     return -(-size // length)
+
+
+def all_parts(node: fx.Node) -> tuple[fx.Node, int, list[fx.Node]] | None:
+    """Of the first part of a value: the value, the dimension, and all of its parts, in order; None if the code does not
+    say how many there are, or does not take all of them.
+    """
+    count = node.meta.get(OF)
+    if node.target not in (part, chunk, section) or node.args[3] != 0 or count is None:
+        return None
+    (whole, dim), alike = node.args[::2], (node.target, *node.args[:3])
+    if not (isinstance(whole, fx.Node) and isinstance(dim, int)):
+        return None
+    found = {user.args[3]: user for user in whole.users if (user.target, *user.args[:3]) == alike}
+    row = [found[number] for number in range(count) if number in found]
+    return (whole, dim, row) if len(row) == count else None
 
 
 def taken_apart(keys: Sequence[object], rank: int) -> list[float]:
@@ -138,7 +164,7 @@ def _named(captured: Captured, node: fx.Node, function: Callable[..., Any], name
     for user in [user for user in node.users if user not in counts]:
         with captured.graph.inserting_before(user):
             made = captured.graph.call_function(function, (*given, user.args[1]))
-        made.meta = dict(user.meta)
+        made.meta = {**user.meta, OF: node.meta.get(UNPACKED)}
         user.replace_all_uses_with(made)
         captured.replaced[user] = made
         captured.graph.erase_node(user)

@@ -14,7 +14,7 @@ from ..algebra.form import Form, Step, Trail, as_bias
 from ..algebra.operator import Operator, Role
 from ..algebra.probe import PROBE
 from ..algebra.segments import parts_of
-from ..algebra.size import Pin, Size, Symbol, fixed, free_size
+from ..algebra.size import ONE, Pin, Size, Symbol, fixed, free_size
 from ..algebra.views import Crop, Mean, Resampled, View
 from ..capture.captured import Captured
 from ..errors import NotFusable
@@ -115,6 +115,8 @@ def place(form: Form, means: Means, sizes_of: SizesOf) -> Placed:
 
     Raises `NotFusable` if some term cannot be written as one layer between views.
     """
+    if form.times != ONE:
+        raise NotFusable("a sum over an axis whose size is free")
     if form.vanishes:
         raise NotFusable("a tensor of zeros is no layer")
     if fixed(0) in form.sizes:
@@ -278,25 +280,28 @@ def _is_viewed(op: Operator, trail: Trail) -> bool:
 def _kept(op: Operator, trail: Trail, at: int) -> Cost:
     """What the steps cost that stay on the way, before and behind a layer at step `at`."""
     cost = Cost()
-    if all(step.is_layer or _step_cost(step, 1) == cost for step in trail):
+    if all(step.is_layer or _step_cost(step, (), ()) == cost for step in trail):
         return cost
     for step in reversed(trail[at + 1 :]):
-        cost += _step_cost(step, numel(op.value_sizes))
+        after = op
         op, _ = _without(op, None, step.views, {})
+        cost += _step_cost(step, op.value_sizes, after.value_sizes)
     for step in trail[:at]:
+        before = op
         op = _read_before(op, step.views, {})
-        cost += _step_cost(step, numel(op.source_sizes))
+        cost += _step_cost(step, before.source_sizes, op.source_sizes)
     return cost
 
 
-def _step_cost(step: Step, elements: int) -> Cost:
-    """What a step costs that stays, for a result of so many elements; plain views are free."""
+def _step_cost(step: Step, before: tuple[Size, ...], after: tuple[Size, ...]) -> Cost:
+    """What a step costs that stays, from a tensor of one shape to one of another; plain views are free."""
     taps = [view.taps for view in step.views if isinstance(view, Resampled)]
     if taps or _copies(step):
         work = math.prod(taps) if taps else 0
-        return Cost(work * elements, 0 if work else elements, 0, 1)
-    # An average over so many numbers that only its source tells.
-    return Cost(launches=int(any(isinstance(view, Mean) for view in step.views)))
+        return Cost(work * numel(after), 0 if work else numel(after), 0, 1)
+    if any(isinstance(view, Mean) for view in step.views):
+        return Cost(0, numel(before), 0, 1)
+    return Cost()
 
 
 def _planned(
@@ -430,7 +435,7 @@ def layer_cost(form: Form, stored: int, transposed: bool = False, convolves: boo
         return Cost(0, elements * (len(form.terms) - 1), stored, 1)
     steps = {step for term in form.terms.values() for trail in term.trails for step in trail if step.views}
     if steps:
-        return sum((_step_cost(step, elements) for step in steps), Cost(0, 0, stored, 0))
+        return sum((_step_cost(step, op.source_sizes, op.value_sizes) for step in steps), Cost(0, 0, stored, 0))
     if PROBE in form.used:
         # Its own cost is unknown; too low a price can only keep it as it is.
         return Cost(0, elements, stored, 1)
@@ -443,6 +448,8 @@ def layer_cost(form: Form, stored: int, transposed: bool = False, convolves: boo
         return Cost(0, 0, stored, 0)
     if convolves:
         return Cost(elements, 0, stored, 1)
+    if op.has(Role.MEAN):
+        return Cost(0, numel(op.source_sizes), stored, 1)
     return scale_cost(op, form.bias, stored)
 
 

@@ -17,7 +17,7 @@ from ..capture.captured import Captured
 from ..capture.reach import reached
 from ..layers.price import Cost, numel
 from .counting import reads_rank, reads_shape
-from .placing import node_cost
+from .placing import layer_cost, node_cost
 from .reading import Reading
 
 
@@ -40,6 +40,8 @@ class Prices:
         if node in self.reading.read:
             own = node_cost(self.reading, node, self.stored(node), form)
             return own + Cost(launches=self.reading.arithmetic(node))
+        if node in self.reading.sums:
+            return layer_cost(self.reading.sums[node], 0)
         if node in self.passes:
             # Affine, but only over earlier values: at least one element-wise pass.
             launches = 1 + self.reading.arithmetic(node)

@@ -29,7 +29,7 @@ from ..errors import NotFusable
 from ..layers.parts import Span, rescaled
 from ..layers.plans import broadcast, uniform
 from ..tracing.guards import is_guard
-from .absorb import is_scale
+from .absorb import scales
 from .norms import restore
 from .parts import SPLITS
 from .pricing import readers_of
@@ -48,12 +48,14 @@ PARTS: frozenset[object] = frozenset({operator.getitem, torch.narrow, "narrow", 
 
 @dataclass(frozen=True, eq=False)
 class Raised:
-    """A scale that stands at the whole. part: the value that it scaled. was: the call. val: its traced value."""
+    """A scale that stands at the whole. part: the value that it scaled. was: the call. noted: of the meta of the node
+    what is of the call: the traced value, and what it wrote into.
+    """
 
     scale: fx.Node
     part: fx.Node
     was: Apart
-    val: Any
+    noted: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ def takes_parts(captured: Captured) -> bool:
 
 def may_be_scaled(reading: Reading) -> bool:
     """Whether there are scales among what was read; those that may not be merged are not."""
-    return any(is_scale(reading, node) for node in reading.read)
+    return any(scales(reading, node) for node in reading.read)
 
 
 def scaled_parts(captured: Captured, scope: Scope, reading: Reading) -> list[Way]:
@@ -122,7 +124,10 @@ def without(plan: Plan, nodes: Collection[fx.Node]) -> Plan:
 
 def _way(captured: Captured, reading: Reading, node: fx.Node) -> Way | None:
     """The way to a scale, if what makes the whole may be a layer that can absorb it."""
-    if node in captured.apart or not node.users or not is_scale(reading, node) or reading.writes:
+    if node in captured.apart or not node.users or not scales(reading, node) or reading.writes:
+        return None
+    if node in captured.aliases.barriers:
+        # It is in place, and the value before is read under another name.
         return None
     if node.op == "call_module" and captured.module_calls[id(captured.module(node))] > 1:
         return None
@@ -261,7 +266,8 @@ def _may_move(captured: Captured, way: Way) -> bool:
     around those that read the whole.
     """
     own = {way.whole, way.scale, *way.views}
-    written = any(not own.isdisjoint(captured.aliases.of(writer)) for writer in captured.aliases.writers)
+    writers = (writer for writer in captured.aliases.writers if writer is not way.scale)
+    written = any(not own.isdisjoint(captured.aliases.of(writer)) for writer in writers)
     frame = captured.frame(way.scale)
     around = all(frame in captured.frame(reader).stack for reader in way.whole.users)
     return around and not written and captured.passed.isdisjoint(way.views) and not _is_viewed(captured, way.scale)
@@ -279,7 +285,8 @@ def _is_viewed(captured: Captured, node: fx.Node) -> bool:
 def _raise(captured: Captured, way: Way) -> Raised:
     node, whole = way.scale, way.whole
     scaled = node.all_input_nodes[0] if not way.views else way.views[-1]
-    kept = Raised(node, scaled, Apart(node.op, node.target, node.args, node.kwargs), node.meta.get("val"))
+    noted: dict[str, Any] = {name: node.meta.pop(name) for name in ("val", "writes") if name in node.meta}
+    kept = Raised(node, scaled, Apart(node.op, node.target, node.args, node.kwargs), noted)
     node.replace_all_uses_with(scaled)
     captured.hand_on({node: scaled})
     first = min(whole.users)
@@ -292,7 +299,7 @@ def _raise(captured: Captured, way: Way) -> Raised:
     if node.op == "call_module":
         node.meta["place"] = str(node.target)
     node.op, node.target, node.args, node.kwargs = "call_function", rescaled, way.args, {}
-    node.meta["val"] = whole.meta.get("val")
+    node.meta |= {"val": whole.meta["val"]} if "val" in whole.meta else {}
     return kept
 
 
@@ -300,7 +307,7 @@ def _lower(captured: Captured, each: Raised) -> None:
     node, scaled = each.scale, captured.current(each.part)
     node.replace_all_uses_with(node.all_input_nodes[0])
     restore(captured, node, each.was)
-    node.meta["val"] = each.val
+    node.meta |= each.noted
     node.meta.pop("stands for", None)
     max(node.all_input_nodes).append(node)
     captured.hand_on({scaled: node})

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..capture.captured import Captured
+from ..layers.parts import chunk
 from ..tracing.proxies import UNPACKED
 from .counting import MAY_BROADCAST, SAME_SHAPE, called_name, plain_name
 
@@ -38,7 +39,9 @@ LEAST = {"groupnorm": 2, "group_norm": 2, "pixelshuffle": 3, "pixel_shuffle": 3,
 """How many dimensions calls take at least, of those that make as many."""
 ALIKE = SAME_SHAPE - MAY_BROADCAST | {
     "contiguous",
+    "dsplitpart",
     "float",
+    "hsplitpart",
     "overwrite",
     "pad",
     "part",
@@ -57,7 +60,7 @@ NAMED: dict[str, dict[str, Any]] = {
 """Names and defaults of arguments on which the rank of a result depends."""
 SWAPPING = frozenset({"transpose", "swapaxes", "swapdims"})
 """Calls that exchange two dimensions."""
-SPLITTING = frozenset({"chunk", "split", "split_with_sizes", "tensor_split"})
+SPLITTING = frozenset({"chunk", "dsplit", "hsplit", "split", "split_with_sizes", "tensor_split"})
 """Calls that make several values of as many dimensions."""
 
 Relation = Callable[..., int | None]
@@ -106,8 +109,12 @@ class _Ranks:
         if all(self.of.values()):
             # What splits gives several values, and has no rank itself.
             settled = (node for node, ranks in self.of.items() if len(ranks) == 1)
-            for node in (node for node in settled if self.name(node) not in SPLITTING):
+            for node in (node for node in settled if not self._splits(node)):
                 node.meta.setdefault(RANK, (next(iter(self.of[node])), certain))
+
+    def _splits(self, node: fx.Node) -> bool:
+        """Whether a call makes several values. (One part of a chunk has the name of all of them.)"""
+        return self.name(node) in SPLITTING and node.target is not chunk
 
     def guess(self, node: fx.Node) -> None:
         """Leave only ranks of a result that are meant, of those that the calls allow."""
@@ -177,7 +184,7 @@ class _Ranks:
 
     def _of_item(self, whole: fx.Node, key: Any) -> Relation | None:
         """Of a tensor that is indexed, or of one of the parts that it is split into; None of a list of tensors."""
-        if self.name(whole) in SPLITTING:
+        if self._splits(whole):
             return lambda rank: rank
         indexed = self.name(whole) not in ("getattr", "size") if whole in self.related else whole.op == "placeholder"
         if not indexed or (whole.op == "placeholder" and isinstance(key, int)):

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from ..algebra.form import CONSTANT_FOLD, Form, source_form, with_guarded_rank
 from ..algebra.operator import open_sizes, pin
 from ..algebra.regroup import told_rank
-from ..algebra.size import Size, Symbol, fixed, is_of_rank, roots
+from ..algebra.size import ONE, Size, Symbol, fixed, is_of_rank, roots
 from ..capture.captured import Captured
 from ..errors import FreeSize, NotFusable, RuleError
 from ..layers.hooks import AFTER, BEFORE
@@ -225,12 +225,19 @@ class _Reader:
             else:
                 found += read
                 if not any(c.members for c in choice.values()):
-                    self.out.read[self.node] = read[0].form
-                    self.out.learn(read[0].form)
+                    self._note_own(read[0].form)
                 if reader.moves is not None:
                     rest = self.node.args[1:]
                     self.out.moves[self.node] = reader.moves(*rest) if callable(reader.moves) else reader.moves
         return found
+
+    def _note_own(self, form: Form) -> None:
+        """What a node does to its own inputs."""
+        if form.times != ONE:
+            self.out.sums[self.node] = form
+            return
+        self.out.read[self.node] = form
+        self.out.learn(form)
 
     def _read_somehow(self, reader: Reader, choice: Choice) -> list[Candidate]:
         """For all sizes and ranks, or else for those that the model meets as numbers further on, and that are told."""

@@ -20,6 +20,7 @@ from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.captured import Captured
 from ..layers.wide import computes_weight
 from .counting import Shape
+from .parts import all_parts
 from .ranks import certain_rank
 
 
@@ -39,7 +40,7 @@ class Reading:
     constants: values that depend on parameters only, in float64: tensors, tuples of them, numbers; None for a guard.
     writes: in-place operations on such values, with the value that each writes into.
     sizes: Python numbers (or tuples of them) that are sizes.
-    read: nodes that are affine in their inputs, with the form over those inputs.
+    read: nodes that are affine in their inputs, with the form over those inputs. sums: those that sum over a free size.
     moves: nodes that only move numbers, with the number of operations that takes.
     facts: free sizes that a layer has fixed: no input of another size goes on.
     met: free sizes that some call meets as numbers, so that a merge there holds for these numbers only. stuck: those of
@@ -54,6 +55,7 @@ class Reading:
     sizes: dict[fx.Node, Any] = field(default_factory=dict)
     shapes: dict[fx.Node, Shape] = field(default_factory=dict)
     read: dict[fx.Node, Form] = field(default_factory=dict)
+    sums: dict[fx.Node, Form] = field(default_factory=dict)
     moves: dict[fx.Node, int] = field(default_factory=dict)
     facts: dict[Symbol, Pin] = field(default_factory=dict)
     met: dict[Symbol, int] = field(default_factory=dict)
@@ -98,7 +100,7 @@ class Reading:
     @property
     def to_assume(self) -> Mapping[Symbol, int]:
         """What could not be read for all sizes may be for those that a later layer fixes, or meets."""
-        known = (*self.facts.items(), *self._solved())
+        known = (*self.facts.items(), *self._solved(), *self._summed())
         later = {s: n for s, n in known if s in self.stuck and not s.traced and isinstance(n, int)}
         return {**later, **self.met} if self.stuck & (self.met.keys() | later.keys()) else {}
 
@@ -112,6 +114,22 @@ class Reading:
             form = forms.get(name) if isinstance(name, str) else None
             if form is not None and isinstance(number, int) and isinstance(dim, int) and -len(form.sizes) <= dim < 0:
                 yield from solved(form.sizes[dim], number).items()
+
+    def _summed(self) -> Iterator[tuple[Symbol, int]]:
+        """The sizes of what is split into parts whose sizes layers fix: all of them together."""
+        for node in self.shapes if self.stuck else ():
+            whole, dim, row = all_parts(node) or (node, 0, [])
+            before, *after = [self._told_sizes(each) for each in (whole, *row)]
+            if after and all(-len(sizes) <= dim < len(sizes) for sizes in (before, *after)):
+                lengths = [sizes[dim] for sizes in after]
+                number = sum(size.factor for size in lengths) if all(size.known for size in lengths) else 0
+                yield from solved(before[dim], number).items() if number else ()
+
+    def _told_sizes(self, node: fx.Node) -> tuple[Size, ...]:
+        """The sizes of a value, of a rank that is told; none if it is not."""
+        shape = self.shapes.get(node)
+        form = told_rank(source_form(node.name, *shape)) if shape is not None else None
+        return () if form is None or form.open_rank else self.informed(form).sizes
 
     def informed(self, form: Form) -> Form:
         """A form with all that is known of the sizes of what it reads."""

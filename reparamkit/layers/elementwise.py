@@ -15,8 +15,9 @@ from ..algebra.build import multiply, offset
 from ..algebra.form import Form, plus
 from ..algebra.operator import zeros
 from ..algebra.segments import selected
-from ..algebra.size import ONE
+from ..algebra.size import ONE, Size, fixed
 from ..algebra.spread import broadcasts, multiplied, shifted
+from ..algebra.views import Mean
 from ..errors import NotFusable
 from .plans import Scale
 from .registry import READERS
@@ -52,13 +53,28 @@ def read_mul(input: Operand, other: Operand) -> Form:
     return scaled(value, factor)
 
 
-@READERS.reader(operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide)
-@READERS.reader("div", "divide", "true_divide")
-def read_div(input: Operand, other: Operand) -> Form:
-    """A value times one over a constant; refuses to divide by a value."""
+@READERS.reader(
+    operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, sizes=True, divides=True
+)
+@READERS.reader("div", "divide", "true_divide", sizes=True, divides=True)
+def read_div(input: Operand, other: Operand | Size) -> Form:
+    """A value times one over a constant, or a sum by how many numbers it is of; refuses to divide by a value."""
     if not isinstance(input, Form) or isinstance(other, Form):
         raise NotFusable("a division by a value is not affine")
+    if input.times != ONE:
+        return _divided(input, other)
+    if isinstance(other, Size):
+        raise NotFusable("an argument that is computed at run time, and no number of what was summed")
     return scaled(input, 1 / wide(constant(other)))
+
+
+def _divided(x: Form, count: Operand | Size) -> Form:
+    """A mean, of which the code has the sum."""
+    wanted = count if isinstance(count, Size) else fixed(count) if isinstance(count, int) else None
+    if wanted != x.times.substitute(x.pins):
+        raise NotFusable("a sum over an axis whose size is free")
+    views = tuple(replace(view, spelled=True) if isinstance(view, Mean) else view for view in x.recent)
+    return replace(x, recent=views, times=ONE)
 
 
 @READERS.reader(torch.lerp, "lerp")

@@ -120,6 +120,19 @@ def read_index_select(input: Form, dim: int, index: Tensor) -> Form:
     return selected(x, dim, index.reshape(-1).tolist())
 
 
+@READERS.reader(torch.take_along_dim, "take_along_dim", moves=1)
+def read_take_along_dim(input: Form, indices: Tensor, dim: int | None = None) -> Form:
+    """The same positions of `dim` everywhere; refuses others in other places. indices: of size 1 in all dimensions but
+    `dim`.
+    """
+    if dim is None or not isinstance(indices, Tensor):
+        raise NotFusable("positions that are computed at run time, or of all dimensions as one")
+    x, right = _seen(known_rank(input, [indices.dim()], certain=True), dim)
+    if indices.shape[right] != indices.numel():
+        raise NotFusable("no single layer computes this: positions that differ from place to place")
+    return selected(x, right, indices.reshape(-1).tolist())
+
+
 @READERS.reader(torch.flip, "flip", moves=1)
 def read_flip(input: Form, *dims: Any) -> tuple[Form, ...]:
     """Positions last to first, along each of `dims`; refuses the batch."""
@@ -308,6 +321,38 @@ def read_section(input: Form, where: Lengths, dim: int, number: int) -> Form:
     before, after = (slice(None),) * dim, (slice(None),) * (-dim - 1)
     key = slice(ends[number], ends[number + 1])
     return read_getitem(input, (*before, key) if dim >= 0 else (Ellipsis, key, *after))
+
+
+def hsplit_part(input: Tensor, where: Lengths, number: int) -> Tensor:
+    """Element `number` of ``torch.hsplit(input, where)``: a view. input: any shape. where: as of `section`."""
+    return torch.hsplit(input, where if isinstance(where, int) else list(where))[number]
+
+
+def dsplit_part(input: Tensor, where: Lengths, number: int) -> Tensor:
+    """Element `number` of ``torch.dsplit(input, where)``: a view. input: at least three dimensions."""
+    return torch.dsplit(input, where if isinstance(where, int) else list(where))[number]
+
+
+@READERS.reader(hsplit_part, moves=0)
+def read_hsplit_part(input: Form, where: Lengths, number: int) -> Form:
+    """A part of dimension 1; of a vector, it would be one of the batch."""
+    return _equal_section(input, where, 1, number)
+
+
+@READERS.reader(dsplit_part, moves=0)
+def read_dsplit_part(input: Form, where: Lengths, number: int) -> Form:
+    """A part of dimension 2."""
+    return _equal_section(input, where, 2, number)
+
+
+def _equal_section(x: Form, where: Lengths, dim: int, number: int) -> Form:
+    """A part as `read_section` has it, of a dimension that is a multiple of how many parts there are."""
+    x, right = _seen(x, dim)
+    if right >= 0:
+        raise NotFusable("mixes the samples of a batch")
+    if isinstance(where, int) and fixed_dim(x, right).sizes[right].factor % where:
+        raise NotFusable(f"a split into {where} equal parts of a size that is not known to be a multiple of {where}")
+    return read_section(x, where, right, number)
 
 
 def taken(input: Tensor, dim: int, index: int) -> Tensor:

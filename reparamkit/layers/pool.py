@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -190,23 +191,30 @@ def _adapted(x: Form, windows: list[int]) -> Form:
 @READERS.reader(torch.mean, "mean")
 def read_mean(input: Form, dim: PerAxis | None = None, keepdim: bool = False) -> Form:
     """An average over dimensions of any size; refuses one over all of them, the batch too (no `dim`)."""
-    dims = [dim] if isinstance(dim, int) else list(dim or ())
-    if not dims:
-        raise NotFusable("a mean over the batch")
-    if input.open_rank and any(d >= 0 for d in dims):
-        input = _spatial_rank(input, dims)
-    rank = len(input.sizes)
-    return mean(input, [d if d < 0 else d - rank for d in dims], keepdim)
+    x, dims = _reduced(input, dim)
+    return mean(x, dims, keepdim)
 
 
 @READERS.reader(torch.sum, "sum")
 def read_sum(input: Form, dim: PerAxis | None = None, keepdim: bool = False) -> Form:
-    """Over axes of fixed size: so many times their average."""
+    """So many times an average as there are positions; if that is free, code must divide by it."""
+    x, dims = _reduced(input, dim)
+    x = in_sight(x, max(-d for d in dims))
+    count = product(x.sizes[d] for d in dims)
+    averaged = mean(x, dims, keepdim)
+    if count.known:
+        return multiply(averaged, torch.tensor(float(count.factor)))
+    return replace(averaged, times=count)
+
+
+def _reduced(x: Form, dim: PerAxis | None) -> tuple[Form, list[int]]:
+    """A value and the dimensions, from the right, that a call averages over."""
     dims = [dim] if isinstance(dim, int) else list(dim or ())
-    sizes = [input.sizes[d] for d in dims if not input.open_rank or -len(input.sizes) < d < 0]
-    if not dims or len(sizes) < len(dims) or not all(size.known for size in sizes):
-        raise NotFusable("a sum over an axis whose size is free")
-    return multiply(read_mean(input, dim, keepdim), torch.tensor(float(product(sizes).factor)))
+    if not dims:
+        raise NotFusable("a mean over the batch")
+    if x.open_rank and any(d >= 0 for d in dims):
+        x = _spatial_rank(x, dims)
+    return x, [d if d < 0 else d - len(x.sizes) for d in dims]
 
 
 def _spatial_rank(x: Form, dims: Sequence[int]) -> Form:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..algebra.form import Form
+from ..algebra.size import ONE
 from ..errors import NotFusable, RuleError
 
 Function = Callable[..., Any]
@@ -57,6 +58,7 @@ class Reader:
     sizes: whether it takes sizes that are computed at run time (the shape arguments of views).
     shape: from the sizes of the input and the other arguments to the sizes of the output (None: unknown),
         for a call that cannot be read.
+    divides: whether it takes what is still to be divided, see `Form`.
     moves: for a call that only moves numbers, how many operations that takes: 0 for a view, 1 for a copy; or a
         function of the other arguments that says so.
     """
@@ -66,6 +68,7 @@ class Reader:
     sizes: bool = False
     shape: Function | None = None
     moves: int | Callable[..., int] | None = None
+    divides: bool = False
 
     @property
     def name(self) -> str:
@@ -92,6 +95,9 @@ class Reader:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise NotFusable(f"an argument of {self.name} that is not understood ({error})") from None
+        forms = [each for value in given.values() for each in _each(value) if isinstance(each, Form)]
+        if any(x.times != ONE for x in forms) and not self.divides:
+            raise NotFusable("a sum over an axis whose size is free")
         for name, value in given.items():
             if name not in self.takes_values and any(isinstance(each, Form) for each in _each(value)):
                 raise NotFusable(f"its {name} is computed from the input, or written in place while the forward runs")
@@ -132,6 +138,7 @@ class Readers:
         sizes: bool = False,
         shape: Function | None = None,
         moves: int | Callable[..., int] | None = None,
+        divides: bool = False,
     ) -> Callable[[F], F]:
         """Declare how to read modules of a class, a function, or a method (by name).
 
@@ -150,7 +157,7 @@ class Readers:
         def declare(read: F) -> F:
             if not callable(read):
                 raise RuleError(f"the reader of {targets} must be a function, found {read!r}")
-            made = Reader(targets, read, sizes, shape, moves)
+            made = Reader(targets, read, sizes, shape, moves, divides)
             self._table.update(dict.fromkeys(targets, made))
             return read
 

@@ -28,6 +28,8 @@ LIKE = {"view_as": "view", "reshape_as": "reshape", "expand_as": "expand"}
 """Methods that take a tensor for its shape."""
 SPLITS = (torch.split, Tensor.split, "split", "split_with_sizes")
 """Functions and methods that split a tensor into parts."""
+SECTIONS = (torch.tensor_split, "tensor_split", torch.hsplit, "hsplit", torch.vsplit, "vsplit", torch.dsplit, "dsplit")
+"""Those that are told where parts begin, or how many there are."""
 ANSWERS = (bool, str, type, torch.dtype, torch.device, torch.layout, type(None))
 """Values that code compares, and no more: an attribute that has one is no node."""
 OWN = frozenset({"node", "tracer", "name"})
@@ -188,7 +190,8 @@ class ValueProxy(fx.Proxy):
         if parts is not None:
             return parts
         if self.value is UNKNOWN:
-            return self._chunks()
+            sizes = _sliced(self.node)
+            return self._chunks() if sizes is None else sizes
         if isinstance(self.value, torch.Size):
             self.tracer.asks_for_rank(sys._getframe(1))
             return len(self.value)
@@ -328,11 +331,27 @@ class _Attribute(ValueProxy):
 
 def _parts(node: fx.Node) -> int | None:
     """How many parts a split has, if its arguments tell: their sizes, where they begin, or the number itself."""
-    if node.target in (torch.tensor_split, "tensor_split"):
+    if node.target in SECTIONS:
         how = _argument(node, "indices_or_sections")
         return how if isinstance(how, int) else len(how) + 1 if isinstance(how, (list, tuple)) else None
     sizes = node.args[1] if len(node.args) > 1 and node.target in SPLITS else None
     return len(sizes) if isinstance(sizes, (list, tuple)) else None
+
+
+def _sliced(node: fx.Node) -> int | None:
+    """How many sizes a slice of a shape has, if that is one number for all ranks but the least."""
+    whole, key = node.args if node.target is operator.getitem else (None, None)
+    if not (isinstance(whole, fx.Node) and isinstance(key, slice) and key.step in (None, 1) and _is_shape(whole)):
+        return None
+    start, stop = key.start or 0, 0 if key.stop is None else key.stop
+    known = isinstance(start, int) and isinstance(stop, int)
+    # Both ends are counted from one side.
+    return stop - start if known and stop >= start and ((start < 0) is (stop < 0 or key.stop is None)) else None
+
+
+def _is_shape(node: fx.Node) -> bool:
+    asked = node.target is getattr and node.args[1] == "shape"
+    return bool(asked or (node.target == "size" and len(node.args) == 1))
 
 
 def _argument(node: fx.Node, name: str) -> Any:

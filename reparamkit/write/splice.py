@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from ..algebra.form import Step
 from ..algebra.size import Pin, Size, Symbol
-from ..algebra.views import Same
+from ..algebra.views import Mean, Same
 from ..capture.captured import Captured
 from ..engine.methods import broken_methods
 from ..engine.naming import name_of, place_of
@@ -247,11 +247,20 @@ class Splicer:
 
     def _viewed(self, site: Site, step: Step, previous: fx.Node, value: fx.Node) -> fx.Node:
         """The view of a value that a step takes. The node itself has it, unless that is a copy written into since."""
+        if step.spelled:
+            return self._averaged(step, value)
         node, aliases = self.captured.named[step.node], self.captured.aliases
         changed = node in aliases.order and bool(aliases.writes_between(node, node, site.value))
         if value in node.all_input_nodes and not changed:
             return node
         return value if changed and set(step.views) == {Same()} else self._replayed(node, previous, value)
+
+    def _averaged(self, step: Step, value: fx.Node) -> fx.Node:
+        """The means that a step stands for."""
+        for view in step.views:
+            assert isinstance(view, Mean)
+            value = self.captured.graph.call_method("mean", (value, view.dims, view.keepdim))
+        return value
 
     def _layer(self, written: Written, placement: Placement, node: fx.Node, value: fx.Node) -> fx.Node:
         assert placement.layer is not None

@@ -316,4 +316,11 @@ BRANCHES = (
         source="ESRGAN, Wang et al. 2018",
         near="a skip around a concatenation of what is computed from it",
     ),
+    Structure(
+        "a norm behind a 1x1 and a depthwise branch, which are no one layer at that price",
+        lambda: Model(lambda m, x: m.n(m.a(x) + m.b(x)), a=conv_norm(4, 4, 1), b=depthwise(4, 5), n=norm(4)),
+        MAPS,
+        "conv conv add",
+        equation="s (A x + K x) + t = (s A) x + (s K) x + t",
+    ),
 )

@@ -31,6 +31,13 @@ from .table import MAPS, ROWS, TOKENS_8, NearMiss, Shape
 TOKENS_5: tuple[Shape, ...] = ((2, 5, 8), (1, 5, 8))
 
 
+def scaled_under_two_names(m: Any, x: Tensor) -> Tensor:
+    scores = m.q(x) @ m.k(x).transpose(1, 2)
+    same = scores.view(scores.shape)
+    scores.mul_(0.5)
+    return same.softmax(-1) * scores
+
+
 class OwnForward(nn.Conv2d):
     """A convolution whose class says more than its weights: the output is clipped."""
 
@@ -335,6 +342,37 @@ NEAR_MISSES = (
         "linear linear bmm mul _softmax mul",
         "",
         needs_inputs=True,
+    ),
+    NearMiss(
+        "scores that are scaled in place, and read under another name",
+        lambda: Model(scaled_under_two_names, q=nn.Linear(8, 8), k=nn.Linear(8, 8)),
+        TOKENS_8,
+        "linear linear bmm mul_ _softmax mul",
+        "",
+        needs_inputs=True,
+    ),
+    NearMiss(
+        "positions that differ from place to place",
+        lambda: Model(
+            lambda m, x: m.b(torch.take_along_dim(m.a(x), m.order, 1)),
+            a=conv(4, 2, 1),
+            b=conv(2, 4, 1),
+            order=nn.Buffer(torch.tensor([[0, 1], [1, 0]])[None, :, :, None].repeat(1, 1, 4, 1)),
+        ),
+        ((2, 4, 8, 6), (1, 4, 8, 5)),
+        "conv remainder gather conv",
+        "differ from place to place",
+    ),
+    NearMiss(
+        "a sum over a map, divided by the size of another axis",
+        lambda: Model(
+            lambda m, x: (lambda y: m.b(y.sum((2, 3)) / (y.shape[2] * y.size(2))))(m.a(x)),
+            a=conv(4, 8, 1),
+            b=nn.Linear(8, 5),
+        ),
+        ((2, 4, 8, 8), (1, 4, 9, 7)),
+        "conv sum div linear",
+        "a sum over an axis whose size is free",
     ),
     NearMiss(
         "scores scaled by a number per key",

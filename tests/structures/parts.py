@@ -13,6 +13,21 @@ from .parameters import FrozenNorm
 from .table import MAPS, TOKENS_8, Structure
 
 
+class HeadsInPlace(nn.Module):
+    """Scores of two heads, of as many samples and tokens as the input has, scaled where they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k = (layer(x).view(n, t, 2, 4).transpose(1, 2) for layer in (self.q, self.k))
+        scores = q @ k.transpose(-2, -1)
+        scores.div_(2.0)
+        return scores.softmax(-1)
+
+
 class Attention(nn.Module):
     """Queries, keys and values of different widths, used at once and by a module of their own; a skip."""
 
@@ -120,6 +135,22 @@ def filled_inside(m: Any, x: Tensor) -> Tensor:
 def normalised(m: Any, x: Tensor) -> Tensor:
     channels = [x[:, k].unsqueeze(1) * m.scale + shift for k, shift in enumerate(m.shifts)]
     return m.stem(torch.cat(channels, 1))
+
+
+def joined_parts(m: Any, x: Tensor) -> Tensor:
+    a, b = x.split(2, 1)
+    return torch.cat([m.a(a), m.b(b)], 1)
+
+
+def summed_chunks(m: Any, x: Tensor) -> Tensor:
+    a, b = x.chunk(2, 1)
+    return m.a(a) + m.b(b)  # type: ignore[no-any-return]
+
+
+def exchanged(m: Any, x: Tensor) -> Tensor:
+    a, b = torch.hsplit(m.a(x), 2)
+    c, d = torch.cat([b, a], 1).transpose(1, 2).dsplit([1])
+    return m.b(torch.cat([d, c], 2).transpose(1, 2))  # type: ignore[no-any-return]
 
 
 def _two_channels(m: Any, x: Tensor) -> Tensor:
@@ -233,6 +264,14 @@ PARTS = (
         equation="s (W_q x) (W_k x)^T = ((s W_q) x) (W_k x)^T",
         source="Attention, Vaswani et al. 2017",
         near="scores that are scaled, and read as they are",
+    ),
+    Structure(
+        "scaled scores, in place, of heads that code counts",
+        HeadsInPlace,
+        TOKENS_8,
+        "linear linear bmm _softmax",
+        equation="s (W_q x) (W_k x)^T = ((s W_q) x) (W_k x)^T",
+        near="scores that are scaled in place, and read under another name",
     ),
     Structure(
         "a gate, scaled per channel",
@@ -450,5 +489,46 @@ PARTS = (
         MAPS,
         "conv relu cat",
         equation="rows of part k: K_k' = s_k K_k",
+    ),
+    Structure(
+        "parts of the input, as many as the code takes, a layer on each",
+        lambda: Model(joined_parts, a=conv(2, 3), b=conv(2, 3)),
+        MAPS,
+        "conv",
+        equation="[K_a x_a, K_b x_b] = K x, K with groups: the channels of x are those of its parts together",
+    ),
+    Structure(
+        "chunks of the input, a layer on each, summed",
+        lambda: Model(summed_chunks, a=conv(2, 3), b=conv(2, 3)),
+        MAPS,
+        "conv",
+        equation="K_a x_a + K_b x_b = [K_a, K_b] x",
+    ),
+    Structure(
+        "halves that are exchanged, by torch.hsplit and torch.dsplit",
+        lambda: Model(exchanged, a=conv(4, 6), b=conv(6, 4, 1)),
+        MAPS,
+        "conv",
+        equation="K'[o] = sum_m K2[o, p(m)] K1[m]",
+    ),
+    Structure(
+        "channels in an order of their own, by torch.take_along_dim",
+        lambda: Model(
+            lambda m, x: m.b(torch.take_along_dim(m.a(x), m.order[None, :, None, None], 1)),
+            a=conv(4, 4),
+            b=conv(4, 4, 1),
+            order=nn.Buffer(torch.tensor([2, 0, 3, 1])),
+        ),
+        MAPS,
+        "conv",
+        equation="K'[o] = sum_m K2[o, m] K1[p(m)]",
+        near="positions that differ from place to place",
+    ),
+    Structure(
+        "a weighted sum of channels",
+        lambda: Model(lambda m, x: (m.a(x).relu() * m.w).sum(1, keepdim=True), a=conv(4, 6), w=parameter(6, 1, 1)),
+        MAPS,
+        "conv relu conv",
+        equation="sum_c w_c y_c is a matrix of one row, in as many operations",
     ),
 )

@@ -52,6 +52,11 @@ def _accumulated(m: Any, x: Tensor) -> Tensor:
     return out
 
 
+def mean_by_size(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y.sum((2, 3)) / (y.shape[2] * y.shape[3]))  # type: ignore[no-any-return]
+
+
 def _filled_up(m: Any, x: Tensor) -> Tensor:
     out = torch.zeros_like(x)
     out += m.a(x)
@@ -422,5 +427,13 @@ SPELLED = (
         equation="W' = 1 w + (I - 1 1^T / n) W_a",
         source="Dueling networks, Wang et al. 2016",
         near="a sum that broadcasts pixels",
+    ),
+    Structure(
+        "the mean over a map, as a sum and a division by its size",
+        lambda: Model(mean_by_size, a=conv(4, 8, 1), b=nn.Linear(8, 5)),
+        MAPS,
+        "mean linear",
+        equation="(1 / h w) sum_p K x_p = K (mean x)",
+        near="a sum over a map, divided by the size of another axis",
     ),
 )
