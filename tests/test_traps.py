@@ -590,6 +590,17 @@ TRAPS = (
         None,
         EVEN,
     ),
+    Trap(
+        15,
+        "half of the channels, and what is left of their mean",
+        lambda: Model(
+            lambda m, x: m.c(m.n(x).split([2, 2], 1)[1].flip(1).mean(1).flip(2)).sum(-2),
+            n=norm(4),
+            c=nn.Conv1d(8, 6, 1),
+        ),
+        None,
+        ((2, 4, 8, 10), (1, 4, 8, 12)),
+    ),
     Trap(15, "scale zero", lambda: seq(conv(4, 4), Zero(), norm(4))),
     Trap(15, "fifty norms", lambda: seq(conv(4, 4), *(FrozenNorm(4) for _ in range(50)), Scalar(4, 1, 1)), "conv"),
 )

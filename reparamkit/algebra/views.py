@@ -15,7 +15,7 @@ from typing import final
 
 from ..errors import NotFusable
 from .align import Face, Side
-from .operator import NO_MAPS, Link, Operator, Resampling, Role
+from .operator import NO_MAPS, Dims, Link, Operator, Resampling, Role
 from .size import ONE, Size, product
 
 
@@ -185,7 +185,7 @@ class Crop(View):
         raise NotImplementedError("a crop is composed as an operator, see build.cropped")
 
     def undone(self, op: Operator) -> Operator:
-        atoms = op.value[self.dim]
+        atoms = _atoms(op.value, self.dim)
         if len(atoms) != 1 or op.links[atoms[0]].role not in (Role.STENCIL, Role.FREE):
             raise NotFusable("a layer that goes differently about the positions that are cropped")
         links = list(op.links)
@@ -227,14 +227,14 @@ class Resampled(View):
         """Of a bias, a constant along these dimensions, too."""
         links = list(op.links)
         for dim, each in self.maps:
-            number = _only(op.value[dim])
+            number = _only(_atoms(op.value, dim))
             links[number] = _before(links[number], each.pinned(dict(op.pins)))
         return replace(op, links=tuple(links))
 
     def on_source(self, op: Operator) -> Operator:
         links = list(op.links)
         for dim, each in self.maps:
-            number = _only(op.source[dim])
+            number = _only(_atoms(op.source, dim))
             if links[number].maps[:1] != (each.pinned(dict(op.pins)),):
                 raise NotFusable("a layer before a resampling that does not commute with it")
             links[number] = replace(links[number], maps=links[number].maps[1:])
@@ -249,6 +249,13 @@ def _before(link: Link, last: Resampling) -> Link:
     if link.role is Role.FREE:
         return replace(link, size=last.before, maps=maps[:-1])
     return replace(link, after=maps[:-1])
+
+
+def _atoms(dims: Dims, dim: int) -> tuple[int, ...]:
+    """The atoms of a dimension (from the right), if there is one."""
+    if len(dims) < -dim:
+        raise NotFusable("a layer that changes the number of dimensions beside a view")
+    return dims[dim]
 
 
 def _only(atoms: tuple[int, ...]) -> int:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 
 from reparamkit.algebra.form import source_form
-from reparamkit.algebra.operator import Role
+from reparamkit.algebra.operator import Resampling, Role
 from reparamkit.algebra.size import fixed, free_size
-from reparamkit.algebra.views import Crop, Mean, Permute, Reshape, View
+from reparamkit.algebra.views import Crop, Mean, Permute, Resampled, Reshape, View
 from reparamkit.errors import NotFusable
 from reparamkit.layers.views import read_getitem
 
@@ -108,6 +108,14 @@ def test_a_layer_can_be_written_after_the_average_it_follows(data: DataObject, s
     op = (averaged >> pairs.matrix(weight, 1)).read(source(x)).sample
     after = Mean((-2, -1), keepdim).on_source(op)
     assert_equal(apply_operator(after, averaged.run(x)), apply_operator(op, x), exact=False)
+
+
+@pytest.mark.parametrize(
+    "view", [Crop(-3, 0, 2, fixed(4)), Resampled(((-3, Resampling(("copy",), fixed(2), fixed(4))),))]
+)
+def test_a_view_of_a_dimension_that_there_is_not_is_refused(view: View) -> None:
+    with pytest.raises(NotFusable, match="number of dimensions beside a view"):
+        view.undone(source_form("x", (fixed(4), fixed(6))).sample)
 
 
 def test_an_average_is_not_moved_before_what_sees_its_axes() -> None:
