@@ -56,6 +56,7 @@ def requested(
     model: Any,
     example_inputs: Any,
     example_kwargs: Mapping[str, Any] | None,
+    *,
     rules: Iterable[Rule | str] | None,
     extra_rules: Iterable[Rule],
     without: Iterable[Rule | str],
@@ -78,15 +79,15 @@ def requested(
     if example is None and objective == "measured":
         raise InvalidInputError('objective="measured" runs the merges: pass example_inputs of the size to be measured')
     return Request(
-        example,
-        chosen,
-        None if only is None else chosen_paths(model, "only", only),
-        chosen_paths(model, "skip", skip or ()),
-        objective,
-        verify,
-        inplace,
-        as_graph,
-        min_coverage,
+        example=example,
+        rules=chosen,
+        only=None if only is None else chosen_paths(model, "only", only),
+        skip=chosen_paths(model, "skip", skip or ()),
+        objective=objective,
+        verify=verify,
+        inplace=inplace,
+        as_graph=as_graph,
+        min_coverage=min_coverage,
     )
 
 
