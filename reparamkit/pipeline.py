@@ -138,7 +138,15 @@ def fuse(
 
 
 def explain(model: nn.Module | ExportedProgram, example_inputs: Any = None, **options: Any) -> Report:
-    """What `fuse` with the same arguments would do, as its report; the model is left as it is."""
+    """The report that `fuse` would give with the same arguments; the model is left as it is.
+
+    Args:
+        model: as for `fuse`.
+        example_inputs: as for `fuse`.
+        options: the other arguments of `fuse`; `inplace` is ignored.
+
+    Raises what `fuse` raises.
+    """
     options["inplace"] = False
     fused = fuse(model, example_inputs, **options)
     return report(fused)
@@ -147,7 +155,8 @@ def explain(model: nn.Module | ExportedProgram, example_inputs: Any = None, **op
 def report(fused: nn.Module) -> Report:
     """The report of a model that `fuse` returned.
 
-    Raises `InvalidInputError` if the model was not fused.
+    Raises:
+        InvalidInputError: the model was not fused.
     """
     found = vars(fused).get(REPORT) if isinstance(fused, nn.Module) else None
     if not isinstance(found, Report):
@@ -156,10 +165,14 @@ def report(fused: nn.Module) -> Report:
 
 
 def recipe(fused: nn.Module) -> Recipe:
-    """How the tensors of a model that `fuse` returned are computed from those of the original; see
-    `convert_state_dict`.
+    """How the tensors of a fused model are computed from those of the original, for `convert_state_dict`.
 
-    Raises `InvalidInputError` if the model was not fused, `RecipeError` if there is no recipe, with the reason.
+    Args:
+        fused: a model that `fuse` returned.
+
+    Raises:
+        InvalidInputError: the model was not fused.
+        RecipeError: there is no recipe; the message has the reason.
     """
     report(fused)
     found = vars(fused)[RECIPE]
@@ -189,7 +202,7 @@ def convert_state_dict(
     """The state dict of the fused model for other weights of the original; the model is neither run nor traced.
 
     Args:
-        recipe_or_fused: what `recipe` gave, or a model that `fuse` returned.
+        recipe_or_fused: what `recipe` returned, or a model that `fuse` returned.
         source: a checkpoint of the original: a dict of tensors, a ``.safetensors`` file, or the ``.json`` index of
             several. Nothing is unpickled.
         target: a file to write to, tensor by tensor, in place of returning a dict: ``.safetensors``, or ``.json`` for
@@ -210,13 +223,21 @@ def verify(
     """Compare two models on the same inputs, output tensor by output tensor.
 
     If they differ, the result tells where in the output, and the first module that is to blame.
-    a: the model in question. b: the reference. example_inputs: as for `fuse`.
+
+    Args:
+        a: the model in question, in eval mode; left as it is.
+        b: the reference, in eval mode; left as it is.
+        example_inputs: as for `fuse`.
+        example_kwargs: as for `fuse`.
+
+    Raises:
+        InvalidInputError: a model is in training mode or rejects the inputs, or there are none.
     """
     checked_model(a), checked_model(b)
     with ONE_AT_A_TIME, compiled_opened(), random_state_kept():
         example = checked_inputs(b, example_inputs, example_kwargs)
         if example is None:
-            raise InvalidInputError("verify needs example_inputs")
+            raise InvalidInputError("verify runs both models: pass example_inputs that they take")
         with undone(a):
             output = [tensor for _ in range(example.runs) for tensor in tried(a, example.inputs)]
         found = compare(output, example.output, through(b, example))
