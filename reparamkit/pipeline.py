@@ -174,8 +174,9 @@ def recipe(fused: nn.Module) -> Recipe:
         InvalidInputError: the model was not fused.
         RecipeError: there is no recipe; the message has the reason.
     """
-    report(fused)
-    found = vars(fused)[RECIPE]
+    found = vars(fused).get(RECIPE) if isinstance(fused, nn.Module) else None
+    if found is None:
+        raise InvalidInputError(f"{type(fused).__name__} has no recipe: pass what reparamkit.fuse returned")
     if isinstance(found, RecipeError):
         raise RecipeError(str(found))
     assert isinstance(found, Recipe)

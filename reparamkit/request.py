@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
@@ -99,7 +100,9 @@ def chosen_paths(model: nn.Module, option: str, value: str | Sequence[str]) -> t
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
-            raise InvalidInputError(f"{option}={pattern!r} names no module: see model.named_modules() for the paths")
+            near = ", ".join(get_close_matches(pattern, names, 3))
+            hint = f"did you mean {near}?" if near else "see model.named_modules() for the paths"
+            raise InvalidInputError(f"{option}={pattern!r} names no module: {hint}")
     return patterns
 
 

@@ -124,7 +124,7 @@ def fuse_command(
         check_target(option, path, suffixes)
     check_distinct({"--weights": weights, **{option: path for option, path, _ in (*targets, *texts)}})
     found = loaded(tell, model, weights, inputs)
-    exporting = found.needed() if pt2 or onnx else ()
+    exporting = found.needed("--pt2" if pt2 else "--onnx") if pt2 or onnx else ()
     with tell.working("fusing"):
         fused = fuse(found.model, found.inputs, **options(found, rules, without, only, skip, objective))
     made = report(fused)
@@ -240,7 +240,7 @@ def verify_command(
     """Compare the fused model with the model, on random inputs."""
     tell = voice("verify", as_json, quiet, debug)
     found = loaded(tell, model, weights, inputs)
-    given = found.needed()
+    given = found.needed("verify")
     with tell.working("fusing"):
         fused = fuse(found.model, given, **options(found, rules, without, only, skip, objective))
     if fused_weights is not None:
@@ -274,7 +274,7 @@ def bench_command(
     """Time the model and the fused model, in turns, eagerly on the CPU."""
     tell = voice("bench", as_json, quiet, debug)
     found = loaded(tell, model, weights, inputs)
-    given = found.needed()
+    given = found.needed("bench")
     with tell.working("fusing"):
         fused = fuse(found.model, given, **options(found, rules, without, only, skip, objective))
     with tell.working("measuring"):
