@@ -26,7 +26,7 @@ def check_graph(model: nn.Module, parts: Parts, request: Request) -> None:
 
 
 def _lost(parts: Parts) -> dict[str, str]:
-    """What one flat graph cannot have, by the path."""
+    """What a flat graph cannot express, by the path of the module that has it."""
     lost: dict[str, str] = {}
     for part in parts.captured:
         outer = part.frames[0].modes[:2]
@@ -43,7 +43,7 @@ def _lost(parts: Parts) -> dict[str, str]:
 
 
 def _asked(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]:
-    """Where the code takes another way if gradients are followed, to other numbers, by the path."""
+    """The module whose code takes another branch, with another result, when gradients are enabled; and why."""
     asking = [frame.path for part in parts.captured for frame in part.frames if frame.asks]
     given = request.inputs
     if not asking or (given is not None and same_with_gradients(model, given.args, given.kwargs)):
@@ -53,7 +53,7 @@ def _asked(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]:
 
 
 def _changed(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]:
-    """Where a graph, which does in every call what the first call does, would do something else, by the path."""
+    """The modules whose state a forward changes so that later calls differ from the first, which a graph repeats."""
     changed = parts.captured[0].changed
     layers = [path for path in parts.captured[0].targets if id(module_at(model, path)) in changed.names]
     setters = [path for path, module in model.named_modules() if id(module) in changed.setters]
@@ -69,7 +69,7 @@ def _changed(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]
 
 
 def _counts(frame: Frame) -> set[str]:
-    """The numbers of a module that the code of a call changes, and takes branches by."""
+    """Names of the numeric attributes that the code of a call both changes and branches on."""
     codes = {forward_of(frame.module).__code__, *frame.codes}
     names = frozenset[str]().union(*map(remembered, codes))
     return {name for name in names if type(getattr(frame.module, name, None)) in (int, float)}

@@ -259,7 +259,9 @@ def _fused(model: nn.Module, request: Request) -> nn.Module:
 
 
 def _fused_as_written(model: nn.Module, request: Request, swapped: list[str]) -> nn.Module:
-    """Merges that a method can only take one without the other are found out when all are there: none is made then."""
+    """Fuse, and once more without the merges that cannot be written into one method together: that shows only when all
+    merges are chosen, before anything is changed.
+    """
     while True:
         try:
             return _fused_whole(model, request, swapped)
@@ -321,7 +323,7 @@ def _merged_again(
 
 @contextmanager
 def _left_alone(model: nn.Module) -> Iterator[None]:
-    """Lets code of a model run meanwhile: what it remembers and takes from is put back, and all else if that fails."""
+    """Inside, code of the model may run: its caches and iterators are put back, and after an error the whole model."""
     with intact(model), caches_left(model), iterators_left(model):
         yield
 
@@ -427,8 +429,10 @@ def _check_coverage(found: Report, wanted: float) -> None:
 
 
 def _begun(model: nn.Module, parts: Parts, tape: Tape) -> tuple[Measured, list[Mapping[Symbol, int]]]:
-    """What the model costs as it is, and the sizes to assume of each part; what computes nothing is then taken out of
-    the graphs, once the tape has seen what code decided by.
+    """What the model costs as it is, and the sizes to assume for each part.
+
+    Nodes that compute nothing are then removed from the graphs, after the tape has recorded which numbers the model's
+    code took branches by.
     """
     for part in parts.captured:
         with tape:
