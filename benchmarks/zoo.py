@@ -604,8 +604,9 @@ def _summary(lines: list[dict[str, Any]], good: list[dict[str, Any]]) -> str:
         f" the better of the two other tools, model by model, leaves {sum(map(best, good)):,}.",
         f"Batch norms {total('before', 'bn'):,} -> {total('after', 'bn'):,},"
         f" of which {total('after', 'foldable'):,} could be folded into a neighbour.",
-        f"Median time to fuse: {median(seconds):.1f} s, proofs included, one thread. Without proofs it is, in processor"
-        f" time, {median(ratios):.1f} times a copy and `torch.fx.symbolic_trace`: of {len(ratios)} that this takes.",
+        f"Median time to fuse: {median(seconds):.1f} s, proofs included, one thread. Without proofs, `fuse` takes"
+        f" {median(ratios):.1f} times the processor time of a deep copy and a `torch.fx.symbolic_trace` (median of the"
+        f" {len(ratios)} models that the latter can trace).",
     ]
     return "\n".join(sentences) + "\n"
 

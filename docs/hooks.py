@@ -18,6 +18,7 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 from torch import nn
 
 import reparamkit
@@ -49,6 +50,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     engines = loaded(ROOT / "benchmarks" / "peers_table.py")
     files.append(File.generated(config, "engines.md", content="\n".join(engines.page(engines.results()))))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let links to files of the repository, which work where the repository is browsed, lead to their pages."""
+    return relinked(markdown, "docs")
 
 
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)]*)?\)")

@@ -20,18 +20,20 @@ from .running.trees import leaves, map_leaves
 from .running.undone import undone
 
 AMPLIFIED = 16
-"""How much more than one rounding of the weights may separate two ways to compute one model."""
+"""How far apart two ways to compute one model may be, in multiples of what one rounding of its weights does."""
 ROUNDINGS = 6
-"""How many are tried: with few outputs, one alone may happen to move them hardly at all."""
+"""How many roundings of the weights are tried: with few outputs, one alone may happen to move them hardly at all."""
+FAN_IN, DEPTH = 4096, 64
+"""Terms of a sum, and layers in a row, for which `tolerance` has room."""
 
 
-def tolerance(dtype: torch.dtype, fan_in: int = 4096, depth: int = 64) -> float:
-    """What rounding alone can explain between two orders of the same arithmetic.
+def tolerance(dtype: torch.dtype) -> float:
+    """The relative error that rounding alone can explain between two orders of the same arithmetic.
 
-    Errors of sums grow with the square root of the number of summands (`fan_in`) and of the layers (`depth`);
-    for half precision the bound is capped, since beyond it nothing would be said.
+    Rounding errors of a sum grow with the square root of the number of its terms, those of a chain of layers with the
+    square root of its depth. For half precision the bound is capped: a larger one would let anything pass.
     """
-    return min(4 * torch.finfo(dtype).eps * math.sqrt(fan_in * depth), 0.1)
+    return min(4 * torch.finfo(dtype).eps * math.sqrt(FAN_IN * DEPTH), 0.1)
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
@@ -62,9 +64,12 @@ def _error_beside_infinities(a: Tensor, b: Tensor) -> float:
 class Verification:
     """The comparison of two models on one input.
 
-    error: the largest relative error over the output tensors. tolerance: what rounding can explain. where: in which
-    output, and where in it, if that is more. first: the path of the first module that makes something else of the same
-    inputs, if there is one of that path in both models.
+    Attributes:
+        error: largest relative error over the output tensors: largest difference over largest magnitude.
+        tolerance: the relative error that rounding can explain, for the dtypes that took part.
+        where: if the error is larger, which output tensor differs and where in it; else "".
+        first: path of the first module that computes something else from the same inputs, among the paths that both
+            models have; None if the outputs agree, or no module stands out.
     """
 
     error: float
@@ -138,7 +143,7 @@ def _of_number(leaf: Any) -> Tensor | None:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The numbers of a tensor of any kind, as one that has real numbers everywhere."""
+    """The numbers of a nested, quantised, sparse or complex tensor as a dense real one."""
     if tensor.is_nested:
         tensor = tensor.to_padded_tensor(0.0)
     if tensor.is_quantized:

@@ -12,11 +12,13 @@ PATIENCE = 10
 
 @contextmanager
 def rarely_collected() -> Iterator[None]:
-    """Collect only what is made inside, and seldom: graphs and forms are many objects that live on for a while, and
-    each time there are a quarter more, all of torch would be searched again.
+    """Inside, the collector runs seldom, and looks at new objects only.
+
+    Graphs and forms are many objects that live for a while; each time their number grows by a quarter, a full
+    collection would search all objects of torch again.
     """
     first, *others = gc.get_threshold()
-    # Who keeps his own objects out of all collections would lose that.
+    # If the caller has frozen objects already, gc.unfreeze would thaw those as well.
     freezes = not gc.get_freeze_count()
     try:
         gc.set_threshold(first * PATIENCE, *others)

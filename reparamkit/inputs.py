@@ -40,7 +40,8 @@ GLOBAL_HOOKS = (
 def checked_model(model: Any) -> nn.Module:
     """The model, if it can be fused. Raises `InvalidInputError` otherwise."""
     if not isinstance(model, nn.Module):
-        raise InvalidInputError(f"expected a torch.nn.Module, found {type(model).__name__}")
+        hint = ": load these weights into the model, and pass that" if isinstance(model, Mapping) else ""
+        raise InvalidInputError(f"expected a torch.nn.Module, found {type(model).__name__}{hint}")
     check_unwrapped(model, "fuse")
     if isinstance(model, fx.GraphModule) and "eval" in vars(model):
         # torch.export sets one that fails.
@@ -149,9 +150,11 @@ def tried(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         return outputs(model, inputs)
     except Exception as error:
         _check_kind(model, inputs)
+        single = type(inputs.args[0]).__name__ if len(inputs.args) == 1 else ""
+        hint = f"the {single} is one argument of the model; " if single in ("list", "dict") else ""
         raise InvalidInputError(
-            f"the model rejects the example inputs ({type(error).__name__}: {error}); pass a tensor, or the tuple of"
-            " positional arguments, that model(...) takes"
+            f"the model rejects the example inputs ({type(error).__name__}: {error}); {hint}pass a tensor, or the"
+            " tuple of positional arguments, that model(...) takes, and example_kwargs for those by name"
         ) from error
 
 

@@ -68,11 +68,11 @@ def simplify(reading: Reading) -> None:
 
 @dataclass(eq=False)
 class Merging:
-    """The merges of one part.
+    """Finds, writes and proves the merges of one captured part.
 
-    assumed: the sizes that the last reading had to assume. tape: records how their numbers are made. swapped: receives
-    the paths of layers that are merged in the model itself; None if the part is of a copy. as_it_is: a reading of the
-    graph, if there is one that nothing was written after. shown: the pictures of each merge, by identity.
+    assumed: the sizes that the last reading had to assume. tape: records how the new weights are computed. swapped:
+    receives the paths of layers merged in the user's model; None if the part is of a copy. as_it_is: a reading of the
+    graph that is still up to date, if there is one. shown: the pictures of each merge, by its identity.
     """
 
     captured: Captured
@@ -90,7 +90,9 @@ class Merging:
         self.writer = Writer(self.captured, as_graph, _unproved, _unheard, judge, self.tape, self.swapped)
 
     def run(self) -> Work:
-        """Graph rules first, then merges; norms are taken apart, layers stacked and scales raised where it is asked."""
+        """Graph rules first, then merges. Around these, norms are split into a normalisation and a scale, layers that
+        read one value are stacked (`objective="launches"`), and scales of parts go to where a layer absorbs them.
+        """
         self.tape.know(value for value in self.captured.held.values() if isinstance(value, Tensor))
         said = self._apply_patterns()
         if takes_parts(self.captured):
@@ -157,8 +159,8 @@ class Merging:
             self._prepare(reading, plan.refusals)
             writer.see = partial(self._see, reading)
             reading.spend()
-            # The price of unknown sizes is a guess, and may rise once a merge is written: the end is where one comes
-            # again.
+            # The price of unknown sizes is a guess, and may rise once a merge is written. So the loop ends when a price
+            # comes a second time.
             price, failed = OBJECTIVES[objective](plan.before), len(writer.failed)
             done = price in prices or not writer.write(plan.sites)
             if len(writer.failed) > failed:
@@ -170,7 +172,9 @@ class Merging:
                 prices.add(price)
 
     def _merge_apart(self) -> None:
-        """Norms behind a concatenation of what is made of one value go into each part, before a merge takes a part."""
+        """Norms behind a concatenation whose parts are computed from one value go into each part, before another merge
+        takes a part away.
+        """
         if not may_be_apart(self.captured):
             return
         with self.tape:

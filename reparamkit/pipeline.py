@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +16,8 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from .algebra.size import Symbol
+from .as_graph import check_graph
 from .capture.parts import Parts, capture_parts
-from .capture.paths import module_at
 from .capture.ranks import takes_other_ranks
 from .compare import Verification, compare, outputs
 from .copies import owning, sharing_copy
@@ -27,10 +26,10 @@ from .engine.overwrites import note_overwrites
 from .engine.parts import name_parts
 from .engine.ranks import tell_ranks
 from .engine.reading import Reading
-from .errors import CaptureError, CoverageError, InvalidInputError, RecipeError, Unwritable
+from .errors import CoverageError, InvalidInputError, RecipeError, Unwritable
 from .exported import graph_of, tensors_in
 from .garbage import rarely_collected
-from .inputs import checked_inputs, checked_model, depends_on_calls, tried
+from .inputs import checked_inputs, checked_model, tried
 from .layers.hooks import has_hooks
 from .layers.registry import READERS
 from .localize import first_difference
@@ -44,15 +43,11 @@ from .request import Request, requested
 from .rulebook.rule import Rule
 from .running.caches import caches_left, empty_tables
 from .running.draws import random_state_kept
-from .running.gradients import same_with_gradients
 from .running.iterators import iterators_left
 from .running.state import TABLES, intact, kept
 from .running.undone import undone
-from .sourcecode.flow import remembered
-from .sourcecode.parse import forward_of
 from .summary import Work, counted, left, summarize, suspicious, totals
 from .tracing.constants import decide_again
-from .tracing.frame import Frame
 from .tracing.scripts import compiled_opened
 from .whole import check_whole, through
 from .write.write import Done
@@ -126,16 +121,16 @@ def fuse(
             model,
             example_inputs,
             example_kwargs,
-            rules,
-            extra_rules,
-            without,
-            only,
-            skip,
-            objective,
-            verify,
-            inplace,
-            as_graph,
-            min_coverage,
+            rules=rules,
+            extra_rules=extra_rules,
+            without=without,
+            only=only,
+            skip=skip,
+            objective=objective,
+            verify=verify,
+            inplace=inplace,
+            as_graph=as_graph,
+            min_coverage=min_coverage,
         )
         # What is made under inference mode could not be trained, exported or changed later.
         with torch.inference_mode(False), torch.no_grad():
@@ -143,7 +138,15 @@ def fuse(
 
 
 def explain(model: nn.Module | ExportedProgram, example_inputs: Any = None, **options: Any) -> Report:
-    """What `fuse` with the same arguments would do, as its report; the model is left as it is."""
+    """The report that `fuse` would give with the same arguments; the model is left as it is.
+
+    Args:
+        model: as for `fuse`.
+        example_inputs: as for `fuse`.
+        options: the other arguments of `fuse`; `inplace` is ignored.
+
+    Raises what `fuse` raises.
+    """
     options["inplace"] = False
     fused = fuse(model, example_inputs, **options)
     return report(fused)
@@ -152,7 +155,8 @@ def explain(model: nn.Module | ExportedProgram, example_inputs: Any = None, **op
 def report(fused: nn.Module) -> Report:
     """The report of a model that `fuse` returned.
 
-    Raises `InvalidInputError` if the model was not fused.
+    Raises:
+        InvalidInputError: the model was not fused.
     """
     found = vars(fused).get(REPORT) if isinstance(fused, nn.Module) else None
     if not isinstance(found, Report):
@@ -161,13 +165,18 @@ def report(fused: nn.Module) -> Report:
 
 
 def recipe(fused: nn.Module) -> Recipe:
-    """How the tensors of a model that `fuse` returned are computed from those of the original; see
-    `convert_state_dict`.
+    """How the tensors of a fused model are computed from those of the original, for `convert_state_dict`.
 
-    Raises `InvalidInputError` if the model was not fused, `RecipeError` if there is no recipe, with the reason.
+    Args:
+        fused: a model that `fuse` returned.
+
+    Raises:
+        InvalidInputError: the model was not fused.
+        RecipeError: there is no recipe; the message has the reason.
     """
-    report(fused)
-    found = vars(fused)[RECIPE]
+    found = vars(fused).get(RECIPE) if isinstance(fused, nn.Module) else None
+    if found is None:
+        raise InvalidInputError(f"{type(fused).__name__} has no recipe: pass what reparamkit.fuse returned")
     if isinstance(found, RecipeError):
         raise RecipeError(str(found))
     assert isinstance(found, Recipe)
@@ -194,7 +203,7 @@ def convert_state_dict(
     """The state dict of the fused model for other weights of the original; the model is neither run nor traced.
 
     Args:
-        recipe_or_fused: what `recipe` gave, or a model that `fuse` returned.
+        recipe_or_fused: what `recipe` returned, or a model that `fuse` returned.
         source: a checkpoint of the original: a dict of tensors, a ``.safetensors`` file, or the ``.json`` index of
             several. Nothing is unpickled.
         target: a file to write to, tensor by tensor, in place of returning a dict: ``.safetensors``, or ``.json`` for
@@ -215,13 +224,21 @@ def verify(
     """Compare two models on the same inputs, output tensor by output tensor.
 
     If they differ, the result tells where in the output, and the first module that is to blame.
-    a: the model in question. b: the reference. example_inputs: as for `fuse`.
+
+    Args:
+        a: the model in question, in eval mode; left as it is.
+        b: the reference, in eval mode; left as it is.
+        example_inputs: as for `fuse`.
+        example_kwargs: as for `fuse`.
+
+    Raises:
+        InvalidInputError: a model is in training mode or rejects the inputs, or there are none.
     """
     checked_model(a), checked_model(b)
     with ONE_AT_A_TIME, compiled_opened(), random_state_kept():
         example = checked_inputs(b, example_inputs, example_kwargs)
         if example is None:
-            raise InvalidInputError("verify needs example_inputs")
+            raise InvalidInputError("verify runs both models: pass example_inputs that they take")
         with undone(a):
             output = [tensor for _ in range(example.runs) for tensor in tried(a, example.inputs)]
         found = compare(output, example.output, through(b, example))
@@ -242,7 +259,9 @@ def _fused(model: nn.Module, request: Request) -> nn.Module:
 
 
 def _fused_as_written(model: nn.Module, request: Request, swapped: list[str]) -> nn.Module:
-    """Merges that a method can only take one without the other are found out when all are there: none is made then."""
+    """Fuse, and once more without the merges that cannot be written into one method together: that shows only when all
+    merges are chosen, before anything is changed.
+    """
     while True:
         try:
             return _fused_whole(model, request, swapped)
@@ -253,7 +272,7 @@ def _fused_as_written(model: nn.Module, request: Request, swapped: list[str]) ->
 
 
 def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.Module:
-    """swapped: receives the paths of layers that are merged in `model` itself."""
+    """The fused model, with its report and recipe. swapped: receives the paths of layers merged in `model` itself."""
     at_once = request.inplace and not request.as_graph
     private = model if at_once else sharing_copy(model)
     with _left_alone(private):
@@ -261,33 +280,50 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
             empty_tables(private, partial(outputs, private, request.inputs), lambda a, b: compare(a, b).passed)
         parts, tape = _captured(private, request), Tape(private)
         before, assumed = _begun(private, parts, tape)
-    suspects = suspicious(private)
-
-    def run(parts: Parts, request: Request, assumed: Sequence[Mapping[Symbol, int]]) -> list[Work]:
-        given = zip(parts.captured, assumed, strict=True)
-        return [Merging(part, request, sizes, tape, swapped if at_once else None).run() for part, sizes in given]
-
-    works = done = run(parts, request, assumed)
-    later: list[Work] = []
-    fused, last, refusals = works[0].model, parts, left(works, parts)
-    while (found := _captured_again(fused, done, request, tape)) is not None:
-        last, done = found[0], run(*found)
-        later += done
-    made_of = _recipe(tape, fused)
+    cautions = suspicious(private)
+    merge = partial(_merged, tape=tape, swapped=swapped if at_once else None)
+    works = merge(parts, request, assumed)
+    refusals, fused = left(works, parts), works[0].model
+    later, last = _merged_again(fused, works, parts, request, tape, merge)
+    how = _recipe(tape, fused)
     fused = fused if request.inplace else owning(fused, model)
     error = check_whole(fused, fused if at_once else model, request)
-    made = _reported(request, works, later, refusals, parts, before, _measured(fused, _readings(last)), error)
-    made = replace(made, warnings=(*suspects, *made.warnings))
-    vars(fused).update({REPORT: made, RECIPE: made_of})
+    found = _reported(request, works, later, refusals, parts, before, _measured(fused, _readings(last)), error)
+    found = replace(found, warnings=(*cautions, *found.warnings))
+    vars(fused).update({REPORT: found, RECIPE: how})
     refuse_original(fused, tape.inputs)
-    _tell(made)
-    _check_coverage(made, request.min_coverage)
+    _tell(found)
+    _check_coverage(found, request.min_coverage)
     return fused
+
+
+def _merged(
+    parts: Parts, request: Request, assumed: Sequence[Mapping[Symbol, int]], *, tape: Tape, swapped: list[str] | None
+) -> list[Work]:
+    """Make the merges of each part. assumed: the sizes that its reading had to assume."""
+    given = zip(parts.captured, assumed, strict=True)
+    return [Merging(part, request, sizes, tape, swapped).run() for part, sizes in given]
+
+
+def _merged_again(
+    fused: nn.Module,
+    works: list[Work],
+    parts: Parts,
+    request: Request,
+    tape: Tape,
+    merge: Callable[[Parts, Request, Sequence[Mapping[Symbol, int]]], list[Work]],
+) -> tuple[list[Work], Parts]:
+    """Capture what was written and merge it too, as long as more may merge; returns that work, and the last parts."""
+    later: list[Work] = []
+    while (found := _captured_again(fused, works, request, tape)) is not None:
+        parts, works = found[0], merge(*found)
+        later += works
+    return later, parts
 
 
 @contextmanager
 def _left_alone(model: nn.Module) -> Iterator[None]:
-    """Lets code of a model run meanwhile: what it remembers and takes from is put back, and all else if that fails."""
+    """Inside, code of the model may run: its caches and iterators are put back, and after an error the whole model."""
     with intact(model), caches_left(model), iterators_left(model):
         yield
 
@@ -295,7 +331,9 @@ def _left_alone(model: nn.Module) -> Iterator[None]:
 def _captured_again(
     model: nn.Module, works: Sequence[Work], request: Request, tape: Tape
 ) -> tuple[Parts, Request, list[Mapping[Symbol, int]]] | None:
-    """What is written, to be merged once more, if that may go on; None if it may not, or the model fails."""
+    """The parts of what was written, with the request and the sizes to merge them under; None if no more can merge, or
+    the model does not run.
+    """
     if request.as_graph or not any(work.may_go_on for work in works):
         return None
     with suppress(InvalidInputError), _left_alone(model):
@@ -310,7 +348,7 @@ def _captured(model: nn.Module, request: Request) -> Parts:
     """What could be traced of a model, with the parts of its tensors named."""
     parts = capture_parts(model, request.inputs, _is_leaf, has_hooks, whole=request.as_graph)
     if request.as_graph:
-        _check_graph(model, parts, request)
+        check_graph(model, parts, request)
     ranks_vary = request.inputs is not None and takes_other_ranks(model, request.inputs)
     for part in parts.captured:
         name_parts(part)
@@ -322,63 +360,6 @@ def _captured(model: nn.Module, request: Request) -> Parts:
         part.ranks_vary = ranks_vary
     look_outside(parts.captured, _is_leaf, None if request.example is None else request.example.calls)
     return parts
-
-
-def _check_graph(model: nn.Module, parts: Parts, request: Request) -> None:
-    """Raises `CaptureError` if one graph cannot do what the model does, also when it is called again."""
-    found = dict(parts.opaque) | _lost(parts) | _asked(model, parts, request) | _changed(model, parts, request)
-    for path, reason in found.items():
-        raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
-
-
-def _lost(parts: Parts) -> dict[str, str]:
-    """What one flat graph cannot have, by the path."""
-    lost: dict[str, str] = {}
-    for part in parts.captured:
-        outer = part.frames[0].modes[:2]
-        cast = [n for n in part.graph.nodes if n.meta.get("context", outer)[:2] != outer]
-        lost |= {part.frame(n).path: "a graph has no autocast regions, and the forward has one" for n in cast[:1]}
-        named = [path for path in part.targets if any(map(keyword.iskeyword, path.split(".")))]
-        lost |= {path: f"its code has no way to name '{path}', which is a keyword of Python" for path in named[:1]}
-    root = parts.captured[0].root
-    if has_hooks(root):
-        lost[""] = "the model has hooks, which copies of a graph lose: give them to the result instead"
-    if type(root).__call__ is not nn.Module.__call__ and not isinstance(root, fx.GraphModule):
-        lost[""] = "the class of the model has a __call__ of its own, which a graph has not"
-    return lost
-
-
-def _asked(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]:
-    """Where the code takes another way if gradients are followed, to other numbers, by the path."""
-    asking = [frame.path for part in parts.captured for frame in part.frames if frame.asks]
-    given = request.inputs
-    if not asking or (given is not None and same_with_gradients(model, given.args, given.kwargs)):
-        return {}
-    known = " (pass example_inputs, which tells whether)" if given is None else ""
-    return {asking[0]: f"a graph has one way, and the forward asks torch for modes, which makes a difference{known}"}
-
-
-def _changed(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]:
-    """Where a graph, which does in every call what the first call does, would do something else, by the path."""
-    changed = parts.captured[0].changed
-    layers = [path for path in parts.captured[0].targets if id(module_at(model, path)) in changed.names]
-    setters = [path for path, module in model.named_modules() if id(module) in changed.setters]
-    why = "a graph does in every call what the first call does, and the forward changes "
-    if layers:
-        return {layers[0]: f"{why}attributes of a layer"}
-    if setters and (request.example is None or request.example.varies or depends_on_calls(model, request.example)):
-        known = "pass example_inputs, which tells whether" if request.example is None else "here"
-        return {setters[0]: f"{why}attributes: {known} the output differs from call to call"}
-    frames = parts.captured[0].frames if setters else []
-    counted = ((frame.path, name) for frame in frames for name in _counts(frame))
-    return {path: f"{why}'{name}', by which it takes branches" for path, name in counted}
-
-
-def _counts(frame: Frame) -> set[str]:
-    """The numbers of a module that the code of a call changes, and takes branches by."""
-    codes = {forward_of(frame.module).__code__, *frame.codes}
-    names = frozenset[str]().union(*map(remembered, codes))
-    return {name for name in names if type(getattr(frame.module, name, None)) in (int, float)}
 
 
 def _reported(
@@ -431,25 +412,27 @@ def _filed(model: nn.Module) -> str | None:
     return next((name.rpartition(".")[0] for name, tensor in made.items() if id(tensor) in filed), None)
 
 
-def _tell(made: Report) -> None:
-    LOG.info("%s: %s; merged %s", made.model, made.summary, made.coverage)
-    for merge in made.merges:
+def _tell(found: Report) -> None:
+    LOG.info("%s: %s; merged %s", found.model, found.summary, found.coverage)
+    for merge in found.merges:
         LOG.debug("merged %s into %s (%s)", ", ".join(merge.members), merge.path, ", ".join(merge.rules))
-    for refusal in made.refusals:
+    for refusal in found.refusals:
         LOG.debug("left %s (%s): %s", refusal.path, refusal.layer, refusal.reason)
 
 
-def _check_coverage(made: Report, wanted: float) -> None:
-    if made.coverage.share < wanted:
-        left = "\n".join(f"  {refusal.path} ({refusal.layer}): {refusal.reason}" for refusal in made.refusals)
+def _check_coverage(found: Report, wanted: float) -> None:
+    if found.coverage.share < wanted:
+        left = "\n".join(f"  {refusal.path} ({refusal.layer}): {refusal.reason}" for refusal in found.refusals)
         raise CoverageError(
-            f"merged {made.coverage}, and min_coverage={wanted} asks for more; left as they are:\n{left}"
+            f"merged {found.coverage}, and min_coverage={wanted} asks for more; left as they are:\n{left}"
         )
 
 
 def _begun(model: nn.Module, parts: Parts, tape: Tape) -> tuple[Measured, list[Mapping[Symbol, int]]]:
-    """What the model costs as it is, and the sizes to assume of each part; what computes nothing is then taken out of
-    the graphs, once the tape has seen what code decided by.
+    """What the model costs as it is, and the sizes to assume for each part.
+
+    Nodes that compute nothing are then removed from the graphs, after the tape has recorded which numbers the model's
+    code took branches by.
     """
     for part in parts.captured:
         with tape:

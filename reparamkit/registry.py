@@ -28,18 +28,20 @@ def rule(
 ) -> Callable[[Build], Rule]:
     """Decorator: the function that builds the merged module becomes a registered `Rule`.
 
-    The function gets the `Match` and returns the nn.Module that computes the pattern's value from its inputs, in
-    their order of appearance. It may raise `NotFusable(reason)`, as may `guard`, which runs before it.
+    The function gets the `Match` and returns an nn.Module. Called with the pattern's `value`s, in their order of
+    appearance, that module returns what the pattern's outermost `call` returned. The function may raise
+    `NotFusable(reason)`, as may `guard`, which gets the `Match` before it.
 
     Args:
-        name: lower case, unique.
+        name: unique; lower case letters, digits and underscores.
         equation: what equals what, for the report and the docs.
         pattern: made of `call` and `value`.
-        guard: the conditions of the rule.
+        guard: raises `NotFusable` where the rule does not hold; default: it holds wherever the pattern matches.
         doc: sentences about it; default: the function's docstring.
         register: use it in every later `fuse`; else pass it as ``extra_rules=[...]``.
 
-    Raises `RuleError` when it is declared: malformed, or the name is taken.
+    Raises:
+        RuleError: when it is declared: it is malformed, or the name is taken.
     """
 
     def declare(build: Build) -> Rule:

@@ -16,19 +16,24 @@ from .show.page import page
 from .show.terminal import renderables
 from .show.text import Left, Printed, Rows, clipped, counted, lines, some, visible
 
-SHOWN, WIDE, LONG = 8, 48, 72
-"""How many layers that were left for one reason are printed, and how much of a name; the fields have all."""
+SHOWN = 8
+"""How many layers left for one reason are printed; `Report.refusals` has all of them."""
+WIDE, LONG = 48, 72
+"""Characters that are printed of the members of a merge, and of one path; the fields have all of them."""
 SCHEMA, VERSION = "reparamkit.report", 2
 """Name and version of the JSON form. The version rises when a field changes its meaning or goes."""
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Of a whole model.
+    """What a whole model costs.
 
-    parameters: numbers in its parameters. stored: numbers in parameters and buffers. ops: operations that
-    compute something (views and sizes are not counted). flops: of the layers that can be read as affine, on the
-    example inputs (free sizes nominal without them).
+    Attributes:
+        parameters: how many numbers its parameters have.
+        stored: how many numbers its parameters and floating-point buffers have.
+        ops: operations that compute something; views and sizes are not counted.
+        flops: floating-point operations of the affine layers and of sums, on the example inputs. Without any, each
+            free size counts as a nominal one, so only the difference of two such numbers says something.
     """
 
     parameters: int
@@ -41,9 +46,14 @@ class Totals:
 class Picture:
     """A part of a weight as a small image of signed numbers.
 
-    title: what is shown. merged: whether of the merged layer, or of a layer it replaces. rows, columns: of the image.
-    tile: (rows, columns) of one kernel or map; the image is a grid of these. largest: the largest magnitude shown.
-    pixels: signed bytes in row-major order, in base64; `largest` is 127.
+    Attributes:
+        title: what is shown.
+        merged: True for the merged layer, False for a layer that it replaces.
+        rows: height of the image in pixels.
+        columns: width of the image in pixels.
+        tile: (rows, columns) of one kernel or map; the image is a grid of these.
+        largest: the largest magnitude in the image.
+        pixels: one signed byte per pixel, in row-major order, in base64; 127 stands for `largest`.
     """
 
     title: str
@@ -57,8 +67,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Price:
-    """Of a part of a model. flops: on the example inputs (free sizes nominal without them). stored: numbers in
-    parameters and buffers. launches: operations started. milliseconds: as measured (None: not measured).
+    """What some operations of a model cost, before or after a merge.
+
+    Attributes:
+        flops: floating-point operations on the example inputs (without any: with a nominal number for each free size).
+        stored: how many numbers their parameters and buffers have.
+        launches: how many operations are started.
+        milliseconds: median time, if ``objective="measured"`` timed them; else None.
     """
 
     flops: int
@@ -69,10 +84,18 @@ class Price:
 
 @dataclass(frozen=True)
 class Merge:
-    """One merge. path: of the merged layer. layer: its description. rules: that made it. members: paths of what
-    it replaces. error: the largest relative error against them, in float64 (None: not checked). before, after: the
-    price of the members, and of what is written for them. equations: of the rules, in the same order.
-    pictures: of the weights.
+    """One merge: several operations of the model became one layer, or a few.
+
+    Attributes:
+        path: of the merged layer in the fused model; several are separated by ", ".
+        layer: class of the merged layer; several are joined by " + ".
+        rules: names of the rules that allowed the merge.
+        members: what it replaces: paths of modules, and names of functions.
+        error: largest relative error of the merged layer against its members, in float64; None with ``verify=False``.
+        before: price of the members.
+        after: price of what replaces them.
+        equations: of the rules, in the same order.
+        pictures: of weights before and after.
     """
 
     path: str
@@ -88,8 +111,14 @@ class Merge:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A layer that was left as it is. path: where. layer: what it is. reason: why, and what could be done.
-    before, after: if a merge would have been exact, the price of what it would have replaced, and its own.
+    """A layer that looks mergeable and was left as it is.
+
+    Attributes:
+        path: of the layer; "(root)" is the model itself.
+        layer: its class, or the name of the function.
+        reason: why it was not merged.
+        before: if a merge would be exact and does not pay, the price of what it would replace; else None.
+        after: the price of that merge; else None.
     """
 
     path: str
@@ -106,7 +135,12 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that were left for reasons of one kind."""
+    """Layers that were left for reasons of one kind.
+
+    Attributes:
+        advice: the kind of reason, with what to do about it.
+        refusals: the layers.
+    """
 
     advice: Advice
     refusals: tuple[Refusal, ...]
@@ -114,7 +148,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Caution:
-    """What is right and may still surprise. path: of the layer. text: what was found, and what could be done."""
+    """A warning about numbers that are right and may still surprise.
+
+    Attributes:
+        path: of the layer.
+        text: what was found.
+    """
 
     path: str
     text: str
@@ -124,11 +163,18 @@ class Caution:
 class Node:
     """One operation of a graph.
 
-    name: unique in the graph. op: as in torch.fx ("call_module", ...). kind: class, function or method. path: of the
-    module it calls, or is in. detail: its arguments in words. inputs: names of what it reads. shape: of its value
-    (-1: a free size; None: unknown, or no tensor). sites: numbers of the merges it is part of, in the order of
-    `Report.merges`. role: "input", "output", "constant" (of parameters only), "size", "view" (the same numbers in
-    another shape) or "compute". affine: whether it was read as affine.
+    Attributes:
+        name: unique in the graph.
+        op: as in torch.fx ("call_module", ...).
+        kind: name of the class, function or method.
+        path: of the module that it calls, or whose forward it is in.
+        detail: its settings or plain arguments, in words.
+        inputs: names of the nodes that it reads.
+        shape: of its value; -1 stands for a free size. None: unknown, or no tensor.
+        sites: the merges that it is part of, as indices into `Report.merges`.
+        role: "input", "output", "constant" (computed from parameters only), "size", "view" (the same numbers in
+            another shape) or "compute".
+        affine: whether it was read as an affine operator.
     """
 
     name: str
@@ -150,9 +196,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many of the layers that could be merged were. merged: affine modules, batch norms among them, that a merge
-    replaced. left: modules that were refused, and batch norms that nothing was said about; not modules that torch
-    computes in one call, such as attention, as nobody looked into them.
+    """How many of the mergeable layers were merged.
+
+    Attributes:
+        merged: affine modules, batch norms among them, that a merge replaced.
+        left: modules that were refused, and batch norms that the report says nothing about. Modules that torch computes
+            in one call, such as attention, are not counted: nobody looked into them.
     """
 
     merged: int
@@ -160,7 +209,7 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """From 0 to 1; 1 if there is nothing to merge."""
+        """The share that was merged, from 0 to 1; 1 if there was nothing to merge."""
         return self.merged / (self.merged + self.left) if self.merged + self.left else 1.0
 
     def __str__(self) -> str:
@@ -171,9 +220,12 @@ class Coverage:
 class Part:
     """A module whose forward became a graph of its own.
 
-    path: where. tier: how it was traced ("symbolic": sizes unknown; "values": with those of the example inputs).
-    layers: how many calls of modules are in the graph. calls: how often a run of the model runs it.
-    reason: why it is not in the graph of the module around it ("" for the whole model).
+    Attributes:
+        path: of the module; "" is the model itself.
+        tier: how it was traced: "symbolic" (sizes unknown) or "values" (with the sizes of the example inputs).
+        layers: how many calls of modules are in the graph.
+        calls: how often one run of the model runs it.
+        reason: why it is not in the graph of the module around it; "" for the whole model.
     """
 
     path: str
@@ -190,13 +242,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of `reparamkit.fuse`.
+    """What `reparamkit.fuse` did and did not do. ``print(report)`` shows it, `to_html` draws it.
 
-    tier: how the model was captured ("symbolic", or "values" with example inputs). error: the largest relative
-    error of the whole model on the example inputs in its own dtype (None without them). model: name of its class.
-    warnings: numbers that do not fit the dtype well, and norms whose statistics look wrong.
-    graph_before, graph_after: its operations, in program order; a model that could be traced in parts only has these
-    one after the other. parts: the graphs.
+    Attributes:
+        merges: what was merged.
+        refusals: layers that look mergeable and were left, with the reasons.
+        before: cost of the model.
+        after: cost of the fused model.
+        tier: how the model was traced: "symbolic" (sizes unknown) or "values" (with the sizes of the example inputs).
+        error: largest relative error of the whole model on the example inputs, in its own dtype; None if there were
+            none, or with ``verify=False``.
+        model: name of its class.
+        warnings: batch norms whose statistics look wrong, and numbers too small for the dtype.
+        graph_before: the operations of the model, in program order, one part after the other.
+        graph_after: those of the fused model.
+        parts: the modules whose forward became a graph: the whole model, or several if it could not be traced in one.
     """
 
     merges: tuple[Merge, ...]
@@ -213,7 +273,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """How much was done, in a line."""
+        """How many merges and refusals there are, as text."""
         return f"{counted(len(self.merges), 'merge')}, {counted(len(self.refusals), 'refusal')}"
 
     @property
@@ -258,9 +318,10 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """The report that `to_json` wrote. text: JSON.
+        """The report in a text that `to_json` wrote.
 
-        Raises `InvalidInputError` if the text is something else, or of a newer version.
+        Raises:
+            InvalidInputError: the text is something else, or of another version of the schema.
         """
         data = parsed(text)
         schema, version = data.pop("schema", None), data.pop("version", None)
@@ -342,7 +403,7 @@ def _place(path: str, width: int = LONG) -> str:
 
 
 def _flops(merge: Merge) -> str:
-    """Nothing, if what a graph rule replaced has no price."""
+    """FLOPs before and after; empty if neither is known, as of what a graph rule replaced."""
     before, after = merge.before.flops, merge.after.flops
     return f"{brief(before)} -> {brief(after)}" if before or after else ""
 

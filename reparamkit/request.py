@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
@@ -57,6 +58,7 @@ def requested(
     model: Any,
     example_inputs: Any,
     example_kwargs: Mapping[str, Any] | None,
+    *,
     rules: Iterable[Rule | str] | None,
     extra_rules: Iterable[Rule],
     without: Iterable[Rule | str],
@@ -79,15 +81,15 @@ def requested(
     if example is None and objective == "measured":
         raise InvalidInputError('objective="measured" runs the merges: pass example_inputs of the size to be measured')
     return Request(
-        example,
-        chosen,
-        None if only is None else chosen_paths(model, "only", only),
-        chosen_paths(model, "skip", skip or ()),
-        objective,
-        verify,
-        inplace,
-        as_graph,
-        min_coverage,
+        example=example,
+        rules=chosen,
+        only=None if only is None else chosen_paths(model, "only", only),
+        skip=chosen_paths(model, "skip", skip or ()),
+        objective=objective,
+        verify=verify,
+        inplace=inplace,
+        as_graph=as_graph,
+        min_coverage=min_coverage,
     )
 
 
@@ -99,7 +101,9 @@ def chosen_paths(model: nn.Module, option: str, value: str | Sequence[str]) -> t
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
-            raise InvalidInputError(f"{option}={pattern!r} names no module: see model.named_modules() for the paths")
+            near = ", ".join(get_close_matches(pattern, names, 3))
+            hint = f"did you mean {near}?" if near else "see model.named_modules() for the paths"
+            raise InvalidInputError(f"{option}={pattern!r} names no module: {hint}")
     return patterns
 
 

@@ -32,8 +32,10 @@ from .write.write import FURTHER, Done
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What was done with one captured part of a model. said: why graph rules did not apply.
-    pictures: of the weights, per merge. trials: how long merges took, if they were timed.
+    """What was done with one captured part of a model.
+
+    plan: the last one that was chosen. said: why graph rules did not apply. reading: of the graph as it is now. done:
+    the merges. pictures: of the weights, per merge. trials: how long merges took, if they were timed.
     """
 
     model: nn.Module
@@ -47,9 +49,9 @@ class Work:
 
     @property
     def may_go_on(self) -> bool:
-        """Whether more may merge once this is captured anew: code that computed something in vain is written again, or
-        stood in the way of one merge for several, a merged layer has several parts, which were one to others, or what
-        was written over is so no more.
+        """Whether more may merge once this is captured anew: a merged layer is a row of several, which count as one
+        until then; code that computed unused values, or made several merges of one, was written again; or a tensor is
+        no longer written in place.
         """
         rows = any(isinstance(layer, nn.Sequential) for done in self.done for layer in done.layers)
         merged = (member for done in self.done for member in done.site.members)
@@ -89,8 +91,9 @@ def counted(reading: Reading) -> set[fx.Node]:
 
 
 def _sums(reading: Reading, opaque: Iterable[fx.Node]) -> int:
-    """Elements of sums that are not read alone, as shapes may differ: a merge over earlier values counts them, with
-    nominal sizes where the rank is open.
+    """FLOPs of sums that were not read as affine by themselves, one per element; nominal sizes where the rank is open.
+
+    A merge over earlier values counts such sums in its price, so the totals have to.
     """
     names = ((node, target_name(node, reading.captured.module)) for node in opaque if node in reading.shapes)
     passes = [node for node, name in names if name.rstrip("_") in PASSES]

@@ -29,9 +29,14 @@ Shape = Sequence[int | tuple[int, int]]
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random parameters and batch-norm statistics, in place: fresh ones (mean 0, variance 1) hide mistakes.
+    """Draw random parameters and batch-norm statistics, in place: fresh ones (mean 0, variance 1) hide mistakes.
 
-    Returns the model, in eval mode.
+    Args:
+        model: in any mode.
+        seed: the same seed gives the same numbers.
+
+    Returns:
+        The model itself, now in eval mode.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -53,11 +58,19 @@ def check_rule(
 ) -> None:
     """Check that a rule applies to a model and keeps what it computes, for random numbers and shapes.
 
-    rule: a graph rule (registered or not), or the name of a built-in one. make_model: a model the rule applies to.
-    shape: of the model's input. Each trial fuses a fresh model in float64, checks that the rule was used, compares
-    the outputs on the traced shape and on others, and that the model itself is left as it was.
+    Each trial fuses a fresh model in float64, and checks that the rule was used, that the outputs are the same for the
+    shape that was traced and for another batch size, and that the model itself is left as it was.
 
-    Raises `RuleError` if the rule does not apply, `EquivalenceError` if outputs differ.
+    Args:
+        rule: a graph rule, registered or not, or the name of a registered one.
+        make_model: returns a new model that the rule applies to.
+        shape: of the model's input; a pair (low, high) stands for any size from low to high.
+        trials: how many models and inputs are drawn.
+        seed: the same seed draws the same ones.
+
+    Raises:
+        RuleError: the rule was not used.
+        EquivalenceError: the outputs differ, or the model was changed.
     """
     rule = RULES[rule] if isinstance(rule, str) else rule
     extra = [] if rule.name in RULES else [rule]
@@ -80,10 +93,19 @@ def check_rule(
 def check_reader(make_layer: Callable[[], nn.Module], shape: Shape, *, trials: int = 10, seed: int = 0) -> None:
     """Check that the reader of a layer says what the layer computes, for random numbers and shapes.
 
-    make_layer: a layer with a reader. shape: of its input. The form is written as one plain layer and compared in
-    float64; all sizes but those the layer fixes stay free.
+    Each trial writes the form that the reader returns as one plain layer, and compares that with the layer itself in
+    float64. All sizes but those that the layer fixes stay free.
 
-    Raises `RuleError` if there is no reader, `NotFusable` if it refuses, `EquivalenceError` if outputs differ.
+    Args:
+        make_layer: returns a new layer that has a reader.
+        shape: of its input; a pair (low, high) stands for any size from low to high.
+        trials: how many layers and inputs are drawn.
+        seed: the same seed draws the same ones.
+
+    Raises:
+        RuleError: there is no reader, or it fails.
+        NotFusable: the reader refuses, or the layer has several inputs.
+        EquivalenceError: the outputs differ.
     """
     draw = random.Random(seed)
     for trial in range(trials):

@@ -32,7 +32,13 @@ FEWEST = 6
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds per call: the median, and the quartiles."""
+    """How long one call takes, in milliseconds.
+
+    Attributes:
+        median: of all rounds.
+        low: the first quartile.
+        high: the third quartile.
+    """
 
     median: float
     low: float
@@ -44,7 +50,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of the ratios within the rounds, and the interval that encloses it with 95% confidence."""
+    """How many times as fast one model is as another, from the ratio of their times in each round.
+
+    Attributes:
+        median: of the ratios.
+        low: lower end of the interval that encloses the true median with 95% confidence.
+        high: its upper end.
+    """
 
     median: float
     low: float
@@ -62,10 +74,16 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Two models on one input.
+    """The times of a model and of its fused form on one input.
 
-    model, fused: their times. speedup: how many times as fast the fused model is. error: the largest relative error of
-    its outputs. rounds: measured calls of each, after the warm-up. threads: of torch. device: where it ran.
+    Attributes:
+        model: time of the model.
+        fused: time of the fused model.
+        speedup: how many times as fast the fused model is.
+        error: largest relative error of the outputs of the fused model.
+        rounds: measured calls of each, after the warm-up.
+        threads: number of CPU threads of torch.
+        device: "cpu", or the name of the GPU.
     """
 
     model: Timing

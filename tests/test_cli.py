@@ -378,7 +378,7 @@ main()
         (("--without", "chian"), "no rule 'chian'"),
         (("--only", "heads.*"), "names no module"),
         (("--skip", "heads.*"), "names no module"),
-        (("--objective", "measured"), "give its inputs: --input"),
+        (("--objective", "measured"), "--objective measured runs the model (give its inputs: --input"),
     ],
 )
 def test_choices_that_cannot_be_followed(folder: Path, capsys, arguments: tuple[str, str], message: str):

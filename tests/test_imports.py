@@ -51,9 +51,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "copies": EVERYTHING,
     "whole": {*EVERYTHING, "inputs", "localize", "request"},
     "pieces": EVERYTHING,
+    "as_graph": {*EVERYTHING, "inputs", "request"},
     "merging": {*EVERYTHING, "pieces", "record", "request", "summary", "trial"},
     "pipeline": {
         *EVERYTHING,
+        "as_graph",
         "inputs",
         "request",
         "summary",

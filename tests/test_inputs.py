@@ -57,7 +57,7 @@ class Bad:
 
 BAD = (
     Bad("a function", lambda: torch.relu, ("nn.Module",)),
-    Bad("a state dict", lambda: net().state_dict(), ("nn.Module", "OrderedDict")),
+    Bad("a state dict", lambda: net().state_dict(), ("nn.Module", "OrderedDict", "into the model")),
     Bad("a class", lambda: nn.Identity, ("nn.Module", "type|class")),
     Bad("training mode", lambda: net().train(), ("training mode", r"model\.eval\(\)")),
     Bad("exported", lambda: torch.export.export(net(), (X,)).module(), ("exported program", "fuse the program")),
@@ -68,7 +68,7 @@ BAD = (
     Bad("other channels", net, ("rejects the example inputs", "channels"), (X[:, :2],)),
     Bad("too many arguments", net, ("rejects the example inputs", "TypeError"), ((X, X),)),
     Bad("a wrong name", net, ("rejects the example inputs", "TypeError"), (X,), {"example_kwargs": {"nothing": 1}}),
-    Bad("a list of arguments", net, ("rejects the example inputs", "tuple"), ([X],)),
+    Bad("a list of arguments", net, ("rejects the example inputs", "the list is one argument", "tuple"), ([X],)),
     Bad("not a tensor", net, ("rejects the example inputs", "tensor"), ("cat.jpg",)),
     Bad("another dtype", net, ("float64", "float32", "cast"), (X.double(),)),
     Bad("integers", net, ("rejects the example inputs",), (X.long(),)),
@@ -81,7 +81,8 @@ BAD = (
     Bad("an unknown rule to use", net, ("'sums'", "parallel_sum"), (), {"rules": ["sums"]}, RuleError),
     Bad("no rule", net, ("Rule", "int"), (), {"extra_rules": [3]}, RuleError),
     Bad("a rule twice", net, ("already", "'chain'"), (), {"rules": ["chain", "chain"]}, RuleError),
-    Bad("a path of no module", net, ("'stem'",), (), {"only": "stem"}),
+    Bad("a path of no module", net, ("'stem'", "named_modules"), (), {"only": "stem"}),
+    Bad("a path with a slip", net, ("'2.0.'", "did you mean 2.0"), (), {"only": "2.0."}),
     Bad("no pattern", net, ("only=3", "module path"), (), {"only": 3}),
     Bad("no patterns", net, (r"skip=\[None\]", "module path"), (), {"skip": [None]}),
     Bad("no share", net, ("min_coverage='all'", "from 0 to 1"), (), {"min_coverage": "all"}),

@@ -1012,10 +1012,11 @@ def test_explain_changes_nothing():
     assert any(isinstance(module, _BatchNorm) for module in net.modules())
 
 
-def test_report_needs_a_fused_model():
-    """A model that was not fused has no report, and the error says so."""
-    with pytest.raises(InvalidInputError, match=r"reparamkit\.fuse"):
-        reparamkit.report(build(Net))
+@pytest.mark.parametrize("asked", [reparamkit.report, reparamkit.recipe], ids=["report", "recipe"])
+def test_what_fuse_leaves_needs_a_fused_model(asked: Callable[[nn.Module], object]):
+    """A model that was not fused has no report and no recipe, and the error says which."""
+    with pytest.raises(InvalidInputError, match=rf"no {asked.__name__}.*reparamkit\.fuse"):
+        asked(build(Net))
 
 
 # --- failures ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from evaluate import Comparison
 from files import write_atomically
 from torch import Tensor, nn
 
@@ -23,6 +24,16 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device}, {torch.cuda.get_device_name(device)}"
     return f"{device}, {torch.get_num_threads()} threads"
+
+
+def print_answers(result: Comparison) -> Figures:
+    """How the answers of the two forms differ; raises an error if rounding cannot explain it."""
+    before, after = result.accuracy
+    print(f"test accuracy        {before:.2%} -> {after:.2%}")
+    print(f"flipped predictions  {int(result.flipped.sum())} of {len(result.labels)}")
+    print(f"largest logit error  {result.largest_error:.2e} ({result.relative_error:.1e} of the largest logit)")
+    result.check()
+    return result.figures()
 
 
 def print_size(report: reparamkit.Report) -> Figures:

@@ -10,7 +10,7 @@ import torch
 from command import command
 from data import Data, load_images
 from evaluate import compare
-from figures import Figures, describe, print_size, print_speed, write_figures
+from figures import describe, print_answers, print_size, print_speed, write_figures
 from model import RepMLPNet, create_model
 from options import Options, parse
 from torch import nn
@@ -56,20 +56,9 @@ def fuse(model: nn.Module, data: Data, options: Options) -> nn.Module:
     fused: nn.Module = reparamkit.fuse(model, images)
     report = reparamkit.report(fused)
     print(f"\n{report}\n")
-    figures = print_answers(model, fused, data, options)
+    figures = print_answers(compare(model, fused, data.test_batches(options.batch_size), options.device))
     write_figures({**figures, **print_size(report), **print_speed(model, fused, images)}, options.output)
     return fused
-
-
-def print_answers(model: nn.Module, fused: nn.Module, data: Data, options: Options) -> Figures:
-    """Print how the answers of the two forms differ; raise an error if rounding cannot explain it."""
-    result = compare(model, fused, data.test_batches(options.batch_size), options.device)
-    before, after = result.accuracy
-    print(f"test accuracy        {before:.2%} -> {after:.2%}")
-    print(f"flipped predictions  {int(result.flipped.sum())} of {len(result.labels)}")
-    print(f"largest logit error  {result.largest_error:.2e} ({result.relative_error:.1e} of the largest logit)")
-    result.check()
-    return result.figures()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

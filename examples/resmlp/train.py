@@ -17,7 +17,7 @@ from command import command  # noqa: E402
 from data import Data, load_images  # noqa: E402
 from errors import FusionError  # noqa: E402
 from evaluate import accuracy, compare  # noqa: E402
-from figures import Figures, print_size, print_speed, write_figures  # noqa: E402
+from figures import Figures, print_answers, print_size, print_speed, write_figures  # noqa: E402
 from resmlp import ResMLP  # noqa: E402
 from torch import nn  # noqa: E402
 from training import Trainer  # noqa: E402
@@ -83,7 +83,7 @@ def fuse(injected: nn.Module, plain: nn.Module, data: Data, options: Options) ->
     report = reparamkit.report(fused)
     print(f"\n{report}\n")
     check_structure(fused, plain)
-    answers = print_answers(injected, fused, data, options)
+    answers = print_answers(compare(injected, fused, data.test_batches(options.batch_size), options.device))
     return fused, {**answers, **print_size(report), **print_speed(injected, fused, images)}
 
 
@@ -94,17 +94,6 @@ def check_structure(fused: nn.Module, plain: nn.Module) -> None:
         names = ", ".join(sorted(set(found) ^ set(wanted))) or "a shape"
         raise FusionError(f"the fused model is not of the form of the one without injection: {names}")
     print(f"structure            that of the model without injection, {len(found)} tensors")
-
-
-def print_answers(before: nn.Module, after: nn.Module, data: Data, options: Options) -> Figures:
-    """Print how the answers of the two forms differ; raise an error if rounding cannot explain it."""
-    result = compare(before, after, data.test_batches(options.batch_size), options.device)
-    trained, fused = result.accuracy
-    print(f"test accuracy        {trained:.2%} -> {fused:.2%}")
-    print(f"flipped predictions  {int(result.flipped.sum())} of {len(result.labels)}")
-    print(f"largest logit error  {result.largest_error:.2e} ({result.relative_error:.1e} of the largest logit)")
-    result.check()
-    return result.figures()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

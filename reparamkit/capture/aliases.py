@@ -21,9 +21,8 @@ from torch.nn import functional
 
 from ..running.memory import memory
 from ..running.trees import leaves
-from ..sourcecode.writes import IN_PLACE, in_place, may_write
+from ..sourcecode.writes import in_place, may_write
 
-IN_PLACE_FUNCTIONS = frozenset(getattr(operator, name) for name in IN_PLACE)
 MAY_ALIAS = frozenset(
     [
         "reshape",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import Tensor, nn
 
 from .. import Recipe, __version__, benchmark, convert_state_dict, explain, fuse, recipe, report, verify
 from ..errors import RecipeError
@@ -74,6 +75,34 @@ def keep_report(voice: Voice, path: Path | None, found: Report) -> None:
         voice.wrote("report", path)
 
 
+def keep_fused(
+    tell: Voice,
+    fused: nn.Module,
+    exporting: tuple[Tensor, ...],
+    *,
+    weights: Path | None,
+    pt2: Path | None,
+    onnx: Path | None,
+    recipe_file: Path | None,
+) -> None:
+    """Write a fused model in the forms that were asked for. exporting: inputs to export it with."""
+    if weights is not None:
+        write_weights(weights, fused)
+        tell.wrote("weights", weights, ": load it by safetensors.torch.load_model(reparamkit.fuse(model), ...)")
+    if pt2 is not None:
+        with tell.working("torch.export"):
+            write_exported(pt2, fused, exporting)
+        tell.wrote("pt2", pt2)
+    if onnx is not None:
+        with tell.working("exporting to ONNX"):
+            check = write_onnx(onnx, fused, exporting)
+        tell.said["onnx"] = {"error": check.error, "tolerance": check.tolerance, "onnxruntime": check.runtime}
+        tell.wrote("onnx", onnx, f": ONNX Runtime {check.runtime} agrees with torch, relative error {check.error:.1e}")
+    if recipe_file is not None:
+        write_text(recipe_file, recipe(fused).to_json())
+        tell.wrote("recipe", recipe_file)
+
+
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a file."""
     next_step = "reparamkit fuse MODEL --recipe writes it"
@@ -124,27 +153,13 @@ def fuse_command(
         check_target(option, path, suffixes)
     check_distinct({"--weights": weights, **{option: path for option, path, _ in (*targets, *texts)}})
     found = loaded(tell, model, weights, inputs)
-    exporting = found.needed() if pt2 or onnx else ()
+    exporting = found.needed("--pt2" if pt2 else "--onnx") if pt2 or onnx else ()
     with tell.working("fusing"):
         fused = fuse(found.model, found.inputs, **options(found, rules, without, only, skip, objective))
     made = report(fused)
     tell.said.update(brief(made))
     tell.say(made)
-    if output is not None:
-        write_weights(output, fused)
-        tell.wrote("weights", output, ": load it by safetensors.torch.load_model(reparamkit.fuse(model), ...)")
-    if pt2 is not None:
-        with tell.working("torch.export"):
-            write_exported(pt2, fused, exporting)
-        tell.wrote("pt2", pt2)
-    if onnx is not None:
-        with tell.working("exporting to ONNX"):
-            check = write_onnx(onnx, fused, exporting)
-        tell.said["onnx"] = {"error": check.error, "tolerance": check.tolerance, "onnxruntime": check.runtime}
-        tell.wrote("onnx", onnx, f": ONNX Runtime {check.runtime} agrees with torch, relative error {check.error:.1e}")
-    if recipe_file is not None:
-        write_text(recipe_file, recipe(fused).to_json())
-        tell.wrote("recipe", recipe_file)
+    keep_fused(tell, fused, exporting, weights=output, pt2=pt2, onnx=onnx, recipe_file=recipe_file)
     keep_report(tell, report_file, made)
     tell.finish()
 
@@ -240,7 +255,7 @@ def verify_command(
     """Compare the fused model with the model, on random inputs."""
     tell = voice("verify", as_json, quiet, debug)
     found = loaded(tell, model, weights, inputs)
-    given = found.needed()
+    given = found.needed("verify")
     with tell.working("fusing"):
         fused = fuse(found.model, given, **options(found, rules, without, only, skip, objective))
     if fused_weights is not None:
@@ -274,7 +289,7 @@ def bench_command(
     """Time the model and the fused model, in turns, eagerly on the CPU."""
     tell = voice("bench", as_json, quiet, debug)
     found = loaded(tell, model, weights, inputs)
-    given = found.needed()
+    given = found.needed("bench")
     with tell.working("fusing"):
         fused = fuse(found.model, given, **options(found, rules, without, only, skip, objective))
     with tell.working("measuring"):

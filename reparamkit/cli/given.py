@@ -24,10 +24,10 @@ class Loaded:
     model: nn.Module
     inputs: tuple[Tensor, ...] | None
 
-    def needed(self) -> tuple[Tensor, ...]:
-        """The inputs, for what runs the model. Raises `Failure` without them."""
+    def needed(self, by: str) -> tuple[Tensor, ...]:
+        """The inputs, for a command or option that runs the model. Raises `Failure` without them."""
         if self.inputs is None:
-            raise Failure(Code.USAGE, "this runs the model", "give its inputs: --input 1,3,224,224")
+            raise Failure(Code.USAGE, f"{by} runs the model", "give its inputs: --input 1,3,224,224")
         return self.inputs
 
 
@@ -60,5 +60,5 @@ def options(
     except (InvalidInputError, RuleError) as error:
         raise Failure(Code.USAGE, str(error), "") from error
     if objective == "measured":
-        found.needed()
+        found.needed("--objective measured")
     return {"rules": rules or None, "without": without or (), "only": only, "skip": skip, "objective": objective}

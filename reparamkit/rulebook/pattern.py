@@ -38,10 +38,15 @@ def value(name: str) -> Value:
 
 
 def call(target: object, *inputs: Pattern, name: str | None = None) -> Call:
-    """A call of `target` (or one of a tuple of targets) whose tensor arguments match `inputs`.
+    """A call of `target` whose tensor arguments match `inputs`.
 
-    target: a module class, a function, or the name of a tensor method. name: to find it in the match.
-    Raises `RuleError` if the pattern is malformed.
+    Args:
+        target: a module class, a function, or the name of a tensor method; or a tuple of these, any of which matches.
+        inputs: one pattern per tensor argument, in their order; other arguments may be anything.
+        name: by which `Match.module` and `Match.arguments` find the call.
+
+    Raises:
+        RuleError: the pattern is malformed.
     """
     targets = target if isinstance(target, tuple) else (target,)
     for each in targets:
@@ -65,9 +70,12 @@ def names(pattern: Pattern) -> Iterator[str]:
 
 @dataclass
 class Match:
-    """What a pattern found.
+    """What a pattern found in a graph.
 
-    values: per name the node of an input. calls: per name the node of a call. members: all matched calls.
+    Attributes:
+        values: the graph node of each `value`, by its name.
+        calls: the graph node of each `call` that has a name.
+        members: the nodes of all calls of the pattern.
     """
 
     module_of: ModuleOf
@@ -76,15 +84,28 @@ class Match:
     members: list[fx.Node] = field(default_factory=list)
 
     def module(self, name: str) -> nn.Module:
-        """The module that the call of this name calls."""
-        node = self.calls[name]
+        """The module that the call of this name calls.
+
+        Raises `NotFusable` if it is a call of a function or method, `RuleError` if the pattern has no such name.
+        """
+        node = self._call(name)
         if node.op != "call_module":
             raise NotFusable(f"'{name}' is not a module here")
         return self.module_of(node)
 
     def arguments(self, name: str) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """The arguments of the call of this name; tensors that are values are graph nodes."""
-        return tuple(self.calls[name].args), self.calls[name].kwargs
+        """The positional and keyword arguments of the call of this name, with graph nodes for tensors.
+
+        Raises `RuleError` if the pattern has no such name.
+        """
+        node = self._call(name)
+        return tuple(node.args), node.kwargs
+
+    def _call(self, name: str) -> fx.Node:
+        if name not in self.calls:
+            known = ", ".join(self.calls) or "none"
+            raise RuleError(f"the pattern has no call(..., name={name!r}); the names of its calls: {known}")
+        return self.calls[name]
 
 
 def match(pattern: Pattern, node: fx.Node, module_of: ModuleOf) -> Match | None:

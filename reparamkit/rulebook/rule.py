@@ -25,8 +25,16 @@ class Rule:
     Built-in rules have no pattern: they name what the two laws may do, and `fuse` asks for them. A graph rule
     replaces what `pattern` matches by the module that `build` makes; `guard` may raise `NotFusable(reason)`.
 
-    name: lower case, with underscores. equation: what equals what. doc: one or more sentences.
-    Raises `RuleError` when declared if it is malformed.
+    Attributes:
+        name: lower case letters, digits and underscores.
+        equation: what equals what.
+        doc: sentences about it.
+        pattern: what a graph rule replaces, made of `call` and `value`.
+        build: gets the `Match`, returns the module to put in place.
+        guard: gets the `Match`; raises `NotFusable` where the rule does not hold.
+
+    Raises:
+        RuleError: when it is declared, if it is malformed.
     """
 
     name: str
@@ -111,7 +119,7 @@ class Registry:
         return rule
 
     def remove(self, name: str) -> None:
-        """Forget a rule."""
+        """Forget a rule, by name. Raises `RuleError` if there is none of that name."""
         del self._rules[self[name].name]
 
     @contextmanager

@@ -37,8 +37,8 @@ class Rewound:
 
 @contextmanager
 def iterators_left(model: nn.Module) -> Iterator[None]:
-    """Lets the code of a model take from copies of its iterators meanwhile; of a generator, which has none, from it:
-    what was taken is put before it.
+    """Inside, the model's code takes from copies of its iterators. A generator cannot be copied: code takes from the
+    generator itself, and what it took is put in front of the rest afterwards.
     """
     found = [
         (vars(module), name, value)
@@ -46,7 +46,7 @@ def iterators_left(model: nn.Module) -> Iterator[None]:
         for name, value in vars(module).items()
         if isinstance(value, Iterator) and not isinstance(value, Rewound)
     ]
-    # What an iterator gives of the model is no copy.
+    # Modules and tensors of the model that an iterator yields are not copied with it.
     own = (*model.modules(), *model.parameters(), *model.buffers()) if found else ()
     memo: dict[int, Any] = {id(each): each for each in own}
     copies = {id(value): _copy(value, memo) for _, _, value in found}

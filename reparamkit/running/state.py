@@ -15,18 +15,18 @@ from .trees import traced
 
 TABLES = ("_parameters", "_buffers", "_modules")
 LAYERS = ("_parameters", "_modules")
-"""The tables that torch puts nothing else into."""
+"""The tables that only a change of the model itself alters; a forward may well assign to a buffer."""
 TORCHS = {name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
 """The attributes in which torch keeps tensors, children and hooks."""
 CONSTANT = "_tensor_constant"
 """Begin of the names under which fx keeps constant tensors on the root while it traces."""
 PLAIN = (bool, int, float, str, type(None))
 CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
-"""What an attribute may be, and code may put something into."""
+"""Types of attributes that code can change from inside."""
 SHARED = frozenset({"torch", "builtins", "functools", "logging", "threading", "weakref"})
 """Packages whose objects are no state of a model's own."""
 KNOWN = frozenset((*PLAIN, *CONTAINERS))
-"""What is nothing but what is in it."""
+"""Plain values and containers: all that is neither an object nor a tensor."""
 
 
 class State:
@@ -39,7 +39,7 @@ class State:
         self._held = {id(module): Held(module) for module in modules}
 
     def now(self) -> list[Any]:
-        """What is in the modules at present, and may be neither plain nor a layer."""
+        """The objects and tensors that the modules hold at present, parameters and layers aside."""
         layers = {id(vars(held.module)[name]) for held in self._held.values() for name in LAYERS}
         values = (value for each in self.containers() if id(each) not in layers for value in _values(each))
         return [value for value in values if type(value) not in KNOWN]

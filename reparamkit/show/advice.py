@@ -8,9 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Advice:
-    """One kind of reason. kind: its name. title: what these reasons have in common. advice: what the user could do.
-    pattern: a regular expression that is found in such a reason, and in no other. counts: whether what was left for it
-    is among the mergeable layers.
+    """One kind of reason for which layers are left, with what to do about it.
+
+    Attributes:
+        kind: its name.
+        title: what these reasons have in common, as the end of a sentence about the layer.
+        advice: what the user could do.
+        pattern: regular expression that finds a reason of this kind; of several kinds, the first in `TABLE` counts.
+        counts: whether layers left for this reason are among the mergeable layers of `Report.coverage`.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""Errors of a trace that another one may not have."""
+"""Errors that end a trace, and that another attempt, with other settings of the tracer, may avoid."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from ..errors import CaptureError
 
 
 class WritesConstant(CaptureError):
-    """The forward writes a traced value into a tensor that is none."""
+    """The forward writes a traced value into a constant tensor."""
 
 
 class FillsArgument(CaptureError):
-    """A function that is one node changes a list that it is given, which the code around it sees."""
+    """A function that became a single node (by torch.fx.wrap) changes a list it was given, which the caller sees."""
 
 
 class AsksForGradients(CaptureError):
@@ -18,4 +18,4 @@ class AsksForGradients(CaptureError):
 
 
 AGAIN = (WritesConstant, FillsArgument, AsksForGradients)
-"""Errors of a trace that another one may not have."""
+"""The errors after which it is worth to trace again."""

@@ -19,8 +19,10 @@ class Opaque:
 
 @dataclass(frozen=True, eq=False)
 class GoingOn:
-    """outputs: per module (by identity) of its calls in a real run, if there was one. failed: receives, by their paths,
-    the errors of the modules that cannot be traced.
+    """How a trace goes on where a module cannot be traced: with the outputs that it gave in a real run.
+
+    outputs: per module (by identity) the outputs of its calls in a real run, if there was one. failed: receives the
+    errors of the modules that cannot be traced, by path.
     """
 
     outputs: Mapping[int, Sequence[Any]]

@@ -1,4 +1,4 @@
-"""Functions that torch.fx.wrap names are for a tracer that cannot go through them: they are code as any other."""
+"""Functions marked by torch.fx.wrap, which torch.fx leaves as one node: this tracer can go through their code."""
 
 from __future__ import annotations
 
