@@ -147,13 +147,15 @@ def _none_found(found: dict[str, nn.Linear], reading: set[str], ran: bool) -> st
         first = next(name for name in found if name in reading)
         return f"no linear layer mixes tokens and keeps their number: {_changes(first, found[first])}"
     square = _some([name for name in found if _is_square(found[name])])
+    if not square:
+        return "no token-mixing linear layer was found: the model has no nn.Linear from n to n features to inject into"
     way = "name them with layers=[...]" if ran else "pass example_inputs, or name them with layers=[...]"
     return f"no token-mixing linear layer was found: {way}; nn.Linear from n to n features: {square}"
 
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more or "none"
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _linear_layers(model: nn.Module) -> Iterable[tuple[str, nn.Linear]]:

@@ -105,8 +105,10 @@ class Example:
         return self.runs > 1 and not compare(self.output[of_each:], self.output[:of_each]).passed
 
 
-def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Example | None:
-    """The example inputs of a call, if there are any and the model takes them.
+def checked_inputs(
+    model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None, name: str = "the model"
+) -> Example | None:
+    """The example inputs of a call, if there are any and the model takes them. name: of the model, in errors.
 
     Raises `InvalidInputError`: wrong dtype or device, or the model rejects them.
     """
@@ -118,8 +120,8 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mappin
     inputs = Inputs(args if isinstance(args, tuple) else (args,), dict(example_kwargs or {}))
     with undone(model) as changes:
         with _noted(model) as (calls, absent):
-            output = tried(model, inputs)
-        again = tried(model, inputs) if (changed := bool(changes)) else []
+            output = tried(model, inputs, name)
+        again = tried(model, inputs, name) if (changed := bool(changes)) else []
         written = {name for name, parameter in model.named_parameters() if changed and changes.wrote(parameter)}
     return Example(inputs, [*output, *again], 2 if changed else 1, calls, absent, written)
 
@@ -144,8 +146,11 @@ def _halved(leaf: Any) -> Any:
     return leaf / 2 if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
-def tried(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """The output tensors of a run. Raises `InvalidInputError` if the model does not take the inputs."""
+def tried(model: nn.Module, inputs: Inputs, name: str = "the model") -> list[Tensor]:
+    """The output tensors of a run. name: of the model, in errors.
+
+    Raises `InvalidInputError` if the model does not take the inputs.
+    """
     try:
         return outputs(model, inputs)
     except Exception as error:
@@ -153,7 +158,7 @@ def tried(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         single = type(inputs.args[0]).__name__ if len(inputs.args) == 1 else ""
         hint = f"the {single} is one argument of the model; " if single in ("list", "dict") else ""
         raise InvalidInputError(
-            f"the model rejects the example inputs ({type(error).__name__}: {error}); {hint}pass a tensor, or the"
+            f"{name} rejects the example inputs ({type(error).__name__}: {error}); {hint}pass a tensor, or the"
             " tuple of positional arguments, that model(...) takes, and example_kwargs for those by name"
         ) from error
 

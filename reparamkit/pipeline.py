@@ -236,11 +236,11 @@ def verify(
     """
     checked_model(a), checked_model(b)
     with ONE_AT_A_TIME, compiled_opened(), random_state_kept():
-        example = checked_inputs(b, example_inputs, example_kwargs)
+        example = checked_inputs(b, example_inputs, example_kwargs, "the reference b")
         if example is None:
             raise InvalidInputError("verify runs both models: pass example_inputs that they take")
         with undone(a):
-            output = [tensor for _ in range(example.runs) for tensor in tried(a, example.inputs)]
+            output = [tensor for _ in range(example.runs) for tensor in tried(a, example.inputs, "model a")]
         found = compare(output, example.output, through(b, example))
         return found if found.passed else replace(found, first=first_difference(a, b, example.inputs))
 

@@ -194,9 +194,12 @@ def test_a_copy_that_is_none_is_refused(make: Callable[[], nn.Module]):
 
 
 def test_a_model_that_fails_is_not_verified():
-    """Which of the two does not take the inputs is no matter."""
-    with pytest.raises(InvalidInputError, match="rejects the example inputs"):
-        reparamkit.verify(seq(conv(4, 3)).eval(), net(), X)
+    """The error names which of the two does not take the inputs."""
+    other = seq(conv(4, 3)).eval()
+    with pytest.raises(InvalidInputError, match="model a rejects the example inputs"):
+        reparamkit.verify(other, net(), X)
+    with pytest.raises(InvalidInputError, match="the reference b rejects the example inputs"):
+        reparamkit.verify(net(), other, X)
 
 
 def test_weights_of_inference_mode():
