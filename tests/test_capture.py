@@ -385,6 +385,25 @@ def test_a_scalar_of_numpy_is_a_number_on_either_side(example: Tensor | None):
         assert len(operations(fused, X)) < len(operations(model, X)) - 3
 
 
+@pytest.mark.parametrize("example", [X, None])
+def test_settings_of_layers_may_be_numbers_of_numpy(example: Tensor | None):
+    """As sizes are that a builder of models computes: of a product, a rounded width, a list of strides."""
+    one, two_, three = numpy.int64(1), numpy.int32(2), numpy.int64(3)
+    model = build(
+        lambda: seq(
+            nn.Conv2d(4, 4, (three, three), (one, two_), (one, one)),
+            nn.BatchNorm2d(4, eps=numpy.float64(1e-3)),
+            nn.MaxPool2d(three, one, one),
+            nn.ConvTranspose2d(4, 4, two_, two_, groups=two_),
+            nn.AvgPool2d(two_, two_),
+            nn.BatchNorm2d(4),
+        )
+    )
+    fused = reparamkit.fuse(model, example)
+    assert operations(fused, X) == "conv max_pool2d_with_indices conv"
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_a_scripted_part_needs_no_example():
     """A layer that torch.jit.script compiled is one call, and what is around it merges."""
