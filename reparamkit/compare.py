@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture.capture import Inputs, run
-from .capture.trees import leaves, map_leaves
-from .capture.undone import undone
+from .capture.arguments import Inputs, run
 from .layers.wide import wide, wide_module
+from .running.trees import leaves, map_leaves
+from .running.undone import undone
 
 AMPLIFIED = 16
 """How much more than one rounding of the weights may separate two ways to compute one model."""

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture.capture import storage
-from .capture.state import CONTAINERS, State
-from .capture.trees import leaves, map_leaves
+from .capture.captured import storage
 from .errors import InvalidInputError
 from .layers.hooks import AFTER, BEFORE, GRADIENTS
+from .running.state import CONTAINERS, State
+from .running.trees import leaves, map_leaves
 
 
 def sharing_copy(model: nn.Module) -> nn.Module:

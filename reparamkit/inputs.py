@@ -17,11 +17,11 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
 
-from .capture.capture import Inputs
-from .capture.trees import map_leaves
-from .capture.undone import undone
+from .capture.arguments import Inputs
 from .compare import compare, outputs
 from .errors import InvalidInputError
+from .running.trees import map_leaves
+from .running.undone import undone
 
 WRAPPERS = {
     "OptimizedModule": "a torch.compile'd model: {do} the model you compiled (compiled._orig_mod), then compile again",

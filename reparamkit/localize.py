@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .capture.capture import Inputs
+from .capture.arguments import Inputs
 from .compare import compare, tensors, undisturbed
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, fx
 
 from .algebra.size import Symbol
-from .capture.capture import Captured
+from .capture.captured import Captured
 from .engine.apart import may_be_apart, name_apart, name_together
 from .engine.borders import join_borders
 from .engine.choose import choose

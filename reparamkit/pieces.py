@@ -9,7 +9,7 @@ from torch import fx
 from .algebra.operator import Operator, closed, identity, pin, seen_dims
 from .algebra.segments import parts_of
 from .algebra.size import Pin, Symbol, roots, solved
-from .capture.capture import Captured
+from .capture.captured import Captured
 from .engine.reading import Reading
 from .proof import Piece, check
 from .write.splice import Written

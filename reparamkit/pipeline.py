@@ -17,18 +17,9 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from .algebra.size import Symbol
-from .capture.caches import caches_left, empty_tables
-from .capture.constants import decide_again
-from .capture.draws import random_state_kept
-from .capture.gradients import same_with_gradients
-from .capture.iterators import iterators_left
 from .capture.parts import Parts, capture_parts
 from .capture.paths import module_at
 from .capture.ranks import takes_other_ranks
-from .capture.scripts import compiled_opened
-from .capture.state import TABLES, intact, kept
-from .capture.tracer import Frame
-from .capture.undone import undone
 from .compare import Verification, compare, outputs
 from .copies import owning, sharing_copy
 from .engine.outside import look_outside
@@ -51,9 +42,18 @@ from .record import Sketch, described, marked, sketch
 from .reporting import Refusal, Report, Totals
 from .request import Request, requested
 from .rulebook.rule import Rule
+from .running.caches import caches_left, empty_tables
+from .running.draws import random_state_kept
+from .running.gradients import same_with_gradients
+from .running.iterators import iterators_left
+from .running.state import TABLES, intact, kept
+from .running.undone import undone
 from .sourcecode.flow import remembered
 from .sourcecode.parse import forward_of
 from .summary import Work, counted, left, summarize, suspicious, totals
+from .tracing.constants import decide_again
+from .tracing.frame import Frame
+from .tracing.scripts import compiled_opened
 from .whole import check_whole, through
 from .write.write import Done
 

@@ -14,13 +14,13 @@ from torch import Tensor, fx, nn
 
 from .algebra.operator import Operator
 from .algebra.size import Pin, Size, Symbol, roots
-from .capture.capture import Captured
-from .capture.lending import lender
-from .capture.trees import filled
+from .capture.captured import Captured
 from .compare import place_of_error, relative_error
 from .errors import EquivalenceError, GuardError, NotFusable
 from .layers.hooks import has_hooks
 from .layers.wide import wide, wide_call, wide_module
+from .running.trees import filled
+from .tracing.lending import lender
 
 SITE_TOLERANCE = 1e-10
 """Of one merge in float64: rounding is near 1e-15; room for cancellation between branches, none for mistakes."""

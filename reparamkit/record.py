@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from .algebra.size import Size
 from .capture.aliases import target_of
-from .capture.capture import Captured
+from .capture.captured import Captured
 from .engine.counting import Shape
 from .engine.reading import Reading
 from .engine.scope import place_of

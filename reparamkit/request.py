@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from .capture.capture import Captured, Inputs
+from .capture.arguments import Inputs
+from .capture.captured import Captured
 from .engine.scope import Scope, matches
 from .errors import InvalidInputError
 from .inputs import Example, check_no_global_hooks, checked_inputs, checked_model

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .algebra.operator import Role
 from .capture.aliases import target_name, target_of
-from .capture.capture import Captured
+from .capture.captured import Captured
 from .capture.parts import Parts
 from .capture.paths import module_at
 from .engine.keep import DEARER

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .algebra.form import Form, source_form
 from .algebra.size import free_size
-from .capture.capture import Inputs
+from .capture.arguments import Inputs
 from .compare import relative_error, undisturbed
 from .errors import EquivalenceError, NotFusable, RuleError
 from .layers.registry import READERS, Reader

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture.buffers import other_buffers
-from .capture.capture import Inputs
-from .capture.draws import random_state_kept
-from .capture.state import kept
+from .capture.arguments import Inputs
 from .compare import compare
 from .errors import InvalidInputError
+from .running.buffers import other_buffers
+from .running.draws import random_state_kept
+from .running.state import kept
 
 Run = Callable[[], Any]
 Clock = Callable[[Run], float]

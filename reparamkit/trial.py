@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .capture.capture import Captured
+from .capture.captured import Captured
 from .errors import NotFusable
 from .proof import needed
 from .timing import FEWEST, clock, in_turns

@@ -18,7 +18,7 @@ from torch import nn
 from torch._utils import ExceptionWrapper
 
 import reparamkit
-from reparamkit.capture.precision import full_precision
+from reparamkit.running.precision import full_precision
 
 example = import_example(
     ("repmlpnet",),

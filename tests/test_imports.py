@@ -15,9 +15,10 @@ import reparamkit
 ROOT = Path(reparamkit.__file__).parent
 MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in ROOT.rglob("*.py")}
 EVERYTHING = {
-    *("errors", "algebra", "layers", "rulebook", "sourcecode", "capture", "reporting", "engine", "write"),
-    *("compare", "proof", "recipes"),
+    *("errors", "algebra", "layers", "rulebook", "sourcecode", "running", "tracing", "capture", "reporting", "engine"),
+    *("write", "compare", "proof", "recipes"),
 }
+GRAPH = {"running", "tracing", "capture"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "garbage": set(),
@@ -25,18 +26,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": {"algebra", "errors"},
     "rulebook": {"algebra", "errors"},
     "sourcecode": set(),
-    "capture": {"errors", "sourcecode"},
+    "running": {"errors", "sourcecode"},
+    "tracing": {"errors", "sourcecode", "running"},
+    "capture": {"errors", "sourcecode", "running", "tracing"},
     "show": {"errors"},
     "recipes": {"errors"},
     "reporting": {"errors", "show"},
     "record": {*EVERYTHING},
-    "engine": {"sourcecode", "capture", "algebra", "layers", "reporting", "errors"},
-    "compare": {"capture", "layers"},
-    "proof": {"capture", "algebra", "layers", "compare", "errors"},
-    "write": {"sourcecode", "capture", "algebra", "layers", "reporting", "errors", "engine", "recipes"},
-    "localize": {"capture", "compare"},
-    "timing": {"capture", "compare", "errors"},
-    "trial": {"capture", "proof", "write", "timing", "errors"},
+    "engine": {"sourcecode", *GRAPH, "algebra", "layers", "reporting", "errors"},
+    "compare": {*GRAPH, "layers"},
+    "proof": {*GRAPH, "algebra", "layers", "compare", "errors"},
+    "write": {"sourcecode", *GRAPH, "algebra", "layers", "reporting", "errors", "engine", "recipes"},
+    "localize": {*GRAPH, "compare"},
+    "timing": {*GRAPH, "compare", "errors"},
+    "trial": {*GRAPH, "proof", "write", "timing", "errors"},
     "inputs": EVERYTHING,
     "request": {*EVERYTHING, "inputs"},
     "summary": {*EVERYTHING, "trial"},

@@ -59,9 +59,9 @@ def test_in_place_is_what_a_copy_is(case: Structure | NearMiss):
 PLACES: dict[str, tuple[Any, str]] = {
     "proof": (pieces, "check"),
     "numbers": (write, "settle"),
-    "place": (finish.Finisher, "_move_layers"),
-    "code": (finish.Finisher, "_remove_unread"),
-    "removal": (finish.Finisher, "_remove_dead_modules"),
+    "place": (finish, "move_layers"),
+    "code": (finish, "remove_unread"),
+    "removal": (finish, "remove_dead_modules"),
     "swap": (places.Places, "_fill"),
     "splice": (write.Splicer, "commit"),
     "report": (pipeline, "summarize"),

@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 import reparamkit
 from reparamkit import ReparamkitError, inputs, merging, pieces, pipeline, whole
 from reparamkit.capture import parts, state, tracer
-from reparamkit.capture.listing import lists_noted
+from reparamkit.tracing.listing import lists_noted
 from reparamkit.write import finish, places, write
 
 X = sample((2, 3, 12, 10), torch.float32)

@@ -49,7 +49,7 @@ from reparamkit.layers.norm import read_batch_norm_layer
 from reparamkit.layers.registry import READERS
 from reparamkit.testing import randomize
 from reparamkit.write import finish
-from reparamkit.write.frames import fold
+from reparamkit.write.fold import fold
 
 IMAGE = (2, 3, 12, 10)
 X = sample(IMAGE, torch.float32)

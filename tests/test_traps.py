@@ -339,6 +339,12 @@ def pruned(layer: nn.Module, *names: str) -> nn.Module:
     return layer
 
 
+def of_parts(m: Any, x: Tensor) -> Tensor:
+    first, rest = x.split([1, 3], 1)
+    channels = torch.cat([m.a(first), m.b(rest)], 1).unbind(1)
+    return 0 + channels[0] + channels[1]
+
+
 EVEN: tuple[Shape, ...] = ((2, 4, 8, 10), (1, 4, 6, 12))
 
 TRAPS = (
@@ -577,6 +583,13 @@ TRAPS = (
     Trap(15, "a norm asked for its dtype", two(lambda m, x: m.n(m.a(x.to(m.n.weight.dtype)))), "conv"),
     Trap(15, "a padding that was set later", lambda: changed(conv_norm(4, 4), padding=0), "conv"),
     Trap(15, "sums that begin with 0", two(lambda m, x: torch.relu(0 + m.n(m.a(x)) + 0)), "conv relu"),
+    Trap(
+        15,
+        "the part of a concatenation that is all of a layer, without its axis",
+        lambda: Model(of_parts, a=conv(1, 1, 1), b=conv(3, 3, 1)),
+        None,
+        EVEN,
+    ),
     Trap(15, "scale zero", lambda: seq(conv(4, 4), Zero(), norm(4))),
     Trap(15, "fifty norms", lambda: seq(conv(4, 4), *(FrozenNorm(4) for _ in range(50)), Scalar(4, 1, 1)), "conv"),
 )

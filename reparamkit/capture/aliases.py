@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from ..running.memory import memory
+from ..running.trees import leaves
 from ..sourcecode.writes import IN_PLACE, in_place, may_write
-from .memory import memory
-from .trees import leaves
 
 IN_PLACE_FUNCTIONS = frozenset(getattr(operator, name) for name in IN_PLACE)
 MAY_ALIAS = frozenset(

@@ -1,407 +1,35 @@
-"""A model's forward as one flat graph, with what the later stages ask about it."""
+"""Trace a model's forward into one flat graph, in another way where the first fails."""
 
 from __future__ import annotations
 
-import copy
-import inspect
-import itertools
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import CaptureError, ReparamkitError
-from .aliases import Aliases
-from .caches import Shelves
-from .changing import Changed, Changing
-from .draws import random_state_kept
-from .fakes import as_fake, new_mode
-from .gradients import same_with_gradients
-from .guards import expect
-from .paths import module_at
-from .precision import full_precision
-from .proxies import attribute
-from .tracer import (
-    AGAIN,
-    AsksForGradients,
-    FillsArgument,
-    Frame,
-    GoingOn,
-    Method,
-    Named,
-    Opaque,
-    Tracer,
-    WritesConstant,
-)
-from .trees import leaves, map_leaves, traced
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Example inputs of a model: the positional and keyword arguments of one call."""
-
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All tensors in them."""
-        return [leaf for leaf in leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
-
-    def copied(self) -> Inputs:
-        """The same inputs in other memory: a forward may write into its arguments."""
-        return Inputs(*copy.deepcopy((self.args, dict(self.kwargs))))
-
-
-LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
-"""Layers that write into their weight, if its rows have a largest norm."""
-POSITIONS = ("targets", "owners", "made_in", "deciding")
-"""What `Captured` knows of where nodes are."""
-
-
-@dataclass(frozen=True, eq=False)
-class Apart:
-    """A call as it was, before the graph had it as two, or elsewhere."""
-
-    op: str
-    target: Any
-    args: Any
-    kwargs: Any
-
-
-@dataclass(eq=False)
-class Outside:
-    """What code outside of a graph does, with words. used: modules and tensors that it uses by themselves. whole:
-    modules that another graph goes through as well. methods: that it may run. idle: modules whose forward no call runs:
-    it is a method as any other. keeping: per path of a module why it has to keep parameters. exact: modules whose
-    class code asks for.
-    """
-
-    used: dict[nn.Module | Tensor, str] = field(default_factory=dict)
-    whole: dict[nn.Module, str] = field(default_factory=dict)
-    methods: set[Method] = field(default_factory=set)
-    idle: set[nn.Module] = field(default_factory=set)
-    keeping: dict[str, str] = field(default_factory=dict)
-    exact: dict[nn.Module, str] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class Captured:
-    """The flat graph of a model.
-
-    root: the model that was traced; the graph's targets are its submodules and parameters.
-    frames: every call of a module that was traced through, the root's first.
-    tier: how it was captured, "symbolic" or "values".
-    changed: the attributes that code changes. stored: values that it keeps there, or puts into its arguments.
-    attributes: paths of the parameters and buffers that the code read itself, with the calls that it is of.
-    held: what the graph names and the model has not: constant tensors, merged layers that have no place yet.
-    replaced: merged values -> the nodes that have them now.
-    constants: values that depend on parameters and buffers only.
-    watched: values whose shape the model's own code reads, though the graph does not any more. unread: modules (by
-        identity) that code calls for nothing, which the graph does not show any more, each with the call of that code.
-    unneeded: per value the methods that read it for nothing, which the graph does not show either. vain: whether code
-        computes something that nothing reads. in_vain: values with which it does.
-    uncalled: how often each module (by identity) was called so by code that is written again, and calls it no more.
-    folded: per module (by identity) the code that calls it on constants, where the graph has arithmetic.
-    opened: calls (by identity) that are made no more, as their code is part of other code.
-    times: how often a run of the model runs this graph. why: it is not part of the graph around it.
-    apart: per node that has the value of a call, what there was before the call was taken apart.
-    raised: scales that stand elsewhere than in the code, until something absorbs them.
-    outside: what is known of other code. lists: the lists of its own parts for which the code asked torch.
-    absent: per path of a module the positions and names of arguments that are None in a real run.
-    guessed: whether it is a part, and nothing is known of how it is called.
-    callers: per path of a module that the code calls the calls around it, of modules that do nothing as well.
-    overwritten: the parameters that a run wrote into, by name. written_over: paths of layers into whose value the code
-        writes.
-    ranks_vary: whether the model takes inputs of another rank than the example's.
-    finite: whether all numbers of a tensor are, of those that were asked about.
-    dropped: calls that only hand on what they get, which the graph does not show any more.
-    """
-
-    root: nn.Module
-    graph: fx.Graph
-    frames: list[Frame]
-    tier: str
-    changed: Changed
-    stored: set[fx.Node] = field(default_factory=set)
-    held: dict[str, Any] = field(default_factory=dict)
-    attributes: dict[str, list[Frame]] = field(default_factory=dict)
-    replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    constants: set[fx.Node] = field(default_factory=set)
-    watched: dict[fx.Node, object] = field(default_factory=dict)
-    unread: list[tuple[int, Frame]] = field(default_factory=list)
-    unneeded: dict[fx.Node, set[Method]] = field(default_factory=dict)
-    vain: bool = False
-    in_vain: set[fx.Node] = field(default_factory=set)
-    uncalled: Counter[int] = field(default_factory=Counter)
-    folded: dict[int, list[Frame]] = field(default_factory=dict)
-    opened: set[int] = field(default_factory=set)
-    times: int = 1
-    why: str = ""
-    apart: dict[fx.Node, Apart] = field(default_factory=dict)
-    raised: set[fx.Node] = field(default_factory=set)
-    outside: Outside = field(default_factory=Outside)
-    lists: set[str] = field(default_factory=set)
-    absent: Mapping[str, Set[int | str]] = field(default_factory=dict)
-    guessed: bool = False
-    callers: dict[str, list[Frame]] = field(default_factory=dict)
-    written_over: set[str] = field(default_factory=set)
-    ranks_vary: bool = False
-    overwritten: Set[str] = frozenset()
-    finite: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
-    dropped: set[fx.Node] = field(default_factory=set)
-
-    def current(self, node: fx.Node) -> fx.Node:
-        """The node that has the value of `node` now, after merges."""
-        while node in self.replaced:
-            node = self.replaced[node]
-        return node
-
-    def nodes_in(self, *values: object) -> set[fx.Node]:
-        """The nodes in arguments or results of calls, as they are now, after merges."""
-        return {self.current(leaf) for leaf in leaves(values) if isinstance(leaf, fx.Node)}
-
-    def hand_on(self, renamed: Mapping[fx.Node, fx.Node]) -> None:
-        """Let calls that were traced through take and return other nodes."""
-
-        def given_now(leaf: Any) -> Any:
-            return renamed.get(self.current(leaf), leaf) if isinstance(leaf, fx.Node) else leaf
-
-        for frame in self.frames:
-            given = frame.args, frame.kwargs, frame.output
-            frame.args, frame.kwargs, frame.output = map_leaves(given_now, given)
-
-    @cached_property
-    def aliases(self) -> Aliases:
-        """Who shares memory with whom."""
-        return Aliases(self.graph, self.module)
-
-    @cached_property
-    def module_calls(self) -> Counter[int]:
-        """How often each module object is called, as a node or as a frame (by identity)."""
-        calls = Counter([*(id(frame.module) for frame in self.frames), *(module for module, _ in self.unread)])
-        calls.update(id(self.module(n)) for n in self.graph.nodes if n.op == "call_module")
-        calls.update({module: len(frames) for module, frames in self.folded.items()})
-        return calls
-
-    def calls_left(self, module: int) -> int:
-        """How often a module (by identity) is called on what is no constant."""
-        return self.module_calls[module] - len(self.folded.get(module, ()))
-
-    def open_call(self, frame: Frame) -> None:
-        """Let the code of a call on constants be of the code around it."""
-        around, inside = frame.parent, {frame, *self.called_in[frame]}
-        assert around is not None
-        for node in self.made_in[frame]:
-            node.meta["frame"] = around
-        for each in inside:
-            self.folded.setdefault(id(each.module), []).append(around)
-            around.asks, around.ranks = around.asks or each.asks, around.ranks or each.ranks
-            around.lists |= each.lists
-            around.codes |= each.codes
-            for module, read in each.read.items():
-                around.read.setdefault(module, set()).update(read)
-        self.frames = [each for each in self.frames if each not in inside]
-        for table in (self.attributes, self.callers):
-            table.update({path: [around if f in inside else f for f in frames] for path, frames in table.items()})
-        del self.called_in
-        self.forget()
-
-    def fold(self, call: fx.Node, result: fx.Node, nodes: Iterable[fx.Node]) -> None:
-        """Nodes that read the parameters of a module stand for a call of it on constants."""
-        around = self.frame(call)
-        self.folded.setdefault(id(self.module(call)), []).append(around)
-        for node in nodes:
-            if node.op == "get_attr":
-                self.attributes.setdefault(str(node.target), []).append(around)
-        self.replaced[call] = result
-        call.replace_all_uses_with(result, propagate_meta=False)
-        self.graph.erase_node(call)
-        self.forget()
-
-    @cached_property
-    def parameter_uses(self) -> Counter[int]:
-        """How many modules and attribute reads hold each parameter or buffer storage."""
-        uses: Counter[int] = Counter()
-        gone = {module_at(self.root, path) for path in self.uncalled_paths}
-        for module in (module for module in self.root.modules() if module not in gone):
-            tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-            uses.update({storage(t) for t in tensors if t.numel()})
-        return uses
-
-    @property
-    def uncalled_paths(self) -> list[str]:
-        """Paths of modules that only code called which is part of other code now, where it calls them no more."""
-        return [
-            path
-            for path, frames in self.callers.items()
-            if path not in self.targets and all(id(frame) in self.opened for frame in frames)
-        ]
-
-    def names(self, path: str) -> Sequence[str]:
-        """All paths of the module at a path: it may be registered at several places."""
-        return self._several_names.get(path, (path,))
-
-    @cached_property
-    def _several_names(self) -> dict[str, list[str]]:
-        return {path: names for names in self.paths.values() if len(names) > 1 for path in names}
-
-    @cached_property
-    def paths(self) -> Mapping[nn.Module, list[str]]:
-        """The paths of each module of the model. In place, modules that are merged away are freed."""
-        paths: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
-        for path, module in self.root.named_modules(remove_duplicate=False):
-            paths.setdefault(module, []).append(path)
-        return paths
-
-    @cached_property
-    def written(self) -> set[int]:
-        """The memory of parameters and buffers that the forward writes into."""
-        named = {n for writer in self.aliases.writers for n in self.aliases.of(writer) if n.op == "get_attr"}
-        called = [m for n in self.graph.nodes if n.op == "call_module" for m in self.module(n).modules()]
-        found = [self.attribute(n) for n in named]
-        found += [buffer for m in called if m.training for buffer in m.buffers(recurse=False)]
-        found += [m.weight for m in called if isinstance(m, LOOKUPS) and m.max_norm is not None]
-        found += [parameter for name, parameter in self.root.named_parameters() if name in self.overwritten]
-        return {storage(t) for t in found if isinstance(t, Tensor) and t.numel()}
-
-    @property
-    def passed(self) -> set[fx.Node]:
-        """Values that are arguments or results of a call that was traced through."""
-        return self.nodes_in([(frame.args, frame.kwargs, frame.output) for frame in self.frames])
-
-    @cached_property
-    def methods(self) -> dict[Method, set[fx.Node]]:
-        """The nodes that each method made, of those that ran."""
-        found: dict[Method, set[fx.Node]] = {}
-        for node in self.graph.nodes:
-            for method in node.meta.get("methods", ()):
-                found.setdefault(method, set()).add(node)
-        return found
-
-    @cached_property
-    def named(self) -> dict[str, fx.Node]:
-        """The nodes by their names."""
-        return {node.name: node for node in self.graph.nodes}
-
-    @cached_property
-    def asked(self) -> Mapping[nn.Module, list[tuple[Frame, str]]]:
-        """Per module the attributes of it that the code of other modules reads, tensors aside, each with the call."""
-        found: WeakKeyDictionary[nn.Module, list[tuple[Frame, str]]] = WeakKeyDictionary()
-        for frame in self.frames:
-            for module, names in frame.read.items():
-                if module is not frame.module:
-                    found.setdefault(module, []).extend((frame, name) for name, _ in names)
-        return found
-
-    @cached_property
-    def targets(self) -> dict[str, list[fx.Node]]:
-        """The nodes that call a module or read an attribute, by its path."""
-        found: dict[str, list[fx.Node]] = {}
-        for node in self.graph.nodes:
-            if node.op in ("call_module", "get_attr"):
-                found.setdefault(str(node.target), []).append(node)
-        return found
-
-    @cached_property
-    def owners(self) -> set[str]:
-        """Paths of the modules that have, at any depth, a tensor which the code reads itself."""
-        # The graph has only what is used of it; the code reads all.
-        read = [name.split(".") for name, nodes in self.targets.items() if nodes[0].op == "get_attr"]
-        read += [name.split(".") for name in self.attributes]
-        return {".".join(parts[:k]) for parts in read for k in range(1, len(parts))}
-
-    @cached_property
-    def made_in(self) -> dict[Frame, list[fx.Node]]:
-        """Per call the nodes that it made, itself or by a call inside it, in program order."""
-        found: dict[Frame, list[fx.Node]] = {frame: [] for frame in self.frames}
-        for node in self.graph.nodes:
-            for frame in self.frame(node).stack:
-                found[frame].append(node)
-        return found
-
-    @cached_property
-    def called_in(self) -> dict[Frame, list[Frame]]:
-        """Per call the calls inside it, at any depth."""
-        found: dict[Frame, list[Frame]] = {frame: [] for frame in self.frames}
-        for frame in self.frames:
-            for outer in frame.stack[:-1]:
-                found[outer].append(frame)
-        return found
-
-    @cached_property
-    def deciding(self) -> set[Frame]:
-        """The calls in whose own code a branch was taken, or may have been by the rank of a tensor."""
-        ranks = {frame for frame in self.frames if frame.ranks}
-        return ranks | {self.frame(node) for node in self.graph.nodes if node.target is expect}
-
-    @cached_property
-    def decisions(self) -> list[fx.Node]:
-        """The checks of numbers that code decided by, or took as plain numbers, in program order."""
-        return [node for node in self.graph.nodes if node.target is expect and self._is_decision(node)]
-
-    def _is_decision(self, check: fx.Node) -> bool:
-        """Whether a check is of a number that other inputs may have otherwise; not of what a tensor is or has."""
-        found, traced = check.args[:2]
-        if not isinstance(found, fx.Node) or not isinstance(traced, (bool, int, float)):
-            return False
-        return found not in self.constants and found.target is not getattr and found.target is not hasattr
-
-    def decided_outside(self, node: fx.Node, frame: Frame | None) -> bool:
-        """Whether a plain number in the code of a node may be another for other inputs, which no code of `frame` (None:
-        of any call) checks.
-        """
-        return any(check < node and self.frame(check) is not frame for check in self.decisions)
-
-    def forget(self) -> None:
-        """The graph was changed: what was computed from it is computed again."""
-        facts = ("named", "asked", "decisions", "aliases", "written", "module_calls", "parameter_uses", "methods")
-        for name in (*facts, *POSITIONS):
-            vars(self).pop(name, None)
-
-    def moved(self, added: Iterable[fx.Node] = ()) -> None:
-        """Nodes were added or erased and no value changed: only where nodes are is found again."""
-        self.named.update((node.name, node) for node in added)
-        for name in POSITIONS:
-            vars(self).pop(name, None)
-
-    def module(self, node: fx.Node) -> nn.Module:
-        """The module a call_module node calls."""
-        name = str(node.target)
-        # `get_submodule` is slow, and this is asked often.
-        found = self.held[name] if name in self.held else module_at(self.root, name)
-        assert isinstance(found, nn.Module)
-        return found
-
-    def attribute(self, node: fx.Node) -> Any:
-        """The value of a get_attr node."""
-        name = str(node.target)
-        return self.held[name] if name in self.held else attribute(self.root, name)
-
-    def frame(self, node: fx.Node) -> Frame:
-        """The call that made a node."""
-        found = node.meta["frame"]
-        assert isinstance(found, Frame)
-        return found
-
-    def path(self, node: fx.Node) -> str:
-        """Where a node is in the model: its module's path, or the path of the method that made it."""
-        if node.op in ("call_module", "get_attr") and str(node.target) not in self.held:
-            return str(node.target)
-        # What is held has a name of ours.
-        return str(node.meta.get("place") or self.frame(node).path or "(root)")
+from ..running.caches import Shelves
+from ..running.changing import Changing
+from ..running.draws import random_state_kept
+from ..running.gradients import same_with_gradients
+from ..running.trees import map_leaves, traced
+from ..tracing.again import AGAIN, AsksForGradients, FillsArgument, WritesConstant
+from ..tracing.fakes import as_fake, new_mode
+from ..tracing.frame import Frame
+from ..tracing.opaque import GoingOn, Opaque
+from ..tracing.proxies import attribute
+from ..tracing.tracer import Tracer
+from .arguments import Inputs, named_arguments
+from .captured import Captured
 
 
 def know_sizes(captured: Captured, module: nn.Module, calls: Sequence[Inputs]) -> None:
     """Note the least sizes of the arguments of a graph without sizes, where all calls agree on the rank."""
-    found = [{name: value.shape for name, value in _structure(module, each).values.items()} for each in calls]
+    found = [{name: value.shape for name, value in named_arguments(module, each).values.items()} for each in calls]
     for node in captured.graph.find_nodes(op="placeholder"):
         shapes = [each[str(node.target)] for each in found if str(node.target) in each]
         if len(shapes) == len(calls) and len(set(map(len, shapes))) == 1:
@@ -410,11 +38,6 @@ def know_sizes(captured: Captured, module: nn.Module, calls: Sequence[Inputs]) -
 
 SIZES = "sizes"
 """What the meta of a node has of a tensor of which only the rank is known: what each size is at least."""
-
-
-def storage(tensor: Tensor) -> int:
-    """What two tensors of one memory have in common. (Sparse ones have no memory of their own kind.)"""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
 def capture(
@@ -433,79 +56,91 @@ def capture(
     sized: use the sizes of the inputs, which are those of any call.
     Raises `CaptureError` if its forward cannot be traced, saying where and what to do.
     """
-    trace = partial(_captured, model, path, inputs, is_leaf, opaque, changing, sized and inputs is not None, going_on)
-    try:
-        return _traced(partial(trace, None))
-    except AsksForGradients:
-        assert inputs is not None
-        return _traced(partial(trace, same_with_gradients(model.get_submodule(path), inputs.args, inputs.kwargs)))
+    attempt = _Attempt(model, path, inputs, is_leaf, opaque, changing, sized and inputs is not None, going_on)
+    while True:
+        try:
+            return attempt.captured()
+        except AGAIN as error:
+            attempt = attempt.after(error)
 
 
-def _traced(trace: Callable[..., Captured]) -> Captured:
-    """Functions that are one node are gone through only if they change a list."""
-    try:
-        return _with_factories(trace, through=False)
-    except FillsArgument:
-        return _with_factories(trace, through=True)
+@dataclass(frozen=True)
+class _Attempt:
+    """One trace, see `capture`. heedless, through, factories: see `Tracer`; another attempt may do these otherwise."""
 
+    model: nn.Module
+    path: str
+    inputs: Inputs | None
+    is_leaf: Callable[[nn.Module], bool]
+    opaque: Mapping[str, Opaque]
+    changing: Changing
+    sized: bool
+    going_on: GoingOn | None
+    heedless: bool | None = None
+    through: bool = False
+    factories: bool = False
 
-def _with_factories(trace: Callable[..., Captured], through: bool) -> Captured:
-    """Tensors that are made of nothing are in the graph only if the forward writes into them."""
-    try:
-        return trace(through, factories=False)
-    except WritesConstant:
-        return trace(through, factories=True)
+    def after(self, error: Exception) -> _Attempt:
+        """The attempt that may not end in this error; raises it if there is none."""
+        if isinstance(error, AsksForGradients) and self.heedless is None and self.inputs is not None:
+            same = same_with_gradients(self.module, self.inputs.args, self.inputs.kwargs)
+            return replace(self, heedless=same, through=False, factories=False)
+        if isinstance(error, FillsArgument) and not self.through:
+            return replace(self, through=True, factories=False)
+        if isinstance(error, WritesConstant) and not self.factories:
+            return replace(self, factories=True)
+        raise error
 
+    @property
+    def module(self) -> nn.Module:
+        """What is traced."""
+        return self.model.get_submodule(self.path)
 
-def _captured(
-    model: nn.Module,
-    path: str,
-    inputs: Inputs | None,
-    is_leaf: Callable[[nn.Module], bool],
-    opaque: Mapping[str, Opaque],
-    changing: Changing,
-    sized: bool,
-    going_on: GoingOn | None,
-    heedless: bool | None,
-    through: bool,
-    factories: bool,
-) -> Captured:
-    mode = new_mode()
-    tracer = Tracer(is_leaf, mode, changing, opaque.values(), factories, through, going_on, heedless)
-    names = _structure(model.get_submodule(path), inputs)
-    values = map_leaves(as_fake(mode), names.values) if sized else {}
-    try:
-        # With gradients, as a model is called by default: code without them can be told then.
-        with random_state_kept(), _state_kept(model, changing) as stored, torch.enable_grad():
-            graph = tracer.traced_call(model, path, names.args, names.kwargs, values)
-            changing.look_inside(model)
-            named = {str(n.target): attribute(model, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
-    except AGAIN as error:
-        raise type(error)(str(error), path if tracer.failed is None else tracer.failed.path) from error
-    except MemoryError:
-        # Tracing the parts one by one would not be the remedy.
-        raise
-    except Exception as error:
-        where = path if tracer.failed is None else tracer.failed.path
-        raise CaptureError(why_not(where, inputs, error, opaque), where) from error
-    if inputs is None and _calls_nothing(tracer, model.get_submodule(path)):
-        raise CaptureError(
-            "the forward calls none of its modules where all its arguments have their defaults: pass example_inputs",
-            path,
+    def captured(self) -> Captured:
+        """Trace it. Raises `CaptureError`."""
+        mode = new_mode()
+        tracer = Tracer(
+            *(self.is_leaf, mode, self.changing, self.opaque.values()),
+            *(self.factories, self.through, self.going_on, self.heedless),
         )
-    tier = "values" if sized else "symbolic"
-    return Captured(
-        model,
-        graph,
-        tracer.frames,
-        tier,
-        changing.found,
-        stored | tracer.handed_out,
-        held=_missing(model, named),
-        attributes=_named_in(graph, "get_attr"),
-        lists=tracer.lists,
-        callers=_named_in(graph, "call_module"),
-    )
+        try:
+            graph, stored, held = self._traced(tracer, mode)
+        except MemoryError:
+            # Tracing the parts one by one would not be the remedy.
+            raise
+        except Exception as error:
+            raise self._error(error, self.path if tracer.failed is None else tracer.failed.path) from error
+        if self.inputs is None and _calls_nothing(tracer, self.module):
+            raise CaptureError(
+                "the forward calls none of its modules where all its arguments have their defaults:"
+                " pass example_inputs",
+                self.path,
+            )
+        return Captured(
+            *(self.model, graph, tracer.frames, "values" if self.sized else "symbolic", self.changing.found),
+            stored=stored | tracer.handed_out,
+            held=held,
+            attributes=_named_in(graph, "get_attr"),
+            lists=tracer.lists,
+            callers=_named_in(graph, "call_module"),
+        )
+
+    def _traced(self, tracer: Tracer, mode: FakeTensorMode) -> tuple[fx.Graph, set[fx.Node], dict[str, Any]]:
+        """The graph, the values that code stored, and the constant tensors."""
+        names = named_arguments(self.module, self.inputs)
+        values = map_leaves(as_fake(mode), names.values) if self.sized else {}
+        # With gradients, as a model is called by default: code without them can be told then.
+        with random_state_kept(), _state_kept(self.model, self.changing) as stored, torch.enable_grad():
+            graph = tracer.traced_call(self.model, self.path, names.args, names.kwargs, values)
+            self.changing.look_inside(self.model)
+            named = {str(n.target): attribute(self.model, str(n.target)) for n in graph.find_nodes(op="get_attr")}
+        return graph, stored, _missing(self.model, named)
+
+    def _error(self, error: Exception, where: str) -> Exception:
+        """The error that says where tracing stopped."""
+        if isinstance(error, AGAIN):
+            return type(error)(str(error), where)
+        return CaptureError(why_not(where, self.inputs, error, self.opaque), where)
 
 
 def _calls_nothing(tracer: Tracer, module: nn.Module) -> bool:
@@ -558,62 +193,3 @@ def why_not(path: str, inputs: Inputs | None, error: Exception, opaque: Mapping[
     if hooked is not None:
         reason += f"; the hooks of '{hooked}' do not run in a trace, which may be why"
     return f"the forward of {path or 'the model'} cannot be traced ({reason}); {advice}"
-
-
-# --- inputs -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Names:
-    """Arguments of a call in which every tensor is named, and the tensors by name."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    values: dict[str, Tensor]
-
-
-def _structure(model: nn.Module, inputs: Inputs | None) -> _Names:
-    signature = inspect.signature(model.forward)
-    values: dict[str, Tensor] = {}
-    kwargs: dict[str, Any] = {p.name: Named(p.name) for p in signature.parameters.values() if _required(p)}
-    if inputs is not None:
-        # What is no tensor (a cache, a list) stays itself while it is traced, and may be written into.
-        own = inputs.copied()
-        bound = signature.bind(*own.args, **own.kwargs)
-        kwargs = {name: _named(name, value, values) for name, value in bound.arguments.items()}
-    args: tuple[Any, ...] = ()
-    for parameter in signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            kwargs |= kwargs.pop(parameter.name, {})
-        elif parameter.kind is parameter.VAR_POSITIONAL and parameter.name in kwargs:
-            before = [n for n in signature.parameters if n in kwargs]
-            before = before[: before.index(parameter.name)]
-            args = (*args, *(kwargs.pop(n) for n in before), *kwargs.pop(parameter.name))
-        elif parameter.kind is parameter.POSITIONAL_ONLY and parameter.name in kwargs:
-            args = (*args, kwargs.pop(parameter.name))
-    return _Names(args, kwargs, values)
-
-
-def _required(parameter: inspect.Parameter) -> bool:
-    variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    return parameter.default is parameter.empty and not variadic
-
-
-def _named(name: str, value: Any, values: dict[str, Tensor]) -> Any:
-    """The argument with names in the place of tensors; `values` receives the tensors."""
-    numbers = itertools.count()
-
-    def change(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        own = name if leaf is value else f"{name}_{next(numbers)}"
-        values[own] = leaf
-        return Named(own)
-
-    return map_leaves(change, value)
-
-
-def run(model: nn.Module, inputs: Inputs) -> Any:
-    """One real run without gradients, with all digits of float32; the random state of the process stays as it was."""
-    with random_state_kept(), full_precision(), torch.no_grad():
-        return model(*inputs.args, **inputs.kwargs)

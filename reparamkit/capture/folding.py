@@ -7,10 +7,11 @@ import inspect
 from torch import fx
 
 from ..sourcecode.parse import forward_of, is_torchs
-from .capture import Captured
-from .lending import lender
-from .observers import has_forward_hooks
-from .tracer import FACTORIES, Frame
+from ..tracing.frame import Frame
+from ..tracing.lending import lender
+from ..tracing.observers import has_forward_hooks
+from ..tracing.tracer import FACTORIES
+from .captured import Captured
 
 
 def fold_calls(captured: Captured) -> Captured:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ..errors import CaptureError, InvalidInputError
-from .capture import Captured, Inputs, capture, know_sizes, run, why_not
-from .changing import Changing
+from ..running.changing import Changing
+from ..running.undone import undone
+from ..tracing.opaque import GoingOn, Opaque
+from .arguments import Inputs, run
+from .capture import capture, know_sizes, why_not
+from .captured import Captured
 from .folding import fold_calls
-from .tracer import GoingOn, Opaque
-from .undone import undone
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 FEW = 2

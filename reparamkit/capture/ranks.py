@@ -9,12 +9,12 @@ from io import StringIO
 
 from torch import Tensor, nn
 
-from .caches import Shelves, caches_left
-from .capture import Inputs, run
-from .fakes import as_fake, failing_quietly, new_mode
-from .state import State
-from .trees import map_leaves
-from .undone import undone
+from ..running.caches import Shelves, caches_left
+from ..running.state import State
+from ..running.trees import map_leaves
+from ..running.undone import undone
+from ..tracing.fakes import as_fake, failing_quietly, new_mode
+from .arguments import Inputs, run
 
 CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda tensor: tensor[0] if tensor.dim() > 1 else tensor,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..layers.parts import CONCATENATIONS
 from .absorb import is_scale
 from .pricing import readers_of

@@ -11,14 +11,14 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
 from ..algebra.size import Size
-from ..capture.capture import Captured
-from ..capture.draws import Draws
-from ..capture.lending import lender
+from ..capture.captured import Captured
 from ..capture.reach import reached
-from ..capture.tracer import FACTORIES
-from ..capture.trees import filled
 from ..errors import CaptureError
 from ..layers.wide import CASTS, wide_call, wide_module
+from ..running.draws import Draws
+from ..running.trees import filled
+from ..tracing.lending import lender
+from ..tracing.tracer import FACTORIES
 
 Known = Mapping[fx.Node, Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..layers.borders import pad_with
 from .ranks import certain_rank
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import fx
 
 from ..algebra.size import Size, Symbol
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..layers.price import Cost
 from ..layers.registry import Readers
 from .keep import Keeper, shapes_of_inputs

@@ -11,7 +11,7 @@ from torch import fx
 
 from ..algebra.size import Size, fixed, free_size, stencil_size
 from ..capture.aliases import ModuleOf, target_name, target_of
-from ..capture.guards import is_guard
+from ..tracing.guards import is_guard
 
 PURE = frozenset([operator.neg.__module__, math.sqrt.__module__])
 """Modules of functions that make numbers of numbers."""

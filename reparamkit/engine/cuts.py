@@ -6,13 +6,13 @@ from collections.abc import Collection, Iterable
 
 from torch import fx
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..capture.paths import upwards
-from ..capture.tracer import Frame
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
 from ..sourcecode.observing import sets_hooks
 from ..sourcecode.shortened import shortened_forwards
+from ..tracing.frame import Frame
 from .scope import goes_by, innermost, place_of, using_parts, with_callers
 
 

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterator
 from torch import Tensor, fx
 
 from ..capture.aliases import MAY_ALIAS, target_name
-from ..capture.capture import Captured
-from ..capture.guards import is_guard
-from ..capture.trees import leaves
+from ..capture.captured import Captured
 from ..layers.registry import Readers
+from ..running.trees import leaves
+from ..tracing.guards import is_guard
 from .arithmetic import is_random
 from .counting import checks, reads_rank
 from .reading import Reading

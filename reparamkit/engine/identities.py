@@ -8,9 +8,9 @@ from torch import fx
 
 from ..algebra.form import Form
 from ..capture.aliases import target_name
-from ..capture.capture import Captured
-from ..capture.tracer import Frame
+from ..capture.captured import Captured
 from ..layers.hooks import has_hooks
+from ..tracing.frame import Frame
 from .reading import Reading
 
 RETURN_THEIR_INPUT = ("identity", "dropout", "alpha_dropout", "feature_alpha_dropout")

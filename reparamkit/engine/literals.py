@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 
 from ..algebra.size import Size
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from .reading import Reading
 
 

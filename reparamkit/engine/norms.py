@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from ..algebra.form import source_form
-from ..capture.capture import Apart, Captured
+from ..capture.captured import Apart, Captured
 from ..errors import NotFusable
 from ..layers.normalize import CHANNELS, FUNCTIONS, affine, arguments, norm_class, read_affine, without_affine
 from .placing import layer_cost

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from torch import fx
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..layers.price import OBJECTIVES, Cost
 from .dead import handed
 from .placing import Placed

@@ -9,12 +9,12 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..capture.capture import Captured, Outside
-from ..capture.proxies import attribute
+from ..capture.captured import Captured, Outside
 from ..sourcecode.following import Following
 from ..sourcecode.parse import forward_of, is_torchs
 from ..sourcecode.uses import Uses
 from ..sourcecode.values import OWN, TENSORS, one
+from ..tracing.proxies import attribute
 
 BUFFERS = frozenset({"buffers", "named_buffers", "_buffers"})
 IsLeaf = Callable[[nn.Module], bool]

@@ -16,10 +16,11 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ..capture.aliases import MAY_ALIAS, apart, target_of, wholes
-from ..capture.capture import Captured
-from ..capture.tracer import Frame, evaluate_node
-from ..capture.trees import map_leaves
+from ..capture.captured import Captured
 from ..layers.overwrite import is_static, overwrite_
+from ..running.trees import map_leaves
+from ..tracing.evaluate import evaluate_node
+from ..tracing.frame import Frame
 
 IN_PLACE = "in place"
 """What the meta of arithmetic has that the code does in place: where."""

@@ -12,9 +12,9 @@ from torch import fx
 
 from ..algebra.size import Size
 from ..capture.aliases import position_range
-from ..capture.capture import Captured
-from ..capture.trees import leaves, map_leaves
+from ..capture.captured import Captured
 from ..layers.parts import chunk, part, section, taken
+from ..running.trees import leaves, map_leaves
 
 SPLITS: dict[object, tuple[Callable[..., Any], tuple[str, ...]]] = {
     torch.split: (part, ("tensor", "split_size_or_sections", "dim")),

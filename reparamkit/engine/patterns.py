@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import fx, nn
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..errors import NotFusable, RuleError
 from ..layers.price import Cost
 from .cuts import check_calls

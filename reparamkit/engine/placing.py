@@ -16,7 +16,7 @@ from ..algebra.probe import PROBE
 from ..algebra.segments import parts_of
 from ..algebra.size import Pin, Size, Symbol, fixed, free_size
 from ..algebra.views import Crop, Mean, Resampled, View
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..errors import NotFusable
 from ..layers.convolutions import is_convolution, is_transposed, multiply_adds, padding_cost, uneven_cost
 from ..layers.parts import rescaled
@@ -241,11 +241,12 @@ def _term(form: Form, source: str, bias: Operator | None, means: Means) -> Place
 
     ways = [(trail, position) for trail in trails for position in _positions(trail, means.weigh)]
     spare = [trail for trail in trails if any(map(_spare, trail))]
-    found = [*placed([*ways, *(_alone(*way) for way in ways if way[0] in spare)])]
+    bare = [_alone(*way) for way in ways if way[0] in spare]
+    found = [*placed([*ways, *bare])]
     reasons = [*refused.values()]
     # Views that layers between them undo, as those around a concatenation that is summed, go with the layers.
     found = found or [*placed(itertools.starmap(_alone, ways))]
-    found = found or [*placed((way for way in ways if not _views(way[0])), turned)]
+    found = found or [*placed((way for way in (*ways, *bare) if not _views(way[0])), turned)]
     if not found:
         raise NotFusable(reasons[-1] if reasons else "no way through the graph to write it on")
     return min(found, key=lambda p: _rank(p, means.weigh))
@@ -261,7 +262,7 @@ def _viewed(op: Operator, trails: Sequence[Trail]) -> Trail | None:
     if not (op.is_identity or op.resamples):
         return None
     found = (trail for trail in sorted(trails, key=len) if _is_viewed(op, trail))
-    return next(found, () if op.is_identity else None)
+    return next(found, () if op.is_identity and op.source == op.value else None)
 
 
 def _is_viewed(op: Operator, trail: Trail) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ..algebra.form import Form
 from ..algebra.operator import Operator, pin, seen_dims, with_rank
 from ..algebra.size import Pin, Size, Symbol, roots
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..capture.reach import reached
 from ..layers.price import Cost, numel
 from .counting import reads_rank, reads_shape

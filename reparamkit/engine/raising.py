@@ -23,12 +23,12 @@ from ..algebra.operator import Operator
 from ..algebra.size import fixed
 from ..algebra.views import Crop, Permute, Reshape, Same, View
 from ..capture.aliases import MAY_ALIAS, target_name
-from ..capture.capture import Apart, Captured
-from ..capture.guards import is_guard
+from ..capture.captured import Apart, Captured
 from ..capture.reach import reached
 from ..errors import NotFusable
 from ..layers.parts import Span, rescaled
 from ..layers.plans import broadcast, uniform
+from ..tracing.guards import is_guard
 from .absorb import is_scale
 from .norms import restore
 from .parts import SPLITS

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..capture.capture import Captured
-from ..capture.proxies import UNPACKED
+from ..capture.captured import Captured
+from ..tracing.proxies import UNPACKED
 from .counting import MAY_BROADCAST, SAME_SHAPE, called_name, plain_name
 
 RANK = "rank"

@@ -15,12 +15,12 @@ from ..algebra.form import CONSTANT_FOLD, Form, source_form, with_guarded_rank
 from ..algebra.operator import open_sizes, pin
 from ..algebra.regroup import told_rank
 from ..algebra.size import Size, Symbol, fixed, is_of_rank, roots
-from ..capture.capture import Captured
-from ..capture.tracer import FACTORIES
+from ..capture.captured import Captured
 from ..errors import FreeSize, NotFusable, RuleError
 from ..layers.hooks import AFTER, BEFORE
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module
+from ..tracing.tracer import FACTORIES
 from .arithmetic import evaluated, is_constant, rounded_to, widened
 from .choices import Choice, Choices
 from .counting import Shape, calculated, checks, computed, opaque, shape_read

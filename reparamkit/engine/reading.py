@@ -17,7 +17,7 @@ from ..algebra.operator import pin
 from ..algebra.regroup import told_rank
 from ..algebra.size import Pin, Size, Symbol, roots, solved
 from ..capture.aliases import MAY_ALIAS, target_name
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..layers.wide import computes_weight
 from .counting import Shape
 from .ranks import certain_rank

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import networkx as nx
 from torch import fx
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 
 Region = list[fx.Node]
 """In program order: affine values, constants and sizes, and the other values that read them."""

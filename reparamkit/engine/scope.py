@@ -15,19 +15,19 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..algebra.form import Form
 from ..capture.aliases import MAY_ALIAS, STATISTICS, target_name, target_of
-from ..capture.capture import Captured, storage
-from ..capture.draws import Draws, random_state_kept
+from ..capture.captured import Captured, storage
 from ..capture.paths import module_at, start_of, upwards
-from ..capture.state import LAYERS
-from ..capture.tracer import Frame, Method
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
 from ..layers.wide import CASTS, computes_weight
+from ..running.draws import Draws, random_state_kept
+from ..running.state import LAYERS
 from ..sourcecode.consulting import consulted, consulted_by_helpers
 from ..sourcecode.flow import Way
 from ..sourcecode.handing import EACH, ELSEWHERE, hands_on_otherwise, readers_of_results
 from ..sourcecode.methods import called_by_methods, read_by_methods, ways_of_methods
 from ..sourcecode.parse import forward_of
+from ..tracing.frame import Frame, Method
 from .arithmetic import dtype_of
 from .held import held_by_objects
 from .sharing import evenly_partnered, read_one_value, runs_once

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from torch import fx
 
 from ..capture.aliases import MAY_ALIAS, target_of
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 
 
 class Merge(Protocol):

@@ -12,10 +12,10 @@ from torch import fx
 from ..algebra.operator import Operator, Role
 from ..algebra.size import Size
 from ..capture.aliases import target_of
-from ..capture.capture import Captured
-from ..capture.guards import expect
+from ..capture.captured import Captured
 from ..capture.reach import reached
-from ..capture.tracer import Frame
+from ..tracing.frame import Frame
+from ..tracing.guards import expect
 from .counting import Shape, calculated, reads_rank
 from .reading import Reading
 

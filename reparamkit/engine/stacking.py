@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from ..algebra.operator import Link, Operator, Role
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..layers.hooks import has_hooks
 from ..layers.parts import stacked
 from .ranks import RANK

@@ -8,16 +8,16 @@ from functools import cached_property
 
 from torch import fx, nn
 
-from ..capture.capture import Captured
-from ..capture.tracer import Frame, Method
+from ..capture.captured import Captured
 from ..engine.scope import below, broken_methods, called_plainly, code_around, place_of, watched
 from ..engine.sharing import alike, is_shared, separable, uneven
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE
+from ..tracing.frame import Frame, Method
 from .asked import check_unasked
+from .draft import Draft
 from .exposed import check_unexposed, may_show
-from .finish import Finisher
 from .order import check_order
 from .rows import Part, folding, is_chain, layers_of, parts_of
 from .splice import Splicer, Written
@@ -39,7 +39,7 @@ class Admission:
     captured: Captured
     as_graph: bool
     splicer: Splicer
-    finisher: Finisher
+    draft: Draft
     refuse: Refuse
     chains: set[int] = field(default_factory=set)
     shared: set[int] = field(default_factory=set)
@@ -54,7 +54,7 @@ class Admission:
 
     def is_row(self, written: Written) -> bool:
         """Whether a site in the graph is a row of modules, in a method that stays as it is."""
-        return id(written.site.value) in self.chains and not self.finisher.touches(written.site.core)
+        return id(written.site.value) in self.chains and not self.draft.touches(written.site.core)
 
     def writable(self, sites: Sequence[Site]) -> list[Site]:
         """Leave out sites whose method cannot be written again; mark rows of modules that need none written."""
@@ -73,9 +73,7 @@ class Admission:
             # A neighbour in the same method is written again, so these rows are as well.
             written += [row for row in rows if id(row) in touched and self.admit(row)]
             rows = [row for row in rows if id(row) not in touched]
-        self.shared |= {
-            call for site in rows if is_shared(self.captured, site) for call in self.finisher.calls(site.core)
-        }
+        self.shared |= {call for site in rows if is_shared(self.captured, site) for call in self.draft.calls(site.core)}
         self.spread |= {id(site.value): parts for site in rows if (parts := layers_of(self.captured, site))}
         self.chains |= {id(site.value) for site in rows}.difference(self.spread)
         chosen = {id(site) for site in (*rows, *written)}
@@ -91,10 +89,10 @@ class Admission:
         for scale in site.scales:
             before = next(n for n in scale.all_input_nodes if n not in self.captured.constants)
             check_order(self.captured, before, site.absorbed)
-            check_unexposed(self.captured, site, scale, self.finisher.written)
+            check_unexposed(self.captured, site, scale, self.draft.written)
             self.exposed |= {scale} if may_show(self.captured, site, self.captured.frame(scale)) else set()
         for scale in self.written_out(site):
-            self.finisher.check(self.captured.frame(scale), [scale], _guarded(site))
+            self.draft.check(self.captured.frame(scale), [scale], _guarded(site))
         if is_chain(self.captured, site):
             self._check_hooks(site.core - carrying(self.captured, site))
             self.splicer.check(site)
@@ -125,7 +123,7 @@ class Admission:
         self.spread |= {id(site.value): parts} if parts else {}
         for part in parts:
             if part.frame is not None:
-                self.finisher.rewrite(part.frame, part.nodes)
+                self.draft.rewrite(part.frame, part.nodes)
         return bool(parts)
 
     def _parts(self, site: Site) -> tuple[Part, ...]:
@@ -140,15 +138,15 @@ class Admission:
 
     def _check_part(self, site: Site, part: Part) -> None:
         self._check_hooks(part.nodes)
-        if id(part.frame) in self.finisher.inlined:
+        if id(part.frame) in self.draft.inlined:
             raise NotFusable(f"the code around '{part.path}' is written again, and has its code in it")
         if part.frame is not None:
             self._check_handed_on(part.frame)
-            self.finisher.check(part.frame, part.nodes, _guarded(site))
+            self.draft.check(part.frame, part.nodes, _guarded(site))
 
     def _stays_spread(self, site: Site) -> bool:
         """Whether no code around the calls that a row is spread over takes them in."""
-        if any(id(part.frame) in self.finisher.inlined for part in self.spread[id(site.value)]):
+        if any(id(part.frame) in self.draft.inlined for part in self.spread[id(site.value)]):
             del self.spread[id(site.value)]
             return False
         return True
@@ -158,9 +156,9 @@ class Admission:
         self._check_hooks(set(members) - carrying(self.captured, site))
         if is_shared(self.captured, site) and not separable(self.captured, site.members, site.absorbed):
             raise NotFusable("its module is called at several places, and a method would have to be written again")
-        if self.finisher.calls(members) & self.shared:
+        if self.draft.calls(members) & self.shared:
             raise NotFusable("the method around it has a layer that is called at several places, and merged for all")
-        frame = self.finisher.around(members)
+        frame = self.draft.around(members)
         opened = below(self.captured, frame, members) | {id(frame)}
         check_unasked(self.captured, site.members, opened)
         if any(id(each) not in opened for each in folding(self.captured, site.members)):
@@ -169,7 +167,7 @@ class Admission:
         if any(node.users.keys() <= site.members for node in returned & site.core - {site.value}):
             raise NotFusable(f"'{frame.path}' returns a value from inside the merge, which nothing reads")
         self._check_handed_on(frame)
-        self.finisher.check(frame, members, _guarded(site))
+        self.draft.check(frame, members, _guarded(site))
 
     def _check_handed_on(self, frame: Frame) -> None:
         """Hooks run in no trace: what one hands on to code around its module is missing in what would be written."""
@@ -191,7 +189,7 @@ class Admission:
     def _touched(self, rows: Sequence[Site]) -> set[int]:
         """Rows (by identity) in methods that are written again, and what is merged alike."""
         groups = alike(self.captured, rows)
-        return {id(r) for group in groups if any(self.finisher.touches(r.core) for r in group) for r in group}
+        return {id(r) for group in groups if any(self.draft.touches(r.core) for r in group) for r in group}
 
     def as_row(self, site: Site) -> Site:
         """A row of modules is one whether it begins with a scale or not."""
@@ -208,7 +206,7 @@ class Admission:
                 self.refuse(site.value, no.reason)
                 return False
         else:
-            self.finisher.rewrite(self.finisher.around(site.core), site.core)
+            self.draft.rewrite(self.draft.around(site.core), site.core)
         return True
 
     def written_out(self, site: Site) -> list[fx.Node]:
@@ -225,7 +223,7 @@ class Admission:
             except NotFusable as no:
                 self.refuse(site.value, no.reason)
                 return False
-            self.finisher.rewrite(self.captured.frame(scale), [scale])
+            self.draft.rewrite(self.captured.frame(scale), [scale])
         return True
 
 

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Sequence
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..capture.capture import Captured
-from ..capture.tracer import Frame
+from ..capture.captured import Captured
 from ..errors import NotFusable
+from ..tracing.frame import Frame
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

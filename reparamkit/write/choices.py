@@ -6,10 +6,10 @@ import inspect
 
 from torch import fx
 
-from ..capture.capture import Captured
-from ..capture.tracer import Frame
+from ..capture.captured import Captured
 from ..sourcecode.flow import catches, names_in, remembered, tested
-from .frames import codes_of, original_forward
+from ..tracing.frame import Frame
+from .originals import codes_of, original_forward
 
 
 def has_other_ways(captured: Captured, frame: Frame) -> bool:

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..capture.paths import start_of
-from ..capture.tracer import Frame, Method
 from ..engine.scope import innermost, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..sourcecode.exposing import exposes, leaves_out, shows
 from ..sourcecode.flow import ALWAYS, Way, chosen, way_to
+from ..tracing.frame import Frame, Method
 from .choices import has_other_ways
-from .frames import bound, original_class, original_forward
+from .originals import bound, original_class, original_forward
 
 
 def check_unexposed(captured: Captured, site: Site, scale: fx.Node, written: Set[int]) -> None:

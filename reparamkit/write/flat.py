@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ..capture.capture import Captured
-from ..capture.guards import expect_rank
+from ..capture.captured import Captured
 from ..layers.overwrite import overwrite_
 from ..sourcecode import writes
-from .frames import read_lent, spare_self
+from ..tracing.guards import expect_rank
+from .fold import read_lent
+from .generated import spare_self
 
 IN_PLACE = {getattr(operator, name): name for name in writes.IN_PLACE}
 IN_PLACE[overwrite_] = "setitem"

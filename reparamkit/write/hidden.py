@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from torch import nn
 
 from ..capture.paths import module_at, start_of, upwards
-from ..capture.tracer import Method
 from ..sourcecode.methods import classes_in_methods, read_by_methods
 from ..sourcecode.parse import names_of
+from ..tracing.frame import Method
 
 Hidden = dict[nn.Module, dict[str, str]]
 """Per module the names of its hidden methods, and why."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, fx
 
 from ..capture.aliases import MAY_ALIAS, target_name
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..errors import NotFusable
 
 ANY_ORDER = {"view": "reshape", "view_as": "reshape_as"}

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from torch import fx
 
 from ..algebra.size import is_of_rank
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..capture.paths import start_of
-from ..capture.tracer import Frame
 from ..engine.placing import Placed
 from ..engine.scope import called_plainly, innermost, partial_methods, place_of, varying_methods
 from ..engine.sharing import is_shared
 from ..engine.site import Site
 from ..sourcecode.flow import ALWAYS, Way, way_to
+from ..tracing.frame import Frame
 from .asked import asked
 from .choices import has_other_ways
 from .exposed import is_exposed, is_returned, showing_method
-from .frames import codes_of, original_forward
 from .order import is_ordered, needs_order
+from .originals import codes_of, original_forward
 from .settings import is_varied
 
 

@@ -13,17 +13,17 @@ from types import FunctionType
 import torch
 from torch import fx, nn
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..capture.paths import module_at, start_of
-from ..capture.tracer import Frame, Method
-from ..capture.trees import leaves
 from ..engine.scope import innermost, place_of
 from ..engine.site import Site
+from ..running.trees import leaves
 from ..sourcecode.elsewhere import changed_elsewhere
 from ..sourcecode.parse import is_torchs
 from ..sourcecode.setting import set_by
 from ..sourcecode.together import Codes, assigned, hands_over, parted_by
-from .frames import original_class, original_forward
+from ..tracing.frame import Frame, Method
+from .originals import original_class, original_forward
 
 Settings = dict[nn.Module, set[str]]
 """Per module the names of attributes."""

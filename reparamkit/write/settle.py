@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, fx, nn
 
-from ..capture.capture import Captured
+from ..capture.captured import Captured
 from ..capture.reach import reached
 from ..errors import NotFusable
 from ..recipes.tape import Tape

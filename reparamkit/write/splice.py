@@ -13,13 +13,13 @@ from torch import fx, nn
 from ..algebra.form import Step
 from ..algebra.size import Pin, Size, Symbol
 from ..algebra.views import Same
-from ..capture.capture import Captured
-from ..capture.guards import expect, expect_multiple, expect_rank, expect_size
-from ..capture.tracer import Frame, Method
+from ..capture.captured import Captured
 from ..engine.placing import Placed, Placement
 from ..engine.scope import below, broken_methods, code_around, name_of, place_of
 from ..engine.site import Site
 from ..errors import NotFusable
+from ..tracing.frame import Frame, Method
+from ..tracing.guards import expect, expect_multiple, expect_rank, expect_size
 from .order import in_any_order
 from .rows import Part
 

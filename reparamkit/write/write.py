@@ -9,8 +9,7 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
-from ..capture.capture import Captured
-from ..capture.guards import is_guard
+from ..capture.captured import Captured
 from ..engine.dead import Calls, handed
 from ..engine.norms import join
 from ..engine.scope import place_of, watched
@@ -19,8 +18,10 @@ from ..engine.site import Merge, Site
 from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
 from ..recipes.tape import Tape
+from ..tracing.guards import is_guard
 from .admit import Admission, Refuse
-from .finish import Finisher
+from .draft import Draft
+from .finish import finish, open_layers
 from .flat import graph_module
 from .order import in_any_order
 from .rows import is_swap
@@ -80,9 +81,9 @@ class Writer:
     failed: dict[Merge, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.finisher = Finisher(self.captured)
-        self.splicer = Splicer(self.captured, self.finisher.inlined)
-        self.admission = Admission(self.captured, self.as_graph, self.splicer, self.finisher, self._refuse)
+        self.draft = Draft(self.captured)
+        self.splicer = Splicer(self.captured, self.draft.inlined)
+        self.admission = Admission(self.captured, self.as_graph, self.splicer, self.draft, self._refuse)
 
     def _refuse(self, node: fx.Node, reason: str) -> None:
         """Whom to tell may change from round to round."""
@@ -161,16 +162,16 @@ class Writer:
         self.erase_dead()
         self._leave_absorbed()
         self._collect(unit)
-        frames = [frame for one in unit for frame, members in one.core if self.finisher.touches(members)]
-        calls = [node for one in unit for part in one.parts for node in part.nodes if self.finisher.touches([node])]
+        frames = [frame for one in unit for frame, members in one.core if self.draft.touches(members)]
+        calls = [node for one in unit for part in one.parts for node in part.nodes if self.draft.touches([node])]
         frames += map(self.captured.frame, calls)
         scales = [scale for one in unit for scale in self.admission.written_out(one.site)]
-        scales += [scale for one in unit for scale in one.site.scales if self.finisher.touches([scale])]
-        self.finisher.finish([*frames, *map(self.captured.frame, scales)])
+        scales += [scale for one in unit for scale in one.site.scales if self.draft.touches([scale])]
+        finish(self.draft, [*frames, *map(self.captured.frame, scales)])
         self.in_place |= set(map(id, unit))
         for written in unit:
             written.site = replace(written.site, placed=None)
-            self.swapped += [self.finisher.paths[name] for name in written.layers if name in self.finisher.paths]
+            self.swapped += [self.draft.paths[name] for name in written.layers if name in self.draft.paths]
 
     def write_pattern(self, site: Site) -> None:
         """Write the site of a graph rule at once, if its method can be written again."""
@@ -293,26 +294,26 @@ class Writer:
         pending = [written for written, _ in self.done if id(written) not in self.in_place]
         if pending or self.swapped is None:
             self._collect(pending)
-            self.finisher.finish(None if self.as_graph else list(self.finisher.frames.values()))
-        self.finisher.open_layers()
+            finish(self.draft, None if self.as_graph else list(self.draft.frames.values()))
+        open_layers(self.draft)
         root = self.captured.root
         model = graph_module(self.captured) if self.as_graph else root
         placed = {id(module) for module in root.modules()}
         return model, [self._done(written, error, placed) for written, error in self.done]
 
     def _collect(self, unit: list[Written]) -> None:
-        """Tell the finisher what has to change, once for merges that share a layer."""
+        """Note what has to change, once for merges that share a layer."""
         first: dict[int, Written] = {}
         for written in unit:
             first.setdefault(id(written.layers), written)
-        self.finisher.sites += [one.site for one in unit]
+        self.draft.sites += [one.site for one in unit]
         for written in first.values():
             if written.parts:
-                self.finisher.spread(written)
+                self.draft.spread(written)
             elif self.admission.is_row(written):
-                self.finisher.chain(written)
+                self.draft.chain(written)
             else:
-                self.finisher.region(written)
+                self.draft.region(written)
 
     def _leave_absorbed(self) -> None:
         """What was absorbed, and what a merge took of a norm that still normalises."""
@@ -320,33 +321,33 @@ class Writer:
         gone = {m for written, _ in self.done for m in written.site.members} - left
         taken = [n for n in self.captured.apart if n in gone and place_of(n) in self.captured.targets]
         for scale in dict.fromkeys((*self.absorbed, *taken)):
-            self.finisher.leave(scale)
+            self.draft.leave(scale)
         self.absorbed.clear()
 
     def _mark_again(self) -> None:
         """Only methods with a merge that was written in the end are written again."""
-        self.finisher.frames.clear()
-        self.finisher.inlined.clear()
+        self.draft.frames.clear()
+        self.draft.inlined.clear()
         done = [written for written, _ in self.done] if not self.as_graph else []
         rewritten = [one for one in done if id(one.site.value) not in self.admission.chains | self.swaps]
         cores = [core for written in rewritten for core in written.core]
         for frame, members in cores:
-            self.finisher.rewrite(frame, members)
+            self.draft.rewrite(frame, members)
         for written in done:
             for scale in self.admission.written_out(written.site):
-                self.finisher.rewrite(self.captured.frame(scale), [scale])
+                self.draft.rewrite(self.captured.frame(scale), [scale])
         for written in done:
-            self.finisher.hide(written.partial)
+            self.draft.hide(written.partial)
         for frame, members in cores:
-            self.finisher.hide(self.admission.opened(frame, members))
+            self.draft.hide(self.admission.opened(frame, members))
         if not self.as_graph:
-            self.finisher.leave_out({m for written in done for m in written.site.members}, self.spare)
-            self.captured.opened = set(self.finisher.inlined)
+            self.draft.leave_out({m for written in done for m in written.site.members}, self.spare)
+            self.captured.opened = set(self.draft.inlined)
 
     def _done(self, written: Written, error: float | None, placed: set[int]) -> Done:
         """placed: the modules of the model, by identity."""
         paths = tuple(
-            self.finisher.paths[name] if id(layer) in placed else FURTHER for name, layer in written.layers.items()
+            self.draft.paths[name] if id(layer) in placed else FURTHER for name, layer in written.layers.items()
         )
         layers, nodes = tuple(written.layers.values()), tuple(written.nodes)
         return Done(written.site, paths, layers, error, nodes, tuple(written.warnings))
@@ -361,8 +362,8 @@ class Writer:
         gone = {m for written, _ in self.done for m in written.site.members}
         made = {n for written, _ in self.done for n in written.nodes if not is_guard(n.target)}
         dead = self.computing - gone - made
-        calls = Calls(self.captured, self.finisher.written)
-        needed = (calls.passed - gone) | self.finisher.passed()
+        calls = Calls(self.captured, self.draft.written)
+        needed = (calls.passed - gone) | self.draft.passed()
         guarded = {n: one for one, _ in self.done for n in one.nodes if is_guard(n.target) and not one.parts}
         count = len(self.captured.unread)
         for node in reversed(self.captured.graph.nodes):
@@ -391,7 +392,7 @@ class Writer:
     def _drop_unread(self) -> None:
         """Code that is written again calls no module for nothing."""
         unread = self.captured.unread
-        written = self.finisher.written
+        written = self.draft.written
         gone = [(module, frame) for module, frame in unread if self.as_graph or id(frame) in written]
         unread[:] = [each for each in unread if each not in gone]
         self.captured.uncalled.update(module for module, _ in gone)

@@ -7,18 +7,14 @@ and computed with, and a branch on a size is taken and recorded as a guard. The 
 
 from __future__ import annotations
 
-import inspect
 import operator
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
-from functools import cached_property, partial
 from numbers import Number
 from types import CodeType, FrameType, MethodDescriptorType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -33,28 +29,30 @@ from torch.fx.node import Target
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
-from ..sourcecode.origins import first_argument, is_users
-from ..sourcecode.parse import once
+from ..running.buffers import assignments_seen
+from ..running.changing import Changing
+from ..running.draws import Draws, no_plain_draws
+from ..running.patches import Function, patched
+from ..running.state import Contents, traced_in
+from ..running.trees import leaves, map_leaves
+from ..sourcecode.origins import is_users
 from ..sourcecode.writes import AUGMENTED
-from .buffers import assignments_seen, other_buffers
+from .again import AGAIN, AsksForGradients, FillsArgument, WritesConstant
 from .builtin import builtins_told
-from .changing import Changing
-from .constants import called, constant, positions, writes
-from .draws import Draws, no_plain_draws
+from .callstack import code_running, methods_running, outside
+from .constants import constant, writes
+from .evaluate import evaluate_node, is_known
 from .fakes import as_fake, failing_quietly
+from .frame import Frame
 from .guards import is_guard
-from .known import made_by, normed_by
-from .lending import Lending, Taken
+from .lending import Lending
 from .listing import lists_noted
-from .modes import Modes, modes, modes_noted
-from .observers import without_observers
-from .patches import Function, patched
+from .modes import modes, modes_noted
+from .opaque import GoingOn, Opaque
 from .proxies import ValueProxy, attribute, where
 from .questions import unanswered
 from .scripts import scripts_opened
 from .settings import settings_read
-from .state import Contents, traced_in
-from .trees import filled, leaves, map_leaves
 from .variables import variables_read
 from .variadic import plain, traced_numbers_taken
 from .wrapped import wraps_opened
@@ -81,125 +79,10 @@ class Named:
         self.name = name
 
 
-Reading = tuple[str, CodeType]
-"""The name of an attribute, and code that reads it."""
-
-
-@dataclass(eq=False)
-class Frame:
-    """One call of one module that was traced through.
-
-    args, kwargs, output: as in the call, with graph nodes in the place of tensors.
-    modes: those that it was called in. asks: whether its code asks for them. lists: the lists and rows of modules that
-    its code has in hand, which it may count. fills: whether its code changes a container that it is given.
-    ranks: whether its code asks for the rank of a tensor. lent: as of a node. codes: the user's code that made nodes.
-    read: per module the attributes that its code reads, see `settings_read`, each with the code that does.
-    """
-
-    path: str
-    module: nn.Module = field(repr=False)
-    parent: Frame | None = field(repr=False)
-    args: Any = ()
-    kwargs: Any = field(default_factory=dict)
-    output: Any = None
-    modes: Modes = field(default_factory=modes)
-    asks: bool = False
-    lists: set[nn.Module] = field(default_factory=set)
-    fills: bool = False
-    ranks: bool = False
-    lent: Taken = field(default_factory=dict)
-    codes: set[CodeType] = field(default_factory=set, repr=False)
-    read: WeakKeyDictionary[nn.Module, set[Reading]] = field(default_factory=WeakKeyDictionary, repr=False)
-
-    @cached_property
-    def stack(self) -> tuple[Frame, ...]:
-        """The calls this one is inside of, from the root's to this one."""
-        return (*self.parent.stack, self) if self.parent else (self,)
-
-
-@dataclass(frozen=True, eq=False)
-class Opaque:
-    """A module that is called and not traced. outputs: of its calls in a real run, if there was one."""
-
-    module: nn.Module
-    outputs: Sequence[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class GoingOn:
-    """outputs: per module (by identity) of its calls in a real run, if there was one. failed: receives, by their paths,
-    the errors of the modules that cannot be traced.
-    """
-
-    outputs: Mapping[int, Sequence[Any]]
-    failed: dict[str, Exception] = field(default_factory=dict)
-
-
 def _number(value: Any) -> Any:
     """A number, also one that a tensor holds; None for anything else."""
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     return value if isinstance(value, (int, float)) else None
-
-
-Method = tuple[nn.Module, str]
-"""A method of one module, by its name; forward, if it is not run by calls of the module alone."""
-
-
-def _methods(frame: FrameType | None, called: Collection[nn.Module], model: Collection[nn.Module]) -> frozenset[Method]:
-    """The methods of the model's modules that are running; forward only where it is called as a method, and not by a
-    call of the module. called: the modules whose calls are running. (A module that code makes is none of the model's.)
-    """
-    found = set[Method]()
-    while frame is not None and frame.f_code is not Tracer.traced_call.__code__:
-        owner = first_argument(frame)
-        if isinstance(owner, nn.Module) and owner in model:
-            name = _method_of(type(owner), frame.f_code)
-            found |= {(owner, name)} if name and (name != "forward" or owner not in called) else set()
-        frame = frame.f_back
-    return frozenset(found)
-
-
-def _method_of(cls: type, code: CodeType) -> str:
-    """The name of the method of a user's class that code is, or that overrides it; "" if it is none."""
-    is_named = _is_users(getattr(cls, code.co_name, None))
-    return code.co_name if is_named else _names_of_methods(cls).get(code, "")
-
-
-@once
-def _names_of_methods(cls: type) -> dict[CodeType, str]:
-    """What a class calls the code of its methods, which may have been written under another name."""
-    found = [(name, method) for base in cls.__mro__[::-1] for name, method in vars(base).items() if _is_users(method)]
-    return {method.__code__: name for name, method in found}
-
-
-def _running(frame: FrameType | None) -> Iterator[FrameType]:
-    """The user's code that is running, from the innermost to that which a call of a module runs."""
-    seen = False
-    while frame is not None and not (seen and frame.f_code is Tracer.call_module.__code__):
-        if is_users(frame):
-            seen = True
-            yield frame
-        frame = None if frame.f_code is Tracer.traced_call.__code__ else frame.f_back
-
-
-def _is_users(method: object) -> bool:
-    return inspect.isfunction(method) and not str(method.__module__).startswith("torch.")
-
-
-class WritesConstant(CaptureError):
-    """The forward writes a traced value into a tensor that is none."""
-
-
-class FillsArgument(CaptureError):
-    """A function that is one node changes a list that it is given, which the code around it sees."""
-
-
-class AsksForGradients(CaptureError):
-    """The forward asks whether gradients of a value are followed."""
-
-
-AGAIN = (WritesConstant, FillsArgument, AsksForGradients)
-"""Errors of a trace that another one may not have."""
 
 
 class _Calls(TorchFunctionMode):
@@ -462,12 +345,13 @@ class Tracer(fx.Tracer):
 
     def create_node(self, kind: str, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
+        here, begin = sys._getframe(1), Tracer.traced_call.__code__
         node.meta["frame"] = self.frame
         node.meta["opaque"] = kind == "call_module" and id(self.root.get_submodule(str(target))) in self.outputs
-        node.meta["methods"] = _methods(sys._getframe(1), self._called(), self.submodule_paths or ())
+        node.meta["methods"] = methods_running(here, begin, self._called(), self.submodule_paths or ())
         node.meta["context"] = modes()
         if self.frame is not None:
-            running = list(_running(sys._getframe(1)))
+            running = list(code_running(here, begin, Tracer.call_module.__code__))
             self.frame.codes.update(frame.f_code for frame in running)
             if asked := next(filter(None, map(unanswered, running)), None):
                 why = f"the code asks {asked.what}{where(self)}, which a trace cannot answer{asked.instead}"
@@ -496,7 +380,7 @@ class Tracer(fx.Tracer):
         if args and self._gives_argument(proxy.node) and _is_renamed(args[0], proxy.node):
             args[0].node = proxy.node
             proxy = args[0]
-        if kind not in ("placeholder", "output") and not is_guard(target) and _is_known(proxy.node):
+        if kind not in ("placeholder", "output") and not is_guard(target) and is_known(proxy.node):
             self.busy = True
             try:
                 proxy.node.meta["val"] = self._value(proxy.node)
@@ -540,7 +424,7 @@ class Tracer(fx.Tracer):
 
     def refusal(self, reason: str) -> CaptureError:
         """An error that ends the trace, even if the code that is traced catches it."""
-        by = _outside(sys._getframe(1))
+        by = outside(sys._getframe(1))
         self.refusals.append((by, by.f_lasti, reason))
         return CaptureError(reason)
 
@@ -554,7 +438,7 @@ class Tracer(fx.Tracer):
 
     def asks_for_rank(self, by: FrameType) -> None:
         """The code that `by` runs gets to know how many dimensions a tensor has."""
-        if self.frame is not None and is_users(_outside(by)):
+        if self.frame is not None and is_users(outside(by)):
             self.frame.ranks = True
 
     def _asks_for_modes(self) -> None:
@@ -574,7 +458,7 @@ class Tracer(fx.Tracer):
         while self._asked and self._asked[-1][:2] == (by, by.f_lasti):
             self.graph.erase_node(self._asked.pop()[2])
         self._asked.clear()
-        by = _outside(by)
+        by = outside(by)
         self.refusals = [each for each in self.refusals if each[:2] != (by, by.f_lasti)]
 
     def is_heedless_of_gradients(self) -> bool:
@@ -639,13 +523,6 @@ class Tracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
 
-def _outside(frame: FrameType) -> FrameType:
-    """The innermost frame of code that is not ours."""
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(__name__.partition(".")[0]):
-        frame = frame.f_back
-    return frame
-
-
 def _is_hooked(module: nn.Module) -> bool:
     """Whether hooks that are not torch's own see the values of a forward."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
@@ -658,52 +535,6 @@ def _is_torchs(cls: type, name: str) -> bool:
     return owner.__module__.partition(".")[0] == "torch"
 
 
-def _is_known(node: fx.Node) -> bool:
-    """Whether the value of a node follows from the inputs that are known, and from the model's own tensors."""
-    return all("val" in each.meta or each.op == "get_attr" for each in node.all_input_nodes)
-
-
 def as_node(leaf: Any) -> Any:
     """The node of a proxy; anything else as it is."""
     return leaf.node if isinstance(leaf, fx.Proxy) else leaf
-
-
-def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
-    """The value of a node on the fake values of its arguments."""
-
-    def known(made: fx.Node) -> Any:
-        if "val" not in made.meta:
-            # fx makes nodes of constant tensors by itself.
-            made.meta["val"] = evaluate_node(made, root, mode)
-        return made.meta["val"]
-
-    args, kwargs = filled((node.args, node.kwargs), known)
-    if node.target is operator.getitem:
-        args = (args[0], positions(args[1], node.args[1], partial(constant, root=root)))
-    module = root.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
-    # A norm in training mode counts its batches in a buffer, and may read the count.
-    with torch.no_grad(), other_buffers(module, Tensor.clone), mode, Draws() as draws:
-        before, given = [_versions(known(n)) for n in node.all_input_nodes], Contents((args, kwargs))
-        found = _result(node, root, mode, args, kwargs)
-        after = [_versions(known(n)) for n in node.all_input_nodes]
-    writes = [a != b for a, b in zip(before, after, strict=True)]
-    node.meta.update(random=draws.found, writes=writes, fills=node.op == "call_function" and not given.stay)
-    return found
-
-
-def _versions(value: Any) -> list[int]:
-    """How often the tensors in a value were written into. (Those of inference mode do not tell.)"""
-    return [leaf._version for leaf in leaves(value) if isinstance(leaf, Tensor) and not leaf.is_inference()]
-
-
-def _result(node: fx.Node, root: nn.Module, mode: FakeTensorMode, args: Any, kwargs: Any) -> Any:
-    if node.op == "get_attr":
-        return map_leaves(as_fake(mode), attribute(root, str(node.target)))
-    if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
-        if (made := made_by(module, args, kwargs)) is not None:
-            return made
-        with without_observers(module):
-            return module(*args, **kwargs)
-    normed = normed_by(node.target, args, kwargs)
-    return called(node, args, kwargs) if normed is None else normed

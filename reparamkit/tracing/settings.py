@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from ..running.patches import Function, patched
+from ..running.state import TABLES
 from ..sourcecode.origins import is_users
 from ..sourcecode.parse import TORCHS
-from .patches import Function, patched
-from .state import TABLES
 
 
 def settings_read(note: Callable[[nn.Module, str, CodeType], None]) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 from torch.autograd.variable import VariableMeta
 
-from .patches import Function, patched
+from ..running.patches import Function, patched
 
 
 def variables_read() -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from .patches import Function, patched
+from ..running.patches import Function, patched
 
 
 def wraps_opened() -> AbstractContextManager[None]:

@@ -16,8 +16,8 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, is_tensor_method_or_property
 
-from .patches import Function, Way, patched
-from .trees import leaves
+from ..running.patches import Function, Way, patched
+from ..running.trees import leaves
 
 VARIADIC = ("zeros", "ones", "empty", "rand", "randn")
 """Functions of torch that take a shape as several arguments."""

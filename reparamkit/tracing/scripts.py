@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from .patches import Function, patched
-from .trees import leaves
+from ..running.patches import Function, patched
+from ..running.trees import leaves
 
 SOURCE = "_torchdynamo_inline"
 """Where torch keeps the function that a script was made of."""

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from .patches import noting, patched
+from ..running.patches import noting, patched
 
 ASKED = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled")
 Modes = tuple[bool, bool, bool, bool]

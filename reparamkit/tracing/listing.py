@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 from torch import nn
 
-from .patches import noting, patched
+from ..running.patches import noting, patched
 
 LISTS = ("modules", "named_modules", "parameters", "named_parameters", "buffers", "named_buffers", "state_dict")
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Target
 
+from ..running.trees import filled
 from ..sourcecode.writes import in_place
 from .guards import expect
 from .proxies import attribute
-from .trees import filled
 
 TAKEN: dict[object, Callable[[Tensor], Tensor]] = {bool: lambda number: number != 0, int: Tensor.long}
 """What code makes of a number that it decides by: other numbers may give the same."""
