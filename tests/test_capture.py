@@ -926,6 +926,7 @@ ASKING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     ),
     "a check of torch": checked_by_torch,
     "product by numpy": lambda m, x: both(m, x) / int(numpy.prod(x.shape[1:])),
+    "power by numpy": lambda m, x: both(m, x) / numpy.exp2(x.shape[1]),
 }
 """Merged or not, what they give is right."""
 
@@ -943,6 +944,10 @@ FREE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "tensor of a size": lambda m, x: both(m, x) * torch.tensor(x.shape[2]),
     "rounded size": lambda m, x: both(m, x)[..., : round(x.shape[3] * 0.5)],
     "rounded up": lambda m, x: both(m, x)[..., : math.ceil(x.shape[3] * 0.5)],
+    "root by numpy": lambda m, x: both(m, x) / numpy.sqrt(x.shape[1]),
+    "shape multiplied by numpy": lambda m, x: both(m, x) / numpy.prod(x.shape[1:]),
+    "sizes multiplied by numpy": lambda m, x: both(m, x) / numpy.prod((x.shape[1], x.shape[2])),
+    "positions of numpy": lambda m, x: both(m, x)[:, numpy.array([2, 0])],
     "messages": messages,
     "module made in the forward": lambda m, x: nn.ReLU()(m.a(x) + m.b(x)),
 }
