@@ -385,6 +385,25 @@ def test_a_scalar_of_numpy_is_a_number_on_either_side(example: Tensor | None):
         assert len(operations(fused, X)) < len(operations(model, X)) - 3
 
 
+@pytest.mark.parametrize("example", [X, None])
+def test_settings_of_layers_may_be_numbers_of_numpy(example: Tensor | None):
+    """As sizes are that a builder of models computes: of a product, a rounded width, a list of strides."""
+    one, two_, three = numpy.int64(1), numpy.int32(2), numpy.int64(3)
+    model = build(
+        lambda: seq(
+            nn.Conv2d(4, 4, (three, three), (one, two_), (one, one)),
+            nn.BatchNorm2d(4, eps=numpy.float64(1e-3)),
+            nn.MaxPool2d(three, one, one),
+            nn.ConvTranspose2d(4, 4, two_, two_, groups=two_),
+            nn.AvgPool2d(two_, two_),
+            nn.BatchNorm2d(4),
+        )
+    )
+    fused = reparamkit.fuse(model, example)
+    assert operations(fused, X) == "conv max_pool2d_with_indices conv"
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_a_scripted_part_needs_no_example():
     """A layer that torch.jit.script compiled is one call, and what is around it merges."""
@@ -907,6 +926,7 @@ ASKING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     ),
     "a check of torch": checked_by_torch,
     "product by numpy": lambda m, x: both(m, x) / int(numpy.prod(x.shape[1:])),
+    "power by numpy": lambda m, x: both(m, x) / numpy.exp2(x.shape[1]),
 }
 """Merged or not, what they give is right."""
 
@@ -924,6 +944,10 @@ FREE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "tensor of a size": lambda m, x: both(m, x) * torch.tensor(x.shape[2]),
     "rounded size": lambda m, x: both(m, x)[..., : round(x.shape[3] * 0.5)],
     "rounded up": lambda m, x: both(m, x)[..., : math.ceil(x.shape[3] * 0.5)],
+    "root by numpy": lambda m, x: both(m, x) / numpy.sqrt(x.shape[1]),
+    "shape multiplied by numpy": lambda m, x: both(m, x) / numpy.prod(x.shape[1:]),
+    "sizes multiplied by numpy": lambda m, x: both(m, x) / numpy.prod((x.shape[1], x.shape[2])),
+    "positions of numpy": lambda m, x: both(m, x)[:, numpy.array([2, 0])],
     "messages": messages,
     "module made in the forward": lambda m, x: nn.ReLU()(m.a(x) + m.b(x)),
 }

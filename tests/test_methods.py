@@ -489,6 +489,55 @@ def test_a_private_method_of_the_model_goes_where_a_merge_takes_its_layers():
     assert not hasattr(fused, "_branch")
 
 
+class Stepping(nn.Module):
+    """Forward calls a method that computes with a layer all by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def step(self, x: Tensor) -> Tensor:
+        return x + 2 * self.b(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(F.relu(self.a(x)))
+
+
+def test_a_method_does_not_compute_again_what_the_merged_layer_has_in_it():
+    """The layer keeps its name and its class, so that nothing that the method reads is gone."""
+    model = build(Stepping)
+    fused = reparamkit.fuse(model, X)
+    assert operations(fused, X) == "conv relu conv"
+    assert not hasattr(fused, "step") or error(fused.step(X), model.step(X)) <= 1e-6
+
+
+class Selected(nn.Module):
+    """Which way it goes is chosen when it is made, and kept under another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.step = self._with_skip
+
+    def _with_skip(self, x: Tensor) -> Tensor:
+        return x + self.b(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(F.relu(self.a(x)))
+
+
+def test_a_method_that_an_attribute_keeps_goes_with_the_method():
+    """It would compute something else with the layers that are left, and keep the model from being loaded."""
+    model = build(Selected)
+    for inplace in (False, True):
+        fused = reparamkit.fuse(copy.deepcopy(model) if inplace else model, X, inplace=inplace)
+        assert operations(fused, X) == "conv relu conv"
+        assert not hasattr(fused, "step")
+        for other in (pickle.loads(pickle.dumps(fused)), copy.deepcopy(fused)):
+            assert error(other(X), model(X)) <= 1e-6
+    assert error(model.step(X), X + model.b(X)) <= 1e-6
+
+
 class Alike(nn.Module):
     """What forward computes itself beside its layers is in no layer that another method calls."""
 

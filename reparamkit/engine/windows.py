@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from numbers import Integral
 from typing import Any
 
 from torch import fx
@@ -46,4 +47,4 @@ def _each(value: Any, dims: int) -> tuple[int, ...] | None:
     """A number per dimension; None for what is no number in the code."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dims
     values = values * dims if len(values) == 1 else values
-    return values if len(values) == dims and all(isinstance(each, int) for each in values) else None
+    return values if len(values) == dims and all(isinstance(each, Integral) for each in values) else None

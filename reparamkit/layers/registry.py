@@ -7,12 +7,14 @@ arguments it understands; a call with any other argument is not read.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Number
 from typing import Any, TypeVar
 
 from torch import nn
@@ -89,7 +91,7 @@ class Reader:
         signature = self.signature
         named = [n for n, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL and n in kwargs]
         # ``permute(x, dims=(0, 2, 1))`` for a reader of ``*dims``.
-        args += tuple(kwargs.pop(name) for name in named)
+        args = (*map(_with_plain_numbers, args), *(kwargs.pop(name) for name in named))
         kwargs = {_renamed(n, signature): v for n, v in kwargs.items() if not (n == "out" and v is None)}
         try:
             given = signature.bind(*args, **kwargs).arguments
@@ -114,6 +116,24 @@ def _takes_values(parameter: inspect.Parameter) -> bool:
 
 def _each(value: Any) -> Iterable[Any]:
     return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _with_plain_numbers(value: Any) -> Any:
+    """A layer whose settings are numbers of Python: a scalar of numpy is to torch the number that it is."""
+    if not isinstance(value, nn.Module):
+        return value
+    others = {name: plain for name, each in vars(value).items() if (plain := _plain(each)) is not each}
+    if others:
+        value = copy.copy(value)
+        vars(value).update(others)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if type(value) is tuple:
+        found = tuple(map(_plain, value))
+        return found if any(new is not old for new, old in zip(found, value, strict=True)) else value
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
 
 
 def _renamed(name: str, signature: inspect.Signature) -> str:

@@ -213,7 +213,8 @@ class Uses:
 
     def use(self, value: Value) -> None:
         """Hand values to code that cannot be read."""
-        for key, item in self.depths.reached(value).items():
+        fresh = {key: item for key, item in value.items() if key not in self._used}
+        for key, item in self.depths.reached(fresh).items():
             thing = item.thing
             if key in self._used:
                 continue

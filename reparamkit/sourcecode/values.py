@@ -183,7 +183,7 @@ class Depths:
 
     def relevant(self, value: Value) -> Value:
         """Without what has nothing of a model in it: data."""
-        return {key: item for key, item in value.items() if self.holds({key: item})}
+        return {key: item for key, item in value.items() if _plainly_holds(item.thing) or self.holds({key: item})}
 
     def holds(self, value: Value) -> bool:
         """Whether there is something of a model in a value."""
@@ -205,6 +205,12 @@ class Depths:
 
 FOUND = (*HELD, Bound, Super)
 """What is searched for."""
+
+
+def _plainly_holds(thing: object) -> bool:
+    """Whether it is something of a model, or a container that has such a thing in it, and not only deeper."""
+    inside = thing.items.values() if isinstance(thing, Group) else ()
+    return isinstance(thing, FOUND) or any(isinstance(item.thing, FOUND) for item in inside)
 
 
 def _takes_something(item: Item) -> bool:

@@ -10,6 +10,8 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from numbers import Number
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CaptureError
+from ..running.trees import map_leaves
 from ..sourcecode.writes import AUGMENTED
 from .guards import expect, expect_tensor
 from .lending import LENT, Lent
@@ -41,6 +44,24 @@ UNPACKED = "unpacked"
 UNKNOWN = object()
 """The value of a proxy that follows from inputs of which there is no example."""
 COMPARISONS = frozenset({operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge})
+OPERATORS = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "divide": operator.truediv,
+    "floor_divide": operator.floordiv,
+    "remainder": operator.mod,
+    "power": operator.pow,
+    "equal": operator.eq,
+    "not_equal": operator.ne,
+    "less": operator.lt,
+    "less_equal": operator.le,
+    "greater": operator.gt,
+    "greater_equal": operator.ge,
+}
+"""Python's operators, by the names that numpy has for them."""
+OF_MATH = {each.__name__: each for each in (math.prod, math.sqrt, math.exp, math.log, math.log2, math.log10)}
+"""Functions that numpy has too, under the same name."""
 Plain = TypeVar("Plain")
 
 
@@ -48,8 +69,29 @@ class ValueProxy(fx.Proxy):
     """A proxy that knows the (fake) value of its node, if that follows from what is known."""
 
     tracer: Any
-    __array_ufunc__ = None
-    """What numpy has on the left of an operator leaves it to the proxy, as to a tensor."""
+
+    def __array_ufunc__(self, function: Any, how: str, *args: Any, **kwargs: Any) -> Any:
+        """An operator of numpy with a scalar on the left leaves it to the proxy, as to a tensor."""
+        left, ours = args[0], OPERATORS.get(function.__name__)
+        if how == "__call__" and ours is not None and isinstance(left, Number) and hasattr(left, "item"):
+            return ours(left.item(), *args[1:])
+        return self._by_numpy(function.__name__, getattr(function, how), args, kwargs)
+
+    def __array_function__(self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._by_numpy(function.__name__, function, args, kwargs)
+
+    def _by_numpy(self, name: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function of numpy: of sizes it is that of `math`, where there is one, else it is computed now."""
+        if name in OF_MATH and len(args) == 1 and not kwargs and self.is_of_sizes(several=name == "prod"):
+            return self.tracer.create_proxy("call_function", OF_MATH[name], args, {})
+        args, kwargs = map_leaves(partial(_decided_leaf, f"numpy.{name}"), (args, kwargs))
+        return call(*args, **kwargs)
+
+    def is_of_sizes(self, several: bool) -> bool:
+        """Whether it is several sizes of a tensor, or one number that is computed of them."""
+        if self.value is UNKNOWN:
+            return _counts(self.node) and _has_several(self.node) == several
+        return isinstance(self.value, torch.Size if several else (int, float))
 
     @property
     def value(self) -> Any:
@@ -57,6 +99,8 @@ class ValueProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         value = self.value
+        if name.startswith("__array_") and _counts(self.node):
+            raise AttributeError("a size is no array")
         holder = Tensor if isinstance(value, Tensor) or value is UNKNOWN else value
         if not hasattr(holder, name):
             return self._missing(name, sys._getframe(1))
@@ -189,6 +233,8 @@ class ValueProxy(fx.Proxy):
         parts = _parts(self.node)
         if parts is not None:
             return parts
+        if self.is_of_sizes(several=False):
+            raise TypeError("a size has no len()")
         if self.value is UNKNOWN:
             sizes = _sliced(self.node)
             return self._chunks() if sizes is None else sizes
@@ -270,6 +316,31 @@ class ValueProxy(fx.Proxy):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _counts(node: fx.Node) -> bool:
+    """Whether a node is sizes of a tensor, or computed of nothing else."""
+    if (node.target is getattr and node.args[1] == "shape") or (node.op, node.target) == ("call_method", "size"):
+        return True
+    plain = node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math")
+    return plain and bool(node.all_input_nodes) and all(map(_counts, node.all_input_nodes))
+
+
+def _has_several(node: fx.Node) -> bool:
+    """Whether such a node is several sizes: a shape, or a part of one."""
+    return isinstance(node.args[1], slice) if node.target is operator.getitem else _is_shape(node)
+
+
+def _is_shape(node: fx.Node) -> bool:
+    return node.target is getattr or (node.target == "size" and len(node.args) + len(node.kwargs) == 1)
+
+
+def _decided_leaf(what: str, leaf: Any) -> Any:
+    return leaf._decided(what, _as_is) if issubclass(type(leaf), ValueProxy) else leaf
+
+
+def _as_is(value: Plain) -> Plain:
+    return value
 
 
 def _rounding(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -375,6 +375,8 @@ class Tracer(fx.Tracer):
             raise WritesConstant(f"the forward writes a traced value into a tensor that is not traced{where(self)}")
         if not is_guard(target):
             self._asked.clear()
+        if target is operator.getitem:
+            args = (args[0], map_leaves(_as_index, args[1]))
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         proxy.node.meta["lent"] = self.lending.taken(sys._getframe(1), args, kwargs)
         if args and self._gives_argument(proxy.node) and _is_renamed(args[0], proxy.node):
@@ -533,6 +535,12 @@ def _is_torchs(cls: type, name: str) -> bool:
     """Whether a class has its method of this name from torch."""
     owner = next(base for base in cls.__mro__ if name in vars(base))
     return owner.__module__.partition(".")[0] == "torch"
+
+
+def _as_index(leaf: Any) -> Any:
+    """What torch takes an array of numpy for that picks positions."""
+    is_array = not isinstance(leaf, (Tensor, Number, fx.Proxy)) and hasattr(leaf, "__array_interface__")
+    return torch.as_tensor(leaf) if is_array else leaf
 
 
 def as_node(leaf: Any) -> Any:

@@ -179,8 +179,11 @@ class Admission:
                 raise NotFusable(f"'{place_of(node)}' has hooks, and the code around it may use what they hand on")
 
     def opened(self, frame: Frame, members: Collection[fx.Node]) -> set[Method]:
-        """The methods that ran in a call whose forward is written again, and that call what goes into that forward."""
-        if not below(self.captured, frame, members):
+        """The methods that ran in a call whose forward is written again, and that call what goes into that forward, or
+        compute a part of the merge themselves, which the merged layer has in it now.
+        """
+        own = any(node.op != "call_module" and frame is self.captured.frame(node) for node in members)
+        if not own and not below(self.captured, frame, members):
             return set()
         methods = set[Method]().union(*(node.meta["methods"] for node in members))
         return {(module, name) for module, name in methods if module is frame.module}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MethodType
 
 from torch import fx, nn
 
@@ -28,7 +29,21 @@ def hide_methods(draft: Draft, before: Mapping[str, nn.Module]) -> None:
     written = {f.module for f in draft.frames.values() if id(f) not in draft.inlined}
     live = _running(draft, {(module, name) for module, name in draft.captured.methods if module not in written})
     hide_broken(draft.captured.root, before, draft.hidden, draft.opened(), live, original_class)
+    _hide_kept(draft.captured.root, draft.hidden)
     _hide_all(draft.hidden)
+
+
+def _hide_kept(root: nn.Module, hidden: Hidden) -> None:
+    """Add the attributes that are a hidden method (``self.step = self.step_fast``). They go: a copy asks for the method
+    by its name.
+    """
+    for module in root.modules():
+        for name, value in [*vars(module).items()]:
+            owner = value.__self__ if isinstance(value, MethodType) else None
+            why = hidden.get(owner, {}).get(value.__name__) if isinstance(owner, nn.Module) else None
+            if why is not None:
+                hidden.setdefault(module, {})[name] = why
+                del vars(module)[name]
 
 
 def _running(draft: Draft, called: Iterable[Method]) -> set[Method]:
