@@ -320,7 +320,7 @@ class ValueProxy(fx.Proxy):
 
 def _counts(node: fx.Node) -> bool:
     """Whether a node is sizes of a tensor, or computed of nothing else."""
-    if (node.target is getattr and node.args[1] == "shape") or (node.op, node.target) == ("call_method", "size"):
+    if _is_shape(node) or (node.op, node.target) == ("call_method", "size"):
         return True
     plain = node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math")
     return plain and bool(node.all_input_nodes) and all(map(_counts, node.all_input_nodes))
@@ -332,7 +332,9 @@ def _has_several(node: fx.Node) -> bool:
 
 
 def _is_shape(node: fx.Node) -> bool:
-    return node.target is getattr or (node.target == "size" and len(node.args) + len(node.kwargs) == 1)
+    """Whether a node is all sizes of a tensor."""
+    asked = node.target is getattr and node.args[1] == "shape"
+    return bool(asked or (node.target == "size" and len(node.args) + len(node.kwargs) == 1))
 
 
 def _decided_leaf(what: str, leaf: Any) -> Any:
@@ -418,11 +420,6 @@ def _sliced(node: fx.Node) -> int | None:
     known = isinstance(start, int) and isinstance(stop, int)
     # Both ends are counted from one side.
     return stop - start if known and stop >= start and ((start < 0) is (stop < 0 or key.stop is None)) else None
-
-
-def _is_shape(node: fx.Node) -> bool:
-    asked = node.target is getattr and node.args[1] == "shape"
-    return bool(asked or (node.target == "size" and len(node.args) == 1))
 
 
 def _argument(node: fx.Node, name: str) -> Any:
