@@ -679,9 +679,9 @@ def test_an_argument_that_only_a_trace_gives():
 class Called(nn.Module):
     """Cannot be traced, and calls a module with an argument that has a default."""
 
-    def __init__(self) -> None:
+    def __init__(self, inner: Callable[[], nn.Module] = Masked) -> None:
         super().__init__()
-        self.inner = Masked()
+        self.inner = inner()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x, torch.ones(x.shape) if x.shape[0] else None)
@@ -694,6 +694,27 @@ def test_a_default_that_was_only_assumed():
     assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
     assert any("argument 'mask' is not known" in refusal.reason for refusal in reparamkit.report(fused).refusals)
     assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+
+
+class HandingOn(nn.Module):
+    """Hands an argument that may be missing on to a module inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inside = norm(4), Masked()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        return self.inside(F.relu(self.norm(x)), mask) * scale
+
+
+def test_a_default_that_was_only_assumed_and_handed_on():
+    """Of a call inside of such a part, what is handed on is as little known; what is not is as it is."""
+    model = build(lambda: Called(HandingOn))
+    fused = reparamkit.fuse(model)
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+    assert any("argument 'mask' is not known" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+    given = reparamkit.fuse(model, X)
+    assert error(results(given, (X,), {}), results(model, (X,), {})) <= 1e-5
 
 
 class Padded(Raw):

@@ -28,7 +28,7 @@ from ..tracing.frame import Frame
 from ..tracing.guards import expect, expect_entries, expect_given, expect_keywords, expect_rank, expect_tensor
 from ..tracing.lending import Taken
 from ..tracing.proxies import attribute
-from .originals import asked_of, bound, original_forward
+from .originals import asked_of, assumed, bound, original_forward
 from .rewritable import call_left, check_rewritable, going
 
 PLAIN = (bool, int, float, str, type(None))
@@ -88,8 +88,7 @@ class _Fold:
         """Whether it was only assumed that nothing is given for a parameter, or that a tensor is where code asks."""
         if not self.captured.guessed:
             return False
-        first = self.frame is self.captured.frames[0]
-        return (first and parameter.default is not parameter.empty) or self._is_asked_for(value)
+        return parameter.name in assumed(self.captured, self.frame) or self._is_asked_for(value)
 
     def _is_asked_for(self, value: Any) -> bool:
         """Whether code compares an argument of the model with None, here or in a call below that it is handed to."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..capture.captured import Captured
-from ..sourcecode.flow import tested
+from ..sourcecode.flow import names_in, tested
 from ..sourcecode.parse import forward_of
 from ..tracing.frame import Frame
 
@@ -52,6 +52,18 @@ def asked_of(captured: Captured, frame: Frame) -> tuple[set[fx.Node], set[fx.Nod
 def bound(call: Frame) -> dict[str, Any]:
     """What a call is given, by the names of the parameters."""
     return inspect.signature(call.module.forward).bind(*call.args, **call.kwargs).arguments
+
+
+def assumed(captured: Captured, call: Frame) -> dict[str, Any]:
+    """The arguments of a call that are defaults of the first call, or were handed on from there: others may be given,
+    if nothing is known of how that is called.
+    """
+    if call.parent is None:
+        parameters = inspect.signature(call.module.forward).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
+    around, named = assumed(captured, call.parent), names_in(original_forward(call.parent.module))
+    handed = [value for name, value in around.items() if named is None or name in named]
+    return {name: value for name, value in bound(call).items() if any(value is one for one in handed)}
 
 
 def _code(function: Callable[..., Any]) -> CodeType | None:
