@@ -189,19 +189,29 @@ class Merging:
         """
         raised: list[Raised] = []
         while merged is None or may_be_scaled(merged[1]):
-            with self.tape:
-                own = read_as_it_is(self.captured)
-                ways = scaled_parts(self.captured, self._scope, own)
-            prove = partial(prove_raised, own) if self.request.verify else _trusted
-            made = raise_scales(self.captured, own, ways, prove)
+            made, again, own = self._raise()
             if not made:
                 self.as_it_is = own if merged is None else None
                 break
             raised += made
-            again = {node for way in ways for node in (way.scale, *way.layer)}
             merged = self._merge(None if merged is None else without(merged[0], again))
         lower_scales(self.captured, raised)
         return merged
+
+    def _raise(self) -> tuple[list[Raised], set[fx.Node], Reading]:
+        """Scales of parts, each made one of the whole: all of one whole, one after the other. Returns these, what is to
+        be chosen again, and the last reading before.
+        """
+        raised, again, more = list[Raised](), set[fx.Node](), True
+        while more:
+            with self.tape:
+                own = read_as_it_is(self.captured)
+                ways, more = scaled_parts(self.captured, self._scope, own)
+            prove = partial(prove_raised, own) if self.request.verify else _trusted
+            made = raise_scales(self.captured, own, ways, prove)
+            again |= {node for way in ways for node in (way.scale, *way.layer)} if made else set()
+            raised, more = raised + made, more and bool(made)
+        return raised, again, own
 
     def _prepare(self, reading: Reading, refusals: dict[fx.Node, list[str]]) -> None:
         """Tell the writer what is known of the graph as it is now."""

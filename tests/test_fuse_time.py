@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import reparamkit
+from reparamkit import merging
 from reparamkit.algebra import segments
 from reparamkit.capture import aliases
 from reparamkit.engine import placing
@@ -191,3 +192,23 @@ def test_what_is_tried_grows_with_the_depth_of_a_residual_net_and_no_faster(monk
 
     few, more, most = map(tries, (12, 24, 36))
     assert most - more < 1.1 * (more - few)
+
+
+def test_many_scaled_parts_of_a_layer_are_chosen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scales of two parts and those of six take as many choices."""
+    made: list[object] = []
+    choose = merging.choose
+    monkeypatch.setattr(merging, "choose", lambda *given: (made.append(None), choose(*given))[1])
+
+    def choices(parts: int) -> int:
+        def forward(m: nn.Module, x: Tensor) -> Tensor:
+            scaled = [part * (k + 2) for k, part in enumerate(m.a(x).chunk(parts, -1))]
+            return sum(map(torch.sigmoid, scaled), torch.zeros(()))
+
+        made.clear()
+        model = build(lambda: Model(forward, a=nn.Linear(12, 12)))
+        fused = reparamkit.fuse(model, sample((2, 12), torch.float32))
+        assert len(reparamkit.report(fused).merges) == 1
+        return len(made)
+
+    assert choices(6) == choices(2)

@@ -85,16 +85,23 @@ def may_be_scaled(reading: Reading) -> bool:
     return any(scales(reading, node) for node in reading.read)
 
 
-def scaled_parts(captured: Captured, scope: Scope, reading: Reading) -> list[Way]:
-    """The scales of parts that are not read as they are; of each value one, as the next would scale another."""
+def scaled_parts(captured: Captured, scope: Scope, reading: Reading) -> tuple[list[Way], bool]:
+    """The scales of parts that are not read as they are; of each value one, as the next would scale another. And
+    whether there is a next one.
+    """
     found: list[Way] = []
     seen: set[fx.Node] = set()
+    more = False
     for node in captured.graph.nodes:
         way = _way(captured, reading, node)
-        if way is not None and seen.isdisjoint(way.layer) and not scope.refusal(node):
-            found.append(way)
-            seen |= way.layer
-    return found
+        if way is None or scope.refusal(node):
+            continue
+        if not seen.isdisjoint(way.layer):
+            more = True
+            continue
+        found.append(way)
+        seen |= way.layer
+    return found, more
 
 
 def raise_scales(captured: Captured, reading: Reading, ways: Collection[Way], prove: Prove) -> list[Raised]:
