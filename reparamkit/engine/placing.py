@@ -243,12 +243,11 @@ def _term(form: Form, source: str, bias: Operator | None, means: Means) -> Place
 
     ways = [(trail, position) for trail in trails for position in _positions(trail, means.weigh)]
     spare = [trail for trail in trails if any(map(_spare, trail))]
-    bare = [_alone(*way) for way in ways if way[0] in spare]
-    found = [*placed([*ways, *bare])]
+    found = [*placed([*ways, *(_alone(*way) for way in ways if way[0] in spare)])]
     reasons = [*refused.values()]
     # Views that layers between them undo, as those around a concatenation that is summed, go with the layers.
     found = found or [*placed(itertools.starmap(_alone, ways))]
-    found = found or [*placed((way for way in (*ways, *bare) if not _views(way[0])), turned)]
+    found = found or [*placed((way for way in ways if not _views(way[0])), turned)]
     if not found:
         raise NotFusable(reasons[-1] if reasons else "no way through the graph to write it on")
     return min(found, key=lambda p: _rank(p, means.weigh))

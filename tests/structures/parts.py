@@ -153,19 +153,7 @@ def exchanged(m: Any, x: Tensor) -> Tensor:
     return m.b(torch.cat([d, c], 2).transpose(1, 2))  # type: ignore[no-any-return]
 
 
-def _two_channels(m: Any, x: Tensor) -> Tensor:
-    y = m.conv(x)
-    return y[:, 0] + 0.5 * y[:, -1]
-
-
 PARTS = (
-    Structure(
-        "channels of a layer, each without its axis",
-        lambda: Model(_two_channels, conv=conv(64, 64)),
-        ((1, 64, 12, 12), (2, 64, 7, 9), (3, 64, 5, 5)),
-        "conv",
-        equation="K' = K_0 + K_n / 2, one row, and its axis is squeezed",
-    ),
     Structure(
         "parts that a module returns, a norm on each",
         lambda: Model(halves_apart, halves=Halves(), a=norm(3), b=norm(3)),
