@@ -209,8 +209,10 @@ class Merging:
                 ways, more = scaled_parts(self.captured, self._scope, own)
             prove = partial(prove_raised, own) if self.request.verify else _trusted
             made = raise_scales(self.captured, own, ways, prove)
-            again |= {node for way in ways for node in (way.scale, *way.layer)} if made else set()
-            raised, more = raised + made, more and bool(made)
+            if not made:
+                break
+            raised += made
+            again |= {node for way in ways for node in (way.scale, *way.layer)}
         return raised, again, own
 
     def _prepare(self, reading: Reading, refusals: dict[fx.Node, list[str]]) -> None:

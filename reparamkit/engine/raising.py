@@ -96,11 +96,11 @@ def scaled_parts(captured: Captured, scope: Scope, reading: Reading) -> tuple[li
         way = _way(captured, reading, node)
         if way is None or scope.refusal(node):
             continue
-        if not seen.isdisjoint(way.layer):
+        if seen.isdisjoint(way.layer):
+            found.append(way)
+            seen |= way.layer
+        else:
             more = True
-            continue
-        found.append(way)
-        seen |= way.layer
     return found, more
 
 

@@ -26,7 +26,7 @@ from .draft import Draft
 from .expect import Expect
 from .fold import fold
 from .generated import method
-from .moving import move_layers
+from .moving import LISTS, move_layers
 from .originals import original_class
 from .places import Places
 from .removal import remove_dead_modules, remove_unread
@@ -99,7 +99,7 @@ def open_layers(draft: Draft) -> None:
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether it is, by its class, one of torch's layers."""
-    bases = set(original_class(module).__mro__) - {nn.Module, nn.Sequential, nn.Identity, nn.ModuleList, nn.ModuleDict}
+    bases = set(original_class(module).__mro__) - {nn.Module, nn.Sequential, nn.Identity, *LISTS}
     return any(base.__module__.startswith("torch.nn.modules.") for base in bases)
 
 

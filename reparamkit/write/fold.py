@@ -57,6 +57,11 @@ class _Fold:
         """See `asked_of`."""
         return asked_of(self.captured, self.frame)
 
+    @cached_property
+    def assumed(self) -> dict[str, Any]:
+        """See `originals.assumed`."""
+        return assumed(self.captured, self.frame)
+
     def run(self) -> fx.Graph:
         self._parameters()
         for node in self.captured.made_in[self.frame]:
@@ -88,7 +93,7 @@ class _Fold:
         """Whether it was only assumed that nothing is given for a parameter, or that a tensor is where code asks."""
         if not self.captured.guessed:
             return False
-        return parameter.name in assumed(self.captured, self.frame) or self._is_asked_for(value)
+        return parameter.name in self.assumed or self._is_asked_for(value)
 
     def _is_asked_for(self, value: Any) -> bool:
         """Whether code compares an argument of the model with None, here or in a call below that it is handed to."""

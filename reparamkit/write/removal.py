@@ -86,7 +86,7 @@ def _used(draft: Draft) -> dict[str, set[str]]:
 
 
 def _remove(draft: Draft, path: str, used: Mapping[str, set[str]]) -> None:
-    """A merged layer: gone, but for parameters that the code reads itdraft."""
+    """A merged layer: gone, but for parameters that the code reads itself."""
     read = used.get(path, set())
     if not read:
         draft.places.put(path, None)

@@ -52,8 +52,12 @@ def check_rewritable(captured: Captured, frame: Frame, inlined: frozenset[int], 
 
     gone: what does not run any more.
     """
+    if frame.fills:
+        raise NotFusable(
+            f"the forward of {frame.path or 'the model'} changes a list, dictionary or object that it gets"
+        )
     swallowed = [f for f in captured.called_in[frame] if id(f) in inlined]
-    why = next((why for call in (frame, *swallowed) for why in _reasons(captured, call, call is frame)), None)
+    why = next((why for call in (frame, *swallowed) for why in _reasons(captured, call)), None)
     if why is not None:
         raise NotFusable(why)
     _check_callers(captured, frame)
@@ -62,13 +66,9 @@ def check_rewritable(captured: Captured, frame: Frame, inlined: frozenset[int], 
         raise NotFusable(f"the forward of {frame.path or 'the model'} changes autocast or grad mode")
 
 
-def _reasons(captured: Captured, call: Frame, keeps_arguments: bool) -> Iterator[str]:
-    """Why the code of a call can be written again neither by itself nor in that of another. keeps_arguments: whether
-    it is handed what it was.
-    """
+def _reasons(captured: Captured, call: Frame) -> Iterator[str]:
+    """Why the code of a call can be written again neither by itself nor in that of another."""
     where, module = call.path or "the model", call.module
-    if keeps_arguments and call.fills:
-        yield f"the forward of {where} changes a list, dictionary or object that it gets"
     if _is_layer(module):
         yield f"{where} is a single layer of torch, whose forward is not written again"
     if isinstance(module, fx.GraphModule):
