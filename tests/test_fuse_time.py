@@ -20,6 +20,7 @@ from reparamkit.capture import aliases
 from reparamkit.engine import placing
 from reparamkit.testing import randomize
 from reparamkit.tracing import known
+from reparamkit.tracing.tracer import Tracer
 
 SIZES = st.integers(1, 9)
 
@@ -192,6 +193,36 @@ def test_what_is_tried_grows_with_the_depth_of_a_residual_net_and_no_faster(monk
 
     few, more, most = map(tries, (12, 24, 36))
     assert most - more < 1.1 * (more - few)
+
+
+class Deciding(nn.Module):
+    """A branch on data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_how_a_model_has_to_be_traced_is_found_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many modules in it cannot be traced."""
+    traced: list[bool] = []
+    call = Tracer.traced_call
+
+    def counted(tracer: Tracer, *given: Any) -> Any:
+        traced.append(tracer.factories)
+        return call(tracer, *given)
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        out = torch.zeros(2, 12)
+        out[:, :4] = x
+        return m.b(m.first(m.second(m.a(torch.relu(out)))))
+
+    monkeypatch.setattr(Tracer, "traced_call", counted)
+    layers = {"a": nn.Linear(12, 12), "b": nn.Linear(12, 4)}
+    model = build(lambda: Model(forward, first=Deciding(), second=Deciding(), **layers))
+    reparamkit.fuse(model, sample((2, 4), torch.float32))
+    assert traced[0] is False
+    assert len(traced) > 3
+    assert all(traced[1:])
 
 
 def test_many_scaled_parts_of_a_layer_are_chosen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

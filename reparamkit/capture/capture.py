@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,24 +49,54 @@ def capture(
     changing: Changing,
     sized: bool = True,
     going_on: GoingOn | None = None,
+    manner: Manner | None = None,
 ) -> Captured:
     """Trace the submodule at `path` of `model` (in place: it is a private copy).
 
     opaque: modules to call and not to trace, by path. changing: receives the attributes that the forward changes.
-    sized: use the sizes of the inputs, which are those of any call.
+    sized: use the sizes of the inputs, which are those of any call. manner: what is known of how to trace it, and
+    receives what this finds out.
     Raises `CaptureError` if its forward cannot be traced, saying where and what to do.
     """
-    attempt = _Attempt(model, path, inputs, is_leaf, opaque, changing, sized and inputs is not None, going_on)
+    manner = manner or Manner()
     while True:
+        attempt = _Attempt(
+            *(model, path, inputs, is_leaf, opaque, changing, sized and inputs is not None, going_on), manner
+        )
         try:
             return attempt.captured()
         except AGAIN as error:
-            attempt = attempt.after(error)
+            manner.learn(error, attempt)
+
+
+@dataclass
+class Manner:
+    """How to trace a module, as attempts have found out. heedless, through, factories: see `Tracer`. where: paths of
+    the modules whose code asks for that.
+    """
+
+    heedless: bool | None = None
+    through: bool = False
+    factories: bool = False
+    where: set[str] = field(default_factory=set)
+
+    def learn(self, error: CaptureError, attempt: _Attempt) -> None:
+        """What may not end in this error; raises it if there is nothing."""
+        self.where.add(error.path or "")
+        if isinstance(error, AsksForGradients) and self.heedless is None and attempt.inputs is not None:
+            self.heedless = same_with_gradients(attempt.module, attempt.inputs.args, attempt.inputs.kwargs)
+            self.through = self.factories = False
+        elif isinstance(error, FillsArgument) and not self.through:
+            self.through, self.factories = True, False
+        elif isinstance(error, WritesConstant) and not self.factories:
+            self.factories = True
+        else:
+            raise error
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One trace, see `capture`. heedless, through, factories: see `Tracer`; another attempt may do these otherwise."""
+    """One trace, see `capture`."""
 
     model: nn.Module
     path: str
@@ -76,20 +106,7 @@ class _Attempt:
     changing: Changing
     sized: bool
     going_on: GoingOn | None
-    heedless: bool | None = None
-    through: bool = False
-    factories: bool = False
-
-    def after(self, error: Exception) -> _Attempt:
-        """The attempt that may not end in this error; raises it if there is none."""
-        if isinstance(error, AsksForGradients) and self.heedless is None and self.inputs is not None:
-            same = same_with_gradients(self.module, self.inputs.args, self.inputs.kwargs)
-            return replace(self, heedless=same, through=False, factories=False)
-        if isinstance(error, FillsArgument) and not self.through:
-            return replace(self, through=True, factories=False)
-        if isinstance(error, WritesConstant) and not self.factories:
-            return replace(self, factories=True)
-        raise error
+    manner: Manner
 
     @property
     def module(self) -> nn.Module:
@@ -101,7 +118,7 @@ class _Attempt:
         mode = new_mode()
         tracer = Tracer(
             *(self.is_leaf, mode, self.changing, self.opaque.values()),
-            *(self.factories, self.through, self.going_on, self.heedless),
+            *(self.manner.factories, self.manner.through, self.going_on, self.manner.heedless),
         )
         try:
             graph, stored, held = self._traced(tracer, mode)

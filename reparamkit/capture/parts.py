@@ -17,9 +17,10 @@ from ..running.changing import Changing
 from ..running.undone import undone
 from ..tracing.opaque import GoingOn, Opaque
 from .arguments import Inputs, run
-from .capture import capture, know_sizes, why_not
+from .capture import Manner, capture, know_sizes, why_not
 from .captured import Captured
 from .folding import fold_calls
+from .paths import upwards
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 FEW = 2
@@ -81,7 +82,9 @@ def capture_parts(
 
 @dataclass(eq=False)
 class _Part:
-    """One module to be traced by itself. opaque: what is inside it and cannot be traced."""
+    """One module to be traced by itself. opaque: what is inside it and cannot be traced. manner: how to trace what is
+    around that.
+    """
 
     model: nn.Module
     path: str
@@ -90,6 +93,7 @@ class _Part:
     reasons: dict[str, str]
     changing: Changing
     opaque: dict[str, Opaque] = field(default_factory=dict)
+    manner: Manner = field(default_factory=Manner)
 
     def leave_hooked(self, has_hooks: Asked) -> Iterator[tuple[str, Inputs | None]]:
         """Leave the outermost modules inside that have hooks as calls; yields them, with the inputs of their call."""
@@ -119,8 +123,7 @@ class _Part:
         failures = 0
         while True:
             try:
-                found = capture(self.model, self.path, self.inputs, self.is_leaf, self.opaque, self.changing)
-                return fold_calls(found)
+                return fold_calls(self._traced())
             except CaptureError as error:
                 where = self.path if error.path is None else error.path
                 self.reasons[where] = str(error)
@@ -132,6 +135,17 @@ class _Part:
             failures += 1
             if failures == FEW:
                 self._leave_all()
+
+    def _traced(self, going_on: GoingOn | None = None) -> Captured:
+        """One trace, with what is left as it is called."""
+        if any(not self.opaque.keys().isdisjoint(upwards(where)) for where in self.manner.where):
+            # The code that asked for it is not traced any more.
+            self.manner = Manner()
+        return capture(
+            *(self.model, self.path, self.inputs, self.is_leaf, self.opaque, self.changing),
+            going_on=going_on,
+            manner=self.manner,
+        )
 
     def around(self, shared: Sequence[Captured]) -> Captured:
         """Trace once more, and only call what was captured by itself."""
@@ -150,7 +164,7 @@ class _Part:
         calls = self._calls(inside, also_inputs=False)
         going_on = GoingOn({id(inside[name]): _outputs(found) for name, found in calls.items()})
         with suppress(CaptureError):
-            capture(self.model, self.path, self.inputs, self.is_leaf, self.opaque, self.changing, going_on=going_on)
+            self._traced(going_on)
         for path, error in going_on.failed.items():
             module = self.model.get_submodule(path)
             self.reasons[path] = why_not(path, self.inputs, error, self.opaque)
