@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor, fx
@@ -16,10 +16,11 @@ from .engine.choose import choose
 from .engine.dead import computing, drop_dead
 from .engine.identities import drop_identities
 from .engine.literals import fold_sizes
+from .engine.memo import Memo
 from .engine.norms import has_norms, take_apart
 from .engine.overwrites import follow_overwrites
 from .engine.patterns import next_site
-from .engine.raising import Raised, lower_scales, may_be_scaled, raise_scales, scaled_parts, takes_parts, without
+from .engine.raising import Raised, lower_scales, may_be_scaled, raise_scales, scaled_parts, takes_parts
 from .engine.ranks import tell_ranks
 from .engine.reader import read
 from .engine.reading import Candidate, Reading
@@ -42,13 +43,13 @@ from .write.splice import Written
 from .write.write import Writer
 
 
-def read_as_it_is(captured: Captured) -> Reading:
+def read_as_it_is(captured: Captured, memo: Memo | None = None) -> Reading:
     """A reading for prices and sizes only: each node over its own inputs, whether it may be merged or not."""
 
     def none(node: fx.Node, found: list[Candidate]) -> list[Candidate]:
         return []
 
-    return read(captured, READERS, Everything(captured, frozenset()), none, Reading(captured))
+    return read(captured, READERS, Everything(captured, frozenset()), none, Reading(captured, memo=memo or Memo()))
 
 
 def follow_assignments(captured: Captured) -> None:
@@ -72,7 +73,8 @@ class Merging:
 
     assumed: the sizes that the last reading had to assume. tape: records how the new weights are computed. swapped:
     receives the paths of layers merged in the user's model; None if the part is of a copy. as_it_is: a reading of the
-    graph that is still up to date, if there is one. shown: the pictures of each merge, by its identity.
+    graph that is still up to date, if there is one. shown: the pictures of each merge, by its identity. memo: what all
+    readings found out.
     """
 
     captured: Captured
@@ -83,6 +85,7 @@ class Merging:
     as_it_is: Reading | None = None
     trials: Trials = field(default_factory=Trials)
     shown: dict[int, tuple[Picture, ...]] = field(default_factory=dict)
+    memo: Memo = field(default_factory=Memo)
 
     def __post_init__(self) -> None:
         judge = self.trials.judge if self.request.measured else _unjudged
@@ -105,7 +108,7 @@ class Merging:
         self._merge_apart()
         plan, reading = self._merge()
         if self.request.objective == "launches" and STACK_LAYERS in self._scope.permitted:
-            stacks = stack(self.captured, self._scope, read_as_it_is(self.captured))
+            stacks = stack(self.captured, self._scope, self._read())
             _, reading = self._merge()
             unstack(self.captured, stacks)
         plan, reading = self._merge_raised((plan, reading)) or (plan, reading)
@@ -118,11 +121,16 @@ class Merging:
         """What may be merged of the graph as it is now."""
         return self.request.scope(self.captured)
 
+    def _read(self) -> Reading:
+        """A reading of the graph as it is. What readers ask of the weights is recorded: what they say is kept."""
+        with self.tape:
+            return read_as_it_is(self.captured, self.memo)
+
     def _take_norms_apart(self, said: dict[fx.Node, list[str]]) -> None:
         scope = self._scope
         if NORM_INTO_LINEAR in scope.permitted and has_norms(self.captured):
+            reading = self.as_it_is or self._read()
             with self.tape:
-                reading = self.as_it_is or read_as_it_is(self.captured)
                 take_apart(self.captured, scope, reading, lambda n, why: said.setdefault(n, []).append(why))
 
     def _apply_patterns(self) -> dict[fx.Node, list[str]]:
@@ -136,38 +144,43 @@ class Merging:
                 site = next_site(self.captured, scope, rules, seen, lambda n, why: said.setdefault(n, []).append(why))
             if site is None:
                 break
-            self._prepare(read_as_it_is(self.captured), said)
+            self._prepare(self._read(), said)
             self.writer.write_pattern(site)
             self.writer.erase_dead()
             self.captured.forget()
         return said
 
-    def _merge(self, plan: Plan | None = None) -> tuple[Plan, Reading]:
-        """Choose and write until there is nothing left. plan: what was chosen before, on the graph as it was then."""
+    def _merge(self) -> tuple[Plan, Reading]:
+        """Choose and write until there is nothing left."""
         writer, objective = self.writer, self.request.objective
         writable = writer.attempt if self.request.measured else writer.check
-        prices: set[float] = set()
+        prices, parted = set[float](), False
         self.as_it_is = None
         while True:
             # A merged layer may merge again, now that there is less to choose from.
-            plan = None if writer.erase_dead() | tell_ranks(self.captured) else plan
+            writer.erase_dead()
+            tell_ranks(self.captured)
             self.captured.forget()
             plan, reading = choose(
-                self.captured, READERS, self._scope, writable, objective, self.tape, plan, self.assumed
+                *(self.captured, READERS, self._scope, writable, objective, self.tape, self.assumed), self.memo
             )
             self.assumed = reading.assumed
+            parted |= plan.parted
             self._prepare(reading, plan.refusals)
             writer.see = partial(self._see, reading)
             reading.spend()
+            if self.swapped is not None:
+                # What is known refers to layers that are freed one by one.
+                self.memo.found.clear()
             # The price of unknown sizes is a guess, and may rise once a merge is written. So the loop ends when a price
             # comes a second time.
             price, failed = OBJECTIVES[objective](plan.before), len(writer.failed)
             done = price in prices or not writer.write(plan.sites)
             if len(writer.failed) > failed:
                 # Some of its layers may merge without the others.
-                plan, prices = None, set()
+                prices = set()
             elif done:
-                return plan, reading
+                return replace(plan, parted=parted), reading
             else:
                 prices.add(price)
 
@@ -177,8 +190,7 @@ class Merging:
         """
         if not may_be_apart(self.captured):
             return
-        with self.tape:
-            names = name_apart(self.captured, read_as_it_is(self.captured))
+        names = name_apart(self.captured, self._read())
         if names:
             self._merge()
             name_together(self.captured, names)
@@ -189,31 +201,30 @@ class Merging:
         """
         raised: list[Raised] = []
         while merged is None or may_be_scaled(merged[1]):
-            made, again, own = self._raise()
+            made, own = self._raise()
             if not made:
                 self.as_it_is = own if merged is None else None
                 break
             raised += made
-            merged = self._merge(None if merged is None else without(merged[0], again))
+            merged = self._merge()
         lower_scales(self.captured, raised)
         return merged
 
-    def _raise(self) -> tuple[list[Raised], set[fx.Node], Reading]:
-        """Scales of parts, each made one of the whole: all of one whole, one after the other. Returns these, what is to
-        be chosen again, and the last reading before.
+    def _raise(self) -> tuple[list[Raised], Reading]:
+        """Scales of parts, each made one of the whole: all of one whole, one after the other. Returns these, and the
+        last reading before.
         """
-        raised, again, more = list[Raised](), set[fx.Node](), True
+        raised, more = list[Raised](), True
         while more:
+            own = self._read()
             with self.tape:
-                own = read_as_it_is(self.captured)
                 ways, more = scaled_parts(self.captured, self._scope, own)
             prove = partial(prove_raised, own) if self.request.verify else _trusted
             made = raise_scales(self.captured, own, ways, prove)
             if not made:
                 break
             raised += made
-            again |= {node for way in ways for node in (way.scale, *way.layer)}
-        return raised, again, own
+        return raised, own
 
     def _prepare(self, reading: Reading, refusals: dict[fx.Node, list[str]]) -> None:
         """Tell the writer what is known of the graph as it is now."""

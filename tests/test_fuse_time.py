@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structures import Model, build, sample
+from structures import Model, build, sample, seq
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
@@ -17,7 +17,7 @@ import reparamkit
 from reparamkit import merging
 from reparamkit.algebra import segments
 from reparamkit.capture import aliases
-from reparamkit.engine import placing
+from reparamkit.engine import placing, reader
 from reparamkit.testing import randomize
 from reparamkit.tracing import known
 from reparamkit.tracing.tracer import Tracer
@@ -223,6 +223,30 @@ def test_how_a_model_has_to_be_traced_is_found_out_once(monkeypatch: pytest.Monk
     assert traced[0] is False
     assert len(traced) > 3
     assert all(traced[1:])
+
+
+def test_what_no_merge_changes_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all choices, however many, and for the counts before and after."""
+    asked: list[str] = []
+    read = reader._Reader._read_anew
+
+    def counted(one: Any, *given: Any) -> Any:
+        asked.append(one.node.name)
+        return read(one, *given)
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        q, k = m.a(x).chunk(2, -1)
+        return m.far(torch.relu(x)) + m.b(torch.sigmoid(2.0 * q) + k.tanh())
+
+    monkeypatch.setattr(reader._Reader, "_read_anew", counted)
+    rounds: list[object] = []
+    choose = merging.choose
+    monkeypatch.setattr(merging, "choose", lambda *given: (rounds.append(None), choose(*given))[1])
+    far = seq(*(each for _ in range(4) for each in (nn.Linear(12, 12), nn.ReLU())))
+    model = build(lambda: Model(forward, a=nn.Linear(12, 24), b=seq(nn.Linear(12, 12), nn.Linear(12, 12)), far=far))
+    reparamkit.fuse(model, sample((2, 12), torch.float32), verify=False)
+    assert len(rounds) > 2
+    assert {asked.count(name) for name in asked if name.startswith("far")} == {3}
 
 
 def test_many_scaled_parts_of_a_layer_are_chosen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import lru_cache
 
 from torch import nn
 
 
-def upwards(path: str) -> Iterator[str]:
+@lru_cache(maxsize=100_000)
+def upwards(path: str) -> tuple[str, ...]:
     """A path and those of the modules around it."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
+    return (path, *upwards(path.rpartition(".")[0])) if path else ()
 
 
 def start_of(path: str) -> str:

@@ -12,14 +12,15 @@ from ..algebra.size import Size, Symbol
 from ..capture.captured import Captured
 from ..layers.price import Cost
 from ..layers.registry import Readers
-from .keep import Keeper, shapes_of_inputs
+from .keep import Keeper
+from .memo import Memo
 from .options import Options
 from .plan import Excess, Planner, Writable, beyond
 from .reader import read
 from .reading import Reading
 from .regions import regions
 from .scope import Scope
-from .site import Plan, Settled, Site
+from .site import Plan, Site
 
 
 def choose(
@@ -29,40 +30,26 @@ def choose(
     writable: Writable,
     objective: str,
     recording: AbstractContextManager[object],
-    last: Plan | None,
     assumed: Mapping[Symbol, int],
+    memo: Memo,
 ) -> tuple[Plan, Reading]:
-    """Read the graph and choose the merges. recording: the context in which readers are called. last: what was chosen,
-    and is written now; where that left all as it was, it stays so. assumed: what the reading before had to assume.
+    """Read the graph and choose the merges. recording: the context in which readers are called. assumed: what the
+    reading before had to assume. memo: what readings before found out.
     """
 
-    def once(last: Plan | None, assumed: Mapping[Symbol, int]) -> Keeper:
-        reading = Reading(captured, assumed=assumed)
-        keeper = Keeper(Options(captured, reading, objective), {} if last is None else last.settled)
+    def once(assumed: Mapping[Symbol, int]) -> Options:
+        reading = Reading(captured, assumed=assumed, memo=memo)
+        options = Options(captured, reading, objective)
         with recording:
-            read(captured, readers, scope, keeper.keep, reading)
-        return keeper
+            read(captured, readers, scope, Keeper(options).keep, reading)
+        return options
 
-    keeper = once(last, assumed)
-    if (told := (found := keeper.options.reading).to_assume).keys() & found.stuck != found.stuck & assumed.keys():
-        assumed = told
-        keeper = once(last, assumed)
-    if last is not None and keeper.reaches_left:
-        # A region that was left may merge with what is affine only now.
-        keeper, last = once(None, assumed), None
-    options = keeper.options
-    if last is not None:
-        _carry(last, options, keeper.left)
+    options = once(assumed)
+    if (told := (found := options.reading).to_assume).keys() & found.stuck != found.stuck & assumed.keys():
+        options = once(told)
     planners = [Planner(region, options, writable) for region in regions(captured, options.is_inside)]
     _improve(planners, options)
-    return _joined(planners, options, parted=last is not None and last.parted), options.reading
-
-
-def _carry(last: Plan, options: Options, left: set[fx.Node]) -> None:
-    """What was said of values that were not looked at again."""
-    options.reading.reasons.update({node: why for node, why in last.refusals.items() if node in left})
-    options.rejected.update({node: one for node, one in last.rejected.items() if node in left})
-    options.idle |= last.idle & left
+    return _joined(planners, options), options.reading
 
 
 def _improve(planners: Sequence[Planner], options: Options) -> None:
@@ -79,15 +66,15 @@ def _improve(planners: Sequence[Planner], options: Options) -> None:
         total = sum((planner.excess for planner in planners), Excess())
 
 
-def _joined(planners: Sequence[Planner], options: Options, parted: bool) -> Plan:
-    """The plans of all regions as one. parted: whether what was written before is."""
+def _joined(planners: Sequence[Planner], options: Options) -> Plan:
+    """The plans of all regions as one."""
     order = options.captured.aliases.order
     sites = sorted((site for p in planners for site in p.sites), key=lambda site: order[site.value])
     sites = _read_of_merged(sites, options.reading)
     before = sum((p.original for p in planners), Cost())
     refusals = _refusals(planners, options)
-    parted = parted or any(planner.parted for planner in planners)
-    return Plan(sites, refusals, before, options.rejected, options.idle, _settled(planners, options), parted)
+    parted = any(planner.parted for planner in planners)
+    return Plan(sites, refusals, before, options.rejected, options.idle, parted)
 
 
 def _read_of_merged(sites: Sequence[Site], reading: Reading) -> list[Site]:
@@ -111,9 +98,3 @@ def _refusals(planners: Sequence[Planner], options: Options) -> dict[fx.Node, li
     merged = {member for p in planners for site in p.plan.sites for member in site.members}
     left = needed - merged - {n for n, launches in options.reading.moves.items() if launches == 0}
     return {n: why for n, why in options.reading.reasons.items() if n in left}
-
-
-def _settled(planners: Sequence[Planner], options: Options) -> Settled:
-    """What need not be looked at again once this plan is written."""
-    left = (p.region for p in planners if not p.plan.sites and not p.unwritten)
-    return {node: shapes_of_inputs(options.reading, node) for region in left for node in region}

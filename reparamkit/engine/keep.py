@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
 
@@ -19,10 +19,11 @@ from ..layers.windows import is_uneven
 from ..layers.writers import plan
 from .absorb import is_scale
 from .cuts import check_calls
+from .memo import identity
 from .options import FLOPS, OPERATIONS, STORED, Option, Options
 from .placing import Means, Placed, place, spreads
-from .reading import Candidate, Reading
-from .site import Rejected, Settled, Shapes
+from .reading import Candidate
+from .site import Rejected
 
 DEARER = "the merge would raise"
 """The beginning of a reason: what costs more, and by how much."""
@@ -38,14 +39,9 @@ Each layer of a residual net could be read as one of all that came before it, wh
 
 @dataclass(eq=False)
 class Keeper:
-    """Prices the forms of each value as they are read, offers those that pay as options, and keeps few.
-
-    settled: values that are left as they are, if the shapes of their inputs are these. left: those that were.
-    """
+    """Prices the forms of each value as they are read, offers those that pay as options, and keeps few."""
 
     options: Options
-    settled: Settled
-    left: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.captured, self.reading = self.options.captured, self.options.reading
@@ -58,18 +54,9 @@ class Keeper:
         self.options.affine |= {node} if found else set()
         if found and not any(steps[-1].views for c in found for steps in _trails(c.form)):
             self.options.prices.passes.add(node)
-        if self.settled.get(node) == shapes_of_inputs(self.reading, node):
-            self.left.add(node)
-            return []
         kept = self._kept(self._ranked(node, found))
         self.options.total(node)
         return kept
-
-    @property
-    def reaches_left(self) -> bool:
-        """Whether what was looked at again is affine in a value that was left."""
-        again = self.options.affine - self.left
-        return any(not self.options.affine.isdisjoint(self.left.intersection(n.all_input_nodes)) for n in again)
 
     def _ranked(self, node: fx.Node, found: list[Candidate]) -> list[_Ranked]:
         merges = self.options.merges[node] = []
@@ -157,9 +144,12 @@ class Keeper:
     def _planned(self, node: fx.Node, candidate: Candidate, uneven: bool) -> Option | None:
         """How a form would be written. uneven: whether one end of an input may be padded by a pass of its own."""
         prices = self.options.prices
-        means = self._means[uneven, not self._transposed.isdisjoint(candidate.members)]
+        how = uneven, not self._transposed.isdisjoint(candidate.members)
+        key = "place", candidate, *how, *(identity(prices.sizes_of(name)) for name in candidate.form.terms)
         try:
-            placed = place(candidate.form, means, prices.sizes_of)
+            placed = self.reading.memo.ask(
+                key, candidate, lambda: place(candidate.form, self._means[how], prices.sizes_of)
+            )
             self._check(node, candidate)
             self._check_memory(node, placed)
         except NotFusable as no:
@@ -286,12 +276,6 @@ class Keeper:
         """Whether anything but a merge reads what is written in it, under whatever name."""
         names = self.captured.aliases.since(writer) - {node}
         return any(not name.users.keys() <= candidate.members for name in names)
-
-
-def shapes_of_inputs(reading: Reading, node: fx.Node) -> Shapes:
-    """The shapes of what a node reads, and the sizes that prices are made of."""
-    shapes = [reading.shapes.get(one, ((), True)) for one in node.all_input_nodes]
-    return tuple((shape, tuple(size.hint for size in shape[0])) for shape in shapes)
 
 
 _Ranked = tuple[tuple[bool, float], int, Candidate]

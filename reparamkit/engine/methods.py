@@ -57,7 +57,7 @@ def _ways_to(captured: Captured, around: Frame, calls: Ways, node: fx.Node) -> f
 def _ways(calls: Ways, paths: Iterable[str]) -> frozenset[Way]:
     """The ways on which code calls the module of these paths, or one around it."""
     outer = {each for path in paths for each in upwards(path)}
-    return frozenset().union(*(ways for called, ways in calls.items() if called and called in outer))
+    return frozenset().union(*(calls[each] for each in outer if each in calls))
 
 
 def _differ(calls: Ways, found: Set[frozenset[Way]]) -> bool:
@@ -164,9 +164,9 @@ def _partial_users(
     each. reached: the paths whose call reaches it.
     """
     start = start_of(path)
+    inside = [{each.removeprefix(start) for each in paths if each.startswith(start)} for paths in reached]
     for name, called in _unrun(captured, module).items():
-        full = {start + each for each in called}
-        used = [not paths.isdisjoint(full) for paths in reached]
+        used = [not paths.isdisjoint(called) for paths in inside]
         if any(used) and (not all(used) or _may_part(ways_of_methods(type(module))[name], start, members)):
             yield name
 

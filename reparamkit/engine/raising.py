@@ -11,7 +11,7 @@ import itertools
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,7 +35,6 @@ from .parts import SPLITS
 from .pricing import readers_of
 from .reading import Reading
 from .scope import Scope
-from .site import Plan
 
 Prove = Callable[[fx.Node, fx.Node, Collection[fx.Node]], None]
 """Raises `NotFusable` if two values are not proved to be the same function of others: the old, the new, the others."""
@@ -119,11 +118,6 @@ def lower_scales(captured: Captured, raised: Collection[Raised]) -> None:
         _lower(captured, each)
     captured.raised.clear()
     captured.forget()
-
-
-def without(plan: Plan, nodes: Collection[fx.Node]) -> Plan:
-    """A plan in which these nodes are not settled."""
-    return replace(plan, settled={node: shapes for node, shapes in plan.settled.items() if node not in nodes})
 
 
 # --- which scales ------------------------------------------------------------------------------------

@@ -68,19 +68,17 @@ Relation = Callable[..., int | None]
 Related = tuple[list[fx.Node], Relation]
 
 
-def tell_ranks(captured: Captured) -> bool:
-    """Note how many dimensions values have, where no example tells it and the calls do; whether that is news."""
+def tell_ranks(captured: Captured) -> None:
+    """Note how many dimensions values have, where no example tells it and the calls do."""
     inputs = [node for node in captured.graph.nodes if node.op == "placeholder"]
     if all(isinstance(node.meta.get("val"), Tensor) for node in inputs):
-        return False
-    told = [node.meta.get(RANK) for node in captured.graph.nodes]
+        return
     ranks = _Ranks(captured)
     ranks.settle(captured.graph.nodes)
     ranks.note(certain=True)
     for node in captured.graph.nodes:
         ranks.guess(node)
     ranks.note(certain=False)
-    return told != [node.meta.get(RANK) for node in captured.graph.nodes]
 
 
 def certain_rank(node: fx.Node) -> int | None:

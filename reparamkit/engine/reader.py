@@ -24,6 +24,7 @@ from ..tracing.tracer import FACTORIES
 from .arithmetic import evaluated, is_constant, rounded_to, widened
 from .choices import Choice, Choices
 from .counting import Shape, calculated, checks, computed, opaque, shape_read
+from .memo import Key, identity
 from .parts import SPLITS, number_of_parts, taken_apart
 from .reading import Candidate, Reading
 from .scope import WATCHED, Scope, watched
@@ -180,7 +181,9 @@ class _Reader:
             # Several values in one: what takes them apart makes tensors.
             return
         self.out.shapes[node] = shape
-        self.out.forms[node] = [Candidate(source_form(node.name, *shape), frozenset())]
+        key = "value", node, identity(shape)
+        made = self.out.memo.ask(key, None, lambda: Candidate(source_form(node.name, *shape), frozenset()))
+        self.out.forms[node] = [made]
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -313,6 +316,26 @@ class _Reader:
 
     def _read_all(self, reader: Reader, choice: Choice) -> list[Candidate]:
         """A call may have several forms, which say the same of it in ways that merge differently."""
+        if any(c.form.vanishes for c in choice.values()):
+            found = self._read_anew(reader, choice)
+        else:
+            key, told_by = self._question(reader, choice)
+            found = self.out.memo.ask(key, told_by, lambda: self._read_anew(reader, choice))
+        for candidate in found:
+            self.scope.check_rules(candidate.form)
+        return found
+
+    def _question(self, reader: Reader, choice: Choice) -> tuple[Key, object]:
+        """All that the forms of a call depend on, and the objects in it."""
+        node, out = self.node, self.out
+        values = [*choice.values(), *(self._known(reader, n) for n in node.all_input_nodes if n not in choice)]
+        known = tuple(tuple(out.known(c.form).items()) for c in choice.values())
+        shapes = tuple(identity(out.shapes[n]) for n in choice) if self.captured.ranks_vary else ()
+        module = self.captured.module(node) if node.op == "call_module" else None
+        told_by = module, node.args, node.kwargs, *values
+        return ("form", node, known, shapes, bool(out.arithmetic(node)), *map(identity, told_by)), told_by
+
+    def _read_anew(self, reader: Reader, choice: Choice) -> list[Candidate]:
         args, kwargs = self._arguments(reader, choice)
         try:
             forms = reader(*args, **kwargs)
@@ -338,7 +361,6 @@ class _Reader:
         members = frozenset({self.node}).union(*(c.members for c in choice.values()))
         if self.out.arithmetic(self.node):
             form = form.made_by(CONSTANT_FOLD)
-        self.scope.check_rules(form)
         return Candidate(form.stepped(self.node.name), members)
 
     def _rank_needed(self, reader: Reader, choice: Mapping[fx.Node, Candidate]) -> Rank | None:

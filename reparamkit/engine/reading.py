@@ -20,6 +20,7 @@ from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.captured import Captured
 from ..layers.wide import computes_weight
 from .counting import Shape
+from .memo import Memo
 from .parts import all_parts
 from .ranks import certain_rank
 
@@ -46,6 +47,7 @@ class Reading:
     met: free sizes that some call meets as numbers, so that a merge there holds for these numbers only. stuck: those of
         values of which a longer form could not be read. assumed: sizes to try where nothing else can be read.
     reasons: why a node, or a longer form through it, could not be read.
+    memo: what earlier readings of the graph found out.
     """
 
     captured: Captured
@@ -62,6 +64,7 @@ class Reading:
     stuck: set[Symbol] = field(default_factory=set)
     assumed: Mapping[Symbol, int] = field(default_factory=dict)
     reasons: dict[fx.Node, list[str]] = field(default_factory=dict)
+    memo: Memo = field(default_factory=Memo)
 
     def arithmetic(self, node: fx.Node) -> int:
         """How many operations on parameters only are done for the sake of a node."""
@@ -133,9 +136,13 @@ class Reading:
 
     def informed(self, form: Form) -> Form:
         """A form with all that is known of the sizes of what it reads."""
-        links = (link for term in form.terms.values() for link in term.op.links) if self.facts else ()
-        known = {s: self.facts[s] for link in links for s in roots(link.size) if s in self.facts}
+        known = self.known(form)
         return form.mapped(lambda op: pin(op, known)) if known else form
+
+    def known(self, form: Form) -> dict[Symbol, Pin]:
+        """What layers have fixed of the sizes of what a form reads."""
+        links = (link for term in form.terms.values() for link in term.op.links) if self.facts else ()
+        return {s: self.facts[s] for link in links for s in roots(link.size) if s in self.facts}
 
     def shape_of(self, node: fx.Node) -> Shape:
         """The shape of a value. Its rank is known too if calls fail with any other."""

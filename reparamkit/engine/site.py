@@ -9,7 +9,6 @@ from torch import fx, nn
 
 from ..algebra.size import Size, Symbol
 from ..layers.price import Cost
-from .counting import Shape
 from .placing import Placed
 
 Merge = tuple[fx.Node, frozenset[fx.Node]]
@@ -101,18 +100,12 @@ class Rejected:
     after: Cost
 
 
-Shapes = tuple[tuple[Shape, tuple[int, ...]], ...]
-"""Of what a node reads: the sizes, and what prices take them to be."""
-Settled = Mapping[fx.Node, Shapes]
-"""Values that are not looked at again as long as their inputs have these shapes."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """What to write. sites: in program order. refusals: per node left as it is, why. before: the price of everything
     affine as it is. rejected: per value the cheapest merge that is not made. idle: values of merges that would save
-    nothing. settled: what is left as it is. parted: whether several merges are made in the place of one that could not
-    be written into the code as it is.
+    nothing. parted: whether several merges are made in the place of one that could not be written into the code as it
+    is.
     """
 
     sites: list[Site]
@@ -120,5 +113,4 @@ class Plan:
     before: Cost
     rejected: Mapping[fx.Node, Rejected]
     idle: Set[fx.Node]
-    settled: Settled
     parted: bool

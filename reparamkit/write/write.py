@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..capture.captured import Captured
-from ..engine.dead import Calls, handed
+from ..engine.dead import Calls
 from ..engine.naming import place_of
 from ..engine.norms import join
 from ..engine.scope import watched
@@ -353,20 +353,15 @@ class Writer:
         layers, nodes = tuple(written.layers.values()), tuple(written.nodes)
         return Done(written.site, paths, layers, error, nodes, tuple(written.warnings))
 
-    def erase_dead(self) -> bool:
-        """Members that nothing reads any more, and the sizes only they needed. Returns whether dead code of the model
-        went with them: what it read, or called, is free then.
-        """
-        kept = handed(self.captured)
+    def erase_dead(self) -> None:
+        """Members that nothing reads any more, and the sizes only they needed."""
         self._mark_again()
-        freed = not kept <= handed(self.captured)
         gone = {m for written, _ in self.done for m in written.site.members}
         made = {n for written, _ in self.done for n in written.nodes if not is_guard(n.target)}
         dead = self.computing - gone - made
         calls = Calls(self.captured, self.draft.written)
         needed = (calls.passed - gone) | self.draft.passed()
         guarded = {n: one for one, _ in self.done for n in one.nodes if is_guard(n.target) and not one.parts}
-        count = len(self.captured.unread)
         for node in reversed(self.captured.graph.nodes):
             idle = node in gone or node in made or node in dead or node in self.spare or node.op == "get_attr"
             idle |= node in guarded and not self._is_used(guarded[node])
@@ -376,14 +371,12 @@ class Writer:
                     # It still runs, on what it reads, where nothing is written again.
                     self.captured.watched.update(dict.fromkeys(set(node.all_input_nodes) - self.captured.constants))
                     self.captured.in_vain.update(node.all_input_nodes)
-                    freed = True
                     self.captured.vain |= node not in gone
                 if node in gone and node.op == "call_module":
                     self.captured.uncalled[id(self.captured.module(node))] += 1
                 self.captured.graph.erase_node(node)
         self._drop_unread()
         self.captured.moved()
-        return freed or len(self.captured.unread) < count
 
     def _is_used(self, written: Written) -> bool:
         """Whether anything still reads what a merge gives, or what further merges made of it."""
