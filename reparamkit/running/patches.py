@@ -6,7 +6,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ..sourcecode.origins import is_users
@@ -16,19 +16,24 @@ Way = Callable[[Function, tuple[Any, ...], dict[str, Any]], Any]
 """What is done instead of a call: gets the function, the arguments and the keyword arguments."""
 
 
+def patched(owner: Any, ways: Mapping[str, Way]) -> AbstractContextManager[None]:
+    """Inside, functions of a class or module go these ways, by name. Other threads call them as they are."""
+    return replaced(owner, {name: _in_this_thread(getattr(owner, name), way) for name, way in ways.items()})
+
+
 @contextmanager
-def patched(owner: Any, ways: Mapping[str, Way]) -> Iterator[None]:
-    """Inside, functions of a class or module go these ways, by name. Other threads call them as they are.
+def replaced(owner: Any, functions: Mapping[str, Function]) -> Iterator[None]:
+    """Inside, a class or module has these functions, by name, in all threads.
 
     Traces take turns: of two that overlapped, the first to end would take the patches of the other away.
     """
-    before = {name: vars(owner)[name] for name in ways if name in vars(owner)}
-    for name, way in ways.items():
-        setattr(owner, name, _in_this_thread(getattr(owner, name), way))
+    before = {name: vars(owner)[name] for name in functions if name in vars(owner)}
+    for name, function in functions.items():
+        setattr(owner, name, function)
     try:
         yield
     finally:
-        for name in ways:
+        for name in functions:
             if name in before:
                 setattr(owner, name, before[name])
             else:

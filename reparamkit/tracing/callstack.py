@@ -24,7 +24,8 @@ def methods_running(
     """
     found = set[Method]()
     while frame is not None and frame.f_code is not begin:
-        owner = first_argument(frame)
+        # What torch's code does is said by the user's code that overrides it, or calls it.
+        owner = first_argument(frame) if is_users(frame) else None
         if isinstance(owner, nn.Module) and owner in model:
             name = _method_of(type(owner), frame.f_code)
             found |= {(owner, name)} if name and (name != "forward" or owner not in called) else set()

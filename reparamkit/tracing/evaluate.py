@@ -20,6 +20,9 @@ from .known import made_by, normed_by
 from .observers import without_observers
 from .proxies import attribute
 
+NOTHING = nn.Identity()
+"""A module without buffers."""
+
 
 def is_known(node: fx.Node) -> bool:
     """Whether the value of a node follows from the inputs that are known, and from the model's own tensors."""
@@ -38,7 +41,7 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
     args, kwargs = filled((node.args, node.kwargs), known)
     if node.target is operator.getitem:
         args = (args[0], positions(args[1], node.args[1], partial(constant, root=root)))
-    module = root.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else NOTHING
     # A norm in training mode counts its batches in a buffer, and may read the count.
     with torch.no_grad(), other_buffers(module, Tensor.clone), mode, Draws() as draws:
         before, given = [_versions(known(n)) for n in node.all_input_nodes], Contents((args, kwargs))

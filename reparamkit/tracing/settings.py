@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import CodeType
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..running.patches import Function, patched
+from ..running.patches import replaced
 from ..running.state import TABLES
 from ..sourcecode.origins import is_users
 from ..sourcecode.parse import TORCHS
@@ -21,15 +22,17 @@ def settings_read(note: Callable[[nn.Module, str, CodeType], None]) -> AbstractC
     """Inside, `note` gets each module and the name of each attribute that code reads which is neither torch's nor ours,
     or asks for in vain, and that code; children, tensors and what the class computes aside.
     """
+    get, thread = nn.Module.__getattribute__, threading.get_ident()
 
-    def read(get: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # The frame above is that of the patch, and the one above that is who reads.
-        module, name = args
-        if name not in TORCHS and is_users(by := sys._getframe(2)) and _is_setting(module, name):
-            note(module, name, by.f_code)
-        return get(*args, **kwargs)
+    # Called for each attribute that anybody reads, so nothing comes before the cheapest question.
+    def read(module: nn.Module, name: str) -> Any:
+        if name not in TORCHS and threading.get_ident() == thread:
+            by = sys._getframe(1)
+            if is_users(by) and _is_setting(module, name):
+                note(module, name, by.f_code)
+        return get(module, name)
 
-    return patched(nn.Module, {"__getattribute__": read})
+    return replaced(nn.Module, {"__getattribute__": read})
 
 
 def _is_setting(module: nn.Module, name: str) -> bool:
