@@ -188,14 +188,14 @@ def _adapted(x: Form, windows: list[int]) -> Form:
     return mean(pooled, whole, keepdim=True)
 
 
-@READERS.reader(torch.mean, "mean")
+@READERS.reader(torch.mean, "mean", divides=True)
 def read_mean(input: Form, dim: PerAxis | None = None, keepdim: bool = False) -> Form:
     """An average over dimensions of any size; refuses one over all of them, the batch too (no `dim`)."""
     x, dims = _reduced(input, dim)
     return mean(x, dims, keepdim)
 
 
-@READERS.reader(torch.sum, "sum")
+@READERS.reader(torch.sum, "sum", divides=True)
 def read_sum(input: Form, dim: PerAxis | None = None, keepdim: bool = False) -> Form:
     """So many times an average as there are positions; if that is free, code must divide by it."""
     x, dims = _reduced(input, dim)
@@ -204,7 +204,7 @@ def read_sum(input: Form, dim: PerAxis | None = None, keepdim: bool = False) -> 
     averaged = mean(x, dims, keepdim)
     if count.known:
         return multiply(averaged, torch.tensor(float(count.factor)))
-    return replace(averaged, times=count)
+    return replace(averaged, times=averaged.times * count)
 
 
 def _reduced(x: Form, dim: PerAxis | None) -> tuple[Form, list[int]]:
