@@ -227,10 +227,12 @@ def _spatial_rank(x: Form, dims: Sequence[int]) -> Form:
 
 
 def without_units(x: Form, dims: Sequence[int]) -> Form:
-    """Remove dimensions of size 1."""
-    sizes: list[Size] = list(x.sizes)
-    rank = len(sizes)
+    """Remove dimensions of size 1; of a size that is free, as it is in the example, behind a guard."""
+    rank = len(x.sizes)
     gone = {d % rank for d in dims}
+    pins = traced_pins([x.sizes[d] for d in gone if x.sizes[d].hint == 1])
+    x = x.mapped(lambda op: pin(op, pins, guard=True))
+    sizes: list[Size] = list(x.sizes)
     if any(sizes[d] != ONE for d in gone):
         raise NotFusable("squeezes a dimension that is not known to be 1")
     return reshape(x, [size for d, size in enumerate(sizes) if d not in gone], counts=True)
