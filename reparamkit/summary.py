@@ -114,7 +114,7 @@ def _is_opaque(node: fx.Node, reading: Reading) -> bool:
 
 VIEWS = frozenset(
     str.split("""
-    chunk diagonal dsplit dsplit_part expand expand_as flatten getitem hsplit hsplit_part mT movedim moveaxis narrow
+    chunk diagonal dsplit even_part expand expand_as flatten getitem hsplit mT movedim moveaxis narrow
     part permute reshape reshape_as section select split squeeze swapaxes swapdims T t taken tensor_split transpose
     unbind unflatten unsqueeze view view_as vsplit
     """)

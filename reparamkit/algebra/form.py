@@ -190,7 +190,7 @@ def apply(form: Form, layer: Callable[[Operator], Operator], trusted: bool = Tru
     bias = form.bias
     if bias is not None:
         bias = reduced(_resampled(compose(layer(bias), bias, trusted)))
-    return _agreed(Form(read, bias, (*form.recent, None)))
+    return _agreed(replace(form, terms=read, bias=bias, recent=(*form.recent, None)))
 
 
 def _composed(layer: Callable[[Operator], Operator], op: Operator, trusted: bool) -> Operator:

@@ -221,6 +221,40 @@ def product(sizes: Iterable[Size]) -> Size:
     return Size(factor, tuple(symbols))
 
 
+@dataclass(frozen=True)
+class Share:
+    """``number / of``: what code multiplies a sum by that it averages, as ``1 / (h * w)``."""
+
+    number: float
+    of: Size
+
+    def substitute(self, pins: Mapping[Symbol, Pin]) -> Share:
+        """The share once it is known what the pinned symbols are."""
+        return Share(self.number, self.of.substitute(pins))
+
+
+Factor = Share | Size | float
+
+
+def share(above: Iterable[Factor], below: Iterable[Factor]) -> Share | None:
+    """A product divided by another, if that is a number divided by a free size for all values of the symbols."""
+    upper, lower = ([_fraction(factor) for factor in each] for each in (above, below))
+    over = product([a for _, a, _ in upper] + [b for _, _, b in lower])
+    under = product([b for _, _, b in upper] + [a for _, a, _ in lower])
+    left, number = under.divide(over), math.prod(n for n, _, _ in lower)
+    known = left is None or left.known or number == 0
+    return None if left is None or known else Share(math.prod(n for n, _, _ in upper) / number, left)
+
+
+def _fraction(factor: Factor) -> tuple[float, Size, Size]:
+    """A number, and the free sizes that it is multiplied with and divided by."""
+    if isinstance(factor, Share):
+        return factor.number, ONE, factor.of
+    if isinstance(factor, Size):
+        return (factor.factor, ONE, ONE) if factor.known else (1.0, factor, ONE)
+    return factor, ONE, ONE
+
+
 def broadcast(sizes: Iterable[Size]) -> Size | None:
     """The size of a dimension that tensors of these sizes have together; None where that depends on free sizes."""
     others = {size for size in sizes if size != ONE}

@@ -96,8 +96,7 @@ MAY_ALIAS = frozenset(
         "imag",
         "part",
         "section",
-        "hsplit_part",
-        "dsplit_part",
+        "even_part",
         "taken",
         "split_with_sizes",
         "unsafe_chunk",
@@ -324,7 +323,7 @@ def _overlaps(value: Tensor) -> bool:
     return False
 
 
-PARTS = {"part": 4, "chunk": 4, "section": 4, "hsplit_part": 3, "dsplit_part": 3, "taken": 3, "select": 3}
+PARTS = {"part": 4, "chunk": 4, "section": 4, "even_part": 4, "taken": 3, "select": 3}
 """Calls that give one part, with how many arguments: the last is its number."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from ..algebra.size import Size, fixed, free_size, stencil_size
+from ..algebra.size import Share, Size, fixed, free_size, share, stencil_size
 from ..capture.aliases import ModuleOf, target_name, target_of
 from ..tracing.guards import is_guard
 
@@ -108,6 +108,8 @@ def computed(node: fx.Node, args: list[Any]) -> Any:
     if result is not None:
         # What is no size is a number as any other that the code knows.
         return fixed(result) if isinstance(result, int) else None
+    if (found := _shared(node.target, *numbers)) is not None:
+        return found
     if len(numbers) == 2 and all(isinstance(a, Size) for a in numbers):
         if node.target is operator.mul:
             return numbers[0] * numbers[1]
@@ -119,6 +121,17 @@ def computed(node: fx.Node, args: list[Any]) -> Any:
         if node.target is operator.sub and numbers[1].known and numbers[1].factor >= 0:
             return stencil_size(numbers[0], 1, -numbers[1].factor - 1)
     return opaque(node)
+
+
+def _shared(target: object, *numbers: Any) -> Share | None:
+    """A number divided by free sizes, as ``1 / (h * w)`` is; None of all others."""
+    if len(numbers) != 2 or not all(isinstance(each, (Share, Size, float)) for each in numbers):
+        return None
+    if target is operator.pow and numbers[1] == fixed(-1):
+        return share((), numbers[:1])
+    if target is operator.mul:
+        return share(numbers, ())
+    return share(numbers[:1], numbers[1:]) if target is operator.truediv else None
 
 
 def _sized(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -13,28 +13,37 @@ from torch import fx
 from ..algebra.size import Size
 from ..capture.aliases import position_range
 from ..capture.captured import Captured
-from ..layers.parts import chunk, dsplit_part, hsplit_part, part, section, taken
+from ..layers.parts import chunk, even_part, part, section, taken
 from ..running.trees import leaves, map_leaves
 from ..tracing.proxies import UNPACKED
 
-SPLITS: dict[object, tuple[Callable[..., Any], tuple[str, ...]]] = {
-    torch.split: (part, ("tensor", "split_size_or_sections", "dim")),
-    "split": (part, ("self", "split_size", "dim")),
-    "split_with_sizes": (part, ("self", "split_sizes", "dim")),
-    torch.chunk: (chunk, ("input", "chunks", "dim")),
-    "chunk": (chunk, ("self", "chunks", "dim")),
-    torch.tensor_split: (section, ("input", "indices_or_sections", "dim")),
-    "tensor_split": (section, ("self", "indices_or_sections", "dim")),
-    torch.unbind: (taken, ("input", "dim")),
-    "unbind": (taken, ("self", "dim")),
-    torch.hsplit: (hsplit_part, ("input", "indices_or_sections")),
-    "hsplit": (hsplit_part, ("self", "indices_or_sections")),
-    torch.dsplit: (dsplit_part, ("input", "indices_or_sections")),
-    "dsplit": (dsplit_part, ("self", "indices_or_sections")),
+
+class Split(NamedTuple):
+    """How a call splits. part: the function that gives one part, of the tensor, how it is split if there are ways, the
+    dimension, and the number of the part. names: of these arguments of the call. dim: the one if the call names none.
+    """
+
+    part: Callable[..., Any]
+    names: tuple[str, ...]
+    dim: int = 0
+
+
+SPLITS: dict[object, Split] = {
+    torch.split: Split(part, ("tensor", "split_size_or_sections", "dim")),
+    "split": Split(part, ("self", "split_size", "dim")),
+    "split_with_sizes": Split(part, ("self", "split_sizes", "dim")),
+    torch.chunk: Split(chunk, ("input", "chunks", "dim")),
+    "chunk": Split(chunk, ("self", "chunks", "dim")),
+    torch.tensor_split: Split(section, ("input", "indices_or_sections", "dim")),
+    "tensor_split": Split(section, ("self", "indices_or_sections", "dim")),
+    torch.unbind: Split(taken, ("input", "dim")),
+    "unbind": Split(taken, ("self", "dim")),
+    torch.hsplit: Split(even_part, ("input", "indices_or_sections"), 1),
+    "hsplit": Split(even_part, ("self", "indices_or_sections"), 1),
+    torch.dsplit: Split(even_part, ("input", "indices_or_sections"), 2),
+    "dsplit": Split(even_part, ("self", "indices_or_sections"), 2),
 }
-"""Per call that splits: the function that gives one part, and the names of the call's arguments, the tensor first and
-the dimension last, if it has that.
-"""
+"""Per call that splits, how."""
 
 
 OF = "of"
@@ -48,7 +57,7 @@ def name_parts(captured: Captured) -> None:
     for node in list(captured.graph.nodes):
         found = SPLITS.get(node.target)
         if found is not None and node not in passed and all(_takes_one(user) for user in node.users):
-            _named(captured, node, *found)
+            _named(captured, node, found)
     captured.forget()
 
 
@@ -90,21 +99,19 @@ def number_of_parts(split: object, sizes: Callable[[fx.Node], Sequence[Size]]) -
     found = SPLITS.get(split.target) if isinstance(split, fx.Node) else None
     if not isinstance(split, fx.Node) or found is None:
         return None
-    (value, *how), _ = _arguments(split, found[1])
-    if found[0] in (hsplit_part, dsplit_part):
+    (value, *how), _ = _arguments(split, found)
+    if found.part in (even_part, section):
         return len(how[0]) + 1 if isinstance(how[0], (list, tuple)) else how[0] if isinstance(how[0], int) else None
     if not all(isinstance(each, int) for each in how) or not isinstance(value, fx.Node) or not sizes(value):
         return None
     size = sizes(value)[how[-1]]
-    return _counted(found[0], size.factor, how[0]) if size.known else None
+    return _counted(found.part, size.factor, how[0]) if size.known else None
 
 
 def _counted(function: Callable[..., Any], size: int, how: int) -> int:
     """how: the length of every part, or their number."""
     if function is taken:
         return size
-    if function is section:
-        return how
     length = how if function is part else -(-size // how)
     return -(-size // length)
 
@@ -114,7 +121,7 @@ def all_parts(node: fx.Node) -> tuple[fx.Node, int, list[fx.Node]] | None:
     say how many there are, or does not take all of them.
     """
     count = node.meta.get(OF)
-    if node.target not in (part, chunk, section) or node.args[3] != 0 or count is None:
+    if node.target not in (part, chunk, section, even_part) or node.args[3] != 0 or count is None:
         return None
     (whole, dim), alike = node.args[::2], (node.target, *node.args[:3])
     if not (isinstance(whole, fx.Node) and isinstance(dim, int)):
@@ -150,20 +157,21 @@ def _takes_one(user: fx.Node) -> bool:
     return user.target is len or (user.target is operator.getitem and isinstance(user.args[1], int))
 
 
-def _arguments(split: fx.Node, names: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+def _arguments(node: fx.Node, split: Split) -> tuple[list[Any], dict[str, Any]]:
     """The tensor, how it is split if there are ways, and the dimension; and what else there is."""
-    arguments = dict(zip(names, split.args, strict=False)) | split.kwargs
-    return [arguments.pop(name, 0) for name in names], arguments
+    arguments = dict(zip(split.names, node.args, strict=False)) | node.kwargs
+    given = [arguments.pop(name, 0) for name in split.names if name != "dim"]
+    return [*given, arguments.pop("dim", split.dim)], arguments
 
 
-def _named(captured: Captured, node: fx.Node, function: Callable[..., Any], names: tuple[str, ...]) -> None:
-    given, more = _arguments(node, names)
+def _named(captured: Captured, node: fx.Node, split: Split) -> None:
+    given, more = _arguments(node, split)
     if more:
         return
     counts = [user for user in node.users if user.target is len]
     for user in [user for user in node.users if user not in counts]:
         with captured.graph.inserting_before(user):
-            made = captured.graph.call_function(function, (*given, user.args[1]))
+            made = captured.graph.call_function(split.part, (*given, user.args[1]))
         made.meta = {**user.meta, OF: node.meta.get(UNPACKED)}
         user.replace_all_uses_with(made)
         captured.replaced[user] = made

@@ -22,7 +22,7 @@ from ..layers.convolutions import is_convolution, is_transposed, multiply_adds, 
 from ..layers.parts import rescaled
 from ..layers.plans import LayerPlan
 from ..layers.price import Cost, numel
-from ..layers.writers import scale_cost, shift_cost, turned
+from ..layers.writers import joining, scale_cost, shift_cost, turned
 from .identities import computes_the_same, does_nothing
 from .reading import Reading
 
@@ -248,6 +248,7 @@ def _term(form: Form, source: str, bias: Operator | None, means: Means) -> Place
     # Views that layers between them undo, as those around a concatenation that is summed, go with the layers.
     found = found or [*placed(itertools.starmap(_alone, ways))]
     found = found or [*placed((way for way in ways if not _views(way[0])), turned)]
+    found = found or [*placed(itertools.starmap(_alone, ways), joining)]
     if not found:
         raise NotFusable(reasons[-1] if reasons else "no way through the graph to write it on")
     return min(found, key=lambda p: _rank(p, means.weigh))

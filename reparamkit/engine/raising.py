@@ -41,7 +41,9 @@ Prove = Callable[[fx.Node, fx.Node, Collection[fx.Node]], None]
 ELEMENTWISE: frozenset[object] = frozenset({operator.mul, torch.mul, torch.multiply, "mul", "multiply"})
 MATRICES: frozenset[object] = frozenset({operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", torch.einsum})
 """Products: a factor of one is a factor of the other, but for what differs along a dimension that is summed."""
-PARTS: frozenset[object] = frozenset({operator.getitem, torch.narrow, "narrow", *(call for call, _ in SPLITS.values())})
+PARTS: frozenset[object] = frozenset(
+    {operator.getitem, torch.narrow, "narrow", *(split.part for split in SPLITS.values())}
+)
 """Calls that take a part of a value."""
 
 

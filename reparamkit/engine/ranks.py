@@ -39,9 +39,8 @@ LEAST = {"groupnorm": 2, "group_norm": 2, "pixelshuffle": 3, "pixel_shuffle": 3,
 """How many dimensions calls take at least, of those that make as many."""
 ALIKE = SAME_SHAPE - MAY_BROADCAST | {
     "contiguous",
-    "dsplitpart",
+    "evenpart",
     "float",
-    "hsplitpart",
     "overwrite",
     "pad",
     "part",

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from ..algebra.form import CONSTANT_FOLD, Form, source_form, with_guarded_rank
 from ..algebra.operator import open_sizes, pin
 from ..algebra.regroup import told_rank
-from ..algebra.size import ONE, Size, Symbol, fixed, is_of_rank, roots
+from ..algebra.size import ONE, Share, Size, Symbol, fixed, is_of_rank, roots
 from ..capture.captured import Captured
 from ..errors import FreeSize, NotFusable, RuleError
 from ..layers.hooks import AFTER, BEFORE
@@ -420,12 +420,10 @@ class _Reader:
     def _size(self, reader: Reader, node: fx.Node) -> Any:
         # A layer that comes after it was read may have fixed the size.
         value = self._informed(self.out.sizes.get(node))
-        if isinstance(value, Size) and value.known:
-            return value.factor
-        if reader.sizes and isinstance(value, (Size, tuple)):
-            return value
         if (number := self._calculated(node)) is not None:
             return number
+        if reader.sizes and isinstance(value, (Share, Size, tuple)):
+            return value
         raise NotFusable(f"an argument that is computed at run time ({node})")
 
     def _calculated(self, node: fx.Node) -> int | float | None:
@@ -440,7 +438,7 @@ class _Reader:
     def _informed(self, value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(self._informed, value))
-        return value.substitute(self.out.facts) if isinstance(value, Size) else value
+        return value.substitute(self.out.facts) if isinstance(value, (Share, Size)) else value
 
 
 def _layers(row: nn.Sequential) -> Iterator[nn.Module]:
@@ -470,6 +468,9 @@ def _size_value(node: fx.Node, known: Reading) -> Any:
         open_rank = known.shape_of(first)[1]
         return shape_read(node, known.shapes[first] if open_rank else (known.sizes_of(first), False))
     inputs = node.all_input_nodes
+    if any(n in known.shapes for n in inputs):
+        # A number of sizes on the left of a tensor.
+        return None
     if node.op != "call_function" or not any(n in known.sizes for n in inputs):
         number = isinstance(node.meta.get("val"), (int, float)) and not any(n in known.constants for n in inputs)
         return opaque(node) if number else None

@@ -15,7 +15,7 @@ from ..algebra.build import multiply, offset
 from ..algebra.form import Form, plus
 from ..algebra.operator import zeros
 from ..algebra.segments import selected
-from ..algebra.size import ONE, Size, fixed
+from ..algebra.size import ONE, Share, Size, fixed
 from ..algebra.spread import broadcasts, multiplied, shifted
 from ..algebra.views import Mean
 from ..errors import NotFusable
@@ -24,6 +24,8 @@ from .registry import READERS
 from .wide import wide
 
 Operand = Form | Tensor | float
+COMPUTED = "an argument that is computed at run time, and no number of what was summed"
+"""Why a value is not multiplied or divided."""
 
 
 @READERS.reader(operator.add, operator.iadd, torch.add, "add")
@@ -44,13 +46,14 @@ def read_rsub(input: Operand, other: Operand, *, alpha: float = 1) -> Form:
     return total(other, _times(input, -alpha))
 
 
-@READERS.reader(operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "multiply")
-def read_mul(input: Operand, other: Operand) -> Form:
-    """A value times a constant that broadcasts to it; refuses a product of two values."""
+@READERS.reader(operator.mul, operator.imul, torch.mul, torch.multiply, sizes=True, divides=True)
+@READERS.reader("mul", "multiply", sizes=True, divides=True)
+def read_mul(input: Operand | Share | Size, other: Operand | Share | Size) -> Form:
+    """A value times a constant that broadcasts to it, or a sum times a share of it; refuses a product of two values."""
     if isinstance(input, Form) and isinstance(other, Form):
         return scaled(other, input) if input.vanishes else scaled(input, other)
     value, factor = (input, other) if isinstance(input, Form) else (other, input)
-    return scaled(value, factor)
+    return _shared(value, factor) if isinstance(value, Form) and isinstance(factor, Share) else scaled(value, factor)
 
 
 @READERS.reader(
@@ -61,20 +64,20 @@ def read_div(input: Operand, other: Operand | Size) -> Form:
     """A value times one over a constant, or a sum by how many numbers it is of; refuses to divide by a value."""
     if not isinstance(input, Form) or isinstance(other, Form):
         raise NotFusable("a division by a value is not affine")
-    if input.times != ONE:
-        return _divided(input, other)
-    if isinstance(other, Size):
-        raise NotFusable("an argument that is computed at run time, and no number of what was summed")
+    if isinstance(other, Size) or (isinstance(other, int) and input.times != ONE):
+        return _shared(input, Share(1.0, other if isinstance(other, Size) else fixed(other)))
     return scaled(input, 1 / wide(constant(other)))
 
 
-def _divided(x: Form, count: Operand | Size) -> Form:
-    """A mean, of which the code has the sum."""
-    wanted = count if isinstance(count, Size) else fixed(count) if isinstance(count, int) else None
-    if wanted != x.times.substitute(x.pins):
-        raise NotFusable("a sum over an axis whose size is free")
+def _shared(x: Form, share: Share) -> Form:
+    """A share of a sum, which is a mean once nothing is left to divide it by."""
+    times = x.times.substitute(x.pins)
+    left = Size(1, times.symbols).divide(Size(1, share.of.symbols))
+    if left is None or not share.of.factor:
+        raise NotFusable(COMPUTED if x.times == ONE else "a sum over an axis whose size is free")
+    x = scaled(x, share.number * times.factor / share.of.factor)
     views = tuple(replace(view, spelled=True) if isinstance(view, Mean) else view for view in x.recent)
-    return replace(x, recent=views, times=ONE)
+    return replace(x, recent=views, times=left)
 
 
 @READERS.reader(torch.lerp, "lerp")
@@ -171,7 +174,7 @@ def _as_long(x: Form, sizes: Sequence[int]) -> Form:
     return x
 
 
-def scaled(value: Operand, factor: Operand) -> Form:
+def scaled(value: Operand | Share | Size, factor: Operand | Share | Size) -> Form:
     """The form times a constant."""
     if not isinstance(value, Form) or (isinstance(factor, Form) and not factor.vanishes):
         raise NotFusable("a product of two values is not affine")
@@ -199,6 +202,8 @@ def constant(value: Any) -> Tensor:
     """A number or tensor as a tensor."""
     if isinstance(value, Tensor):
         return value
+    if isinstance(value, (Share, Size)):
+        raise NotFusable(COMPUTED)
     if isinstance(value, (bool, int, float)):
         return torch.tensor(float(value), dtype=torch.float64)
     raise NotFusable(f"a factor or summand that is not a constant: {value}")

@@ -323,31 +323,18 @@ def read_section(input: Form, where: Lengths, dim: int, number: int) -> Form:
     return read_getitem(input, (*before, key) if dim >= 0 else (Ellipsis, key, *after))
 
 
-def hsplit_part(input: Tensor, where: Lengths, number: int) -> Tensor:
-    """Element `number` of ``torch.hsplit(input, where)``: a view. input: any shape. where: as of `section`."""
-    return torch.hsplit(input, where if isinstance(where, int) else list(where))[number]
+def even_part(input: Tensor, where: Lengths, dim: int, number: int) -> Tensor:
+    """Element `number` of ``torch.hsplit(input, where)``, of dimension 1, or of ``torch.dsplit``: a view."""
+    split = torch.hsplit if dim == 1 else torch.dsplit
+    return split(input, where if isinstance(where, int) else list(where))[number]
 
 
-def dsplit_part(input: Tensor, where: Lengths, number: int) -> Tensor:
-    """Element `number` of ``torch.dsplit(input, where)``: a view. input: at least three dimensions."""
-    return torch.dsplit(input, where if isinstance(where, int) else list(where))[number]
-
-
-@READERS.reader(hsplit_part, moves=0)
-def read_hsplit_part(input: Form, where: Lengths, number: int) -> Form:
-    """A part of dimension 1; of a vector, it would be one of the batch."""
-    return _equal_section(input, where, 1, number)
-
-
-@READERS.reader(dsplit_part, moves=0)
-def read_dsplit_part(input: Form, where: Lengths, number: int) -> Form:
-    """A part of dimension 2."""
-    return _equal_section(input, where, 2, number)
-
-
-def _equal_section(x: Form, where: Lengths, dim: int, number: int) -> Form:
-    """A part as `read_section` has it, of a dimension that is a multiple of how many parts there are."""
-    x, right = _seen(x, dim)
+@READERS.reader(even_part, moves=0)
+def read_even_part(input: Form, where: Lengths, dim: int, number: int) -> Form:
+    """A part as `read_section` has it, of a dimension that is a multiple of how many parts there are; of a vector,
+    dimension 1 would be the batch.
+    """
+    x, right = _seen(input, dim)
     if right >= 0:
         raise NotFusable("mixes the samples of a batch")
     if isinstance(where, int) and fixed_dim(x, right).sizes[right].factor % where:

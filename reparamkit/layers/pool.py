@@ -188,14 +188,14 @@ def _adapted(x: Form, windows: list[int]) -> Form:
     return mean(pooled, whole, keepdim=True)
 
 
-@READERS.reader(torch.mean, "mean")
+@READERS.reader(torch.mean, "mean", divides=True)
 def read_mean(input: Form, dim: PerAxis | None = None, keepdim: bool = False) -> Form:
     """An average over dimensions of any size; refuses one over all of them, the batch too (no `dim`)."""
     x, dims = _reduced(input, dim)
     return mean(x, dims, keepdim)
 
 
-@READERS.reader(torch.sum, "sum")
+@READERS.reader(torch.sum, "sum", divides=True)
 def read_sum(input: Form, dim: PerAxis | None = None, keepdim: bool = False) -> Form:
     """So many times an average as there are positions; if that is free, code must divide by it."""
     x, dims = _reduced(input, dim)
@@ -204,7 +204,7 @@ def read_sum(input: Form, dim: PerAxis | None = None, keepdim: bool = False) -> 
     averaged = mean(x, dims, keepdim)
     if count.known:
         return multiply(averaged, torch.tensor(float(count.factor)))
-    return replace(averaged, times=count)
+    return replace(averaged, times=averaged.times * count)
 
 
 def _reduced(x: Form, dim: PerAxis | None) -> tuple[Form, list[int]]:
@@ -227,10 +227,12 @@ def _spatial_rank(x: Form, dims: Sequence[int]) -> Form:
 
 
 def without_units(x: Form, dims: Sequence[int]) -> Form:
-    """Remove dimensions of size 1."""
-    sizes: list[Size] = list(x.sizes)
-    rank = len(sizes)
+    """Remove dimensions of size 1; of a size that is free, as it is in the example, behind a guard."""
+    rank = len(x.sizes)
     gone = {d % rank for d in dims}
+    pins = traced_pins([x.sizes[d] for d in gone if x.sizes[d].hint == 1])
+    x = x.mapped(lambda op: pin(op, pins, guard=True))
+    sizes: list[Size] = list(x.sizes)
     if any(sizes[d] != ONE for d in gone):
         raise NotFusable("squeezes a dimension that is not known to be 1")
     return reshape(x, [size for d, size in enumerate(sizes) if d not in gone], counts=True)

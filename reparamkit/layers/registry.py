@@ -98,7 +98,7 @@ class Reader:
         except TypeError as error:
             raise NotFusable(f"an argument of {self.name} that is not understood ({error})") from None
         forms = [each for value in given.values() for each in _each(value) if isinstance(each, Form)]
-        if any(x.times != ONE for x in forms) and not self.divides:
+        if any(x.times != ONE for x in forms) and not (self.divides and len(forms) == 1):
             raise NotFusable("a sum over an axis whose size is free")
         for name, value in given.items():
             if name not in self.takes_values and any(isinstance(each, Form) for each in _each(value)):

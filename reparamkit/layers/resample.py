@@ -18,7 +18,7 @@ from ..algebra.form import Form
 from ..algebra.operator import Resampling
 from ..algebra.probe import probe
 from ..algebra.regroup import known_rank
-from ..algebra.size import Size, fixed
+from ..algebra.size import Size, fixed, stencil_size
 from ..errors import NotFusable
 from .registry import READERS, either
 
@@ -26,6 +26,8 @@ Extent = int | Size
 Extents = Extent | Sequence[Extent]
 Factors = float | Sequence[float]
 NEAREST = ("nearest", "nearest-exact")
+FINEST = 2**10
+"""The greatest denominator of a factor whose products with sizes are exact: floats are multiples of powers of 2."""
 TAPS = {"nearest": 0, "nearest-exact": 0, "bicubic": 4}
 """Multiply-adds per position and axis; 2 for other modes."""
 
@@ -102,11 +104,14 @@ def _grown(before: Size, size: Extent | None, factor: float | None) -> Size:
     """The size after resampling by a factor, or to a size."""
     if size is not None:
         return size if isinstance(size, Size) else fixed(size)
-    if factor is not None and factor >= 1 and factor == int(factor):
-        return before * fixed(int(factor))
-    if factor is None or not before.known:
-        raise NotFusable("resampled by a factor that is not whole, of a size that is free")
-    return fixed(math.floor(before.factor * factor))
+    if factor is None:
+        raise NotFusable("resampled by a factor that is computed at run time")
+    if before.known:
+        return fixed(math.floor(before.factor * factor))
+    ratio = Fraction(factor)
+    if ratio.denominator > FINEST:
+        raise NotFusable("resampled by a factor whose products with sizes are rounded, of a size that is free")
+    return stencil_size(before * fixed(ratio.numerator), ratio.denominator, -ratio.denominator)
 
 
 def _closed(x: Form, per_axis: object) -> Form:

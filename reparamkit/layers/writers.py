@@ -81,6 +81,13 @@ def turned(op: Operator, bias: Operator | None) -> LayerPlan:
     return replace(made, cost=made.cost + Cost(0, elements, 0, bool(elements)), calls=tuple(calls), joined=joined)
 
 
+def joining(op: Operator, bias: Operator | None) -> LayerPlan:
+    """As `turned`, of dimensions that are mixed: no layer is between the views that join them."""
+    if not _mixed(op):
+        raise NotFusable("mixes several dimensions")
+    return turned(op, bias)
+
+
 def _mixed(op: Operator) -> tuple[int, ...]:
     """The dimensions of the source (from the right) that are summed over together, from the first to the last of them,
     if they are several; none if something else stands between.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
 from reparamkit.algebra.size import (
+    Share,
     Size,
     Symbol,
     equal_multiples,
@@ -20,6 +22,7 @@ from reparamkit.algebra.size import (
     parts,
     product,
     roots,
+    share,
     stencil_size,
     whole_multiples,
 )
@@ -177,3 +180,22 @@ def test_parts_are_counted(length: int, a: int, b: int) -> None:
     assert pin == multiple(N, length)
     assert finer(N, multiple(N, a), multiple(N, b)) == multiple(N, math.lcm(a, b))
     assert finer(N, multiple(N, a), 12) == finer(N, 12, multiple(N, a)) == 12
+
+
+@given(a=sizes(), b=sizes(), c=sizes(), times=st.integers(1, 5), n=st.integers(1, 9))
+def test_a_share_is_the_number_it_is_for_each_size(a: Size, b: Size, c: Size, times: int, n: int) -> None:
+    """What is known of ``times * a / b / c``, which a sum is multiplied by, holds for all values of the sizes."""
+    found, pins = share((float(times), a), (b, c)), dict.fromkeys(roots(a) | roots(b) | roots(c), n)
+    if found is not None and number(b, pins) and number(c, pins):
+        assert found.number / number(found.of, pins) == pytest.approx(
+            times * number(a, pins) / number(b, pins) / number(c, pins)
+        )
+
+
+def test_one_over_a_size_is_a_share() -> None:
+    """It is one of the inverse of the size, and of no size once the size is gone."""
+    n, m = Size(1, (N,)), Size(2, (Symbol(NAMES[1]),))
+    assert share((1.0,), (n, m)) == share((share((1.0,), (n,)), 1.0), (m,)) == Share(1.0, product((n, m)))  # type: ignore[arg-type]
+    assert share((n,), (n,)) is None
+    assert share((n,), (m,)) is None
+    assert share((1.0,), (fixed(4),)) is None

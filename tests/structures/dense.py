@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .blocks import Sum, conv, conv_norm, norm, seq
+from .blocks import Model, Sum, conv, conv_norm, norm, seq
 from .table import FIXED, TOKENS, Structure
 
 
@@ -233,6 +233,28 @@ DENSE = (
         "linear",
         needs_inputs=True,
         equation="W' = W T(K2) T(K1)",
+        near="padded 3x3, padded 3x3",
+    ),
+    Structure(
+        "a window over the whole map, then a linear layer",
+        lambda: seq(conv(4, 8, (4, 6), p=0), nn.Flatten(), nn.Linear(8, 5)),
+        FIXED,
+        "linear",
+        needs_inputs=True,
+        equation="W' = W K, K a matrix of all pixels",
+        near="padded 3x3, padded 3x3",
+    ),
+    Structure(
+        "a window over the whole map, squeezed, then a linear layer",
+        lambda: Model(
+            lambda m, x: m.linear(m.conv(x).squeeze(-1).squeeze(-1)),
+            conv=conv(4, 8, (4, 6), p=0),
+            linear=nn.Linear(8, 5),
+        ),
+        FIXED,
+        "linear",
+        needs_inputs=True,
+        equation="W' = W K, K a matrix of all pixels",
         near="padded 3x3, padded 3x3",
     ),
 )

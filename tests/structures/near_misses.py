@@ -364,6 +364,15 @@ NEAR_MISSES = (
         "differ from place to place",
     ),
     NearMiss(
+        "brought to a third of the size, a norm before",
+        lambda: Model(
+            lambda m, x: m.b(F.interpolate(m.a(x), scale_factor=1 / 3, mode="bilinear")), a=norm(4), b=conv(4, 5, 1)
+        ),
+        ((2, 4, 8, 10), (1, 4, 9, 7)),
+        "norm upsample_bilinear2d conv",
+        "products with sizes are rounded|mixes several dimensions",
+    ),
+    NearMiss(
         "a sum over a map, divided by the size of another axis",
         lambda: Model(
             lambda m, x: (lambda y: m.b(y.sum((2, 3)) / (y.shape[2] * y.size(2))))(m.a(x)),

@@ -199,8 +199,9 @@ NETS = (
             head=nn.Linear(6, 30),
         ),
         ((2, 4, 8, 10), (1, 4, 8, 10)),
-        "conv linear mean linear",
-        equation="W' = W + I; H' = H diag(alpha), b' = b + H beta",
+        "conv linear linear",
+        needs_inputs=True,
+        equation="w' = 1^T (W + I) / t; H' = H diag(alpha), b' = b + H beta",
         source="ResMLP, Touvron et al. 2021",
     ),
 )

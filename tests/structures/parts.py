@@ -147,6 +147,11 @@ def summed_chunks(m: Any, x: Tensor) -> Tensor:
     return m.a(a) + m.b(b)  # type: ignore[no-any-return]
 
 
+def summed_halves(m: Any, x: Tensor) -> Tensor:
+    a, b = torch.hsplit(x, 2)
+    return m.a(a) + m.b(b)  # type: ignore[no-any-return]
+
+
 def exchanged(m: Any, x: Tensor) -> Tensor:
     a, b = torch.hsplit(m.a(x), 2)
     c, d = torch.cat([b, a], 1).transpose(1, 2).dsplit([1])
@@ -484,6 +489,13 @@ PARTS = (
         MAPS,
         "conv",
         equation="[K_a x_a, K_b x_b] = K x, K with groups: the channels of x are those of its parts together",
+    ),
+    Structure(
+        "halves of the input by torch.hsplit, a layer on each, summed",
+        lambda: Model(summed_halves, a=conv(2, 3), b=conv(2, 3)),
+        MAPS,
+        "conv",
+        equation="K_a x_a + K_b x_b = [K_a, K_b] x",
     ),
     Structure(
         "chunks of the input, a layer on each, summed",

@@ -194,4 +194,16 @@ RESAMPLED = (
         MAPS_1D,
         "conv upsample_linear1d",
     ),
+    Structure(
+        "brought to half the size between lines",
+        lambda: Model(
+            lambda m, x: m.head(F.interpolate(m.norm(x), scale_factor=0.5, mode="bilinear")),
+            norm=norm(4),
+            head=conv(4, 5, 1),
+        ),
+        MAPS,
+        "upsample_bilinear2d conv",
+        equation="K R(D x + t) + b = (K D) R(x) + (b + K t)",
+        near="brought to a third of the size, a norm before",
+    ),
 )

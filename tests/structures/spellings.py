@@ -57,6 +57,16 @@ def mean_by_size(m: Any, x: Tensor) -> Tensor:
     return m.b(y.sum((2, 3)) / (y.shape[2] * y.shape[3]))  # type: ignore[no-any-return]
 
 
+def mean_by_share(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b((1 / (y.shape[2] * y.shape[3])) * y.sum((2, 3)))  # type: ignore[no-any-return]
+
+
+def mean_by_axes(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y.sum(3).sum(2) / y.size(3) / y.size(2))  # type: ignore[no-any-return]
+
+
 def _filled_up(m: Any, x: Tensor) -> Tensor:
     out = torch.zeros_like(x)
     out += m.a(x)
@@ -434,6 +444,22 @@ SPELLED = (
         MAPS,
         "mean linear",
         equation="(1 / h w) sum_p K x_p = K (mean x)",
+        near="a sum over a map, divided by the size of another axis",
+    ),
+    Structure(
+        "the mean over a map, as a sum and one over its size",
+        lambda: Model(mean_by_share, a=conv(4, 8, 1), b=nn.Linear(8, 5)),
+        MAPS,
+        "mean linear",
+        equation="(1 / h w) sum_p K x_p = K (mean x)",
+        near="a sum over a map, divided by the size of another axis",
+    ),
+    Structure(
+        "the mean over a map, as two sums and two divisions",
+        lambda: Model(mean_by_axes, a=conv(4, 8, 1), b=nn.Linear(8, 5)),
+        MAPS,
+        "mean mean linear",
+        equation="(1 / h) (1 / w) sum_i sum_j K x_ij = K (mean x)",
         near="a sum over a map, divided by the size of another axis",
     ),
 )
