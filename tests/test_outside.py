@@ -785,6 +785,24 @@ def test_a_block_whose_very_class_the_forward_asks_for_is_not_written_again(asks
     assert any("very class" in r.reason for r in report.refusals if r.path == f"{asked}.b")
 
 
+@pytest.mark.parametrize("kind", [nn.ModuleList, nn.Sequential])
+def test_of_a_list_only_the_element_whose_class_is_asked_for_is_left(kind: type[nn.Module]):
+    """``type(self.blocks[-1])`` says nothing of the others."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x if type(self.blocks[-1]) is Branches else x * 2
+
+    blocks = [Branches() for _ in range(3)]
+    model = build(lambda: Model(forward, blocks=nn.Sequential(*blocks) if kind is nn.Sequential else kind(blocks)))
+    fused = reparamkit.fuse(model, X)
+    merged = {path for merge in reparamkit.report(fused).merges for path in merge.members}
+    assert {"blocks.0.b", "blocks.1.b"} <= merged
+    assert "blocks.2.b" not in merged
+    assert error(run(fused, X), run(model, X)) <= 1e-6
+
+
 class WithMethod(nn.Module):
     """A method reads the norm, which is hidden where that merges: the block is of another class then."""
 

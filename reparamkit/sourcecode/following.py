@@ -67,6 +67,14 @@ def _makes_pairs(node: ast.AST) -> bool:
     return (callee.id if isinstance(callee, ast.Name) else getattr(callee, "attr", "")) in PAIRS
 
 
+def _written(node: ast.expr) -> object:
+    """The number or text that an expression is, such as ``-1``; if it is none, the expression."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return node
+
+
 @dataclass(eq=False)
 class Code(Variables):
     """The code of one call. own: its first argument. words, lists: parameters that are a known name, or a list of
@@ -279,7 +287,7 @@ class Code(Variables):
 
     def _subscript(self, node: ast.Subscript) -> Value:
         self.value(node.slice)
-        key = node.slice.value if isinstance(node.slice, ast.Constant) else node.slice
+        key = _written(node.slice)
         found = self.value(node.value)
         made = self.things.special(found, "__getitem__")
         return {**made, **union(self._at(item, key) for item in list(found.values()))}
@@ -289,6 +297,8 @@ class Code(Variables):
             # What has some of its elements; a part of a Sequential is called, and so are they, one by one.
             return one(item.thing, item.listed)
         children = item.thing._modules if isinstance(item.thing, nn.Module) else {}
+        if isinstance(item.thing, ROWS) and isinstance(key, int) and -len(children) <= key < 0:
+            key += len(children)
         if str(key) in children:
             return one(children[str(key)], item.listed)
         return elements({(0, ""): item})
