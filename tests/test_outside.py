@@ -337,6 +337,50 @@ def test_what_an_untraced_forward_calls_as_a_whole_is_merged(
     assert len(reparamkit.report(fused).merges) == (2 if with_inputs else 4)
 
 
+class Hooked(nn.Module):
+    """Code that cannot be traced calls what a container has, with the module itself. fill: what it does with it."""
+
+    def __init__(self, fill: Callable[[Any, Callable[..., Tensor]], object]) -> None:
+        super().__init__()
+        self.row = conv_norm(4, 4)
+        self.hooks: dict[int, Callable[..., Tensor]] = {}
+        self.fill = fill
+
+    def forward(self, x: Tensor) -> Tensor:
+        for hook in self.hooks.values():
+            x = hook(self, x)
+        if x.sum() > 1e9:
+            self.fill(self, lambda module, x: module.row[0](x))
+        return self.row(x)
+
+
+def by_another_name(self: Any, hook: Callable[..., Tensor]) -> None:
+    hooks = self.hooks
+    hooks.setdefault(0, hook)
+
+
+FILLING: dict[str, Callable[[Any, Callable[..., Tensor]], object]] = {
+    "an index": lambda self, hook: self.hooks.__setitem__(0, hook),
+    "a method": lambda self, hook: self.hooks.update({0: hook}),
+    "another name": by_another_name,
+    "another container": lambda self, hook: setattr(self, "hooks", {0: hook}),
+}
+
+
+def test_hooks_of_its_own_that_nobody_has_set_use_nothing():
+    """As those of every layer of torch_geometric."""
+    model = build(lambda: Hooked(lambda self, hook: None))
+    fused = reparamkit.fuse(model, X)
+    assert [type(layer) for layer in fused.row] == [nn.Conv2d, nn.Identity]
+    assert error(run(fused, X), run(model, X)) <= 1e-6
+
+
+@pytest.mark.parametrize("fill", FILLING.values(), ids=FILLING)
+def test_hooks_that_code_may_set_may_use_anything(fill: Callable[[Any, Callable[..., Tensor]], object]):
+    model = build(lambda: Hooked(fill))
+    assert isinstance(reparamkit.fuse(model, X).row[1], nn.BatchNorm2d)
+
+
 def packed(rows: Any, otherwise: Any) -> Any:
     return [rows, [rows, otherwise], (otherwise, rows)]
 

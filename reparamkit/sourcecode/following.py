@@ -50,6 +50,10 @@ WRITTEN = (nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ROWS = (nn.ModuleList, nn.Sequential, nn.ParameterList)
 """Modules that can be joined, as lists are."""
 JOINING = (ast.Add, ast.BitOr)
+CONTAINERS = (list, set, dict)
+"""What objects keep things in, and code fills."""
+READING = frozenset({"get", "keys", "values", "items", "copy", "index", "count"})
+"""Methods of containers that put nothing into them."""
 SAME_THING = (ast.Is, ast.IsNot, ast.In, ast.NotIn)
 PAIRS = frozenset({"enumerate", "zip", "items", "named_children", "named_modules", "named_parameters"})
 
@@ -137,9 +141,28 @@ class Code(Variables):
             self.elsewhere.update(set(node.names).difference(own))
         elif isinstance(node, ast.Return) and node.value is not None:
             self.result.update(self.value(node.value))
-        if not isinstance(node, (ast.expr, ast.FunctionDef)):
+        if not isinstance(node, (ast.expr, ast.FunctionDef)) and not self._is_idle(node):
             for child in ast.iter_child_nodes(node):
                 self._follow(child)
+
+    def _is_idle(self, node: ast.AST) -> bool:
+        """Whether it is a loop over a container of an object that is empty, and that nothing is known to fill: as over
+        hooks that nobody has set.
+        """
+        match node:
+            case ast.For(iter=ast.Attribute() as kept, orelse=[]):
+                pass
+            case ast.For(iter=ast.Call(func=ast.Attribute(value=ast.Attribute() as kept), args=[]), orelse=[]):
+                pass
+            case _:
+                return False
+        names = {kept.attr, UNKNOWN}
+        found = [item.thing for item in self.value(kept).values()]
+        kept_empty = len(found) == 1 and isinstance(found[0], CONTAINERS) and not found[0]
+        if not kept_empty or not names.isdisjoint(self.uses.changing) or not names.isdisjoint(self.uses.stored):
+            return False
+        self.uses.relied |= names
+        return True
 
     def _inner(self, tree: Function) -> Value:
         """A function inside, whose variables are taken for those of the function around."""
@@ -189,7 +212,7 @@ class Code(Variables):
                 self.uses.use(value)
         elif isinstance(target, ast.Subscript):
             inside = elements(value) if isinstance(target.slice, ast.Slice) else {}
-            self._put(self.value(target.value), self.uses.depths.relevant({**value, **inside}))
+            self._put(target.value, self.uses.depths.relevant({**value, **inside}))
         elif isinstance(target, ast.Starred):
             self._assign(target.value, self.group(target, value))
         elif isinstance(target, (ast.Tuple, ast.List)):
@@ -205,13 +228,20 @@ class Code(Variables):
                 self.things.method(item, found.fset, [value])
         return bool(owners)
 
-    def _put(self, into: Value, value: Value) -> None:
+    def _put(self, node: ast.expr, value: Value) -> None:
         """Values go into a container; into one that is not known: anything may be done with them."""
+        into = self.value(node)
         groups = [item.thing for item in into.values() if isinstance(item.thing, Group)]
+        self._note_filled(node, into)
         for group in groups:
             group.items.update(value)
         if not groups:
             self.uses.use(value)
+
+    def _note_filled(self, node: ast.expr, into: Value) -> None:
+        """That something may go into a container of an object. node: the expression that gives it."""
+        if any(isinstance(item.thing, CONTAINERS) for item in into.values()):
+            self.uses.stored.setdefault(node.attr if isinstance(node, ast.Attribute) else UNKNOWN, {})
 
     # --- expressions -----------------------------------------------------------------------------
 
@@ -386,6 +416,8 @@ class Code(Variables):
             # A container: what it gets it has, and may give again.
             if isinstance(owner, Group):
                 owner.items.update(given)
+            elif function not in READING and isinstance(node.func, ast.Attribute):
+                self._note_filled(node.func.value, one(owner))
             return self.group(node, elements(one(owner)))
         if is_torchs(function):
             self.uses.use({**given, **one(owner)})
