@@ -381,6 +381,33 @@ def test_hooks_that_code_may_set_may_use_anything(fill: Callable[[Any, Callable[
     assert isinstance(reparamkit.fuse(model, X).row[1], nn.BatchNorm2d)
 
 
+def zipped(self: Any, x: Tensor) -> Tensor:
+    for y, block in zip([x, x * 2], self.blocks, strict=True):
+        x = x + block(y)
+    return x
+
+
+def counted(self: Any, x: Tensor) -> Tensor:
+    for k, (block, y) in enumerate(zip(self.blocks, [x, x * 2], strict=True)):
+        x = x + block(y) * k
+    return x
+
+
+def gathered(self: Any, x: Tensor) -> Tensor:
+    return sum(block(y) for y, block in zip([x, x * 2], self.blocks, strict=True))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("otherwise", [zipped, counted, gathered])
+def test_data_that_a_loop_takes_beside_the_layers_is_no_layer(otherwise: Callable[[Any, Tensor], Any]):
+    """The code does not hand on the layers that it calls."""
+    model = build(lambda: Branching(otherwise))
+    fused = reparamkit.fuse(model)
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-5
+        assert error(fused(-X), model(-X)) <= 1e-5
+    assert len(reparamkit.report(fused).merges) == 4
+
+
 def packed(rows: Any, otherwise: Any) -> Any:
     return [rows, [rows, otherwise], (otherwise, rows)]
 

@@ -71,6 +71,11 @@ def _makes_pairs(node: ast.AST) -> bool:
     return (callee.id if isinstance(callee, ast.Name) else getattr(callee, "attr", "")) in PAIRS
 
 
+def _are_plain(nodes: Iterable[ast.expr]) -> bool:
+    """Whether each of some variables or arguments stands for one."""
+    return not any(isinstance(node, ast.Starred) for node in nodes)
+
+
 def _written(node: ast.expr) -> object:
     """The number or text that an expression is, such as ``-1``; if it is none, the expression."""
     try:
@@ -121,7 +126,7 @@ class Code(Variables):
         elif isinstance(node, ast.FunctionDef):
             self.bind(node.name, self._inner(node))
         elif isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):
-            self._assign(node.target, self.things.elements(self.value(node.iter)), _makes_pairs(node.iter))
+            self._assign_each(node.target, node.iter)
         elif isinstance(node, ast.Assign):
             for target in node.targets:
                 self._assign(target, self.value(node.value))
@@ -163,6 +168,21 @@ class Code(Variables):
             return False
         self.uses.relied |= names
         return True
+
+    def _assign_each(self, target: ast.expr, over: ast.expr) -> None:
+        """A target gets what is iterated, one by one; of `zip` and `enumerate` each of its variables the own elements."""
+        builtin = over.func.id if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) else ""
+        match (builtin not in self.names and builtin), target, over:
+            case "zip", ast.Tuple(elts=targets), ast.Call(args=rows) if len(targets) == len(rows) and _are_plain(
+                (*targets, *rows)
+            ):
+                for each, row in zip(targets, rows, strict=True):
+                    self._assign_each(each, row)
+            case "enumerate", ast.Tuple(elts=[index, inner]), ast.Call(args=[row, *_]) if _are_plain((inner, row)):
+                self._assign(index, {})
+                self._assign_each(inner, row)
+            case _:
+                self._assign(target, self.things.elements(self.value(over)), _makes_pairs(over))
 
     def _inner(self, tree: Function) -> Value:
         """A function inside, whose variables are taken for those of the function around."""
