@@ -170,7 +170,7 @@ class Code(Variables):
         return True
 
     def _assign_each(self, target: ast.expr, over: ast.expr) -> None:
-        """A target gets what is iterated, one by one; of `zip` and `enumerate` each of its variables the own elements."""
+        """A target gets what is iterated, one by one; of `zip` and `enumerate` each variable its own elements."""
         builtin = over.func.id if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) else ""
         match (builtin not in self.names and builtin), target, over:
             case "zip", ast.Tuple(elts=targets), ast.Call(args=rows) if len(targets) == len(rows) and _are_plain(
