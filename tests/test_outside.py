@@ -397,8 +397,16 @@ def gathered(self: Any, x: Tensor) -> Tensor:
     return sum(block(y) for y, block in zip([x, x * 2], self.blocks, strict=True))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("otherwise", [zipped, counted, gathered])
-def test_data_that_a_loop_takes_beside_the_layers_is_no_layer(otherwise: Callable[[Any, Tensor], Any]):
+def looked_up(self: Any, x: Tensor) -> Tensor:
+    return taken({"x": x}, x, **{"first": self.a, "second": self.pair}, rows=self.blocks)
+
+
+def taken(known: dict[str, Tensor], x: Tensor, rows: Any, first: Any = None, second: Any = None) -> Tensor:
+    return first(known["x"]) + second(x) + rows[0](x) + rows[1](x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("otherwise", [zipped, counted, gathered, looked_up])
+def test_data_that_code_takes_beside_the_layers_is_no_layer(otherwise: Callable[[Any, Tensor], Any]):
     """The code does not hand on the layers that it calls."""
     model = build(lambda: Branching(otherwise))
     fused = reparamkit.fuse(model)

@@ -37,7 +37,7 @@ from .values import (
     without_names,
     words_in,
 )
-from .variables import UNKNOWN, Variables
+from .variables import NAMED, UNKNOWN, Variables
 
 KEEPING = frozenset({"eval", "train", "to", "requires_grad_", "cuda", "cpu", "float", "half", "double", "bfloat16"})
 """Methods of a module that return it."""
@@ -375,9 +375,10 @@ class Code(Variables):
         args = [self._argument(arg) for arg in node.args if not isinstance(arg, ast.Starred)]
         kwargs = {each.arg: self.value(each.value) for each in node.keywords if each.arg is not None}
         starred = [arg.value for arg in node.args if isinstance(arg, ast.Starred)]
-        starred += [each.value for each in node.keywords if each.arg is None]
-        if starred:
-            kwargs[UNKNOWN] = self.things.elements(union(map(self.value, starred)))
+        spread = [each.value for each in node.keywords if each.arg is None]
+        if starred or spread:
+            found = self.things.elements(union(map(self.value, (*starred, *spread))))
+            kwargs[UNKNOWN if starred else NAMED] = found
         kwargs = {name: self.uses.depths.relevant(value) for name, value in kwargs.items()}
         if not callees:
             self.uses.use(union([*args, *kwargs.values()]))
