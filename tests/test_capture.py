@@ -2116,3 +2116,48 @@ def test_how_many_samples_go_on_may_follow_from_the_data(how: str, with_inputs: 
     for seed in (1, 2):
         x = sample((7, 4, 9, 8), torch.float32, seed)
         assert error(run(fused, x), run(model, x)) < 1e-5
+
+
+class Stem(nn.Module):
+    """Asks for the channels of an input that the model around it need not be given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 4:
+            raise ValueError("four channels")
+        return self.row(x).relu()  # type: ignore[no-any-return]
+
+
+class Body(nn.Module):
+    """A stem, and more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.row = Stem(), conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.row(self.stem(x))  # type: ignore[no-any-return]
+
+
+class Headed(nn.Module):
+    """Its input has a default, with which nothing can be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Body()
+
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+def test_what_is_traced_with_the_module_around_it_in_the_end_is_no_part_of_its_own():
+    """The stem fails first, and its module behind it, which can be traced by itself."""
+    model = build(Headed)
+    fused = reparamkit.fuse(model)
+    assert [part.path for part in reparamkit.report(fused).parts] == ["body"]
+    assert len(reparamkit.report(fused).merges) == 2
+    x = sample((2, 4, 6, 6), torch.float32)
+    assert error(fused(x), model(x)) <= 1e-6

@@ -686,3 +686,50 @@ def test_what_a_layer_called_self_gives_is_not_the_module(as_graph: bool):
     assert len(reparamkit.report(fused).merges) == 1
     with torch.no_grad():
         assert error(fused(x), model(x)) <= 1e-6
+
+
+class Named(nn.Module):
+    """A row, and methods that go by the names of its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))  # type: ignore[no-any-return]
+
+    def dropped(self) -> None:
+        for name in tuple(self._modules):
+            if name.startswith("aux_"):
+                setattr(self, name, None)
+
+    def has_all(self) -> bool:
+        return "conv" in self._modules and len(self._modules) == 2
+
+    def taken(self, x: Tensor) -> Tensor:
+        for name in self._modules:
+            x = getattr(self, name)(x).relu()
+        return x
+
+    def handed(self, x: Tensor) -> Tensor:
+        for name in sorted(self._modules):
+            x = self.one(name, x)
+        return x
+
+    def one(self, name: str, x: Tensor) -> Tensor:
+        return getattr(self, name)(x).relu()  # type: ignore[no-any-return]
+
+    def valued(self, x: Tensor) -> Tensor:
+        for layer in self._modules.values():
+            x = layer(x).relu()
+        return x
+
+
+def test_a_method_that_looks_at_the_names_of_layers_stays_and_one_that_takes_them_goes():
+    model = build(Named)
+    fused = reparamkit.fuse(model, X)
+    assert operations(fused, X) < operations(model, X)
+    assert error(fused(X), model(X)) <= 1e-6
+    assert [hasattr(fused, name) for name in ("dropped", "has_all")] == [True, True]
+    assert not any(hasattr(fused, name) for name in ("taken", "handed", "valued"))
+    assert fused.has_all() == model.has_all()

@@ -337,6 +337,85 @@ def test_what_an_untraced_forward_calls_as_a_whole_is_merged(
     assert len(reparamkit.report(fused).merges) == (2 if with_inputs else 4)
 
 
+class Hooked(nn.Module):
+    """Code that cannot be traced calls what a container has, with the module itself. fill: what it does with it."""
+
+    def __init__(self, fill: Callable[[Any, Callable[..., Tensor]], object]) -> None:
+        super().__init__()
+        self.row = conv_norm(4, 4)
+        self.hooks: dict[int, Callable[..., Tensor]] = {}
+        self.fill = fill
+
+    def forward(self, x: Tensor) -> Tensor:
+        for hook in self.hooks.values():
+            x = hook(self, x)
+        if x.sum() > 1e9:
+            self.fill(self, lambda module, x: module.row[0](x))
+        return self.row(x)
+
+
+def by_another_name(self: Any, hook: Callable[..., Tensor]) -> None:
+    hooks = self.hooks
+    hooks.setdefault(0, hook)
+
+
+FILLING: dict[str, Callable[[Any, Callable[..., Tensor]], object]] = {
+    "an index": lambda self, hook: self.hooks.__setitem__(0, hook),
+    "a method": lambda self, hook: self.hooks.update({0: hook}),
+    "another name": by_another_name,
+    "another container": lambda self, hook: setattr(self, "hooks", {0: hook}),
+}
+
+
+def test_hooks_of_its_own_that_nobody_has_set_use_nothing():
+    """As those of every layer of torch_geometric."""
+    model = build(lambda: Hooked(lambda self, hook: None))
+    fused = reparamkit.fuse(model, X)
+    assert [type(layer) for layer in fused.row] == [nn.Conv2d, nn.Identity]
+    assert error(run(fused, X), run(model, X)) <= 1e-6
+
+
+@pytest.mark.parametrize("fill", FILLING.values(), ids=FILLING)
+def test_hooks_that_code_may_set_may_use_anything(fill: Callable[[Any, Callable[..., Tensor]], object]):
+    model = build(lambda: Hooked(fill))
+    assert isinstance(reparamkit.fuse(model, X).row[1], nn.BatchNorm2d)
+
+
+def zipped(self: Any, x: Tensor) -> Tensor:
+    for y, block in zip([x, x * 2], self.blocks, strict=True):
+        x = x + block(y)
+    return x
+
+
+def counted(self: Any, x: Tensor) -> Tensor:
+    for k, (block, y) in enumerate(zip(self.blocks, [x, x * 2], strict=True)):
+        x = x + block(y) * k
+    return x
+
+
+def gathered(self: Any, x: Tensor) -> Tensor:
+    return sum(block(y) for y, block in zip([x, x * 2], self.blocks, strict=True))  # type: ignore[return-value]
+
+
+def looked_up(self: Any, x: Tensor) -> Tensor:
+    return taken({"x": x}, x, **{"first": self.a, "second": self.pair}, rows=self.blocks)
+
+
+def taken(known: dict[str, Tensor], x: Tensor, rows: Any, first: Any = None, second: Any = None) -> Tensor:
+    return first(known["x"]) + second(x) + rows[0](x) + rows[1](x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("otherwise", [zipped, counted, gathered, looked_up])
+def test_data_that_code_takes_beside_the_layers_is_no_layer(otherwise: Callable[[Any, Tensor], Any]):
+    """The code does not hand on the layers that it calls."""
+    model = build(lambda: Branching(otherwise))
+    fused = reparamkit.fuse(model)
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-5
+        assert error(fused(-X), model(-X)) <= 1e-5
+    assert len(reparamkit.report(fused).merges) == 4
+
+
 def packed(rows: Any, otherwise: Any) -> Any:
     return [rows, [rows, otherwise], (otherwise, rows)]
 
@@ -783,6 +862,24 @@ def test_a_block_whose_very_class_the_forward_asks_for_is_not_written_again(asks
     assert f"{asked}.c.0" in merged
     assert f"{asked}.b" not in merged
     assert any("very class" in r.reason for r in report.refusals if r.path == f"{asked}.b")
+
+
+@pytest.mark.parametrize("kind", [nn.ModuleList, nn.Sequential])
+def test_of_a_list_only_the_element_whose_class_is_asked_for_is_left(kind: type[nn.Module]):
+    """``type(self.blocks[-1])`` says nothing of the others."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x if type(self.blocks[-1]) is Branches else x * 2
+
+    blocks = [Branches() for _ in range(3)]
+    model = build(lambda: Model(forward, blocks=nn.Sequential(*blocks) if kind is nn.Sequential else kind(blocks)))
+    fused = reparamkit.fuse(model, X)
+    merged = {path for merge in reparamkit.report(fused).merges for path in merge.members}
+    assert {"blocks.0.b", "blocks.1.b"} <= merged
+    assert "blocks.2.b" not in merged
+    assert error(run(fused, X), run(model, X)) <= 1e-6
 
 
 class WithMethod(nn.Module):

@@ -1661,3 +1661,40 @@ def test_code_that_writes_in_vain_writes_into_no_other_value(body: Any, objectiv
     wanted, found = (run(m, x.clone()) for m in (model, fused))
     pairs = [(found, wanted)] if isinstance(found, Tensor) else zip(found, wanted, strict=True)
     assert all(error(a, b) <= 1e-6 for a, b in pairs)
+
+
+class WritingInto(nn.Module):
+    """Code that cannot be traced, and that writes into what it gets."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.sum() > 1e9:
+            return y
+        y += 1
+        x *= 2
+        return x + y
+
+
+class Handed(nn.Module):
+    """Hands what a row gives, and its second argument, to such code. keeps: it reads that value afterwards too."""
+
+    def __init__(self, keeps: bool) -> None:
+        super().__init__()
+        self.row, self.writes, self.keeps = conv_norm(4, 4), WritingInto(), keeps
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        z = self.row(x)
+        seen = z.flatten(1)
+        made = self.writes(z, y)
+        return made + seen.view_as(y) if self.keeps else made.sigmoid()
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_what_untraced_code_writes_into_is_made_by_one_layer_if_nothing_else_sees_it(keeps: bool):
+    """The other argument is the caller's, whose memory the first does not share."""
+    model = build(lambda: Handed(keeps))
+    x, y = sample((2, 4, 6, 6), torch.float32), sample((2, 4, 6, 6), torch.float32)
+    fused = reparamkit.fuse(model, (x, y.clone()))
+    assert isinstance(fused.row[1], nn.BatchNorm2d if keeps else nn.Identity)
+    mine, his = y.clone(), y.clone()
+    assert error(fused(x, mine), model(x, his)) <= 1e-6
+    assert torch.equal(mine, his)

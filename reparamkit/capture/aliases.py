@@ -199,12 +199,17 @@ class Aliases:
     @cached_property
     def _classes(self) -> dict[fx.Node, set[fx.Node]]:
         """Of the nodes that share memory with others."""
+        return {node: part for part in self._sharing(self._memory) for node in part}
+
+    def _sharing(self, nodes: Iterable[fx.Node]) -> Iterator[set[fx.Node]]:
+        """Those of some nodes that share memory among themselves."""
         first: dict[int, fx.Node] = {}
         shared = nx.Graph()
-        for node, own in self._memory.items():
+        for node in nodes:
+            own = self._memory[node]
             same = (first.setdefault(place, node) for place in own.places)
             shared.add_edges_from((node, other) for other in (*own.written, *own.views, *same))
-        return {node: part for part in nx.connected_components(shared) for node in part}
+        yield from nx.connected_components(shared)
 
     def around(self, node: fx.Node) -> set[fx.Node]:
         """The values that may share memory with a node, and what reads them."""
@@ -255,8 +260,19 @@ class Aliases:
         found: set[fx.Node] = set()
         for writer in self.writers:
             if not self._harmless(writer):
-                found |= self.of(writer)
+                found |= self.of(writer).difference(*self._apart_before(writer))
         return found
+
+    def _apart_before(self, writer: fx.Node) -> Iterator[set[fx.Node]]:
+        """Of what code that was not traced may write into, the values that share memory with no other before it, and
+        that nothing sees afterwards: another argument may be somebody else's.
+        """
+        if writer.meta.get("opaque") and len(self._memory[writer].written) > 1:
+            older = {n for n in self.of(writer) if self.order[n] < self.order[writer]}
+            shared = list(self._sharing(older))
+            for part in (*shared, *({n} for n in older.difference(*shared))):
+                if not any(self._is_seen_after(n, writer) for n in part):
+                    yield part
 
     def _harmless(self, writer: fx.Node) -> bool:
         """No older name of the memory is read after the write, and it is nobody else's."""

@@ -73,11 +73,20 @@ def capture_parts(
         queue += _inside(model, [name for name in left if name not in alone], found, inputs)
     for each in parts.captured:
         parts.opaque.pop(each.frames[0].path, None)
+    parts.captured = [part for part in parts.captured if not any(_has(other, part) for other in parts.captured)]
     if not parts.captured:
         assert first is not None
         raise first
     changing.forget()
     return parts
+
+
+def _has(whole: Captured, part: Captured) -> bool:
+    """Whether the code of a part was traced in that of another too, which was tried later: first, something around both
+    was, where it failed.
+    """
+    path = part.frames[0].path
+    return whole is not part and any(frame.path == path for frame in whole.frames[1:])
 
 
 @dataclass(eq=False)

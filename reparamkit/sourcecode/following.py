@@ -37,7 +37,7 @@ from .values import (
     without_names,
     words_in,
 )
-from .variables import UNKNOWN, Variables
+from .variables import NAMED, UNKNOWN, Variables
 
 KEEPING = frozenset({"eval", "train", "to", "requires_grad_", "cuda", "cpu", "float", "half", "double", "bfloat16"})
 """Methods of a module that return it."""
@@ -50,6 +50,10 @@ WRITTEN = (nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ROWS = (nn.ModuleList, nn.Sequential, nn.ParameterList)
 """Modules that can be joined, as lists are."""
 JOINING = (ast.Add, ast.BitOr)
+CONTAINERS = (list, set, dict)
+"""What objects keep things in, and code fills."""
+READING = frozenset({"get", "keys", "values", "items", "copy", "index", "count"})
+"""Methods of containers that put nothing into them."""
 SAME_THING = (ast.Is, ast.IsNot, ast.In, ast.NotIn)
 PAIRS = frozenset({"enumerate", "zip", "items", "named_children", "named_modules", "named_parameters"})
 
@@ -65,6 +69,19 @@ def _makes_pairs(node: ast.AST) -> bool:
     """Whether an expression calls what gives numbers or names with the elements of something."""
     callee = node.func if isinstance(node, ast.Call) else None
     return (callee.id if isinstance(callee, ast.Name) else getattr(callee, "attr", "")) in PAIRS
+
+
+def _are_plain(nodes: Iterable[ast.expr]) -> bool:
+    """Whether each of some variables or arguments stands for one."""
+    return not any(isinstance(node, ast.Starred) for node in nodes)
+
+
+def _written(node: ast.expr) -> object:
+    """The number or text that an expression is, such as ``-1``; if it is none, the expression."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return node
 
 
 @dataclass(eq=False)
@@ -109,7 +126,7 @@ class Code(Variables):
         elif isinstance(node, ast.FunctionDef):
             self.bind(node.name, self._inner(node))
         elif isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):
-            self._assign(node.target, self.things.elements(self.value(node.iter)), _makes_pairs(node.iter))
+            self._assign_each(node.target, node.iter)
         elif isinstance(node, ast.Assign):
             for target in node.targets:
                 self._assign(target, self.value(node.value))
@@ -129,9 +146,43 @@ class Code(Variables):
             self.elsewhere.update(set(node.names).difference(own))
         elif isinstance(node, ast.Return) and node.value is not None:
             self.result.update(self.value(node.value))
-        if not isinstance(node, (ast.expr, ast.FunctionDef)):
+        if not isinstance(node, (ast.expr, ast.FunctionDef)) and not self._is_idle(node):
             for child in ast.iter_child_nodes(node):
                 self._follow(child)
+
+    def _is_idle(self, node: ast.AST) -> bool:
+        """Whether it is a loop over a container of an object that is empty, and that nothing is known to fill: as over
+        hooks that nobody has set.
+        """
+        match node:
+            case ast.For(iter=ast.Attribute() as kept, orelse=[]):
+                pass
+            case ast.For(iter=ast.Call(func=ast.Attribute(value=ast.Attribute() as kept), args=[]), orelse=[]):
+                pass
+            case _:
+                return False
+        names = {kept.attr, UNKNOWN}
+        found = [item.thing for item in self.value(kept).values()]
+        kept_empty = len(found) == 1 and isinstance(found[0], CONTAINERS) and not found[0]
+        if not kept_empty or not names.isdisjoint(self.uses.changing) or not names.isdisjoint(self.uses.stored):
+            return False
+        self.uses.relied |= names
+        return True
+
+    def _assign_each(self, target: ast.expr, over: ast.expr) -> None:
+        """A target gets what is iterated, one by one; of `zip` and `enumerate` each variable its own elements."""
+        builtin = over.func.id if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) else ""
+        match (builtin not in self.names and builtin), target, over:
+            case "zip", ast.Tuple(elts=targets), ast.Call(args=rows) if len(targets) == len(rows) and _are_plain(
+                (*targets, *rows)
+            ):
+                for each, row in zip(targets, rows, strict=True):
+                    self._assign_each(each, row)
+            case "enumerate", ast.Tuple(elts=[index, inner]), ast.Call(args=[row, *_]) if _are_plain((inner, row)):
+                self._assign(index, {})
+                self._assign_each(inner, row)
+            case _:
+                self._assign(target, self.things.elements(self.value(over)), _makes_pairs(over))
 
     def _inner(self, tree: Function) -> Value:
         """A function inside, whose variables are taken for those of the function around."""
@@ -181,7 +232,7 @@ class Code(Variables):
                 self.uses.use(value)
         elif isinstance(target, ast.Subscript):
             inside = elements(value) if isinstance(target.slice, ast.Slice) else {}
-            self._put(self.value(target.value), self.uses.depths.relevant({**value, **inside}))
+            self._put(target.value, self.uses.depths.relevant({**value, **inside}))
         elif isinstance(target, ast.Starred):
             self._assign(target.value, self.group(target, value))
         elif isinstance(target, (ast.Tuple, ast.List)):
@@ -197,13 +248,20 @@ class Code(Variables):
                 self.things.method(item, found.fset, [value])
         return bool(owners)
 
-    def _put(self, into: Value, value: Value) -> None:
+    def _put(self, node: ast.expr, value: Value) -> None:
         """Values go into a container; into one that is not known: anything may be done with them."""
+        into = self.value(node)
         groups = [item.thing for item in into.values() if isinstance(item.thing, Group)]
+        self._note_filled(node, into)
         for group in groups:
             group.items.update(value)
         if not groups:
             self.uses.use(value)
+
+    def _note_filled(self, node: ast.expr, into: Value) -> None:
+        """That something may go into a container of an object. node: the expression that gives it."""
+        if any(isinstance(item.thing, CONTAINERS) for item in into.values()):
+            self.uses.stored.setdefault(node.attr if isinstance(node, ast.Attribute) else UNKNOWN, {})
 
     # --- expressions -----------------------------------------------------------------------------
 
@@ -279,7 +337,7 @@ class Code(Variables):
 
     def _subscript(self, node: ast.Subscript) -> Value:
         self.value(node.slice)
-        key = node.slice.value if isinstance(node.slice, ast.Constant) else node.slice
+        key = _written(node.slice)
         found = self.value(node.value)
         made = self.things.special(found, "__getitem__")
         return {**made, **union(self._at(item, key) for item in list(found.values()))}
@@ -289,6 +347,8 @@ class Code(Variables):
             # What has some of its elements; a part of a Sequential is called, and so are they, one by one.
             return one(item.thing, item.listed)
         children = item.thing._modules if isinstance(item.thing, nn.Module) else {}
+        if isinstance(item.thing, ROWS) and isinstance(key, int) and -len(children) <= key < 0:
+            key += len(children)
         if str(key) in children:
             return one(children[str(key)], item.listed)
         return elements({(0, ""): item})
@@ -315,9 +375,10 @@ class Code(Variables):
         args = [self._argument(arg) for arg in node.args if not isinstance(arg, ast.Starred)]
         kwargs = {each.arg: self.value(each.value) for each in node.keywords if each.arg is not None}
         starred = [arg.value for arg in node.args if isinstance(arg, ast.Starred)]
-        starred += [each.value for each in node.keywords if each.arg is None]
-        if starred:
-            kwargs[UNKNOWN] = self.things.elements(union(map(self.value, starred)))
+        spread = [each.value for each in node.keywords if each.arg is None]
+        if starred or spread:
+            found = self.things.elements(union(map(self.value, (*starred, *spread))))
+            kwargs[UNKNOWN if starred else NAMED] = found
         kwargs = {name: self.uses.depths.relevant(value) for name, value in kwargs.items()}
         if not callees:
             self.uses.use(union([*args, *kwargs.values()]))
@@ -376,6 +437,8 @@ class Code(Variables):
             # A container: what it gets it has, and may give again.
             if isinstance(owner, Group):
                 owner.items.update(given)
+            elif function not in READING and isinstance(node.func, ast.Attribute):
+                self._note_filled(node.func.value, one(owner))
             return self.group(node, elements(one(owner)))
         if is_torchs(function):
             self.uses.use({**given, **one(owner)})

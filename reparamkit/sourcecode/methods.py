@@ -12,6 +12,13 @@ from collections.abc import Iterable, Iterator
 from .flow import Way, ways
 from .parse import ASKING, Paths, is_shown, method_source, once, owner_of_class, path_of
 
+TABLE = "_modules"
+"""What has all children of a module by their names."""
+LISTING = frozenset({"tuple", "list", "set", "sorted", "len", "iter"})
+"""Functions that take of a dictionary its keys only."""
+SETTING = frozenset({"setattr", "delattr", "hasattr"})
+"""Functions that go by the name of an attribute, and do not give what has it."""
+
 
 @once
 def called_by_methods(cls: type) -> Paths:
@@ -126,10 +133,50 @@ def _read(tree: ast.AST) -> Iterator[str]:
             # As in ``for k, layer in enumerate(self.layers)``.
             over = node.iter.args if isinstance(node.iter, ast.Call) else [node.iter]
             yield from (f"{path}.__iter__" for value in over for path in paths(value))
+    whole = not _takes_only_names(tree)
     for node in attributes:
-        yield from ["**"] if path_of(node) == "_modules" else paths(node)
+        yield from (["**"] if whole else []) if path_of(node) == TABLE else paths(node)
         if isinstance(node.value, ast.Name):
             yield from (f"{path}.{node.attr}" for path in paths(node.value))
+
+
+def _takes_only_names(tree: ast.AST) -> bool:
+    """Whether code looks at the names of all children, as in ``for name in self._modules``, and has no way from a name
+    to a child.
+    """
+    nodes = list(ast.walk(tree))
+    listed = {id(table) for node in nodes for table in _listed(node)}
+    tables = (node for node in nodes if isinstance(node, ast.Attribute) and path_of(node) == TABLE)
+    return all(id(table) in listed for table in tables) and not any(map(_may_find, nodes))
+
+
+def _listed(node: ast.AST) -> list[ast.expr]:
+    """Of what a piece of code takes the elements, or asks for one; of a dictionary these are its keys."""
+    match node:
+        case ast.Call(func=ast.Name(id=name), args=[table], keywords=[]) if name in LISTING:
+            return [table]
+        case ast.For() | ast.comprehension():
+            return [node.iter]
+        case ast.Compare(ops=[ast.In() | ast.NotIn()]):
+            return node.comparators
+        case ast.Attribute(attr="keys"):
+            return [node.value]
+    return []
+
+
+def _may_find(node: ast.AST) -> bool:
+    """Whether a piece of code may have a child by its name: by an index, or by a call that gets the module."""
+    match node:
+        case ast.Subscript(value=ast.Name(id="self")):
+            return True
+        case ast.Call(func=ast.Name(id=name)):
+            return name not in LISTING | SETTING
+        case ast.Call(func=ast.Attribute(value=owner)):
+            given = (owner, *node.args, *(each.value for each in node.keywords))
+            return any(isinstance(part, ast.Name) and part.id == "self" for each in given for part in ast.walk(each))
+        case ast.Call():
+            return True
+    return False
 
 
 def _variables(tree: ast.AST, results: bool = True) -> dict[str, set[str]]:

@@ -15,6 +15,8 @@ from .values import Group, Inner, Value, one, union
 
 UNKNOWN = "*"
 """The name of arguments that come out of a container, for any parameter."""
+NAMED = "**"
+"""The same of a dictionary: for any parameter that is not given otherwise."""
 
 
 @dataclass(eq=False)
@@ -52,13 +54,11 @@ class Variables:
         if spec.vararg is not None and rest:
             self.bind(spec.vararg.arg, self.group(spec.vararg, rest))
         for name, value in kwargs.items():
-            if name == UNKNOWN:
-                every = [
-                    *names,
-                    *(each.arg for each in (*spec.kwonlyargs, spec.vararg, spec.kwarg) if each is not None),
-                ]
-                for each in every:
-                    self.bind(each, value)
+            if name in (UNKNOWN, NAMED):
+                given = {*names[: len(args)], *kwargs} if name == NAMED else set[str]()
+                every = (each.arg for each in (*spec.kwonlyargs, spec.vararg, spec.kwarg) if each is not None)
+                for each in (*names, *every):
+                    self.bind(each, {} if each in given else value)
             elif name in {*names, *(each.arg for each in spec.kwonlyargs)}:
                 self.bind(name, value)
             elif spec.kwarg is not None:
