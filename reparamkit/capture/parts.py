@@ -73,7 +73,7 @@ def capture_parts(
         queue += _inside(model, [name for name in left if name not in alone], found, inputs)
     for each in parts.captured:
         parts.opaque.pop(each.frames[0].path, None)
-    parts.captured = [part for part in parts.captured if not any(_has(other, part) for other in parts.captured)]
+    parts.captured = _outermost(parts.captured)
     if not parts.captured:
         assert first is not None
         raise first
@@ -81,12 +81,14 @@ def capture_parts(
     return parts
 
 
-def _has(whole: Captured, part: Captured) -> bool:
-    """Whether the code of a part was traced in that of another too, which was tried later: first, something around both
+def _outermost(parts: Sequence[Captured]) -> list[Captured]:
+    """The parts whose code was not traced in that of another too, which was tried later: first, something around both
     was, where it failed.
     """
-    path = part.frames[0].path
-    return whole is not part and any(frame.path == path for frame in whole.frames[1:])
+    inside = {(frame.path, id(part)) for part in parts for frame in part.frames[1:]}
+    traced = Counter(path for path, _ in inside)
+    own = [(part.frames[0].path, part) for part in parts]
+    return [part for path, part in own if traced[path] == ((path, id(part)) in inside)]
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ..algebra.size import Size
+from ..algebra.size import Share, Size
 from ..errors import NotFusable
 
 Key = tuple[Hashable, ...]
@@ -41,6 +41,8 @@ def identity(value: object) -> Hashable:
     """What tells a value from others: of a size also what it is taken to be, of all but numbers which object it is."""
     if isinstance(value, tuple):
         return tuple(map(identity, value))
+    if isinstance(value, Share):
+        return value.number, identity(value.of)
     if isinstance(value, Size):
         return value.factor, *((s, s.hint, s.traced, s.inside, s.dims) for s in value.symbols)
     return (type(value), value) if isinstance(value, (bool, int, float)) else id(value)
