@@ -54,7 +54,7 @@ def _asked(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]:
 
 def _changed(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]:
     """The modules whose state a forward changes so that later calls differ from the first, which a graph repeats."""
-    changed = parts.captured[0].changed
+    changed = parts.captured[0].code.changed
     layers = [path for path in parts.captured[0].targets if id(module_at(model, path)) in changed.names]
     setters = [path for path, module in model.named_modules() if id(module) in changed.setters]
     why = "a graph does in every call what the first call does, and the forward changes "

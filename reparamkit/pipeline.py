@@ -354,10 +354,10 @@ def _captured(model: nn.Module, request: Request) -> Parts:
         name_parts(part)
         note_overwrites(part)
         tell_ranks(part)
-        part.absent = {} if request.example is None else request.example.absent
-        part.overwritten = set() if request.example is None else request.example.written
+        part.origin.absent = {} if request.example is None else request.example.absent
+        part.code.overwritten = set() if request.example is None else request.example.written
         part.opened = set(map(id, part.frames)) if request.as_graph else set()
-        part.ranks_vary = ranks_vary
+        part.origin.ranks_vary = ranks_vary
     look_outside(parts.captured, _is_leaf, None if request.example is None else request.example.calls)
     return parts
 
@@ -379,7 +379,7 @@ def _reported(
     every = [*works, *later]
     if request.example is None:
         # Nominal sizes depend on how much of a rank is known, so only the prices of the merges compare.
-        saved = sum(work.captured.times * done.site.saved for work in every for done in work.done)
+        saved = sum(work.captured.origin.times * done.site.saved for work in every for done in work.done)
         final = replace(final, flops=price.flops - round(saved))
     equations = {rule.name: rule.equation for rule in request.rules}
     made = summarize(works, later, refusals, price, final, error, equations)

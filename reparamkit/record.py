@@ -40,7 +40,7 @@ def sketch(reading: Reading, part: int, computing: set[fx.Node]) -> Sketch:
 def described(captured: Captured, drawn: Sketch) -> Part:
     """What the report says of a graph. drawn: the graph as it was captured."""
     layers = sum(node.is_layer for node in drawn.values())
-    return Part(captured.frames[0].path, captured.tier, layers, captured.times, captured.why)
+    return Part(captured.frames[0].path, captured.origin.tier, layers, captured.origin.times, captured.origin.why)
 
 
 def marked(sketches: Sequence[Sketch], sites: Mapping[fx.Node, Sequence[int]]) -> tuple[Node, ...]:

@@ -55,7 +55,7 @@ class Work:
         """
         rows = any(isinstance(layer, nn.Sequential) for done in self.done for layer in done.layers)
         merged = (member for done in self.done for member in done.site.members)
-        clearer = self.captured.vain or self.plan.parted
+        clearer = self.captured.unused.computes or self.plan.parted
         return rows or (clearer and bool(self.done)) or any(n.target is overwrite_ for n in merged)
 
 
@@ -75,7 +75,7 @@ def _counted(reading: Reading, parts: Set[str]) -> tuple[int, int]:
     affine = sum((node_cost(reading, node) for node in own if node in reading.read), Cost())
     opaque = [node for node in own if _is_opaque(node, reading)]
     flops = affine.flops + second_flops(reading) + _sums(reading, opaque)
-    times = reading.captured.times
+    times = reading.captured.origin.times
     return times * (affine.launches + len(opaque)), times * flops
 
 
@@ -159,7 +159,7 @@ def summarize(
         tuple(refusal for refusal in refusals if refusal.path not in gone),
         before,
         after,
-        works[0].captured.tier,
+        works[0].captured.origin.tier,
         error,
         type(works[0].model).__name__,
         _cautions([*works, *later]),

@@ -25,6 +25,7 @@ from ..tracing.proxies import attribute
 from ..tracing.tracer import Tracer
 from .arguments import Inputs, named_arguments
 from .captured import Captured
+from .facts import Code, Origin
 
 
 def know_sizes(captured: Captured, module: nn.Module, calls: Sequence[Inputs]) -> None:
@@ -134,12 +135,14 @@ class _Attempt:
                 self.path,
             )
         return Captured(
-            *(self.model, graph, tracer.frames, "values" if self.sized else "symbolic", self.changing.found),
-            stored=stored | tracer.handed_out,
+            *(self.model, graph, tracer.frames, Origin("values" if self.sized else "symbolic")),
+            Code(
+                *(self.changing.found, stored | tracer.handed_out),
+                attributes=_named_in(graph, "get_attr"),
+                callers=_named_in(graph, "call_module"),
+                lists=tracer.lists,
+            ),
             held=held,
-            attributes=_named_in(graph, "get_attr"),
-            lists=tracer.lists,
-            callers=_named_in(graph, "call_module"),
         )
 
     def _traced(self, tracer: Tracer, mode: FakeTensorMode) -> tuple[fx.Graph, set[fx.Node], dict[str, Any]]:

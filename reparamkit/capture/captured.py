@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..running.changing import Changed
 from ..running.trees import leaves, map_leaves
 from ..tracing.frame import Frame, Method
 from ..tracing.guards import expect
 from ..tracing.proxies import attribute
 from .aliases import Aliases
+from .facts import Apart, Code, Origin, Outside, Unused
 from .paths import module_at
 
 LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
@@ -27,61 +27,20 @@ POSITIONS = ("targets", "owners", "made_in", "deciding")
 """What `Captured` knows of where nodes are."""
 
 
-@dataclass(frozen=True, eq=False)
-class Apart:
-    """A call as it was, before the graph had it as two, or elsewhere."""
-
-    op: str
-    target: Any
-    args: Any
-    kwargs: Any
-
-
-@dataclass(eq=False)
-class Outside:
-    """What code outside of a graph does, with words. used: modules and tensors that it uses by themselves. whole:
-    modules that another graph goes through as well. methods: that it may run. idle: modules whose forward no call runs:
-    it is a method as any other. keeping: per path of a module why it has to keep parameters. exact: modules whose
-    class code asks for.
-    """
-
-    used: dict[nn.Module | Tensor, str] = field(default_factory=dict)
-    whole: dict[nn.Module, str] = field(default_factory=dict)
-    methods: set[Method] = field(default_factory=set)
-    idle: set[nn.Module] = field(default_factory=set)
-    keeping: dict[str, str] = field(default_factory=dict)
-    exact: dict[nn.Module, str] = field(default_factory=dict)
-
-
 @dataclass(eq=False)
 class Captured:
     """The flat graph of a model.
 
     root: the model that was traced; the graph's targets are its submodules and parameters.
     frames: every call of a module that was traced through, the root's first.
-    tier: how it was captured, "symbolic" or "values".
-    changed: the attributes that code changes. stored: values that it keeps there, or puts into its arguments.
-    attributes: paths of the parameters and buffers that the code read itself, with the calls that it is of.
+    origin, code, unused, outside: see these.
     held: what the graph names and the model has not: constant tensors, merged layers that have no place yet.
     replaced: merged values -> the nodes that have them now.
     constants: values that depend on parameters and buffers only.
-    watched: values whose shape the model's own code reads, though the graph does not any more. unread: modules (by
-        identity) that code calls for nothing, which the graph does not show any more, each with the call of that code.
-    unneeded: per value the methods that read it for nothing, which the graph does not show either. vain: whether code
-        computes something that nothing reads. in_vain: values with which it does.
-    uncalled: how often each module (by identity) was called so by code that is written again, and calls it no more.
     folded: per module (by identity) the code that calls it on constants, where the graph has arithmetic.
     opened: calls (by identity) that are made no more, as their code is part of other code.
-    times: how often a run of the model runs this graph. why: it is not part of the graph around it.
     apart: per node that has the value of a call, what there was before the call was taken apart.
     raised: scales that stand elsewhere than in the code, until something absorbs them.
-    outside: what is known of other code. lists: the lists of its own parts for which the code asked torch.
-    absent: per path of a module the positions and names of arguments that are None in a real run.
-    guessed: whether it is a part, and nothing is known of how it is called.
-    callers: per path of a module that the code calls the calls around it, of modules that do nothing as well.
-    overwritten: the parameters that a run wrote into, by name. written_over: paths of layers into whose value the code
-        writes.
-    ranks_vary: whether the model takes inputs of another rank than the example's.
     finite: whether all numbers of a tensor are, of those that were asked about.
     dropped: calls that only hand on what they get, which the graph does not show any more.
     """
@@ -89,33 +48,17 @@ class Captured:
     root: nn.Module
     graph: fx.Graph
     frames: list[Frame]
-    tier: str
-    changed: Changed
-    stored: set[fx.Node] = field(default_factory=set)
+    origin: Origin
+    code: Code
+    unused: Unused = field(default_factory=Unused)
+    outside: Outside = field(default_factory=Outside)
     held: dict[str, Any] = field(default_factory=dict)
-    attributes: dict[str, list[Frame]] = field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     constants: set[fx.Node] = field(default_factory=set)
-    watched: dict[fx.Node, object] = field(default_factory=dict)
-    unread: list[tuple[int, Frame]] = field(default_factory=list)
-    unneeded: dict[fx.Node, set[Method]] = field(default_factory=dict)
-    vain: bool = False
-    in_vain: set[fx.Node] = field(default_factory=set)
-    uncalled: Counter[int] = field(default_factory=Counter)
     folded: dict[int, list[Frame]] = field(default_factory=dict)
     opened: set[int] = field(default_factory=set)
-    times: int = 1
-    why: str = ""
     apart: dict[fx.Node, Apart] = field(default_factory=dict)
     raised: set[fx.Node] = field(default_factory=set)
-    outside: Outside = field(default_factory=Outside)
-    lists: set[str] = field(default_factory=set)
-    absent: Mapping[str, Set[int | str]] = field(default_factory=dict)
-    guessed: bool = False
-    callers: dict[str, list[Frame]] = field(default_factory=dict)
-    written_over: set[str] = field(default_factory=set)
-    ranks_vary: bool = False
-    overwritten: Set[str] = frozenset()
     finite: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
     dropped: set[fx.Node] = field(default_factory=set)
 
@@ -147,7 +90,7 @@ class Captured:
     @cached_property
     def module_calls(self) -> Counter[int]:
         """How often each module object is called, as a node or as a frame (by identity)."""
-        calls = Counter([*(id(frame.module) for frame in self.frames), *(module for module, _ in self.unread)])
+        calls = Counter([*(id(frame.module) for frame in self.frames), *(module for module, _ in self.unused.calls)])
         calls.update(id(self.module(n)) for n in self.graph.nodes if n.op == "call_module")
         calls.update({module: len(frames) for module, frames in self.folded.items()})
         return calls
@@ -170,7 +113,7 @@ class Captured:
             for module, read in each.read.items():
                 around.read.setdefault(module, set()).update(read)
         self.frames = [each for each in self.frames if each not in inside]
-        for table in (self.attributes, self.callers):
+        for table in (self.code.attributes, self.code.callers):
             table.update({path: [around if f in inside else f for f in frames] for path, frames in table.items()})
         del self.called_in
         self.forget()
@@ -181,7 +124,7 @@ class Captured:
         self.folded.setdefault(id(self.module(call)), []).append(around)
         for node in nodes:
             if node.op == "get_attr":
-                self.attributes.setdefault(str(node.target), []).append(around)
+                self.code.attributes.setdefault(str(node.target), []).append(around)
         self.replaced[call] = result
         call.replace_all_uses_with(result, propagate_meta=False)
         self.graph.erase_node(call)
@@ -202,7 +145,7 @@ class Captured:
         """Paths of modules that only code called which is part of other code now, where it calls them no more."""
         return [
             path
-            for path, frames in self.callers.items()
+            for path, frames in self.code.callers.items()
             if path not in self.targets and all(id(frame) in self.opened for frame in frames)
         ]
 
@@ -230,7 +173,7 @@ class Captured:
         found = [self.attribute(n) for n in named]
         found += [buffer for m in called if m.training for buffer in m.buffers(recurse=False)]
         found += [m.weight for m in called if isinstance(m, LOOKUPS) and m.max_norm is not None]
-        found += [parameter for name, parameter in self.root.named_parameters() if name in self.overwritten]
+        found += [parameter for name, parameter in self.root.named_parameters() if name in self.code.overwritten]
         return {storage(t) for t in found if isinstance(t, Tensor) and t.numel()}
 
     @property
@@ -276,7 +219,7 @@ class Captured:
         """Paths of the modules that have, at any depth, a tensor which the code reads itself."""
         # The graph has only what is used of it; the code reads all.
         read = [name.split(".") for name, nodes in self.targets.items() if nodes[0].op == "get_attr"]
-        read += [name.split(".") for name in self.attributes]
+        read += [name.split(".") for name in self.code.attributes]
         return {".".join(parts[:k]) for parts in read for k in range(1, len(parts))}
 
     @cached_property

@@ -49,7 +49,7 @@ def _constants(captured: Captured) -> set[fx.Node]:
 def _is_folded(captured: Captured, constants: set[fx.Node], frame: Frame) -> bool:
     """Whether all that a call is given and makes are constants."""
     made = captured.made_in.get(frame, [])
-    plain = not (frame.fills or id(frame.module) in captured.changed.setters or has_forward_hooks(frame.module))
+    plain = not (frame.fills or id(frame.module) in captured.code.changed.setters or has_forward_hooks(frame.module))
     return plain and bool(made) and captured.nodes_in(made, frame.args, frame.kwargs) <= constants
 
 

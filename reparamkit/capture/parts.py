@@ -61,7 +61,7 @@ def capture_parts(
         try:
             captured = found.capture()
             split = [captured] if whole or inputs is None else _split(found, captured, inputs)
-            split[0].why, split[0].guessed = why, given is None and path != ""
+            split[0].origin.why, split[0].origin.guessed = why, given is None and path != ""
             parts.captured += split
         except CaptureError as error:
             first = first or error
@@ -226,7 +226,7 @@ def _shared(around: _Part, captured: Captured, inputs: Inputs) -> Iterator[Captu
             with suppress(CaptureError):
                 part = capture(around.model, path, given[0], around.is_leaf, {}, around.changing, sized=False)
                 part = fold_calls(part)
-                part.times, part.why = len(found), f"it is called {len(found)} times in a run"
+                part.origin.times, part.origin.why = len(found), f"it is called {len(found)} times in a run"
                 know_sizes(part, repeated[path], [each for each, _ in found])
                 yield part
 

@@ -18,23 +18,21 @@ from .reading import Reading
 
 def drop_dead(captured: Captured, readers: Readers, reading: Reading) -> None:
     """Erase what only computes a value that is unread. The model's own code goes on doing so where it is not written
-    again: `captured.watched` receives what it reads, `captured.unread` the modules that it calls,
-    `captured.unneeded` the methods that read a value so, `captured.in_vain` the values with which it computes, and
-    `captured.vain` is set.
+    again, of which `captured.unused` is told.
     """
     pure = {*computing(captured, readers, reading), *reading.sizes, *reading.constants}
-    calls = Calls(captured)
+    calls, unused = Calls(captured), captured.unused
     for node in reversed(captured.graph.nodes):
         writes = node in captured.aliases.writers
         if not node.users and node in pure and not writes and not calls.need(node):
-            captured.watched.update(dict.fromkeys(n for n in node.all_input_nodes if n not in reading.sizes))
+            unused.shapes.update(dict.fromkeys(n for n in node.all_input_nodes if n not in reading.sizes))
             for each in node.all_input_nodes:
-                captured.unneeded.setdefault(each, set()).update(node.meta.get("methods", ()))
+                unused.methods.setdefault(each, set()).update(node.meta.get("methods", ()))
             if node.op == "call_module":
-                captured.unread.append((id(captured.module(node)), captured.frame(node)))
+                unused.calls.append((id(captured.module(node)), captured.frame(node)))
             if node not in reading.sizes and node not in reading.constants and not reads_rank(node):
-                captured.vain = True
-                captured.in_vain.update(node.all_input_nodes)
+                unused.computes = True
+                unused.inputs.update(node.all_input_nodes)
             captured.graph.erase_node(node)
     captured.forget()
 

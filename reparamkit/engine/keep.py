@@ -231,7 +231,7 @@ class Keeper:
         self._check_writes(node, candidate)
 
     def _check_stored(self, node: fx.Node, candidate: Candidate) -> None:
-        stored = {self.captured.current(kept) for kept in self.captured.stored}
+        stored = {self.captured.current(kept) for kept in self.captured.code.stored}
         if not stored.isdisjoint(candidate.members - {node}):
             raise NotFusable(
                 "the forward of a module keeps a value inside the merge, as an attribute or in an argument"
@@ -247,7 +247,7 @@ class Keeper:
         """A rank that was only assumed: of a module that a run calls several times, all calls must have it."""
         ranks = [self.named[str(symbol.origin[0])] for symbol, _ in form.guards if symbol.stands_for_dims]
         assumed = [node for node in ranks if self.reading.shapes[node][1]]
-        if assumed and self.captured.times > 1:
+        if assumed and self.captured.origin.times > 1:
             raise NotFusable("the rank of a tensor inside a module that is called several times is unknown")
 
     def _check_writes(self, node: fx.Node, candidate: Candidate) -> None:

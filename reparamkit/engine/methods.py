@@ -115,7 +115,7 @@ def _going_on(captured: Captured, members: Collection[fx.Node]) -> set[Method]:
     not need.
     """
     found = set[Method]()
-    for value, methods in captured.unneeded.items():
+    for value, methods in captured.unused.methods.items():
         node = captured.current(value)
         if node in members and not node.users.keys().isdisjoint(members):
             found |= methods.intersection(node.meta.get("methods", ()))

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, fx
 
 from ..algebra.form import source_form
-from ..capture.captured import Apart, Captured
+from ..capture.captured import Captured
+from ..capture.facts import Apart
 from ..errors import NotFusable
 from ..layers.normalize import CHANNELS, FUNCTIONS, affine, arguments, norm_class, read_affine, without_affine
 from .placing import layer_cost
@@ -74,7 +75,7 @@ def _read_by_code(captured: Captured, node: fx.Node) -> str | None:
     paths = {f"{node.target}.{name}" for name in PARAMETERS} if node.op == "call_module" else set()
     return (
         None
-        if captured.attributes.keys().isdisjoint(paths)
+        if captured.code.attributes.keys().isdisjoint(paths)
         else "the model's code reads its parameters: in use elsewhere"
     )
 

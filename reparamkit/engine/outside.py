@@ -9,7 +9,8 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..capture.captured import Captured, Outside
+from ..capture.captured import Captured
+from ..capture.facts import Outside
 from ..sourcecode.following import Following
 from ..sourcecode.parse import forward_of, is_torchs
 from ..sourcecode.uses import Uses
@@ -63,7 +64,7 @@ class _Code:
 
     def _followed(self, follow: Callable[[Following], None], also: frozenset[str] = frozenset()) -> Following:
         """What some code does. also: attributes that change, besides those that were seen to."""
-        changing = (names for part in self.parts for names in part.changed.names.values())
+        changing = (names for part in self.parts for names in part.code.changed.names.values())
         uses = Following(changing=also.union(*changing))
         follow(uses)
         # What sets an attribute may be found behind what was taken not to change.
@@ -96,7 +97,7 @@ class _Code:
         frames = {frame.module: None for part in self.parts for frame in part.frames}
         uses = self._followed(partial(_follow_all, [m for m in frames if not is_torchs(forward_of(m))]))
         # The code is followed on all its branches; these lists were asked for.
-        made = set().union(OWN, *(part.lists for part in self.parts))
+        made = set().union(OWN, *(part.code.lists for part in self.parts))
         for part, names in uses.read.items():
             if names & made:
                 self.found.used.setdefault(part, f"code of the model reads it in what {min(names & made)} lists")
@@ -162,7 +163,7 @@ def _running(parts: Sequence[Captured], calls: Mapping[str, int] | None) -> Iter
 def _share(found: Outside, part: Captured, other: Captured) -> None:
     """The modules that another part has as well: how often they run is not known."""
     where = f"it is also used in '{other.frames[0].path}', which was traced apart"
-    owners = {path.rpartition(".")[0] for path in part.attributes} - {""}
+    owners = {path.rpartition(".")[0] for path in part.code.attributes} - {""}
     mine = {*part.module_calls, *(id(attribute(part.root, path)) for path in owners)}
     found.used.update(
         {m: where for n in other.graph.nodes if n.op == "call_module" and id(m := other.module(n)) in mine}

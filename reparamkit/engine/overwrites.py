@@ -52,7 +52,7 @@ def plain(target: object) -> Any:
 def note_overwrites(captured: Captured) -> None:
     """Remember of which layers code writes into the value: that stays so where a write is followed, or dropped."""
     written = {node for writer in captured.aliases.writers for node in captured.aliases.of(writer)}
-    captured.written_over = {str(node.target) for node in written if node.op == "call_module"}
+    captured.code.written_over = {str(node.target) for node in written if node.op == "call_module"}
 
 
 def follow_overwrites(captured: Captured) -> None:

@@ -226,7 +226,7 @@ class Planner:
 
         It still does, for other arguments or for an attribute, and has to get the scaled value.
         """
-        return {node for k, node in enumerate(way) if not self.captured.in_vain.isdisjoint(way[k:])}
+        return {node for k, node in enumerate(way) if not self.captured.unused.inputs.isdisjoint(way[k:])}
 
     def _leading(self, site: Site) -> list[fx.Node]:
         """Up to a module that the merge calls twice: in its place cannot be both the scale and what absorbs it."""

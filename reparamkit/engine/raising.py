@@ -23,7 +23,8 @@ from ..algebra.operator import Operator
 from ..algebra.size import fixed
 from ..algebra.views import Crop, Permute, Reshape, Same, View
 from ..capture.aliases import MAY_ALIAS, target_name
-from ..capture.captured import Apart, Captured
+from ..capture.captured import Captured
+from ..capture.facts import Apart
 from ..capture.reach import reached
 from ..errors import NotFusable
 from ..layers.parts import Span, rescaled

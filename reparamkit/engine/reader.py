@@ -330,7 +330,7 @@ class _Reader:
         node, out = self.node, self.out
         values = [*choice.values(), *(self._known(reader, n) for n in node.all_input_nodes if n not in choice)]
         known = tuple(tuple(out.known(c.form).items()) for c in choice.values())
-        shapes = tuple(identity(out.shapes[n]) for n in choice) if self.captured.ranks_vary else ()
+        shapes = tuple(identity(out.shapes[n]) for n in choice) if self.captured.origin.ranks_vary else ()
         module = self.captured.module(node) if node.op == "call_module" else None
         told_by = module, node.args, node.kwargs, *values
         return ("form", node, known, shapes, bool(out.arithmetic(node)), *map(identity, told_by)), told_by
@@ -365,7 +365,7 @@ class _Reader:
 
     def _rank_needed(self, reader: Reader, choice: Mapping[fx.Node, Candidate]) -> Rank | None:
         """Whether the call does something else with values of another rank than the example's, if others may come."""
-        if not self.captured.ranks_vary:
+        if not self.captured.origin.ranks_vary:
             return None
         if not self.rank:
             self.rank.append(self._rank_read(reader, choice))

@@ -100,7 +100,7 @@ class Scope:
         alone = left > 1 and not evenly_partnered(self.captured, node)
         if alone and not (together and (read_one_value(self.captured, node) or runs_once(self.captured, node))):
             return f"its module is called at {calls} places: a merge would change all of them"
-        traced = (calls + self.captured.uncalled[id(modules[-1])]) * self.captured.times
+        traced = (calls + self.captured.unused.ended[id(modules[-1])]) * self.captured.origin.times
         run = self.calls.get(str(node.target), traced)
         if run != traced and _has_state(modules[-1]):
             return f"its module is called {run} times in a run, and {traced} times in what could be captured"
@@ -172,7 +172,7 @@ class Scope:
         return None
 
     def _changing(self, node: fx.Node) -> str | None:
-        changing = self.captured.changed.names
+        changing = self.captured.code.changed.names
         if node.op == "call_module" and (names := changing.get(id(self.captured.module(node)))):
             return f"its attribute '{min(names)}' changes while the model runs"
         return goes_by(self.captured, self.captured.frame(node))
@@ -237,7 +237,7 @@ def goes_by(captured: Captured, frame: Frame) -> str | None:
     """Words about an attribute that the code of a call reads, and other code changes, if there is one: what a merge is
     made of must not be for that code to put together. What it calls as a whole it may call otherwise.
     """
-    changing = captured.changed.names
+    changing = captured.code.changed.names
     name = _read_of(frame, changing) if changing else None
     return name and f"{frame.path or 'the model'} goes by '{name}', which code changes while the model runs"
 

@@ -82,7 +82,9 @@ def largest(merges: Sequence[M]) -> list[M]:
 
 def runs_once(captured: Captured, node: fx.Node) -> bool:
     """Whether the code that makes a node is run by one call, so that it may call another layer than other code does."""
-    return captured.times == 1 and all(captured.module_calls[id(f.module)] == 1 for f in captured.frame(node).stack)
+    return captured.origin.times == 1 and all(
+        captured.module_calls[id(f.module)] == 1 for f in captured.frame(node).stack
+    )
 
 
 def separable(captured: Captured, members: Collection[fx.Node], absorbed: Collection[fx.Node] = ()) -> bool:

@@ -29,7 +29,7 @@ def read_early(captured: Captured, reading: Reading) -> None:
     """Rewrite the size reads of a graph: ``conv(x).shape[0]`` becomes ``x.shape[0]``.
 
     The sizes are equal for every input, or nothing is changed. The new node's "also" lists the (tensor, dimension)
-    pairs at which the code read it, for methods that do not see the earlier value. `captured.watched` receives the
+    pairs at which the code read it, for methods that do not see the earlier value. `captured.unused` is told of the
     values whose sizes the user's own code still reads.
     """
     _Sizes(captured, reading).run()
@@ -189,7 +189,7 @@ class _Sizes:
             return
         _replace(node, found)
         tensor = _tensor(node, self.reading)
-        self.captured.watched[tensor] = self.reading.shapes[tensor]
+        self.captured.unused.shapes[tensor] = self.reading.shapes[tensor]
         while node is not tensor and not node.users and node not in self.passed:
             before = node.all_input_nodes[0]
             self.captured.graph.erase_node(node)

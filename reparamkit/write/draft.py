@@ -218,7 +218,7 @@ class Draft:
 
     def _is_written_over(self, members: Iterable[fx.Node]) -> bool:
         """Whether code writes into the value of a layer, be it in vain."""
-        return not self.captured.written_over.isdisjoint(map(place_of, members))
+        return not self.captured.code.written_over.isdisjoint(map(place_of, members))
 
     def spread(self, written: Written) -> None:
         """A row in the code of several calls: what is written again has its layers no more, elsewhere they make way."""

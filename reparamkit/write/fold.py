@@ -77,7 +77,7 @@ class _Fold:
         signature = inspect.signature(self.frame.module.forward)
         bound = signature.bind(*self.frame.args, **self.frame.kwargs)
         made = {p.name: (p, self._placeholder(p)) for p in signature.parameters.values()}
-        absent = self.captured.absent.get(self.frame.path, frozenset())
+        absent = self.captured.origin.absent.get(self.frame.path, frozenset())
         for position, (name, (parameter, node)) in enumerate(made.items()):
             given = name in bound.arguments
             value = bound.arguments[name] if given else parameter.default
@@ -91,7 +91,7 @@ class _Fold:
 
     def _is_guess(self, parameter: inspect.Parameter, value: Any) -> bool:
         """Whether it was only assumed that nothing is given for a parameter, or that a tensor is where code asks."""
-        if not self.captured.guessed:
+        if not self.captured.origin.guessed:
             return False
         return parameter.name in self.assumed or self._is_asked_for(value)
 

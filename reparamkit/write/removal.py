@@ -25,7 +25,7 @@ def remove_unread(draft: Draft) -> None:
     """
     used = {name for name, nodes in draft.captured.targets.items() if nodes[0].op == "get_attr"}
     written = {f.path for f in draft.captured.frames if id(f) in draft.inlined or id(f) in draft.frames}
-    for path in draft.captured.attributes.keys() - used:
+    for path in draft.captured.code.attributes.keys() - used:
         owner, _, name = path.rpartition(".")
         if owner and not draft.places.has(owner):
             continue
@@ -43,7 +43,7 @@ def remove_unread(draft: Draft) -> None:
 
 def _was_read(draft: Draft, path: str, module: nn.Module, written: set[str]) -> bool:
     """Whether only code that is written again read the parameters of a layer, which nothing calls."""
-    outside, read = draft.captured.outside, draft.captured.attributes
+    outside, read = draft.captured.outside, draft.captured.code.attributes
     readers = {f.path for name, frames in read.items() if name.rpartition(".")[0] == path for f in frames}
     parts = {module, *module.parameters(), *module.buffers()}
     called = id(module) in draft.captured.module_calls or any(True for _ in module.children())
@@ -65,7 +65,7 @@ def remove_dead_modules(draft: Draft) -> None:
 
 def _callers(draft: Draft) -> dict[str, set[int]]:
     """Per path of a module the calls (by identity) whose code calls it."""
-    found = {path: set(map(id, frames)) for path, frames in draft.captured.callers.items()}
+    found = {path: set(map(id, frames)) for path, frames in draft.captured.code.callers.items()}
     for frame in draft.captured.frames:
         found.setdefault(frame.path, set()).add(id(frame.parent))
     return found

@@ -78,7 +78,7 @@ def _reasons(captured: Captured, call: Frame) -> Iterator[str]:
         yield f"{where} has hooks, and its forward would have to be written again"
     if _was_set(module):
         yield f"the forward of {where} is a function that was set on it, and no method of its own"
-    if id(module) in captured.changed.setters:
+    if id(module) in captured.code.changed.setters:
         yield f"the forward of {where} sets attributes of the module, or puts values into containers of its file"
     codes = codes_of(captured, module)
     if call in captured.deciding and (names := frozenset().union(*map(remembered, codes))):

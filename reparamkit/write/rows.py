@@ -230,12 +230,12 @@ def folding(captured: Captured, members: Iterable[fx.Node]) -> set[Frame]:
 
 def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) -> bool:
     """Whether a value in the row, if the model's code reads its shape, keeps it when modules are swapped."""
-    if node not in captured.watched:
+    if node not in captured.unused.shapes:
         return True
     position = placed.terms[0].position
     assert position is not None
     op = placed.form.sample
-    return captured.watched[node] == (op.value_sizes if number >= position else op.source_sizes, op.open_rank)
+    return captured.unused.shapes[node] == (op.value_sizes if number >= position else op.source_sizes, op.open_rank)
 
 
 def _has_views(captured: Captured, row: Row) -> bool:

@@ -116,7 +116,9 @@ def _read(
     """What the code of a call read and does not set itself; by its own code, of some names only (None: of all)."""
     own = {method.__code__ for method in map(inspect.unwrap, _codes(methods, call.module).values())}
     for module, read in call.read.items():
-        kept = captured.changed.names.get(id(module), set()).union(*map(assigned, _codes(methods, module).values()))
+        kept = captured.code.changed.names.get(id(module), set()).union(
+            *map(assigned, _codes(methods, module).values())
+        )
         found = {name for name, by in read if names is None or name in names or by not in own}
         yield from ((module, name) for name in found - kept)
 
@@ -152,7 +154,7 @@ def is_varied(captured: Captured, members: Iterable[fx.Node]) -> bool:
 
 def _changing(captured: Captured, call: Frame) -> set[str]:
     """The attributes that the code of a call reads, and code changes while it runs."""
-    names = captured.changed.names
+    names = captured.code.changed.names
     return {name for module, read in call.read.items() for name, _ in read if name in names.get(id(module), ())}
 
 

@@ -356,6 +356,7 @@ class Writer:
     def erase_dead(self) -> None:
         """Members that nothing reads any more, and the sizes only they needed."""
         self._mark_again()
+        unused = self.captured.unused
         gone = {m for written, _ in self.done for m in written.site.members}
         made = {n for written, _ in self.done for n in written.nodes if not is_guard(n.target)}
         dead = self.computing - gone - made
@@ -369,11 +370,11 @@ class Writer:
             if idle and not node.users and not stays:
                 if node in dead or node in made:
                     # It still runs, on what it reads, where nothing is written again.
-                    self.captured.watched.update(dict.fromkeys(set(node.all_input_nodes) - self.captured.constants))
-                    self.captured.in_vain.update(node.all_input_nodes)
-                    self.captured.vain |= node not in gone
+                    unused.shapes.update(dict.fromkeys(set(node.all_input_nodes) - self.captured.constants))
+                    unused.inputs.update(node.all_input_nodes)
+                    unused.computes |= node not in gone
                 if node in gone and node.op == "call_module":
-                    self.captured.uncalled[id(self.captured.module(node))] += 1
+                    unused.ended[id(self.captured.module(node))] += 1
                 self.captured.graph.erase_node(node)
         self._drop_unread()
         self.captured.moved()
@@ -385,11 +386,10 @@ class Writer:
 
     def _drop_unread(self) -> None:
         """Code that is written again calls no module for nothing."""
-        unread = self.captured.unread
-        written = self.draft.written
-        gone = [(module, frame) for module, frame in unread if self.as_graph or id(frame) in written]
-        unread[:] = [each for each in unread if each not in gone]
-        self.captured.uncalled.update(module for module, _ in gone)
+        unused, written = self.captured.unused, self.draft.written
+        gone = [(module, frame) for module, frame in unused.calls if self.as_graph or id(frame) in written]
+        unused.calls[:] = [each for each in unused.calls if each not in gone]
+        unused.ended.update(module for module, _ in gone)
 
     def _is_read_later(self, writer: fx.Node) -> bool:
         """Whether what an in-place operation writes is still read after it."""
