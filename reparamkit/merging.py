@@ -39,6 +39,7 @@ from .reporting import Picture
 from .request import Request
 from .summary import Work
 from .trial import Trials
+from .write.round import Round, unproved
 from .write.splice import Written
 from .write.write import Writer
 
@@ -90,7 +91,7 @@ class Merging:
     def __post_init__(self) -> None:
         judge = self.trials.judge if self.request.measured else _unjudged
         as_graph = self.request.as_graph
-        self.writer = Writer(self.captured, as_graph, _unproved, _unheard, judge, self.tape, self.swapped)
+        self.writer = Writer(self.captured, as_graph, judge, self.tape, self.swapped)
 
     def run(self) -> Work:
         """Graph rules first, then merges. Around these, norms are split into a normalisation and a scale, layers that
@@ -144,7 +145,7 @@ class Merging:
                 site = next_site(self.captured, scope, rules, seen, lambda n, why: said.setdefault(n, []).append(why))
             if site is None:
                 break
-            self._prepare(self._read(), said)
+            self.writer.round = self._round(self._read(), said)
             self.writer.write_pattern(site)
             self.writer.erase_dead()
             self.captured.forget()
@@ -166,8 +167,7 @@ class Merging:
             )
             self.assumed = reading.assumed
             parted |= plan.parted
-            self._prepare(reading, plan.refusals)
-            writer.see = partial(self._see, reading)
+            writer.round = replace(self._round(reading, plan.refusals), see=partial(self._see, reading))
             reading.spend()
             if self.swapped is not None:
                 # What is known refers to layers that are freed one by one.
@@ -226,14 +226,15 @@ class Merging:
             raised += made
         return raised, own
 
-    def _prepare(self, reading: Reading, refusals: dict[fx.Node, list[str]]) -> None:
-        """Tell the writer what is known of the graph as it is now."""
-        writer = self.writer
-        writer.spare = {*reading.sizes, *reading.constants}
-        writer.computing = computing(self.captured, READERS, reading)
-        writer.writes = reading.writes
-        writer.prove = prover(reading, writer.is_checked) if self.request.verify else _unproved
-        writer.refuse = lambda node, reason: refusals.setdefault(node, []).insert(0, reason)
+    def _round(self, reading: Reading, refusals: dict[fx.Node, list[str]]) -> Round:
+        """What the writer has to know of the graph as it is now. refusals: receives why sites could not be written."""
+        return Round(
+            prove=prover(reading, self.writer.is_checked) if self.request.verify else unproved,
+            refuse=lambda node, reason: refusals.setdefault(node, []).insert(0, reason),
+            spare={*reading.sizes, *reading.constants},
+            computing=computing(self.captured, READERS, reading),
+            writes=reading.writes,
+        )
 
     def _see(self, reading: Reading, written: Written) -> None:
         """Draw the weights of a merge."""
@@ -244,13 +245,5 @@ def _trusted(old: fx.Node, new: fx.Node, over: Collection[fx.Node]) -> None:
     """No proof: `fuse` was called with verify=False."""
 
 
-def _unproved(captured: Captured, written: Written) -> None:
-    """No proof: `fuse` was called with verify=False."""
-
-
 def _unjudged(captured: Captured, written: Written) -> None:
     """Every merge that was chosen is wanted."""
-
-
-def _unheard(node: fx.Node, reason: str) -> None:
-    """Nobody to tell: nothing has been read yet."""

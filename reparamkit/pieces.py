@@ -13,8 +13,8 @@ from .capture.captured import Captured
 from .capture.reach import reached
 from .engine.reading import Reading
 from .proof import Piece, check
+from .write.round import Prove
 from .write.splice import Written
-from .write.write import Prove
 
 
 def prover(reading: Reading, is_checked: Callable[[Written], bool]) -> Prove:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -22,12 +22,11 @@ from .asked import check_unasked
 from .draft import Draft
 from .exposed import check_unexposed, may_show
 from .order import check_order
+from .round import Refuse
 from .rows import Part, folding, is_chain, layers_of, parts_of
 from .splice import Splicer, Written
 
 CALL = "__call__"
-Refuse = Callable[[fx.Node, str], None]
-"""Is told why the site of a value is not written."""
 
 
 @dataclass(eq=False)

@@ -20,17 +20,16 @@ from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
 from ..recipes.tape import Tape
 from ..tracing.guards import is_guard
-from .admit import Admission, Refuse
+from .admit import Admission
 from .draft import Draft
 from .finish import finish, open_layers
 from .flat import graph_module
 from .order import in_any_order
+from .round import Round
 from .rows import is_swap
 from .settle import settle
 from .splice import Splicer, Written
 
-Prove = Callable[[Captured, Written], float | None]
-"""Checks one merge in float64; returns its error, raises if it is wrong."""
 Judge = Callable[[Captured, Written], None]
 """Raises `NotFusable` if a merge is not wanted, as it would be written."""
 FURTHER = "(merged further)"
@@ -55,26 +54,18 @@ class Done:
 class Writer:
     """Writes the sites of one model.
 
-    as_graph: write into the flat graph only, and change no module's code. prove: checks a merge. refuse: is told why
-    a site could not be written. judge: has the last word on each merge. tape: records how the numbers are made.
-    swapped: None if the model is private, and changed at the end; else each merge is in the model before the next one
-    is computed, and its paths are added here. see: is shown each merge while both the old layers and the new ones are
-    there. failed: why merges that were tried are not made. spare, computing: numbers, and nodes that compute a value
-    and do nothing else, erased when nothing reads them. writes: in-place operations on parameter arithmetic, with the
-    value that each writes into, erased when nothing reads that afterwards.
+    as_graph: write into the flat graph only, and change no module's code. judge: has the last word on each merge. tape:
+    records how the numbers are made. swapped: None if the model is private, and changed at the end; else each merge is
+    in the model before the next one is computed, and its paths are added here. round: what holds for the merges that
+    are written now. failed: why merges that were tried are not made.
     """
 
     captured: Captured
     as_graph: bool
-    prove: Prove
-    refuse: Refuse
     judge: Judge
     tape: Tape
     swapped: list[str] | None = None
-    see: Callable[[Written], None] = field(default=lambda written: None)
-    spare: set[fx.Node] = field(default_factory=set)
-    computing: set[fx.Node] = field(default_factory=set)
-    writes: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    round: Round = field(default_factory=Round)
     done: list[tuple[Written, float | None]] = field(default_factory=list)
     in_place: set[int] = field(default_factory=set)
     swaps: set[int] = field(default_factory=set)
@@ -87,8 +78,8 @@ class Writer:
         self.admission = Admission(self.captured, self.as_graph, self.splicer, self.draft, self._refuse)
 
     def _refuse(self, node: fx.Node, reason: str) -> None:
-        """Whom to tell may change from round to round."""
-        self.refuse(node, reason)
+        """Whom to tell changes from round to round."""
+        self.round.refuse(node, reason)
 
     def write(self, sites: list[Site]) -> list[Written]:
         """Splice and prove the sites, in program order; then let every reader read the new values.
@@ -136,7 +127,7 @@ class Writer:
         """Leave out merges of a module that is called at other places too, where it could not be written."""
         while found := {site.merge for site in largest(self._uneven(sites))}:
             for value, _ in found:
-                self.refuse(value, "its module is called at several places: not all of them can be written")
+                self._refuse(value, "its module is called at several places: not all of them can be written")
             sites = [site for site in sites if site.merge not in found]
         return sites
 
@@ -153,7 +144,7 @@ class Writer:
             return written
         for one in reversed(written):
             self.splicer.withdraw(one)
-            self.refuse(one.site.value, "its module is called at several places, which would need different layers")
+            self._refuse(one.site.value, "its module is called at several places, which would need different layers")
         self.done = [(one, error) for one, error in self.done if one not in written]
         return []
 
@@ -217,7 +208,7 @@ class Writer:
             return written
         for one in broken:
             self.splicer.withdraw(one)
-            self.refuse(one.site.value, "another reader of its scale could not absorb it")
+            self._refuse(one.site.value, "another reader of its scale could not absorb it")
         self.done = [pair for pair in self.done if pair[0] not in broken]
         return self._whole(sites, [one for one in written if one not in broken])
 
@@ -241,15 +232,15 @@ class Writer:
             with self.tape:
                 self.splicer.splice(written)
             self._carry_hooks(written)
-            error = self.prove(self.captured, written)
+            error = self.round.prove(self.captured, written)
             settle(self.captured, written, self.tape)
             self.judge(self.captured, written)
-            self.see(written)
+            self.round.see(written)
         except BaseException as error:
             self.splicer.withdraw(written)
             if not isinstance(error, NotFusable):
                 raise
-            self.refuse(site.value, error.reason)
+            self._refuse(site.value, error.reason)
             self.failed[site.merge] = error.reason
             return None
         self.done.append((written, error))
@@ -342,7 +333,7 @@ class Writer:
         for frame, members in cores:
             self.draft.hide(self.admission.opened(frame, members))
         if not self.as_graph:
-            self.draft.leave_out({m for written in done for m in written.site.members}, self.spare)
+            self.draft.leave_out({m for written in done for m in written.site.members}, self.round.spare)
             self.captured.opened = set(self.draft.inlined)
 
     def _done(self, written: Written, error: float | None, placed: set[int]) -> Done:
@@ -359,12 +350,12 @@ class Writer:
         unused = self.captured.unused
         gone = {m for written, _ in self.done for m in written.site.members}
         made = {n for written, _ in self.done for n in written.nodes if not is_guard(n.target)}
-        dead = self.computing - gone - made
+        dead = self.round.computing - gone - made
         calls = Calls(self.captured, self.draft.written)
         needed = (calls.passed - gone) | self.draft.passed()
         guarded = {n: one for one, _ in self.done for n in one.nodes if is_guard(n.target) and not one.parts}
         for node in reversed(self.captured.graph.nodes):
-            idle = node in gone or node in made or node in dead or node in self.spare or node.op == "get_attr"
+            idle = node in gone or node in made or node in dead or node in self.round.spare or node.op == "get_attr"
             idle |= node in guarded and not self._is_used(guarded[node])
             stays = node in needed or (node in dead and calls.need(node)) or self._is_read_later(node)
             if idle and not node.users and not stays:
@@ -394,7 +385,7 @@ class Writer:
     def _is_read_later(self, writer: fx.Node) -> bool:
         """Whether what an in-place operation writes is still read after it."""
         order = self.captured.aliases.order
-        users = self.writes[writer].users if writer in self.writes else {}
+        users = self.round.writes[writer].users if writer in self.round.writes else {}
         return any(order.get(user, len(order)) > order[writer] for user in users)
 
 
