@@ -50,12 +50,12 @@ class Work:
     @property
     def may_go_on(self) -> bool:
         """Whether more may merge once this is captured anew: a merged layer is a row of several, which count as one
-        until then; code that computed unused values, or made several merges of one, was written again; or a tensor is
-        no longer written in place.
+        until then; code that computed unused values, in the way of a merge, or made several merges of one, was written
+        again; or a tensor is no longer written in place.
         """
         rows = any(isinstance(layer, nn.Sequential) for done in self.done for layer in done.layers)
         merged = (member for done in self.done for member in done.site.members)
-        clearer = self.captured.unused.computes or self.plan.parted
+        clearer = self.captured.unused.matters or self.plan.parted
         return rows or (clearer and bool(self.done)) or any(n.target is overwrite_ for n in merged)
 
 

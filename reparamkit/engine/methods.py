@@ -119,6 +119,7 @@ def _going_on(captured: Captured, members: Collection[fx.Node]) -> set[Method]:
         node = captured.current(value)
         if node in members and not node.users.keys().isdisjoint(members):
             found |= methods.intersection(node.meta.get("methods", ()))
+    captured.unused.hinders |= bool(found)
     return found
 
 

@@ -226,7 +226,10 @@ class Planner:
 
         It still does, for other arguments or for an attribute, and has to get the scaled value.
         """
-        return {node for k, node in enumerate(way) if not self.captured.unused.inputs.isdisjoint(way[k:])}
+        unused = self.captured.unused
+        found = {node for k, node in enumerate(way) if not unused.inputs.isdisjoint(way[k:])}
+        unused.hinders |= bool(found)
+        return found
 
     def _leading(self, site: Site) -> list[fx.Node]:
         """Up to a module that the merge calls twice: in its place cannot be both the scale and what absorbs it."""

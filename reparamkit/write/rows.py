@@ -235,7 +235,9 @@ def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) 
     position = placed.terms[0].position
     assert position is not None
     op = placed.form.sample
-    return captured.unused.shapes[node] == (op.value_sizes if number >= position else op.source_sizes, op.open_rank)
+    kept = captured.unused.shapes[node] == (op.value_sizes if number >= position else op.source_sizes, op.open_rank)
+    captured.unused.hinders |= not kept
+    return kept
 
 
 def _has_views(captured: Captured, row: Row) -> bool:
