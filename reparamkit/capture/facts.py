@@ -70,7 +70,7 @@ class Unused:
     shapes: values of which it reads the shape, with that of a layer's value. calls: modules (by identity) that it
     calls, each with the call of that code. methods: per value those that read it. computes: whether it computes
     anything so. inputs: values with which it does. ended: how often each module (by identity) was called so by code
-    that is written again, and calls it no more. hinders: whether a merge was not made for any of this.
+    that is written again, and calls it no more. hinders: whether a merge may not be made for any of this.
     """
 
     shapes: dict[fx.Node, object] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Unused:
     @property
     def matters(self) -> bool:
         """Whether more might merge if code did not do it."""
-        return self.computes and (self.hinders or bool(self.calls) or bool(self.ended))
+        return self.computes and (self.hinders or bool(self.calls))
 
 
 @dataclass(eq=False)

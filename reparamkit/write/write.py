@@ -381,6 +381,7 @@ class Writer:
         gone = [(module, frame) for module, frame in unused.calls if self.as_graph or id(frame) in written]
         unused.calls[:] = [each for each in unused.calls if each not in gone]
         unused.ended.update(module for module, _ in gone)
+        unused.hinders |= bool(gone)
 
     def _is_read_later(self, writer: fx.Node) -> bool:
         """Whether what an in-place operation writes is still read after it."""
