@@ -55,7 +55,7 @@ class Work:
         """
         rows = any(isinstance(layer, nn.Sequential) for done in self.done for layer in done.layers)
         merged = (member for done in self.done for member in done.site.members)
-        clearer = self.captured.unused.matters or self.plan.parted
+        clearer = self.captured.is_hindered or self.plan.parted
         return rows or (clearer and bool(self.done)) or any(n.target is overwrite_ for n in merged)
 
 

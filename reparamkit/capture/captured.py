@@ -130,6 +130,12 @@ class Captured:
         self.graph.erase_node(call)
         self.forget()
 
+    @property
+    def is_hindered(self) -> bool:
+        """Whether more might merge if code did nothing for nothing: also what it decides may be for that."""
+        unused = self.unused
+        return unused.computes and bool(unused.hinders or unused.calls or self.decisions)
+
     @cached_property
     def parameter_uses(self) -> Counter[int]:
         """How many modules and attribute reads hold each parameter or buffer storage."""

@@ -81,11 +81,6 @@ class Unused:
     ended: Counter[int] = field(default_factory=Counter)
     hinders: bool = False
 
-    @property
-    def matters(self) -> bool:
-        """Whether more might merge if code did not do it."""
-        return self.computes and (self.hinders or bool(self.calls))
-
 
 @dataclass(eq=False)
 class Outside:

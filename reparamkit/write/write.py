@@ -364,6 +364,8 @@ class Writer:
                     unused.shapes.update(dict.fromkeys(set(node.all_input_nodes) - self.captured.constants))
                     unused.inputs.update(node.all_input_nodes)
                     unused.computes |= node not in gone
+                    # Until its code was written again it was for a call.
+                    unused.hinders |= node in dead
                 if node in gone and node.op == "call_module":
                     unused.ended[id(self.captured.module(node))] += 1
                 self.captured.graph.erase_node(node)
