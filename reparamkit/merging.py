@@ -37,8 +37,8 @@ from .recipes.tape import Tape
 from .record import pictures
 from .reporting import Picture
 from .request import Request
-from .summary import Work
 from .trial import Trials
+from .work import Work
 from .write.round import Round, unproved
 from .write.splice import Written
 from .write.write import Writer

@@ -37,8 +37,8 @@ from .merging import Merging, follow_assignments, read_as_it_is, simplify
 from .recipes.convert import convert, refuse_original
 from .recipes.recipe import Recipe
 from .recipes.tape import Tape
-from .record import Sketch, described, marked, sketch
-from .reporting import Refusal, Report, Totals
+from .refusals import left
+from .reporting import Report
 from .request import Request, requested
 from .rulebook.rule import Rule
 from .running.caches import caches_left, empty_tables
@@ -46,16 +46,15 @@ from .running.draws import random_state_kept
 from .running.iterators import iterators_left
 from .running.state import TABLES, intact, kept
 from .running.undone import undone
-from .summary import Work, counted, left, summarize, suspicious, totals
+from .summary import Fusion, summarize, suspicious
+from .totals import Measured, measured
 from .tracing.constants import decide_again
 from .tracing.scripts import compiled_opened
 from .whole import check_whole, through
-from .write.write import Done
+from .work import Work
 
 LOG = logging.getLogger("reparamkit")
 REPORT, RECIPE = "_reparamkit_report", "_reparamkit_recipe"
-Measured = tuple[Totals, list[Sketch]]
-"""What a model costs, and a sketch of each of its parts."""
 ONE_AT_A_TIME = threading.RLock()
 """Held while a model is traced or tried: torch is patched for all threads then, and buffers are exchanged."""
 
@@ -288,8 +287,8 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     how = _recipe(tape, fused)
     fused = fused if request.inplace else owning(fused, model)
     error = check_whole(fused, fused if at_once else model, request)
-    found = _reported(request, works, later, refusals, parts, before, _measured(fused, _readings(last)), error)
-    found = replace(found, warnings=(*cautions, *found.warnings))
+    after = measured(fused, _readings(last))
+    found = summarize(Fusion(request, works, later, parts, refusals, before, after, error, cautions))
     vars(fused).update({REPORT: found, RECIPE: how})
     refuse_original(fused, tape.inputs)
     _tell(found)
@@ -362,35 +361,6 @@ def _captured(model: nn.Module, request: Request) -> Parts:
     return parts
 
 
-def _reported(
-    request: Request,
-    works: list[Work],
-    later: list[Work],
-    refusals: list[Refusal],
-    parts: Parts,
-    before: Measured,
-    after: Measured,
-    error: float | None,
-) -> Report:
-    """The report, with both graphs. later: what was done to what `works` wrote. refusals: of what these left. before,
-    after: what was measured of the model.
-    """
-    (price, original), (final, result) = before, after
-    every = [*works, *later]
-    if request.example is None:
-        # Nominal sizes depend on how much of a rank is known, so only the prices of the merges compare.
-        saved = sum(work.captured.origin.times * done.site.saved for work in every for done in work.done)
-        final = replace(final, flops=price.flops - round(saved))
-    equations = {rule.name: rule.equation for rule in request.rules}
-    made = summarize(works, later, refusals, price, final, error, equations)
-    return replace(
-        made,
-        parts=tuple(described(part, drawn) for part, drawn in zip(parts.captured, original, strict=True)),
-        graph_before=marked(original, _sites(every, lambda done: done.site.members)),
-        graph_after=marked(result, _sites(every, lambda done: done.nodes)),
-    )
-
-
 def _recipe(tape: Tape, fused: nn.Module) -> Recipe | RecipeError:
     """The recipe, or why there is none."""
     if (where := _filed(fused)) is not None:
@@ -439,7 +409,7 @@ def _begun(model: nn.Module, parts: Parts, tape: Tape) -> tuple[Measured, list[M
             decide_again(part.graph, part.root)
         follow_assignments(part)
     readings = _readings(parts)
-    before = _measured(model, readings)
+    before = measured(model, readings)
     for reading in readings:
         simplify(reading)
     return before, [reading.to_assume for reading in readings]
@@ -450,21 +420,6 @@ def _readings(parts: Parts) -> list[Reading]:
     for part in parts.captured:
         part.forget()
     return [read_as_it_is(part) for part in parts.captured]
-
-
-def _measured(model: nn.Module, readings: Sequence[Reading]) -> Measured:
-    """What the model costs, and a sketch of every part."""
-    sketches = [sketch(reading, number, counted(reading)) for number, reading in enumerate(readings)]
-    return totals(model, readings), sketches
-
-
-def _sites(works: Sequence[Work], nodes: Callable[[Done], Iterable[fx.Node]]) -> dict[fx.Node, list[int]]:
-    """For each node the numbers of its merges, in the order of the report."""
-    found: dict[fx.Node, list[int]] = {}
-    for number, done in enumerate(done for work in works for done in work.done):
-        for node in nodes(done):
-            found.setdefault(node, []).append(number)
-    return found
 
 
 def _is_leaf(module: nn.Module) -> bool:
