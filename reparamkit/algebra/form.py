@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from .border import hits, windowed
 from .compose import compose
 from .operator import Link, Operator, Role, closed, dropped, identity, pin, with_rank, zeros
 from .relink import densify, extended
-from .size import ONE, Pin, Size, Symbol, fixed, joined_pins, present
+from .size import ONE, Pin, Size, Symbol, fixed, joined_pins, present, roots
 from .views import Mean, View
 from .weight import Computed, One, Spent, Weight
 
@@ -112,6 +113,12 @@ class Form:
     def pins(self) -> dict[Symbol, Pin]:
         """The free sizes that its terms fix."""
         return dict(pair for term in self.terms.values() for pair in term.op.pins)
+
+    @cached_property
+    def symbols(self) -> tuple[Symbol, ...]:
+        """The free sizes of what it reads that the sizes of its operators depend on."""
+        links = (link for term in self.terms.values() for link in term.op.links)
+        return tuple(dict.fromkeys(symbol for link in links for symbol in roots(link.size)))
 
     @property
     def guards(self) -> frozenset[tuple[Symbol, Pin]]:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..algebra.form import Form
 from ..algebra.operator import Operator, pin, seen_dims, with_rank
-from ..algebra.size import Pin, Size, Symbol, roots
+from ..algebra.size import Pin, Size, Symbol
 from ..capture.captured import Captured
 from ..capture.reach import reached
 from ..layers.price import Cost, numel
@@ -52,8 +52,7 @@ class Prices:
         """The price of a node for the sizes that a merge around it fixes."""
         form = self.reading.read.get(node)
         form = form.mapped(lambda op: _in_sight(op, pins)) if form and pins else None
-        links = (link for term in form.terms.values() for link in term.op.links) if form else ()
-        known = {s: pins[s] for link in links for s in roots(link.size) if s in pins}
+        known = {s: pins[s] for s in form.symbols if s in pins} if form else {}
         key = node, frozenset(known.items())
         if key not in self.inside:
             self.inside[key] = self.cost(node, form.mapped(lambda op: pin(op, known)) if form and known else None)

@@ -15,7 +15,7 @@ from torch import fx
 from ..algebra.form import Form, source_form
 from ..algebra.operator import pin
 from ..algebra.regroup import told_rank
-from ..algebra.size import Pin, Size, Symbol, roots, solved
+from ..algebra.size import Pin, Size, Symbol, solved
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.captured import Captured
 from ..layers.wide import computes_weight
@@ -141,8 +141,7 @@ class Reading:
 
     def known(self, form: Form) -> dict[Symbol, Pin]:
         """What layers have fixed of the sizes of what a form reads."""
-        links = (link for term in form.terms.values() for link in term.op.links) if self.facts else ()
-        return {s: self.facts[s] for link in links for s in roots(link.size) if s in self.facts}
+        return {s: self.facts[s] for s in form.symbols if s in self.facts} if self.facts else {}
 
     def shape_of(self, node: fx.Node) -> Shape:
         """The shape of a value. Its rank is known too if calls fail with any other."""
