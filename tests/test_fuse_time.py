@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import reparamkit
 from reparamkit import merging
 from reparamkit.algebra import segments
-from reparamkit.capture import aliases
+from reparamkit.capture import aliases, parts
 from reparamkit.engine import placing, reader
 from reparamkit.testing import randomize
 from reparamkit.tracing import known
@@ -223,6 +223,26 @@ def test_how_a_model_has_to_be_traced_is_found_out_once(monkeypatch: pytest.Monk
     assert traced[0] is False
     assert len(traced) > 3
     assert all(traced[1:])
+
+
+def test_modules_that_are_called_several_times_are_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model runs as often for many of them as for one."""
+    runs: list[object] = []
+    run = parts.run
+    monkeypatch.setattr(parts, "run", lambda *given: (runs.append(None), run(*given))[1])
+
+    def count(modules: int) -> int:
+        def forward(m: nn.Module, x: Tensor) -> Tensor:
+            for block in m.blocks:
+                x = block(torch.relu(block(x)))
+            return x
+
+        runs.clear()
+        blocks = nn.ModuleList(seq(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(modules))
+        reparamkit.fuse(build(lambda: Model(forward, blocks=blocks)), sample((2, 4), torch.float32), verify=False)
+        return len(runs)
+
+    assert count(5) == count(1)
 
 
 def test_what_no_merge_changes_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

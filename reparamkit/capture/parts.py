@@ -160,14 +160,14 @@ class _Part:
 
     def around(self, shared: Sequence[Captured]) -> Captured:
         """Trace once more, and only call what was captured by itself."""
-        for each in shared:
-            self._leave(each.frames[0].path)
+        self._leave(*(each.frames[0].path for each in shared))
         return self.capture()
 
-    def _leave(self, path: str) -> None:
-        module = self.model.get_submodule(path)
-        calls = self._calls({path: module}) if path != self.path else {path: []}
-        self.opaque[path] = Opaque(module, _outputs(calls[path]))
+    def _leave(self, *paths: str) -> None:
+        modules = {path: self.model.get_submodule(path) for path in paths}
+        inside = {path: module for path, module in modules.items() if path != self.path}
+        calls = self._calls(inside, also_inputs=False)
+        self.opaque |= {path: Opaque(module, _outputs(calls.get(path, []))) for path, module in modules.items()}
 
     def _leave_all(self) -> None:
         """Leave all modules as calls where one trace fails that then goes on."""
