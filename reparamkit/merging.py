@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from .algebra.size import Symbol
 from .capture.captured import Captured
-from .engine.apart import may_be_apart, name_apart, name_together
+from .engine.apart import may_be_apart, name_apart, name_together, partings
 from .engine.borders import join_borders
 from .engine.choose import choose
 from .engine.dead import computing, drop_dead
@@ -106,8 +106,7 @@ class Merging:
             # Norms are joined at the end only, so what needs none taken apart comes first.
             self._merge()
         self._take_norms_apart(said)
-        self._merge_apart()
-        plan, reading = self._merge()
+        plan, reading = self._merge(self._merge_apart())
         if self.request.objective == "launches" and STACK_LAYERS in self._scope.permitted:
             stacks = stack(self.captured, self._scope, self._read())
             _, reading = self._merge()
@@ -151,21 +150,25 @@ class Merging:
             self.captured.forget()
         return said
 
-    def _merge(self) -> tuple[Plan, Reading]:
-        """Choose and write until there is nothing left."""
+    def _choose(self) -> tuple[Plan, Reading]:
+        """The best merges of the graph as it is."""
+        writable = self.writer.attempt if self.request.measured else self.writer.check
+        self.writer.erase_dead()
+        tell_ranks(self.captured)
+        self.captured.forget()
+        scope, objective = self._scope, self.request.objective
+        found = choose(self.captured, READERS, scope, writable, objective, self.tape, self.assumed, self.memo)
+        self.assumed = found[1].assumed
+        return found
+
+    def _merge(self, chosen: tuple[Plan, Reading] | None = None) -> tuple[Plan, Reading]:
+        """Choose and write until there is nothing left. chosen: what to begin with."""
         writer, objective = self.writer, self.request.objective
-        writable = writer.attempt if self.request.measured else writer.check
         prices, parted = set[float](), False
         self.as_it_is = None
         while True:
             # A merged layer may merge again, now that there is less to choose from.
-            writer.erase_dead()
-            tell_ranks(self.captured)
-            self.captured.forget()
-            plan, reading = choose(
-                *(self.captured, READERS, self._scope, writable, objective, self.tape, self.assumed), self.memo
-            )
-            self.assumed = reading.assumed
+            (plan, reading), chosen = chosen or self._choose(), None
             parted |= plan.parted
             writer.round = replace(self._round(reading, plan.refusals), see=partial(self._see, reading))
             reading.spend()
@@ -184,16 +187,21 @@ class Merging:
             else:
                 prices.add(price)
 
-    def _merge_apart(self) -> None:
-        """Norms behind a concatenation whose parts are computed from one value go into each part, before another merge
-        takes a part away.
+    def _merge_apart(self) -> tuple[Plan, Reading] | None:
+        """Norms behind a concatenation or a sum whose parts are computed from one value, and are not one layer, go into
+        each part, before another merge takes a part away. If there are none, what was chosen to see that, if anything.
         """
-        if not may_be_apart(self.captured):
-            return
-        names = name_apart(self.captured, self._read())
-        if names:
-            self._merge()
-            name_together(self.captured, names)
+        found = partings(self.captured, self._read()) if may_be_apart(self.captured) else []
+        if not found:
+            return None
+        plan, reading = self._choose()
+        found = [each for each in found if not any(each.members <= site.members for site in plan.sites)]
+        if not found:
+            return plan, reading
+        names = name_apart(self.captured, found)
+        self._merge()
+        name_together(self.captured, names)
+        return None
 
     def _merge_raised(self, merged: tuple[Plan, Reading] | None) -> tuple[Plan, Reading] | None:
         """Scales of a part: let the layer before the split absorb them, as long as there are any. merged: what was

@@ -269,6 +269,18 @@ def test_what_no_merge_changes_is_read_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert {asked.count(name) for name in asked if name.startswith("far")} == {3}
 
 
+def test_branches_that_are_one_layer_are_not_taken_apart_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A norm behind their sum takes no choice of its own: one finds all, and one finds that no more is left."""
+    made: list[object] = []
+    choose = merging.choose
+    monkeypatch.setattr(merging, "choose", lambda *given: (made.append(None), choose(*given))[1])
+    layers = {"a": nn.Conv2d(4, 4, 3, padding=1, groups=4), "b": nn.Conv2d(4, 4, 1, groups=4)}
+    model = build(lambda: Model(lambda m, x: m.n(m.a(x) + m.b(x) + x), n=nn.BatchNorm2d(4), **layers))
+    fused = reparamkit.fuse(model, sample((2, 4, 5, 5), torch.float32), verify=False)
+    assert len(reparamkit.report(fused).merges) == 1
+    assert len(made) == 2
+
+
 def test_many_scaled_parts_of_a_layer_are_chosen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scales of two parts and those of six take as many choices."""
     made: list[object] = []

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
@@ -29,13 +30,38 @@ KEPT = ("frame", "methods", "context")
 """What another name has of the call that reads it."""
 
 
-def name_apart(captured: Captured, reading: Reading) -> list[fx.Node]:
-    """Let each part of a concatenation or a sum behind which there is a scale read a name of its own, if several are
-    made of one value; returns the new names, through which nothing merges.
+@dataclass(frozen=True, eq=False)
+class Parting:
+    """A concatenation or a sum of which several parts are made of one value. begin: these values, each with the node
+    that begins to make a part of it.
     """
-    made = [_named(source, first) for source, first in [*_shared(captured, reading)]]
-    if made:
-        captured.forget()
+
+    joined: fx.Node
+    begin: Sequence[tuple[fx.Node, fx.Node]]
+
+    @property
+    def members(self) -> set[fx.Node]:
+        """What is in a merge of all these parts."""
+        return {self.joined, *(first for _, first in self.begin)}
+
+
+def partings(captured: Captured, reading: Reading) -> list[Parting]:
+    """All of them behind which there is a scale."""
+    found = []
+    for node in captured.graph.nodes:
+        joined = node.all_input_nodes[0] if is_scale(reading, node) else node
+        if (parts := _parts(joined)) and readers_of(joined) == [node]:
+            rows = [_begin(captured, reading, part) for part in dict.fromkeys(parts)]
+            sources = Counter(source for source, _ in rows)
+            begin = [(source, first) for source, first in rows if sources[source] > 1 and first is not joined]
+            found += [Parting(joined, begin)] if begin else []
+    return found
+
+
+def name_apart(captured: Captured, found: Iterable[Parting]) -> list[fx.Node]:
+    """Let each part read a name of its own; returns the new names, through which nothing merges."""
+    made = [_named(source, first) for each in found for source, first in each.begin]
+    captured.forget()
     return made
 
 
@@ -66,16 +92,6 @@ def _may_scale(captured: Captured, reader: fx.Node) -> bool:
 def _is_norm(module: nn.Module) -> bool:
     """Whether a layer is one of torch's batch norms, or none of torch's."""
     return isinstance(module, _BatchNorm) or not type(module).__module__.startswith("torch.")
-
-
-def _shared(captured: Captured, reading: Reading) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Values that several parts are made of, with each node that begins to make a part."""
-    for node in captured.graph.nodes:
-        joined = node.all_input_nodes[0] if is_scale(reading, node) else node
-        if (parts := _parts(joined)) and readers_of(joined) == [node]:
-            rows = [_begin(captured, reading, part) for part in dict.fromkeys(parts)]
-            sources = Counter(source for source, _ in rows)
-            yield from ((source, first) for source, first in rows if sources[source] > 1 and first is not joined)
 
 
 def _parts(joined: fx.Node) -> list[fx.Node]:
