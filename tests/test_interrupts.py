@@ -101,7 +101,7 @@ STAGES: list[tuple[Any, str]] = [
     (places, "_with_new"),
     (pipeline, "owning"),
     (whole, "compare"),
-    (pipeline, "totals"),
+    (pipeline, "measured"),
     (pipeline, "summarize"),
 ]
 
