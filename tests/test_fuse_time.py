@@ -25,6 +25,14 @@ from reparamkit.tracing.tracer import Tracer
 SIZES = st.integers(1, 9)
 
 
+def calls_of(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
+    """What the function of a module is called with from now on."""
+    calls: list[object] = []
+    function = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *given: (calls.append(given), function(*given))[1])
+    return calls
+
+
 def row(shortest: int, longest: int, rank: int) -> st.SearchStrategy[tuple[int, ...]]:
     """As many whole numbers as a window has dimensions."""
     return st.tuples(*[st.integers(shortest, longest)] * rank)
@@ -136,9 +144,7 @@ def writing(times: int) -> nn.Module:
 
 def test_a_write_is_followed_without_looking_at_all_others(monkeypatch: pytest.MonkeyPatch):
     """Twice as many writes into other memory ask twice as often what shares memory."""
-    asked: list[object] = []
-    look = aliases._memory_of
-    monkeypatch.setattr(aliases, "_memory_of", lambda *given: (asked.append(None), look(*given))[1])
+    asked = calls_of(monkeypatch, aliases, "_memory_of")
     counts = []
     for times in (10, 20):
         asked.clear()
@@ -155,9 +161,7 @@ def test_what_fills_a_part_of_a_concatenation_is_not_cut_out_of_it(monkeypatch: 
             x = torch.cat([x, layer(torch.relu(x))], 1)
         return m.norm(x)
 
-    cut: list[object] = []
-    crop = segments.cropped
-    monkeypatch.setattr(segments, "cropped", lambda *given: (cut.append(given), crop(*given))[1])
+    cut = calls_of(monkeypatch, segments, "cropped")
     layers = {name: nn.Conv2d(4 * k, 4, 1, bias=False) for k, name in enumerate("ab", start=1)}
     model = build(lambda: Model(forward, norm=nn.BatchNorm2d(12), **layers))
     reparamkit.fuse(model, sample((2, 4, 3, 3), torch.float32), verify=False)
@@ -227,9 +231,7 @@ def test_how_a_model_has_to_be_traced_is_found_out_once(monkeypatch: pytest.Monk
 
 def test_modules_that_are_called_several_times_are_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model runs as often for many of them as for one."""
-    runs: list[object] = []
-    run = parts.run
-    monkeypatch.setattr(parts, "run", lambda *given: (runs.append(None), run(*given))[1])
+    runs = calls_of(monkeypatch, parts, "run")
 
     def count(modules: int) -> int:
         def forward(m: nn.Module, x: Tensor) -> Tensor:
@@ -259,9 +261,7 @@ def test_what_no_merge_changes_is_read_once(monkeypatch: pytest.MonkeyPatch) -> 
         return m.far(torch.relu(x)) + m.b(torch.sigmoid(2.0 * q) + k.tanh())
 
     monkeypatch.setattr(reader._Reader, "_read_anew", counted)
-    rounds: list[object] = []
-    choose = merging.choose
-    monkeypatch.setattr(merging, "choose", lambda *given: (rounds.append(None), choose(*given))[1])
+    rounds = calls_of(monkeypatch, merging, "choose")
     far = seq(*(each for _ in range(4) for each in (nn.Linear(12, 12), nn.ReLU())))
     model = build(lambda: Model(forward, a=nn.Linear(12, 24), b=seq(nn.Linear(12, 12), nn.Linear(12, 12)), far=far))
     reparamkit.fuse(model, sample((2, 12), torch.float32), verify=False)
@@ -271,9 +271,7 @@ def test_what_no_merge_changes_is_read_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_branches_that_are_one_layer_are_not_taken_apart_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A norm behind their sum takes no choice of its own: one finds all, and one finds that no more is left."""
-    made: list[object] = []
-    choose = merging.choose
-    monkeypatch.setattr(merging, "choose", lambda *given: (made.append(None), choose(*given))[1])
+    made = calls_of(monkeypatch, merging, "choose")
     layers = {"a": nn.Conv2d(4, 4, 3, padding=1, groups=4), "b": nn.Conv2d(4, 4, 1, groups=4)}
     model = build(lambda: Model(lambda m, x: m.n(m.a(x) + m.b(x) + x), n=nn.BatchNorm2d(4), **layers))
     fused = reparamkit.fuse(model, sample((2, 4, 5, 5), torch.float32), verify=False)
@@ -283,9 +281,7 @@ def test_branches_that_are_one_layer_are_not_taken_apart_first(monkeypatch: pyte
 
 def test_many_scaled_parts_of_a_layer_are_chosen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scales of two parts and those of six take as many choices."""
-    made: list[object] = []
-    choose = merging.choose
-    monkeypatch.setattr(merging, "choose", lambda *given: (made.append(None), choose(*given))[1])
+    made = calls_of(monkeypatch, merging, "choose")
 
     def choices(parts: int) -> int:
         def forward(m: nn.Module, x: Tensor) -> Tensor:

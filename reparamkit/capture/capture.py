@@ -60,10 +60,8 @@ def capture(
     Raises `CaptureError` if its forward cannot be traced, saying where and what to do.
     """
     manner = manner or Manner()
+    attempt = _Attempt(model, path, inputs, is_leaf, opaque, changing, sized and inputs is not None, going_on, manner)
     while True:
-        attempt = _Attempt(
-            *(model, path, inputs, is_leaf, opaque, changing, sized and inputs is not None, going_on), manner
-        )
         try:
             return attempt.captured()
         except AGAIN as error:
@@ -97,7 +95,7 @@ class Manner:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One trace, see `capture`."""
+    """A trace, which may be tried again in another manner, see `capture`."""
 
     model: nn.Module
     path: str

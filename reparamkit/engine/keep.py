@@ -147,9 +147,7 @@ class Keeper:
         how = uneven, not self._transposed.isdisjoint(candidate.members)
         key = "place", candidate, *how, *(identity(prices.sizes_of(name)) for name in candidate.form.terms)
         try:
-            placed = self.reading.memo.ask(
-                key, candidate, lambda: place(candidate.form, self._means[how], prices.sizes_of)
-            )
+            placed = self.reading.memo.ask(key, lambda: place(candidate.form, self._means[how], prices.sizes_of))
             self._check(node, candidate)
             self._check_memory(node, placed)
         except NotFusable as no:

@@ -18,14 +18,16 @@ T = TypeVar("T")
 class Memo:
     """What was found out in the readings of one graph.
 
-    found: answers, or the refusals in their place, each with the objects by whose identity the question is told from
-        others.
+    found: answers, or the refusals in their place, each with the objects of which its key has only the identity.
     """
 
     found: dict[Key, tuple[Any, object]] = field(default_factory=dict)
 
-    def ask(self, key: Key, told_by: object, answer: Callable[[], T]) -> T:
-        """The answer to a question, worked out if it is new. Raises `NotFusable` if that is the answer."""
+    def ask(self, key: Key, answer: Callable[[], T], told_by: object = None) -> T:
+        """The answer to a question, worked out if it is new. told_by: what the key has only the identity of.
+
+        Raises `NotFusable` if that is the answer.
+        """
         if key not in self.found:
             try:
                 self.found[key] = answer(), told_by

@@ -182,7 +182,7 @@ class _Reader:
             return
         self.out.shapes[node] = shape
         key = "value", node, identity(shape)
-        made = self.out.memo.ask(key, None, lambda: Candidate(source_form(node.name, *shape), frozenset()))
+        made = self.out.memo.ask(key, lambda: Candidate(source_form(node.name, *shape), frozenset()))
         self.out.forms[node] = [made]
 
     # --- reading ---------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ class _Reader:
             found = self._read_anew(reader, choice)
         else:
             key, told_by = self._question(reader, choice)
-            found = self.out.memo.ask(key, told_by, lambda: self._read_anew(reader, choice))
+            found = self.out.memo.ask(key, lambda: self._read_anew(reader, choice), told_by)
         for candidate in found:
             self.scope.check_rules(candidate.form)
         return found
