@@ -20,7 +20,12 @@ from .tracing.frame import Frame
 
 def check_graph(model: nn.Module, parts: Parts, request: Request) -> None:
     """Raises `CaptureError` if one graph cannot do what the model does, in its first call or a later one."""
-    found = dict(parts.opaque) | _lost(parts) | _asked(model, parts, request) | _changed(model, parts, request)
+    found = (
+        {path: str(why) for path, why in parts.opaque.items()}
+        | _lost(parts)
+        | _asked(model, parts, request)
+        | _changed(model, parts, request)
+    )
     for path, reason in found.items():
         raise CaptureError(f"as_graph=True needs the whole model as one graph: {reason}", path)
 

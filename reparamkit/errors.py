@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .reasons import Kind, Reason, joined
+
 
 class ReparamkitError(Exception):
     """Base of every error reparamkit raises on purpose."""
@@ -57,18 +59,21 @@ class RecipeError(ReparamkitError, ValueError):
 class NotFusable(ReparamkitError):
     """A structure has no exact merged form, or not a permitted one; ``reason`` says why."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, reason: str | Reason, kind: Kind = Kind.OTHER) -> None:
+        super().__init__(str(reason))
+        self.reason = reason if isinstance(reason, Reason) else Reason(reason, kind)
 
 
 class FreeSize(NotFusable):
     """What would hold if a size was known that is free."""
 
+    def __init__(self, reason: str | Reason, kind: Kind = Kind.SIZES) -> None:
+        super().__init__(reason, kind)
+
 
 class Unwritable(NotFusable):
     """The methods of the modules at some paths cannot be written with all merges in them that were chosen."""
 
-    def __init__(self, reasons: Mapping[str, str]) -> None:
-        super().__init__("; ".join(dict.fromkeys(reasons.values())))
+    def __init__(self, reasons: Mapping[str, Reason]) -> None:
+        super().__init__(joined(reasons.values()))
         self.reasons = reasons

@@ -33,6 +33,7 @@ from .layers.parts import STACK_LAYERS
 from .layers.price import OBJECTIVES
 from .layers.registry import READERS
 from .pieces import prove_raised, prover
+from .reasons import Reason
 from .recipes.tape import Tape
 from .record import pictures
 from .reporting import Picture
@@ -126,17 +127,17 @@ class Merging:
         with self.tape:
             return read_as_it_is(self.captured, self.memo)
 
-    def _take_norms_apart(self, said: dict[fx.Node, list[str]]) -> None:
+    def _take_norms_apart(self, said: dict[fx.Node, list[Reason]]) -> None:
         scope = self._scope
         if NORM_INTO_LINEAR in scope.permitted and has_norms(self.captured):
             reading = self.as_it_is or self._read()
             with self.tape:
                 take_apart(self.captured, scope, reading, lambda n, why: said.setdefault(n, []).append(why))
 
-    def _apply_patterns(self) -> dict[fx.Node, list[str]]:
+    def _apply_patterns(self) -> dict[fx.Node, list[Reason]]:
         """Graph rules, one match at a time, on the graph as it is then; returns why some did not apply."""
         rules = [rule for rule in self.request.rules if rule.pattern is not None]
-        said: dict[fx.Node, list[str]] = {}
+        said: dict[fx.Node, list[Reason]] = {}
         seen: set[tuple[str, str]] = set()
         while rules:
             scope = self._scope
@@ -234,7 +235,7 @@ class Merging:
             raised += made
         return raised, own
 
-    def _round(self, reading: Reading, refusals: dict[fx.Node, list[str]]) -> Round:
+    def _round(self, reading: Reading, refusals: dict[fx.Node, list[Reason]]) -> Round:
         """What the writer has to know of the graph as it is now. refusals: receives why sites could not be written."""
         return Round(
             prove=prover(reading, self.writer.is_checked) if self.request.verify else unproved,

@@ -19,6 +19,7 @@ from .compare import place_of_error, relative_error
 from .errors import EquivalenceError, GuardError, NotFusable
 from .layers.hooks import has_hooks
 from .layers.wide import wide, wide_call, wide_module
+from .reasons import Kind
 from .running.trees import filled
 from .tracing.lending import lender
 
@@ -108,11 +109,15 @@ def check(piece: Piece, where: str) -> float:
         if elements <= limit:
             tried += _tries(piece, SIZES[size])
     if not tried:
-        raise NotFusable("the layers could not be run on any input that was tried, so the merge is not proved")
+        raise NotFusable(
+            "the layers could not be run on any input that was tried, so the merge is not proved", Kind.UNREAD
+        )
     for each in tried:
         if not each.error <= SITE_TOLERANCE:
             if not bool(each.wanted.isfinite().all()):
-                raise NotFusable("the layers give numbers that are not finite, so the merge is not proved")
+                raise NotFusable(
+                    "the layers give numbers that are not finite, so the merge is not proved", Kind.NUMBERS
+                )
             raise EquivalenceError(_difference(each, where))
     if piece.numbers_vary:
         _check_numbers(piece)
@@ -128,7 +133,8 @@ def _check_numbers(piece: Piece) -> None:
             number = next(n for node, d, n in sizes if (node, d) in dims)
             raise NotFusable(
                 f"it holds only for tensors of size {number}, which code before it has as a plain number, and no code"
-                " of it would check"
+                " of it would check",
+                Kind.CODE,
             )
 
 
@@ -183,7 +189,8 @@ def _tries(piece: Piece, size: int | None, doubled: Dims = frozenset()) -> list[
         except Exception as error:
             raise NotFusable(
                 "the merged layer does not take tensors of all ranks and sizes that these layers take: pass"
-                f" example_inputs (of shapes {shapes}: {error})"
+                f" example_inputs (of shapes {shapes}: {error})",
+                Kind.SIZES,
             ) from error
         return [_Try(found, wanted, shapes)]
     return []

@@ -13,12 +13,12 @@ from .capture.parts import Parts
 from .capture.paths import module_at
 from .engine.keep import DEARER
 from .engine.naming import matches, place_of
-from .engine.plan import beside
 from .engine.reader import WRITTEN
 from .engine.reading import Reading
 from .engine.site import Plan
 from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
+from .reasons import Kind, Reason, joined
 from .reporting import FACTOR, Refusal, factors
 from .work import Work, prices, shown_name
 
@@ -27,15 +27,16 @@ def left(works: Sequence[Work], parts: Parts) -> list[Refusal]:
     """Why layers were left, as long as the model is as this was written."""
     root = works[0].captured.root
     # A layer may have merged all the same, where the code around it was traced otherwise.
-    found = ((path, module_at(root, path), reason) for path, reason in parts.opaque.items())
-    opaque = [Refusal(path or "(root)", type(at).__name__, reason) for path, at, reason in found if at is not None]
+    found = ((path, module_at(root, path), why) for path, why in parts.opaque.items())
+    opaque = [_refused(path or "(root)", type(at).__name__, why) for path, at, why in found if at is not None]
     refusals = [*opaque, *(refusal for work in works for refusal in _refusals(work, _of_layers(work.plan)))]
     told = {refusal.path for refusal in refusals}
     return [*refusals, *(refusal for refusal in _closed(works) if refusal.path not in told)]
 
 
-CLOSED = "torch computes it in one call: the layers inside it are not looked into"
-QUANTISED = "its weights are quantised: fuse before quantising"
+CLOSED = Reason("torch computes it in one call: the layers inside it are not looked into", Kind.CLOSED)
+QUANTISED = Reason("its weights are quantised: fuse before quantising", Kind.DTYPE)
+NO_GAIN = Reason("the merge would save nothing", Kind.COST)
 
 
 def _closed(works: Sequence[Work]) -> Iterator[Refusal]:
@@ -48,9 +49,9 @@ def _closed(works: Sequence[Work]) -> Iterator[Refusal]:
         if not home.startswith("torch.") or any(matches(part, path) for part in traced):
             continue
         if ".quantized" in home:
-            yield Refusal(path, type(module).__name__, QUANTISED)
+            yield _refused(path, type(module).__name__, QUANTISED)
         elif any(True for child in module.children() for _ in child.parameters()):
-            yield Refusal(path, type(module).__name__, CLOSED)
+            yield _refused(path, type(module).__name__, CLOSED)
 
 
 def _called(work: Work) -> dict[str, nn.Module]:
@@ -81,55 +82,50 @@ def _refusals(work: Work, plan: Plan) -> tuple[Refusal, ...]:
     return (*found, *_dearer(work))
 
 
-def _reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node, reading: Reading) -> list[str]:
+def _reasons(plan: Plan, said: Mapping[fx.Node, list[Reason]], node: fx.Node, reading: Reading) -> list[Reason]:
     own = _own_reasons(plan, said, node)
     if NORM_INTO_LINEAR in reading.read[node].used:
         return own
     # A layer that was read and may not be merged all the same says so of itself.
-    refused = [n for n in node.all_input_nodes if any(map(_of_itself, plan.refusals.get(n, [])))]
+    refused = [n for n in node.all_input_nodes if any(why.is_of_itself for why in plan.refusals.get(n, []))]
     unread = [n for n in node.all_input_nodes if n not in reading.read or (n in refused and _is_layer(node))]
     behind, before = (
         [_of_other(n, why, reading) for n in some for why in plan.refusals.get(n, [])] for some in (node.users, unread)
     )
     # That a merged layer gains nothing from yet another merge is no news.
     is_idle = WRITTEN not in node.meta and not plan.idle.isdisjoint((node, *node.users))
-    idle = ["the merge would save nothing"] * is_idle
+    idle = [NO_GAIN] * is_idle
     # A layer before it that may not be merged is one all the same.
-    kept = [why for why in before if why.startswith("'")]
+    kept = [why for why in before if why.text.startswith("'")]
     return own or behind or kept or _alone(node, reading) or before or idle
 
 
-def _of_merged(work: Work, node: fx.Node) -> list[str]:
+def _of_merged(work: Work, node: fx.Node) -> list[Reason]:
     """Why the merged layers that read a layer of the user's do not take it in as well: an element-wise one, or one for
     which they would cost more.
     """
     merged = [user for user in node.users if WRITTEN not in node.meta and WRITTEN in user.meta]
     linear = _is_linear(node, work.reading)
-    return [why for user in merged for why in work.plan.refusals.get(user, []) if not linear or DEARER in why]
+    return [why for user in merged for why in work.plan.refusals.get(user, []) if not linear or DEARER in why.text]
 
 
 def _dearer(work: Work) -> Iterator[Refusal]:
     """Merged layers that would become one with others at a price that is not paid."""
     left = set(work.captured.graph.nodes)
     for node, rejected in work.plan.rejected.items():
-        reasons = [why for why in work.plan.refusals.get(node, []) if DEARER in why]
+        reasons = [why for why in work.plan.refusals.get(node, []) if DEARER in why.text]
         linear = {member for member in rejected.members & left if _is_linear(member, work.reading)}
         if reasons and node in linear and len(linear) > 1 and WRITTEN in node.meta:
             yield _refusal(work, work.plan, node, reasons)
 
 
-def _of_other(node: fx.Node, why: str, reading: Reading) -> str:
+def _of_other(node: fx.Node, why: Reason, reading: Reading) -> Reason:
     """A reason of what stands beside a layer, by name where it speaks of itself."""
     name = place_of(node) or reading.captured.path(node)
-    return beside(name, why) if _of_itself(why) else why
+    return why.beside(name) if why.is_of_itself else why
 
 
-def _of_itself(why: str) -> bool:
-    """Whether a layer gives a reason that speaks of nothing but the layer."""
-    return why.startswith(("it ", "its "))
-
-
-def _own_reasons(plan: Plan, said: Mapping[fx.Node, list[str]], node: fx.Node) -> list[str]:
+def _own_reasons(plan: Plan, said: Mapping[fx.Node, list[Reason]], node: fx.Node) -> list[Reason]:
     return [*said.get(node, []), *plan.refusals.get(node, [])]
 
 
@@ -144,7 +140,7 @@ def _is_layer(node: fx.Node) -> bool:
     return node.op == "call_module" or (node.op == "call_function" and hasattr(nn.functional, name))
 
 
-def _alone(node: fx.Node, reading: Reading) -> list[str]:
+def _alone(node: fx.Node, reading: Reading) -> list[Reason]:
     """For an element-wise layer: it has no linear neighbour at all."""
     around = [n for n in (*node.all_input_nodes, *node.users) if n not in reading.constants]
     if not _is_layer(node) or any(_is_linear(n, reading) for n in (node, *around)):
@@ -152,7 +148,8 @@ def _alone(node: fx.Node, reading: Reading) -> list[str]:
     unread = [n for n in around if n not in reading.read]
     names = dict.fromkeys(n.op if n.op == "placeholder" else _named(n, reading) for n in unread or around)
     what = "are not affine, or not known to be" if unread else "only move numbers, or stay"
-    return [f"nothing linear beside it to merge with: its neighbours {what} ({', '.join(names)})"]
+    alone = f"nothing linear beside it to merge with: its neighbours {what} ({', '.join(names)})"
+    return [Reason(alone, Kind.ALONE)]
 
 
 def _is_linear(node: fx.Node, reading: Reading) -> bool:
@@ -178,10 +175,10 @@ def _worth_telling(node: fx.Node, reading: Reading) -> bool:
     return len(form.terms) == 1 and (legs or form.bias is not None)
 
 
-def _refusal(work: Work, plan: Plan, node: fx.Node, reasons: Sequence[str]) -> Refusal:
+def _refusal(work: Work, plan: Plan, node: fx.Node, reasons: Sequence[Reason]) -> Refusal:
     captured = work.captured
     layer = type(captured.module(node)).__name__ if node.op == "call_module" else shown_name(node)
-    refusal = Refusal(place_of(node) or captured.path(node), layer, "; ".join(_distinct(reasons)))
+    refusal = _refused(place_of(node) or captured.path(node), layer, joined(_distinct(reasons)))
     for value in (node, *node.users):
         rejected = plan.rejected.get(value)
         if rejected is not None and node in rejected.members:
@@ -190,10 +187,14 @@ def _refusal(work: Work, plan: Plan, node: fx.Node, reasons: Sequence[str]) -> R
     return refusal
 
 
-def _distinct(reasons: Sequence[str]) -> Sequence[str]:
+def _refused(path: str, layer: str, why: Reason) -> Refusal:
+    return Refusal(path, layer, why.text, why.kind.value)
+
+
+def _distinct(reasons: Sequence[Reason]) -> Sequence[Reason]:
     """Of reasons that differ in their factors only, the one with the smallest; what a rule says, with its name."""
-    found: dict[str, str] = {}
-    reasons = [each for each in reasons if not any(other.endswith(f"': {each}") for other in reasons)]
-    for reason in sorted(reasons, key=factors):
-        found.setdefault(FACTOR.sub("", reason), reason)
+    found: dict[str, Reason] = {}
+    reasons = [each for each in reasons if not any(other.text.endswith(f"': {each}") for other in reasons)]
+    for reason in sorted(reasons, key=lambda why: factors(why.text)):
+        found.setdefault(FACTOR.sub("", reason.text), reason)
     return sorted(found.values(), key=reasons.index)

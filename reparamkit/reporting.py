@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InvalidInputError
-from .show.advice import Advice, advice
+from .reasons import Kind
+from .show.advice import ADVICE, Advice
 from .show.data import decoded, encoded, parsed
 from .show.page import page
 from .show.terminal import renderables
@@ -117,6 +118,7 @@ class Refusal:
         path: of the layer; "(root)" is the model itself.
         layer: its class, or the name of the function.
         reason: why it was not merged.
+        kind: what the reason has in common with others, as `Advice.kind`.
         before: if a merge would be exact and does not pay, the price of what it would replace; else None.
         after: the price of that merge; else None.
     """
@@ -124,13 +126,14 @@ class Refusal:
     path: str
     layer: str
     reason: str
+    kind: str = Kind.OTHER.value
     before: Price | None = None
     after: Price | None = None
 
     @property
     def advice(self) -> Advice:
         """The kind of the reason, and what the user could do."""
-        return advice(self.reason)
+        return ADVICE[Kind(self.kind)]
 
 
 @dataclass(frozen=True)

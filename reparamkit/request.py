@@ -16,6 +16,7 @@ from .engine.scope import Scope
 from .errors import InvalidInputError
 from .inputs import Example, check_no_global_hooks, checked_inputs, checked_model
 from .layers.price import OBJECTIVES
+from .reasons import Reason
 from .rulebook.builtin import RULES
 from .rulebook.rule import Registry, Rule
 
@@ -35,7 +36,7 @@ class Request:
     inplace: bool
     as_graph: bool
     min_coverage: float
-    unwritable: Mapping[str, str] = field(default_factory=dict)
+    unwritable: Mapping[str, Reason] = field(default_factory=dict)
 
     @property
     def inputs(self) -> Inputs | None:

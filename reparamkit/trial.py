@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from .capture.captured import Captured
 from .errors import NotFusable
 from .proof import needed
+from .reasons import Kind
 from .timing import FEWEST, clock, in_turns
 from .write.splice import Written
 
@@ -53,7 +54,7 @@ class Trials:
         trial = self.found[written.site.value, written.site.members] = self.known[key]
         if trial.speedup < 1:
             times = f"{trial.before:.3g} ms as it is, {trial.after:.3g} ms merged"
-            raise NotFusable(f"it is slower when merged: {times}, measured on {inputs[0].device.type}")
+            raise NotFusable(f"it is slower when merged: {times}, measured on {inputs[0].device.type}", Kind.COST)
 
 
 def _sources(captured: Captured, written: Written) -> list[fx.Node]:
@@ -69,7 +70,7 @@ def _drawn(node: fx.Node) -> Tensor:
     """Random numbers of the sizes, dtype, device and layout that the value had in the example."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
-        raise NotFusable(f"it cannot be timed: the sizes of {node} are not known")
+        raise NotFusable(f"it cannot be timed: the sizes of {node} are not known", Kind.COST)
     drawn = torch.randn(value.shape).to(value.device, value.dtype)
     channels_last = value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
     return drawn.contiguous(memory_format=torch.channels_last) if channels_last else drawn
@@ -108,6 +109,6 @@ def _timed(pieces: Sequence[fx.GraphModule], inputs: Sequence[Tensor]) -> Trial:
         runs = [partial(piece, *inputs) for piece in pieces]
         before, after = in_turns(runs, FEWEST, SECONDS, clock=clock(inputs[0].device))
     except Exception as error:
-        raise NotFusable(f"it cannot be timed ({type(error).__name__}: {error})") from error
+        raise NotFusable(f"it cannot be timed ({type(error).__name__}: {error})", Kind.COST) from error
     speedup = statistics.median(a / b for a, b in zip(before, after, strict=True))
     return Trial(statistics.median(before), statistics.median(after), speedup)

@@ -12,6 +12,7 @@ from .engine.naming import name_of, place_of
 from .engine.reading import Reading
 from .engine.site import Plan, Rejected, Site
 from .layers.overwrite import overwrite_
+from .reasons import Reason
 from .reporting import Picture, Price
 from .trial import Pair, Trial
 from .write.write import Done
@@ -28,7 +29,7 @@ class Work:
     model: nn.Module
     captured: Captured
     plan: Plan
-    said: Mapping[fx.Node, list[str]]
+    said: Mapping[fx.Node, list[Reason]]
     reading: Reading
     done: Sequence[Done]
     pictures: Sequence[tuple[Picture, ...]]

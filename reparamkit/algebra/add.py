@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..errors import FreeSize, NotFusable
+from ..reasons import Kind
 from .align import Face, align
 from .laws import LOCALITY_INJECTION, PARALLEL_SUM, Which, lower, lowered
 from .operator import Dims, Edges, Link, Operator, Resampling, Role, closed, pin, with_rank
@@ -49,7 +50,7 @@ def _beside_zeros(f: Operator, g: Operator) -> Operator:
     left, gone = (g, f) if f.vanishes else (f, g)
     pins = joined_pins([*f.pins, *g.pins])
     if pin(left, pins).value_sizes != pin(gone, pins).value_sizes:
-        raise NotFusable("a sum with zeros that may differ in shape: broadcasting is not merged")
+        raise NotFusable("a sum with zeros that may differ in shape: broadcasting is not merged", Kind.SHAPES)
     # What a layer before the zeros insists on, no layer does any more.
     told = gone.pins - left.pins
     return replace(pin(left, dict(told), guard=True), guards=f.guards | g.guards | told)
@@ -121,7 +122,7 @@ def _same_atoms(f: Operator, g: Operator) -> tuple[Operator, Operator]:
         f, g = value_f.op, value_g.op
         if Face(f, "source").atoms == Face(g, "source").atoms:
             return f, g
-    raise NotFusable("parts of dimensions that do not agree, however they are split")
+    raise NotFusable("parts of dimensions that do not agree, however they are split", Kind.SHAPES)
 
 
 def _flat(dims: Dims) -> list[int]:
@@ -145,7 +146,7 @@ def _first_apart(f: Operator, g: Operator) -> Which | None:
     for i, j in zip(_flat(f.source), _flat(g.source), strict=True):
         a, b = f.links[i], g.links[j]
         if (a.maps, a.after) != (b.maps, b.after):
-            raise NotFusable("a sum of branches that resample an axis differently")
+            raise NotFusable("a sum of branches that resample an axis differently", Kind.RESAMPLED)
         if (i, j) in through and _joinable(a, b):
             continue
         if a.through or (a.role is MEAN and b.role is not MEAN):

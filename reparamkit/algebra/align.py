@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import FreeSize, NotFusable
+from ..reasons import Kind
 from .operator import Atoms, Link, Operator, Role, dropped, pin
 from .relink import as_part, densify, is_shift, link_halves, merge, split
 from .size import ONE, Pin, Size, Symbol, equal_multiples, product, roots
@@ -118,7 +119,7 @@ def align(a: Face, b: Face, trusted: bool) -> tuple[Face, Face]:
         one of them may be 1 and broadcast, and a free size that meets a number needs a guard.
     """
     if a.rank != b.rank:
-        raise NotFusable(f"tensors of rank {a.rank} and {b.rank} meet: broadcasting is not merged")
+        raise NotFusable(f"tensors of rank {a.rank} and {b.rank} meet: broadcasting is not merged", Kind.SHAPES)
     a, b = _share_pins(a, b)
     if a.atoms == b.atoms:
         return a, b
@@ -159,7 +160,7 @@ def _unit(a: Face, b: Face, dim: int, at: int, trusted: bool) -> tuple[Face, Fac
     size = long.sizes(dim)[at]
     number = long.dims[dim][at]
     if size.known and size != ONE:
-        raise NotFusable(f"sizes 1 and {size} meet: broadcasting is not merged")
+        raise NotFusable(f"sizes 1 and {size} meet: broadcasting is not merged", Kind.SHAPES)
     if not size.known:
         long = _pinned_unit(long, size, trusted)
     elif long.op.links[number].role is Role.FREE:
@@ -176,7 +177,7 @@ def _pinned_unit(face: Face, size: Size, trusted: bool) -> Face:
         return face.pinned({size.symbols[0]: 1}, guard=True)
     pins = traced_pins([size])
     if size.hint != 1:
-        raise NotFusable(f"sizes 1 and {size.hint} meet: broadcasting is not merged")
+        raise NotFusable(f"sizes 1 and {size.hint} meet: broadcasting is not merged", Kind.SHAPES)
     return face.pinned(pins, guard=True)
 
 
@@ -198,7 +199,7 @@ def _run(sizes_a: Sequence[Size], sizes_b: Sequence[Size]) -> tuple[int, int]:
         grow_a = product_a < product_b
         rest = sizes_a[count_a:] if grow_a else sizes_b[count_b:]
         if not rest or not rest[0].known:
-            raise NotFusable(f"sizes {product_a} and {product_b} meet and do not agree")
+            raise NotFusable(f"sizes {product_a} and {product_b} meet and do not agree", Kind.SHAPES)
         if grow_a:
             product_a, count_a = product_a * rest[0].factor, count_a + 1
         else:
@@ -231,7 +232,7 @@ def _pinned_whole(face: Face, dim: int, number: int, trusted: bool) -> Face:
     size, link = face.sizes(dim)[-1], face.links(dim)[-1]
     if len(size.symbols) == 1 and size.factor == 1 and not size.symbols[0].derived:
         if not trusted and size.traced and size.hint != number:
-            raise NotFusable(f"sizes {size.hint} and {number} meet: broadcasting is not merged")
+            raise NotFusable(f"sizes {size.hint} and {number} meet: broadcasting is not merged", Kind.SHAPES)
         return face.pinned({size.symbols[0]: number}, guard=not trusted)
     if trusted and link.role is Role.FREE and not link.resamples:
         links = list(face.op.links)
@@ -239,7 +240,7 @@ def _pinned_whole(face: Face, dim: int, number: int, trusted: bool) -> Face:
         return replace(face, op=replace(face.op, links=tuple(links)))
     pins = traced_pins([size])
     if size.hint != number:
-        raise NotFusable(f"sizes {size.hint} and {number} meet: broadcasting is not merged")
+        raise NotFusable(f"sizes {size.hint} and {number} meet: broadcasting is not merged", Kind.SHAPES)
     return face.pinned(pins, guard=True)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotFusable
+from ..reasons import Kind
 from .align import Face, align
 from .builder import Builder
 from .form import Form, added_bias, apply, repeated_bias
@@ -69,7 +70,7 @@ def contracted(x: Form, of_x: Names, constants: Sequence[tuple[Tensor, Names]], 
     counts, sizes = _counts(constants), dict(zip(of_x, x.sizes[len(x.sizes) - len(of_x) :], strict=True))
     alone = {name: size for name, size in sizes.items() if name not in of_value and counts.get(name, 1) == 1}
     if not all(size.known for size in alone.values()):
-        raise NotFusable("a sum over an axis whose size is free")
+        raise NotFusable("a sum over an axis whose size is free", Kind.SIZES)
     counts |= {name: size.factor for name, size in alone.items()}
     legs = {n: k for n, k in counts.items() if n in {*of_x, *of_value} and k != 1}
     weights = [(leaf(constant), names) for constant, names in constants]
@@ -378,7 +379,7 @@ def _offset(
     """``x + constant``, the constant viewed in `shape`; borders: (low, high) of some dimensions, from the right."""
     x = beside(x, shape)
     if len(shape) > len(x.sizes):
-        raise NotFusable("a sum that broadcasts")
+        raise NotFusable("a sum that broadcasts", Kind.SHAPES)
     return biased(x, _field(x.sample, constant, shape, borders))
 
 
@@ -413,7 +414,7 @@ def _batched(x: Form, rank: int) -> Form:
     """A form that a window over the last `rank` dimensions reads; an assumed rank has room for a batch."""
     x = in_sight(x, rank + 1)
     if len(x.sizes) == rank + 1 and not x.open_rank and any(symbol.stands_for_dims for symbol, _ in x.guards):
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
     return x
 
 
@@ -426,4 +427,4 @@ def _per_axis(value: Sequence[int | tuple[int, int]] | int, rank: int) -> list: 
 
 def _expect(condition: bool, found: str) -> None:
     if not condition:
-        raise NotFusable(f"cannot read {found}")
+        raise NotFusable(f"cannot read {found}", Kind.UNREAD)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FreeSize, NotFusable
+from ..reasons import Kind
 from .align import Face, align
 from .border import hits, windowed
 from .laws import CHAIN, DENSE_CHAIN, Which, lower, lowered
@@ -76,7 +77,7 @@ def _first_to_lower(f: Operator, g: Operator) -> Which | None:
     for i, j in _pairs(f, g):
         a, b = f.links[i], g.links[j]
         if (b.maps and F not in (a.role, b.role)) or (a.after and b.role is not F):
-            raise NotFusable("an axis is resampled between two layers that run or vary along it")
+            raise NotFusable("an axis is resampled between two layers that run or vary along it", Kind.RESAMPLED)
         if a.role is BORDER and (b.role in (D, IN, MEAN) or (b.role is S and windowed(a, b) is None)):
             return "f", _densifiable(a, i)
         if a.role is S and (b.role in (D, IN, MEAN) or (b.role is S and not _borders_agree(a, b))):
@@ -93,7 +94,8 @@ def _densifiable(link: Link, number: int) -> int:
         raise FreeSize("a mean over an axis of free size after a layer that varies along it")
     raise FreeSize(
         "zero padding: the second window reads past a border at which the first is not zero"
-        " (exact only on a fixed size)"
+        " (exact only on a fixed size)",
+        Kind.BORDER,
     )
 
 

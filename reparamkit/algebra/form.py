@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FreeSize, NotFusable
+from ..reasons import Kind
 from .add import add
 from .border import hits, windowed
 from .compose import compose
@@ -208,14 +209,14 @@ def _composed(layer: Callable[[Operator], Operator], op: Operator, trusted: bool
 def _resampled(bias: Operator) -> Operator:
     """A constant stays one, see `Resampling`."""
     if any(link.after for link in bias.links):
-        raise NotFusable("a bias that varies along an axis that is resampled")
+        raise NotFusable("a bias that varies along an axis that is resampled", Kind.RESAMPLED)
     return replace(bias, links=tuple(replace(link, maps=()) for link in bias.links))
 
 
 def plus(f: Form, g: Form) -> Form:
     """The form of the sum of two values of one shape."""
     if f.open_rank == g.open_rank and len(f.sizes) != len(g.sizes) and not f.open_rank:
-        raise NotFusable("a sum that broadcasts")
+        raise NotFusable("a sum that broadcasts", Kind.SHAPES)
     shared = f.terms.keys() & g.terms.keys()
     terms = {**f.terms, **g.terms} | {s: _summed(f.terms[s], g.terms[s]) for s in sorted(shared)}
     made = _agreed(Form(terms, added_bias(f.bias, g.bias), (*f.recent, *g.recent, None)))
@@ -234,7 +235,7 @@ def _without_zeros(form: Form, others: Mapping[str, Term]) -> Form:
     known = frozenset[tuple[Symbol, Pin]]().union(*(term.op.pins for term in others.values()))
     made = replace(form, terms={s: form.terms[s] for s in others})
     if not made.sample.pins <= known or made.guards != form.guards:
-        raise NotFusable("a sum with zeros, whose shape alone tells a size")
+        raise NotFusable("a sum with zeros, whose shape alone tells a size", Kind.SHAPES)
     return made
 
 
@@ -256,7 +257,7 @@ def _agreed(form: Form) -> Form:
     sizes = form.sizes
     for term in form.terms.values():
         if term.op.value_sizes != sizes or term.op.open_rank != form.open_rank:
-            raise NotFusable("a sum whose terms may differ in shape: broadcasting is not merged")
+            raise NotFusable("a sum whose terms may differ in shape: broadcasting is not merged", Kind.SHAPES)
     return form
 
 
@@ -303,12 +304,14 @@ def _unreadable(op: Operator) -> int | None:
             if not link.size.known and link.up > 1:
                 raise FreeSize(
                     "zero padding: a bias or shift before a transposed window is another at each position of a stride,"
-                    " and at the borders"
+                    " and at the borders",
+                    Kind.BORDER,
                 )
             if not link.size.known:
                 raise FreeSize(
                     "zero padding: a bias or shift before a padded window makes border values differ, and how depends"
-                    " on a size that is free"
+                    " on a size that is free",
+                    Kind.BORDER,
                 )
             return number
     return None

@@ -23,6 +23,7 @@ from enum import Enum
 from functools import cached_property
 
 from ..errors import NotFusable
+from ..reasons import Kind, Reason
 from .size import Pin, Size, Symbol, fixed, hidden_size, joined_pins, least, open_size, product, stencil_size
 from .weight import Computed, One, Weight, Zeros
 
@@ -50,7 +51,7 @@ WHOLE: Edges = (0, 0)
 
 FLIP = ("flip",)
 """The name of the map that gives the positions of an axis last to first."""
-NO_MAPS = "an axis that is resampled cannot be split, joined or left out"
+NO_MAPS = Reason("an axis that is resampled cannot be split, joined or left out", Kind.RESAMPLED)
 
 
 @dataclass(frozen=True)

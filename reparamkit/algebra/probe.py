@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotFusable
+from ..reasons import Kind
 from .build import offset
 from .form import Form, apply
 from .operator import Link, Operator, Role, pin
@@ -37,11 +38,11 @@ def probe(x: Form, function: Function) -> Form:
     Raises `NotFusable` if a size is unknown or the matrix would be very large.
     """
     if x.open_rank or len(x.sizes) < 2:
-        raise NotFusable("can be read on fixed sizes only: pass example_inputs")
+        raise NotFusable("can be read on fixed sizes only: pass example_inputs", Kind.SIZES)
     x = _fixed(x)
     ins = [size.factor for size in x.sizes[1:]]
     if math.prod(ins) > LARGEST:
-        raise NotFusable(f"a full matrix over {math.prod(ins)} elements would be needed")
+        raise NotFusable(f"a full matrix over {math.prod(ins)} elements would be needed", Kind.UNREAD)
     zero = _tried(function, ins)
     outs = list(zero.shape[1:])
     probed = apply(x, lambda below: _dense(below, ins, outs, function))
@@ -53,16 +54,16 @@ def _tried(function: Function, ins: Sequence[int]) -> Tensor:
         with torch.no_grad():
             zero = function(torch.zeros(1, *ins, dtype=torch.float64))
     except Exception as error:
-        raise NotFusable(f"cannot be run on a map of {tuple(ins)} in float64 ({error})") from None
+        raise NotFusable(f"cannot be run on a map of {tuple(ins)} in float64 ({error})", Kind.UNREAD) from None
     if zero.dtype != torch.float64:
-        raise NotFusable(f"a change of dtype, to {zero.dtype}")
+        raise NotFusable(f"a change of dtype, to {zero.dtype}", Kind.DTYPE)
     return zero
 
 
 def _fixed(x: Form) -> Form:
     free = set().union(*(roots(size) for size in x.sizes[1:]))
     if not all(symbol.traced for symbol in free):
-        raise NotFusable("can be read on fixed sizes only: pass example_inputs")
+        raise NotFusable("can be read on fixed sizes only: pass example_inputs", Kind.SIZES)
     pins = {symbol: symbol.hint for symbol in free}
     return x.mapped(lambda op: pin(op, pins, guard=True)) if pins else x
 

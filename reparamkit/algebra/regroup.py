@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import NotFusable
+from ..reasons import Kind
 from .form import Form, as_bias, with_guarded_dim, with_guarded_rank
 from .operator import closed, pin, with_rank
 from .size import Size, parts, product
@@ -59,7 +60,7 @@ def _viewed(x: Form, view: View) -> Form:
 def ranked(x: Form) -> Form:
     """The form itself; refuses one of open rank."""
     if x.open_rank:
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
     return x
 
 
@@ -70,12 +71,14 @@ def known_rank(x: Form, ranks: Sequence[int], certain: bool = True) -> Form:
     """
     if not x.open_rank:
         if len(x.sizes) not in ranks:
-            raise NotFusable(f"expected a tensor of rank {' or '.join(map(str, ranks))}, found {len(x.sizes)}")
+            raise NotFusable(
+                f"expected a tensor of rank {' or '.join(map(str, ranks))}, found {len(x.sizes)}", Kind.SHAPES
+            )
         return x if certain else with_guarded_rank(x)
     told = x.told_rank
     hidden = [rank - (len(x.sizes) - 1) for rank in ranks if rank >= len(x.sizes) and told in (None, rank)]
     if not hidden:
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
     return x.mapped(lambda op: closed(op, hidden[0], certain))
 
 
@@ -89,7 +92,7 @@ def in_sight(x: Form, trailing: int) -> Form:
     """A form with at least `trailing` dimensions."""
     x = x.mapped(lambda op: with_rank(op, trailing))
     if len(x.sizes) < trailing:
-        raise NotFusable(f"needs {trailing} dimensions, found {len(x.sizes)}")
+        raise NotFusable(f"needs {trailing} dimensions, found {len(x.sizes)}", Kind.SHAPES)
     return x
 
 
@@ -107,5 +110,5 @@ def with_dim(x: Form, dim: int) -> Form:
     if dim < 0:
         return in_sight(x, -dim)
     if len(x.sizes) <= dim:
-        raise NotFusable(f"dimension {dim} of a tensor of unknown rank: pass example_inputs")
+        raise NotFusable(f"dimension {dim} of a tensor of unknown rank: pass example_inputs", Kind.SIZES)
     return x

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import NotFusable
+from ..reasons import Kind
 from .operator import FLIP, NO_MAPS, WHOLE, Dims, Edges, Link, Operator, Resampling, Role, dropped, kept
 from .size import Size, fixed, product
 from .weight import Computed, Diagonals, Ones, Weight
@@ -39,7 +40,7 @@ def link_halves(link: Link, outer: Size, inner: Size) -> tuple[Link, Link] | Non
     Raises `NotFusable` for a stencil.
     """
     if link.role is Role.STENCIL:
-        raise NotFusable("a view splits or joins an axis that a convolution or pooling runs along")
+        raise NotFusable("a view splits or joins an axis that a convolution or pooling runs along", Kind.SHAPES)
     if not link.segmented:
         return link.resized(outer), link.resized(inner)
     step, (low, high) = inner.factor, link.pad if link.role is Role.OUT else link.cut
@@ -84,7 +85,7 @@ def densify(op: Operator, number: int) -> Operator:
     """Write the axis of link `number` as a full matrix (a pair of an IN and an OUT atom)."""
     link = op.links[number]
     if not link.size.known:
-        raise NotFusable(f"needs a fixed size where the size is free: {link.size}")
+        raise NotFusable(f"needs a fixed size where the size is free: {link.size}", Kind.SIZES)
     if link.role is Role.MEAN:
         return _mean_as_sum(op, number)
     if link.role is Role.BORDER:
@@ -160,7 +161,7 @@ def as_diagonal(op: Operator, number: int) -> Operator:
     """FREE or BORDER -> DIAGONAL: the weight repeats along the axis; of a free size raises `NotFusable`."""
     link = op.links[number]
     if not link.size.known or link.size.factor < link.low + link.high:
-        raise NotFusable(f"needs a fixed size, larger than the border, where the size is {link.size}")
+        raise NotFusable(f"needs a fixed size, larger than the border, where the size is {link.size}", Kind.BORDER)
     inner = op if link.role is Role.BORDER else with_border(op, number, 0, 0)
     links = list(op.links)
     links[number] = Link(Role.DIAGONAL, link.size, maps=link.maps, after=link.after)

@@ -11,6 +11,7 @@ from functools import reduce
 import torch
 
 from ..errors import FreeSize, NotFusable
+from ..reasons import Kind
 from .align import traced_pins
 from .build import matrix, window
 from .builder import Builder
@@ -53,7 +54,7 @@ def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
     last = 0 if stop is None else (stop if stop < 0 else min(stop - n, 0))
 
     if size.known and first >= n + last:
-        raise NotFusable("a slice that takes nothing")
+        raise NotFusable("a slice that takes nothing", Kind.SHAPES)
     if (first, last, step) == (0, 0, 1):
         return permute(x, range(len(x.sizes)))
     view = Crop(dim, first, -last, size) if step == 1 and len(x.sample.value[dim]) == 1 else None
@@ -98,7 +99,7 @@ def concatenated(parts: Sequence[Form], dim: int) -> Form:
     except NotFusable:
         if all(x.sizes == placed[0].sizes for x in placed):
             raise
-        raise NotFusable("a concatenation of values whose other sizes may differ") from None
+        raise NotFusable("a concatenation of values whose other sizes may differ", Kind.SHAPES) from None
 
 
 def fixed_dim(x: Form, dim: int, size: int | None = None) -> Form:
@@ -111,7 +112,7 @@ def fixed_dim(x: Form, dim: int, size: int | None = None) -> Form:
     if found.known:
         return x
     if dim == -len(x.sizes):
-        raise NotFusable("mixes the samples of a batch")
+        raise NotFusable("mixes the samples of a batch", Kind.SHAPES)
     if size is not None and found.factor == 1 and len(found.symbols) == 1 and not found.symbols[0].derived:
         return x.mapped(lambda op: pin(op, {found.symbols[0]: size}))
     pins = traced_pins([found])
@@ -127,7 +128,7 @@ def in_multiples(x: Form, dim: int, count: int) -> Form:
     pins = whole_multiples(size, count) if size.divide(fixed(count)) is None else {}
     x = x.mapped(lambda op: pin(op, pins, guard=True))
     if x.sizes[dim].divide(fixed(count)) is None:
-        raise NotFusable(f"a size that is not known to be a multiple of {count}")
+        raise NotFusable(f"a size that is not known to be a multiple of {count}", Kind.SIZES)
     return x
 
 

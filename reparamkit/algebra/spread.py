@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..errors import NotFusable
+from ..reasons import Kind
 from .build import added, biased
 from .form import Form, apply
 from .laws import CHAIN
@@ -57,7 +58,7 @@ def _taken(left: dict[int, Size], size: Size) -> tuple[int, Link]:
     for dim, own in left.items():
         if inner is not None and inner[0] == own:
             return dim, Link(Role.STENCIL, own, stride=inner[1], c=inner[2])
-    raise NotFusable("a constant whose size is free, and none of the value that it is read from")
+    raise NotFusable("a constant whose size is free, and none of the value that it is read from", Kind.SIZES)
 
 
 def multiplied(x: Form, constant: Form) -> Form:
@@ -65,7 +66,7 @@ def multiplied(x: Form, constant: Form) -> Form:
     x = _told(x, constant)
     factor = _on(x, constant)
     if factor is None:
-        raise NotFusable("a product with zeros")
+        raise NotFusable("a product with zeros", Kind.SHAPES)
     return apply(x, lambda below: _stretched(factor, below), trusted=False)
 
 
@@ -74,7 +75,7 @@ def shifted(x: Form, constant: Form) -> Form:
     x = _told(x, constant)
     field = _on(x, constant)
     if field is None:
-        raise NotFusable("a sum with zeros that may differ in shape: broadcasting is not merged")
+        raise NotFusable("a sum with zeros that may differ in shape: broadcasting is not merged", Kind.SHAPES)
     return biased(x, _stretched(field, x.sample)).made_by(CHAIN)
 
 
@@ -97,7 +98,7 @@ def _on(x: Form, constant: Form) -> Operator | None:
     sizes = [size.substitute(pins) for size in constant.sizes]
     apart = [a not in (b, ONE) and a.known == b.known for a, b in zip(sizes, x.sizes, strict=False)]
     if x.open_rank or len(sizes) != len(x.sizes) or any(apart):
-        raise NotFusable("a value and a constant that may differ in shape: broadcasting is not merged")
+        raise NotFusable("a value and a constant that may differ in shape: broadcasting is not merged", Kind.SHAPES)
     return None if constant.bias is None else pin(constant.bias, pins)
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import final
 
 from ..errors import NotFusable
+from ..reasons import Kind
 from .align import Face, Side
 from .operator import NO_MAPS, Dims, Link, Operator, Resampling, Role
 from .size import ONE, Size, product
@@ -84,7 +85,7 @@ class Reshape(View):
         """`found` where `old` was, with the dimension that the call joined as those of `new`."""
         run = _joined(new, old) if self.counts and len(found) == len(old) else None
         if run is None or found[run[0]] != old[run[0]]:
-            raise NotFusable("a layer that changes the dimensions behind a view")
+            raise NotFusable("a layer that changes the dimensions behind a view", Kind.SHAPES)
         first, end = run
         return (*found[:first], *new[first:end], *found[first + 1 :])
 
@@ -122,12 +123,12 @@ class Permute(View):
 
     def undone(self, op: Operator) -> Operator:
         if len(op.value) != len(self.order):
-            raise NotFusable("a layer that changes the number of dimensions behind a view")
+            raise NotFusable("a layer that changes the number of dimensions behind a view", Kind.SHAPES)
         return replace(op, value=tuple(op.value[self.order.index(d)] for d in range(len(self.order))))
 
     def on_source(self, op: Operator) -> Operator:
         if len(op.source) != len(self.order):
-            raise NotFusable("a layer that changes the number of dimensions before a view")
+            raise NotFusable("a layer that changes the number of dimensions before a view", Kind.SHAPES)
         return replace(op, source=tuple(op.source[d] for d in self.order))
 
 
@@ -147,14 +148,14 @@ class Mean(View):
         raise NotImplementedError("an average is composed as an operator, see build.mean")
 
     def undone(self, op: Operator) -> Operator:
-        raise NotFusable("a layer before an average is not cheaper than one after it")
+        raise NotFusable("a layer before an average is not cheaper than one after it", Kind.COST)
 
     def on_source(self, op: Operator) -> Operator:
         rank = len(op.source)
         gone = {d % rank for d in self.dims}
         averaged = [i for d in gone for i in op.source[d]]
         if any(op.links[i].role is not Role.MEAN or op.links[i].maps for i in averaged):
-            raise NotFusable("the layers around an average see the averaged axes")
+            raise NotFusable("the layers around an average see the averaged axes", Kind.SHAPES)
         keep = [i for i in range(len(op.links)) if i not in averaged]
         source = tuple(
             tuple(keep.index(i) for i in dim if i in keep)
@@ -187,11 +188,11 @@ class Crop(View):
     def undone(self, op: Operator) -> Operator:
         atoms = _atoms(op.value, self.dim)
         if len(atoms) != 1 or op.links[atoms[0]].role not in (Role.STENCIL, Role.FREE):
-            raise NotFusable("a layer that goes differently about the positions that are cropped")
+            raise NotFusable("a layer that goes differently about the positions that are cropped", Kind.SHAPES)
         links = list(op.links)
         links[atoms[0]] = self._longer(links[atoms[0]])
         if links[atoms[0]].size_out != self.size.substitute(dict(op.pins)):
-            raise NotFusable("a layer that changes the dimensions behind a view")
+            raise NotFusable("a layer that changes the dimensions behind a view", Kind.SHAPES)
         return replace(op, links=tuple(links))
 
     def _longer(self, link: Link) -> Link:
@@ -202,7 +203,7 @@ class Crop(View):
         return replace(link, taps=moved, c=link.c + link.stride * (self.first + self.last))
 
     def on_source(self, op: Operator) -> Operator:
-        raise NotFusable("a layer behind a crop reads what is left")
+        raise NotFusable("a layer behind a crop reads what is left", Kind.SHAPES)
 
 
 @final
@@ -236,7 +237,7 @@ class Resampled(View):
         for dim, each in self.maps:
             number = _only(_atoms(op.source, dim))
             if links[number].maps[:1] != (each.pinned(dict(op.pins)),):
-                raise NotFusable("a layer before a resampling that does not commute with it")
+                raise NotFusable("a layer before a resampling that does not commute with it", Kind.RESAMPLED)
             links[number] = replace(links[number], maps=links[number].maps[1:])
         return replace(op, links=tuple(links))
 
@@ -245,7 +246,7 @@ def _before(link: Link, last: Resampling) -> Link:
     """A link without its last resampling; a constant, which has none left, was one before it too."""
     maps = link.maps if link.role is Role.FREE else link.after
     if maps[-1:] != (last,) and (maps or link.role is not Role.FREE):
-        raise NotFusable("a layer behind a resampling runs or varies along the axis")
+        raise NotFusable("a layer behind a resampling runs or varies along the axis", Kind.RESAMPLED)
     if link.role is Role.FREE:
         return replace(link, size=last.before, maps=maps[:-1])
     return replace(link, after=maps[:-1])
@@ -254,7 +255,7 @@ def _before(link: Link, last: Resampling) -> Link:
 def _atoms(dims: Dims, dim: int) -> tuple[int, ...]:
     """The atoms of a dimension (from the right), if there is one."""
     if len(dims) < -dim:
-        raise NotFusable("a layer that changes the number of dimensions beside a view")
+        raise NotFusable("a layer that changes the number of dimensions beside a view", Kind.SHAPES)
     return dims[dim]
 
 
@@ -272,7 +273,7 @@ def _with_ones(op: Operator, side: Side, old: tuple[Size, ...], new: tuple[Size,
     """The dimensions of one side, those of size 1 of `old` left out and those of `new` put in."""
     face = Face(op, side).without_units()
     if len(face.dims) != len(old) or any(dim for dim, size in zip(face.dims, old, strict=True) if size == ONE):
-        raise NotFusable("a reshape whose sizes cannot be followed")
+        raise NotFusable("a reshape whose sizes cannot be followed", Kind.SIZES)
     kept = iter([dim for dim, size in zip(face.dims, old, strict=True) if size != ONE])
     dims = tuple(() if size == ONE else next(kept) for size in new)
     return replace(face.op, source=dims) if side == "source" else replace(face.op, value=dims)
@@ -288,7 +289,7 @@ def _joined(old: tuple[Size, ...], new: tuple[Size, ...]) -> tuple[int, int] | N
 def _with_joined(op: Operator, first: int, end: int, rank: int) -> Operator:
     """An operator that reads some dimensions of its source as one."""
     if op.open_rank or len(op.source) != rank:
-        raise NotFusable("a layer that changes the number of dimensions before a view")
+        raise NotFusable("a layer that changes the number of dimensions before a view", Kind.SHAPES)
     joined = tuple(i for dim in op.source[first:end] for i in dim)
     return replace(op, source=(*op.source[:first], joined, *op.source[end:]))
 
@@ -304,14 +305,14 @@ def _regrouped(op: Operator, side: Side, sizes: tuple[Size, ...]) -> Operator:
         bounds.append(end)
     atoms = face.dims[0]
     if bounds[-1] != len(atoms):
-        raise NotFusable("a reshape whose sizes cannot be followed")
+        raise NotFusable("a reshape whose sizes cannot be followed", Kind.SIZES)
     dims = tuple(tuple(atoms[a:b]) for a, b in itertools.pairwise(bounds))
     return replace(face.op, source=dims) if side == "source" else replace(face.op, value=dims)
 
 
 def _one_dim(face: Face) -> Face:
     if face.op.open_rank:
-        raise NotFusable("a reshape of a tensor of unknown rank: pass example_inputs")
+        raise NotFusable("a reshape of a tensor of unknown rank: pass example_inputs", Kind.SIZES)
     flat = (tuple(i for dim in face.dims for i in dim),)
     op = replace(face.op, source=flat) if face.side == "source" else replace(face.op, value=flat)
     return replace(face, op=op)
@@ -322,7 +323,7 @@ def _taken(face: Face, at: int, size: Size) -> tuple[Face, int]:
     while size != ONE:
         sizes = face.sizes(0)
         if at == len(sizes):
-            raise NotFusable("a reshape whose sizes cannot be followed")
+            raise NotFusable("a reshape whose sizes cannot be followed", Kind.SIZES)
         rest = size.divide(sizes[at])
         if rest is not None:
             size, at = rest, at + 1
@@ -337,5 +338,5 @@ def _common(atom: Size, size: Size) -> Size:
         return size
     common = math.gcd(atom.factor, size.factor)
     if not (atom.known and size.known) or common == 1:
-        raise NotFusable("a reshape that regroups free sizes, or sizes that do not nest")
+        raise NotFusable("a reshape that regroups free sizes, or sizes that do not nest", Kind.SIZES)
     return Size(common)

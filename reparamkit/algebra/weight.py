@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotFusable
+from ..reasons import Kind
 
 
 class Weight(ABC):
@@ -59,7 +60,7 @@ def leaf(tensor: Tensor | Vector, shape: Sequence[int] | None = None) -> Weight:
     Raises `NotFusable`: its numbers are complex.
     """
     if isinstance(tensor, Tensor) and tensor.is_complex():
-        raise NotFusable("numbers that are complex")
+        raise NotFusable("numbers that are complex", Kind.DTYPE)
 
     def compute() -> Tensor:
         numbers = tensor if isinstance(tensor, Tensor) else tensor.compute()

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from ..reasons import Reason
 from ..running.changing import Changed
 from ..tracing.frame import Frame, Method
 
@@ -90,9 +91,9 @@ class Outside:
     class code asks for.
     """
 
-    used: dict[nn.Module | Tensor, str] = field(default_factory=dict)
-    whole: dict[nn.Module, str] = field(default_factory=dict)
+    used: dict[nn.Module | Tensor, Reason] = field(default_factory=dict)
+    whole: dict[nn.Module, Reason] = field(default_factory=dict)
     methods: set[Method] = field(default_factory=set)
     idle: set[nn.Module] = field(default_factory=set)
-    keeping: dict[str, str] = field(default_factory=dict)
-    exact: dict[nn.Module, str] = field(default_factory=dict)
+    keeping: dict[str, Reason] = field(default_factory=dict)
+    exact: dict[nn.Module, Reason] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ..errors import CaptureError, InvalidInputError
+from ..reasons import Kind, Reason
 from ..running.changing import Changing
 from ..running.undone import undone
 from ..tracing.opaque import GoingOn, Opaque
@@ -26,6 +27,7 @@ CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 FEW = 2
 """So many modules that cannot be traced are found one by one, each by a trace of its own."""
 Asked = Callable[[nn.Module], bool]
+UNTRACED = Reason("inside a module that cannot be traced", Kind.CAPTURED)
 _Calls = dict[str, list[tuple[Inputs, Any]]]
 """Per path of a module the inputs and outputs of each of its calls."""
 
@@ -35,7 +37,7 @@ class Parts:
     """The captured parts of a model, the outermost first. opaque: path of each module that was left, and why."""
 
     captured: list[Captured] = field(default_factory=list)
-    opaque: dict[str, str] = field(default_factory=dict)
+    opaque: dict[str, Reason] = field(default_factory=dict)
 
 
 def capture_parts(
@@ -101,7 +103,7 @@ class _Part:
     path: str
     inputs: Inputs | None
     is_leaf: Asked
-    reasons: dict[str, str]
+    reasons: dict[str, Reason]
     changing: Changing
     opaque: dict[str, Opaque] = field(default_factory=dict)
     manner: Manner = field(default_factory=Manner)
@@ -111,7 +113,9 @@ class _Part:
         hooked = dict(self._hooked(has_hooks, self.module, self.path))
         calls = self._calls(hooked)
         self.opaque |= {path: Opaque(module, _outputs(calls[path])) for path, module in hooked.items()}
-        yield from _given(hooked, calls if self.inputs is not None else None, "and has hooks", self.reasons)
+        yield from _given(
+            hooked, calls if self.inputs is not None else None, Reason("and has hooks", Kind.HOOKS), self.reasons
+        )
 
     def _hooked(self, has_hooks: Asked, module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
         for name, child in module.named_children():
@@ -137,7 +141,7 @@ class _Part:
                 return fold_calls(self._traced())
             except CaptureError as error:
                 where = self.path if error.path is None else error.path
-                self.reasons[where] = str(error)
+                self.reasons[where] = Reason(str(error), Kind.CAPTURED)
                 if where in self.opaque:
                     raise
                 self._leave(where)
@@ -178,7 +182,7 @@ class _Part:
             self._traced(going_on)
         for path, error in going_on.failed.items():
             module = self.model.get_submodule(path)
-            self.reasons[path] = why_not(path, self.inputs, error, self.opaque)
+            self.reasons[path] = Reason(why_not(path, self.inputs, error, self.opaque), Kind.CAPTURED)
             self.opaque[path] = Opaque(module, going_on.outputs.get(id(module), ()))
 
     def alone(self, failed: Sequence[str]) -> Iterator[tuple[str, Inputs | None]]:
@@ -256,7 +260,7 @@ def _inside(
         children = {name: model.get_submodule(name) for name in around}
         children = {name: child for name, child in children.items() if not part.is_leaf(child) and _has_tensors(child)}
         calls = _recorded(model, inputs, children, part.changing) if inputs is not None and children else None
-        for name, given in _given(children, calls, "inside a module that cannot be traced", part.reasons):
+        for name, given in _given(children, calls, UNTRACED, part.reasons):
             yield name, given, f"'{around[name] or 'the model'}' around it cannot be traced"
         # Of a module that is not called, code may call what is inside.
         passed = [name for name in children if calls is not None and not calls[name]]
@@ -268,7 +272,7 @@ def _has_tensors(module: nn.Module) -> bool:
 
 
 def _given(
-    modules: Iterable[str], calls: _Calls | None, where: str, reasons: dict[str, str]
+    modules: Iterable[str], calls: _Calls | None, where: Reason, reasons: dict[str, Reason]
 ) -> Iterator[tuple[str, Inputs | None]]:
     """The modules that are called once, with their inputs; all of them, if nothing is known of their calls. `reasons`
     receives why the others are left.
@@ -278,7 +282,7 @@ def _given(
         if calls is None or len(found) == 1:
             yield name, found[0][0] if found else None
         elif found:
-            reasons[name] = f"it is called {len(found)} times {where}"
+            reasons[name] = where.within(f"it is called {len(found)} times ")
 
 
 def _outputs(calls: list[tuple[Inputs, Any]]) -> list[Any]:

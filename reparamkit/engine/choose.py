@@ -12,6 +12,7 @@ from ..algebra.size import Size, Symbol
 from ..capture.captured import Captured
 from ..layers.price import Cost
 from ..layers.registry import Readers
+from ..reasons import Reason
 from .keep import Keeper
 from .memo import Memo
 from .options import Options
@@ -91,7 +92,7 @@ def _read_of_merged(sites: Sequence[Site], reading: Reading) -> list[Site]:
     return [replace(site, sizes={**site.sizes, **shapes(site)}) for site in sites]
 
 
-def _refusals(planners: Sequence[Planner], options: Options) -> dict[fx.Node, list[str]]:
+def _refusals(planners: Sequence[Planner], options: Options) -> dict[fx.Node, list[Reason]]:
     """Why nodes stay, of those that stay."""
     needed = {node for node in options.captured.graph.nodes if options.must_stay(node)}
     needed = needed.union(*(p.plan.needed for p in planners))

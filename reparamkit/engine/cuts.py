@@ -10,6 +10,7 @@ from ..capture.captured import Captured
 from ..capture.paths import upwards
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
+from ..reasons import Kind
 from ..sourcecode.observing import sets_hooks
 from ..sourcecode.shortened import shortened_forwards
 from ..tracing.frame import Frame
@@ -28,7 +29,7 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
     """
     frames = {node: captured.frame(node) for node in members}
     if len({node.meta["context"] for node in frames}) > 1:
-        raise NotFusable("the forward of the model changes grad mode inside it")
+        raise NotFusable("the forward of the model changes grad mode inside it", Kind.CODE)
     calls = dict.fromkeys(frames.values())
     around = innermost([*calls])
     inside = dict.fromkeys(cut for call in calls for cut in call.stack[len(around.stack) :])
@@ -36,17 +37,19 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
         raise NotFusable(said)
     for cut in inside:
         if has_hooks(cut.module):
-            raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks")
+            raise NotFusable(f"'{cut.path}', which the merge would cut through, has hooks", Kind.HOOKS)
         if cut.module in captured.outside.used:
-            raise NotFusable(f"'{cut.path}' is cut through: {captured.outside.used[cut.module]}")
+            raise NotFusable(captured.outside.used[cut.module].within(f"'{cut.path}' is cut through: "))
         if any(sets_hooks(type(f.module).forward) for f in cut.stack) and _returns_inside(captured, cut, frames):
-            raise NotFusable(f"'{cut.path}' returns a value from inside it, which the model itself may record")
+            raise NotFusable(
+                f"'{cut.path}' returns a value from inside it, which the model itself may record", Kind.RECORDED
+            )
     _check_kept(captured, {place_of(node) for node in frames} - {""})
     methods = with_callers(captured, using_parts(captured, frames))
     public = sorted(name for module, name in methods if module is captured.root and not _is_private(name))
     broken = [name for name in public if name not in shortened_forwards(type(captured.root))]
     if broken:
-        raise NotFusable(f"method '{broken[0]}' of the model uses a part of what would be merged")
+        raise NotFusable(f"method '{broken[0]}' of the model uses a part of what would be merged", Kind.METHOD)
 
 
 def _is_private(name: str) -> bool:
@@ -66,4 +69,4 @@ def _check_kept(captured: Captured, places: Collection[str]) -> None:
     for path, why in captured.outside.keeping.items():
         inside = [any(path in upwards(name) for name in captured.names(place)) for place in places]
         if any(inside) and not all(inside):
-            raise NotFusable(f"{why}, and a merge with what is outside of it could leave it none")
+            raise NotFusable(why.within(after=", and a merge with what is outside of it could leave it none"))

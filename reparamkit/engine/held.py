@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..reasons import Kind, Reason
+
 OWN = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
 PLAIN = (str, bytes, bool, int, float, complex, type(None), type, ModuleType, Tensor)
@@ -18,16 +20,16 @@ LEVELS = 4
 """How deep to look: an attribute, an object in it, a list in that, a layer."""
 
 
-def held_by_objects(root: nn.Module) -> dict[nn.Module, str]:
+def held_by_objects(root: nn.Module) -> dict[nn.Module, Reason]:
     """Per module that an attribute of some module holds in another object than a list, a tuple or a dictionary, where
     that is, with words.
     """
-    found: dict[nn.Module, str] = {}
+    found: dict[nn.Module, Reason] = {}
     for path, owner in root.named_modules():
         for name in vars(owner).keys() - OWN:
             where = f"{path}.{name}" if path else name
             why = f"'{where}' holds it in an object of its own, where no layer is replaced: code may call it by that"
-            found |= dict.fromkeys(_inside(vars(owner)[name], LEVELS, False), why)
+            found |= dict.fromkeys(_inside(vars(owner)[name], LEVELS, False), Reason(why, Kind.CODE))
     return found
 
 

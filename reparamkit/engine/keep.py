@@ -17,6 +17,7 @@ from ..errors import NotFusable
 from ..layers.price import Cost
 from ..layers.windows import is_uneven
 from ..layers.writers import plan
+from ..reasons import Kind, Reason
 from .absorb import is_scale
 from .cuts import check_calls
 from .memo import identity
@@ -27,7 +28,7 @@ from .site import Rejected
 
 DEARER = "the merge would raise"
 """The beginning of a reason: what costs more, and by how much."""
-OVERWRITTEN = "its input is overwritten in place before the merged layer could read it"
+OVERWRITTEN = Reason("its input is overwritten in place before the merged layer could read it", Kind.IN_PLACE)
 """The reason why a merge across a write into what it reads is not made."""
 CHEAPEST, DEEPEST = 2, 2
 """How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
@@ -153,7 +154,7 @@ class Keeper:
         except NotFusable as no:
             if len(candidate.members) > 1:
                 matrix = "readable only as a full matrix on a fixed size; " if PROBE in candidate.form.used else ""
-                self.reading.no(node, matrix + no.reason)
+                self.reading.no(node, no.reason.within(matrix))
             return None
         sources = [self.named[name] for name in candidate.form.terms]
         sources += self._kept_inputs(candidate, placed)
@@ -182,20 +183,21 @@ class Keeper:
         for what, old, new in self._raised(option):
             if len(option.members) > 1:
                 factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
-                self._too_dear(node, option, f"{_because(option)}{DEARER} {what} {factor}")
+                self._too_dear(node, option, f"{DEARER} {what} {factor}")
             return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
         moved = _is_as_few(option) and after.flops < before.flops and self._moves_work(node, option)
         less = after.launches < before.launches or moved
         pays = less and score(after) < score(before)
-        if not pays and (why := _because(option)):
-            self._too_dear(node, option, f"{why}that costs more than the merge saves")
+        if not pays and _because(option) is not None:
+            self._too_dear(node, option, "that costs more than the merge saves")
         elif not pays and self._moves_work(node, option):
             self.options.idle.add(node)
         return pays
 
-    def _too_dear(self, node: fx.Node, option: Option, reason: str) -> None:
-        self.reading.no(node, reason)
+    def _too_dear(self, node: fx.Node, option: Option, words: str) -> None:
+        why = _because(option)
+        self.reading.no(node, Reason(words, Kind.COST) if why is None else why.within(after=f": {words}"))
         self.options.reject(node, Rejected(option.members, option.before, option.cost))
 
     def _raised(self, option: Option) -> Iterator[tuple[str, int, int]]:
@@ -232,21 +234,21 @@ class Keeper:
         stored = {self.captured.current(kept) for kept in self.captured.code.stored}
         if not stored.isdisjoint(candidate.members - {node}):
             raise NotFusable(
-                "the forward of a module keeps a value inside the merge, as an attribute or in an argument"
+                "the forward of a module keeps a value inside the merge, as an attribute or in an argument", Kind.CODE
             )
 
     def _check_raised(self, candidate: Candidate) -> None:
         """What a scale is put back behind, if nothing absorbs it, stays."""
         raised = self.captured.raised.intersection(self.named[name] for name in candidate.form.terms)
         if any(not candidate.members.isdisjoint(scale.users) for scale in raised):
-            raise NotFusable("the scale of a part keeps its place")
+            raise NotFusable("the scale of a part keeps its place", Kind.SCALE)
 
     def _check_ranks(self, form: Form) -> None:
         """A rank that was only assumed: of a module that a run calls several times, all calls must have it."""
         ranks = [self.named[str(symbol.origin[0])] for symbol, _ in form.guards if symbol.stands_for_dims]
         assumed = [node for node in ranks if self.reading.shapes[node][1]]
         if assumed and self.captured.origin.times > 1:
-            raise NotFusable("the rank of a tensor inside a module that is called several times is unknown")
+            raise NotFusable("the rank of a tensor inside a module that is called several times is unknown", Kind.SIZES)
 
     def _check_writes(self, node: fx.Node, candidate: Candidate) -> None:
         for name in candidate.form.terms:
@@ -266,9 +268,13 @@ class Keeper:
         names = aliases.of(node) | aliases.of(source)
         given = any(n.op == "placeholder" for n in aliases.of(source))
         if given and any(user.op == "output" for n in aliases.of(node) for user in n.users):
-            raise NotFusable("nothing would be left but the input of the model, which is overwritten if the result is")
+            raise NotFusable(
+                "nothing would be left but the input of the model, which is overwritten if the result is", Kind.IN_PLACE
+            )
         if any(w in names and aliases.order[w] > aliases.order[node] for w in aliases.writers):
-            raise NotFusable("it would be a view of a value, and is overwritten in place later, or the value is")
+            raise NotFusable(
+                "it would be a view of a value, and is overwritten in place later, or the value is", Kind.IN_PLACE
+            )
 
     def _is_seen(self, writer: fx.Node, node: fx.Node, candidate: Candidate) -> bool:
         """Whether anything but a merge reads what is written in it, under whatever name."""
@@ -301,10 +307,10 @@ def _is_uneven(form: Form) -> bool:
     return any(is_uneven(link) for term in form.terms.values() for link in term.op.links)
 
 
-def _because(option: Option) -> str:
+def _because(option: Option) -> Reason | None:
     """Why a merge adds its bias by a layer of its own, which is in its price."""
     layers = [term.layer for term in option.placed.terms] if option.placed else []
-    return next((f"{layer.beside}: " for layer in layers if layer is not None and layer.beside), "")
+    return next((layer.beside for layer in layers if layer is not None and layer.beside is not None), None)
 
 
 def _is_as_few(option: Option) -> bool:

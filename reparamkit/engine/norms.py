@@ -13,11 +13,12 @@ from ..capture.captured import Captured
 from ..capture.facts import Apart
 from ..errors import NotFusable
 from ..layers.normalize import CHANNELS, FUNCTIONS, affine, arguments, norm_class, read_affine, without_affine
+from ..reasons import Kind, Reason
 from .placing import layer_cost
 from .reading import Reading
 from .scope import WATCHED, Scope, watched
 
-Refused = Callable[[fx.Node, str], None]
+Refused = Callable[[fx.Node, Reason], None]
 PARAMETERS: tuple[str, ...] = ("weight", "bias")
 
 
@@ -58,26 +59,23 @@ def _kind(captured: Captured, node: fx.Node) -> object | None:
     return node.target if node.op == "call_function" and node.target in FUNCTIONS else None
 
 
-def _stays_whole(captured: Captured, scope: Scope, node: fx.Node) -> str | None:
+def _stays_whole(captured: Captured, scope: Scope, node: fx.Node) -> Reason | None:
     return WATCHED if watched(captured, node) else scope.refusal(node) or _needed_whole(captured, node)
 
 
-def _needed_whole(captured: Captured, node: fx.Node) -> str | None:
+def _needed_whole(captured: Captured, node: fx.Node) -> Reason | None:
     """Why other code needs a norm module as it is, or None."""
     calls = captured.calls_left(id(captured.module(node))) if node.op == "call_module" else 1
     if calls > 1:
-        return f"its module is called at {calls} places: a merge would change all of them"
+        return Reason(f"its module is called at {calls} places: a merge would change all of them", Kind.SHARED)
     return _read_by_code(captured, node)
 
 
-def _read_by_code(captured: Captured, node: fx.Node) -> str | None:
+def _read_by_code(captured: Captured, node: fx.Node) -> Reason | None:
     """Why the parameters of a norm module must stay, or None."""
     paths = {f"{node.target}.{name}" for name in PARAMETERS} if node.op == "call_module" else set()
-    return (
-        None
-        if captured.code.attributes.keys().isdisjoint(paths)
-        else "the model's code reads its parameters: in use elsewhere"
-    )
+    read = not captured.code.attributes.keys().isdisjoint(paths)
+    return Reason("the model's code reads its parameters: in use elsewhere", Kind.SHARED) if read else None
 
 
 def join(captured: Captured) -> None:

@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..capture.captured import Captured
 from ..capture.facts import Outside
+from ..reasons import Kind, Reason
 from ..sourcecode.following import Following
 from ..sourcecode.parse import forward_of, is_torchs
 from ..sourcecode.uses import Uses
@@ -21,6 +22,7 @@ BUFFERS = frozenset({"buffers", "named_buffers", "_buffers"})
 IsLeaf = Callable[[nn.Module], bool]
 VANISHING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 """Layers in whose place there is another class after a merge; the weights that take them up stay of their class."""
+READS_CLASS = Reason("code of the model reads its class, which a merge changes", Kind.SHARED)
 
 
 def look_outside(parts: Sequence[Captured], is_leaf: IsLeaf, calls: Mapping[str, int] | None) -> None:
@@ -73,7 +75,7 @@ class _Code:
 
     def _note_untraced(self, module: nn.Module, uses: Uses) -> None:
         name = self.paths[module] or type(module).__name__
-        why = f"the forward of '{name}', which could not be traced, uses it by itself"
+        why = Reason(f"the forward of '{name}', which could not be traced, uses it by itself", Kind.CAPTURED)
         self.found.methods |= uses.methods
         own = self._of_layer(self.paths[module])
         self.found.used.update({each: why for each in (*uses.called, *uses.read) if id(each) not in own})
@@ -100,10 +102,11 @@ class _Code:
         made = set().union(OWN, *(part.code.lists for part in self.parts))
         for part, names in uses.read.items():
             if names & made:
-                self.found.used.setdefault(part, f"code of the model reads it in what {min(names & made)} lists")
+                why = f"code of the model reads it in what {min(names & made)} lists"
+                self.found.used.setdefault(part, Reason(why, Kind.SHARED))
         for module, names in uses.asked.items():
             if module not in frames and names & {"", *made} and isinstance(module, VANISHING):
-                self.found.used.setdefault(module, "code of the model reads its class, which a merge changes")
+                self.found.used.setdefault(module, READS_CLASS)
         self._note_lists(uses, made)
         self._note_exact(uses, made)
 
@@ -114,7 +117,7 @@ class _Code:
         for module, path in self.paths.items():
             for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
                 uses = self._followed(partial(Following.run_any, callee=hook, args=[one(module)], kwargs={}))
-                why = f"a hook of '{path or 'the model'}' uses it by itself"
+                why = Reason(f"a hook of '{path or 'the model'}' uses it by itself", Kind.HOOKS)
                 called = (inner for part in uses.called for inner in part.modules())
                 read = (part for part in uses.read if isinstance(part, Tensor))
                 self.found.used.update(dict.fromkeys((*called, *read), why))
@@ -123,16 +126,20 @@ class _Code:
         """The modules that keep their class: code that is written again, and a hidden method, are of a class apart."""
         why = "code of the model asks for the very class of '{}', which a merge would change"
         asked = (module for module, names in uses.exact.items() if module in self.paths and names & {"", *made})
-        self.found.exact.update({module: why.format(self.paths[module] or "the model") for module in asked})
+        self.found.exact.update(
+            {module: Reason(why.format(self.paths[module] or "the model"), Kind.SHARED) for module in asked}
+        )
 
     def _note_lists(self, uses: Uses, made: Collection[str]) -> None:
         """Of a list there has to be something left."""
         for module, names in uses.lists.items():
             asked = sorted(names.intersection(made))
             if BUFFERS.intersection(asked) and (first := next(module.buffers(), None)) is not None:
-                self.found.used.setdefault(first, f"code of the model asks for the first that {asked[0]} lists")
+                why = f"code of the model asks for the first that {asked[0]} lists"
+                self.found.used.setdefault(first, Reason(why, Kind.SHARED))
             elif asked and (path := self.paths[module]):
-                self.found.keeping[path] = f"code of the model asks '{path}' for what {asked[0]} lists"
+                why = f"code of the model asks '{path}' for what {asked[0]} lists"
+                self.found.keeping[path] = Reason(why, Kind.SHARED)
 
 
 def _follow_all(modules: Iterable[nn.Module], uses: Following) -> None:
@@ -162,7 +169,7 @@ def _running(parts: Sequence[Captured], calls: Mapping[str, int] | None) -> Iter
 
 def _share(found: Outside, part: Captured, other: Captured) -> None:
     """The modules that another part has as well: how often they run is not known."""
-    where = f"it is also used in '{other.frames[0].path}', which was traced apart"
+    where = Reason(f"it is also used in '{other.frames[0].path}', which was traced apart", Kind.SHARED)
     owners = {path.rpartition(".")[0] for path in part.code.attributes} - {""}
     mine = {*part.module_calls, *(id(attribute(part.root, path)) for path in owners)}
     found.used.update(

@@ -10,6 +10,7 @@ from torch import fx, nn
 from ..capture.captured import Captured
 from ..errors import NotFusable, RuleError
 from ..layers.price import Cost
+from ..reasons import Kind, Reason
 from .cuts import check_calls
 from .scope import WATCHED, Scope, watched
 from .site import Replacement, Site
@@ -38,7 +39,7 @@ class GraphRule(Protocol):
         """The match whose outermost call is `node`."""
 
 
-Refused = Callable[[fx.Node, str], None]
+Refused = Callable[[fx.Node, Reason], None]
 
 
 def next_site(
@@ -59,7 +60,7 @@ def next_site(
             try:
                 return _site(captured, scope, rule, node, found)
             except NotFusable as refused:
-                no(node, f"rule '{rule.name}': {refused.reason}")
+                no(node, refused.reason.within(f"rule '{rule.name}': "))
     return None
 
 
@@ -104,6 +105,6 @@ def _check_members(captured: Captured, scope: Scope, value: fx.Node, members: fr
         if reason is not None:
             raise NotFusable(reason)
         if node is not value and not set(node.users) <= members:
-            raise NotFusable("a value inside the pattern is read elsewhere")
+            raise NotFusable("a value inside the pattern is read elsewhere", Kind.SHARED)
         if node in captured.aliases.writers:
-            raise NotFusable("it writes in place")
+            raise NotFusable("it writes in place", Kind.IN_PLACE)

@@ -23,6 +23,7 @@ from ..layers.parts import rescaled
 from ..layers.plans import LayerPlan
 from ..layers.price import Cost, numel
 from ..layers.writers import joining, scale_cost, shift_cost, turned
+from ..reasons import Kind, Reason
 from .identities import computes_the_same, does_nothing
 from .reading import Reading
 
@@ -88,7 +89,7 @@ Plan = Callable[[Operator, Operator | None], LayerPlan]
 Known = tuple[Operator, Operator | None, Plan, Views, Views]
 """An operator and a bias, how to plan a layer, and the views before and behind it."""
 Move = Callable[[View, Operator], Operator]
-Moved = dict[tuple[Move, Operator, Views], Operator | str]
+Moved = dict[tuple[Move, Operator, Views], Operator | Reason]
 Weigh = Callable[[str], int]
 """How many numbers the node of a name stores: the merged layer takes the place of the heaviest."""
 
@@ -102,7 +103,7 @@ class Means:
 
     weigh: Weigh
     plan: Plan
-    known: dict[Known, LayerPlan | str] = field(default_factory=dict)
+    known: dict[Known, LayerPlan | Reason] = field(default_factory=dict)
     moved: Moved = field(default_factory=dict)
 
 
@@ -116,11 +117,11 @@ def place(form: Form, means: Means, sizes_of: SizesOf) -> Placed:
     Raises `NotFusable` if some term cannot be written as one layer between views.
     """
     if form.times != ONE:
-        raise NotFusable("a sum over an axis whose size is free")
+        raise NotFusable("a sum over an axis whose size is free", Kind.SIZES)
     if form.vanishes:
-        raise NotFusable("a tensor of zeros is no layer")
+        raise NotFusable("a tensor of zeros is no layer", Kind.SHAPES)
     if fixed(0) in form.sizes:
-        raise NotFusable("a tensor without numbers is no layer: some dimension has the size 0")
+        raise NotFusable("a tensor without numbers is no layer: some dimension has the size 0", Kind.SHAPES)
     parts = parts_of(form)
     made = _added(form, means) if parts is None else _concatenated(form, *parts, means)
     checked = {_size_at(sizes_of(p.source), p.source, p.checked) for p in made.terms if p.checked is not None}
@@ -152,7 +153,7 @@ def _own_guards(form: Form) -> Iterator[tuple[Symbol, Pin]]:
         if symbol in given:
             yield symbol, pin
         elif Size(1, (symbol,)).substitute(given) != (pin if isinstance(pin, Size) else Size(pin)):
-            raise NotFusable("a size that a guard must check does not reach the beginning of a merge")
+            raise NotFusable("a size that a guard must check does not reach the beginning of a merge", Kind.CODE)
 
 
 def _concatenated(form: Form, dim: int, parts: list[Form], means: Means) -> Placed:
@@ -165,11 +166,11 @@ def _concatenated(form: Form, dim: int, parts: list[Form], means: Means) -> Plac
 def _added(form: Form, means: Means) -> Placed:
     """The terms are added up; the bias goes to the one that takes it at the lowest cost."""
     carried = form.bias is not None and len(form.terms) > 1
-    chosen: dict[str, Placement | str] = {}
-    refused: list[str] = []
+    chosen: dict[str, Placement | Reason] = {}
+    refused: list[Reason] = []
     for name in sorted(form.terms):
         chosen[name] = found = _tried_term(form, name, None if carried else form.bias, means)
-        refused += [found] if isinstance(found, str) else []
+        refused += [found] if isinstance(found, Reason) else []
         if len(refused) > carried:
             # One that cannot be written without the bias may be with it.
             raise NotFusable(refused[0])
@@ -177,29 +178,29 @@ def _added(form: Form, means: Means) -> Placed:
         chosen = _with_carrier(form, chosen, means)
     placed: list[Placement] = []
     for found in chosen.values():
-        if isinstance(found, str):
+        if isinstance(found, Reason):
             raise NotFusable(found)
         placed.append(found)
     return Placed(form, tuple(placed), _total(form, placed))
 
 
-def _with_carrier(form: Form, bare: dict[str, Placement | str], means: Means) -> dict[str, Placement | str]:
+def _with_carrier(form: Form, bare: dict[str, Placement | Reason], means: Means) -> dict[str, Placement | Reason]:
     """The placements, of which one has the bias; if none takes it, why."""
     assert form.bias is not None
-    least, carried = (0, form.bias.stored), dict[str, Placement | str]()
-    for name in [name for name, found in bare.items() if isinstance(found, str)] or bare:
+    least, carried = (0, form.bias.stored), dict[str, Placement | Reason]()
+    for name in [name for name, found in bare.items() if isinstance(found, Reason)] or bare:
         carried[name] = _tried_term(form, name, form.bias, means)
-        if not isinstance(carried[name], str) and _growth(bare[name], carried[name]) == least:
+        if not isinstance(carried[name], Reason) and _growth(bare[name], carried[name]) == least:
             # No term takes it for less.
             break
-    able = [n for n, found in carried.items() if not isinstance(found, str)]
+    able = [n for n, found in carried.items() if not isinstance(found, Reason)]
     if not able:
         return carried
     carrier = min(able, key=lambda n: _growth(bare[n], carried[n]))
     return bare | {carrier: carried[carrier]}
 
 
-def _tried_term(form: Form, source: str, bias: Operator | None, means: Means) -> Placement | str:
+def _tried_term(form: Form, source: str, bias: Operator | None, means: Means) -> Placement | Reason:
     """The placement of one term, or why there is none."""
     try:
         return _term(form, source, bias, means)
@@ -207,14 +208,14 @@ def _tried_term(form: Form, source: str, bias: Operator | None, means: Means) ->
         return no.reason
 
 
-def _growth(bare: Placement | str, carried: Placement | str) -> tuple[int, int]:
+def _growth(bare: Placement | Reason, carried: Placement | Reason) -> tuple[int, int]:
     """What it costs that a term carries the bias; nothing is known of one that cannot be written without."""
     before, after = _cost(bare), _cost(carried)
     return after.flops - before.flops, after.stored - before.stored
 
 
-def _cost(found: Placement | str) -> Cost:
-    return Cost() if isinstance(found, str) else found.cost
+def _cost(found: Placement | Reason) -> Cost:
+    return Cost() if isinstance(found, Reason) else found.cost
 
 
 def _total(form: Form, placements: list[Placement]) -> Cost:
@@ -228,7 +229,7 @@ def _term(form: Form, source: str, bias: Operator | None, means: Means) -> Place
     trails = form.terms[source].trails
     if bias is None and (way := _viewed(op, trails)) is not None:
         return Placement(source, way, None, None, _kept(op, way, len(way)))
-    refused: dict[Known, str] = {}
+    refused: dict[Known, Reason] = {}
 
     def placed(ways: Iterable[tuple[Trail, int]], how: Plan = means.plan) -> Iterator[Placement]:
         for way, position in ways:
@@ -250,7 +251,7 @@ def _term(form: Form, source: str, bias: Operator | None, means: Means) -> Place
     found = found or [*placed((way for way in ways if not _views(way[0])), turned)]
     found = found or [*placed(itertools.starmap(_alone, ways), joining)]
     if not found:
-        raise NotFusable(reasons[-1] if reasons else "no way through the graph to write it on")
+        raise NotFusable(reasons[-1] if reasons else Reason("no way through the graph to write it on", Kind.SHAPES))
     return min(found, key=lambda p: _rank(p, means.weigh))
 
 
@@ -306,7 +307,7 @@ def _step_cost(step: Step, before: tuple[Size, ...], after: tuple[Size, ...]) ->
 
 def _planned(
     op: Operator, bias: Operator | None, how: Plan, before: Views, after: Views, means: Means
-) -> LayerPlan | str:
+) -> LayerPlan | Reason:
     """The layer between these views, or why there is none."""
     try:
         inner, shift = _without(op, bias, after, means.moved)
@@ -366,7 +367,7 @@ def _once(known: Moved, move: Move, op: Operator, views: Views, view: View, inne
         except NotFusable as no:
             known[key] = no.reason
     found = known[key]
-    if isinstance(found, str):
+    if isinstance(found, Reason):
         raise NotFusable(found)
     return found
 
@@ -378,7 +379,7 @@ def _read(view: View, op: Operator) -> Operator:
 def _undone(view: View, op: Operator) -> Operator:
     made = view.undone(op)
     if made.source_sizes != op.source_sizes:
-        raise NotFusable("a layer that changes the dimensions behind a view")
+        raise NotFusable("a layer that changes the dimensions behind a view", Kind.SHAPES)
     return made
 
 

@@ -12,6 +12,7 @@ from torch import fx
 
 from ..errors import NotFusable
 from ..layers.price import Cost
+from ..reasons import Kind, Reason
 from .absorb import absorbed, is_scale, leading
 from .counting import checks
 from .keep import DEARER, OVERWRITTEN
@@ -25,9 +26,9 @@ from .site import Merge, Rejected, Site
 MAX_TRIES = 200
 """How many other plans are tried; the first is nearly always the best."""
 
-ADDS_WORK = "its pieces are needed elsewhere too: merging would add work"
-ADDS_NUMBERS = "its parameters are needed elsewhere too: the merge would raise stored numbers"
-ADDS_BIAS = "layers without a bias would get one for that of a norm: the merge would raise stored numbers"
+ADDS_WORK = Reason("its pieces are needed elsewhere too: merging would add work", Kind.COST)
+ADDS_NUMBERS = Reason(f"its parameters are needed elsewhere too: {DEARER} {STORED}", Kind.COST)
+ADDS_BIAS = Reason(f"layers without a bias would get one for that of a norm: {DEARER} {STORED}", Kind.COST)
 
 Writable = Callable[[Site], None]
 """Raises `NotFusable` if a site cannot be written into the model's code."""
@@ -69,7 +70,7 @@ class Planner:
     writable: Writable
     unwritten: list[Set[fx.Node]] = field(default_factory=list)
     _able: set[tuple[fx.Node, frozenset[fx.Node], frozenset[fx.Node]]] = field(default_factory=set)
-    _staying: dict[fx.Node, str] = field(default_factory=dict)
+    _staying: dict[fx.Node, Reason] = field(default_factory=dict)
     _costs: dict[fx.Node, Cost] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -208,18 +209,19 @@ class Planner:
             if scale in wanted and is_scale(self.reading, scale):
                 raise NotFusable(self._staying.setdefault(scale, self._needed_by(scale, plan)))
         if any(node in self.captured.apart for node in site.core):
-            raise NotFusable("a norm keeps its place, and its scale cannot be written elsewhere")
+            raise NotFusable("a norm keeps its place, and its scale cannot be written elsewhere", Kind.SCALE)
 
-    def _needed_by(self, scale: fx.Node, plan: Selection) -> str:
+    def _needed_by(self, scale: fx.Node, plan: Selection) -> Reason:
         readers = [n for n in scale.users if n in plan.needed and scale in self.options.best(n).sources]
         if scale not in plan.needed:
-            return (
+            kept = (
                 f"the scale of {self._name(scale)} keeps its place: code computes something else that may be asked for"
             )
+            return Reason(kept, Kind.SCALE)
         # A check is no reader of the user's.
         told = [n for n in readers if not checks(n)] or readers
         names = ", ".join(dict.fromkeys(map(self._name, told)))
-        return f"the scale of {self._name(scale)} is also read by what cannot absorb it: {names}"
+        return Reason(f"the scale of {self._name(scale)} is also read by what cannot absorb it: {names}", Kind.SCALE)
 
     def _read_in_vain(self, way: Sequence[fx.Node]) -> set[fx.Node]:
         """Of what a merge begins with: that with which, or with a view of which, code computes what nothing reads.
@@ -252,7 +254,8 @@ class Planner:
         found = largest([site for site in uneven(self.captured, plan.sites) if id(site) not in separate])
         for site in found:
             calls = max(self.captured.module_calls[id(self.captured.module(m))] for m in _module_calls(site))
-            self.reading.no(site.value, f"its module is called at {calls} places: not all of them merge it alike")
+            reason = f"its module is called at {calls} places: not all of them merge it alike"
+            self.reading.no(site.value, Reason(reason, Kind.SHARED))
         return {site.merge for site in found}
 
     def _separate(self, plan: Selection) -> list[Site]:
@@ -301,12 +304,13 @@ class Planner:
         for member in _module_calls(site):
             calls = self.captured.calls_left(id(self.captured.module(member)))
             if calls > 1:
-                reason = f"its module is called at {calls} places, and stays for others: {DEARER} {STORED}"
+                dearer = f"its module is called at {calls} places, and stays for others: {DEARER} {STORED}"
+                reason = Reason(dearer, Kind.COST)
                 self.reading.no(member, reason)
                 if member is not site.value:
-                    self.reading.no(site.value, beside(self._name(member), reason))
+                    self.reading.no(site.value, reason.beside(self._name(member)))
 
-    def _why_dearer(self, site: Site) -> str:
+    def _why_dearer(self, site: Site) -> Reason:
         if any(other.merge == site.merge for other, _ in _overlapping(self.plan)):
             return ADDS_WORK
         return ADDS_BIAS if self._within_norms(site) else ADDS_NUMBERS
@@ -409,11 +413,6 @@ def beyond(excess: Excess, options: Options) -> int:
     """How much of an excess is not allowed."""
     more = {FLOPS: excess.flops, STORED: excess.stored}
     return sum(max(0, number) for what, number in more.items() if what not in options.may_raise)
-
-
-def beside(name: str, reason: str) -> str:
-    """A reason of what stands beside a layer, by its name."""
-    return f"'{name}' beside it: {reason}"
 
 
 def _module_calls(site: Site) -> list[fx.Node]:

@@ -29,6 +29,7 @@ from ..capture.reach import reached
 from ..errors import NotFusable
 from ..layers.parts import Span, rescaled
 from ..layers.plans import broadcast, uniform
+from ..reasons import Kind
 from ..tracing.guards import is_guard
 from .absorb import scales
 from .norms import restore
@@ -206,7 +207,7 @@ def _of_factor(reading: Reading, node: fx.Node, factor: fx.Node, numbers: _Numbe
     weight, shift = numbers.tensors()
     sizes, open_rank = reading.shapes[factor]
     if weight is None or shift is not None:
-        raise NotFusable("a shift of a product of two values")
+        raise NotFusable("a shift of a product of two values", Kind.NONLINEAR)
     if weight.numel() == 1:
         weight = weight.reshape(())
     apart = {d for d in range(-weight.dim(), 0) if weight.shape[d] != 1}
@@ -215,7 +216,7 @@ def _of_factor(reading: Reading, node: fx.Node, factor: fx.Node, numbers: _Numbe
     alike = len(known) == len(reading.sizes_of(node)) >= weight.dim()
     alike = alike and all(known[d] == fixed(weight.shape[d]) for d in apart)
     if apart and (apart & summed or not alike):
-        raise NotFusable("a scale of a product of two values that is none of either")
+        raise NotFusable("a scale of a product of two values that is none of either", Kind.NONLINEAR)
     return multiply(source_form(factor.name, sizes, open_rank), weight).sample
 
 

@@ -20,6 +20,7 @@ from ..errors import FreeSize, NotFusable, RuleError
 from ..layers.hooks import AFTER, BEFORE
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module
+from ..reasons import Kind, Reason
 from ..tracing.tracer import FACTORIES
 from .arithmetic import evaluated, is_constant, rounded_to, widened
 from .choices import Choice, Choices
@@ -106,7 +107,8 @@ class _Reader:
         if self._checks_again() or not is_constant(self.captured, self.node, constants, sizes):
             return False
         if (dtype := rounded_to(self.captured, self.node)) is not None:
-            self.out.no(self.node, f"parameters that are rounded to {str(dtype).removeprefix('torch.')} on the way")
+            rounded = f"parameters that are rounded to {str(dtype).removeprefix('torch.')} on the way"
+            self.out.no(self.node, Reason(rounded, Kind.DTYPE))
             return False
         writes = self.node in self.captured.aliases.writers
         written = self.captured.aliases.written(self.node) if writes else None
@@ -116,7 +118,7 @@ class _Reader:
         try:
             value = evaluated(self.captured, self.node, constants, sizes)
         except Exception as error:
-            self.out.no(self.node, f"parameter arithmetic that fails in float64 ({error})")
+            self.out.no(self.node, Reason(f"parameter arithmetic that fails in float64 ({error})", Kind.UNREAD))
             return False
         if written is not None:
             self.out.writes[self.node], value = written, constants[written]
@@ -340,7 +342,9 @@ class _Reader:
         try:
             forms = reader(*args, **kwargs)
         except (IndexError, ValueError, AssertionError) as error:
-            raise NotFusable(f"its reader does not know this call ({type(error).__name__}: {error})") from error
+            raise NotFusable(
+                f"its reader does not know this call ({type(error).__name__}: {error})", Kind.CODE
+            ) from error
         except (NotFusable, MemoryError):
             raise
         except Exception as error:
@@ -354,7 +358,7 @@ class _Reader:
 
     def _candidate(self, reader: Reader, choice: Choice, form: Any) -> Candidate:
         if not isinstance(form, Form):
-            raise NotFusable(f"the reader of {reader.name} returned {type(form).__name__}, not a form")
+            raise NotFusable(f"the reader of {reader.name} returned {type(form).__name__}, not a form", Kind.UNREAD)
         self._check_shapes_of(choice, form)
         if (rank := self._rank_needed(reader, choice)) is not None:
             form = with_guarded_rank(form, or_more=rank == "least")
@@ -393,7 +397,7 @@ class _Reader:
         """A layer of which only the shape is read checks its input, and would be gone; over its input, a guard does."""
         shapes = {name for c in choice.values() if c.form.vanishes for name in c.form.terms} - form.terms.keys()
         if any(self.captured.named[name] in self.out.read for name in shapes):
-            raise NotFusable("zeros of the shape of a layer that is needed for nothing else")
+            raise NotFusable("zeros of the shape of a layer that is needed for nothing else", Kind.SHAPES)
 
     def _arguments(self, reader: Reader, choice: Choice) -> tuple[list[Any], dict[str, Any]]:
         vanishing = any(c.form.vanishes and self._takes_layers(c) for c in choice.values())
@@ -424,7 +428,7 @@ class _Reader:
             return number
         if reader.sizes and isinstance(value, (Share, Size, tuple)):
             return value
-        raise NotFusable(f"an argument that is computed at run time ({node})")
+        raise NotFusable(f"an argument that is computed at run time ({node})", Kind.SIZES)
 
     def _calculated(self, node: fx.Node) -> int | float | None:
         """The number that code computes of sizes, if all of them are known, as in ``(c // heads) ** -0.5``."""

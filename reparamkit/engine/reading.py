@@ -19,6 +19,7 @@ from ..algebra.size import Pin, Size, Symbol, solved
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.captured import Captured
 from ..layers.wide import computes_weight
+from ..reasons import Reason
 from .counting import Shape
 from .memo import Memo
 from .parts import all_parts
@@ -63,7 +64,7 @@ class Reading:
     met: dict[Symbol, int] = field(default_factory=dict)
     stuck: set[Symbol] = field(default_factory=set)
     assumed: Mapping[Symbol, int] = field(default_factory=dict)
-    reasons: dict[fx.Node, list[str]] = field(default_factory=dict)
+    reasons: dict[fx.Node, list[Reason]] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo)
 
     def arithmetic(self, node: fx.Node) -> int:
@@ -155,7 +156,7 @@ class Reading:
         sizes, open_rank = self.shape_of(node)
         return () if open_rank else tuple(size.substitute(self.facts) for size in sizes)
 
-    def no(self, node: fx.Node, reason: str) -> None:
+    def no(self, node: fx.Node, reason: Reason) -> None:
         """Record why `node` is not merged."""
         known = self.reasons.setdefault(node, [])
         if reason not in known:

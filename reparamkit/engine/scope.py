@@ -18,6 +18,7 @@ from ..capture.captured import Captured, storage
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE, GRADIENTS, has_hooks, reads_arguments
 from ..layers.wide import CASTS, computes_weight
+from ..reasons import Kind, Reason
 from ..running.draws import Draws, random_state_kept
 from ..running.state import LAYERS
 from ..sourcecode.consulting import consulted, consulted_by_helpers
@@ -28,7 +29,7 @@ from .held import held_by_objects
 from .naming import matches
 from .sharing import evenly_partnered, read_one_value, runs_once
 
-WRITTEN_INTO = "an in-place operation writes into memory that another value still reads"
+WRITTEN_INTO = Reason("an in-place operation writes into memory that another value still reads", Kind.IN_PLACE)
 """Why a value that is written into stays."""
 STAYS = "stays"
 """What the meta of a node that is in no merge has, while a model is being fused: why."""
@@ -45,16 +46,16 @@ class Scope:
     permitted: frozenset[str]
     only: Sequence[str] | None = None
     skip: Sequence[str] = ()
-    unwritable: Mapping[str, str] = field(default_factory=dict)
+    unwritable: Mapping[str, Reason] = field(default_factory=dict)
     calls: Mapping[str, int] = field(default_factory=dict)
 
     def check_rules(self, form: Form) -> None:
         """Raises `NotFusable` if a form is built with a rule that is switched off."""
         off = sorted(form.used - self.permitted)
         if off:
-            raise NotFusable(f"rule '{off[0]}' is switched off")
+            raise NotFusable(f"rule '{off[0]}' is switched off", Kind.LEFT_OUT)
 
-    def refusal(self, node: fx.Node, together: bool = False) -> str | None:
+    def refusal(self, node: fx.Node, together: bool = False) -> Reason | None:
         """Why this node may not be part of a merge, or None. together: whether the merge takes either none or all calls
         of a module that read one value, and leaves the module to other calls.
         """
@@ -75,21 +76,21 @@ class Scope:
             or self._converts(node)
         )
 
-    def _not_chosen(self, node: fx.Node) -> str | None:
+    def _not_chosen(self, node: fx.Node) -> Reason | None:
         if self.only is None and not self.skip:
             return None
         paths = self.captured.names(self.captured.path(node))
         if any(matches(path, pattern) for path in paths for pattern in self.skip):
-            return "left out by skip="
+            return Reason("left out by skip=", Kind.LEFT_OUT)
         if self.only is not None and not any(matches(path, pattern) for path in paths for pattern in self.only):
-            return "left out by only="
+            return Reason("left out by only=", Kind.LEFT_OUT)
         return None
 
-    def _in_unwritable(self, node: fx.Node) -> str | None:
+    def _in_unwritable(self, node: fx.Node) -> Reason | None:
         calls = self.captured.frame(node).stack if self.unwritable else ()
         return next((self.unwritable[call.path] for call in calls if call.path in self.unwritable), None)
 
-    def _shared(self, node: fx.Node, together: bool) -> str | None:
+    def _shared(self, node: fx.Node, together: bool) -> Reason | None:
         modules = [frame.module for frame in self.captured.frame(node).stack]
         if node.op == "call_module":
             modules.append(self.captured.module(node))
@@ -99,54 +100,55 @@ class Scope:
         left = max((self.captured.calls_left(id(m)) for m in counted), default=1)
         alone = left > 1 and not evenly_partnered(self.captured, node)
         if alone and not (together and (read_one_value(self.captured, node) or runs_once(self.captured, node))):
-            return f"its module is called at {calls} places: a merge would change all of them"
+            return Reason(f"its module is called at {calls} places: a merge would change all of them", Kind.SHARED)
         traced = (calls + self.captured.unused.ended[id(modules[-1])]) * self.captured.origin.times
         run = self.calls.get(str(node.target), traced)
         if run != traced and _has_state(modules[-1]):
-            return f"its module is called {run} times in a run, and {traced} times in what could be captured"
+            why = f"its module is called {run} times in a run, and {traced} times in what could be captured"
+            return Reason(why, Kind.SHARED)
         return None
 
     @cached_property
-    def held(self) -> Mapping[nn.Module, str]:
+    def held(self) -> Mapping[nn.Module, Reason]:
         """The modules that objects of the model's hold, and which."""
         return held_by_objects(self.captured.root)
 
-    def _held(self, node: fx.Node) -> str | None:
+    def _held(self, node: fx.Node) -> Reason | None:
         return self.held.get(self.captured.module(node)) if node.op == "call_module" else None
 
-    def _tied(self, node: fx.Node) -> str | None:
+    def _tied(self, node: fx.Node) -> Reason | None:
         if node.op != "call_module":
             return None
         for name, tensor in self.captured.module(node).named_parameters():
             if tensor.is_meta or tensor.numel() == 0:
-                return f"parameter '{name}' has no data"
+                return Reason(f"parameter '{name}' has no data", Kind.UNREAD)
             if self.captured.parameter_uses[storage(tensor)] > 1:
-                return f"parameter '{name}' is tied to another module's"
+                return Reason(f"parameter '{name}' is tied to another module's", Kind.SHARED)
         return None
 
-    def _not_finite(self, node: fx.Node) -> str | None:
+    def _not_finite(self, node: fx.Node) -> Reason | None:
         finite = self.captured.finite
         for part in _parts(self.captured, node):
             if isinstance(part, Tensor) and part not in finite:
                 real = part.is_floating_point() and part.element_size() > 1
                 finite[part] = not real or _is_finite(part)
             if isinstance(part, Tensor) and not finite[part]:
-                return "it holds numbers that are not finite"
+                return Reason("it holds numbers that are not finite", Kind.NUMBERS)
         return None
 
-    def _aliased(self, node: fx.Node) -> str | None:
+    def _aliased(self, node: fx.Node) -> Reason | None:
         aliases = self.captured.aliases
         # A norm that writes into its statistics uses those of the batch, and is told so.
         if node in aliases.barriers and not (node in aliases.writers and target_of(node) in STATISTICS):
             return WRITTEN_INTO
         return None
 
-    def _computed_otherwise(self, node: fx.Node) -> str | None:
+    def _computed_otherwise(self, node: fx.Node) -> Reason | None:
         module = self.captured.module(node) if node.op == "call_module" else nn.Identity()
         if computes_weight(module) and any(m.training for m in module.modules()):
-            return "it computes its weight in training mode"
+            return Reason("it computes its weight in training mode", Kind.TRAINING)
         if is_parametrized(module) and self._draws(module):
-            return "it draws random numbers for its weight in each call"
+            return Reason("it draws random numbers for its weight in each call", Kind.RANDOM)
         return None
 
     def _draws(self, module: nn.Module) -> bool:
@@ -162,31 +164,31 @@ class Scope:
         """Whether modules draw their weights, of those that were asked."""
         return {}
 
-    def _written(self, node: fx.Node) -> str | None:
+    def _written(self, node: fx.Node) -> Reason | None:
         written = self.captured.written
         tensors = [p for p in _parts(self.captured, node) if isinstance(p, Tensor) and p.numel()] if written else []
         # A norm in training mode writes into its own, and says so.
         own = node.op == "call_module" and any(m.training for m in self.captured.module(node).modules())
         if not own and any(storage(tensor) in written for tensor in tensors):
-            return "its numbers are overwritten in place by the forward"
+            return Reason("its numbers are overwritten in place by the forward", Kind.IN_PLACE)
         return None
 
-    def _changing(self, node: fx.Node) -> str | None:
+    def _changing(self, node: fx.Node) -> Reason | None:
         changing = self.captured.code.changed.names
         if node.op == "call_module" and (names := changing.get(id(self.captured.module(node)))):
-            return f"its attribute '{min(names)}' changes while the model runs"
+            return Reason(f"its attribute '{min(names)}' changes while the model runs", Kind.CHANGING)
         return goes_by(self.captured, self.captured.frame(node))
 
-    def _converts(self, node: fx.Node) -> str | None:
+    def _converts(self, node: fx.Node) -> Reason | None:
         root = next(iter(self.captured.graph.nodes))
         if node.meta["context"][:2] != root.meta["context"][:2]:
-            return "inside an autocast region"
+            return Reason("inside an autocast region", Kind.DTYPE)
         value = node.meta.get("val")
         casts = node.target in (*CASTS, "to", "type", "type_as", "cpu", "cuda")
         if not isinstance(value, Tensor) and (casts or self._may_promote(node)):
-            return "its dtype is not known: pass example_inputs"
+            return Reason("its dtype is not known: pass example_inputs", Kind.SIZES)
         if isinstance(value, Tensor) and self._changes_format(node, value):
-            return "dtype or device changes here"
+            return Reason("dtype or device changes here", Kind.DTYPE)
         return _odd_dtype(value)
 
     def _changes_format(self, node: fx.Node, value: Tensor) -> bool:
@@ -222,24 +224,25 @@ class Everything(Scope):
     def check_rules(self, form: Form) -> None:
         """All rules are permitted."""
 
-    def refusal(self, node: fx.Node, together: bool = False) -> str | None:
+    def refusal(self, node: fx.Node, together: bool = False) -> Reason | None:
         """Every node may be read."""
         return None
 
 
-def _odd_dtype(value: object) -> str | None:
+def _odd_dtype(value: object) -> Reason | None:
     if isinstance(value, Tensor) and not value.is_floating_point():
-        return f"values of {str(value.dtype).removeprefix('torch.')} are not merged"
+        return Reason(f"values of {str(value.dtype).removeprefix('torch.')} are not merged", Kind.DTYPE)
     return None
 
 
-def goes_by(captured: Captured, frame: Frame) -> str | None:
+def goes_by(captured: Captured, frame: Frame) -> Reason | None:
     """Words about an attribute that the code of a call reads, and other code changes, if there is one: what a merge is
     made of must not be for that code to put together. What it calls as a whole it may call otherwise.
     """
     changing = captured.code.changed.names
     name = _read_of(frame, changing) if changing else None
-    return name and f"{frame.path or 'the model'} goes by '{name}', which code changes while the model runs"
+    why = f"{frame.path or 'the model'} goes by '{name}', which code changes while the model runs"
+    return None if name is None else Reason(why, Kind.CHANGING)
 
 
 def _read_of(frame: Frame, changing: Mapping[int, Set[str]]) -> str | None:
@@ -257,7 +260,7 @@ def _has_state(module: nn.Module) -> bool:
     return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
 
 
-def _used_outside(captured: Captured, node: fx.Node) -> str | None:
+def _used_outside(captured: Captured, node: fx.Node) -> Reason | None:
     """Code that was not traced may use what the node does, which has to stay for it."""
     used, whole = captured.outside.used, captured.outside.whole
     shared = [frame.module for frame in captured.frame(node).stack if frame.module in whole]
@@ -282,7 +285,7 @@ def _parts(captured: Captured, node: fx.Node) -> Iterator[nn.Module | Tensor]:
         seen.update(new)
 
 
-WATCHED = "it has hooks, which would see other values after a merge"
+WATCHED = Reason("it has hooks, which would see other values after a merge", Kind.HOOKS)
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -292,7 +295,7 @@ def _is_finite(tensor: Tensor) -> bool:
         return bool(tensor.sum().isfinite()) or bool(tensor.sum(dtype=torch.float64).isfinite())
 
 
-def _watched(captured: Captured, node: fx.Node) -> str | None:
+def _watched(captured: Captured, node: fx.Node) -> Reason | None:
     """Hooks on gradients stay with the layer they are on, and those beside a hook that makes the weight; others of a
     forward can be carried along.
     """

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from ..algebra.size import Size, Symbol
 from ..layers.price import Cost
+from ..reasons import Reason
 from .placing import Placed
 
 Merge = tuple[fx.Node, frozenset[fx.Node]]
@@ -109,7 +110,7 @@ class Plan:
     """
 
     sites: list[Site]
-    refusals: dict[fx.Node, list[str]]
+    refusals: dict[fx.Node, list[Reason]]
     before: Cost
     rejected: Mapping[fx.Node, Rejected]
     idle: Set[fx.Node]

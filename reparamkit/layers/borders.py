@@ -13,6 +13,7 @@ from ..algebra.form import Form
 from ..algebra.segments import padded
 from ..algebra.size import Size, stencil_size
 from ..errors import NotFusable
+from ..reasons import Kind
 from .registry import READERS
 
 EQUAL = 1e-12
@@ -47,9 +48,9 @@ def padded_sizes(before: Sequence[Size], pad: Sequence[int], value: object) -> l
 def read_pad_with(input: Form, pad: Sequence[int], value: Tensor) -> Form:
     """Exact where the border gets what the layers before would give for zeros there: their bias."""
     if not isinstance(value, Tensor):
-        raise NotFusable("a border that is computed from the input")
+        raise NotFusable("a border that is computed from the input", Kind.BORDER)
     rest = offset(input, -value.double()).bias
     # One comparison of tensors, so that a recipe asks for its outcome and not for these numbers.
     if rest is not None and not bool(rest.weight.tensor().abs().max() <= EQUAL * value.abs().max()):
-        raise NotFusable("the border is filled with other values than the bias of the layers before")
+        raise NotFusable("the border is filled with other values than the bias of the layers before", Kind.BORDER)
     return offset(padded(replace(input, bias=None), _pairs(pad)[::-1]), value)

@@ -15,6 +15,7 @@ from ..algebra.regroup import in_sight
 from ..algebra.segments import fixed_dim
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
+from ..reasons import Kind
 from .padding import read_pad
 from .registry import READERS
 
@@ -79,7 +80,7 @@ def _output_padding(
         x = fixed_dim(x, dim) if isinstance(wanted, int) else x
         rest = (wanted if isinstance(wanted, Size) else fixed(wanted)).less(x.sizes[dim] * fixed(s))
         if rest is None or not 0 <= rest - least < s:
-            raise NotFusable("an output_size that is no fixed multiple of the size of its input")
+            raise NotFusable("an output_size that is no fixed multiple of the size of its input", Kind.SIZES)
         extra.append(rest - least)
     return x, tuple(extra)
 

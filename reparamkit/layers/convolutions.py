@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..algebra.operator import Link, Operator, Role
 from ..errors import NotFusable
+from ..reasons import Kind
 from .plans import (
     Attempt,
     LayerPlan,
@@ -57,9 +58,9 @@ def conv_of(rank: int, uneven: bool = False, transposed: bool = False) -> Attemp
 def _conv(op: Operator, bias: Operator | None, rank: int, uneven: bool, transposed: bool) -> LayerPlan:
     dims = len(op.value)
     if not op.has(IN, OUT, S):
-        raise NotFusable("nothing is mixed")
+        raise NotFusable("nothing is mixed", Kind.SHAPES)
     if dims - rank != 2 and not (op.open_rank and dims - rank > 2):
-        raise NotFusable(f"a {rank}-d convolution needs {rank + 2} dimensions")
+        raise NotFusable(f"a {rank}-d convolution needs {rank + 2} dimensions", Kind.SHAPES)
     channel = dims - rank - 1
     check_passes(op, range(channel), (FREE,))
     check_passes(op, range(channel + 1, dims), (FREE, S))
@@ -136,7 +137,7 @@ def _spatial(op: Operator, channel: int) -> Iterator[Link | None]:
     for dim in op.value[channel + 1 :]:
         stencils = [op.links[i] for i in dim if op.links[i].role is S]
         if stencils and len(dim) > 1:
-            raise NotFusable("a window along part of a dimension")
+            raise NotFusable("a window along part of a dimension", Kind.BORDER)
         yield stencils[0] if stencils else None
 
 
@@ -197,7 +198,7 @@ def padded(op: Operator, bias: Operator | None) -> LayerPlan:
     bare = replace(op, links=tuple(replace(link, maps=()) for link in op.links))
     made = next((m for rank in CONVS if (m := tried(conv_of(rank), bare, bias)) is not None), None)
     if made is None or len(modes) != 1:
-        raise NotFusable("a resampling, that only its own call computes, would be merged")
+        raise NotFusable("a resampling, that only its own call computes, would be merged", Kind.RESAMPLED)
     (mode,) = modes
 
     def build() -> nn.Module:
@@ -221,7 +222,7 @@ def _pad(op: Operator, dim: tuple[int, ...]) -> tuple[str, int] | None:
     maps = [each for link in links for each in link.maps]
     unpadded = all(not link.after and (link.role is not S or window(link).padding == 0) for link in links)
     if not unpadded or len(maps) > 1 or any(each.name[0] != "pad" or each.name[2] != each.name[3] for each in maps):
-        raise NotFusable("a resampling, that only its own call computes, would be merged")
+        raise NotFusable("a resampling, that only its own call computes, would be merged", Kind.RESAMPLED)
     return (str(maps[0].name[1]), int(str(maps[0].name[2]))) if maps else None
 
 
@@ -247,7 +248,7 @@ def _channels(op: Operator, channel: int) -> tuple[int, int, int]:
     groups = math.prod(op.links[i].leg_size for i in op.source[channel] if op.links[i].role is D)
     size_in, size_out = op.source_sizes[channel], op.value_sizes[channel]
     if not (size_in.known and size_out.known):
-        raise NotFusable("a convolution over a free number of channels")
+        raise NotFusable("a convolution over a free number of channels", Kind.SIZES)
     return groups, size_in.factor, size_out.factor
 
 

@@ -19,12 +19,13 @@ from ..algebra.size import ONE, Share, Size, fixed
 from ..algebra.spread import broadcasts, multiplied, shifted
 from ..algebra.views import Mean
 from ..errors import NotFusable
+from ..reasons import Kind, Reason
 from .plans import Scale
 from .registry import READERS
 from .wide import wide
 
 Operand = Form | Tensor | float
-COMPUTED = "an argument that is computed at run time, and no number of what was summed"
+COMPUTED = Reason("an argument that is computed at run time, and no number of what was summed", Kind.SIZES)
 """Why a value is not multiplied or divided."""
 
 
@@ -63,7 +64,7 @@ def read_mul(input: Operand | Share | Size, other: Operand | Share | Size) -> Fo
 def read_div(input: Operand, other: Operand | Size) -> Form:
     """A value times one over a constant, or a sum by how many numbers it is of; refuses to divide by a value."""
     if not isinstance(input, Form) or isinstance(other, Form):
-        raise NotFusable("a division by a value is not affine")
+        raise NotFusable("a division by a value is not affine", Kind.NONLINEAR)
     if isinstance(other, Size) or (isinstance(other, int) and input.times != ONE):
         return _shared(input, Share(1.0, other if isinstance(other, Size) else fixed(other)))
     return scaled(input, 1 / wide(constant(other)))
@@ -74,7 +75,7 @@ def _shared(x: Form, share: Share) -> Form:
     times = x.times.substitute(x.pins)
     left = Size(1, times.symbols).divide(Size(1, share.of.symbols))
     if left is None or not share.of.factor:
-        raise NotFusable(COMPUTED if x.times == ONE else "a sum over an axis whose size is free")
+        raise NotFusable(COMPUTED if x.times == ONE else Reason("a sum over an axis whose size is free", Kind.SIZES))
     x = scaled(x, share.number * times.factor / share.of.factor)
     views = tuple(replace(view, spelled=True) if isinstance(view, Mean) else view for view in x.recent)
     return replace(x, recent=views, times=left)
@@ -96,7 +97,7 @@ def read_addcmul(input: Operand, tensor1: Operand, tensor2: Operand, *, value: f
 def read_addcdiv(input: Operand, tensor1: Operand, tensor2: Operand, *, value: float = 1) -> Form:
     """Input + value tensor1 / tensor2; refuses to divide by a value."""
     if isinstance(tensor2, Form):
-        raise NotFusable("a division by a value is not affine")
+        raise NotFusable("a division by a value is not affine", Kind.NONLINEAR)
     return total(input, _times(_product(tensor1, 1 / wide(constant(tensor2))), value))
 
 
@@ -104,7 +105,7 @@ def read_addcdiv(input: Operand, tensor1: Operand, tensor2: Operand, *, value: f
 def read_where(condition: Tensor, input: Operand, other: Operand) -> Form:
     """``c input + (1 - c) other`` for a constant mask c; refuses constants that are not finite."""
     if condition.dtype is not torch.bool:
-        raise NotFusable(f"a factor or summand that is not a constant: a mask of {condition.dtype}")
+        raise NotFusable(f"a factor or summand that is not a constant: a mask of {condition.dtype}", Kind.NONLINEAR)
     return total(_kept(input, condition), _kept(other, ~condition))
 
 
@@ -126,7 +127,7 @@ def _kept(operand: Operand, mask: Tensor) -> Operand:
         return scaled(operand, mask)
     kept = torch.where(mask, wide(constant(operand)), 0.0)
     if not bool(kept.isfinite().all()):
-        raise NotFusable("numbers that are not finite are filled in")
+        raise NotFusable("numbers that are not finite are filled in", Kind.NUMBERS)
     return kept
 
 
@@ -149,7 +150,7 @@ def total(a: Operand, b: Operand) -> Form:
         return plus(*_of_one_shape(a, b)) if spread is None else shifted(*spread)
     value, other = (a, b) if isinstance(a, Form) else (b, a)
     if not isinstance(value, Form):
-        raise NotFusable("a sum of constants")
+        raise NotFusable("a sum of constants", Kind.NONLINEAR)
     if isinstance(other, (int, float)) and other == 0:
         return value
     summand = constant(other)
@@ -177,7 +178,7 @@ def _as_long(x: Form, sizes: Sequence[int]) -> Form:
 def scaled(value: Operand | Share | Size, factor: Operand | Share | Size) -> Form:
     """The form times a constant."""
     if not isinstance(value, Form) or (isinstance(factor, Form) and not factor.vanishes):
-        raise NotFusable("a product of two values is not affine")
+        raise NotFusable("a product of two values is not affine", Kind.NONLINEAR)
     if isinstance(factor, Form):
         return multiplied(value, factor)
     if isinstance(factor, (int, float)) and factor == 1:
@@ -206,7 +207,7 @@ def constant(value: Any) -> Tensor:
         raise NotFusable(COMPUTED)
     if isinstance(value, (bool, int, float)):
         return torch.tensor(float(value), dtype=torch.float64)
-    raise NotFusable(f"a factor or summand that is not a constant: {value}")
+    raise NotFusable(f"a factor or summand that is not a constant: {value}", Kind.NONLINEAR)
 
 
 @READERS.reader(Scale)
@@ -232,7 +233,9 @@ def read_dropout_layer(layer: nn.Dropout, input: Form) -> Form:
 def read_dropout(input: Form, p: float = 0.5, training: bool = True, inplace: bool = False) -> Form:
     """The same form; refuses `training`, which is the default, unless p is 0."""
     if training and p != 0:
-        raise NotFusable("dropout in training mode is random: call model.eval() (F.dropout defaults to training)")
+        raise NotFusable(
+            "dropout in training mode is random: call model.eval() (F.dropout defaults to training)", Kind.TRAINING
+        )
     return input
 
 
@@ -247,7 +250,7 @@ def read_leaky_relu(input: Form, negative_slope: float = 0.01, inplace: bool = F
     """The same form; refuses any slope but 1."""
     # VanillaNet moves the slope to 1 during training: only exactly there it is the identity.
     if negative_slope != 1:
-        raise NotFusable(f"LeakyReLU of slope {negative_slope} is not affine")
+        raise NotFusable(f"LeakyReLU of slope {negative_slope} is not affine", Kind.NONLINEAR)
     return input
 
 
@@ -261,5 +264,5 @@ def read_prelu_layer(layer: nn.PReLU, input: Form) -> Form:
 def read_prelu(input: Form, weight: Tensor) -> Form:
     """The same form; refuses if a slope is not 1. weight: (channels,) or (1,)."""
     if not bool((weight == 1).all()):
-        raise NotFusable("PReLU of slopes other than 1 is not affine")
+        raise NotFusable("PReLU of slopes other than 1 is not affine", Kind.NONLINEAR)
     return input

@@ -15,6 +15,7 @@ from ..algebra.form import Form
 from ..algebra.regroup import known_rank
 from ..algebra.weight import Vector
 from ..errors import NotFusable
+from ..reasons import Kind
 from .registry import READERS
 
 RANKS: dict[type, tuple[int, ...]] = {
@@ -29,9 +30,11 @@ ANY = tuple(range(2, 10))
 def read_batch_norm_layer(layer: nn.BatchNorm2d, input: Form) -> Form:
     """A scale and a shift of each channel, along dimension 1; refuses statistics of the batch."""
     if layer.training:
-        raise NotFusable("batch norm in training mode uses the statistics of the batch: call model.eval()")
+        raise NotFusable(
+            "batch norm in training mode uses the statistics of the batch: call model.eval()", Kind.TRAINING
+        )
     if layer.running_mean is None or layer.running_var is None:
-        raise NotFusable("batch norm without running statistics uses those of the batch")
+        raise NotFusable("batch norm without running statistics uses those of the batch", Kind.TRAINING)
     ranks = _accepted(layer)
     # A BatchNorm1d takes (N, C) and (N, C, L): the rank is that of the example, or assumed, and guarded.
     x = known_rank(input, ranks, certain=len(ranks) == 1)
@@ -57,7 +60,7 @@ def read_batch_norm(
 ) -> Form:
     """A scale and a shift along dimension 1; refuses `training`. Each tensor: (channels,)."""
     if training or running_mean is None or running_var is None:
-        raise NotFusable("batch norm with training=True uses the statistics of the batch")
+        raise NotFusable("batch norm with training=True uses the statistics of the batch", Kind.TRAINING)
     return _normalized(_batched(input), running_mean, running_var, weight, bias, eps)
 
 
@@ -102,7 +105,9 @@ def _normalized(
 def read_instance_norm_layer(layer: nn.InstanceNorm2d, input: Form) -> Form:
     """A scale and a shift of each channel, with a batch or without; refuses statistics of the input itself."""
     if layer.training or not layer.track_running_stats or layer.running_mean is None or layer.running_var is None:
-        raise NotFusable("InstanceNorm without running statistics uses those of each input, which is not affine")
+        raise NotFusable(
+            "InstanceNorm without running statistics uses those of each input, which is not affine", Kind.TRAINING
+        )
     axes = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
     axis = next(n for cls, n in axes.items() if isinstance(layer, cls))
     return _normalized(input, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps, dim=-1 - axis)
@@ -121,5 +126,7 @@ def read_instance_norm(
 ) -> Form:
     """A scale and a shift along dimension 1; refuses use_input_stats, the default. Each tensor: (channels,)."""
     if use_input_stats or running_mean is None or running_var is None:
-        raise NotFusable("instance_norm with use_input_stats=True uses those of each input, which is not affine")
+        raise NotFusable(
+            "instance_norm with use_input_stats=True uses those of each input, which is not affine", Kind.NONLINEAR
+        )
     return _normalized(_batched(input), running_mean, running_var, weight, bias, eps)

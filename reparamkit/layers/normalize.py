@@ -17,6 +17,7 @@ from ..algebra.build import multiply, offset, scale, shift
 from ..algebra.form import Form
 from ..algebra.regroup import known_rank
 from ..errors import NotFusable
+from ..reasons import Kind
 from .registry import READERS
 
 NORM_INTO_LINEAR = "norm_into_linear"
@@ -48,7 +49,7 @@ def affine(input: Tensor, weight: Tensor | None, bias: Tensor | None, channels: 
 def read_affine(input: Form, weight: Tensor | None, bias: Tensor | None, channels: bool) -> Form:
     """The second part of a norm, by the permission `NORM_INTO_LINEAR`. weight, bias: as `affine` takes them."""
     if not isinstance(input, Form) or isinstance(weight, Form) or isinstance(bias, Form):
-        raise NotFusable("a scale that is computed from the input")
+        raise NotFusable("a scale that is computed from the input", Kind.NONLINEAR)
     if channels or all(p is None or p.dim() == 1 for p in (weight, bias)):
         # The norm takes no other size, so unlike that of a product this form needs no guard.
         dim = 1 if channels else -1

@@ -13,6 +13,7 @@ from ..algebra.operator import zeros
 from ..algebra.regroup import known_rank, permute
 from ..algebra.segments import concatenated, cropped, padded, selected
 from ..errors import NotFusable
+from ..reasons import Kind
 from .elementwise import constant
 from .registry import READERS
 from .views import read_unsqueeze
@@ -45,7 +46,9 @@ def _keys(key: Any) -> tuple[Any, ...]:
 def read_overwrite(input: Form, key: Any, value: Form | Tensor | float, passes: int) -> Form:
     """The parts before and behind as they are, and the value between them; refuses an axis of free size."""
     if input.open_rank or not is_static(key):
-        raise NotFusable("a part is overwritten in place, of a tensor of unknown rank or at unknown positions")
+        raise NotFusable(
+            "a part is overwritten in place, of a tensor of unknown rank or at unknown positions", Kind.SIZES
+        )
     if _keys(key)[0] is not Ellipsis:
         # Counted from the left, another rank has other dimensions.
         input = known_rank(input, [len(input.sizes)], certain=False)
@@ -56,7 +59,7 @@ def read_overwrite(input: Form, key: Any, value: Form | Tensor | float, passes: 
     # What stays is no view of its own: the whole is one step.
     made = replace(_replaced(input, [_span(k) for k in keys], value), recent=(None,))
     if any(term.op.is_identity for term in made.terms.values()):
-        raise NotFusable("all of a tensor is overwritten in place, by a value that is there already")
+        raise NotFusable("all of a tensor is overwritten in place, by a value that is there already", Kind.IN_PLACE)
     return made
 
 
@@ -80,10 +83,10 @@ def _replaced(x: Form, keys: list[slice], value: Form | Tensor | float) -> Form:
     if not size.known and isinstance(value, Form) and x.vanishes and x.bias is None:
         return _surrounded(x, keys, value)
     if not size.known:
-        raise NotFusable("a part is overwritten in place, of an axis whose size is free")
+        raise NotFusable("a part is overwritten in place, of an axis whose size is free", Kind.SIZES)
     start, stop, step = keys[dim].indices(size.factor)
     if start >= stop:
-        raise NotFusable("a part of no positions is overwritten in place")
+        raise NotFusable("a part of no positions is overwritten in place", Kind.IN_PLACE)
     if step > 1:
         return _replaced_each(x, dim, range(start, stop, step), keys[dim + 1 :] if dim + 1 else [], value)
     inside = _replaced(cropped(x, dim, start, stop, 1), keys[dim + 1 :] if dim + 1 else [], value)
@@ -96,10 +99,10 @@ def _surrounded(zeros: Form, keys: list[slice], value: Form) -> Form:
     """The value inside of zeros, by keys that count from both ends: zero padding."""
     ends = [(key.start or 0, -(key.stop or 0)) for key in keys]
     if any(key.step not in (None, 1) for key in keys) or any(n < 0 for pair in ends for n in pair):
-        raise NotFusable("a part is overwritten in place, of an axis whose size is free")
+        raise NotFusable("a part is overwritten in place, of an axis whose size is free", Kind.SIZES)
     made = padded(value, ends)
     if made.sizes != zeros.sizes:
-        raise NotFusable("a part is overwritten by what may differ in shape: broadcasting is not merged")
+        raise NotFusable("a part is overwritten by what may differ in shape: broadcasting is not merged", Kind.IN_PLACE)
     return made + zeros
 
 
@@ -117,5 +120,5 @@ def _filled(x: Form, value: Form | Tensor | float) -> Form:
     if not isinstance(value, Form):
         return offset(replace(x, bias=None).mapped(zeros), constant(value))
     if value.sizes != x.sizes:
-        raise NotFusable("a part is overwritten by what may differ in shape: broadcasting is not merged")
+        raise NotFusable("a part is overwritten by what may differ in shape: broadcasting is not merged", Kind.IN_PLACE)
     return permute(value, range(len(value.sizes)))

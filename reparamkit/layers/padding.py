@@ -16,6 +16,7 @@ from ..algebra.regroup import in_sight
 from ..algebra.segments import padded
 from ..algebra.size import stencil_size
 from ..errors import NotFusable
+from ..reasons import Kind
 from .registry import READERS, either
 
 MODES: dict[type[nn.Module], str] = {
@@ -37,12 +38,12 @@ def read_pad(input: Form, pad: Sequence[int], mode: str = "constant", value: flo
     of the last dimension, of the one before it, and so on; negative to crop.
     """
     if not all(isinstance(n, int) for n in pad):
-        raise NotFusable("padding whose width is computed at run time")
+        raise NotFusable("padding whose width is computed at run time", Kind.SIZES)
     pairs = list(zip(pad[0::2], pad[1::2], strict=True))[::-1]
     if mode != "constant":
         return either(lambda: around(input, pairs, mode), lambda: probe(input, lambda x: _padded(x, pairs, mode)))
     if value not in (None, 0):
-        raise NotFusable(f"padding with value {value} is not zero padding")
+        raise NotFusable(f"padding with value {value} is not zero padding", Kind.BORDER)
     return (padded(input, pairs),)
 
 
@@ -72,7 +73,7 @@ def read_pad_layer(layer: nn.ReflectionPad2d, input: Form) -> tuple[Form, ...]:
 def around(x: Form, pads: Sequence[tuple[int, int]], mode: str) -> Form:
     """Positions of the map once more around the last dimensions. pads: (low, high) of each of them."""
     if any(n < 0 for pair in pads for n in pair):
-        raise NotFusable(f"padding in mode '{mode}' that crops")
+        raise NotFusable(f"padding in mode '{mode}' that crops", Kind.RESAMPLED)
     x, maps = in_sight(x, len(pads)), {}
     for dim, (low, high) in zip(range(-len(pads), 0), pads, strict=True):
         if low or high:

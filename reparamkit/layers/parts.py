@@ -19,6 +19,7 @@ from ..algebra.regroup import in_sight, known_rank, same
 from ..algebra.segments import concatenated, cropped, fixed_dim, selected
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
+from ..reasons import Kind
 from .normalize import affine
 from .registry import READERS, either
 from .views import flat, read_getitem, read_transpose, read_unsqueeze
@@ -88,7 +89,7 @@ def _affine(x: Form, weight: Tensor | None, bias: Tensor | None) -> Form:
 def read_hstack(tensors: Sequence[Form]) -> Form:
     """A concatenation along dimension 1; refuses vectors."""
     if any(len(x.sizes) == 1 and not x.open_rank for x in _values(tensors)):
-        raise NotFusable("mixes the samples of a batch")
+        raise NotFusable("mixes the samples of a batch", Kind.SHAPES)
     return read_cat(tensors, 1)
 
 
@@ -107,7 +108,7 @@ def _values(tensors: object) -> list[Form]:
     parts = list(tensors) if isinstance(tensors, (list, tuple)) else []
     values = [x for x in parts if isinstance(x, Form)]
     if not values or len(values) < len(parts):
-        raise NotFusable("a concatenation with something that is no value")
+        raise NotFusable("a concatenation with something that is no value", Kind.UNREAD)
     return values
 
 
@@ -116,7 +117,7 @@ def read_index_select(input: Form, dim: int, index: Tensor) -> Form:
     """Rows of an identity matrix along `dim`; refuses the batch. index: (positions,)."""
     x, dim = _seen(input, dim)
     if not isinstance(index, Tensor):
-        raise NotFusable("positions that are computed at run time")
+        raise NotFusable("positions that are computed at run time", Kind.SIZES)
     return selected(x, dim, index.reshape(-1).tolist())
 
 
@@ -126,10 +127,10 @@ def read_take_along_dim(input: Form, indices: Tensor, dim: int | None = None) ->
     `dim`.
     """
     if dim is None or not isinstance(indices, Tensor):
-        raise NotFusable("positions that are computed at run time, or of all dimensions as one")
+        raise NotFusable("positions that are computed at run time, or of all dimensions as one", Kind.SIZES)
     x, right = _seen(known_rank(input, [indices.dim()], certain=True), dim)
     if indices.shape[right] != indices.numel():
-        raise NotFusable("no single layer computes this: positions that differ from place to place")
+        raise NotFusable("no single layer computes this: positions that differ from place to place", Kind.SHAPES)
     return selected(x, right, indices.reshape(-1).tolist())
 
 
@@ -154,7 +155,7 @@ def read_roll(input: Form, shifts: int | Sequence[int], dims: int | Sequence[int
     """Positions rotated, along each of `dims`; refuses the batch, and a roll without `dims`."""
     shifts, dims = flat((shifts,)), flat((dims,))
     if not dims or len(shifts) != len({*dims}):
-        raise NotFusable("a roll over all dimensions at once, or one of them twice")
+        raise NotFusable("a roll over all dimensions at once, or one of them twice", Kind.UNREAD)
     return _in_order(input, {d: (f"roll {n}", partial(_rolled, n)) for n, d in zip(shifts, dims, strict=True)})
 
 
@@ -180,7 +181,7 @@ def _resampled(x: Form, orders: Mapping[int, tuple[str, Order]]) -> Form:
         size = x.sizes[right]
         # Dimension 1 may be of channels, whose number a later layer tells.
         if size.known or right == -len(x.sizes) or (right == 1 - len(x.sizes) and not size.traced):
-            raise NotFusable("a flip or roll that mixes the samples of a batch, or channels")
+            raise NotFusable("a flip or roll that mixes the samples of a batch, or channels", Kind.SHAPES)
         maps[right] = Resampling((name,), size, size)
     return resampled(x, maps)
 
@@ -199,7 +200,7 @@ def read_cumsum(input: Form, dim: int) -> Form:
 def read_repeat_interleave(input: Form, repeats: int, dim: int | None = None) -> Form:
     """Each position of `dim` so many times in a row; refuses the batch, and numbers per position."""
     if dim is None or not isinstance(repeats, int):
-        raise NotFusable("repeats of all dimensions as one, or of some positions more than of others")
+        raise NotFusable("repeats of all dimensions as one, or of some positions more than of others", Kind.UNREAD)
     return _moved(input, dim, lambda size: [k for k in range(size) for _ in range(repeats)])
 
 
@@ -231,7 +232,7 @@ def read_expand(input: Form, *sizes: int | Size | Sequence[int | Size]) -> Form:
 def _expanded(x: Form, dim: int, size: int | Size) -> Form:
     number = size if isinstance(size, int) else size.factor if size.known else None
     if number is None or x.sizes[dim].hint not in (1, number):
-        raise NotFusable("expands an axis to a size that is free")
+        raise NotFusable("expands an axis to a size that is free", Kind.SIZES)
     x = fixed_dim(x, dim)
     return x if x.sizes[dim].factor == number else selected(x, dim, [0] * number)
 
@@ -281,7 +282,7 @@ def read_part(input: Form, lengths: Lengths, dim: int, number: int) -> Form:
     if isinstance(lengths, int):
         lengths = [min(lengths, size - start) for start in range(0, size, lengths)]
     if sum(lengths) != size:
-        raise NotFusable(f"a split of {size} into {sum(lengths)}")
+        raise NotFusable(f"a split of {size} into {sum(lengths)}", Kind.UNREAD)
     ends = [0, *itertools.accumulate(lengths)]
     number %= len(lengths)
     return cropped(x, dim, ends[number], ends[number + 1], 1)
@@ -336,9 +337,11 @@ def read_even_part(input: Form, where: Lengths, dim: int, number: int) -> Form:
     """
     x, right = _seen(input, dim)
     if right >= 0:
-        raise NotFusable("mixes the samples of a batch")
+        raise NotFusable("mixes the samples of a batch", Kind.SHAPES)
     if isinstance(where, int) and fixed_dim(x, right).sizes[right].factor % where:
-        raise NotFusable(f"a split into {where} equal parts of a size that is not known to be a multiple of {where}")
+        raise NotFusable(
+            f"a split into {where} equal parts of a size that is not known to be a multiple of {where}", Kind.SIZES
+        )
     return read_section(x, where, right, number)
 
 
@@ -361,7 +364,7 @@ def _seen(x: Form, dim: int) -> tuple[Form, int]:
     if dim < 0:
         return x, dim
     if x.open_rank and (dim >= len(x.sizes) or len(x.sizes) < 3):
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
     if x.open_rank:
         x = known_rank(x, [len(x.sizes)], certain=False)
     return x, dim - len(x.sizes)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..algebra.operator import Operator, Role
 from ..algebra.relink import as_diagonal, densify
 from ..errors import NotFusable
+from ..reasons import Kind, Reason
 from .price import Cost
 
 F, D, IN, BORDER = Role.FREE, Role.DIAGONAL, Role.IN, Role.BORDER
@@ -49,7 +50,7 @@ class LayerPlan:
 
     kind: "scale", "linear" or "conv". cost: for the sizes of the example inputs.
     build: makes the module; its weights are float64 on the CPU. bias: numbers in the bias of a weight.
-    beside: why the bias is added by a layer of its own; "" if it is not.
+    beside: why the bias is added by a layer of its own, if it is.
     checks: the dimension (from the right) whose size the module itself insists on.
     calls: methods of its result that give the value, with their arguments: views, and a copy where they permute.
     joined: dimensions of the source (from the right), side by side, that it reads as one, and whose sizes it leaves
@@ -60,7 +61,7 @@ class LayerPlan:
     cost: Cost
     build: Callable[[], nn.Module]
     bias: int = 0
-    beside: str = ""
+    beside: Reason | None = None
     checks: int | None = None
     calls: tuple[Call, ...] = ()
     joined: tuple[int, ...] = ()
@@ -98,7 +99,7 @@ def all_diagonal(op: Operator, dim: tuple[int, ...]) -> Operator:
     for i in dim:
         if op.links[i].role in (F, BORDER):
             if not op.links[i].size.known:
-                raise NotFusable("one vector along a dimension that is partly free")
+                raise NotFusable("one vector along a dimension that is partly free", Kind.SIZES)
             op = as_diagonal(op, i)
     return op
 
@@ -119,7 +120,7 @@ def mixing(op: Operator, dim: int, grouped: bool) -> Operator:
     while sparse := [i for i in op.source[dim][keep:] if op.links[i].role is not IN]:
         op = densify(op, sparse[0])
     if any(op.links[i].through for i in op.value[dim][keep:]) or op.source[dim][:keep] != op.value[dim][:keep]:
-        raise NotFusable("atoms of this dimension come from another dimension")
+        raise NotFusable("atoms of this dimension come from another dimension", Kind.SHAPES)
     return all_diagonal(op, op.source[dim][:keep])
 
 
@@ -137,7 +138,7 @@ def check_passes(op: Operator, dims: range, roles: tuple[Role, ...]) -> None:
     """All atoms of these dimensions pass through in place, with one of these roles."""
     for d in dims:
         if op.source[d] != op.value[d] or any(op.links[i].role not in roles for i in op.source[d]):
-            raise NotFusable("mixes several dimensions")
+            raise NotFusable("mixes several dimensions", Kind.SHAPES)
 
 
 def vector_along(op: Operator | None, dim: int) -> Operator | None:
@@ -146,7 +147,7 @@ def vector_along(op: Operator | None, dim: int) -> Operator | None:
         return None
     others = [op.links[i] for d, atoms in enumerate(op.value) for i in atoms if d != dim % len(op.value)]
     if any(link.has_leg and link.leg_size != 1 for link in others):
-        raise NotFusable("a bias that differs from place to place")
+        raise NotFusable("a bias that differs from place to place", Kind.SHAPES)
     return all_diagonal(op, op.value[dim])
 
 

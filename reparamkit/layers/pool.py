@@ -18,6 +18,7 @@ from ..algebra.operator import Resampling, pin
 from ..algebra.regroup import in_sight, known_rank, reshape
 from ..algebra.size import ONE, Size, fixed, product, stencil_size
 from ..errors import NotFusable
+from ..reasons import Kind, Reason
 from .probed import probe_module
 from .registry import READERS, either
 
@@ -73,7 +74,7 @@ def _over_whole(x: Form, axes: int, kernel: Kernel, once: bool) -> Form:
     window = [k if isinstance(k, Size) else fixed(k) for k in given]  # type: ignore[arg-type]
     apart = [pair for pair in zip(window, x.sizes[-axes:], strict=True) if pair[0] != pair[1]]
     if not once or any(k.hint != size.hint or not (k.traced and size.traced) for k, size in apart):
-        raise NotFusable("a window of a size that is computed at run time, and is not that of the axis")
+        raise NotFusable("a window of a size that is computed at run time, and is not that of the axis", Kind.SIZES)
     # The height of a square map is its width too.
     pins = traced_pins([size for pair in apart for size in pair])
     return mean(x.mapped(lambda op: pin(op, pins, guard=True)), range(-axes, 0), keepdim=True)
@@ -86,13 +87,15 @@ class _Window:
         self.x, self.kernel, self.padding = x, _each(kernel, axes), _each(padding, axes)
         self.stride = self.kernel if stride in (None, ()) else _each(stride or kernel, axes)
 
-    def uneven(self, ceil_mode: bool, count_include_pad: bool, divisor: int | None) -> str:
-        """Why windows differ in what they divide by; "" if they do not."""
+    def uneven(self, ceil_mode: bool, count_include_pad: bool, divisor: int | None) -> Reason | None:
+        """Why windows differ in what they divide by, if they do."""
         if divisor is None and not count_include_pad and any(self.padding):
-            return "average pooling with count_include_pad=False weighs border windows differently"
+            weighs = "average pooling with count_include_pad=False weighs border windows differently"
+            return Reason(weighs, Kind.BORDER)
         if ceil_mode and not self._fit():
-            return "average pooling with ceil_mode may have windows that are cut off at the end"
-        return ""
+            cut = "average pooling with ceil_mode may have windows that are cut off at the end"
+            return Reason(cut, Kind.RESAMPLED)
+        return None
 
     def _fit(self) -> bool:
         """Whether the last window ends where the padded axis does."""
@@ -114,7 +117,7 @@ class _Window:
     def means(self, ceil_mode: bool, count_include_pad: bool, divisor: int | None) -> Form:
         """The windows as means of positions, which constants pass; not if zeros of the padding count."""
         if divisor is not None or (count_include_pad and any(self.padding)) or (ceil_mode and not self._fit()):
-            raise NotFusable("averages of windows with zeros in them, or with a divisor of their own")
+            raise NotFusable("averages of windows with zeros in them, or with a divisor of their own", Kind.RESAMPLED)
         axes = len(self.kernel)
         x, maps = in_sight(self.x, axes), {}
         for dim, k, s, p in zip(range(-axes, 0), self.kernel, self.stride, self.padding, strict=True):
@@ -152,7 +155,7 @@ def _adaptive_means(x: Form, output_size: Any, axes: int) -> Form:
     """Windows of any sizes, as means of positions."""
     wanted = [output_size] * axes if isinstance(output_size, int) else list(output_size)
     if all(n in (None, 1) for n in wanted):
-        raise NotFusable("averages over whole axes, which are read as such")
+        raise NotFusable("averages over whole axes, which are read as such", Kind.RESAMPLED)
     x, maps = in_sight(x, axes), {}
     for dim, n in zip(range(-axes, 0), wanted, strict=True):
         if n is not None:
@@ -211,7 +214,7 @@ def _reduced(x: Form, dim: PerAxis | None) -> tuple[Form, list[int]]:
     """A value and the dimensions, from the right, that a call averages over."""
     dims = [dim] if isinstance(dim, int) else list(dim or ())
     if not dims:
-        raise NotFusable("a mean over the batch")
+        raise NotFusable("a mean over the batch", Kind.SHAPES)
     if x.open_rank and any(d >= 0 for d in dims):
         x = _spatial_rank(x, dims)
     return x, [d if d < 0 else d - len(x.sizes) for d in dims]
@@ -222,7 +225,7 @@ def _spatial_rank(x: Form, dims: Sequence[int]) -> Form:
     which only the channels are in sight, and which are as likely to have a dimension more.
     """
     if len(x.sizes) - 1 != max(dims) or len(dims) == len(x.sizes) - 1:
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
     return known_rank(x, [max(dims) + 1], certain=False)
 
 
@@ -234,5 +237,5 @@ def without_units(x: Form, dims: Sequence[int]) -> Form:
     x = x.mapped(lambda op: pin(op, pins, guard=True))
     sizes: list[Size] = list(x.sizes)
     if any(sizes[d] != ONE for d in gone):
-        raise NotFusable("squeezes a dimension that is not known to be 1")
+        raise NotFusable("squeezes a dimension that is not known to be 1", Kind.SIZES)
     return reshape(x, [size for d, size in enumerate(sizes) if d not in gone], counts=True)

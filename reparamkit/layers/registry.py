@@ -22,6 +22,7 @@ from torch import nn
 from ..algebra.form import Form
 from ..algebra.size import ONE
 from ..errors import NotFusable, RuleError
+from ..reasons import Kind
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -96,13 +97,15 @@ class Reader:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise NotFusable(f"an argument of {self.name} that is not understood ({error})") from None
+            raise NotFusable(f"an argument of {self.name} that is not understood ({error})", Kind.UNREAD) from None
         forms = [each for value in given.values() for each in _each(value) if isinstance(each, Form)]
         if any(x.times != ONE for x in forms) and not (self.divides and len(forms) == 1):
-            raise NotFusable("a sum over an axis whose size is free")
+            raise NotFusable("a sum over an axis whose size is free", Kind.SIZES)
         for name, value in given.items():
             if name not in self.takes_values and any(isinstance(each, Form) for each in _each(value)):
-                raise NotFusable(f"its {name} is computed from the input, or written in place while the forward runs")
+                raise NotFusable(
+                    f"its {name} is computed from the input, or written in place while the forward runs", Kind.IN_PLACE
+                )
         return self.read(*args, **kwargs)
 
 

@@ -20,6 +20,7 @@ from ..algebra.probe import probe
 from ..algebra.regroup import known_rank
 from ..algebra.size import Size, fixed, stencil_size
 from ..errors import NotFusable
+from ..reasons import Kind
 from .registry import READERS, either
 
 Extent = int | Size
@@ -72,11 +73,11 @@ class _Call:
         """Each position so many times."""
         axes = len(x.sizes) - 2
         if self.mode not in NEAREST or self.align_corners is not None or self.antialias:
-            raise NotFusable("more than one position is read")
+            raise NotFusable("more than one position is read", Kind.RESAMPLED)
         wanted = self.size if self.scale_factor is None else self.scale_factor
         counts = _counts(x, _each(wanted, axes)) if self.scale_factor is None else _whole(_each(wanted, axes))
         if counts is None or not (self.mode == "nearest-exact" or all(map(_rounds_down, counts))):
-            raise NotFusable("nearest positions by a factor that is not whole, or is rounded")
+            raise NotFusable("nearest positions by a factor that is not whole, or is rounded", Kind.RESAMPLED)
         return repeated(x, counts)
 
     def resampled(self, x: Form) -> Form:
@@ -94,7 +95,9 @@ class _Call:
         """A full matrix."""
         axes = len(x.sizes) - 2
         if any(isinstance(n, Size) and not n.known for n in (*_each(self.size, axes), *_each(self.scale_factor, axes))):
-            raise NotFusable("interpolate to a size that is computed at run time, and is no multiple of the one before")
+            raise NotFusable(
+                "interpolate to a size that is computed at run time, and is no multiple of the one before", Kind.SIZES
+            )
         numbers = [n.factor if isinstance(n, Size) else n for n in _each(self.size, axes)]
         rest = (self.scale_factor, self.mode, self.align_corners, self.recompute_scale_factor, self.antialias)
         return probe(x, lambda tensor: F.interpolate(tensor, None if self.size is None else numbers, *rest))
@@ -105,12 +108,14 @@ def _grown(before: Size, size: Extent | None, factor: float | None) -> Size:
     if size is not None:
         return size if isinstance(size, Size) else fixed(size)
     if factor is None:
-        raise NotFusable("resampled by a factor that is computed at run time")
+        raise NotFusable("resampled by a factor that is computed at run time", Kind.RESAMPLED)
     if before.known:
         return fixed(math.floor(before.factor * factor))
     ratio = Fraction(factor)
     if ratio.denominator > FINEST:
-        raise NotFusable("resampled by a factor whose products with sizes are rounded, of a size that is free")
+        raise NotFusable(
+            "resampled by a factor whose products with sizes are rounded, of a size that is free", Kind.RESAMPLED
+        )
     return stencil_size(before * fixed(ratio.numerator), ratio.denominator, -ratio.denominator)
 
 
@@ -118,7 +123,7 @@ def _closed(x: Form, per_axis: object) -> Form:
     """With its rank known: one number per axis tells it; else a batch of images that a window reads is assumed."""
     rank = len(per_axis) + 2 if isinstance(per_axis, Sequence) else len(x.sizes)
     if rank < 3:
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
     return known_rank(x, [rank], certain=isinstance(per_axis, Sequence))
 
 

@@ -12,6 +12,7 @@ from ..algebra.operator import pin
 from ..algebra.size import Size, fixed
 from ..algebra.spread import spread
 from ..errors import NotFusable
+from ..reasons import Kind
 from .elementwise import constant
 from .registry import READERS
 from .views import flat
@@ -64,6 +65,6 @@ def read_repeated(like: Form, input: Tensor, *dims: Any) -> Form:
     counts = _sizes(dims)
     shape = [1] * (len(counts) - input.dim()) + list(input.shape)
     if any(n != 1 and not count.known for n, count in zip(shape, counts, strict=True)):
-        raise NotFusable("a constant of several positions, repeated as often as a size that is free")
+        raise NotFusable("a constant of several positions, repeated as often as a size that is free", Kind.SIZES)
     repeated = wide(input).repeat([count.factor if count.known else 1 for count in counts])
     return spread(like, [count * fixed(n) for n, count in zip(shape, counts, strict=True)], repeated)

@@ -16,6 +16,7 @@ from ..algebra.probe import probe
 from ..algebra.regroup import known_rank, permute, ranked, reshape
 from ..algebra.size import Size, fixed, joined_pins, whole_multiples
 from ..errors import NotFusable
+from ..reasons import Kind
 from .registry import READERS, either
 from .views import read_flatten
 
@@ -54,7 +55,7 @@ def read_unfold_method(input: Form, dimension: int, size: int, step: int) -> For
     rank = len(ranked(input).sizes)
     dim = dimension if dimension < 0 else dimension - rank
     if dim == -rank:
-        raise NotFusable("mixes the samples of a batch")
+        raise NotFusable("mixes the samples of a batch", Kind.SHAPES)
     return windows_of(input, dim, size, step)
 
 
@@ -79,13 +80,13 @@ def read_fold(
 
     def tiles() -> Form:
         if (dilations, pads, strides) != ((1, 1), (0, 0), kernel):
-            raise NotFusable("windows that overlap are added up on fixed sizes only")
+            raise NotFusable("windows that overlap are added up on fixed sizes only", Kind.SIZES)
         return _tiled(input, [n if isinstance(n, Size) else fixed(n) for n in _each(output_size)], kernel)
 
     def matrix() -> Form:
         sizes = [n.factor if isinstance(n, Size) and n.known else n for n in _each(output_size)]
         if any(isinstance(n, Size) for n in sizes):
-            raise NotFusable("a map whose size is computed at run time")
+            raise NotFusable("a map whose size is computed at run time", Kind.SIZES)
         return probe(input, lambda tensor: F.fold(tensor, tuple(sizes), kernel, dilations, pads, strides))  # type: ignore[arg-type]
 
     return either(tiles, matrix)
@@ -94,7 +95,7 @@ def read_fold(
 def _check_batch(x: Form, rank: int) -> None:
     """Refuse a tensor without a batch."""
     if len(ranked(x).sizes) != rank:
-        raise NotFusable(f"expected a tensor of rank {rank}, a batch, found {len(x.sizes)}")
+        raise NotFusable(f"expected a tensor of rank {rank}, a batch, found {len(x.sizes)}", Kind.SHAPES)
 
 
 def _tiled(x: Form, sizes: list[Size], kernel: tuple[int, int]) -> Form:
@@ -105,7 +106,7 @@ def _tiled(x: Form, sizes: list[Size], kernel: tuple[int, int]) -> Form:
     counts = [size.divide(fixed(k)) for size, k in zip(sizes, kernel, strict=True)]
     channels = x.sizes[1].divide(fixed(math.prod(kernel)))
     if channels is None or None in counts:
-        raise NotFusable("a map whose size is not known to be a multiple of the window")
+        raise NotFusable("a map whose size is not known to be a multiple of the window", Kind.SIZES)
     x = reshape(x, [x.sizes[0], channels, *map(fixed, kernel), *(n for n in counts if n is not None)])
     return reshape(permute(x, (0, 1, 4, 2, 5, 3)), [x.sizes[0], channels, *sizes])
 

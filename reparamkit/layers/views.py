@@ -18,6 +18,7 @@ from ..algebra.regroup import in_sight, known_rank, permute, ranked, reshape, sa
 from ..algebra.segments import cropped, fixed_dim, in_multiples, selected
 from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, reach, roots, whole_multiples
 from ..errors import NotFusable
+from ..reasons import Kind
 from .pool import without_units
 from .registry import READERS
 from .wide import CASTS
@@ -51,12 +52,12 @@ def read_reshape(input: Form, *shape: Extent | Sequence[Extent] | torch.dtype) -
     """The same numbers in other dimensions, row-major; a free size that a number in `shape` fixes is pinned."""
     x = ranked(input)
     if any(isinstance(n, torch.dtype) for n in shape):
-        raise NotFusable("a view as another dtype")
+        raise NotFusable("a view as another dtype", Kind.DTYPE)
     pins = _fixed_by([size for dim in Face(x.sample, "value").atoms for size in dim], _sizes(shape))
     x = x.mapped(lambda op: pin(op, pins, guard=True))
     sizes = [size for size in reshaped(x.sizes, *(size.substitute(pins) for size in _sizes(shape))) if size is not None]
     if len(sizes) != len(_sizes(shape)):
-        raise NotFusable("a reshape with -1 whose size cannot be followed")
+        raise NotFusable("a reshape with -1 whose size cannot be followed", Kind.SIZES)
     *first, last = _sizes(shape)
     # ``x.view(n, -1)`` is a flatten: no layer changes the number of samples, as it may that of channels.
     return reshape(x, sizes, counts=last == fixed(-1) and len(first) == 1 and not first[0].known)
@@ -129,7 +130,7 @@ def read_flatten(input: Form, start_dim: int = 0, end_dim: int = -1) -> Form:
         x = known_rank(x, [len(x.sizes)], certain=False)
     x = ranked(x)
     if not (rank := len(x.sizes)):
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
     first, last = start_dim % rank, end_dim % rank
     joined = product(x.sizes[first : last + 1])
     return reshape(x, [*x.sizes[:first], joined, *x.sizes[last + 1 :]], counts=True)
@@ -178,7 +179,7 @@ def read_transpose(input: Form, dim0: int, dim1: int) -> Form:
     x = ranked(input)
     order = list(range(len(x.sizes)))
     if not all(-len(order) <= dim < len(order) for dim in (dim0, dim1)):
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
     order[dim0], order[dim1] = order[dim1], order[dim0]
     return permute(x, order)
 
@@ -199,13 +200,15 @@ def read_attribute(input: Form, name: str) -> Form:
         return permute(x, range(len(x.sizes))[::-1])
     if name == "data":
         return read_detach(input)
-    raise NotFusable(f"the attribute '{name}' of a value")
+    raise NotFusable(f"the attribute '{name}' of a value", Kind.UNREAD)
 
 
 @READERS.reader(torch.detach, "detach")
 def read_detach(input: Form) -> Form:
     """Refused, though the numbers are the same."""
-    raise NotFusable("a value without its history: gradients end there, and would not in a merged layer")
+    raise NotFusable(
+        "a value without its history: gradients end there, and would not in a merged layer", Kind.GRADIENTS
+    )
 
 
 @READERS.reader(torch.adjoint, "adjoint")
@@ -231,7 +234,7 @@ def read_pixel_shuffle(input: Form, upscale_factor: int) -> Form:
     *batch, c, h, w = _image(input).sizes
     inner = c.divide(r * r)
     if inner is None:
-        raise NotFusable("a pixel shuffle of a number of channels that is not known")
+        raise NotFusable("a pixel shuffle of a number of channels that is not known", Kind.SIZES)
     n = len(batch)
     split = reshape(_image(input), [*batch, inner, r, r, h, w])
     turned = permute(split, [*range(n), n, n + 3, n + 1, n + 4, n + 2])
@@ -259,7 +262,7 @@ def read_channel_shuffle(input: Form, groups: int) -> Form:
     batch, channels, *rest = x.sizes
     inner = channels.divide(fixed(groups))
     if inner is None:
-        raise NotFusable("a channel shuffle of a number of channels that is not known")
+        raise NotFusable("a channel shuffle of a number of channels that is not known", Kind.SIZES)
     split = reshape(x, [batch, fixed(groups), inner, *rest])
     return reshape(permute(split, [0, 2, 1, *range(3, len(rest) + 3)]), [batch, channels, *rest])
 
@@ -299,7 +302,7 @@ def read_unsqueeze(input: Form, dim: int) -> Form:
 def read_squeeze(input: Form, dim: int | Sequence[int] | None = None) -> Form:
     """Without the dimensions `dim`; refuses one that is not known to be 1, and a call without `dim`."""
     if dim is None:
-        raise NotFusable("squeeze() of every dimension that happens to be 1")
+        raise NotFusable("squeeze() of every dimension that happens to be 1", Kind.SIZES)
     return without_units(ranked(input), [dim] if isinstance(dim, int) else dim)
 
 
@@ -314,7 +317,7 @@ def read_copy(input: Form, *, memory_format: object = None) -> Form:
 def read_cast(input: Form, *target: Any, **options: Any) -> Form:
     """A cast to the dtype and device that the value has: the engine refuses others. It stays where it is."""
     if any(isinstance(value, Form) for value in (*target, *options.values())):
-        raise NotFusable("a cast to the dtype of a value")
+        raise NotFusable("a cast to the dtype of a value", Kind.DTYPE)
     return same(input)
 
 
@@ -352,7 +355,7 @@ def read_getitem(input: Form, key: Any) -> Form:
     if sum(_is_list(k) for k in keys) == 1 and all(_is_list(k) or k in (Ellipsis, slice(None)) for k in keys):
         return _taken_in_order(input, keys)
     if not all(k is Ellipsis or isinstance(k, (slice, int)) for k in keys) or any(isinstance(k, bool) for k in keys):
-        raise NotFusable("an index that is no slice")
+        raise NotFusable("an index that is no slice", Kind.UNREAD)
     x = input
     if x.open_rank and len(keys) == len(x.sizes) >= 3 and Ellipsis not in keys:
         # As many as a batch of what the layer before it makes has dimensions, which a guard checks.
@@ -407,10 +410,10 @@ def _taken_in_order(x: Form, keys: tuple[Any, ...]) -> Form:
 def _sliced(x: Form, dim: int, part: slice) -> Form:
     x, step = in_sight(x, -dim), part.step or 1
     if not isinstance(step, int) or step < 1:
-        raise NotFusable("a slice whose step is computed at run time, or backwards")
+        raise NotFusable("a slice whose step is computed at run time, or backwards", Kind.SIZES)
     start, stop = (_left(x.sizes[dim], bound) for bound in (part.start, part.stop))
     if isinstance(part.start, Size) and not start:
-        raise NotFusable("a slice that takes nothing")
+        raise NotFusable("a slice that takes nothing", Kind.SHAPES)
     return cropped(x, dim, start or 0, stop, step)
 
 
@@ -420,7 +423,7 @@ def _left(size: Size, bound: int | Size | Form | None) -> int | None:
         return bound
     left = reach(size, bound, wraps=True) if isinstance(bound, Size) else None
     if left is None or left < 0:
-        raise NotFusable("a slice whose bounds are computed at run time")
+        raise NotFusable("a slice whose bounds are computed at run time", Kind.SIZES)
     return -left or None
 
 
@@ -428,12 +431,12 @@ def _left(size: Size, bound: int | Size | Form | None) -> int | None:
 def read_narrow(input: Form, dim: int, start: int, length: int | Size) -> Form:
     """A part of a dimension, which may be all but so many positions; refuses to count from its end."""
     if not isinstance(start, int) or start < 0:
-        raise NotFusable("narrow from the end, or from a position that is computed at run time")
+        raise NotFusable("narrow from the end, or from a position that is computed at run time", Kind.SIZES)
     dim = dim if dim < 0 else dim - len(ranked(input).sizes)
     if isinstance(length, int):
         return cropped(input, dim, start, start + length, 1)
     input = in_sight(input, -dim)
     left = reach(input.sizes[dim], length, wraps=False)
     if left is None or left < start:
-        raise NotFusable("a part whose length is computed at run time")
+        raise NotFusable("a part whose length is computed at run time", Kind.SIZES)
     return cropped(input, dim, start, start - left or None, 1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..algebra.operator import Link, Role
 from ..errors import NotFusable
+from ..reasons import Kind
 
 F, S = Role.FREE, Role.STENCIL
 
@@ -41,7 +42,7 @@ def spread(link: Link | None) -> Spread:
     if link is None or link.role is F:
         return Spread(1, 1, 0, 0, 1, (0,))
     if link.stride > 1:
-        raise NotFusable("an upsampling that is sampled again")
+        raise NotFusable("an upsampling that is sampled again", Kind.SHAPES)
     steps = {b - a for a, b in zip(link.taps, link.taps[1:], strict=False)}
     for dilation in dict.fromkeys((math.gcd(*steps) if steps else 1, 1)):
         for more in range(2 * link.up + 2):
@@ -49,7 +50,7 @@ def spread(link: Link | None) -> Spread:
                 found = _spread(link, dilation, above, more - above)
                 if found is not None:
                     return found
-    raise NotFusable("an upsampling that no symmetric padding gives")
+    raise NotFusable("an upsampling that no symmetric padding gives", Kind.BORDER)
 
 
 def _spread(link: Link, dilation: int, above: int, below: int) -> Spread | None:
@@ -72,7 +73,7 @@ def window(link: Link | None) -> Window:
         found = [made for c in _ends(link) if (made := _window(link, c, dilation)) is not None]
         if found:
             return min(found, key=lambda window: window.k)
-    raise NotFusable("a window that no symmetric padding gives")
+    raise NotFusable("a window that no symmetric padding gives", Kind.BORDER)
 
 
 def _ends(link: Link) -> Sequence[int]:

@@ -16,6 +16,7 @@ from ..algebra.operator import Operator, Role, identity
 from ..algebra.probe import PROBE
 from ..algebra.relink import strided, unmoved, whole
 from ..errors import NotFusable
+from ..reasons import Kind, Reason
 from .convolutions import CONVS, conv_of, padded
 from .plans import (
     Attempt,
@@ -44,7 +45,7 @@ def plan(op: Operator, bias: Operator | None, uneven: bool = False, transposed: 
     Raises `NotFusable` if no such layers do on tensors of these dimensions.
     """
     if len(op.source) != len(op.value):
-        raise NotFusable("a layer that changes the number of dimensions")
+        raise NotFusable("a layer that changes the number of dimensions", Kind.SHAPES)
     if op.resamples:
         return padded(op, bias)
     op = unmoved(strided(whole(op)))
@@ -68,13 +69,13 @@ def turned(op: Operator, bias: Operator | None) -> LayerPlan:
     op = _as_one(op, joined)
     homes = _homes(op) if op.has(S, IN, OUT) else []
     if not homes or (homes == [[d] for d in range(len(op.source))] and not joined):
-        raise NotFusable("mixes several dimensions")
+        raise NotFusable("mixes several dimensions", Kind.SHAPES)
     made = plan(_regrouped(op, homes), None if bias is None else as_bias(_regrouped(bias, homes)))
     calls, elements = [*_split_up(op, homes)], 0
     order = [d for home in homes for d in home]
     if order != sorted(order):
         if op.open_rank:
-            raise NotFusable("the rank of this tensor is unknown: pass example_inputs")
+            raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
         # Code behind it may count on numbers in their order.
         calls += [("permute", tuple(order.index(d) for d in range(len(order)))), ("contiguous", ())]
         elements = numel(op.value_sizes)
@@ -84,7 +85,7 @@ def turned(op: Operator, bias: Operator | None) -> LayerPlan:
 def joining(op: Operator, bias: Operator | None) -> LayerPlan:
     """As `turned`, of dimensions that are mixed: no layer is between the views that join them."""
     if not _mixed(op):
-        raise NotFusable("mixes several dimensions")
+        raise NotFusable("mixes several dimensions", Kind.SHAPES)
     return turned(op, bias)
 
 
@@ -118,10 +119,10 @@ def _homes(op: Operator) -> list[list[int]]:
     for number, dim in enumerate(op.value):
         found = [*({place[i] for i in dim if i in place} or mixed)]
         if len(found) != 1:
-            raise NotFusable("mixes several dimensions")
+            raise NotFusable("mixes several dimensions", Kind.SHAPES)
         homes[found[0]].append(number)
     if any(len(home) != 1 and {d} != mixed for d, home in enumerate(homes)):
-        raise NotFusable("mixes several dimensions")
+        raise NotFusable("mixes several dimensions", Kind.SHAPES)
     return homes
 
 
@@ -137,24 +138,26 @@ def _split_up(op: Operator, homes: list[list[int]]) -> Iterator[Call]:
         elif len(home) > 1:
             sizes = [op.value_sizes[d] for d in home]
             if not all(size.known for size in sizes):
-                raise NotFusable("a matrix of free size")
+                raise NotFusable("a matrix of free size", Kind.SIZES)
             yield "unflatten", (dim, tuple(size.factor for size in sizes))
 
 
-def _why_not(op: Operator, bias: Operator | None) -> str:
+def _why_not(op: Operator, bias: Operator | None) -> Reason:
     """What stands in the way of a single layer."""
     mixed = [d for d, (a, b) in enumerate(zip(op.source, op.value, strict=True)) if a != b]
     if len(mixed) > 1:
-        return "no single layer computes this: it mixes several dimensions at once"
-    return "no single layer computes this: it is no scale, matrix or convolution of one dimension"
+        return Reason("no single layer computes this: it mixes several dimensions at once", Kind.SHAPES)
+    alone = "no single layer computes this: it is no scale, matrix or convolution of one dimension"
+    return Reason(alone, Kind.SHAPES)
 
 
-AT_BORDERS = (
-    "zero padding: a bias or shift before a padded window makes border values differ, which needs a pass of its own"
+AT_BORDERS = Reason(
+    "zero padding: a bias or shift before a padded window makes border values differ, which needs a pass of its own",
+    Kind.BORDER,
 )
 
 
-IN_PLACES = "the bias would differ from place to place, which needs a pass of its own"
+IN_PLACES = Reason("the bias would differ from place to place, which needs a pass of its own", Kind.COST)
 
 
 def _beside(op: Operator, bias: Operator | None) -> LayerPlan:
@@ -175,11 +178,11 @@ def _shift(bias: Operator) -> LayerPlan:
     bias = uniform(bias)
     edges = [[bias.links[i] for i in dim if bias.links[i].role is BORDER] for dim in bias.value]
     if any(edge and len(dim) > 1 for edge, dim in zip(edges, bias.value, strict=True)):
-        raise NotFusable("a border along part of a dimension")
+        raise NotFusable("a border along part of a dimension", Kind.BORDER)
     if any(link.size.hint < link.low + link.high for edge in edges for link in edge):
-        raise NotFusable("zero padding: the map is smaller than its borders")
+        raise NotFusable("zero padding: the map is smaller than its borders", Kind.BORDER)
     if not any(edges):
-        raise NotFusable("a bias that differs from place to place, and not at borders")
+        raise NotFusable("a bias that differs from place to place, and not at borders", Kind.BORDER)
     first = next(d for d, edge in enumerate(edges) if edge)
     borders = [(edge[0].low, edge[0].high) if edge else (0, 0) for edge in edges[first:]]
     cost = shift_cost(bias) + Cost(0, 0, bias.stored, 0)
@@ -195,7 +198,7 @@ def shift_cost(bias: Operator) -> Cost:
 
 def _scale(op: Operator, bias: Operator | None) -> LayerPlan:
     if op.source != op.value or op.has(S, IN, OUT, Role.MEAN) or (bias is not None and bias.has(BORDER)):
-        raise NotFusable("not a scale")
+        raise NotFusable("not a scale", Kind.SHAPES)
     op = uniform(op)
     shift = None if bias is None else uniform(bias)
     stored = (0 if op.is_identity else op.stored) + (0 if shift is None else shift.stored)
@@ -217,12 +220,12 @@ def scale_cost(op: Operator, bias: Operator | None, stored: int) -> Cost:
 def _linear(op: Operator, bias: Operator | None) -> LayerPlan:
     rank = len(op.value)
     if not op.has(IN, OUT):
-        raise NotFusable("nothing is mixed")
+        raise NotFusable("nothing is mixed", Kind.SHAPES)
     check_passes(op, range(rank - 1), (F,))
     mixed, vector = mixing(op, -1, grouped=False), vector_along(bias, -1)
     rows, columns = mixed.value_sizes[-1].factor, mixed.source_sizes[-1].factor
     if not (mixed.value_sizes[-1].known and mixed.source_sizes[-1].known):
-        raise NotFusable("a matrix of free size")
+        raise NotFusable("a matrix of free size", Kind.SIZES)
 
     def build() -> nn.Module:
         layer = nn.Linear(columns, rows, bias=vector is not None, device="meta")

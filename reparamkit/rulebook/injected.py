@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import NotFusable
+from ..reasons import Kind
 from .pattern import Match
 
 COMPUTE = ("conv", "matmul")
@@ -139,15 +140,19 @@ def _folded(branch: nn.Module) -> tuple[Tensor, Tensor]:
 def check_mergeable(layer: InjectedLinear) -> None:
     """Raises `NotFusable` if the layer computes something else than `merged` reads from its parts."""
     if any(module.training for module in layer.modules()):
-        raise NotFusable("its batch norms are in training mode: call model.eval() first")
+        raise NotFusable("its batch norms are in training mode: call model.eval() first", Kind.TRAINING)
     for path, module in layer.named_modules():
         if path and (module._forward_hooks or module._forward_pre_hooks):
-            raise NotFusable(f"its '{path}' has hooks, which see or change values inside: remove them first")
+            raise NotFusable(
+                f"its '{path}' has hooks, which see or change values inside: remove them first", Kind.HOOKS
+            )
     for path, kind in layer.parts():
         # A class of the same forward may have another weight: a parametrization, which is read as it is.
         if type(layer.get_submodule(path)).forward not in (kind.forward, nn.SyncBatchNorm.forward):
             found = type(layer.get_submodule(path)).__name__
-            raise NotFusable(f"its '{path}' is now of class {found}: merge it, or put back what was there")
+            raise NotFusable(
+                f"its '{path}' is now of class {found}: merge it, or put back what was there", Kind.REPLACED
+            )
 
 
 def is_mergeable(match: Match) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..errors import NotFusable, RuleError
+from ..reasons import Kind
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Match:
         """
         node = self._call(name)
         if node.op != "call_module":
-            raise NotFusable(f"'{name}' is not a module here")
+            raise NotFusable(f"'{name}' is not a module here", Kind.UNREAD)
         return self.module_of(node)
 
     def arguments(self, name: str) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

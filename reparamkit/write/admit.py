@@ -17,6 +17,7 @@ from ..engine.sharing import alike, is_shared, separable, uneven
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..layers.hooks import BEFORE
+from ..reasons import Kind
 from ..tracing.frame import Frame, Method
 from .asked import check_unasked
 from .draft import Draft
@@ -112,7 +113,9 @@ class Admission:
         """
         for module, name in broken_methods(self.captured, site.members) if self._has_calls else ():
             if name == CALL:
-                raise NotFusable(f"the {CALL} of {type(module).__name__} uses a part of what would be merged")
+                raise NotFusable(
+                    f"the {CALL} of {type(module).__name__} uses a part of what would be merged", Kind.METHOD
+                )
 
     def _in_method(self, site: Site) -> bool:
         """Whether another method than forward makes a site: it would not see what is written into forward."""
@@ -141,7 +144,7 @@ class Admission:
     def _check_part(self, site: Site, part: Part) -> None:
         self._check_hooks(part.nodes)
         if id(part.frame) in self.draft.inlined:
-            raise NotFusable(f"the code around '{part.path}' is written again, and has its code in it")
+            raise NotFusable(f"the code around '{part.path}' is written again, and has its code in it", Kind.CODE)
         if part.frame is not None:
             self._check_handed_on(part.frame)
             self.draft.check(part.frame, part.nodes, _guarded(site))
@@ -157,17 +160,21 @@ class Admission:
         """Raises `NotFusable` if the method around some members of a site cannot be written again."""
         self._check_hooks(set(members) - carrying(self.captured, site))
         if is_shared(self.captured, site) and not separable(self.captured, site.members, site.absorbed):
-            raise NotFusable("its module is called at several places, and a method would have to be written again")
+            raise NotFusable(
+                "its module is called at several places, and a method would have to be written again", Kind.SHARED
+            )
         if self.draft.calls(members) & self.shared:
-            raise NotFusable("the method around it has a layer that is called at several places, and merged for all")
+            raise NotFusable(
+                "the method around it has a layer that is called at several places, and merged for all", Kind.SHARED
+            )
         frame = self.draft.around(members)
         opened = below(self.captured, frame, members) | {id(frame)}
         check_unasked(self.captured, site.members, opened)
         if any(id(each) not in opened for each in folding(self.captured, site.members)):
-            raise NotFusable("code that is not written again calls its module on constants too")
+            raise NotFusable("code that is not written again calls its module on constants too", Kind.SHARED)
         returned = self.captured.nodes_in(frame.output)
         if any(node.users.keys() <= site.members for node in returned & site.core - {site.value}):
-            raise NotFusable(f"'{frame.path}' returns a value from inside the merge, which nothing reads")
+            raise NotFusable(f"'{frame.path}' returns a value from inside the merge, which nothing reads", Kind.CODE)
         self._check_handed_on(frame)
         self.draft.check(frame, members, _guarded(site))
 
@@ -175,7 +182,9 @@ class Admission:
         """Hooks run in no trace: what one hands on to code around its module is missing in what would be written."""
         for node in self.captured.made_in[frame]:
             if node.op == "call_module" and self.captured.module(node)._forward_hooks:
-                raise NotFusable(f"'{place_of(node)}' has hooks, and the code around it may use what they hand on")
+                raise NotFusable(
+                    f"'{place_of(node)}' has hooks, and the code around it may use what they hand on", Kind.HOOKS
+                )
 
     def opened(self, frame: Frame, members: Collection[fx.Node]) -> set[Method]:
         """The methods that ran in a call whose forward is written again, and that call what goes into that forward, or
@@ -189,7 +198,9 @@ class Admission:
 
     def _check_hooks(self, members: Collection[fx.Node]) -> None:
         if any(watched(self.captured, member) for member in members):
-            raise NotFusable("it has hooks, and no merged layer gets all that they see: it has another input or output")
+            raise NotFusable(
+                "it has hooks, and no merged layer gets all that they see: it has another input or output", Kind.HOOKS
+            )
 
     def _touched(self, rows: Sequence[Site]) -> set[int]:
         """Rows (by identity) in methods that are written again, and what is merged alike."""

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..capture.captured import Captured
 from ..errors import NotFusable
+from ..reasons import Kind
 from ..tracing.frame import Frame
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -20,7 +21,7 @@ def check_unasked(captured: Captured, members: Iterable[fx.Node], written: Colle
     written: the calls (by identity) whose code is written again, with what was asked for as a constant.
     """
     for name in [name for frame, name in asked(captured, members) if id(frame) not in written]:
-        raise NotFusable(f"code of the model reads '{name}' of a layer, which the merge changes")
+        raise NotFusable(f"code of the model reads '{name}' of a layer, which the merge changes", Kind.SHARED)
 
 
 def asked(captured: Captured, members: Iterable[fx.Node]) -> list[tuple[Frame, str]]:

@@ -16,6 +16,7 @@ from ..engine.scope import WRITTEN_INTO
 from ..engine.site import Site
 from ..errors import NotFusable, Unwritable
 from ..layers.parts import rescaled
+from ..reasons import Kind
 from ..tracing.frame import Frame, Method
 from ..tracing.guards import expect
 from .expect import Expect
@@ -73,7 +74,8 @@ class Draft:
         if size is not None and not guarded:
             raise NotFusable(
                 f"the code of {frame.path or 'the model'} takes the size {size} as a plain number: written again,"
-                " it would refuse all others"
+                " it would refuse all others",
+                Kind.CODE,
             )
         method(graph)
 
@@ -91,12 +93,12 @@ class Draft:
         for call in (frame, *inside):
             if names := elsewhere(call):
                 raise NotFusable(
-                    f"the forward of {call.path or 'the model'} changes '{min(names)}', which is no module's"
+                    f"the forward of {call.path or 'the model'} changes '{min(names)}', which is no module's", Kind.CODE
                 )
         for call in inside:
             lost = None if self._keeps_layers(call, members) else lost_setting(self.captured, self.ran, call)
             if lost is not None:
-                raise NotFusable(f"the forward of {call.path} goes by {lost}: its module has to stay")
+                raise NotFusable(f"the forward of {call.path} goes by {lost}: its module has to stay", Kind.CODE)
 
     def _keeps_layers(self, call: Frame, members: Collection[fx.Node]) -> bool:
         """Whether a module has layers that are no members, so that it stays, and takes no other setting."""

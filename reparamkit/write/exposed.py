@@ -14,6 +14,7 @@ from ..engine.naming import place_of
 from ..engine.nesting import innermost
 from ..engine.site import Site
 from ..errors import NotFusable
+from ..reasons import Kind
 from ..sourcecode.exposing import exposes, leaves_out, shows
 from ..sourcecode.flow import ALWAYS, Way, chosen, way_to
 from ..tracing.frame import Frame, Method
@@ -29,14 +30,15 @@ def check_unexposed(captured: Captured, site: Site, scale: fx.Node, written: Set
     place = place_of(scale) or captured.path(scale)
     around = innermost(_frames(captured, site, scale))
     if is_returned(captured, site.absorbed, around):
-        raise NotFusable(f"'{around.path}' returns what '{place}' gives, a value from inside the merge")
+        raise NotFusable(f"'{around.path}' returns what '{place}' gives, a value from inside the merge", Kind.CODE)
     if name := showing_method(captured, site.absorbed):
-        raise NotFusable(f"the method '{name}' may give what '{place}' gives to whoever calls it")
+        raise NotFusable(f"the method '{name}' may give what '{place}' gives to whoever calls it", Kind.METHOD)
     for call in _around(captured, site, scale):
         if call is not captured.frame(scale) and id(call) not in written and may_show(captured, site, call):
             raise NotFusable(
                 f"the forward of '{call.path or 'the model'}' may do something else with what '{place}' gives, by its"
-                " arguments"
+                " arguments",
+                Kind.CODE,
             )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from ..capture.captured import Captured
 from ..engine.sizes import size_of
 from ..errors import NotFusable
+from ..reasons import Kind
 from ..running.trees import fields_of, is_record
 from ..sourcecode.defaults import Default, defaults_of
 from ..sourcecode.flow import names_in, tested
@@ -82,9 +83,11 @@ class _Fold:
             given = name in bound.arguments
             value = bound.arguments[name] if given else parameter.default
             if self._is_guess(parameter, value):
-                raise NotFusable(f"whether it gets an argument '{name}' is not known: pass example_inputs")
+                raise NotFusable(f"whether it gets an argument '{name}' is not known: pass example_inputs", Kind.SIZES)
             if isinstance(value, fx.Node) and not {position, name}.isdisjoint(absent):
-                raise NotFusable(f"argument '{name}' of its forward is None in a run, and was a tensor in the trace")
+                raise NotFusable(
+                    f"argument '{name}' of its forward is None in a run, and was a tensor in the trace", Kind.CODE
+                )
             self._known(node, value, parameter, given, position == 0)
             if parameter.kind in VARIADIC and not given:
                 self._each(node, {}, parameter)
@@ -108,7 +111,9 @@ class _Fold:
         if parameter.default is parameter.empty:
             return self.graph.create_node("placeholder", stars + parameter.name)
         if not isinstance(parameter.default, PLAIN):
-            raise NotFusable(f"parameter '{parameter.name}' of its forward has a default that cannot be written")
+            raise NotFusable(
+                f"parameter '{parameter.name}' of its forward has a default that cannot be written", Kind.CODE
+            )
         return self.graph.create_node("placeholder", parameter.name, (parameter.default,))
 
     def _known(
@@ -132,7 +137,9 @@ class _Fold:
         elif isinstance(value, WRITABLE):
             self.graph.call_function(expect, (node, value))  # type: ignore[arg-type]
         elif value is not parameter.empty:
-            raise NotFusable(f"argument '{parameter.name}' is a {type(value).__name__}, which cannot be checked")
+            raise NotFusable(
+                f"argument '{parameter.name}' is a {type(value).__name__}, which cannot be checked", Kind.CODE
+            )
 
     def _check_rank(self, node: fx.Node, value: fx.Node) -> None:
         """Where the code asks for the number of dimensions of a tensor, it is that of the arguments it follows from."""
@@ -225,7 +232,9 @@ class _Fold:
             return self._made(type(value), {name: self._mapped(each) for name, each in items.items()})
         if isinstance(value, WRITABLE):
             return value
-        raise NotFusable(f"the code of '{self.frame.path}' hands on a {type(value).__name__}, which cannot be written")
+        raise NotFusable(
+            f"the code of '{self.frame.path}' hands on a {type(value).__name__}, which cannot be written", Kind.CODE
+        )
 
     def _made(self, kind: type, items: dict[Any, Any]) -> Any:
         """A dictionary, or an object that is made from its entries."""
@@ -234,7 +243,7 @@ class _Fold:
         if kind is OrderedDict:
             return self.graph.call_function(kind, (items,))
         if not all(isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name) for name in items):
-            raise NotFusable(f"a {kind.__name__} whose keys are not names cannot be written")
+            raise NotFusable(f"a {kind.__name__} whose keys are not names cannot be written", Kind.CODE)
         return self.graph.call_function(kind, (), items)
 
     def _argument(self, node: fx.Node) -> Any:
@@ -246,7 +255,7 @@ class _Fold:
                 break
         if node not in self.here:
             where = f"module '{self.frame.path}'" if self.frame.path else "the model"
-            raise NotFusable(f"{where} uses a value that does not reach it as an argument")
+            raise NotFusable(f"{where} uses a value that does not reach it as an argument", Kind.CODE)
         return self.here[node]
 
     def _relative(self, path: str) -> str:
@@ -266,7 +275,7 @@ class _Fold:
         named = (pair for each in lists for pair in each(remove_duplicate=False))
         found = next((name for name, each in named if each is what), None)
         if found is None:
-            raise NotFusable(f"module '{self.frame.path}' uses '{path}', which is not inside it")
+            raise NotFusable(f"module '{self.frame.path}' uses '{path}', which is not inside it", Kind.CODE)
         return found
 
 

@@ -15,6 +15,7 @@ import torch.fx.immutable_collections
 from torch import fx
 
 from ..errors import NotFusable
+from ..reasons import Kind
 from ..sourcecode.parse import names_of
 
 _files = itertools.count()
@@ -81,7 +82,7 @@ def _importable(name: str, value: Any) -> tuple[str, str]:
     ):
         if candidate and where and _resolves(candidate, where, value):
             return candidate, where
-    raise NotFusable(f"the generated method would need {value!r}, which cannot be imported by name")
+    raise NotFusable(f"the generated method would need {value!r}, which cannot be imported by name", Kind.CODE)
 
 
 def _resolves(module: str, path: str, value: Any) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.captured import Captured
 from ..errors import NotFusable
+from ..reasons import Kind
 
 ANY_ORDER = {"view": "reshape", "view_as": "reshape_as"}
 """Such methods, with those that copy the numbers where there is no view."""
@@ -36,4 +37,4 @@ def is_ordered(captured: Captured, node: fx.Node) -> bool:
 def check_order(captured: Captured, before: fx.Node, views: Iterable[fx.Node]) -> None:
     """Raises `NotFusable` if code would take one of these views of a value that may not have it."""
     if any(map(needs_order, views)) and not is_ordered(captured, before):
-        raise NotFusable("its code takes a view() of what it gives, which what it gets may not have")
+        raise NotFusable("its code takes a view() of what it gives, which what it gets may not have", Kind.ORDER)

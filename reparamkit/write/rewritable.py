@@ -11,6 +11,7 @@ from ..capture.captured import Captured
 from ..capture.paths import start_of
 from ..errors import NotFusable
 from ..layers.hooks import has_hooks
+from ..reasons import Kind
 from ..sourcecode.flow import catches, remembered
 from ..sourcecode.methods import spreading_calls
 from ..sourcecode.parse import forward_of
@@ -54,16 +55,16 @@ def check_rewritable(captured: Captured, frame: Frame, inlined: frozenset[int], 
     """
     if frame.fills:
         raise NotFusable(
-            f"the forward of {frame.path or 'the model'} changes a list, dictionary or object that it gets"
+            f"the forward of {frame.path or 'the model'} changes a list, dictionary or object that it gets", Kind.CODE
         )
     swallowed = [f for f in captured.called_in[frame] if id(f) in inlined]
     why = next((why for call in (frame, *swallowed) for why in _reasons(captured, call)), None)
     if why is not None:
-        raise NotFusable(why)
+        raise NotFusable(why, Kind.CODE)
     _check_callers(captured, frame)
     contexts = _contexts(captured, frame, inlined, gone)
     if not (contexts <= {frame.modes} or without_gradients(captured, frame, inlined)):
-        raise NotFusable(f"the forward of {frame.path or 'the model'} changes autocast or grad mode")
+        raise NotFusable(f"the forward of {frame.path or 'the model'} changes autocast or grad mode", Kind.CODE)
 
 
 def _reasons(captured: Captured, call: Frame) -> Iterator[str]:
@@ -108,7 +109,9 @@ def _check_callers(captured: Captured, frame: Frame) -> None:
         for name, called in spreading_calls(original_class(outer.module)).items():
             if name != "forward" and path in called and (outer.module, name) not in captured.methods:
                 where = frame.path or "the model"
-                raise NotFusable(f"'{name}' may call the forward of {where} with other arguments than the example's")
+                raise NotFusable(
+                    f"'{name}' may call the forward of {where} with other arguments than the example's", Kind.CODE
+                )
 
 
 def _contexts(

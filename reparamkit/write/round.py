@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from ..capture.captured import Captured
+from ..reasons import Reason
 from .splice import Written
 
 Prove = Callable[[Captured, Written], float | None]
 """Checks one merge in float64; returns its error, raises if it is wrong."""
-Refuse = Callable[[fx.Node, str], None]
+Refuse = Callable[[fx.Node, Reason], None]
 """Is told of a value why no merge of it is made."""
 See = Callable[[Written], None]
 """Is shown a merge while both the old layers and the new ones are there."""
@@ -22,7 +23,7 @@ def unproved(captured: Captured, written: Written) -> None:
     """No proof: `fuse` was called with verify=False."""
 
 
-def unheard(node: fx.Node, reason: str) -> None:
+def unheard(node: fx.Node, reason: Reason) -> None:
     """Nobody to tell: nothing has been read yet."""
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from ..capture.captured import Captured
 from ..capture.reach import reached
 from ..errors import NotFusable
+from ..reasons import Kind
 from ..recipes.tape import Tape
 from .splice import Written
 
@@ -41,7 +42,9 @@ def _computed(captured: Captured, written: Written) -> Tensor:
     value = written.site.value.meta.get("val")
     found = value if isinstance(value, Tensor) else next(captured.root.parameters(), None)
     if found is None or not found.is_floating_point():
-        raise NotFusable("its dtype and device are not known, as the model has no weights: pass example_inputs")
+        raise NotFusable(
+            "its dtype and device are not known, as the model has no weights: pass example_inputs", Kind.SIZES
+        )
     return found
 
 
@@ -78,7 +81,7 @@ def _cast(module: nn.Module, like: Tensor, requires_grad: bool, last: Collection
     peaks = {name: _peaks(parameter.data) for name, parameter in module.named_parameters()}
     if 0 < max((float(peak.max()) for peak in peaks.values() if len(peak)), default=0) < _tiny(like.dtype) / 4:
         # All that the layer gives would lose its digits.
-        raise NotFusable(f"all numbers of a merged layer are too small for {_short(like.dtype)}")
+        raise NotFusable(f"all numbers of a merged layer are too small for {_short(like.dtype)}", Kind.DTYPE)
     for name, parameter in module.named_parameters():
         data, peak = parameter.data, peaks[name]
         with tape:
@@ -87,7 +90,7 @@ def _cast(module: nn.Module, like: Tensor, requires_grad: bool, last: Collection
             with tape:
                 cast = cast.contiguous(memory_format=CHANNELS_LAST[cast.dim()])
         if _is_finite(peak) and not _is_finite(peak.to(cast.dtype)):
-            raise NotFusable(f"a merged {name} overflows {_short(cast.dtype)}")
+            raise NotFusable(f"a merged {name} overflows {_short(cast.dtype)}", Kind.DTYPE)
         if lossy := _lossy(data, peak, cast.dtype):
             shown = ", ".join(map(str, lossy[:4])) + ", ..." * (len(lossy) > 4)
             warnings.append(f"channel {shown} of the {name} is too small for {_short(cast.dtype)} and loses digits")

@@ -20,6 +20,7 @@ from ..engine.nesting import below, code_around
 from ..engine.placing import Placed, Placement
 from ..engine.site import Site
 from ..errors import NotFusable
+from ..reasons import Kind
 from ..tracing.frame import Frame, Method
 from ..tracing.guards import expect, expect_multiple, expect_rank, expect_size
 from .order import in_any_order
@@ -214,7 +215,7 @@ class Splicer:
             self.captured.graph.call_function(expect_rank, (node, -dim, True))
         elif isinstance(pin, Size):
             if isinstance(node.meta.get("val"), int):
-                raise NotFusable("a size that is computed by the model must be a multiple of a number")
+                raise NotFusable("a size that is computed by the model must be a multiple of a number", Kind.SIZES)
             self.captured.graph.call_function(expect_multiple, (node, dim, pin.factor))
         elif isinstance(node.meta.get("val"), int):
             self.captured.graph.call_function(expect, (node, pin))
@@ -229,7 +230,9 @@ class Splicer:
             node = self._seen(frame, opened, site, name)
             if node is not None:
                 return node, dim
-        raise NotFusable(f"a size that a guard must check ({symbol.origin[0]}) does not reach '{frame.path}'")
+        raise NotFusable(
+            f"a size that a guard must check ({symbol.origin[0]}) does not reach '{frame.path}'", Kind.CODE
+        )
 
     def _term(self, written: Written, placement: Placement) -> fx.Node:
         value = self.current(self.captured.named[placement.source])

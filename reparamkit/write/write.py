@@ -18,6 +18,7 @@ from ..engine.sharing import alike, largest, uneven
 from ..engine.site import Merge, Site
 from ..errors import NotFusable
 from ..layers.hooks import carry_hooks
+from ..reasons import Kind, Reason
 from ..recipes.tape import Tape
 from ..tracing.guards import is_guard
 from .admit import Admission
@@ -33,6 +34,9 @@ from .splice import Splicer, Written
 Judge = Callable[[Captured, Written], None]
 """Raises `NotFusable` if a merge is not wanted, as it would be written."""
 FURTHER = "(merged further)"
+NOT_ALL = Reason("its module is called at several places: not all of them can be written", Kind.SHARED)
+DIFFERENT = Reason("its module is called at several places, which would need different layers", Kind.SHARED)
+NOT_ABSORBED = Reason("another reader of its scale could not absorb it", Kind.SCALE)
 """Stands for the path of a merged layer that another merge replaced."""
 
 
@@ -70,14 +74,14 @@ class Writer:
     in_place: set[int] = field(default_factory=set)
     swaps: set[int] = field(default_factory=set)
     absorbed: list[fx.Node] = field(default_factory=list)
-    failed: dict[Merge, str] = field(default_factory=dict)
+    failed: dict[Merge, Reason] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.draft = Draft(self.captured)
         self.splicer = Splicer(self.captured, self.draft.inlined)
         self.admission = Admission(self.captured, self.as_graph, self.splicer, self.draft, self._refuse)
 
-    def _refuse(self, node: fx.Node, reason: str) -> None:
+    def _refuse(self, node: fx.Node, reason: Reason) -> None:
         """Whom to tell changes from round to round."""
         self.round.refuse(node, reason)
 
@@ -127,7 +131,7 @@ class Writer:
         """Leave out merges of a module that is called at other places too, where it could not be written."""
         while found := {site.merge for site in largest(self._uneven(sites))}:
             for value, _ in found:
-                self._refuse(value, "its module is called at several places: not all of them can be written")
+                self._refuse(value, NOT_ALL)
             sites = [site for site in sites if site.merge not in found]
         return sites
 
@@ -144,7 +148,7 @@ class Writer:
             return written
         for one in reversed(written):
             self.splicer.withdraw(one)
-            self._refuse(one.site.value, "its module is called at several places, which would need different layers")
+            self._refuse(one.site.value, DIFFERENT)
         self.done = [(one, error) for one, error in self.done if one not in written]
         return []
 
@@ -208,7 +212,7 @@ class Writer:
             return written
         for one in broken:
             self.splicer.withdraw(one)
-            self._refuse(one.site.value, "another reader of its scale could not absorb it")
+            self._refuse(one.site.value, NOT_ABSORBED)
         self.done = [pair for pair in self.done if pair[0] not in broken]
         return self._whole(sites, [one for one in written if one not in broken])
 

@@ -50,7 +50,7 @@ def test_a_view_of_the_value_can_be_undone(data: DataObject, shape: Shape) -> No
         after = view.on_value(op)
         back = view.undone(after)
     except NotFusable as refusal:
-        if "a view splits or joins" not in refusal.reason:
+        if "a view splits or joins" not in str(refusal):
             raise
     else:
         assert_equal(apply_operator(after, x), seen.run(value))
@@ -93,7 +93,7 @@ def test_an_operator_can_read_a_view_of_its_source(data: DataObject, shape: Shap
     try:
         reading = view.on_source(op)
     except NotFusable as refusal:
-        if "a view splits or joins" not in refusal.reason:
+        if "a view splits or joins" not in str(refusal):
             raise
     else:
         assert_equal(apply_operator(reading, seen.run(x)), apply_operator(op, x))
