@@ -11,19 +11,17 @@ from typing import Any
 
 import torch
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import CaptureError
+from .dispatch import AllOperators
 
 
-class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Draws(AllOperators):
     """Notices whether an operator that may draw random numbers runs inside it, on real values or on fake ones."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found = False
-
-    supports_higher_order_operators = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # What an operator on functions, such as `torch.cond`, runs inside is not seen.

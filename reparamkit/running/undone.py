@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .buffers import other_buffers
+from .dispatch import AllOperators
 from .memory import memory
 from .state import State, kept
 from .trees import leaves
@@ -45,7 +45,7 @@ def undone(model: nn.Module) -> Iterator[Changes]:
             writes.undo()
 
 
-class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Writes(AllOperators):
     """Keeps the numbers of tensors before an operation writes into their memory, be it through a view or `.data`."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -73,8 +73,6 @@ class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for twin, numbers in itertools.chain.from_iterable(self._saved.values()):
                 twin.copy_(numbers)
-
-    supports_higher_order_operators = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
