@@ -10,7 +10,7 @@ from ..sourcecode.parse import forward_of, is_torchs
 from ..tracing.frame import Frame
 from ..tracing.lending import lender
 from ..tracing.observers import has_forward_hooks
-from ..tracing.tracer import FACTORIES
+from ..tracing.torch_calls import FACTORIES
 from .captured import Captured
 
 

@@ -18,7 +18,7 @@ from ..layers.wide import CASTS, wide_call, wide_module
 from ..running.draws import Draws
 from ..running.trees import filled
 from ..tracing.lending import lender
-from ..tracing.tracer import FACTORIES
+from ..tracing.torch_calls import FACTORIES
 
 Known = Mapping[fx.Node, Any]
 

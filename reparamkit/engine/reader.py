@@ -21,7 +21,7 @@ from ..layers.hooks import AFTER, BEFORE
 from ..layers.registry import Reader, Readers
 from ..layers.wide import computed_module
 from ..reasons import Kind, Reason
-from ..tracing.tracer import FACTORIES
+from ..tracing.torch_calls import FACTORIES
 from .arithmetic import evaluated, is_constant, rounded_to, widened
 from .choices import Choice, Choices
 from .counting import Shape, calculated, checks, computed, opaque, shape_read

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from numbers import Number
-from types import CodeType, FrameType, MethodDescriptorType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -26,12 +26,11 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
 )
 from torch.fx.node import Target
-from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
 from ..running.buffers import assignments_seen
 from ..running.changing import Changing
-from ..running.draws import Draws, no_plain_draws
+from ..running.draws import no_plain_draws
 from ..running.patches import Function, patched
 from ..running.state import Contents, traced_in
 from ..running.trees import leaves, map_leaves
@@ -53,8 +52,9 @@ from .proxies import ValueProxy, attribute, where
 from .questions import unanswered
 from .scripts import scripts_opened
 from .settings import settings_read
+from .torch_calls import TorchCalls, reads_traced, writes_constant
 from .variables import variables_read
-from .variadic import plain, traced_numbers_taken
+from .variadic import traced_numbers_taken
 from .wrapped import wraps_opened
 
 OPERATORS = frozenset(getattr(operator, f"i{name}") for name in AUGMENTED)
@@ -66,10 +66,6 @@ NUMBERS = frozenset({"item", "tolist"})
 """Methods that give the numbers in a tensor."""
 HOOKING = ("register_forward_hook", "register_forward_pre_hook")
 """Methods of modules that set hooks on calls."""
-CONVERSIONS = frozenset({"__float__", "__int__", "__bool__", "__index__"})
-"""Methods by which Python takes a tensor for a number."""
-FACTORIES = frozenset({torch.zeros, torch.ones, torch.empty, torch.full, torch.eye, torch.arange, torch.linspace})
-"""Functions that make a tensor of nothing, for the forward to fill."""
 
 
 class Named:
@@ -85,54 +81,6 @@ def _number(value: Any) -> Any:
     return value if isinstance(value, (int, float)) else None
 
 
-class _Calls(TorchFunctionMode):
-    """Makes nodes of calls of torch that no traced tensor is an argument of, and that are no constants all the same:
-    they draw random numbers, take a traced size, or make a tensor of nothing that the forward writes into.
-    """
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        func, kwargs = plain(func), kwargs or {}
-        if self.tracer.idle:
-            return func(*args, **kwargs)
-        if any(issubclass(kind, fx.Proxy) for kind in types) or _reads_traced(args, kwargs):
-            self.tracer.withdraw(sys._getframe(1))
-            # Not all methods are in the list of those that torch hands on.
-            method = isinstance(func, MethodDescriptorType)
-            return self._node(func, args, kwargs) if method else fx.Proxy.__torch_function__(func, types, args, kwargs)
-        if func in FACTORIES and self.tracer.factories:
-            return self._node(func, args, kwargs)
-        if _writes_constant(func, args, kwargs) and func is not Tensor.requires_grad_:
-            self.tracer.check_write(kwargs.get("out", *args[:1]))
-        with Draws() as draws:
-            found = func(*args, **kwargs)
-        if self.tracer.made is not None:
-            self.tracer.made.update((id(leaf), leaf) for leaf in leaves(found))
-        if self.tracer.follows_from_own(found, args, kwargs):
-            return self._of_own(func, *map_leaves(self.tracer.own, (args, kwargs)))
-        return self._node(func, args, kwargs) if draws.found else found
-
-    def _of_own(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What follows from tensors of the model that code got hold of otherwise than as attributes of modules."""
-        if getattr(func, "__name__", "") == "__get__":
-            return getattr(args[0], func.__self__.__name__)
-        if func.__name__ in CONVERSIONS:
-            return getattr(args[0], func.__name__)()
-        return self._node(func, args, kwargs)
-
-    def _node(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if isinstance(func, MethodDescriptorType):
-            return self.tracer.create_proxy("call_method", func.__name__, args, kwargs)
-        return self.tracer.create_proxy("call_function", func, args, kwargs)
-
-
-def _reads_traced(args: Any, kwargs: Any) -> bool:
-    return any(isinstance(leaf, fx.Proxy) for leaf in leaves((args, kwargs)))
-
-
 def _is_renamed(value: Any, by: fx.Node) -> bool:
     """Whether a node gives the tensor that it writes into, one that the call of a module it is in, or one inside that,
     made: who has the tensor then has what the node gives. A method that writes is of tensors only, and so are layers;
@@ -144,11 +92,6 @@ def _is_renamed(value: Any, by: fx.Node) -> bool:
     if by.op == "call_method":
         return hasattr(Tensor, str(by.target))
     return isinstance(value.value, Tensor) or by.target not in OPERATORS
-
-
-def _writes_constant(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call writes into a tensor that is not traced."""
-    return writes(target, kwargs) and isinstance(kwargs.get("out", *args[:1]), Tensor)
 
 
 class Tracer(fx.Tracer):
@@ -224,7 +167,7 @@ class Tracer(fx.Tracer):
 
     def _contexts(self, root: nn.Module) -> Iterator[AbstractContextManager[Any]]:
         """What torch does otherwise while this traces."""
-        yield from (_Calls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened())
+        yield from (TorchCalls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened())
         yield from (assignments_seen(self._look), settings_read(self._read))
         yield patched(nn.Module, dict.fromkeys(HOOKING, self._hooks))
         yield from (variables_read(), builtins_told(root), lists_noted(self.lists))
@@ -323,7 +266,7 @@ class Tracer(fx.Tracer):
 
     def _layer(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call of a layer. What hands on None, or another plain value, is no node: code may go by the value."""
-        plain = isinstance(m, nn.Identity) and not _reads_traced(args, kwargs)
+        plain = isinstance(m, nn.Identity) and not reads_traced(args, kwargs)
         return forward(*args, **kwargs) if plain else self._leaf(m, forward, args, kwargs)
 
     def _leaf(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -371,7 +314,7 @@ class Tracer(fx.Tracer):
         *rest: Any,
         **options: Any,
     ) -> Any:
-        if _writes_constant(target, args, kwargs):
+        if writes_constant(target, args, kwargs):
             raise WritesConstant(f"the forward writes a traced value into a tensor that is not traced{where(self)}")
         if not is_guard(target):
             self._asked.clear()
