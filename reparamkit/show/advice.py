@@ -62,6 +62,13 @@ TABLE = (
         counts=False,
     ),
     Advice(
+        "compiled",
+        "is compiled already",
+        "fuse the model as it was before torch.jit.script, and compile the fused one",
+        r"it is compiled",
+        counts=False,
+    ),
+    Advice(
         "cost",
         "exact, and would not pay",
         'nothing, for speed; objective="launches" takes merges that raise FLOPs or stored numbers',
