@@ -216,7 +216,7 @@ def test_a_module_that_torch_computes_in_one_call_has_a_reason_and_is_not_counte
 def test_a_scripted_module_has_a_reason():
     """What to do is another thing than for attention, which nobody compiled."""
     block = torch.jit.script(randomize(conv_norm(4, 4)).eval())
-    found = reparamkit.explain(seq(block, nn.ReLU()), torch.randn(2, 4, 5, 5))
+    found = reparamkit.explain(seq(block, nn.ReLU()).eval(), torch.randn(2, 4, 5, 5))
     assert [(each.path, each.advice.kind) for each in found.refusals] == [("0", "compiled")]
 
 
