@@ -104,7 +104,7 @@ class Reading:
     def to_assume(self) -> Mapping[Symbol, int]:
         """What could not be read for all sizes may be for those that a later layer fixes, or meets."""
         known = (*self.facts.items(), *self._solved(), *self._summed())
-        later = {s: n for s, n in known if s in self.stuck and not s.traced and isinstance(n, int)}
+        later = {s: n for s, n in known if s in self.stuck and isinstance(n, int)}
         return {**later, **self.met} if self.stuck & (self.met.keys() | later.keys()) else {}
 
     def _solved(self) -> Iterator[tuple[Symbol, int]]:

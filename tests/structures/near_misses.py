@@ -373,6 +373,13 @@ NEAR_MISSES = (
         "products with sizes are rounded|mixes several dimensions",
     ),
     NearMiss(
+        "pixels less their mean, before a convolution",
+        lambda: Model(lambda m, x: m.a(x - x.mean((2, 3), keepdim=True)), a=conv(4, 5)),
+        MAPS,
+        "mean sub conv",
+        "broadcast",
+    ),
+    NearMiss(
         "a sum over tokens, divided by the number of features",
         lambda: Model(lambda m, x: m.b(m.a(x).sum(-2) / x.shape[-1]), a=nn.Linear(8, 6), b=nn.Linear(6, 5)),
         TOKENS_8,

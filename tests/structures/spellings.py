@@ -472,6 +472,15 @@ SPELLED = (
         "conv relu conv",
     ),
     Structure(
+        "channels less their mean, before a convolution",
+        lambda: Model(lambda m, x: m.a(x - x.mean(1, keepdim=True)), a=conv(4, 5)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="K' = K (I - 1 1^T / c)",
+        near="pixels less their mean, before a convolution",
+    ),
+    Structure(
         "a sum over a map, divided by the share of one channel in all numbers",
         lambda: Model(mean_by_number, a=conv(4, 8, 1), b=nn.Linear(8, 5)),
         MAPS,
