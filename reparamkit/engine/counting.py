@@ -100,6 +100,7 @@ def shape_read(node: fx.Node, shape: Shape) -> Any:
 def least_rank(node: fx.Node) -> int:
     """How many dimensions a value has at least, since two of them are swapped by their number."""
     swapped = [d for d in node.args[1:3] if isinstance(d, int)] if _is_swap(node) else []
+    swapped += [-2] if node.target is getattr and node.args[1] in ("mT", "mH") else []
     return max((d + 1 if d >= 0 else -d for d in swapped), default=1)
 
 
