@@ -18,6 +18,7 @@ class Kind(Enum):
     BORDER = "border"
     RESAMPLED = "resampled"
     CLOSED = "closed"
+    COMPILED = "compiled"
     COST = "cost"
     CAPTURED = "captured"
     SIZES = "sizes"

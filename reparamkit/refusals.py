@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import fx, nn
 
 from .algebra.operator import Role
@@ -35,6 +36,7 @@ def left(works: Sequence[Work], parts: Parts) -> list[Refusal]:
 
 
 CLOSED = Reason("torch computes it in one call: the layers inside it are not looked into", Kind.CLOSED)
+SCRIPTED = Reason("it is compiled: the layers inside it are not looked into", Kind.COMPILED)
 QUANTISED = Reason("its weights are quantised: fuse before quantising", Kind.DTYPE)
 NO_GAIN = Reason("the merge would save nothing", Kind.COST)
 
@@ -51,7 +53,8 @@ def _closed(works: Sequence[Work]) -> Iterator[Refusal]:
         if ".quantized" in home:
             yield _refused(path, type(module).__name__, QUANTISED)
         elif any(True for child in module.children() for _ in child.parameters()):
-            yield _refused(path, type(module).__name__, CLOSED)
+            closed = SCRIPTED if isinstance(module, torch.jit.ScriptModule) else CLOSED
+            yield _refused(path, type(module).__name__, closed)
 
 
 def _called(work: Work) -> dict[str, nn.Module]:

@@ -45,9 +45,11 @@ class Fusion:
 
     @property
     def totals_after(self) -> Totals:
-        """What the model costs. Nominal sizes depend on how much of a rank is known, so without an example only the
-        prices of the merges compare.
+        """What the model costs. Where nothing is merged it computes what it did, also for nothing. Nominal sizes depend
+        on how much of a rank is known, so without an example only the prices of the merges compare.
         """
+        if not (self.request.as_graph or any(work.done for work in self.every)):
+            return self.before.totals
         if self.request.example is not None:
             return self.after.totals
         saved = sum(work.captured.origin.times * done.site.saved for work in self.every for done in work.done)

@@ -211,6 +211,14 @@ def test_a_module_that_torch_computes_in_one_call_has_a_reason_and_is_not_counte
     assert (found.coverage.merged, found.coverage.left) == (2, 0)
 
 
+@pytest.mark.filterwarnings("ignore")  # that torch.jit is old
+def test_a_scripted_module_has_a_reason():
+    """What to do is another thing than for attention, which nobody compiled."""
+    block = torch.jit.script(randomize(conv_norm(4, 4)).eval())
+    found = reparamkit.explain(seq(block, nn.ReLU()).eval(), torch.randn(2, 4, 5, 5))
+    assert [(each.path, each.advice.kind) for each in found.refusals] == [("0", "compiled")]
+
+
 @pytest.mark.filterwarnings("ignore")  # that quantisation moves to another package
 def test_quantised_layers_have_a_reason():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4)).eval()
@@ -667,3 +675,16 @@ def test_a_part_that_runs_twice_is_counted_twice():
     assert len(made.merges) == 1
     assert made.before.flops == made.after.flops == 2 * (2 * 4 * 4 * 90)
     assert made.before.ops == made.after.ops == 3
+
+
+def test_a_model_without_merges_costs_what_it_did():
+    """Its code goes on computing what nothing reads."""
+
+    def wasteful(m, x):
+        m.other(x)
+        return m.conv(x).relu()
+
+    model = Model(wasteful, conv=nn.Conv2d(4, 4, 3), other=nn.Conv2d(4, 4, 3)).eval()
+    report = reparamkit.explain(model, torch.randn(1, 4, 8, 8))
+    assert not report.merges
+    assert report.after == report.before

@@ -143,10 +143,9 @@ def _through_pairs(f: Operator, g: Operator) -> list[tuple[int, int]]:
 def _first_apart(f: Operator, g: Operator) -> Which | None:
     """A link that must become a full matrix before the two can be added."""
     through = _through_pairs(f, g)
+    _check_resampled_alike(f, g)
     for i, j in zip(_flat(f.source), _flat(g.source), strict=True):
         a, b = f.links[i], g.links[j]
-        if (a.maps, a.after) != (b.maps, b.after):
-            raise NotFusable("a sum of branches that resample an axis differently", Kind.RESAMPLED)
         if (i, j) in through and _joinable(a, b):
             continue
         if a.through or (a.role is MEAN and b.role is not MEAN):
@@ -154,6 +153,15 @@ def _first_apart(f: Operator, g: Operator) -> Which | None:
         if b.through or (b.role is MEAN and a.role is not MEAN):
             return "g", _fixed(b, j, a)
     return None
+
+
+def _check_resampled_alike(f: Operator, g: Operator) -> None:
+    """Raises `NotFusable` if an axis is resampled by one only: before, or, also where a matrix makes it, after."""
+    sources = zip(_flat(f.source), _flat(g.source), strict=True)
+    values = zip(_flat(f.value), _flat(g.value), strict=True)
+    before = all(f.links[i].maps == g.links[j].maps and f.links[i].after == g.links[j].after for i, j in sources)
+    if not before or any(f.links[i].after != g.links[j].after for i, j in values):
+        raise NotFusable("a sum of branches that resample an axis differently", Kind.RESAMPLED)
 
 
 def _joinable(a: Link, b: Link) -> bool:

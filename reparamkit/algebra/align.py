@@ -177,7 +177,7 @@ def _pinned_unit(face: Face, size: Size, trusted: bool) -> Face:
         return face.pinned({size.symbols[0]: 1}, guard=True)
     pins = traced_pins([size])
     if size.hint != 1:
-        raise NotFusable(f"sizes 1 and {size.hint} meet: broadcasting is not merged", Kind.SHAPES)
+        raise FreeSize(f"sizes 1 and {size.hint} meet: broadcasting is not merged", Kind.SHAPES)
     return face.pinned(pins, guard=True)
 
 

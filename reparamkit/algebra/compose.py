@@ -52,14 +52,13 @@ def _of_view(f: Operator, g: Operator) -> Operator:
 def _overlap(f: Operator, g: Operator) -> tuple[Operator, Operator]:
     """Narrow both to the part of the tensor between them that f fills and g reads."""
     for i, j in _pairs(f, g):
-        filled, read = f.links[i].pad, g.links[j].cut
-        if filled != read:
-            low = max(filled[0], read[0])
-            high = min(max(filled[1], read[1]), f.links[i].size_out.factor - low)
-            if f.links[i].has_leg:
-                f = narrowed(f, i, low - filled[0], high - filled[1])
-            if g.links[j].has_leg:
-                g = narrowed(g, j, low - read[0], high - read[1])
+        a, b = f.links[i], g.links[j]
+        low, high = max(a.pad[0], b.cut[0]), max(a.pad[1], b.cut[1])
+        nothing = a.pad != b.cut and low + high >= a.size_out.factor
+        if a.has_leg:
+            f = narrowed(f, i, *((0, a.leg_size) if nothing else (low - a.pad[0], high - a.pad[1])))
+        if b.has_leg:
+            g = narrowed(g, j, *((0, b.leg_size) if nothing else (low - b.cut[0], high - b.cut[1])))
     return f, g
 
 

@@ -330,7 +330,7 @@ def closed(op: Operator, hidden: int, certain: bool = True) -> Operator:
 
 
 def dropped(op: Operator, number: int) -> Operator:
-    """`op` without link `number`, an atom of size 1."""
+    """`op` without link `number`, an atom of size 1; where that has zeros only, the weight is zeros."""
     if op.links[number].resamples:
         raise NotFusable(NO_MAPS)
     keep = [i for i in range(len(op.links)) if i != number]
@@ -342,7 +342,7 @@ def dropped(op: Operator, number: int) -> Operator:
 
 
 def _without_leg(weight: Weight, leg: int) -> Weight:
-    return Computed(lambda: weight.tensor().squeeze(leg))
+    return Computed(lambda: weight.tensor().sum(leg))
 
 
 def pin(op: Operator, pins: Mapping[Symbol, Pin], guard: bool = False) -> Operator:

@@ -36,7 +36,7 @@ class Captured:
     origin, code, unused, outside: see these.
     held: what the graph names and the model has not: constant tensors, merged layers that have no place yet.
     replaced: merged values -> the nodes that have them now.
-    constants: values that depend on parameters and buffers only.
+    constants: values that depend on parameters and buffers only. numbers: what code makes of sizes.
     folded: per module (by identity) the code that calls it on constants, where the graph has arithmetic.
     opened: calls (by identity) that are made no more, as their code is part of other code.
     apart: per node that has the value of a call, what there was before the call was taken apart.
@@ -55,6 +55,7 @@ class Captured:
     held: dict[str, Any] = field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = field(default_factory=dict)
     constants: set[fx.Node] = field(default_factory=set)
+    numbers: set[fx.Node] = field(default_factory=set)
     folded: dict[int, list[Frame]] = field(default_factory=dict)
     opened: set[int] = field(default_factory=set)
     apart: dict[fx.Node, Apart] = field(default_factory=dict)
@@ -67,6 +68,11 @@ class Captured:
         while node in self.replaced:
             node = self.replaced[node]
         return node
+
+    def scaled(self, scale: fx.Node) -> fx.Node:
+        """The value that a scale is of."""
+        (value,) = (n for n in scale.all_input_nodes if n not in self.constants and n not in self.numbers)
+        return value
 
     def nodes_in(self, *values: object) -> set[fx.Node]:
         """The nodes in arguments or results of calls, as they are now, after merges."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
-from ..algebra.size import Share, Size, fixed, free_size, share, stencil_size
+from ..algebra.operator import identity, with_rank
+from ..algebra.size import Share, Size, fixed, free_size, product, share, stencil_size
 from ..capture.aliases import ModuleOf, target_name, target_of
 from ..tracing.guards import is_guard
 
@@ -19,6 +22,28 @@ UNKNOWN = object()
 """A Python value that is some size, or made of sizes."""
 Shape = tuple[tuple[Size, ...], bool]
 """The sizes of a tensor, and whether the first stands for any number of dimensions."""
+
+
+@dataclass(frozen=True)
+class OpenShape:
+    """The shape of a tensor of unknown rank, whose first size stands for any number of dimensions."""
+
+    sizes: tuple[Size, ...]
+
+    def get(self, key: object) -> Size | tuple[Size, ...] | None:
+        """What code takes of it that counts from the end: a size, or several; None of anything else."""
+        if isinstance(key, int):
+            return self._size(key) if key < 0 else None
+        ends = (key.start, key.stop, key.step) if isinstance(key, slice) else ()
+        start, stop, step = ends or (None, None, None)
+        if not isinstance(start, int) or start >= 0 or step not in (None, 1):
+            return None
+        last = 0 if stop is None else stop
+        counts = isinstance(last, int) and (last < 0 or stop is None)
+        return tuple(map(self._size, range(start, last))) if counts else None
+
+    def _size(self, dim: int) -> Size:
+        return with_rank(identity(self.sizes, open_rank=True), -dim).value_sizes[dim]
 
 
 SAME_SHAPE = frozenset(
@@ -62,19 +87,20 @@ def shape_read(node: fx.Node, shape: Shape) -> Any:
     sizes, open_rank = shape
     if reads_rank(node):
         return UNKNOWN if open_rank else fixed(len(sizes))
+    if reads_number(node):
+        return opaque(node) if open_rank else product(sizes)
     if not reads_shape(node):
         return None
-    is_shape = node.target is getattr
+    dim = node.args[1] if node.target is not getattr and len(node.args) == 2 else None
     if open_rank:
-        return opaque(node)
-    if len(node.args) == 2 and not is_shape and isinstance(node.args[1], int):
-        return sizes[node.args[1]]
-    return tuple(sizes)
+        return OpenShape(sizes) if dim is None else OpenShape(sizes).get(dim) or opaque(node)
+    return sizes[dim] if isinstance(dim, int) else tuple(sizes)
 
 
 def least_rank(node: fx.Node) -> int:
     """How many dimensions a value has at least, since two of them are swapped by their number."""
     swapped = [d for d in node.args[1:3] if isinstance(d, int)] if _is_swap(node) else []
+    swapped += [-2] if node.target is getattr and node.args[1] in ("mT", "mH") else []
     return max((d + 1 if d >= 0 else -d for d in swapped), default=1)
 
 
@@ -94,8 +120,15 @@ def reads_rank(node: fx.Node) -> bool:
     return bool(is_attribute or (node.op == "call_method" and node.target in ("dim", "ndimension")))
 
 
+def reads_number(node: fx.Node) -> bool:
+    """Whether a node is how many numbers a tensor has."""
+    return (node.op, node.target) == ("call_method", "numel") or node.target is torch.numel
+
+
 def computed(node: fx.Node, args: list[Any]) -> Any:
     """The size, or the sizes, that a call gives for these."""
+    if node.target is operator.getitem and isinstance(args[0], OpenShape):
+        return args[0].get(args[1]) or opaque(node)
     if node.target is operator.getitem and isinstance(args[0], tuple) and isinstance(args[1], (int, slice)):
         sizes, index = args
         is_outside = isinstance(index, int) and not -len(sizes) <= index < len(sizes)
@@ -103,6 +136,8 @@ def computed(node: fx.Node, args: list[Any]) -> Any:
         return opaque(node) if is_outside else sizes[index]
     if node.target is operator.add and all(isinstance(each, tuple) for each in args):
         return _joined(*args) or opaque(node)
+    if node.target is math.prod and len(args) == 1 and _are_sizes(args[0]):
+        return product(args[0])
     numbers = [_sized(each) for each in args]
     result = calculated(node, [a.factor if isinstance(a, Size) and a.known else a for a in numbers])
     if result is not None:
@@ -142,7 +177,11 @@ def _sized(value: Any) -> Any:
 def _joined(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Size, ...] | None:
     """A shape of the entries of two, as in ``x.shape[:-1] + (8,)``; None if one of them is no size."""
     sizes = tuple(_sized(each) for each in (*first, *second))
-    return sizes if all(isinstance(size, Size) for size in sizes) else None
+    return sizes if _are_sizes(sizes) else None
+
+
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(each, Size) for each in value)
 
 
 def calculated(node: fx.Node, numbers: Sequence[Any]) -> int | float | None:

@@ -16,7 +16,7 @@ from ..algebra.size import Pin, Size, Symbol
 from ..capture.captured import Captured
 from ..capture.reach import reached
 from ..layers.price import Cost, numel
-from .counting import reads_rank, reads_shape
+from .counting import reads_number, reads_rank, reads_shape
 from .placing import layer_cost, node_cost
 from .reading import Reading
 
@@ -160,4 +160,4 @@ def _in_sight(op: Operator, pins: Iterable[Symbol]) -> Operator:
 
 def readers_of(node: fx.Node) -> list[fx.Node]:
     """What reads the numbers of a value; its shape is that of another value as well."""
-    return [user for user in node.users if not (reads_shape(user) or reads_rank(user))]
+    return [user for user in node.users if not (reads_shape(user) or reads_rank(user) or reads_number(user))]

@@ -289,7 +289,7 @@ def _is_viewed(captured: Captured, node: fx.Node) -> bool:
 
 def _raise(captured: Captured, way: Way) -> Raised:
     node, whole = way.scale, way.whole
-    scaled = node.all_input_nodes[0] if not way.views else way.views[-1]
+    scaled = captured.scaled(node) if not way.views else way.views[-1]
     noted: dict[str, Any] = {name: node.meta.pop(name) for name in ("val", "writes") if name in node.meta}
     kept = Raised(node, scaled, Apart(node.op, node.target, node.args, node.kwargs), noted)
     node.replace_all_uses_with(scaled)

@@ -144,6 +144,7 @@ class _Reader:
         if value is None:
             return False
         self.out.sizes[self.node] = value
+        self.captured.numbers.add(self.node)
         return True
 
     # --- shapes ----------------------------------------------------------------------------------
@@ -304,7 +305,7 @@ class _Reader:
         return found if found in self.out.forms and not self.out.shape_of(found)[1] else None
 
     def _given_sizes(self) -> list[Size]:
-        given = [self._informed(self.out.sizes.get(n)) for n in self.node.all_input_nodes]
+        given = [self.out.told(self.out.sizes.get(n)) for n in self.node.all_input_nodes]
         every = [size for each in given for size in (each if isinstance(each, tuple) else (each,))]
         return [size for size in every if isinstance(size, Size)]
 
@@ -423,7 +424,7 @@ class _Reader:
 
     def _size(self, reader: Reader, node: fx.Node) -> Any:
         # A layer that comes after it was read may have fixed the size.
-        value = self._informed(self.out.sizes.get(node))
+        value = self.out.told(self.out.sizes.get(node))
         if (number := self._calculated(node)) is not None:
             return number
         if reader.sizes and isinstance(value, (Share, Size, tuple)):
@@ -432,17 +433,12 @@ class _Reader:
 
     def _calculated(self, node: fx.Node) -> int | float | None:
         """The number that code computes of sizes, if all of them are known, as in ``(c // heads) ** -0.5``."""
-        value = self._informed(self.out.sizes.get(node))
+        value = self.out.told(self.out.sizes.get(node))
         if isinstance(value, Size) and value.known:
             return value.factor
         if node.op != "call_function":
             return None
         return calculated(node, fx.node.map_arg(node.args, self._calculated))
-
-    def _informed(self, value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(self._informed, value))
-        return value.substitute(self.out.facts) if isinstance(value, (Share, Size)) else value
 
 
 def _layers(row: nn.Sequential) -> Iterator[nn.Module]:
@@ -470,7 +466,8 @@ def _size_value(node: fx.Node, known: Reading) -> Any:
         return opaque(node) if count is None else fixed(count)
     if isinstance(first, fx.Node) and first in known.shapes:
         open_rank = known.shape_of(first)[1]
-        return shape_read(node, known.shapes[first] if open_rank else (known.sizes_of(first), False))
+        sizes = known.told(known.shapes[first][0]) if open_rank else known.sizes_of(first)
+        return shape_read(node, (sizes, open_rank))
     inputs = node.all_input_nodes
     if any(n in known.shapes for n in inputs):
         # A number of sizes on the left of a tensor.

@@ -15,7 +15,7 @@ from torch import fx
 from ..algebra.form import Form, source_form
 from ..algebra.operator import pin
 from ..algebra.regroup import told_rank
-from ..algebra.size import Pin, Size, Symbol, solved
+from ..algebra.size import Pin, Share, Size, Symbol, solved
 from ..capture.aliases import MAY_ALIAS, target_name
 from ..capture.captured import Captured
 from ..layers.wide import computes_weight
@@ -105,7 +105,7 @@ class Reading:
     def to_assume(self) -> Mapping[Symbol, int]:
         """What could not be read for all sizes may be for those that a later layer fixes, or meets."""
         known = (*self.facts.items(), *self._solved(), *self._summed())
-        later = {s: n for s, n in known if s in self.stuck and not s.traced and isinstance(n, int)}
+        later = {s: n for s, n in known if s in self.stuck and isinstance(n, int)}
         return {**later, **self.met} if self.stuck & (self.met.keys() | later.keys()) else {}
 
     def _solved(self) -> Iterator[tuple[Symbol, int]]:
@@ -150,6 +150,12 @@ class Reading:
         if open_rank and sizes and certain_rank(node) is not None:
             sizes, open_rank = (form := told_rank(source_form(node.name, sizes, True))).sizes, form.open_rank
         return sizes, open_rank
+
+    def told(self, value: Any) -> Any:
+        """A number, or several, that code takes of sizes, with all that is known of these."""
+        if isinstance(value, tuple):
+            return tuple(map(self.told, value))
+        return value.substitute(self.facts) if isinstance(value, (Share, Size)) else value
 
     def sizes_of(self, node: fx.Node) -> tuple[Size, ...]:
         """The sizes of a value, with all that is known of them; none if its rank is open."""

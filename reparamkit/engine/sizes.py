@@ -16,7 +16,8 @@ from ..capture.captured import Captured
 from ..capture.reach import reached
 from ..tracing.frame import Frame
 from ..tracing.guards import expect
-from .counting import Shape, calculated, reads_rank
+from .absorb import scales
+from .counting import OpenShape, Shape, calculated, reads_rank
 from .reading import Reading
 
 Place = tuple[fx.Node, int | None]
@@ -79,8 +80,8 @@ class _Sizes:
         if isinstance(value, Size) and value.known:
             return None if self._may_vary(node, value) else value.factor
         tensor = _tensor(node, self.reading)
-        places, sizes = self._seen(value, node, tensor), self.reading.shape_of(tensor)[0]
-        if not places or not (isinstance(value, _Rank) or value in sizes):
+        places, (sizes, open_rank) = self._seen(value, node, tensor), self.reading.shape_of(tensor)
+        if not places or not (isinstance(value, _Rank) or (value in sizes and not open_rank)):
             return None
         read = self._read(*places.pop(), node)
         dim = None if isinstance(value, _Rank) else sizes.index(value)
@@ -256,14 +257,22 @@ def _wanted(node: fx.Node, reading: Reading) -> Any:
         return _rank(reading.shapes[source])
     value = reading.sizes.get(node)
     simple = isinstance(value, Size) or (isinstance(value, tuple) and all(isinstance(s, Size) for s in value))
-    return value if simple and _is_read(node, reading) else None
+    if not (simple and _is_read(node, reading)):
+        return None
+    # Where a shape is given, what a layer fixes is not told: which value has that shape is seen by its sizes.
+    return reading.told(value) if _is_factor(node, reading) else value
+
+
+def _is_factor(number: fx.Node, reading: Reading) -> bool:
+    """Whether values are multiplied by a number, or by what code makes of it, and nothing else is done with it."""
+    return all(scales(reading, user) or (user in reading.sizes and _is_factor(user, reading)) for user in number.users)
 
 
 def _is_read(node: fx.Node, reading: Reading) -> bool:
     """A shape, or an entry of one; not arithmetic with sizes."""
     inputs = node.all_input_nodes
     if len(inputs) == 1 and inputs[0] not in reading.shapes:
-        return isinstance(reading.sizes.get(inputs[0]), tuple) and _is_read(inputs[0], reading)
+        return isinstance(reading.sizes.get(inputs[0]), (tuple, OpenShape)) and _is_read(inputs[0], reading)
     return len(inputs) == 1
 
 

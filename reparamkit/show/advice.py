@@ -45,6 +45,10 @@ _TEXTS = {
         "nothing, if that call is what you want; a block that is written with nn.Linear and"
         " F.scaled_dot_product_attention is looked into",
     ),
+    Kind.COMPILED: (
+        "is compiled already",
+        "fuse the model as it was before torch.jit.script, and compile the fused one",
+    ),
     Kind.COST: (
         "exact, and would not pay",
         'nothing, for speed; objective="launches" takes merges that raise FLOPs or stored numbers',
@@ -119,5 +123,7 @@ _TEXTS = {
 }
 """Per kind its title, and the advice."""
 
-ADVICE = {kind: Advice(kind.value, *texts, counts=kind is not Kind.CLOSED) for kind, texts in _TEXTS.items()}
+ADVICE = {
+    kind: Advice(kind.value, *texts, counts=kind not in (Kind.CLOSED, Kind.COMPILED)) for kind, texts in _TEXTS.items()
+}
 """For every kind of reason what to do."""

@@ -90,8 +90,7 @@ class Admission:
         self._check_called(site)
         site = self.as_row(site)
         for scale in site.scales:
-            before = next(n for n in scale.all_input_nodes if n not in self.captured.constants)
-            check_order(self.captured, before, site.absorbed)
+            check_order(self.captured, self.captured.scaled(scale), site.absorbed)
             check_unexposed(self.captured, site, scale, self.draft.written)
             self.exposed |= {scale} if may_show(self.captured, site, self.captured.frame(scale)) else set()
         for scale in self.written_out(site):

@@ -189,8 +189,7 @@ class Writer:
         graph, current, copies = self.captured.graph, self.captured.current, []
         for node in [n for n in graph.nodes if n in absorbed]:
             if node in scales:
-                (before,) = (n for n in node.all_input_nodes if n not in self.captured.constants)
-                self.captured.replaced[node] = before
+                self.captured.replaced[node] = self.captured.scaled(node)
             elif any(current(n) is not n for n in node.all_input_nodes):
                 with graph.inserting_after(node):
                     copy = graph.node_copy(node, current)

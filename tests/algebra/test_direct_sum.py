@@ -122,6 +122,18 @@ def test_a_free_size_is_pinned_to_that_of_the_example() -> None:
     assert not segments.fixed_dim(free, -3, 3).guards
 
 
+@BROAD
+@given(before=st.integers(0, 3), behind=st.integers(0, 3), data=st.data())
+def test_a_part_of_the_zeros_around_a_value_is_zeros(before: int, behind: int, data: DataObject) -> None:
+    """Also one position of them, that a view leaves out, and behind that a layer."""
+    start = data.draw(st.integers(0, before + behind + 1))
+    stop = data.draw(st.integers(start + 1, before + behind + 2))
+    part = pairs.linear(some(2, 3)) >> pairs.padded([(before, behind)]) >> pairs.cropped(-1, start, stop, 1)
+    numbers = 4 * (stop - start)
+    row = part >> pairs.reshape(2, numbers) >> pairs.linear(some(4, numbers), some(4))
+    assert_same(row, some(2, 4, 3))
+
+
 # --- structural changes: the same map, described with other links ---------------------------------------
 
 PART = Link(Role.DIAGONAL, fixed(12), cut=(2, 4), pad=(4, 2))

@@ -150,6 +150,7 @@ def test_a_layer_is_written_on_either_side(data: DataObject, shape: Shape, first
 
 WINDOW = pairs.conv(torch.ones(2, 2, 3, dtype=torch.float64), padding=((1, 1),))
 GATHER = pairs.gathered(-1, (0, 0, 2, 1))
+MATRIX = torch.arange(16, dtype=torch.float64).reshape(4, 4)
 LINE = torch.arange(8, dtype=torch.float64).reshape(1, 2, 4)
 
 
@@ -158,6 +159,7 @@ LINE = torch.arange(8, dtype=torch.float64).reshape(1, 2, 4)
     [
         lambda: WINDOW >> GATHER >> WINDOW,
         lambda: GATHER + pairs.IDENTITY,
+        lambda: (pairs.linear(MATRIX) >> GATHER) + pairs.linear(MATRIX),
         lambda: GATHER + pairs.gathered(-1, (0, 0, 2, 2)),
         lambda: pairs.offset(LINE) >> GATHER,
         lambda: GATHER >> pairs.reshape(1, 2, 2, 2),

@@ -373,6 +373,20 @@ NEAR_MISSES = (
         "products with sizes are rounded|mixes several dimensions",
     ),
     NearMiss(
+        "pixels less their mean, before a convolution",
+        lambda: Model(lambda m, x: m.a(x - x.mean((2, 3), keepdim=True)), a=conv(4, 5)),
+        MAPS,
+        "mean sub conv",
+        "broadcast",
+    ),
+    NearMiss(
+        "a sum over tokens, divided by the number of features",
+        lambda: Model(lambda m, x: m.b(m.a(x).sum(-2) / x.shape[-1]), a=nn.Linear(8, 6), b=nn.Linear(6, 5)),
+        TOKENS_8,
+        "linear sum linear",
+        "a sum over an axis whose size is free",
+    ),
+    NearMiss(
         "a sum over a map, divided by the size of another axis",
         lambda: Model(
             lambda m, x: (lambda y: m.b(y.sum((2, 3)) / (y.shape[2] * y.size(2))))(m.a(x)),

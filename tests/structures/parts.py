@@ -267,6 +267,28 @@ PARTS = (
         near="scores that are scaled in place, and read under another name",
     ),
     Structure(
+        "scores scaled by how many features the keys have",
+        lambda: Model(
+            lambda m, x: (lambda q, k: torch.softmax(q @ k.transpose(-1, -2) / k.shape[-1] ** 0.5, -1))(m.q(x), m.k(x)),
+            q=nn.Linear(8, 8),
+            k=nn.Linear(8, 8),
+        ),
+        TOKENS_8,
+        "linear linear bmm _softmax",
+        equation="s (W_q x) (W_k x)^T = ((s W_q) x) (W_k x)^T",
+    ),
+    Structure(
+        "scores of keys that are transposed as an attribute, scaled by how many features they have",
+        lambda: Model(
+            lambda m, x: (lambda q, k: torch.softmax(k.size(-1) ** -0.5 * (q @ k.mT), -1))(m.q(x), m.k(x)),
+            q=nn.Linear(8, 8),
+            k=nn.Linear(8, 8),
+        ),
+        TOKENS_8,
+        "linear linear bmm _softmax",
+        equation="s (W_q x) (W_k x)^T = ((s W_q) x) (W_k x)^T",
+    ),
+    Structure(
         "a gate, scaled per channel",
         lambda: gated(lambda m, a, b: m.scale * (a * b.sigmoid()), scale=parameter(4, 1, 1)),
         MAPS,

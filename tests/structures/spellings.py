@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from functools import reduce
@@ -65,6 +66,16 @@ def mean_by_share(m: Any, x: Tensor) -> Tensor:
 def mean_by_axes(m: Any, x: Tensor) -> Tensor:
     y = m.a(x)
     return m.b(y.sum(3).sum(2) / y.size(3) / y.size(2))  # type: ignore[no-any-return]
+
+
+def mean_by_number(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y.sum((2, 3)) / (y.numel() // (y.size(0) * y.size(1))))  # type: ignore[no-any-return]
+
+
+def _per_channel(m: Any, x: Tensor) -> Tensor:
+    _, channels, _, _ = x.shape
+    return m.b(channels * m.a(x).relu())  # type: ignore[no-any-return]
 
 
 def _filled_up(m: Any, x: Tensor) -> Tensor:
@@ -453,6 +464,46 @@ SPELLED = (
         "mean linear",
         equation="(1 / h w) sum_p K x_p = K (mean x)",
         near="a sum over a map, divided by the size of another axis",
+    ),
+    Structure(
+        "activations times how many channels the input has, which code takes before any layer",
+        lambda: Model(_per_channel, a=conv(4, 8), b=conv(8, 5)),
+        MAPS,
+        "conv relu conv",
+    ),
+    Structure(
+        "channels less their mean, before a convolution",
+        lambda: Model(lambda m, x: m.a(x - x.mean(1, keepdim=True)), a=conv(4, 5)),
+        MAPS,
+        "conv",
+        needs_inputs=True,
+        equation="K' = K (I - 1 1^T / c)",
+        near="pixels less their mean, before a convolution",
+    ),
+    Structure(
+        "a sum over a map, divided by the share of one channel in all numbers",
+        lambda: Model(mean_by_number, a=conv(4, 8, 1), b=nn.Linear(8, 5)),
+        MAPS,
+        "mean linear",
+    ),
+    Structure(
+        "a sum over a map, divided by the product of its sizes, which code takes from the end",
+        lambda: Model(
+            lambda m, x: (lambda y: m.b(y.sum((-2, -1)) / math.prod(y.shape[-2:])))(m.a(x)),
+            a=conv(4, 8, 1),
+            b=nn.Linear(8, 5),
+        ),
+        MAPS,
+        "mean linear",
+    ),
+    Structure(
+        "a sum over tokens, divided by how many there are, counted from the end",
+        lambda: Model(
+            lambda m, x: (lambda y: m.b(y.sum(-2) / y.shape[-2]))(m.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 5)
+        ),
+        TOKENS_8,
+        "mean linear",
+        near="a sum over tokens, divided by the number of features",
     ),
     Structure(
         "the mean over a map, as two sums and two divisions",
