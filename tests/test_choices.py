@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from structures import build, conv, error, norm, operations, run, sample
+from structures.pieces import Causal
 from torch import Tensor, nn
 
 import reparamkit
@@ -801,6 +802,18 @@ def test_a_pool_that_keeps_all_sizes_is_known_to(name: str, with_inputs: bool):
     fused = reparamkit.fuse(net, x if with_inputs else None)
     assert "norm" not in operations(fused, x)
     for other in (x, sample((1, 4, 5, 9), torch.float32)):
+        assert error(run(fused, other), run(net, other)) <= 1e-5
+
+
+@pytest.mark.parametrize("length", [None, 10, 40])
+@pytest.mark.parametrize("dilation", [2, 3, 8])
+def test_a_norm_behind_a_crop_of_any_width_goes_into_the_convolution(dilation: int, length: int | None):
+    """A kernel that is wider, and needs no crop, has less work on a short input; it has more numbers too."""
+    net = build(lambda: Causal(3, dilation))
+    x = sample((2, 4, length or 40), torch.float32)
+    fused = reparamkit.fuse(net, x if length else None)
+    assert operations(fused, x) == "conv relu"
+    for other in (x, sample((1, 4, 50), torch.float32)):
         assert error(run(fused, other), run(net, other)) <= 1e-5
 
 

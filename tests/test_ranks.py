@@ -320,6 +320,55 @@ def test_the_size_of_a_norm_that_an_activation_reads_keeps_no_layer():
     assert error(run(fused, x), run(net, x)) <= 1e-5
 
 
+class Keeping(nn.Module):
+    """Keeps something of what it gives, for whoever asks later."""
+
+    def __init__(self, kept: Callable[[Tensor], Any]):
+        super().__init__()
+        self.kept, self.latest = kept, None
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, 2), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: shape (n, 4, h, w)."""
+        y = self.norm(self.conv(x))
+        self.latest = self.kept(y)
+        return y.relu()
+
+
+def _shape(y: Tensor) -> torch.Size:
+    return y.shape
+
+
+def _map_size(y: Tensor) -> torch.Size:
+    return y.shape[-2:]
+
+
+def _numbers(y: Tensor) -> Tensor:
+    return y.detach()
+
+
+@pytest.mark.parametrize("kept", [_shape, _map_size, _numbers])
+def test_a_forward_keeps_the_size_and_the_numbers_of_what_is_merged(kept: Callable[[Tensor], Any]):
+    """Whoever asks has what the row gives, which is as it was."""
+    net, x = build(lambda: Keeping(kept)), sample((2, 4, 9, 9), torch.float32)
+    for fused in (reparamkit.fuse(net), reparamkit.fuse(net, x)):
+        assert operations(fused, x) == "conv relu"
+        for other in (x, sample((1, 4, 11, 13), torch.float32)):
+            assert error(run(fused, other), run(net, other)) <= 1e-6
+            if isinstance(net.latest, Tensor):
+                assert error(fused.latest, net.latest) <= 1e-6
+            else:
+                assert fused.latest == net.latest
+
+
+def test_the_code_that_calls_fuse_is_none_of_the_model():
+    """What the forward sets is there for it to read."""
+    net = build(lambda: Keeping(_shape))
+    fused = reparamkit.fuse(net)
+    assert fused.latest is None
+    assert isinstance(fused.norm, nn.Identity)
+
+
 class Embedding(nn.Module):
     """A map as tokens, and its height and width, as in PVT, SegFormer and SegNeXt."""
 

@@ -48,7 +48,7 @@ class Keeper:
         self.captured, self.reading = self.options.captured, self.options.reading
         self.named = self.captured.named
         weigh, flags = self.options.prices.weigh, product((False, True), repeat=2)
-        self._means = {(u, t): Means(weigh, partial(plan, uneven=u, transposed=t)) for u, t in flags}
+        self._means = {(u, t): Means(weigh, partial(plan, uneven=u, transposed=t), lean=u) for u, t in flags}
 
     def keep(self, node: fx.Node, found: list[Candidate]) -> list[Candidate]:
         """Keep the cheapest form, and per further distinct set of sources the deepest."""

@@ -96,13 +96,15 @@ Weigh = Callable[[str], int]
 
 @dataclass(frozen=True)
 class Means:
-    """What decides between the ways to write a form. plan: gives the layer of an operator. known: what it gave, of
-    operators between views, or why nothing: forms have most of their operators in common. moved: what views before
-    and behind operators make of these, or why nothing.
+    """What decides between the ways to write a form. plan: gives the layer of an operator. lean: the fewest numbers are
+    wanted, and the fewest operations, before the least work, which depends on sizes. known: what it gave, of operators
+    between views, or why nothing: forms have most of their operators in common. moved: what views before and behind
+    operators make of these, or why nothing.
     """
 
     weigh: Weigh
     plan: Plan
+    lean: bool = False
     known: dict[Known, LayerPlan | Reason] = field(default_factory=dict)
     moved: Moved = field(default_factory=dict)
 
@@ -252,7 +254,7 @@ def _term(form: Form, source: str, bias: Operator | None, means: Means) -> Place
     found = found or [*placed(itertools.starmap(_alone, ways), joining)]
     if not found:
         raise NotFusable(reasons[-1] if reasons else Reason("no way through the graph to write it on", Kind.SHAPES))
-    return min(found, key=lambda p: _rank(p, means.weigh))
+    return min(found, key=lambda p: _rank(p, means))
 
 
 def _alone(trail: Trail, position: int) -> tuple[Trail, int]:
@@ -316,11 +318,12 @@ def _planned(
         return no.reason
 
 
-def _rank(placement: Placement, weigh: Weigh) -> tuple[int, int, int, int, int]:
+def _rank(placement: Placement, means: Means) -> tuple[int, int, int, int, int]:
     if placement.layer is None or placement.anchor is None:
         return 0, 0, 0, 0, len(placement.trail)
     cost = placement.cost
-    return cost.flops, cost.stored, cost.launches, -weigh(placement.anchor), len(placement.trail)
+    weight = (cost.stored, cost.launches, cost.flops) if means.lean else (cost.flops, cost.stored, cost.launches)
+    return *weight, -means.weigh(placement.anchor), len(placement.trail)
 
 
 def _copies(step: Step) -> bool:

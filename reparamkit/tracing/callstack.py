@@ -1,12 +1,13 @@
 """Which of the user's code is running, as Python's own frames tell.
 
-begin: the code in which a trace begins; what called that is no part of it.
+begin: the code in which a trace begins; what called that is no part of it. What a value is asked for when the trace is
+through runs none of the model's code.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from types import CodeType, FrameType
 
 from torch import nn
@@ -30,7 +31,7 @@ def methods_running(
             name = _method_of(type(owner), frame.f_code)
             found |= {(owner, name)} if name and (name != "forward" or owner not in called) else set()
         frame = frame.f_back
-    return frozenset(found)
+    return frozenset() if frame is None else frozenset(found)
 
 
 def _method_of(cls: type, code: CodeType) -> str:
@@ -46,14 +47,14 @@ def _names_of_methods(cls: type) -> dict[CodeType, str]:
     return {method.__code__: name for name, method in found}
 
 
-def code_running(frame: FrameType | None, begin: CodeType, call: CodeType) -> Iterator[FrameType]:
+def code_running(frame: FrameType | None, begin: CodeType, call: CodeType) -> list[FrameType]:
     """The user's code that is running, from the innermost to what the call of a module (by the code `call`) runs."""
-    seen = False
-    while frame is not None and not (seen and frame.f_code is call):
+    found = list[FrameType]()
+    while frame is not None and frame.f_code is not begin and not (found and frame.f_code is call):
         if is_users(frame):
-            seen = True
-            yield frame
-        frame = None if frame.f_code is begin else frame.f_back
+            found.append(frame)
+        frame = frame.f_back
+    return [] if frame is None else found
 
 
 def _is_users(method: object) -> bool:

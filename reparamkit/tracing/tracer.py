@@ -294,7 +294,7 @@ class Tracer(fx.Tracer):
         node.meta["methods"] = methods_running(here, begin, self._called(), self.submodule_paths or ())
         node.meta["context"] = modes()
         if self.frame is not None:
-            running = list(code_running(here, begin, Tracer.call_module.__code__))
+            running = code_running(here, begin, Tracer.call_module.__code__)
             self.frame.codes.update(frame.f_code for frame in running)
             if asked := next(filter(None, map(unanswered, running)), None):
                 why = f"the code asks {asked.what}{where(self)}, which a trace cannot answer{asked.instead}"

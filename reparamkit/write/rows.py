@@ -229,8 +229,10 @@ def folding(captured: Captured, members: Iterable[fx.Node]) -> set[Frame]:
 
 
 def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) -> bool:
-    """Whether a value in the row, if the model's code reads its shape, keeps it when modules are swapped."""
-    if node not in captured.unused.shapes:
+    """Whether a value in the row, if the model's code reads its shape, keeps it when modules are swapped. (That of the
+    whole row is as it was.)
+    """
+    if node not in captured.unused.shapes or node is captured.named[placed.terms[0].trail[-1].node]:
         return True
     position = placed.terms[0].position
     assert position is not None
