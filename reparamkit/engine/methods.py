@@ -182,10 +182,22 @@ def _links(captured: Captured, members: Collection[fx.Node]) -> dict[str, set[st
     """Per place of a member, by each of its names, those of the members that get its result."""
     found: dict[str, set[str]] = {}
     for node in members:
-        readers = set(node.users).intersection(members) if place_of(node) else ()
+        readers = set(node.users).intersection(members)
         given = {name for reader in readers for name in _names(captured, reader)}
-        found.update((name, given) for name in _names(captured, node) if given)
+        for name in _givers(captured, node) if given else ():
+            found.setdefault(name, set()).update(given)
     return found
+
+
+def _givers(captured: Captured, node: fx.Node) -> Iterator[str]:
+    """The names of what code calls to get the value of a node: its layer, or the module whose code computes it and
+    returns it.
+    """
+    frame = captured.frame(node)
+    if place_of(node):
+        yield from captured.names(place_of(node))
+    elif frame.path and captured.current(node) in captured.nodes_in(frame.output):
+        yield from captured.names(frame.path)
 
 
 def _names(captured: Captured, node: fx.Node) -> Iterator[str]:
