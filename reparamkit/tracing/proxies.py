@@ -262,15 +262,20 @@ class ValueProxy(fx.Proxy):
         return self.flip(0) if isinstance(self.value, Tensor) else iter([*self][::-1])
 
     def __bool__(self) -> bool:
-        survives = goes_on_if(sys._getframe(1)) if self._is_open() else None
-        return self._decided("a branch", bool) if survives is None else self._expected(survives)
+        answer = goes_on_if(sys._getframe(1)) if self._is_open() else None
+        answer = self._likely() if answer is None else answer
+        return self._decided("a branch", bool) if answer is None else self._expected(answer)
+
+    def _likely(self) -> bool | None:
+        """The answer for inputs as the model gets them, whatever they are; None if there is none."""
+        return None
 
     def _is_open(self) -> bool:
         """Whether the value depends on inputs of which there is no example, or on their numbers."""
         return self.tracer.real(self.node) is None and (self.value is UNKNOWN or isinstance(self.value, Tensor))
 
     def _expected(self, answer: bool) -> bool:
-        """The answer with which code goes on; the graph checks that it is this one."""
+        """The answer with which code goes on, or goes for most; the graph checks that it is this one."""
         is_answer = self.node.target in COMPARISONS or getattr(self.value, "dtype", None) is torch.bool
         ask, others = (operator.ne, (0,)) if isinstance(self.value, Tensor) else (operator.truth, ())
         asked = self if is_answer else self.tracer.create_proxy("call_function", ask, (self, *others), {})
@@ -385,6 +390,11 @@ class _Attribute(ValueProxy):
             made = self.tracer.create_proxy("call_function", getattr, (self.root, self.name), {})
             self._made = made.node
         return self._made
+
+    def _likely(self) -> bool | None:
+        # A model gets its inputs on the device that it is on.
+        kinds = self.tracer.device_types if self.name == "is_cuda" and self.value is UNKNOWN else ()
+        return "cuda" in kinds if len(kinds) == 1 else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.name in LIKE and isinstance(args[0], fx.Proxy):

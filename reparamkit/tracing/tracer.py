@@ -106,7 +106,7 @@ class Tracer(fx.Tracer):
     torch.fx.wrap names are gone through, which is needed only if they change a list that they are given.
     going_on: where a module cannot be traced, the trace goes on with what a call of it gives.
     heedless: whether the model was seen to give the same with gradients and without; None if nobody has asked.
-    changing: the attributes that code changes.
+    changing: the attributes that code changes. device_types: where the tensors of the model are.
     """
 
     def __init__(
@@ -136,6 +136,7 @@ class Tracer(fx.Tracer):
         self.lending = Lending()
         self._asked: list[tuple[FrameType, int, fx.Node]] = []
         self._tensor_names: dict[int, str] = {}
+        self.device_types: set[str] = set()
         self.made: dict[int, Any] | None = None
         self.handed_out: set[fx.Node] = set()
         self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
@@ -152,6 +153,7 @@ class Tracer(fx.Tracer):
         self._call = args, kwargs, values
         named = (*root.named_parameters(), *root.named_buffers())
         self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
+        self.device_types = {tensor.device.type for _, tensor in named}
         self.made = {} if any(map(_is_hooked, root.modules())) else None
         self.frame = Frame(path, root.get_submodule(path), None)
         self.frames = [self.frame]
