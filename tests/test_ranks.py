@@ -646,6 +646,41 @@ def test_who_swaps_two_dimensions_has_two():
         fused(x[:, 0])
 
 
+ROWS_AS_MAPS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "-1": lambda m, y: y.view(-1, 4, 2, 2),
+    "its size": lambda m, y: y.view(y.size(0), 4, 2, 2),
+    "of its shape": lambda m, y: y.reshape((y.shape[0], 4, 2, 2)),
+    "behind what keeps features": lambda m, y: (z := m.n(y)).view(z.shape[0], 4, 2, 2),
+}
+
+
+@pytest.mark.parametrize("tail", [nn.Identity(), nn.Sequential(nn.Flatten(), nn.Linear(16, 4))], ids=["map", "rows"])
+@pytest.mark.parametrize("name", ROWS_AS_MAPS)
+def test_who_makes_maps_of_features_has_rows_of_them(name: str, tail: nn.Module):
+    """The norm of a generator goes into the linear layer before it, for one vector per sample."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        found: Tensor = m.t(m.b(ROWS_AS_MAPS[name](m, m.l(x))))
+        return found
+
+    own = model(forward, l=nn.Linear(8, 16), n=nn.BatchNorm1d(16), b=norm(4), t=tail)
+    fused = reparamkit.fuse(own)
+    assert operations(fused, sample((3, 8), torch.float32)) == "linear"
+    for batch in (1, 3):
+        x = sample((batch, 8), torch.float32)
+        assert error(run(fused, x), run(own, x)) <= 1e-5
+    # Torch takes that too where the dimensions between are 1.
+    with pytest.raises(GuardError, match="rank 2"):
+        fused(sample((3, 1, 8), torch.float32))
+
+
+def test_heads_of_all_tokens_are_of_no_known_rank():
+    """A -1 and two numbers may be of a sequence as well."""
+    own = model(lambda m, x: m.n(m.l(x).view(-1, 4, 4)), l=nn.Linear(8, 16), n=nn.BatchNorm1d(4))
+    x = sample((2, 3, 8), torch.float32)
+    assert error(run(reparamkit.fuse(own), x), run(own, x)) <= 1e-5
+
+
 @pytest.mark.parametrize("key", [slice(2), slice(None, 2), slice(1, 3), slice(-2, None), slice(-3, -1)], ids=str)
 def test_a_slice_of_a_shape_has_as_many_sizes_as_it_says(key: slice):
     """Whatever the rank; code may take them one by one without an example."""
