@@ -450,6 +450,29 @@ def test_a_size_that_a_call_takes_is_not_read_of_what_comes_later(used: bool, wi
         assert error(run(fused, other), run(net, other)) <= 1e-5
 
 
+@pytest.mark.parametrize("compared", [lambda a, b: a.shape == b.shape, lambda a, b: not a.size() != b.shape[:]])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_comparison_of_shapes_keeps_no_layer(compared: Callable[[Tensor, Tensor], bool], stride: int):
+    """A skip where the shape stays is merged; a map so small that it stays by chance takes the other branch."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y: Tensor = m.n(m.c(x))
+        return y + x if compared(y, x) else y
+
+    own = model(forward, c=conv(4, 4, s=stride), n=norm(4))
+    fused = reparamkit.fuse(own, sample(MAPS, torch.float32))
+    assert operations(fused, sample(MAPS, torch.float32)) == "conv"
+    for shape in (MAPS, (1, 4, 7, 5), (1, 4, 2, 2)):
+        x = sample(shape, torch.float32)
+        assert error(run(fused, x), run(own, x)) <= 1e-5
+    small = sample((1, 4, 1, 1), torch.float32)
+    if stride == 1:
+        assert error(run(fused, small), run(own, small)) <= 1e-5
+    else:
+        with pytest.raises(GuardError):
+            fused(small)
+
+
 def test_sizes_of_weights_need_no_check():
     """Code that computes with the shape of a parameter has plain numbers, and is written again without."""
 
@@ -679,6 +702,13 @@ def test_heads_of_all_tokens_are_of_no_known_rank():
     own = model(lambda m, x: m.n(m.l(x).view(-1, 4, 4)), l=nn.Linear(8, 16), n=nn.BatchNorm1d(4))
     x = sample((2, 3, 8), torch.float32)
     assert error(run(reparamkit.fuse(own), x), run(own, x)) <= 1e-5
+
+
+def test_beside_what_an_example_might_make_linear_is_no_nonlinearity():
+    """A norm behind a view whose sizes are not known is told what to do."""
+    own = model(lambda m, x: m.b(m.l(x).view(x.numel() // 8, 4, -1, 2)), l=nn.Linear(8, 16), b=norm(4))
+    refusals = {each.path: each for each in reparamkit.report(reparamkit.fuse(own)).refusals}
+    assert refusals["b"].kind == refusals["l"].kind == "sizes"
 
 
 @pytest.mark.parametrize("key", [slice(2), slice(None, 2), slice(1, 3), slice(-2, None), slice(-3, -1)], ids=str)

@@ -26,7 +26,7 @@ from .site import Merge, Rejected, Site
 MAX_TRIES = 200
 """How many other plans are tried; the first is nearly always the best."""
 
-ADDS_WORK = Reason("its pieces are needed elsewhere too: merging would add work", Kind.COST)
+ADDS_WORK = Reason("its pieces are needed elsewhere too: merging would add work, or save none", Kind.COST)
 ADDS_NUMBERS = Reason(f"its parameters are needed elsewhere too: {DEARER} {STORED}", Kind.COST)
 ADDS_BIAS = Reason(f"layers without a bias would get one for that of a norm: {DEARER} {STORED}", Kind.COST)
 
@@ -326,9 +326,11 @@ class Planner:
             merges = set(self.options.through(piece, self.region))
             yield None, [(merges - {kept}, pinned - {piece}) for kept in self.options.through(piece, self.region)]
 
-    def _rank(self, plan: Selection, others: Excess) -> tuple[float, float]:
-        """By how much a plan is worse than the model itself, which it may not be in the end; and its price."""
-        return beyond(self._excess(plan) + others, self.options), self.options.score(plan.price)
+    def _rank(self, plan: Selection, others: Excess) -> tuple[float, float, int]:
+        """By how much a plan is worse than the model itself, which it may not be in the end; its price; and how many
+        merges it is made of, none of them for nothing.
+        """
+        return beyond(self._excess(plan) + others, self.options), self.options.score(plan.price), len(plan.sites)
 
     def _shared(self, plan: Selection) -> Iterator[tuple[Site, list[fx.Node]]]:
         """Merges with pieces or parameters that are not theirs alone; and these pieces."""
