@@ -288,7 +288,7 @@ class Planner:
             for (banned, pinned), _ in zip(moves, tries, strict=False):
                 self._forbid(before[0] | banned, pinned)
                 other = self._written(trial=True)
-                if self._rank(other, others) < self._rank(best, others):
+                if self._is_better(other, best, others):
                     best, state = other, (self.options.banned, self.options.pinned)
             self._forbid(*state)
             if best is not self.plan:
@@ -326,11 +326,17 @@ class Planner:
             merges = set(self.options.through(piece, self.region))
             yield None, [(merges - {kept}, pinned - {piece}) for kept in self.options.through(piece, self.region)]
 
-    def _rank(self, plan: Selection, others: Excess) -> tuple[float, float, int]:
-        """By how much a plan is worse than the model itself, which it may not be in the end; its price; and how many
-        merges it is made of, none of them for nothing.
+    def _is_better(self, other: Selection, plan: Selection, others: Excess) -> bool:
+        """Whether another plan ranks before a plan, or has only some of its merges and ranks as it: the rest of them
+        is for nothing.
         """
-        return beyond(self._excess(plan) + others, self.options), self.options.score(plan.price), len(plan.sites)
+        ranks = self._rank(other, others), self._rank(plan, others)
+        only = {site.merge for site in other.sites} < {site.merge for site in plan.sites}
+        return ranks[0] < ranks[1] or (only and ranks[0] == ranks[1])
+
+    def _rank(self, plan: Selection, others: Excess) -> tuple[float, float]:
+        """By how much a plan is worse than the model itself, which it may not be in the end; and its price."""
+        return beyond(self._excess(plan) + others, self.options), self.options.score(plan.price)
 
     def _shared(self, plan: Selection) -> Iterator[tuple[Site, list[fx.Node]]]:
         """Merges with pieces or parameters that are not theirs alone; and these pieces."""
