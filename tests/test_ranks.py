@@ -450,7 +450,7 @@ def test_a_size_that_a_call_takes_is_not_read_of_what_comes_later(used: bool, wi
         assert error(run(fused, other), run(net, other)) <= 1e-5
 
 
-@pytest.mark.parametrize("compared", [lambda a, b: a.shape == b.shape, lambda a, b: not a.size() != b.shape[:]])
+@pytest.mark.parametrize("compared", [lambda a, b: a.shape == b.shape, lambda a, b: a.size() == b.shape[:]])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_comparison_of_shapes_keeps_no_layer(compared: Callable[[Tensor, Tensor], bool], stride: int):
     """A skip where the shape stays is merged; a map so small that it stays by chance takes the other branch."""
@@ -519,6 +519,37 @@ def test_a_shape_of_fewer_dimensions_than_the_code_reads_ends_in_no_error():
     model = build(lambda: Model(forward, norm=nn.BatchNorm3d(4), weight=weight))
     x = sample((2, 4, 5, 3, 4), torch.float32)
     assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6
+
+
+TURNED: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "chunks": (lambda y: torch.cat(y.chunk(2, 1)[::-1], 1), False),
+    "chunks by name": (lambda y: torch.cat(torch.chunk(y, chunks=2, dim=1)[::-1], dim=1), False),
+    "parts of some lengths": (lambda y: torch.cat(y.split([1, 3], 1)[::-1], 1), False),
+    "sections": (lambda y: torch.cat((parts := y.tensor_split(4, 1))[2:] + parts[:2], 1), False),
+    "elements": (lambda y: torch.stack(y.unbind(1)[::-1], 1), True),
+}
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("name", TURNED)
+def test_parts_that_are_turned_around_are_another_order_of_channels(name: str, with_inputs: bool):
+    """Channels in another order go into the layer behind them."""
+    turn, only_with_inputs = TURNED[name]
+    own = model(lambda m, x: m.d(turn(m.n(m.c(x)))), c=conv(4, 4), n=norm(4), d=conv(4, 4, 1))
+    fused = reparamkit.fuse(own, sample(MAPS, torch.float32) if with_inputs else None)
+    x = sample((3, 4, 7, 5), torch.float32)
+    assert error(run(fused, x), run(own, x)) <= 1e-5
+    if with_inputs or not only_with_inputs:
+        assert operations(fused, x) == "conv"
+
+
+def test_samples_that_are_turned_around_may_be_any_number():
+    """A slice of them is no decision."""
+    own = model(lambda m, x: torch.cat(m.n(m.c(x)).chunk(4)[::-1]), c=conv(4, 4), n=norm(4))
+    fused = reparamkit.fuse(own, sample((4, 4, 4, 4), torch.float32))
+    for batch in (3, 4, 8):
+        x = sample((batch, 4, 4, 4), torch.float32)
+        assert error(run(fused, x), run(own, x)) <= 1e-5
 
 
 def test_code_may_go_through_chunks_without_an_example():
