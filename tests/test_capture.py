@@ -1453,6 +1453,23 @@ def test_that_no_gradient_is_wanted_of_what_a_call_gives_is_set_in_the_graph(exa
     fused(X).sum().backward()
 
 
+@pytest.mark.parametrize("example", [None, X], ids=["without inputs", "with inputs"])
+def test_methods_of_tensors_may_be_called_as_functions(example: Tensor | None):
+    """Each of them, in the model and in a part of it; with a tensor that is not traced they are what they were."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = Tensor.relu(m.inside(x))
+        found: Tensor = Tensor.mul(m.b(y), Tensor.abs(torch.tensor(-2.0)))
+        return found
+
+    inside = two(lambda m, x: m.b(torch.Tensor.tanh(m.a(x))))()
+    model = build(two(forward, inside=inside))
+    fused = reparamkit.fuse(model, example)
+    assert error(fused(X), model(X)) <= 1e-6
+    assert operations(fused, X) == "conv tanh conv relu conv"
+    assert "relu" not in vars(Tensor)
+
+
 class Elsewhere(Tensor):
     """A tensor that says that it is on a GPU."""
 
