@@ -152,7 +152,9 @@ def _alone(node: fx.Node, reading: Reading) -> list[Reason]:
     names = dict.fromkeys(n.op if n.op == "placeholder" else _named(n, reading) for n in unread or around)
     what = "are not affine, or not known to be" if unread else "only move numbers, or stay"
     alone = f"nothing linear beside it to merge with: its neighbours {what} ({', '.join(names)})"
-    return [Reason(alone, Kind.ALONE)]
+    # What might be linear, if sizes were known, is no nonlinearity.
+    unsized = [why for n in unread for why in reading.reasons.get(n, ()) if why.kind is Kind.SIZES]
+    return [why.within(f"{alone}: ") for why in unsized[:1]] or [Reason(alone, Kind.ALONE)]
 
 
 def _is_linear(node: fx.Node, reading: Reading) -> bool:

@@ -1453,6 +1453,63 @@ def test_that_no_gradient_is_wanted_of_what_a_call_gives_is_set_in_the_graph(exa
     fused(X).sum().backward()
 
 
+@pytest.mark.parametrize("example", [None, X], ids=["without inputs", "with inputs"])
+def test_methods_of_tensors_may_be_called_as_functions(example: Tensor | None):
+    """Each of them, in the model and in a part of it; with a tensor that is not traced they are what they were."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = Tensor.relu(m.inside(x))
+        found: Tensor = Tensor.mul(m.b(y), Tensor.abs(torch.tensor(-2.0)))
+        return found
+
+    inside = two(lambda m, x: m.b(torch.Tensor.tanh(m.a(x))))()
+    model = build(two(forward, inside=inside))
+    fused = reparamkit.fuse(model, example)
+    assert error(fused(X), model(X)) <= 1e-6
+    assert operations(fused, X) == "conv tanh conv relu conv"
+    assert "relu" not in vars(Tensor)
+
+
+class Elsewhere(Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    is_cuda = True  # type: ignore[assignment]
+
+
+class OnSeveralDevices(nn.Module):
+    """The generator of a GAN, as PyTorch's example has it."""
+
+    def __init__(self, inside: bool) -> None:
+        super().__init__()
+        self.main, self.other, self.inside = conv_norm(4, 4), conv(4, 4), inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = nn.parallel.data_parallel(self.main, x) if x.is_cuda else self.main(x)
+        return found + self.other(x) if self.inside else found
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_branch_on_where_the_inputs_are_is_that_for_the_device_of_the_model(inside: bool):
+    """Without an example; code that is written again for it checks that it is so."""
+    model = build(lambda: OnSeveralDevices(inside))
+    fused = reparamkit.fuse(model)
+    assert operations(fused, X) == "conv"
+    assert error(fused(X), model(X)) < 1e-6
+    if inside:
+        with pytest.raises(GuardError, match="False, now it is True"):
+            fused(X.as_subclass(Elsewhere))
+
+
+def test_that_inputs_have_to_be_elsewhere_is_no_branch():
+    """The code fails where they are on the device of the model."""
+
+    def on_a_gpu(m: Any, x: Tensor) -> Tensor:
+        assert x.is_cuda
+        return m.a(x)
+
+    assert len(reparamkit.report(reparamkit.fuse(build(two(on_a_gpu)))).merges) == 2
+
+
 class Alternating(nn.Module):
     """Takes another way at every second call."""
 

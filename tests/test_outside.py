@@ -304,6 +304,7 @@ WHOLE: dict[str, Callable[[Any, Tensor], Any]] = {
     "a function that calls": lambda self, x: whole(self.a, x),
     "a device": lambda self, x: self.a(x.to(next(self.parameters()).device)),
     "a checkpoint": lambda self, x: checkpoint(self.a, x, use_reentrant=False),
+    "copies on several devices": lambda self, x: nn.parallel.data_parallel(self.a, x) if x.is_cuda else self.a(x),
     "a handed function": by_a_handed_function,
     "attributes by computed names": lambda self, x: [getattr(self, name)(x) for name in ("a", "pair")][1],
 }

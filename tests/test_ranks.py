@@ -450,6 +450,29 @@ def test_a_size_that_a_call_takes_is_not_read_of_what_comes_later(used: bool, wi
         assert error(run(fused, other), run(net, other)) <= 1e-5
 
 
+@pytest.mark.parametrize("compared", [lambda a, b: a.shape == b.shape, lambda a, b: a.size() == b.shape[:]])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_comparison_of_shapes_keeps_no_layer(compared: Callable[[Tensor, Tensor], bool], stride: int):
+    """A skip where the shape stays is merged; a map so small that it stays by chance takes the other branch."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y: Tensor = m.n(m.c(x))
+        return y + x if compared(y, x) else y
+
+    own = model(forward, c=conv(4, 4, s=stride), n=norm(4))
+    fused = reparamkit.fuse(own, sample(MAPS, torch.float32))
+    assert operations(fused, sample(MAPS, torch.float32)) == "conv"
+    for shape in (MAPS, (1, 4, 7, 5), (1, 4, 2, 2)):
+        x = sample(shape, torch.float32)
+        assert error(run(fused, x), run(own, x)) <= 1e-5
+    small = sample((1, 4, 1, 1), torch.float32)
+    if stride == 1:
+        assert error(run(fused, small), run(own, small)) <= 1e-5
+    else:
+        with pytest.raises(GuardError):
+            fused(small)
+
+
 def test_sizes_of_weights_need_no_check():
     """Code that computes with the shape of a parameter has plain numbers, and is written again without."""
 
@@ -496,6 +519,37 @@ def test_a_shape_of_fewer_dimensions_than_the_code_reads_ends_in_no_error():
     model = build(lambda: Model(forward, norm=nn.BatchNorm3d(4), weight=weight))
     x = sample((2, 4, 5, 3, 4), torch.float32)
     assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6
+
+
+TURNED: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "chunks": (lambda y: torch.cat(y.chunk(2, 1)[::-1], 1), False),
+    "chunks by name": (lambda y: torch.cat(torch.chunk(y, chunks=2, dim=1)[::-1], dim=1), False),
+    "parts of some lengths": (lambda y: torch.cat(y.split([1, 3], 1)[::-1], 1), False),
+    "sections": (lambda y: torch.cat((parts := y.tensor_split(4, 1))[2:] + parts[:2], 1), False),
+    "elements": (lambda y: torch.stack(y.unbind(1)[::-1], 1), True),
+}
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("name", TURNED)
+def test_parts_that_are_turned_around_are_another_order_of_channels(name: str, with_inputs: bool):
+    """Channels in another order go into the layer behind them."""
+    turn, only_with_inputs = TURNED[name]
+    own = model(lambda m, x: m.d(turn(m.n(m.c(x)))), c=conv(4, 4), n=norm(4), d=conv(4, 4, 1))
+    fused = reparamkit.fuse(own, sample(MAPS, torch.float32) if with_inputs else None)
+    x = sample((3, 4, 7, 5), torch.float32)
+    assert error(run(fused, x), run(own, x)) <= 1e-5
+    if with_inputs or not only_with_inputs:
+        assert operations(fused, x) == "conv"
+
+
+def test_samples_that_are_turned_around_may_be_any_number():
+    """A slice of them is no decision."""
+    own = model(lambda m, x: torch.cat(m.n(m.c(x)).chunk(4)[::-1]), c=conv(4, 4), n=norm(4))
+    fused = reparamkit.fuse(own, sample((4, 4, 4, 4), torch.float32))
+    for batch in (3, 4, 8):
+        x = sample((batch, 4, 4, 4), torch.float32)
+        assert error(run(fused, x), run(own, x)) <= 1e-5
 
 
 def test_code_may_go_through_chunks_without_an_example():
@@ -644,6 +698,48 @@ def test_who_swaps_two_dimensions_has_two():
     assert error(run(fused, x), run(net, x)) <= 1e-6
     with pytest.raises(GuardError):
         fused(x[:, 0])
+
+
+ROWS_AS_MAPS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "-1": lambda m, y: y.view(-1, 4, 2, 2),
+    "its size": lambda m, y: y.view(y.size(0), 4, 2, 2),
+    "of its shape": lambda m, y: y.reshape((y.shape[0], 4, 2, 2)),
+    "behind what keeps features": lambda m, y: (z := m.n(y)).view(z.shape[0], 4, 2, 2),
+}
+
+
+@pytest.mark.parametrize("tail", [nn.Identity(), nn.Sequential(nn.Flatten(), nn.Linear(16, 4))], ids=["map", "rows"])
+@pytest.mark.parametrize("name", ROWS_AS_MAPS)
+def test_who_makes_maps_of_features_has_rows_of_them(name: str, tail: nn.Module):
+    """The norm of a generator goes into the linear layer before it, for one vector per sample."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        found: Tensor = m.t(m.b(ROWS_AS_MAPS[name](m, m.l(x))))
+        return found
+
+    own = model(forward, l=nn.Linear(8, 16), n=nn.BatchNorm1d(16), b=norm(4), t=tail)
+    fused = reparamkit.fuse(own)
+    assert operations(fused, sample((3, 8), torch.float32)) == "linear"
+    for batch in (1, 3):
+        x = sample((batch, 8), torch.float32)
+        assert error(run(fused, x), run(own, x)) <= 1e-5
+    # Torch takes that too where the dimensions between are 1.
+    with pytest.raises(GuardError, match="rank 2"):
+        fused(sample((3, 1, 8), torch.float32))
+
+
+def test_heads_of_all_tokens_are_of_no_known_rank():
+    """A -1 and two numbers may be of a sequence as well."""
+    own = model(lambda m, x: m.n(m.l(x).view(-1, 4, 4)), l=nn.Linear(8, 16), n=nn.BatchNorm1d(4))
+    x = sample((2, 3, 8), torch.float32)
+    assert error(run(reparamkit.fuse(own), x), run(own, x)) <= 1e-5
+
+
+def test_beside_what_an_example_might_make_linear_is_no_nonlinearity():
+    """A norm behind a view whose sizes are not known is told what to do."""
+    own = model(lambda m, x: m.b(m.l(x).view(x.numel() // 8, 4, -1, 2)), l=nn.Linear(8, 16), b=norm(4))
+    refusals = {each.path: each for each in reparamkit.report(reparamkit.fuse(own)).refusals}
+    assert refusals["b"].kind == refusals["l"].kind == "sizes"
 
 
 @pytest.mark.parametrize("key", [slice(2), slice(None, 2), slice(1, 3), slice(-2, None), slice(-3, -1)], ids=str)

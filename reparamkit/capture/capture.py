@@ -17,7 +17,7 @@ from ..running.changing import Changing
 from ..running.draws import random_state_kept
 from ..running.gradients import same_with_gradients
 from ..running.trees import map_leaves, traced
-from ..tracing.again import AGAIN, AsksForGradients, FillsArgument, WritesConstant
+from ..tracing.again import AGAIN, AsksForGradients, CallsUnbound, FillsArgument, WritesConstant, as_again
 from ..tracing.fakes import as_fake, new_mode
 from ..tracing.frame import Frame
 from ..tracing.opaque import GoingOn, Opaque
@@ -70,13 +70,14 @@ def capture(
 
 @dataclass
 class Manner:
-    """How to trace a module, as attempts have found out. heedless, through, factories: see `Tracer`. where: paths of
-    the modules whose code asks for that.
+    """How to trace a module, as attempts have found out. heedless, through, factories, unbound: see `Tracer`. where:
+    paths of the modules whose code asks for that.
     """
 
     heedless: bool | None = None
     through: bool = False
     factories: bool = False
+    unbound: set[str] = field(default_factory=set)
     where: set[str] = field(default_factory=set)
 
     def learn(self, error: CaptureError, attempt: _Attempt) -> None:
@@ -89,6 +90,8 @@ class Manner:
             self.through, self.factories = True, False
         elif isinstance(error, WritesConstant) and not self.factories:
             self.factories = True
+        elif isinstance(error, CallsUnbound) and str(error) not in self.unbound:
+            self.unbound.add(str(error))
         else:
             raise error
 
@@ -118,6 +121,7 @@ class _Attempt:
         tracer = Tracer(
             *(self.is_leaf, mode, self.changing, self.opaque.values()),
             *(self.manner.factories, self.manner.through, self.going_on, self.manner.heedless),
+            self.manner.unbound,
         )
         try:
             graph, stored, held = self._traced(tracer, mode)
@@ -156,8 +160,9 @@ class _Attempt:
 
     def _error(self, error: Exception, where: str) -> Exception:
         """The error that says where tracing stopped."""
-        if isinstance(error, AGAIN):
-            return type(error)(str(error), where)
+        again = as_again(error)
+        if isinstance(again, AGAIN):
+            return type(again)(str(again), where)
         return CaptureError(why_not(where, self.inputs, error, self.opaque), where)
 
 

@@ -23,6 +23,7 @@ from .cuts import check_calls
 from .memo import identity
 from .options import FLOPS, OPERATIONS, STORED, Option, Options
 from .placing import Means, Placed, place, spreads
+from .ranks import ROWS
 from .reading import Candidate
 from .site import Rejected
 
@@ -174,7 +175,8 @@ class Keeper:
         for term in placed.terms:
             nodes = [self.named[step.node] for step in term.trail if step.views and not step.spelled]
             on_trail = {self.named[step.node] for step in term.trail} | {self.named[term.source]}
-            found += [n for node in nodes for n in node.all_input_nodes if n not in on_trail]
+            kept = ((node, n) for node in nodes for n in node.all_input_nodes if n not in on_trail)
+            found += [n for node, n in kept if node.meta.get(ROWS) is not n]
         return found
 
     def _pays(self, node: fx.Node, option: Option) -> bool:

@@ -5,6 +5,7 @@ Each call relates the ranks of what it reads to that of what it makes; ranks tha
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,13 +15,18 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from ..algebra.size import Size, fixed
+from ..capture.aliases import target_of
 from ..capture.captured import Captured
 from ..layers.parts import chunk
+from ..layers.views import flat
 from ..tracing.proxies import UNPACKED
-from .counting import MAY_BROADCAST, SAME_SHAPE, called_name, plain_name
+from .counting import MAY_BROADCAST, SAME_SHAPE, called_name, plain_name, reads_shape
 
 RANK = "rank"
 """What the meta of a node has of which the rank was found out: the rank, and whether calls fail with any other."""
+ROWS = "rows"
+"""What the meta of a view has that was read with a -1 in the place of a size: that size."""
 ANY = frozenset(range(8))
 WINDOW = re.compile(
     r"(?:conv|conv_?transpose|(?:adaptive_?)?(?:avg|max)_?pool|instance_?norm|(?:reflection|replication)_?pad)([123])d"
@@ -87,6 +93,28 @@ def certain_rank(node: fx.Node) -> int | None:
     return value.dim() if isinstance(value, Tensor) else rank if certain else None
 
 
+def counts_rows(node: fx.Node, view: fx.Node, last: Size) -> bool:
+    """Whether a node is the first size of what a view reads, rows of features (by their told rank) of which the view
+    makes several dimensions: it is what a -1 would be. last: how many features there are.
+    """
+    read, *shape = view.args
+    sizes = flat(tuple(shape))
+    if target_of(view) not in ("view", "reshape") or sizes[:1] != [node] or _first_size_of(node) is not read:
+        return False
+    split = all(isinstance(size, int) for size in sizes[1:]) and last == fixed(math.prod(sizes[1:]))
+    return split and read.meta.get(RANK, (None,))[0] == 2
+
+
+def _first_size_of(node: fx.Node) -> Any:
+    """What a node asks for its first size: ``x.size(0)`` or ``x.shape[0]``; None if it does not."""
+    whole, dim = node.args if len(node.args) == 2 else (None, None)
+    if dim != 0 or not isinstance(whole, fx.Node):
+        return None
+    if node.target is operator.getitem and reads_shape(whole):
+        return whole.args[0]
+    return whole if node.target == "size" else None
+
+
 @dataclass
 class _Ranks:
     """The ranks that values may have. related: per call the values that it relates, and how; all of it holds."""
@@ -114,11 +142,38 @@ class _Ranks:
         return self.name(node) in SPLITTING and node.target is not chunk
 
     def guess(self, node: fx.Node) -> None:
-        """Leave only ranks of a result that are meant, of those that the calls allow."""
-        meant = self._meant(node)
-        if meant and meant != self.of[node]:
-            self.of[node] = meant
+        """Leave only ranks that are meant, of those that the calls allow."""
+        self._mean(node, self._meant(node))
+        if (rows := self._rows(node)) is not None:
+            self._mean(rows, self.of[rows] & {2})
+
+    def _mean(self, node: fx.Node, ranks: frozenset[int]) -> None:
+        if ranks and ranks != self.of[node]:
+            self.of[node] = ranks
             self.settle([node, *node.users])
+
+    def _rows(self, node: fx.Node) -> fx.Node | None:
+        """What a call reads, if it makes a map of the features that a linear layer gives, and one dimension of all
+        others: who does so has rows of features in mind. (A -1 and two numbers may be the heads of all tokens.)
+        """
+        if self.name(node) not in ("view", "reshape") or not isinstance(node.args[0], fx.Node):
+            return None
+        first, *sizes = flat(node.args[1:]) or [None]
+        enough = len(sizes) > (1 if isinstance(first, fx.Node) else 2)
+        known = enough and all(isinstance(size, int) for size in sizes)
+        return node.args[0] if known and math.prod(sizes) == self._features(node.args[0]) else None
+
+    def _features(self, node: fx.Node) -> int | None:
+        """How many features the linear layer gives that made a value, if what is behind it keeps them; else None."""
+        while (name := self.name(node)) != "linear":
+            if not (plain_name(name) in ALIKE or name in TAKEN) or node.args[:1] != (*node.all_input_nodes[:1],):
+                return None
+            node = node.all_input_nodes[0]
+        if node.op == "call_module":
+            weight = self.captured.module(node).weight
+            return len(weight) if isinstance(weight, Tensor) else None
+        weights = [n for n in node.all_input_nodes[1:2] if n.op == "get_attr"]
+        return len(self.captured.attribute(weights[0])) if weights else None
 
     def _meant(self, node: fx.Node) -> frozenset[int]:
         name, ranks = self.name(node), self.of[node]

@@ -27,6 +27,7 @@ from .choices import Choice, Choices
 from .counting import Shape, calculated, checks, computed, opaque, shape_read
 from .memo import Key, identity
 from .parts import SPLITS, number_of_parts, taken_apart
+from .ranks import ROWS, counts_rows
 from .reading import Candidate, Reading
 from .scope import WATCHED, Scope, watched
 from .shapes import Shapes, own_shape
@@ -429,6 +430,10 @@ class _Reader:
             return number
         if reader.sizes and isinstance(value, (Share, Size, tuple)):
             return value
+        sizes, _ = self.out.shapes.get(self.node.all_input_nodes[0], ((), True))
+        if reader.sizes and sizes and counts_rows(node, self.node, sizes[-1]):
+            self.node.meta[ROWS] = node
+            return -1
         raise NotFusable(f"an argument that is computed at run time ({node})", Kind.SIZES)
 
     def _calculated(self, node: fx.Node) -> int | float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -283,7 +284,6 @@ def _tensor(node: fx.Node, reading: Reading) -> fx.Node:
 
 
 def _takes_tuple(node: fx.Node) -> bool:
-    """Whether every reader of a shape only passes it on to a reshape."""
-    return all(target_of(user) in SHAPE_ARGUMENTS for user in node.users) and all(
-        user.args[0] is not node for user in node.users
-    )
+    """Whether every reader of a shape only passes it on to a reshape, or compares it."""
+    others = [user for user in node.users if user.target not in (operator.eq, operator.ne)]
+    return all(target_of(user) in SHAPE_ARGUMENTS and user.args[0] is not node for user in others)

@@ -43,6 +43,8 @@ KEEPING = frozenset({"eval", "train", "to", "requires_grad_", "cuda", "cpu", "fl
 """Methods of a module that return it."""
 PASSING = frozenset({"iter", "list", "tuple", "set", "dict", "enumerate", "zip", "reversed", "sorted", "next"})
 """Functions whose result has the elements of their arguments."""
+CALLING = frozenset({"checkpoint", "data_parallel"})
+"""Functions of torch that call their first argument, a copy of it on each device, on the others."""
 LOOKING = frozenset({"eval", "exec", "locals"})
 """Functions that see all variables."""
 WRITTEN = (nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -456,7 +458,7 @@ class Code(Variables):
             return made if name == "next" else self.group(node, made)
         if name in LOOKING:
             self.uses.use(union(self.names.values()))
-        if name == "checkpoint" and args:
+        if name in CALLING and args:
             self.uses.use(union(args[1:]))
             return union(self._called(node, item, args[1:], {}) for item in list(args[0].values()))
         if name == "setattr" and len(node.args) > 1:

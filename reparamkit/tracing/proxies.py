@@ -31,6 +31,8 @@ LIKE = {"view_as": "view", "reshape_as": "reshape", "expand_as": "expand"}
 """Methods that take a tensor for its shape."""
 SPLITS = (torch.split, Tensor.split, "split", "split_with_sizes")
 """Functions and methods that split a tensor into parts."""
+CHUNKS, UNBINDS = (torch.chunk, "chunk"), (torch.unbind, "unbind")
+"""Those that are told how many parts there are at most; those that make a part of each element."""
 SECTIONS = (torch.tensor_split, "tensor_split", torch.hsplit, "hsplit", torch.vsplit, "vsplit", torch.dsplit, "dsplit")
 """Those that are told where parts begin, or how many there are."""
 ANSWERS = (bool, str, type, torch.dtype, torch.device, torch.layout, type(None))
@@ -229,6 +231,24 @@ class ValueProxy(fx.Proxy):
             self.node.meta[UNPACKED] = wanted
         return iter([operator.getitem(self, i) for i in range(len(self) if wanted is None else wanted)])
 
+    def __getitem__(self, key: Any) -> Any:
+        # Some of the parts of a tensor are a list of them: a merge takes each for itself.
+        number = self._taken_by(key) if isinstance(key, slice) else None
+        if number is None:
+            return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+        return tuple(self[each] for each in range(number)[key])
+
+    def _taken_by(self, key: slice) -> int | None:
+        """How many parts a split has of which a slice takes some; None if that is not known, or is left open."""
+        if not all(each is None or type(each) is int for each in (key.start, key.stop, key.step)):
+            return None
+        told = _parts(self.node)
+        if told is not None or (key.step or 1) > 0:
+            return told
+        # Who turns parts around has so many of them in mind, if they are not samples.
+        many = self.node.target in CHUNKS or (self.node.target in UNBINDS and self.value is not UNKNOWN)
+        return len(self) if many and _dim(self.node) not in (0, None) else None
+
     def __len__(self) -> int:
         parts = _parts(self.node)
         if parts is not None:
@@ -251,7 +271,7 @@ class ValueProxy(fx.Proxy):
 
     def _chunks(self) -> int:
         """As many as the code asks for, which all sizes but the least give."""
-        wanted = _argument(self.node, "chunks") if self.node.target in (torch.chunk, "chunk") else None
+        wanted = _argument(self.node, "chunks") if self.node.target in CHUNKS else None
         if not isinstance(wanted, int):
             raise self._needs_values(f"the number of parts of the value {self.node}")
         number = self.tracer.create_proxy("call_function", len, (self,), {})
@@ -262,15 +282,20 @@ class ValueProxy(fx.Proxy):
         return self.flip(0) if isinstance(self.value, Tensor) else iter([*self][::-1])
 
     def __bool__(self) -> bool:
-        survives = goes_on_if(sys._getframe(1)) if self._is_open() else None
-        return self._decided("a branch", bool) if survives is None else self._expected(survives)
+        answer = goes_on_if(sys._getframe(1)) if self._is_open() else None
+        answer = self._likely() if answer is None else answer
+        return self._decided("a branch", bool) if answer is None else self._expected(answer)
+
+    def _likely(self) -> bool | None:
+        """The answer for inputs as the model gets them, whatever they are; None if there is none."""
+        return None
 
     def _is_open(self) -> bool:
         """Whether the value depends on inputs of which there is no example, or on their numbers."""
         return self.tracer.real(self.node) is None and (self.value is UNKNOWN or isinstance(self.value, Tensor))
 
     def _expected(self, answer: bool) -> bool:
-        """The answer with which code goes on; the graph checks that it is this one."""
+        """The answer with which code goes on, or goes for most; the graph checks that it is this one."""
         is_answer = self.node.target in COMPARISONS or getattr(self.value, "dtype", None) is torch.bool
         ask, others = (operator.ne, (0,)) if isinstance(self.value, Tensor) else (operator.truth, ())
         asked = self if is_answer else self.tracer.create_proxy("call_function", ask, (self, *others), {})
@@ -386,6 +411,11 @@ class _Attribute(ValueProxy):
             self._made = made.node
         return self._made
 
+    def _likely(self) -> bool | None:
+        # A model gets its inputs on the device that it is on.
+        kinds = self.tracer.device_types if self.name == "is_cuda" and self.value is UNKNOWN else ()
+        return "cuda" in kinds if len(kinds) == 1 else None
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.name in LIKE and isinstance(args[0], fx.Proxy):
             return getattr(self.root, LIKE[self.name])(args[0].shape)
@@ -425,6 +455,12 @@ def _sliced(node: fx.Node) -> int | None:
 def _argument(node: fx.Node, name: str) -> Any:
     """The second argument of a call."""
     return node.args[1] if len(node.args) > 1 else node.kwargs.get(name)
+
+
+def _dim(node: fx.Node) -> Any:
+    """The dimension that a chunk or unbind is of; None if it has its default."""
+    place = 2 if node.target in CHUNKS else 1
+    return node.args[place] if len(node.args) > place else node.kwargs.get("dim")
 
 
 def _on_one_device(a: Any, b: Any) -> bool:

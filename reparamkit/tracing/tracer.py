@@ -36,7 +36,7 @@ from ..running.state import Contents, traced_in
 from ..running.trees import leaves, map_leaves
 from ..sourcecode.origins import is_users
 from ..sourcecode.writes import AUGMENTED
-from .again import AGAIN, AsksForGradients, FillsArgument, WritesConstant
+from .again import AGAIN, AsksForGradients, FillsArgument, WritesConstant, as_again
 from .builtin import builtins_told
 from .callstack import code_running, methods_running, outside
 from .constants import constant, writes
@@ -53,6 +53,7 @@ from .questions import unanswered
 from .scripts import scripts_opened
 from .settings import settings_read
 from .torch_calls import TorchCalls, reads_traced, writes_constant
+from .unbound import unbound_taken
 from .variables import variables_read
 from .variadic import traced_numbers_taken
 from .wrapped import wraps_opened
@@ -106,7 +107,8 @@ class Tracer(fx.Tracer):
     torch.fx.wrap names are gone through, which is needed only if they change a list that they are given.
     going_on: where a module cannot be traced, the trace goes on with what a call of it gives.
     heedless: whether the model was seen to give the same with gradients and without; None if nobody has asked.
-    changing: the attributes that code changes.
+    unbound: the methods of tensors that code calls as functions.
+    changing: the attributes that code changes. device_types: where the tensors of the model are.
     """
 
     def __init__(
@@ -119,9 +121,10 @@ class Tracer(fx.Tracer):
         through: bool = False,
         going_on: GoingOn | None = None,
         heedless: bool | None = None,
+        unbound: Iterable[str] = (),
     ) -> None:
         super().__init__()
-        self._heedless = heedless
+        self._heedless, self._unbound = heedless, unbound
         self._through, self._going_on = through, going_on
         self.outputs = {id(each.module): list(each.outputs) for each in opaque}
         self._is_leaf: Callable[[nn.Module], bool] = lambda module: id(module) in self.outputs or is_leaf(module)
@@ -136,6 +139,7 @@ class Tracer(fx.Tracer):
         self.lending = Lending()
         self._asked: list[tuple[FrameType, int, fx.Node]] = []
         self._tensor_names: dict[int, str] = {}
+        self.device_types: set[str] = set()
         self.made: dict[int, Any] | None = None
         self.handed_out: set[fx.Node] = set()
         self._call: tuple[tuple[Any, ...], dict[str, Any], Mapping[str, Any]] = ((), {}, {})
@@ -152,6 +156,7 @@ class Tracer(fx.Tracer):
         self._call = args, kwargs, values
         named = (*root.named_parameters(), *root.named_buffers())
         self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
+        self.device_types = {tensor.device.type for _, tensor in named}
         self.made = {} if any(map(_is_hooked, root.modules())) else None
         self.frame = Frame(path, root.get_submodule(path), None)
         self.frames = [self.frame]
@@ -174,6 +179,7 @@ class Tracer(fx.Tracer):
         yield from (modes_noted(self._asks_for_modes), failing_quietly())
         if self._through:
             yield wraps_opened()
+        yield unbound_taken(self._unbound)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -227,7 +233,7 @@ class Tracer(fx.Tracer):
             output = super().call_module(m, forward, args, kwargs)
         except Exception as error:
             self.frame = outer
-            if self._going_on is None or self.failed is not None or isinstance(error, AGAIN):
+            if self._going_on is None or self.failed is not None or isinstance(as_again(error), AGAIN):
                 self.failed = self.failed or frame
                 raise
             del self.refusals[refusals:]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import itertools
 import keyword
 import linecache
+import weakref
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
@@ -39,6 +41,8 @@ class Method:
         forward = names["forward"]
         assert isinstance(forward, FunctionType)
         forward.__module__ = __name__
+        # As long as there is the code: a process that fuses one model after the other would keep all sources.
+        weakref.finalize(inspect.unwrap(forward).__code__, linecache.cache.pop, filename, None).atexit = False
         return forward
 
 

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Collection, Iterator, Set
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -18,6 +19,7 @@ from ..engine.methods import broken_methods
 from ..engine.naming import name_of, place_of
 from ..engine.nesting import below, code_around
 from ..engine.placing import Placed, Placement
+from ..engine.ranks import ROWS
 from ..engine.site import Site
 from ..errors import NotFusable
 from ..reasons import Kind
@@ -282,8 +284,8 @@ class Splicer:
             previous = node.all_input_nodes[0]
         old = self.current(previous)
 
-        def moved(n: fx.Node) -> fx.Node:
-            return value if n in (previous, old) else n
+        def moved(n: fx.Node) -> Any:
+            return value if n in (previous, old) else -1 if n is node.meta.get(ROWS) else n
 
         copy = self.captured.graph.node_copy(node, moved)
         copy.meta = dict(node.meta)
