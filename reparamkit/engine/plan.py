@@ -26,7 +26,7 @@ from .site import Merge, Rejected, Site
 MAX_TRIES = 200
 """How many other plans are tried; the first is nearly always the best."""
 
-ADDS_WORK = Reason("its pieces are needed elsewhere too: merging would add work, or save none", Kind.COST)
+ADDS_WORK = Reason("its pieces are needed elsewhere too: merging would add work", Kind.COST)
 ADDS_NUMBERS = Reason(f"its parameters are needed elsewhere too: {DEARER} {STORED}", Kind.COST)
 ADDS_BIAS = Reason(f"layers without a bias would get one for that of a norm: {DEARER} {STORED}", Kind.COST)
 
@@ -288,7 +288,7 @@ class Planner:
             for (banned, pinned), _ in zip(moves, tries, strict=False):
                 self._forbid(before[0] | banned, pinned)
                 other = self._written(trial=True)
-                if self._is_better(other, best, others):
+                if self._rank(other, others) < self._rank(best, others):
                     best, state = other, (self.options.banned, self.options.pinned)
             self._forbid(*state)
             if best is not self.plan:
@@ -325,14 +325,6 @@ class Planner:
         for piece in sorted(pinned.intersection(self.region), key=lambda n: n.name):
             merges = set(self.options.through(piece, self.region))
             yield None, [(merges - {kept}, pinned - {piece}) for kept in self.options.through(piece, self.region)]
-
-    def _is_better(self, other: Selection, plan: Selection, others: Excess) -> bool:
-        """Whether another plan ranks before a plan, or has only some of its merges and ranks as it: the rest of them
-        is for nothing.
-        """
-        ranks = self._rank(other, others), self._rank(plan, others)
-        only = {site.merge for site in other.sites} < {site.merge for site in plan.sites}
-        return ranks[0] < ranks[1] or (only and ranks[0] == ranks[1])
 
     def _rank(self, plan: Selection, others: Excess) -> tuple[float, float]:
         """By how much a plan is worse than the model itself, which it may not be in the end; and its price."""
