@@ -18,10 +18,10 @@ from ..errors import NotFusable
 from ..reasons import Kind
 from .align import Face, align
 from .builder import Builder
-from .form import Form, added_bias, apply, repeated_bias
+from .form import OPEN_SUM, Form, added_bias, apply, repeated_bias
 from .laws import CHAIN
 from .operator import Dims, Operator, Resampling, Role, pin
-from .regroup import beside, in_sight, with_dim
+from .regroup import NO_RANK, beside, in_sight, with_dim
 from .size import fixed
 from .views import Mean, Resampled
 from .weight import Computed, One, Ones, Vector, Weight, leaf
@@ -70,7 +70,7 @@ def contracted(x: Form, of_x: Names, constants: Sequence[tuple[Tensor, Names]], 
     counts, sizes = _counts(constants), dict(zip(of_x, x.sizes[len(x.sizes) - len(of_x) :], strict=True))
     alone = {name: size for name, size in sizes.items() if name not in of_value and counts.get(name, 1) == 1}
     if not all(size.known for size in alone.values()):
-        raise NotFusable("a sum over an axis whose size is free", Kind.SIZES)
+        raise NotFusable(OPEN_SUM)
     counts |= {name: size.factor for name, size in alone.items()}
     legs = {n: k for n, k in counts.items() if n in {*of_x, *of_value} and k != 1}
     weights = [(leaf(constant), names) for constant, names in constants]
@@ -414,7 +414,7 @@ def _batched(x: Form, rank: int) -> Form:
     """A form that a window over the last `rank` dimensions reads; an assumed rank has room for a batch."""
     x = in_sight(x, rank + 1)
     if len(x.sizes) == rank + 1 and not x.open_rank and any(symbol.stands_for_dims for symbol, _ in x.guards):
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
+        raise NotFusable(NO_RANK)
     return x
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FreeSize, NotFusable
-from ..reasons import Kind
+from ..reasons import Kind, Reason
 from .add import add
 from .border import hits, windowed
 from .compose import compose
@@ -20,6 +20,9 @@ from .relink import densify, extended
 from .size import ONE, Pin, Size, Symbol, fixed, joined_pins, present, roots
 from .views import Mean, View
 from .weight import Computed, One, Spent, Weight
+
+OPEN_SUM = Reason("a sum over an axis whose size is free", Kind.SIZES)
+"""Why what sums over a free size is nothing by itself."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import NotFusable
-from ..reasons import Kind
+from ..reasons import Kind, Reason
 from .form import Form, as_bias, with_guarded_dim, with_guarded_rank
 from .operator import closed, pin, with_rank
 from .size import Size, parts, product
 from .views import Permute, Reshape, Same, View
+
+NO_RANK = Reason("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
+"""Why what depends on the number of dimensions is not read."""
 
 
 def reshape(x: Form, sizes: Sequence[Size], counts: bool = False) -> Form:
@@ -60,7 +63,7 @@ def _viewed(x: Form, view: View) -> Form:
 def ranked(x: Form) -> Form:
     """The form itself; refuses one of open rank."""
     if x.open_rank:
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
+        raise NotFusable(NO_RANK)
     return x
 
 
@@ -78,7 +81,7 @@ def known_rank(x: Form, ranks: Sequence[int], certain: bool = True) -> Form:
     told = x.told_rank
     hidden = [rank - (len(x.sizes) - 1) for rank in ranks if rank >= len(x.sizes) and told in (None, rank)]
     if not hidden:
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
+        raise NotFusable(NO_RANK)
     return x.mapped(lambda op: closed(op, hidden[0], certain))
 
 

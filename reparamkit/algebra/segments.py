@@ -11,7 +11,7 @@ from functools import reduce
 import torch
 
 from ..errors import FreeSize, NotFusable
-from ..reasons import Kind
+from ..reasons import Kind, Reason
 from .align import traced_pins
 from .build import matrix, window
 from .builder import Builder
@@ -23,6 +23,8 @@ from .regroup import in_sight, permute
 from .size import fixed, joined_pins, whole_multiples
 from .views import Crop
 from .weight import Computed, One, Ones
+
+MIXES_BATCH = Reason("mixes the samples of a batch", Kind.SHAPES)
 
 D, S, IN, OUT = Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
 
@@ -112,7 +114,7 @@ def fixed_dim(x: Form, dim: int, size: int | None = None) -> Form:
     if found.known:
         return x
     if dim == -len(x.sizes):
-        raise NotFusable("mixes the samples of a batch", Kind.SHAPES)
+        raise NotFusable(MIXES_BATCH)
     if size is not None and found.factor == 1 and len(found.symbols) == 1 and not found.symbols[0].derived:
         return x.mapped(lambda op: pin(op, {found.symbols[0]: size}))
     pins = traced_pins([found])

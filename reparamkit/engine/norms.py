@@ -16,7 +16,7 @@ from ..layers.normalize import CHANNELS, FUNCTIONS, affine, arguments, norm_clas
 from ..reasons import Kind, Reason
 from .placing import layer_cost
 from .reading import Reading
-from .scope import WATCHED, Scope, watched
+from .scope import WATCHED, Scope, called_at, watched
 
 Refused = Callable[[fx.Node, Reason], None]
 PARAMETERS: tuple[str, ...] = ("weight", "bias")
@@ -67,7 +67,7 @@ def _needed_whole(captured: Captured, node: fx.Node) -> Reason | None:
     """Why other code needs a norm module as it is, or None."""
     calls = captured.calls_left(id(captured.module(node))) if node.op == "call_module" else 1
     if calls > 1:
-        return Reason(f"its module is called at {calls} places: a merge would change all of them", Kind.SHARED)
+        return called_at(calls)
     return _read_by_code(captured, node)
 
 

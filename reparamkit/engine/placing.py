@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from ..algebra.form import Form, Step, Trail, as_bias
+from ..algebra.form import OPEN_SUM, Form, Step, Trail, as_bias
 from ..algebra.operator import Operator, Role
 from ..algebra.probe import PROBE
 from ..algebra.segments import parts_of
@@ -119,7 +119,7 @@ def place(form: Form, means: Means, sizes_of: SizesOf) -> Placed:
     Raises `NotFusable` if some term cannot be written as one layer between views.
     """
     if form.times != ONE:
-        raise NotFusable("a sum over an axis whose size is free", Kind.SIZES)
+        raise NotFusable(OPEN_SUM)
     if form.vanishes:
         raise NotFusable("a tensor of zeros is no layer", Kind.SHAPES)
     if fixed(0) in form.sizes:

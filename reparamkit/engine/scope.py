@@ -100,7 +100,7 @@ class Scope:
         left = max((self.captured.calls_left(id(m)) for m in counted), default=1)
         alone = left > 1 and not evenly_partnered(self.captured, node)
         if alone and not (together and (read_one_value(self.captured, node) or runs_once(self.captured, node))):
-            return Reason(f"its module is called at {calls} places: a merge would change all of them", Kind.SHARED)
+            return called_at(calls)
         traced = (calls + self.captured.unused.ended[id(modules[-1])]) * self.captured.origin.times
         run = self.calls.get(str(node.target), traced)
         if run != traced and _has_state(modules[-1]):
@@ -216,6 +216,11 @@ class Scope:
         """Of the real numbers that the model has; those of single ones make no tensor wider."""
         tensors = itertools.chain(self.captured.root.parameters(), self.captured.root.buffers())
         return {tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dim()}
+
+
+def called_at(calls: int) -> Reason:
+    """Why a module stays that is called at several places."""
+    return Reason(f"its module is called at {calls} places: a merge would change all of them", Kind.SHARED)
 
 
 class Everything(Scope):

@@ -14,11 +14,11 @@ from torch import Tensor
 from ..algebra.build import contracted, linear, matrix, shift
 from ..algebra.form import Form
 from ..algebra.operator import Role
-from ..algebra.regroup import known_rank, permute, ranked
+from ..algebra.regroup import NO_RANK, known_rank, permute, ranked
 from ..algebra.size import ONE
 from ..errors import NotFusable
 from ..reasons import Kind
-from .elementwise import Operand, read_add, read_mul, scaled
+from .elementwise import PRODUCT, Operand, read_add, read_mul, scaled
 from .plans import broadcast
 from .registry import READERS
 from .views import flat, read_unsqueeze
@@ -68,14 +68,14 @@ def _contracted(operands: Sequence[Any], names: Sequence[Sequence[str]], result:
     values = [(x, of_x) for x, of_x in zip(operands, names, strict=True) if isinstance(x, Form)]
     constants = [(c, of_c) for c, of_c in zip(operands, names, strict=True) if not isinstance(c, Form)]
     if len(values) != 1 or not all(isinstance(c, Tensor) for c, _ in constants):
-        raise NotFusable("a product of two values is not affine", Kind.NONLINEAR)
+        raise NotFusable(PRODUCT)
     ((x, of_x),) = values
     if REST not in of_x:
         x = known_rank(x, [len(of_x)])
     known = [(c, _spelled(of_c, c.dim() - len(of_c) + 1)) for c, of_c in constants]
     most = max((sum(n.startswith(REST) for n in of_c) for _, of_c in known), default=0)
     if x.open_rank and (most or of_x[0] != REST or result[:1] != [REST]):
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
+        raise NotFusable(NO_RANK)
     own = 0 if x.open_rank else len(x.sizes) - len(of_x) + 1
     of_x, of_value = _spelled(of_x, own), _spelled(result, max(own, most))
     if not known and sorted(of_x) == sorted(of_value):
@@ -113,7 +113,7 @@ def _unspread(constant: Form) -> Tensor:
     """
     bias = constant.bias
     if bias is None or not constant.vanishes or bias.has(Role.BORDER):
-        raise NotFusable("a product of two values is not affine", Kind.NONLINEAR)
+        raise NotFusable(PRODUCT)
     if any(0 < sum(i in bias.legs for i in dim) < len(dim) for dim in bias.value):
         raise NotFusable("a constant along a dimension that is partly free", Kind.SIZES)
     found = broadcast(bias)
@@ -134,7 +134,7 @@ def read_matmul(input: Form | Tensor, other: Form | Tensor) -> Form:
         return read_einsum("...oi,...in->...on", input, other)
     constant = other if isinstance(input, Form) else input
     if not isinstance(constant, Tensor):
-        raise NotFusable("a product of two values is not affine", Kind.NONLINEAR)
+        raise NotFusable(PRODUCT)
     if constant.dim() == 2:
         return linear(input, constant.t()) if isinstance(input, Form) else matrix(other, constant, -2)  # type: ignore[arg-type]
     vector = "...i,i->..." if isinstance(input, Form) else "i,...in->...n"
@@ -162,7 +162,7 @@ def _dims(x: Form | Tensor, named: Sequence[int], names: str) -> list[str]:
     if isinstance(x, Tensor):
         return list(names[: x.dim()])
     if x.open_rank and any(d >= 0 for d in named):
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
+        raise NotFusable(NO_RANK)
     return [REST, *names[: -min(named, default=0)]] if x.open_rank else list(names[: len(x.sizes)])
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra.build import multiply, offset
-from ..algebra.form import Form, plus
+from ..algebra.form import OPEN_SUM, Form, plus
 from ..algebra.operator import zeros
 from ..algebra.segments import selected
 from ..algebra.size import ONE, Share, Size, fixed
@@ -23,6 +23,8 @@ from ..reasons import Kind, Reason
 from .plans import Scale
 from .registry import READERS
 from .wide import wide
+
+PRODUCT = Reason("a product of two values is not affine", Kind.NONLINEAR)
 
 Operand = Form | Tensor | float
 COMPUTED = Reason("an argument that is computed at run time, and no number of what was summed", Kind.SIZES)
@@ -75,7 +77,7 @@ def _shared(x: Form, share: Share) -> Form:
     times = x.times.substitute(x.pins)
     left = Size(1, times.symbols).divide(Size(1, share.of.symbols))
     if left is None or not share.of.factor:
-        raise NotFusable(COMPUTED if x.times == ONE else Reason("a sum over an axis whose size is free", Kind.SIZES))
+        raise NotFusable(COMPUTED if x.times == ONE else OPEN_SUM)
     x = scaled(x, share.number * times.factor / share.of.factor)
     views = tuple(replace(view, spelled=True) if isinstance(view, Mean) else view for view in x.recent)
     return replace(x, recent=views, times=left)
@@ -178,7 +180,7 @@ def _as_long(x: Form, sizes: Sequence[int]) -> Form:
 def scaled(value: Operand | Share | Size, factor: Operand | Share | Size) -> Form:
     """The form times a constant."""
     if not isinstance(value, Form) or (isinstance(factor, Form) and not factor.vanishes):
-        raise NotFusable("a product of two values is not affine", Kind.NONLINEAR)
+        raise NotFusable(PRODUCT)
     if isinstance(factor, Form):
         return multiplied(value, factor)
     if isinstance(factor, (int, float)) and factor == 1:

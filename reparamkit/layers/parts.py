@@ -15,8 +15,8 @@ from ..algebra.build import matrix, multiply, offset, resampled
 from ..algebra.form import Form
 from ..algebra.operator import FLIP, Resampling
 from ..algebra.probe import PROBE
-from ..algebra.regroup import in_sight, known_rank, same
-from ..algebra.segments import concatenated, cropped, fixed_dim, selected
+from ..algebra.regroup import NO_RANK, in_sight, known_rank, same
+from ..algebra.segments import MIXES_BATCH, concatenated, cropped, fixed_dim, selected
 from ..algebra.size import Size, fixed
 from ..errors import NotFusable
 from ..reasons import Kind
@@ -89,7 +89,7 @@ def _affine(x: Form, weight: Tensor | None, bias: Tensor | None) -> Form:
 def read_hstack(tensors: Sequence[Form]) -> Form:
     """A concatenation along dimension 1; refuses vectors."""
     if any(len(x.sizes) == 1 and not x.open_rank for x in _values(tensors)):
-        raise NotFusable("mixes the samples of a batch", Kind.SHAPES)
+        raise NotFusable(MIXES_BATCH)
     return read_cat(tensors, 1)
 
 
@@ -337,7 +337,7 @@ def read_even_part(input: Form, where: Lengths, dim: int, number: int) -> Form:
     """
     x, right = _seen(input, dim)
     if right >= 0:
-        raise NotFusable("mixes the samples of a batch", Kind.SHAPES)
+        raise NotFusable(MIXES_BATCH)
     if isinstance(where, int) and fixed_dim(x, right).sizes[right].factor % where:
         raise NotFusable(
             f"a split into {where} equal parts of a size that is not known to be a multiple of {where}", Kind.SIZES
@@ -364,7 +364,7 @@ def _seen(x: Form, dim: int) -> tuple[Form, int]:
     if dim < 0:
         return x, dim
     if x.open_rank and (dim >= len(x.sizes) or len(x.sizes) < 3):
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
+        raise NotFusable(NO_RANK)
     if x.open_rank:
         x = known_rank(x, [len(x.sizes)], certain=False)
     return x, dim - len(x.sizes)

@@ -16,6 +16,8 @@ from ..errors import NotFusable
 from ..reasons import Kind, Reason
 from .price import Cost
 
+MIXES_DIMS = Reason("mixes several dimensions", Kind.SHAPES)
+
 F, D, IN, BORDER = Role.FREE, Role.DIAGONAL, Role.IN, Role.BORDER
 
 
@@ -138,7 +140,7 @@ def check_passes(op: Operator, dims: range, roles: tuple[Role, ...]) -> None:
     """All atoms of these dimensions pass through in place, with one of these roles."""
     for d in dims:
         if op.source[d] != op.value[d] or any(op.links[i].role not in roles for i in op.source[d]):
-            raise NotFusable("mixes several dimensions", Kind.SHAPES)
+            raise NotFusable(MIXES_DIMS)
 
 
 def vector_along(op: Operator | None, dim: int) -> Operator | None:

@@ -15,7 +15,7 @@ from ..algebra.align import traced_pins
 from ..algebra.build import mean, multiply, pool, resampled
 from ..algebra.form import Form
 from ..algebra.operator import Resampling, pin
-from ..algebra.regroup import in_sight, known_rank, reshape
+from ..algebra.regroup import NO_RANK, in_sight, known_rank, reshape
 from ..algebra.size import ONE, Size, fixed, product, stencil_size
 from ..errors import NotFusable
 from ..reasons import Kind, Reason
@@ -225,7 +225,7 @@ def _spatial_rank(x: Form, dims: Sequence[int]) -> Form:
     which only the channels are in sight, and which are as likely to have a dimension more.
     """
     if len(x.sizes) - 1 != max(dims) or len(dims) == len(x.sizes) - 1:
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
+        raise NotFusable(NO_RANK)
     return known_rank(x, [max(dims) + 1], certain=False)
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ..algebra.form import Form
+from ..algebra.form import OPEN_SUM, Form
 from ..algebra.size import ONE
 from ..errors import NotFusable, RuleError
 from ..reasons import Kind
@@ -100,7 +100,7 @@ class Reader:
             raise NotFusable(f"an argument of {self.name} that is not understood ({error})", Kind.UNREAD) from None
         forms = [each for value in given.values() for each in _each(value) if isinstance(each, Form)]
         if any(x.times != ONE for x in forms) and not (self.divides and len(forms) == 1):
-            raise NotFusable("a sum over an axis whose size is free", Kind.SIZES)
+            raise NotFusable(OPEN_SUM)
         for name, value in given.items():
             if name not in self.takes_values and any(isinstance(each, Form) for each in _each(value)):
                 raise NotFusable(

@@ -17,7 +17,7 @@ from ..algebra.build import repeated, resampled
 from ..algebra.form import Form
 from ..algebra.operator import Resampling
 from ..algebra.probe import probe
-from ..algebra.regroup import known_rank
+from ..algebra.regroup import NO_RANK, known_rank
 from ..algebra.size import Size, fixed, stencil_size
 from ..errors import NotFusable
 from ..reasons import Kind
@@ -123,7 +123,7 @@ def _closed(x: Form, per_axis: object) -> Form:
     """With its rank known: one number per axis tells it; else a batch of images that a window reads is assumed."""
     rank = len(per_axis) + 2 if isinstance(per_axis, Sequence) else len(x.sizes)
     if rank < 3:
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
+        raise NotFusable(NO_RANK)
     return known_rank(x, [rank], certain=isinstance(per_axis, Sequence))
 
 

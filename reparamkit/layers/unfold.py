@@ -14,6 +14,7 @@ from ..algebra.form import Form
 from ..algebra.operator import pin
 from ..algebra.probe import probe
 from ..algebra.regroup import known_rank, permute, ranked, reshape
+from ..algebra.segments import MIXES_BATCH
 from ..algebra.size import Size, fixed, joined_pins, whole_multiples
 from ..errors import NotFusable
 from ..reasons import Kind
@@ -55,7 +56,7 @@ def read_unfold_method(input: Form, dimension: int, size: int, step: int) -> For
     rank = len(ranked(input).sizes)
     dim = dimension if dimension < 0 else dimension - rank
     if dim == -rank:
-        raise NotFusable("mixes the samples of a batch", Kind.SHAPES)
+        raise NotFusable(MIXES_BATCH)
     return windows_of(input, dim, size, step)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..algebra.align import Face, traced_pins
 from ..algebra.form import Form
 from ..algebra.operator import pin
-from ..algebra.regroup import in_sight, known_rank, permute, ranked, reshape, same
+from ..algebra.regroup import NO_RANK, in_sight, known_rank, permute, ranked, reshape, same
 from ..algebra.segments import cropped, fixed_dim, in_multiples, selected
 from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, reach, roots, whole_multiples
 from ..errors import NotFusable
@@ -130,7 +130,7 @@ def read_flatten(input: Form, start_dim: int = 0, end_dim: int = -1) -> Form:
         x = known_rank(x, [len(x.sizes)], certain=False)
     x = ranked(x)
     if not (rank := len(x.sizes)):
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
+        raise NotFusable(NO_RANK)
     first, last = start_dim % rank, end_dim % rank
     joined = product(x.sizes[first : last + 1])
     return reshape(x, [*x.sizes[:first], joined, *x.sizes[last + 1 :]], counts=True)
@@ -179,7 +179,7 @@ def read_transpose(input: Form, dim0: int, dim1: int) -> Form:
     x = ranked(input)
     order = list(range(len(x.sizes)))
     if not all(-len(order) <= dim < len(order) for dim in (dim0, dim1)):
-        raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
+        raise NotFusable(NO_RANK)
     order[dim0], order[dim1] = order[dim1], order[dim0]
     return permute(x, order)
 

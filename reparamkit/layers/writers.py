@@ -14,11 +14,13 @@ from torch import nn
 from ..algebra.form import as_bias
 from ..algebra.operator import Operator, Role, identity
 from ..algebra.probe import PROBE
+from ..algebra.regroup import NO_RANK
 from ..algebra.relink import strided, unmoved, whole
 from ..errors import NotFusable
 from ..reasons import Kind, Reason
 from .convolutions import CONVS, conv_of, padded
 from .plans import (
+    MIXES_DIMS,
     Attempt,
     Call,
     LayerPlan,
@@ -69,13 +71,13 @@ def turned(op: Operator, bias: Operator | None) -> LayerPlan:
     op = _as_one(op, joined)
     homes = _homes(op) if op.has(S, IN, OUT) else []
     if not homes or (homes == [[d] for d in range(len(op.source))] and not joined):
-        raise NotFusable("mixes several dimensions", Kind.SHAPES)
+        raise NotFusable(MIXES_DIMS)
     made = plan(_regrouped(op, homes), None if bias is None else as_bias(_regrouped(bias, homes)))
     calls, elements = [*_split_up(op, homes)], 0
     order = [d for home in homes for d in home]
     if order != sorted(order):
         if op.open_rank:
-            raise NotFusable("the rank of this tensor is unknown: pass example_inputs", Kind.SIZES)
+            raise NotFusable(NO_RANK)
         # Code behind it may count on numbers in their order.
         calls += [("permute", tuple(order.index(d) for d in range(len(order)))), ("contiguous", ())]
         elements = numel(op.value_sizes)
@@ -85,7 +87,7 @@ def turned(op: Operator, bias: Operator | None) -> LayerPlan:
 def joining(op: Operator, bias: Operator | None) -> LayerPlan:
     """As `turned`, of dimensions that are mixed: no layer is between the views that join them."""
     if not _mixed(op):
-        raise NotFusable("mixes several dimensions", Kind.SHAPES)
+        raise NotFusable(MIXES_DIMS)
     return turned(op, bias)
 
 
@@ -119,10 +121,10 @@ def _homes(op: Operator) -> list[list[int]]:
     for number, dim in enumerate(op.value):
         found = [*({place[i] for i in dim if i in place} or mixed)]
         if len(found) != 1:
-            raise NotFusable("mixes several dimensions", Kind.SHAPES)
+            raise NotFusable(MIXES_DIMS)
         homes[found[0]].append(number)
     if any(len(home) != 1 and {d} != mixed for d, home in enumerate(homes)):
-        raise NotFusable("mixes several dimensions", Kind.SHAPES)
+        raise NotFusable(MIXES_DIMS)
     return homes
 
 

@@ -246,8 +246,9 @@ class ValueProxy(fx.Proxy):
         if told is not None or (key.step or 1) > 0:
             return told
         # Who turns parts around has so many of them in mind, if they are not samples.
-        many = self.node.target in CHUNKS or (self.node.target in UNBINDS and self.value is not UNKNOWN)
-        return len(self) if many and _dim(self.node) not in (0, None) else None
+        chunked = self.node.target in CHUNKS
+        many = chunked or (self.node.target in UNBINDS and self.value is not UNKNOWN)
+        return len(self) if many and _argument(self.node, "dim", 2 if chunked else 1) not in (0, None) else None
 
     def __len__(self) -> int:
         parts = _parts(self.node)
@@ -452,15 +453,9 @@ def _sliced(node: fx.Node) -> int | None:
     return stop - start if known and stop >= start and ((start < 0) is (stop < 0 or key.stop is None)) else None
 
 
-def _argument(node: fx.Node, name: str) -> Any:
-    """The second argument of a call."""
-    return node.args[1] if len(node.args) > 1 else node.kwargs.get(name)
-
-
-def _dim(node: fx.Node) -> Any:
-    """The dimension that a chunk or unbind is of; None if it has its default."""
-    place = 2 if node.target in CHUNKS else 1
-    return node.args[place] if len(node.args) > place else node.kwargs.get("dim")
+def _argument(node: fx.Node, name: str, place: int = 1) -> Any:
+    """An argument of a call, that is given by its place or its name; None if it is not."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
 
 
 def _on_one_device(a: Any, b: Any) -> bool:
