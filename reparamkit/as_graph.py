@@ -14,7 +14,6 @@ from .layers.hooks import has_hooks
 from .request import Request
 from .running.gradients import same_with_gradients
 from .sourcecode.flow import remembered
-from .sourcecode.parse import forward_of
 from .tracing.frame import Frame
 
 
@@ -75,6 +74,6 @@ def _changed(model: nn.Module, parts: Parts, request: Request) -> dict[str, str]
 
 def _counts(frame: Frame) -> set[str]:
     """Names of the numeric attributes that the code of a call both changes and branches on."""
-    codes = {forward_of(frame.module).__code__, *frame.codes}
+    codes = frame.user_codes
     names = frozenset[str]().union(*map(remembered, codes))
     return {name for name in names if type(getattr(frame.module, name, None)) in (int, float)}

@@ -359,6 +359,37 @@ def test_what_the_last_of_a_row_gives_is_not_merged_unseen_if_a_loop_hands_on_ea
             assert all(error(one, two) <= 1e-5 for one, two in pairs)
 
 
+class Inverted(nn.Module):
+    """A block of two pointwise layers without biases, each with a norm: the last norm could go into the next block."""
+
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.wide, self.wide_norm = nn.Conv2d(4, 16, 1, bias=False), norm(16)
+        self.narrow, self.narrow_norm = nn.Conv2d(16, 4, 1, bias=False), norm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.narrow_norm(self.narrow(torch.relu(self.wide_norm(self.wide(x)))))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, functools.partial(NormAct, act=nn.Identity)], ids=["torch's", "own"])
+def test_of_two_merges_that_save_as_many_operations_the_one_is_made_that_leaves_the_methods(
+    norm: Callable[[int], nn.Module],
+):
+    """The next block has its bias anyway: a norm less is stored there, but then no method could ask for the blocks."""
+
+    def stages() -> nn.Module:
+        made = Stages(lambda: Inverted(norm))
+        made.head = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1))
+        return made
+
+    model, x = build(stages), sample((2, 4, 6, 6), torch.float32)
+    fused = reparamkit.fuse(model, x)
+    assert operations(fused, x) == "conv relu conv conv relu conv relu conv relu"
+    with torch.no_grad():
+        pairs = zip(fused.endpoints(x), model.endpoints(x), strict=True)
+        assert all(error(one, two) <= 1e-5 for one, two in pairs)
+
+
 class Recorded(nn.Module):
     """A block, and a layer on what it returns."""
 

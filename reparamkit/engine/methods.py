@@ -70,22 +70,37 @@ def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method
     is one where no call of the module runs it.)
     """
     members = list(members)
-    around = code_around(captured, members)
-    links, owners = _links(captured, members), _owners(captured, around, _places(captured, around, members))
-    idle = {(one, name) for path, one in owners for name in _other_users(captured, path, one, links)}
-    return using_parts(captured, members) | _unseen(captured, idle)
+    return _parting_methods(captured, members) | hidden_methods(captured, members)
 
 
 def using_parts(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
     """The methods that make some of the members and not all, or may."""
     members = list(members)
     around = code_around(captured, members)
+    return _parting_methods(captured, members) | _unseen(captured, set(_idle_parting(captured, around, members)))
+
+
+def hidden_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
+    """Those of the broken methods that no trace runs: a merge is made in spite of them."""
+    members = list(members)
+    around = code_around(captured, members)
+    links, owners = _links(captured, members), _owners(captured, around, _places(captured, around, members))
+    others = {(one, name) for path, one in owners for name in _other_users(captured, path, one, links)}
+    return _unseen(captured, others.union(_idle_parting(captured, around, members)))
+
+
+def _parting_methods(captured: Captured, members: Collection[fx.Node]) -> set[Method]:
+    """The methods that ran and make some of the members and not all, or may."""
+    made = partial_methods(captured, members) | varying_methods(captured, members)
+    return made | _going_on(captured, members)
+
+
+def _idle_parting(captured: Captured, around: Frame, members: Sequence[fx.Node]) -> Iterator[Method]:
+    """The methods, whether they ran or not, whose code calls some of the members and not all, or may."""
     places = _places(captured, around, members)
     reached = [{each for name in names for each in upwards(name)} for names in places]
-    owners = _owners(captured, around, places)
-    idle = {(one, name) for path, one in owners for name in _partial_users(captured, path, one, places, reached)}
-    made = partial_methods(captured, members) | varying_methods(captured, members)
-    return made | _unseen(captured, idle) | _going_on(captured, members)
+    for path, one in _owners(captured, around, places):
+        yield from ((one, name) for name in _partial_users(captured, path, one, places, reached))
 
 
 def with_callers(captured: Captured, methods: Iterable[Method]) -> set[Method]:

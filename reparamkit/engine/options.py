@@ -12,6 +12,7 @@ from torch import fx
 from ..capture.captured import Captured
 from ..layers.price import OBJECTIVES, Cost
 from .dead import handed
+from .methods import hidden_methods
 from .placing import Placed
 from .pricing import Prices, readers_of
 from .reading import Reading
@@ -19,6 +20,9 @@ from .site import Merge, Rejected, Site
 
 WORTH = 0.05
 """What each further member of a merge must save, in launches: of two equal merges the smaller one is better."""
+KEPT = 0.5
+"""What a merge must save more, in launches, if it hides methods of the model: of two merges that save as many, the one
+that leaves them."""
 FLOPS, STORED, OPERATIONS = "FLOPs", "stored numbers", "operations"
 MAY_RAISE = {
     "launches": frozenset({FLOPS, STORED}),
@@ -68,6 +72,7 @@ class Options:
         self.score: Callable[[Cost], float] = OBJECTIVES[self.objective]
         self.may_raise: Set[str] = MAY_RAISE.get(self.objective, frozenset())
         self.effort = WORTH * self.score(Cost(launches=1))
+        self.hiding = KEPT * self.score(Cost(launches=1))
         self.prices = Prices(self.captured, self.reading)
 
     def total(self, node: fx.Node) -> float:
@@ -96,7 +101,13 @@ class Options:
         if option.parts is None:
             option.parts = self._parts(option)
         reading = sum(self.total(s) * part for s, part in option.parts.items())
-        return self.score(option.cost) + reading + self.effort * len(option.members)
+        own = self.score(option.cost) + self.effort * len(option.members) + self.hiding * self._hides(option)
+        return own + reading
+
+    def _hides(self, option: Option) -> bool:
+        """Whether a merge joins parts of several calls, and by that hides methods."""
+        calls = {self.captured.frame(member) for member in option.members}
+        return len(calls) > 1 and bool(hidden_methods(self.captured, option.members))
 
     def _parts(self, option: Option) -> dict[fx.Node, float]:
         """How much of the use of each source is by the option; a value with two readers is half for each."""

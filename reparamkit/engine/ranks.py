@@ -21,6 +21,7 @@ from ..capture.captured import Captured
 from ..layers.parts import chunk
 from ..layers.views import flat
 from ..tracing.proxies import UNPACKED
+from .checks import checked, passes
 from .counting import MAY_BROADCAST, SAME_SHAPE, called_name, plain_name, reads_shape
 
 RANK = "rank"
@@ -215,6 +216,8 @@ class _Ranks:
 
     def _relations(self, node: fx.Node) -> list[Related]:
         name = self.name(node)
+        if (asked := checked(node)) is not None and not self.captured.frame(node).goes_on_after_errors:
+            return [([asked], lambda rank: _any(_checked(rank, passes(node, rank))))]
         if (args := _given(node, name, self.captured)) is None:
             return []
         listed = args[0] if isinstance(args[0], (list, tuple)) else None

@@ -22,7 +22,6 @@ from ..reasons import Kind, Reason
 from ..running.draws import Draws, random_state_kept
 from ..running.state import LAYERS
 from ..sourcecode.consulting import consulted, consulted_by_helpers
-from ..sourcecode.parse import forward_of
 from ..tracing.frame import Frame
 from .arithmetic import dtype_of
 from .held import held_by_objects
@@ -256,7 +255,7 @@ def _read_of(frame: Frame, changing: Mapping[int, Set[str]]) -> str | None:
     """
     own = frozenset(changing.get(id(frame.module), ()))
     names = frozenset[str]().union(*changing.values())
-    read = [consulted(code) for code in {forward_of(frame.module).__code__, *frame.codes}]
+    read = [consulted(code) for code in frame.user_codes]
     found = [own if each is None else names & each for each in (*read, consulted_by_helpers(type(frame.module)))]
     return min((own & {*LAYERS}).union(*found), default=None)
 

@@ -37,9 +37,10 @@ class Shapes:
         """What the value itself tells; nothing, but the sizes of a form whose guards may fail serve for prices."""
         form = self.out.read.get(self.node)
         sizes, open_rank = own_shape(self.node)
-        if not open_rank:
-            return sizes, open_rank
         probably = () if form is None else tuple(size.hint for size in form.sizes)
+        if not open_rank:
+            unseen = certain_rank(self.node) == len(probably) and not isinstance(self.node.meta.get("val"), Tensor)
+            return (_of_likely(self.node, probably) if unseen else sizes), open_rank
         return open_sizes(self.node.name, probably, least_rank(self.node), _told(self.node)), True
 
     def _has_read_shape(self, form: Form) -> bool:
@@ -106,9 +107,15 @@ def own_shape(node: fx.Node) -> Shape:
         rank = value.dim()
         return tuple(free_size(node.name, d - rank, n) for d, n in enumerate(value.shape)), False
     if SIZES in node.meta:
-        least = node.meta[SIZES]
-        return tuple(Size(1, (Symbol((node.name, d - len(least)), n),)) for d, n in enumerate(least)), False
+        return _of_likely(node, node.meta[SIZES]), False
+    if (known := certain_rank(node)) is not None:
+        return tuple(free_size(node.name, dim) for dim in range(-known, 0)), False
     return open_sizes(node.name, dims=_told(node)), True
+
+
+def _of_likely(node: fx.Node, numbers: Sequence[int]) -> tuple[Size, ...]:
+    """The sizes of a value of which no run was seen; numbers: what they probably are."""
+    return tuple(Size(1, (Symbol((node.name, d - len(numbers)), n),)) for d, n in enumerate(numbers))
 
 
 def _told(node: fx.Node) -> int | None:

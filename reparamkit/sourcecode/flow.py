@@ -30,9 +30,9 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 @once
-def catches(forward: Callable[..., Any]) -> bool:
-    """Whether a forward goes on after some errors."""
-    tree = method_source(forward)
+def catches(function: Callable[..., Any] | CodeType) -> bool:
+    """Whether a function, or other code, goes on after some errors."""
+    tree = method_source(function)
     return tree is not None and any(isinstance(node, ast.ExceptHandler) for node in ast.walk(tree))
 
 

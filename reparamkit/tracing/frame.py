@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from ..sourcecode.flow import catches
+from ..sourcecode.parse import forward_of
 from .lending import Taken
 from .modes import Modes, modes
 
@@ -47,6 +49,16 @@ class Frame:
     def stack(self) -> tuple[Frame, ...]:
         """The calls this one is inside of, from the root's to this one."""
         return (*self.parent.stack, self) if self.parent else (self,)
+
+    @property
+    def user_codes(self) -> set[CodeType]:
+        """The code of its forward, and of all that made nodes in it."""
+        return {forward_of(self.module).__code__, *self.codes}
+
+    @cached_property
+    def goes_on_after_errors(self) -> bool:
+        """Whether its code, or that of a call around it, catches errors."""
+        return any(catches(code) for call in self.stack for code in call.user_codes)
 
 
 Method = tuple[nn.Module, str]

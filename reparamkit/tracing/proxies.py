@@ -23,7 +23,7 @@ from ..running.trees import map_leaves
 from ..sourcecode.writes import AUGMENTED
 from .guards import expect, expect_tensor
 from .lending import LENT, Lent
-from .questions import asks, asks_class, asks_for_dtype, catches, goes_on_if, unpacked, words_message
+from .questions import asks, asks_class, asks_for_dtype, catches, goes_on_if, sought, unpacked, words_message
 
 RANK_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
 FIXED_ATTRIBUTES = frozenset({"ndim", "dtype", "device", "is_cuda", "layout"})
@@ -45,7 +45,9 @@ UNPACKED = "unpacked"
 """What the meta of a value has that code takes apart: into how many."""
 UNKNOWN = object()
 """The value of a proxy that follows from inputs of which there is no example."""
-COMPARISONS = frozenset({operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge})
+COMPARISONS = frozenset(
+    {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.contains}
+)
 OPERATORS = {
     "add": operator.add,
     "subtract": operator.sub,
@@ -266,7 +268,11 @@ class ValueProxy(fx.Proxy):
         return int(self.size(0) if tensor else self.tracer.create_proxy("call_function", len, (self,), {}))
 
     def length(self) -> Any:
-        """The first size of a tensor that a run makes, or is known to get; None of anything else."""
+        """The first size of a tensor that a run makes, or is known to get; the rank, of a shape of which nothing is
+        known; None of anything else.
+        """
+        if self.value is UNKNOWN and _is_shape(self.node):
+            return self.tracer.proxy(self.node.args[0]).dim()
         made = self.value is not UNKNOWN or self.node.op != "placeholder"
         return self.size(0) if made and self.is_tensor and _parts(self.node) is None else None
 
@@ -283,7 +289,10 @@ class ValueProxy(fx.Proxy):
         return self.flip(0) if isinstance(self.value, Tensor) else iter([*self][::-1])
 
     def __bool__(self) -> bool:
-        answer = goes_on_if(sys._getframe(1)) if self._is_open() else None
+        frame = sys._getframe(1)
+        if self._is_open() and self.node.target is operator.eq and (constants := sought(frame)) is not None:
+            return self._found_in(constants)
+        answer = goes_on_if(frame) if self._is_open() else None
         answer = self._likely() if answer is None else answer
         return self._decided("a branch", bool) if answer is None else self._expected(answer)
 
@@ -302,6 +311,12 @@ class ValueProxy(fx.Proxy):
         asked = self if is_answer else self.tracer.create_proxy("call_function", ask, (self, *others), {})
         self.tracer.create_proxy("call_function", expect, (asked, answer), {})
         return answer
+
+    def _found_in(self, constants: tuple[Any, ...]) -> bool:
+        """The answer of each comparison of a number with constants, if code only goes on where it is one of them."""
+        number = self.tracer.proxy(self.node.args[0])
+        found = self.tracer.create_proxy("call_function", operator.contains, (constants, number), {})
+        return found._expected(True)  # type: ignore[no-any-return]
 
     def __int__(self) -> int:
         return self._decided("int()", int)
@@ -411,6 +426,10 @@ class _Attribute(ValueProxy):
             made = self.tracer.create_proxy("call_function", getattr, (self.root, self.name), {})
             self._made = made.node
         return self._made
+
+    def length(self) -> Any:
+        # The rank of a tensor, of which no sizes are read.
+        return self.root.dim() if self.name == "shape" and self.root.value is UNKNOWN else super().length()
 
     def _likely(self) -> bool | None:
         # A model gets its inputs on the device that it is on.

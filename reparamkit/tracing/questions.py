@@ -122,6 +122,23 @@ def _survivor(code: CodeType, at: int) -> bool | None:
     return None if raising[0] == raising[1] else jumps_if != raising[0]
 
 
+def sought(frame: FrameType) -> tuple[Any, ...] | None:
+    """The constants among which code looks for a value, if it only raises an error where it is none of them:
+    ``assert x.dim() in (3, 4)``. None if it goes on with others, or does something else.
+    """
+    return _sought(frame.f_code, frame.f_lasti)
+
+
+@lru_cache(maxsize=1024)
+def _sought(code: CodeType, at: int) -> tuple[Any, ...] | None:
+    steps = list(dis.get_instructions(code))
+    looking = next(k for k, step in enumerate(steps) if step.offset == at)
+    if steps[looking].opname != "CONTAINS_OP" or steps[looking - 1].opname != "LOAD_CONST":
+        return None
+    is_in = not steps[looking].arg
+    return tuple(steps[looking - 1].argval) if _survivor(code, steps[looking + 1].offset) is is_in else None
+
+
 def _only_raises(steps: list[dis.Instruction], begin: int) -> bool:
     """Whether what is run from an instruction on is one way, to an error."""
     for step in steps[begin:]:
