@@ -53,7 +53,9 @@ class Frame:
     @property
     def user_codes(self) -> set[CodeType]:
         """The code of its forward, and of all that made nodes in it."""
-        return {forward_of(self.module).__code__, *self.codes}
+        # An object that stands for a forward has none.
+        forward = getattr(forward_of(self.module), "__code__", None)
+        return self.codes if forward is None else {forward, *self.codes}
 
     @cached_property
     def goes_on_after_errors(self) -> bool:
