@@ -21,14 +21,12 @@ from ..reasons import Kind, Reason
 from .absorb import is_scale
 from .cuts import check_calls
 from .memo import identity
-from .options import FLOPS, OPERATIONS, STORED, Option, Options
+from .options import FLOPS, OPERATIONS, STORED, Option, Options, dearer
 from .placing import Means, Placed, place, spreads
 from .ranks import ROWS
 from .reading import Candidate
 from .site import Rejected
 
-DEARER = "the merge would raise"
-"""The beginning of a reason: what costs more, and by how much."""
 OVERWRITTEN = Reason("its input is overwritten in place before the merged layer could read it", Kind.IN_PLACE)
 """The reason why a merge across a write into what it reads is not made."""
 CHEAPEST, DEEPEST = 2, 2
@@ -185,21 +183,21 @@ class Keeper:
         for what, old, new in self._raised(option):
             if len(option.members) > 1:
                 factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
-                self._too_dear(node, option, f"{DEARER} {what} {factor}")
+                self._too_dear(node, option, dearer(f"{what} {factor}"))
             return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
         moved = _is_as_few(option) and after.flops < before.flops and self._moves_work(node, option)
         less = after.launches < before.launches or moved
         pays = less and score(after) < score(before)
         if not pays and _because(option) is not None:
-            self._too_dear(node, option, "that costs more than the merge saves")
+            self._too_dear(node, option, Reason("that costs more than the merge saves", Kind.COST))
         elif not pays and self._moves_work(node, option):
             self.options.idle.add(node)
         return pays
 
-    def _too_dear(self, node: fx.Node, option: Option, words: str) -> None:
-        why = _because(option)
-        self.reading.no(node, Reason(words, Kind.COST) if why is None else why.within(after=f": {words}"))
+    def _too_dear(self, node: fx.Node, option: Option, why: Reason) -> None:
+        because = _because(option)
+        self.reading.no(node, why if because is None else because.leading_to(why))
         self.options.reject(node, Rejected(option.members, option.before, option.cost))
 
     def _raised(self, option: Option) -> Iterator[tuple[str, int, int]]:

@@ -7,7 +7,9 @@ import re
 from ..errors import CaptureError
 
 UNBOUND = re.compile(r"descriptor '(\w+)' for '\S+' objects doesn't apply to a '\w*Proxy' object")
-"""What Python says where a method of tensors is called as a function of a proxy."""
+"""What Python says where a method of tensors is called as a function of a proxy. Its error has nothing but the words,
+which are those of all versions.
+"""
 
 
 class WritesConstant(CaptureError):
