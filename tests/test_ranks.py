@@ -14,12 +14,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import reparamkit
-from reparamkit import CaptureError, GuardError, pipeline
+from reparamkit import CaptureError, GuardError
 from reparamkit.algebra.size import free_size, stencil_size
 from reparamkit.capture.parts import capture_parts
 from reparamkit.engine.ranks import RANK, tell_ranks
 from reparamkit.engine.site import Site
 from reparamkit.layers.hooks import has_hooks
+from reparamkit.layers.leaves import is_leaf
 from reparamkit.layers.price import Cost
 
 MAPS = (2, 4, 4, 4)
@@ -109,7 +110,7 @@ class Dims(fx.Interpreter):
 def check_told(own: nn.Module, shape: Shape) -> None:
     """What is told of ranks is what a run finds."""
     try:
-        (part, *others) = capture_parts(own, None, pipeline._is_leaf, has_hooks).captured
+        (part, *others) = capture_parts(own, None, is_leaf, has_hooks).captured
     except CaptureError:
         pytest.skip("cannot be traced without an example")
     if others or part.root is not own or part.held:
