@@ -74,7 +74,7 @@ def _conv(op: Operator, bias: Operator | None, rank: int, uneven: bool, transpos
     return min(made, _padded_first(mixed, vector, channel, spatial), key=lambda each: each.cost.flops)
 
 
-def multiply_adds(op: Operator, transposed: bool = False) -> int:
+def multiply_adds(op: Operator, transposed: bool) -> int:
     """Of a layer that mixes: each number of the value gathers a window, or each of the source is spread over one.
 
     transposed: whether the layer is a transposed convolution, where a plain one could do it.

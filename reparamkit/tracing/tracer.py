@@ -228,7 +228,7 @@ class Tracer(fx.Tracer):
         frame = Frame(self.path_of_module(m), m, outer, given[0], given[1])
         frame.lent = self.lending.taken(sys._getframe(1), args, kwargs)
         self.frames.append(frame)
-        self.frame, refusals, depth = frame, len(self.refusals), len(self.module_stack)
+        self.frame, before_it = frame, (len(self.refusals), len(self.module_stack))
         try:
             output = super().call_module(m, forward, args, kwargs)
         except Exception as error:
@@ -236,11 +236,7 @@ class Tracer(fx.Tracer):
             if self._going_on is None or self.failed is not None or isinstance(as_again(error), AGAIN):
                 self.failed = self.failed or frame
                 raise
-            del self.refusals[refusals:]
-            while len(self.module_stack) > depth:
-                # torch.fx leaves there what it was in.
-                self.module_stack.popitem()
-            self._leave(frame, error, self._going_on)
+            self._leave(frame, error, self._going_on, *before_it)
             return self._leaf(m, forward, args, kwargs)
         finally:
             self.frame = outer
@@ -264,8 +260,15 @@ class Tracer(fx.Tracer):
         if self.frame is not None and not self.idle:
             self.frame.read.setdefault(module, set()).add((name, by))
 
-    def _leave(self, frame: Frame, error: Exception, going_on: GoingOn) -> None:
-        """From now on the module of a call is one node. The trace is good for nothing but what fails behind it."""
+    def _leave(self, frame: Frame, error: Exception, going_on: GoingOn, refusals: int, depth: int) -> None:
+        """From now on the module of a call is one node. The trace is good for nothing but what fails behind it.
+
+        refusals, depth: how many refusals, and calls around it, there were before the call.
+        """
+        del self.refusals[refusals:]
+        while len(self.module_stack) > depth:
+            # torch.fx leaves there what it was in.
+            self.module_stack.popitem()
         going_on.failed[frame.path] = error
         begun = sum(each.module is frame.module for each in self.frames)
         self.outputs[id(frame.module)] = list(going_on.outputs.get(id(frame.module), ())[begun - 1 :])
@@ -332,24 +335,28 @@ class Tracer(fx.Tracer):
             args[0].node = proxy.node
             proxy = args[0]
         if kind not in ("placeholder", "output") and not is_guard(target) and is_known(proxy.node):
-            self.busy = True
-            try:
-                proxy.node.meta["val"] = self._value(proxy.node)
-            except DataDependentOutputException as error:
-                # A number that follows from parameters is known where it is needed; that of a tensor is not known.
-                known = target in NUMBERS or _number(constant(proxy.node, self.root)) is not None
-                if not known:
-                    raise self.refusal(f"{proxy.node} depends on the data of its input{where(self)}") from error
-            except (UnsupportedFakeTensorException, DynamicOutputShapeException):
-                # Of quantised tensors there are no fake ones, and how many numbers a mask picks only data tell: what
-                # follows from this value is not known.
-                pass
-            finally:
-                self.busy = False
+            self._evaluate(proxy.node)
         if proxy.node.meta.get("fills"):
             # Who calls sees what is in it then, and the graph has what was in it before.
             raise FillsArgument(f"{proxy.node} changes a list that it is given{where(self)}")
         return proxy
+
+    def _evaluate(self, node: fx.Node) -> None:
+        """Tell a node its value, a fake one, where there is one."""
+        self.busy = True
+        try:
+            node.meta["val"] = self._value(node)
+        except DataDependentOutputException as error:
+            # A number that follows from parameters is known where it is needed; that of a tensor is not known.
+            known = node.target in NUMBERS or _number(constant(node, self.root)) is not None
+            if not known:
+                raise self.refusal(f"{node} depends on the data of its input{where(self)}") from error
+        except (UnsupportedFakeTensorException, DynamicOutputShapeException):
+            # Of quantised tensors there are no fake ones, and how many numbers a mask picks only data tell: what
+            # follows from this value is not known.
+            pass
+        finally:
+            self.busy = False
 
     def _gives_argument(self, node: fx.Node) -> bool:
         """Whether a node gives its first argument, which it writes into."""
