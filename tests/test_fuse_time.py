@@ -89,6 +89,23 @@ def test_known_values_of_recurrent_layers_are_those_of_torch(
                 assert (found.shape, found.stride(), found.dtype) == (wanted.shape, wanted.stride(), wanted.dtype)
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("norm", known.NORMING, ids=lambda norm: norm.__name__)
+def test_known_values_of_norms_that_are_functions_are_those_of_torch(norm: Any, memory: torch.memory_format):
+    """With fixed statistics only, by position or by name."""
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        x = mode.from_tensor(torch.randn(2, 3, 4, 5).to(memory_format=memory), static_shapes=True)
+        mean, var = torch.zeros(3), torch.ones(3)
+        found = known.normed_by(norm, (x, mean, var, None, None, False), {})
+        assert found is not None
+        wanted = norm(x, mean, var, None, None, False)
+        assert (found.shape, found.stride(), found.dtype) == (wanted.shape, wanted.stride(), wanted.dtype)
+        of_input, _ = known.NORMING[norm]
+        names = {"running_mean": mean, "running_var": var, of_input: False}
+        assert known.normed_by(norm, (x,), names) is not None
+        assert known.normed_by(norm, (x,), {**names, of_input: True}) is None
+
+
 def flat(made: Any) -> list[Tensor]:
     """The tensors in what a layer gives."""
     return [made] if isinstance(made, Tensor) else [each for part in made for each in flat(part)]

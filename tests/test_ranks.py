@@ -583,11 +583,11 @@ def _sum_of_chunks(number: int, m: Any, x: Tensor) -> Tensor:
     return torch.stack([part.relu() for part in m.layers(x).chunk(number, -1)]).sum(0)
 
 
-@pytest.mark.parametrize("joined", [torch.cat, torch.stack])
+@pytest.mark.parametrize("name", ["cat", "stack", "hstack"])
 @pytest.mark.parametrize("as_graph", [False, True])
-def test_a_list_that_a_call_makes_is_put_together(joined: Callable[..., Tensor], as_graph: bool):
+def test_a_list_that_a_call_makes_is_put_together(name: str, as_graph: bool):
     """The parts are no values of the code."""
-    model = build(lambda: Model(lambda m, x: joined(m.layer(x).split(2, 1), 1), layer=conv(4, 4)))
+    model = build(lambda: Model(lambda m, x: getattr(torch, name)(m.layer(x).split(2, 1)), layer=conv(4, 4)))
     x = sample(MAPS, torch.float32)
     fused = reparamkit.fuse(model, as_graph=as_graph)
     assert error(run(fused, x), run(model, x)) <= 1e-6
