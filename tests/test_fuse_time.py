@@ -229,7 +229,7 @@ def test_how_a_model_has_to_be_traced_is_found_out_once(monkeypatch: pytest.Monk
     call = Tracer.traced_call
 
     def counted(tracer: Tracer, *given: Any) -> Any:
-        traced.append(tracer.factories)
+        traced.append(tracer.manner.factories)
         return call(tracer, *given)
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:

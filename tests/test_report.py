@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,12 @@ def test_every_reason_is_of_some_kind():
     found = [call for call in told({"NotFusable", "Reason"}) if "check_reader" not in ast.unparse(call)]
     assert len(found) > 200
     assert [ast.unparse(call) for call in found if len(call.args) < 2] == []
+
+
+def test_what_several_places_say_is_one_reason():
+    """Its words and its kind stand at one place."""
+    found = Counter(ast.unparse(call.args[0]) for call in told({"NotFusable", "Reason"}))
+    assert [words for words, count in found.items() if count > 1] == []
 
 
 def test_every_kind_is_used_and_has_advice():

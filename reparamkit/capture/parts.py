@@ -16,9 +16,10 @@ from ..errors import CaptureError, InvalidInputError
 from ..reasons import Kind, Reason
 from ..running.changing import Changing
 from ..running.undone import undone
+from ..tracing.again import Manner
 from ..tracing.opaque import GoingOn, Opaque
 from .arguments import Inputs, run
-from .capture import Manner, capture, know_sizes, why_not
+from .capture import capture, know_sizes, why_not
 from .captured import Captured
 from .folding import fold_calls
 from .paths import upwards

@@ -13,10 +13,13 @@ from ..algebra.operator import zeros
 from ..algebra.regroup import known_rank, permute
 from ..algebra.segments import concatenated, cropped, padded, selected
 from ..errors import NotFusable
-from ..reasons import Kind
+from ..reasons import Kind, Reason
 from .elementwise import constant
 from .registry import READERS
 from .views import read_unsqueeze
+
+FREE_PART = Reason("a part is overwritten in place, of an axis whose size is free", Kind.SIZES)
+PART_BROADCASTS = Reason("a part is overwritten by what may differ in shape: broadcasting is not merged", Kind.IN_PLACE)
 
 
 def overwrite_(input: Tensor, key: Any, value: Any, passes: int = 1) -> Tensor:
@@ -83,7 +86,7 @@ def _replaced(x: Form, keys: list[slice], value: Form | Tensor | float) -> Form:
     if not size.known and isinstance(value, Form) and x.vanishes and x.bias is None:
         return _surrounded(x, keys, value)
     if not size.known:
-        raise NotFusable("a part is overwritten in place, of an axis whose size is free", Kind.SIZES)
+        raise NotFusable(FREE_PART)
     start, stop, step = keys[dim].indices(size.factor)
     if start >= stop:
         raise NotFusable("a part of no positions is overwritten in place", Kind.IN_PLACE)
@@ -99,10 +102,10 @@ def _surrounded(zeros: Form, keys: list[slice], value: Form) -> Form:
     """The value inside of zeros, by keys that count from both ends: zero padding."""
     ends = [(key.start or 0, -(key.stop or 0)) for key in keys]
     if any(key.step not in (None, 1) for key in keys) or any(n < 0 for pair in ends for n in pair):
-        raise NotFusable("a part is overwritten in place, of an axis whose size is free", Kind.SIZES)
+        raise NotFusable(FREE_PART)
     made = padded(value, ends)
     if made.sizes != zeros.sizes:
-        raise NotFusable("a part is overwritten by what may differ in shape: broadcasting is not merged", Kind.IN_PLACE)
+        raise NotFusable(PART_BROADCASTS)
     return made + zeros
 
 
@@ -120,5 +123,5 @@ def _filled(x: Form, value: Form | Tensor | float) -> Form:
     if not isinstance(value, Form):
         return offset(replace(x, bias=None).mapped(zeros), constant(value))
     if value.sizes != x.sizes:
-        raise NotFusable("a part is overwritten by what may differ in shape: broadcasting is not merged", Kind.IN_PLACE)
+        raise NotFusable(PART_BROADCASTS)
     return permute(value, range(len(value.sizes)))

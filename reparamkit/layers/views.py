@@ -15,7 +15,7 @@ from ..algebra.align import Face, traced_pins
 from ..algebra.form import Form
 from ..algebra.operator import pin
 from ..algebra.regroup import NO_RANK, in_sight, known_rank, permute, ranked, reshape, same
-from ..algebra.segments import cropped, fixed_dim, in_multiples, selected
+from ..algebra.segments import TAKES_NOTHING, cropped, fixed_dim, in_multiples, selected
 from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, reach, roots, whole_multiples
 from ..errors import NotFusable
 from ..reasons import Kind
@@ -413,7 +413,7 @@ def _sliced(x: Form, dim: int, part: slice) -> Form:
         raise NotFusable("a slice whose step is computed at run time, or backwards", Kind.SIZES)
     start, stop = (_left(x.sizes[dim], bound) for bound in (part.start, part.stop))
     if isinstance(part.start, Size) and not start:
-        raise NotFusable("a slice that takes nothing", Kind.SHAPES)
+        raise NotFusable(TAKES_NOTHING)
     return cropped(x, dim, start or 0, stop, step)
 
 

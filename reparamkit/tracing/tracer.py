@@ -36,7 +36,7 @@ from ..running.state import Contents, traced_in
 from ..running.trees import leaves, map_leaves
 from ..sourcecode.origins import is_users
 from ..sourcecode.writes import AUGMENTED
-from .again import AGAIN, AsksForGradients, FillsArgument, WritesConstant, as_again
+from .again import AGAIN, AsksForGradients, FillsArgument, Manner, WritesConstant, as_again
 from .builtin import builtins_told
 from .callstack import code_running, methods_running, outside
 from .constants import constant, writes
@@ -99,16 +99,14 @@ class Tracer(fx.Tracer):
     """Traces a module; see the module docstring.
 
     is_leaf: whether a module is one node of the graph rather than traced through.
-    opaque: further such modules, which may not even run on fake values. failed: the call in which tracing stopped.
-    handed_out: the values that are in the arguments when the forward is through.
-    refusals: why it cannot go on. made: the tensors that code makes of no traced ones, by identity, if there are hooks.
-    mode: the fake mode of the values that are known. factories: whether tensors that are made
-    of nothing are traced, which is needed only if the forward writes into them. through: whether functions that
-    torch.fx.wrap names are gone through, which is needed only if they change a list that they are given.
+    mode: the fake mode of the values that are known. changing: the attributes that code changes.
+    manner: what this attempt does otherwise than the first.
+    opaque: further modules that are one node, which may not even run on fake values.
     going_on: where a module cannot be traced, the trace goes on with what a call of it gives.
-    heedless: whether the model was seen to give the same with gradients and without; None if nobody has asked.
-    unbound: the methods of tensors that code calls as functions.
-    changing: the attributes that code changes. device_types: where the tensors of the model are.
+    failed: the call in which tracing stopped. refusals: why it cannot go on.
+    handed_out: the values that are in the arguments when the forward is through.
+    made: the tensors that code makes of no traced ones, by identity, if there are hooks.
+    device_types: where the tensors of the model are.
     """
 
     def __init__(
@@ -116,20 +114,15 @@ class Tracer(fx.Tracer):
         is_leaf: Callable[[nn.Module], bool],
         mode: FakeTensorMode,
         changing: Changing,
-        opaque: Iterable[Opaque] = (),
-        factories: bool = False,
-        through: bool = False,
-        going_on: GoingOn | None = None,
-        heedless: bool | None = None,
-        unbound: Iterable[str] = (),
+        manner: Manner,
+        opaque: Iterable[Opaque],
+        going_on: GoingOn | None,
     ) -> None:
         super().__init__()
-        self._heedless, self._unbound = heedless, unbound
-        self._through, self._going_on = through, going_on
+        self.manner, self._going_on = manner, going_on
         self.outputs = {id(each.module): list(each.outputs) for each in opaque}
         self._is_leaf: Callable[[nn.Module], bool] = lambda module: id(module) in self.outputs or is_leaf(module)
         self.mode, self._changing = mode, changing
-        self.factories = factories
         self.failed: Frame | None = None
         self.refusals: list[tuple[FrameType, int, str]] = []
         self.frame: Frame | None = None
@@ -177,9 +170,9 @@ class Tracer(fx.Tracer):
         yield patched(nn.Module, dict.fromkeys(HOOKING, self._hooks))
         yield from (variables_read(), builtins_told(root), lists_noted(self.lists))
         yield from (modes_noted(self._asks_for_modes), failing_quietly())
-        if self._through:
+        if self.manner.through:
             yield wraps_opened()
-        yield unbound_taken(self._unbound)
+        yield unbound_taken(self.manner.unbound)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -421,9 +414,9 @@ class Tracer(fx.Tracer):
 
     def is_heedless_of_gradients(self) -> bool:
         """Whether the way that code takes where no gradients are followed is as good as the other."""
-        if self._heedless is None:
+        if self.manner.heedless is None:
             raise AsksForGradients(f"the forward asks whether gradients are followed{where(self)}")
-        return self._heedless
+        return self.manner.heedless
 
     def attribute_of(self, value: Any, name: str) -> Any:
         """The attribute of a (fake) value or a module, at a name or dotted path, as it is."""
