@@ -12,7 +12,7 @@ from .algebra.operator import Role
 from .capture.aliases import target_of
 from .capture.parts import Parts
 from .capture.paths import module_at
-from .engine.naming import matches, place_of
+from .engine.naming import matches, place_of, shown_name
 from .engine.reader import WRITTEN
 from .engine.reading import Reading
 from .engine.site import Plan
@@ -20,7 +20,7 @@ from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
 from .reasons import Kind, Reason, joined
 from .reporting import FACTOR, Refusal, factors
-from .work import Work, prices, shown_name
+from .work import Work, prices
 
 
 def left(works: Sequence[Work], parts: Parts) -> list[Refusal]:

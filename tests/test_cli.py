@@ -203,7 +203,7 @@ def test_convert_fuses_other_weights_without_the_model(folder: Path, run: Run):
     assert not (folder / "twice.safetensors").exists()
 
 
-def test_convert_without_a_recipe(folder: Path, run: Run):
+def test_convert_without_a_recipe_is_refused(folder: Path, run: Run):
     (folder / "no.json").write_text("{}")
     for name, code in (("none.json", Code.USAGE), ("no.json", Code.MODEL)):
         assert run("convert", name, "weights.safetensors", "-o", "x.safetensors").returncode == code
@@ -552,7 +552,7 @@ def test_inputs_that_are_refused(text: str):
     assert found.value.code == Code.USAGE
 
 
-def test_inputs():
+def test_inputs_have_the_shape_and_the_dtype_that_is_asked_for():
     image, words, flag = spec.drawn(["2,3,8,8", "1,16:int64", ":bool"], 0)
     assert (image.shape, image.dtype) == ((2, 3, 8, 8), torch.float32)
     assert (words.shape, words.dtype) == ((1, 16), torch.int64)

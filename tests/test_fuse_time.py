@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import reparamkit
 from reparamkit import merging
 from reparamkit.algebra import segments
-from reparamkit.capture import aliases, parts
+from reparamkit.capture import aliases, recorded
 from reparamkit.engine import placing, reader
 from reparamkit.testing import randomize
 from reparamkit.tracing import known
@@ -248,7 +248,7 @@ def test_how_a_model_has_to_be_traced_is_found_out_once(monkeypatch: pytest.Monk
 
 def test_modules_that_are_called_several_times_are_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model runs as often for many of them as for one."""
-    runs = calls_of(monkeypatch, parts, "run")
+    runs = calls_of(monkeypatch, recorded, "run")
 
     def count(modules: int) -> int:
         def forward(m: nn.Module, x: Tensor) -> Tensor:

@@ -599,7 +599,7 @@ def _saved(state: Weights, folder: Path) -> Path:
     return index
 
 
-def test_one_file(pair: tuple[Net, nn.Module], tmp_path: Path):
+def test_a_file_gives_what_the_dict_gives(pair: tuple[Net, nn.Module], tmp_path: Path):
     """A file gives what the dict gives, also as a file, which safetensors reads."""
     wanted = reparamkit.convert_state_dict(pair[1], weights())
     save_file(weights(), tmp_path / "in.safetensors")
@@ -627,7 +627,7 @@ def test_numbers_of_all_sizes_in_one_file(tmp_path: Path):
     assert all(torch.equal(found[name], tensor) for name, tensor in fused.state_dict().items())
 
 
-def test_several_files(pair: tuple[Net, nn.Module], tmp_path: Path):
+def test_an_index_gives_an_index_of_as_many_files(pair: tuple[Net, nn.Module], tmp_path: Path):
     """An index of several files gives an index of as many, each with a part."""
     wanted = reparamkit.convert_state_dict(pair[1], weights())
     index = _saved(weights(), tmp_path)

@@ -514,7 +514,7 @@ def test_a_matrix_that_gives_a_part_of_a_map_is_shown_as_a_matrix():
     assert [picture.title for picture in merge.pictures if picture.merged] == ["fc: 3 x 4 matrix"]
 
 
-def test_json_round_trip(both: Report, local: tuple[nn.Module, nn.Module]):
+def test_a_report_comes_back_from_json(both: Report, local: tuple[nn.Module, nn.Module]):
     for each in (both, reparamkit.report(local[1])):
         assert Report.from_json(each.to_json()) == each
 
@@ -614,7 +614,7 @@ def test_half_precision_that_loses_digits_is_named():
     assert "channel 2 of the weight is too small for float16" in made.warnings[0].text
 
 
-def test_no_warnings_without_a_reason(both: Report):
+def test_a_usual_model_has_no_warnings(both: Report):
     assert both.warnings == ()
 
 
