@@ -229,9 +229,7 @@ class Planner:
         It still does, for other arguments or for an attribute, and has to get the scaled value.
         """
         unused = self.captured.unused
-        found = {node for k, node in enumerate(way) if not unused.inputs.isdisjoint(way[k:])}
-        unused.hinders |= bool(found)
-        return found
+        return unused.in_the_way({node for k, node in enumerate(way) if not unused.inputs.isdisjoint(way[k:])})
 
     def _leading(self, site: Site) -> list[fx.Node]:
         """Up to a module that the merge calls twice: in its place cannot be both the scale and what absorbs it."""
