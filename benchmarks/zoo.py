@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import reparamkit
 from reparamkit import GuardError
+from reparamkit.reasons import Kind
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "zoo.jsonl"
@@ -384,9 +385,7 @@ def examine(entry: Entry, peers: bool = True) -> dict[str, Any]:
     found["class_kept"] = isinstance(fused, type(model)) and type(fused).__name__ == type(model).__name__
     report = reparamkit.report(fused)
     found |= {"tier": report.tier, "merges": len(report.merges), "after": counted(fused, call)}
-    found["opaque"] = [
-        r.path for r in report.refusals if "cannot be traced" in r.reason or "cannot be captured" in r.reason
-    ]
+    found["opaque"] = [r.path for r in report.refusals if r.kind == Kind.CAPTURED.value]
     found["unfolded"] = _unfolded(report) if found["after"]["foldable"] else []
     found |= _compared(entry, model, fused, call)
     if peers:

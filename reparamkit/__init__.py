@@ -8,6 +8,9 @@ from .algebra.build import pool as pool
 from .algebra.build import scale as scale
 from .algebra.form import Form as Form
 from .algebra.probe import probe as probe
+from .carried import convert_state_dict as convert_state_dict
+from .carried import recipe as recipe
+from .carried import report as report
 from .compare import Verification as Verification
 from .errors import CaptureError as CaptureError
 from .errors import CoverageError as CoverageError
@@ -19,11 +22,8 @@ from .errors import RecipeError as RecipeError
 from .errors import ReparamkitError as ReparamkitError
 from .errors import RuleError as RuleError
 from .inject import inject_locality as inject_locality
-from .pipeline import convert_state_dict as convert_state_dict
 from .pipeline import explain as explain
 from .pipeline import fuse as fuse
-from .pipeline import recipe as recipe
-from .pipeline import report as report
 from .pipeline import verify as verify
 from .recipes.recipe import Recipe as Recipe
 from .registry import reader as reader

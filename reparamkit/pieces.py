@@ -94,7 +94,7 @@ def _seen_with(op: Operator, symbols: Iterable[Symbol]) -> Operator:
     """An operator of a tensor of unknown rank with the dimensions that others see of it."""
     if not (op.open_rank and op.source):
         return op
-    _, taken = op.links[op.source[0][0]].size.symbols[0].origin
+    _, taken = op.rest.origin
     seen = seen_dims(op, symbols)
     return closed(op, seen - taken) if isinstance(taken, int) and seen > taken else op
 

@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from .algebra.size import Symbol
 from .as_graph import check_graph
 from .capture.parts import Parts, capture_parts
 from .capture.ranks import takes_other_ranks
+from .carried import carry, recorded, report
 from .compare import Verification, compare, outputs
 from .copies import owning, sharing_copy
 from .engine.outside import look_outside
@@ -26,16 +26,15 @@ from .engine.overwrites import note_overwrites
 from .engine.parts import name_parts
 from .engine.ranks import tell_ranks
 from .engine.reading import Reading
-from .errors import CoverageError, InvalidInputError, RecipeError, Unwritable
+from .errors import CoverageError, InvalidInputError, Unwritable
 from .exported import graph_of, tensors_in
 from .garbage import rarely_collected
 from .inputs import checked_inputs, checked_model, tried
 from .layers.hooks import has_hooks
-from .layers.registry import READERS
+from .layers.leaves import is_leaf
 from .localize import first_difference
 from .merging import Merging, follow_assignments, read_as_it_is, simplify
-from .recipes.convert import convert, refuse_original
-from .recipes.recipe import Recipe
+from .recipes.convert import refuse_original
 from .recipes.tape import Tape
 from .refusals import left
 from .reporting import Report
@@ -44,7 +43,7 @@ from .rulebook.rule import Rule
 from .running.caches import caches_left, empty_tables
 from .running.draws import random_state_kept
 from .running.iterators import iterators_left
-from .running.state import TABLES, intact, kept
+from .running.state import intact, kept
 from .running.undone import undone
 from .summary import Fusion, summarize, suspicious
 from .totals import Measured, measured
@@ -54,7 +53,6 @@ from .whole import check_whole, through
 from .work import Work
 
 LOG = logging.getLogger("reparamkit")
-REPORT, RECIPE = "_reparamkit_report", "_reparamkit_recipe"
 ONE_AT_A_TIME = threading.RLock()
 """Held while a model is traced or tried: torch is patched for all threads then, and buffers are exchanged."""
 
@@ -151,72 +149,6 @@ def explain(model: nn.Module | ExportedProgram, example_inputs: Any = None, **op
     return report(fused)
 
 
-def report(fused: nn.Module) -> Report:
-    """The report of a model that `fuse` returned.
-
-    Raises:
-        InvalidInputError: the model was not fused.
-    """
-    found = vars(fused).get(REPORT) if isinstance(fused, nn.Module) else None
-    if not isinstance(found, Report):
-        raise InvalidInputError(f"{type(fused).__name__} has no report: pass what reparamkit.fuse returned")
-    return found
-
-
-def recipe(fused: nn.Module) -> Recipe:
-    """How the tensors of a fused model are computed from those of the original, for `convert_state_dict`.
-
-    Args:
-        fused: a model that `fuse` returned.
-
-    Raises:
-        InvalidInputError: the model was not fused.
-        RecipeError: there is no recipe; the message has the reason.
-    """
-    found = vars(fused).get(RECIPE) if isinstance(fused, nn.Module) else None
-    if found is None:
-        raise InvalidInputError(f"{type(fused).__name__} has no recipe: pass what reparamkit.fuse returned")
-    if isinstance(found, RecipeError):
-        raise RecipeError(str(found))
-    assert isinstance(found, Recipe)
-    return found
-
-
-@overload
-def convert_state_dict(
-    recipe_or_fused: Recipe | nn.Module, source: Mapping[str, Any] | str | Path, target: None = None
-) -> dict[str, Tensor]: ...
-
-
-@overload
-def convert_state_dict(
-    recipe_or_fused: Recipe | nn.Module, source: Mapping[str, Any] | str | Path, target: str | Path
-) -> None: ...
-
-
-def convert_state_dict(
-    recipe_or_fused: Recipe | nn.Module,
-    source: Mapping[str, Any] | str | Path,
-    target: str | Path | None = None,
-) -> dict[str, Tensor] | None:
-    """The state dict of the fused model for other weights of the original; the model is neither run nor traced.
-
-    Args:
-        recipe_or_fused: what `recipe` returned, or a model that `fuse` returned.
-        source: a checkpoint of the original: a dict of tensors, a ``.safetensors`` file, or the ``.json`` index of
-            several. Nothing is unpickled.
-        target: a file to write to, tensor by tensor, in place of returning a dict: ``.safetensors``, or ``.json`` for
-            an index and as many files as the source has.
-
-    Raises:
-        RecipeError: there is no recipe, the checkpoint is of another model or damaged, or what was merged depends on
-            numbers that are others in this checkpoint.
-        InvalidInputError: the model was not fused.
-    """
-    found = recipe_or_fused if isinstance(recipe_or_fused, Recipe) else recipe(recipe_or_fused)
-    return convert(found, source, target)
-
-
 def verify(
     a: nn.Module, b: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None
 ) -> Verification:
@@ -284,12 +216,12 @@ def _fused_whole(model: nn.Module, request: Request, swapped: list[str]) -> nn.M
     works = merge(parts, request, assumed)
     refusals, fused = left(works, parts), works[0].model
     later, last = _merged_again(fused, works, parts, request, tape, merge)
-    how = _recipe(tape, fused)
+    how = recorded(tape, fused)
     fused = fused if request.inplace else owning(fused, model)
     error = check_whole(fused, fused if at_once else model, request)
     after = measured(fused, _readings(last))
     found = summarize(Fusion(request, works, later, parts, refusals, before, after, error, cautions))
-    vars(fused).update({REPORT: found, RECIPE: how})
+    carry(fused, found, how)
     refuse_original(fused, tape.inputs)
     _tell(found)
     _check_coverage(found, request.min_coverage)
@@ -345,7 +277,7 @@ def _captured_again(
 
 def _captured(model: nn.Module, request: Request) -> Parts:
     """What could be traced of a model, with the parts of its tensors named."""
-    parts = capture_parts(model, request.inputs, _is_leaf, has_hooks, whole=request.as_graph)
+    parts = capture_parts(model, request.inputs, is_leaf, has_hooks, whole=request.as_graph)
     if request.as_graph:
         check_graph(model, parts, request)
     ranks_vary = request.inputs is not None and takes_other_ranks(model, request.inputs)
@@ -357,29 +289,8 @@ def _captured(model: nn.Module, request: Request) -> Parts:
         part.code.overwritten = set() if request.example is None else request.example.written
         part.opened = set(map(id, part.frames)) if request.as_graph else set()
         part.origin.ranks_vary = ranks_vary
-    look_outside(parts.captured, _is_leaf, None if request.example is None else request.example.calls)
+    look_outside(parts.captured, is_leaf, None if request.example is None else request.example.calls)
     return parts
-
-
-def _recipe(tape: Tape, fused: nn.Module) -> Recipe | RecipeError:
-    """The recipe, or why there is none."""
-    if (where := _filed(fused)) is not None:
-        return RecipeError(
-            f"'{where}' keeps tensors in a dictionary, which may follow from parameters, and the fused code has one as"
-            " a constant: load the other weights into the original and fuse that"
-        )
-    try:
-        return tape.recipe(fused)
-    except RecipeError as error:
-        return error.with_traceback(None)
-
-
-def _filed(model: nn.Module) -> str | None:
-    """The path of a module whose forward has a constant that a dictionary of the model's holds."""
-    held = [value for m in model.modules() for n, value in vars(m).items() if type(value) is dict and n not in TABLES]
-    filed = {id(each) for values in held for each in values.values() if isinstance(each, Tensor)}
-    made = {name: tensor for name, tensor in model.named_buffers() if name.rpartition(".")[2].startswith("_constant")}
-    return next((name.rpartition(".")[0] for name, tensor in made.items() if id(tensor) in filed), None)
 
 
 def _tell(found: Report) -> None:
@@ -420,15 +331,3 @@ def _readings(parts: Parts) -> list[Reading]:
     for part in parts.captured:
         part.forget()
     return [read_as_it_is(part) for part in parts.captured]
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    """Modules the graph calls instead of tracing through: torch's own layers, and those with a reader. A layer whose
-    class overrides what its forward uses is traced.
-    """
-    if READERS.of_module(module) is not None or isinstance(module, torch.jit.ScriptModule):
-        return True
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or type(module).forward is nn.Module.forward:
-        # What has no forward of its class has one of its own, as what torch.compile makes of a module.
-        return False
-    return str(type(module).forward.__module__).startswith(("torch.nn", "torch.ao")) and not READERS.is_changed(module)

@@ -50,10 +50,12 @@ class Reason:
     Attributes:
         text: the reason in words.
         kind: what it has in common with others.
+        dearer: whether it is that a merge would raise what may not rise.
     """
 
     text: str
     kind: Kind = Kind.OTHER
+    dearer: bool = False
 
     def __str__(self) -> str:
         return self.text
@@ -61,6 +63,10 @@ class Reason:
     def within(self, before: str = "", after: str = "") -> Reason:
         """The same reason, with words before and after it."""
         return replace(self, text=f"{before}{self.text}{after}")
+
+    def leading_to(self, other: Reason) -> Reason:
+        """The cause of another reason, with that behind it."""
+        return replace(self, text=f"{self}: {other}", dearer=other.dearer)
 
     def beside(self, name: str) -> Reason:
         """The reason of what stands beside a layer, by its name."""

@@ -12,8 +12,7 @@ from .algebra.operator import Role
 from .capture.aliases import target_of
 from .capture.parts import Parts
 from .capture.paths import module_at
-from .engine.keep import DEARER
-from .engine.naming import matches, place_of
+from .engine.naming import matches, place_of, shown_name
 from .engine.reader import WRITTEN
 from .engine.reading import Reading
 from .engine.site import Plan
@@ -21,7 +20,7 @@ from .layers.hooks import has_hooks
 from .layers.normalize import NORM_INTO_LINEAR
 from .reasons import Kind, Reason, joined
 from .reporting import FACTOR, Refusal, factors
-from .work import Work, prices, shown_name
+from .work import Work, prices
 
 
 def left(works: Sequence[Work], parts: Parts) -> list[Refusal]:
@@ -109,14 +108,14 @@ def _of_merged(work: Work, node: fx.Node) -> list[Reason]:
     """
     merged = [user for user in node.users if WRITTEN not in node.meta and WRITTEN in user.meta]
     linear = _is_linear(node, work.reading)
-    return [why for user in merged for why in work.plan.refusals.get(user, []) if not linear or DEARER in why.text]
+    return [why for user in merged for why in work.plan.refusals.get(user, []) if not linear or why.dearer]
 
 
 def _dearer(work: Work) -> Iterator[Refusal]:
     """Merged layers that would become one with others at a price that is not paid."""
     left = set(work.captured.graph.nodes)
     for node, rejected in work.plan.rejected.items():
-        reasons = [why for why in work.plan.refusals.get(node, []) if DEARER in why.text]
+        reasons = [why for why in work.plan.refusals.get(node, []) if why.dearer]
         linear = {member for member in rejected.members & left if _is_linear(member, work.reading)}
         if reasons and node in linear and len(linear) > 1 and WRITTEN in node.meta:
             yield _refusal(work, work.plan, node, reasons)

@@ -9,13 +9,13 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .capture.parts import Parts
-from .engine.naming import place_of
+from .engine.naming import place_of, shown_name
 from .record import described, marked
 from .reporting import Caution, Merge, Picture, Refusal, Report, Totals
 from .request import Request
 from .totals import Measured
 from .trial import Trial
-from .work import Work, prices, shown_name
+from .work import Work, prices
 from .write.write import FURTHER, Done
 
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from .algebra.form import Form, source_form
 from .algebra.size import free_size
 from .capture.arguments import Inputs
+from .carried import report
 from .compare import relative_error, undisturbed
 from .errors import EquivalenceError, NotFusable, RuleError
 from .layers.registry import READERS, Reader
 from .layers.writers import plan
-from .pipeline import fuse, report
+from .pipeline import fuse
 from .proof import SITE_TOLERANCE
 from .rulebook.builtin import RULES
 from .rulebook.rule import Rule

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from .capture.captured import Captured
-from .engine.naming import name_of, place_of
 from .engine.reading import Reading
 from .engine.site import Plan, Rejected, Site
 from .layers.overwrite import overwrite_
@@ -52,8 +51,3 @@ def prices(merge: Site | Rejected, trial: Trial | None) -> tuple[Price, Price]:
     before, after = (None, None) if trial is None else (trial.before, trial.after)
     old, new = merge.before, merge.after
     return Price(old.flops, old.stored, old.launches, before), Price(new.flops, new.stored, new.launches, after)
-
-
-def shown_name(node: fx.Node) -> str:
-    """How a report names a node: by the place of its layer, or what it computes."""
-    return place_of(node) or name_of(node)

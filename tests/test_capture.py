@@ -1327,7 +1327,7 @@ def test_min_coverage():
         reparamkit.fuse(model, X, skip="b", min_coverage=0.9)
 
 
-def test_log(caplog: pytest.LogCaptureFixture):
+def test_each_call_is_logged_in_one_line(caplog: pytest.LogCaptureFixture):
     """One line per call, one more per merge and refusal for those who want them."""
     model = build(two(lambda m, x: m.b(F.relu(m.a(x)))))
     with caplog.at_level(logging.DEBUG, logger="reparamkit"):

@@ -1,4 +1,4 @@
-"""The command line, run as processes; what needs none is called in this one."""
+"""The command line, called in this process; what a process of its own shows is run as one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import reparamkit
-from reparamkit.cli import app, files, spec
+from reparamkit.cli import app, entry, files, spec
 from reparamkit.cli.failures import Code, Failure, as_failure
 from reparamkit.reporting import Report
 from reparamkit.testing import randomize
@@ -102,21 +103,90 @@ def built(folder: Path, name: str = "build") -> nn.Module:
     return spec.load_model(f"{folder / 'tiny.py'}:{name}")
 
 
-def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """``reparamkit`` in that folder, with these variables in its environment."""
+def environment(**variables: str) -> dict[str, str]:
+    """That of a process that finds this package."""
     package = str(Path(reparamkit.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1", **variables}
-    command = [sys.executable, "-m", "reparamkit.cli", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1", **variables}
+
+
+class Run(Protocol):
+    """``reparamkit`` with these arguments, and these variables in its environment."""
+
+    def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The console script in that folder, in this process: what it says to either stream, and its exit code."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def called(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["reparamkit", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            entry.main()
+        return subprocess.CompletedProcess(arguments, ended.value.code, *capfd.readouterr())
+
+    return called
 
 
 # --- as processes ---------------------------------------------------------------------------------------
 
 
-def test_convert_fuses_other_weights_without_the_model(folder: Path):
+def test_a_terminal_without_the_letters_of_a_path(folder: Path):
+    """The whole command in a process of its own, which says nothing but that."""
+    (folder / "nétz.py").write_text(TINY)
+    done = subprocess.run(
+        [sys.executable, "-m", "reparamkit.cli", "fuse", "nétz.py:build", "--recipe", "nétz.json"],
+        cwd=folder,
+        env=environment(PYTHONIOENCODING="ascii"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (Code.DONE, "")
+    assert "wrote n\\xe9tz.json" in done.stdout
+
+
+def test_a_closed_pipe_is_no_error():
+    """``reparamkit demo | true``."""
+    command, said = [sys.executable, "-m", "reparamkit.cli", "demo"], environment(PYTHONUNBUFFERED="1")
+    with subprocess.Popen(command, env=said, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_the_core_needs_neither_typer_nor_rich():
+    """And the console script says what to install."""
+    code = """
+import sys
+sys.modules["typer"] = sys.modules["rich"] = None
+import importlib.util
+importlib.util.find_spec = lambda name, find=importlib.util.find_spec: None if name == "typer" else find(name)
+import reparamkit, torch
+print(reparamkit.explain(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()))
+from reparamkit.cli.entry import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == Code.MISSING, done.stderr
+    assert done.stdout.startswith("1 merge,")
+    assert done.stderr == "reparamkit: this needs the package 'typer' (pip install 'reparamkit[cli]')\n"
+
+
+# --- whole commands, in this process --------------------------------------------------------------------
+
+
+def test_convert_fuses_other_weights_without_the_model(folder: Path, run: Run):
     """A recipe of one set of weights makes of another what fuse makes of it."""
-    assert run(folder, "fuse", "tiny.py:build", *INPUT, "--recipe", "recipe.json", "-q").returncode == Code.DONE
-    done = run(folder, "convert", "recipe.json", "weights.safetensors", "-o", "converted.safetensors", "--json")
+    assert run("fuse", "tiny.py:build", *INPUT, "--recipe", "recipe.json", "-q").returncode == Code.DONE
+    done = run("convert", "recipe.json", "weights.safetensors", "-o", "converted.safetensors", "--json")
     assert done.returncode == Code.DONE, done.stderr
     assert json.loads(done.stdout)["written"] == {"weights": "converted.safetensors"}
     model = built(folder)
@@ -125,23 +195,23 @@ def test_convert_fuses_other_weights_without_the_model(folder: Path):
     found = load_file(folder / "converted.safetensors")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    none = run(folder, "convert", "recipe.json", "nothing.safetensors", "-o", "none.safetensors")
+    none = run("convert", "recipe.json", "nothing.safetensors", "-o", "none.safetensors")
     assert (none.returncode, none.stdout) == (Code.USAGE, "")
-    again = run(folder, "convert", "recipe.json", "converted.safetensors", "-o", "twice.safetensors")
+    again = run("convert", "recipe.json", "converted.safetensors", "-o", "twice.safetensors")
     assert (again.returncode, again.stdout) == (Code.MODEL, "recipe for Net: 14 tensors -> 9, 2 of them computed\n")
     assert "one of the fused model already" in again.stderr
     assert not (folder / "twice.safetensors").exists()
 
 
-def test_convert_without_a_recipe(folder: Path):
+def test_convert_without_a_recipe_is_refused(folder: Path, run: Run):
     (folder / "no.json").write_text("{}")
     for name, code in (("none.json", Code.USAGE), ("no.json", Code.MODEL)):
-        assert run(folder, "convert", name, "weights.safetensors", "-o", "x.safetensors").returncode == code
+        assert run("convert", name, "weights.safetensors", "-o", "x.safetensors").returncode == code
 
 
-def test_fuse_writes_what_is_asked_for(folder: Path):
+def test_fuse_writes_what_is_asked_for(folder: Path, run: Run):
     targets = ("-o", "fused.safetensors", "--pt2", "fused.pt2", "--report", "report.html")
-    done = run(folder, "fuse", "tiny.py:build", "--weights", "weights.safetensors", *INPUT, *targets)
+    done = run("fuse", "tiny.py:build", "--weights", "weights.safetensors", *INPUT, *targets)
     assert done.returncode == Code.DONE, done.stderr
     assert done.stdout.startswith("1 merge, 2 refusals")
     assert done.stderr == ""
@@ -159,8 +229,8 @@ def test_fuse_writes_what_is_asked_for(folder: Path):
     assert [path.name for path in folder.glob(".*")] == []
 
 
-def test_fuse_speaks_json(folder: Path):
-    done = run(folder, "fuse", "tiny:build", *INPUT, "--json", "--skip", "conv", "--report", "report.json")
+def test_fuse_speaks_json(folder: Path, run: Run):
+    done = run("fuse", "tiny:build", *INPUT, "--json", "--skip", "conv", "--report", "report.json")
     assert done.returncode == Code.DONE, done.stderr
     said = json.loads(done.stdout)
     assert said["merges"] == []
@@ -174,18 +244,18 @@ def test_fuse_speaks_json(folder: Path):
     assert said["written"] == {"report": "report.json"}
 
 
-def test_explain_fails_below_a_coverage(folder: Path):
-    done = run(folder, "explain", "tiny.py:build", *INPUT, "--min-coverage", "0.95", "--quiet")
+def test_explain_fails_below_a_coverage(run: Run):
+    done = run("explain", "tiny.py:build", *INPUT, "--min-coverage", "0.95", "--quiet")
     assert done.returncode == Code.CHECK
     assert done.stdout == ""
     assert done.stderr.startswith("reparamkit: coverage 50.0% is below 95.0%")
     assert done.stderr.count("\n") == 1
 
 
-def test_verify_finds_weights_of_another_model(folder: Path):
+def test_verify_finds_weights_of_another_model(folder: Path, run: Run):
     other = reparamkit.fuse(randomize(built(folder), seed=3), torch.randn(1, 3, 9, 9))
     save_file(other.state_dict(), folder / "other.safetensors")
-    done = run(folder, "verify", "tiny.py:build", *INPUT, "--fused", "other.safetensors", "--json")
+    done = run("verify", "tiny.py:build", *INPUT, "--fused", "other.safetensors", "--json")
     assert done.returncode == Code.CHECK
     said = json.loads(done.stdout)
     assert said["passed"] is False
@@ -193,12 +263,12 @@ def test_verify_finds_weights_of_another_model(folder: Path):
     assert "not equal" in done.stderr
 
 
-def test_an_infinite_error_is_json_too(folder: Path):
-    run(folder, "fuse", "tiny.py:build", *INPUT, "-o", "infinite.safetensors")
+def test_an_infinite_error_is_json_too(folder: Path, run: Run):
+    run("fuse", "tiny.py:build", *INPUT, "-o", "infinite.safetensors")
     state = load_file(folder / "infinite.safetensors")
     state["padded.weight"][0] = torch.inf
     save_file(state, folder / "infinite.safetensors")
-    done = run(folder, "verify", "tiny.py:build", *INPUT, "--fused", "infinite.safetensors", "--json")
+    done = run("verify", "tiny.py:build", *INPUT, "--fused", "infinite.safetensors", "--json")
 
     def refused(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -208,17 +278,17 @@ def test_an_infinite_error_is_json_too(folder: Path):
     assert done.returncode == Code.CHECK
 
 
-def test_verify_passes_on_the_fused_weights(folder: Path):
+def test_verify_passes_on_the_fused_weights(folder: Path, run: Run):
     model = randomize(built(folder), seed=7)
     save_file(reparamkit.fuse(model, torch.randn(1, 3, 9, 9)).state_dict(), folder / "good.safetensors")
     weights = ("--weights", "weights.safetensors", "--fused", "good.safetensors")
-    done = run(folder, "verify", "tiny.py:build", *weights, *INPUT, "--trials", "2")
+    done = run("verify", "tiny.py:build", *weights, *INPUT, "--trials", "2")
     assert done.returncode == Code.DONE, done.stderr
     assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["equal", "equal"]
 
 
-def test_bench_compares_in_one_run(folder: Path):
-    done = run(folder, "bench", "tiny.py:build", *INPUT, "--rounds", "6", "--json")
+def test_bench_compares_in_one_run(run: Run):
+    done = run("bench", "tiny.py:build", *INPUT, "--rounds", "6", "--json")
     assert done.returncode == Code.DONE, done.stderr
     said = json.loads(done.stdout)
     assert said["speedup"]["low"] <= said["speedup"]["median"] <= said["speedup"]["high"]
@@ -226,15 +296,15 @@ def test_bench_compares_in_one_run(folder: Path):
     assert all(0 < said[name]["low_ms"] <= said[name]["high_ms"] for name in ("model", "fused"))
 
 
-def test_demo_shows_a_merge_of_each_kind(folder: Path):
-    done = run(folder, "demo")
+def test_demo_shows_a_merge_of_each_kind(run: Run):
+    done = run("demo")
     assert done.returncode == Code.DONE, done.stderr
     assert all(rule in done.stdout for rule in ("chain", "parallel_sum", "locality_injection"))
     assert "whole model: relative error" in done.stdout
 
 
-def test_errors_are_one_line_with_the_next_step(folder: Path):
-    done = run(folder, "fuse", "tiny.py:broken", "--json")
+def test_errors_are_one_line_with_the_next_step(run: Run):
+    done = run("fuse", "tiny.py:broken", "--json")
     assert done.returncode == Code.MODEL
     assert (
         done.stderr == "reparamkit: tiny.py:broken raised OSError: no such licence (run with --debug for the trace)\n"
@@ -242,105 +312,85 @@ def test_errors_are_one_line_with_the_next_step(folder: Path):
     assert json.loads(done.stdout)["exit_code"] == Code.MODEL
 
 
-def test_debug_shows_the_trace(folder: Path):
-    done = run(folder, "fuse", "tiny.py:broken", "--debug")
+def test_debug_shows_the_trace(run: Run):
+    done = run("fuse", "tiny.py:broken", "--debug")
     assert done.returncode == Code.MODEL
     assert "Traceback" in done.stderr
     assert "in broken" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["fuse", "explain", "verify"])
-def test_what_a_model_prints_is_no_part_of_the_answer(folder: Path, command: str):
-    done = run(folder, command, "tiny.py:talking", *INPUT, "--json")
+def test_what_a_model_prints_is_no_part_of_the_answer(run: Run, command: str):
+    done = run(command, "tiny.py:talking", *INPUT, "--json")
     assert done.returncode == Code.DONE, done.stderr
     assert json.loads(done.stdout)["command"] == command
     assert "made" in done.stderr
     assert "called" in done.stderr
 
 
-def test_wrong_arguments_are_one_line(folder: Path):
-    done = run(folder, "fuse", "tiny.py:build", "--objective")
+def test_wrong_arguments_are_one_line(run: Run):
+    done = run("fuse", "tiny.py:build", "--objective")
     assert done.returncode == Code.USAGE
     assert done.stderr.startswith("reparamkit: ")
     assert done.stderr.count("\n") == 1
 
 
-def test_wrong_arguments_are_json_where_that_was_asked_for(folder: Path):
-    done = run(folder, "explain", "--json")
+def test_wrong_arguments_are_json_where_that_was_asked_for(run: Run):
+    done = run("explain", "--json")
     assert done.returncode == Code.USAGE
     assert json.loads(done.stdout)["exit_code"] == Code.USAGE
 
 
-def test_a_closed_pipe_is_no_error(folder: Path):
-    """``reparamkit demo | true``."""
-    package = str(Path(reparamkit.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "reparamkit.cli", "demo"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 141
-
-
-def test_a_terminal_without_the_letters_of_a_path(folder: Path):
-    (folder / "nétz.py").write_text(TINY)
-    done = run(folder, "fuse", "nétz.py:build", "--recipe", "nétz.json", PYTHONIOENCODING="ascii")
-    assert done.returncode == Code.DONE, done.stderr
-    assert "wrote n\\xe9tz.json" in done.stdout
-
-
-def test_a_damaged_program_is_one_line(folder: Path):
+def test_a_damaged_program_is_one_line(folder: Path, run: Run):
     (folder / "damaged.pt2").write_bytes(b"PK")
-    done = run(folder, "explain", "damaged.pt2")
+    done = run("explain", "damaged.pt2")
     assert done.returncode == Code.MODEL
     assert done.stderr.count("\n") == 1, done.stderr
 
 
-def test_tied_weights_come_back(folder: Path):
+def test_tied_weights_come_back(folder: Path, run: Run):
     """They are in the file once."""
     ids = ("--input", "2,5:int64")
     state = built(folder, "Tied").state_dict()
     save_file({n: t for n, t in state.items() if n != "head.weight"}, folder / "once.safetensors")
-    done = run(folder, "fuse", "tiny.py:Tied", *ids, "--weights", "once.safetensors", "-o", "tied.safetensors")
+    done = run("fuse", "tiny.py:Tied", *ids, "--weights", "once.safetensors", "-o", "tied.safetensors")
     assert done.returncode == Code.DONE, done.stderr
     assert len({"embed.weight", "head.weight"} & set(load_file(folder / "tied.safetensors"))) == 1
     weights = ("--weights", "once.safetensors", "--fused", "tied.safetensors")
-    done = run(folder, "verify", "tiny.py:Tied", *ids, *weights)
+    done = run("verify", "tiny.py:Tied", *ids, *weights)
     assert done.returncode == Code.DONE, done.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_shell_completes_commands_and_rules(folder: Path, shell: str):
+def test_the_shell_completes_commands_and_rules(run: Run, shell: str):
     """As each shell asks for it, and without a word about anything else, which would be written into the prompt."""
     words = {"COMP_WORDS": "reparamkit fuse --without loc", "COMP_CWORD": "3"}
     asked = {"_TYPER_COMPLETE_ARGS": words["COMP_WORDS"], "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    done = run(folder, _REPARAMKIT_COMPLETE=f"complete_{shell}", **words, **asked)
+    done = run(_REPARAMKIT_COMPLETE=f"complete_{shell}", **words, **asked)
     assert (done.returncode, done.stderr) == (0, "")
     assert "locality_injection" in done.stdout
     assert "chain" not in done.stdout
 
 
-def test_completion_is_installed(folder: Path, tmp_path: Path):
+def test_completion_is_installed(run: Run, tmp_path: Path):
     known = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    done = run(folder, "--install-completion", "bash", **known)
+    done = run("--install-completion", "bash", **known)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / ".bashrc").exists()
 
 
-def test_a_forward_that_ends_the_process_is_a_failure_of_the_model(folder: Path):
-    done = run(folder, "fuse", "tiny.py:Ending", *INPUT, "-o", "ended.safetensors")
+def test_a_forward_that_ends_the_process_is_a_failure_of_the_model(folder: Path, run: Run):
+    done = run("fuse", "tiny.py:Ending", *INPUT, "-o", "ended.safetensors")
     assert (done.returncode, done.stdout) == (Code.MODEL, "")
     assert done.stderr == "reparamkit: the code of the model ended the process (run it by itself)\n"
     assert not (folder / "ended.safetensors").exists()
 
 
-def test_an_exported_program_is_fused(folder: Path):
+def test_an_exported_program_is_fused(folder: Path, run: Run):
     """From file to file; the size of its inputs is in it."""
     model, x = randomize(built(folder), seed=7), torch.randn(1, 3, 9, 9)
     torch.export.save(torch.export.export(model, (x,)), folder / "model.pt2")
-    done = run(folder, "fuse", "model.pt2", "--pt2", "smaller.pt2", "--json")
+    done = run("fuse", "model.pt2", "--pt2", "smaller.pt2", "--json")
     assert done.returncode == Code.DONE, done.stderr
     assert len(json.loads(done.stdout)["merges"]) == 1
     fused = torch.export.load(folder / "smaller.pt2")
@@ -348,26 +398,7 @@ def test_an_exported_program_is_fused(folder: Path):
     torch.testing.assert_close(fused.module()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_the_core_needs_neither_typer_nor_rich(folder: Path):
-    """And the console script says what to install."""
-    code = """
-import sys
-sys.modules["typer"] = sys.modules["rich"] = None
-import importlib.util
-importlib.util.find_spec = lambda name, find=importlib.util.find_spec: None if name == "typer" else find(name)
-import reparamkit, torch
-print(reparamkit.explain(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()))
-from reparamkit.cli.entry import main
-main()
-"""
-    environment = {**os.environ, "PYTHONPATH": str(Path(reparamkit.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == Code.MISSING, done.stderr
-    assert done.stdout.startswith("1 merge,")
-    assert done.stderr == "reparamkit: this needs the package 'typer' (pip install 'reparamkit[cli]')\n"
-
-
-# --- in this process ------------------------------------------------------------------------------------
+# --- their parts ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -521,7 +552,7 @@ def test_inputs_that_are_refused(text: str):
     assert found.value.code == Code.USAGE
 
 
-def test_inputs():
+def test_inputs_have_the_shape_and_the_dtype_that_is_asked_for():
     image, words, flag = spec.drawn(["2,3,8,8", "1,16:int64", ":bool"], 0)
     assert (image.shape, image.dtype) == ((2, 3, 8, 8), torch.float32)
     assert (words.shape, words.dtype) == ((1, 16), torch.int64)

@@ -171,7 +171,7 @@ def test_full_precision_is_for_the_time_of_a_run(monkeypatch: pytest.MonkeyPatch
 
 
 @needs_cuda
-def test_in_place_and_from_another_checkpoint():
+def test_a_model_is_fused_in_place_and_another_checkpoint_converted():
     model, other, x = net(), net(), image()
     with torch.no_grad():
         for parameter in other.parameters():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import sys
 import xml.etree.ElementTree as xml
@@ -36,6 +38,30 @@ def test_the_tests_beside_the_laws_are_there():
     there = {name for text in texts for name in re.findall(r"^def (test_\w+)", text, re.M)}
     assert len(named) > 30
     assert named - there == set()
+
+
+def keys_of_nodes(path: Path) -> Iterator[str]:
+    """The keys under which a module looks into the meta of a node; those of the command line are of graphs."""
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for node in ast.walk(ast.parse(path.read_text())):
+        keys: list[ast.expr] = []
+        if isinstance(node, ast.Subscript) and getattr(node.value, "attr", "") == "meta":
+            keys = [node.slice]
+        elif isinstance(node, ast.Call) and getattr(getattr(node.func, "value", None), "attr", "") == "meta":
+            yield from (each.arg for each in node.keywords if each.arg is not None)
+            keys = node.args[:1]
+        yield from (each.value for each in keys if isinstance(each, ast.Constant))
+        yield from (getattr(module, each.id) for each in keys if isinstance(each, ast.Name) and each.id.isupper())
+
+
+def test_the_design_tells_what_the_meta_of_a_node_has():
+    """Each key that any stage reads or writes is in the table, and no other."""
+    package = ROOT / "reparamkit"
+    files = [path for path in package.rglob("*.py") if "cli" not in path.parts and path.stem != "__main__"]
+    _, _, table = (ROOT / "docs" / "design.md").read_text().partition("## What a node knows")
+    told = re.findall(r"^\| `([^`]+)` \|", table.partition("\n## ")[0], re.M)
+    assert len(told) == len(set(told))
+    assert {*told} == {key for path in files for key in keys_of_nodes(path)}
 
 
 def parts(kind: object) -> Iterator[type]:

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from example_modules import import_example, run_example
+from example_modules import import_example
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -599,12 +599,12 @@ def test_a_fused_model_that_differs_is_refused(after):
 # The command
 
 
-def test_the_command_trains_fuses_compares_and_saves(tmp_path):
+def test_the_command_trains_fuses_compares_and_saves(tmp_path, capsys):
     small = ["--epochs", "1", "--limit-train", "64", "--limit-test", "32", "--batch-size", "32", "--device", "cpu"]
-    result = run_example("repmlpnet/train.py", *small, "--output", str(tmp_path))
-    assert result.returncode == 0, result.stderr
+    assert example.train.main([*small, "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
     for words in ("computing on cpu", "test accuracy", "flipped predictions", "FLOPs", "latency"):
-        assert words in result.stdout
+        assert words in said
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["flipped"], figures["tested"], figures["parameters"]) == (0, 32, [423_354, 418_970])
     assert [each["batch"] for each in figures["latency"]] == [1, 32]

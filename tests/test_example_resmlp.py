@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from example_modules import import_example, run_example
+from example_modules import import_example
 from safetensors.torch import load_file
 from torch import nn
 
@@ -181,11 +181,11 @@ def test_options_that_make_no_sense_are_refused(arguments, capsys):
     assert arguments[0] in capsys.readouterr().err
 
 
-def test_the_command_trains_both_fuses_compares_and_saves(tmp_path):
-    result = run_example("resmlp/train.py", *TINY, "--output", str(tmp_path))
-    assert result.returncode == 0, result.stderr
+def test_the_command_trains_both_fuses_compares_and_saves(tmp_path, capsys):
+    assert example.train.main([*TINY, "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
     for words in ("plain: computing", "injected: computing", "flipped predictions", "without injection"):
-        assert words in result.stdout
+        assert words in said
     plain, fused = (load_file(tmp_path / name) for name in ("plain/model.safetensors", "fused.safetensors"))
     assert {name: t.shape for name, t in plain.items()} == {name: t.shape for name, t in fused.items()}
     histories = {arm: json.loads((tmp_path / arm / "history.json").read_text()) for arm in ("plain", "injected")}

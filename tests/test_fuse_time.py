@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import reparamkit
 from reparamkit import merging
 from reparamkit.algebra import segments
-from reparamkit.capture import aliases, parts
+from reparamkit.capture import aliases, recorded
 from reparamkit.engine import placing, reader
 from reparamkit.testing import randomize
 from reparamkit.tracing import known
@@ -87,6 +87,23 @@ def test_known_values_of_recurrent_layers_are_those_of_torch(
         if made is not None:
             for found, wanted in zip(flat(made), flat(layer(given, *begin)), strict=True):
                 assert (found.shape, found.stride(), found.dtype) == (wanted.shape, wanted.stride(), wanted.dtype)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("norm", known.NORMING, ids=lambda norm: norm.__name__)
+def test_known_values_of_norms_that_are_functions_are_those_of_torch(norm: Any, memory: torch.memory_format):
+    """With fixed statistics only, by position or by name."""
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        x = mode.from_tensor(torch.randn(2, 3, 4, 5).to(memory_format=memory), static_shapes=True)
+        mean, var = torch.zeros(3), torch.ones(3)
+        found = known.normed_by(norm, (x, mean, var, None, None, False), {})
+        assert found is not None
+        wanted = norm(x, mean, var, None, None, False)
+        assert (found.shape, found.stride(), found.dtype) == (wanted.shape, wanted.stride(), wanted.dtype)
+        of_input, _ = known.NORMING[norm]
+        names = {"running_mean": mean, "running_var": var, of_input: False}
+        assert known.normed_by(norm, (x,), names) is not None
+        assert known.normed_by(norm, (x,), {**names, of_input: True}) is None
 
 
 def flat(made: Any) -> list[Tensor]:
@@ -212,7 +229,7 @@ def test_how_a_model_has_to_be_traced_is_found_out_once(monkeypatch: pytest.Monk
     call = Tracer.traced_call
 
     def counted(tracer: Tracer, *given: Any) -> Any:
-        traced.append(tracer.factories)
+        traced.append(tracer.manner.factories)
         return call(tracer, *given)
 
     def forward(m: nn.Module, x: Tensor) -> Tensor:
@@ -231,7 +248,7 @@ def test_how_a_model_has_to_be_traced_is_found_out_once(monkeypatch: pytest.Monk
 
 def test_modules_that_are_called_several_times_are_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model runs as often for many of them as for one."""
-    runs = calls_of(monkeypatch, parts, "run")
+    runs = calls_of(monkeypatch, recorded, "run")
 
     def count(modules: int) -> int:
         def forward(m: nn.Module, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -15,20 +16,8 @@ import reparamkit
 ROOT = Path(reparamkit.__file__).parent
 MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in ROOT.rglob("*.py")}
 EVERYTHING = {
-    *(
-        "errors",
-        "reasons",
-        "algebra",
-        "layers",
-        "rulebook",
-        "sourcecode",
-        "running",
-        "tracing",
-        "capture",
-        "reporting",
-        "engine",
-    ),
-    *("write", "compare", "proof", "recipes"),
+    *("errors", "reasons", "algebra", "layers", "rulebook", "sourcecode", "running", "tracing", "capture", "reporting"),
+    *("engine", "write", "compare", "proof", "recipes"),
 }
 GRAPH = {"running", "tracing", "capture"}
 REFUSING = {"errors", "reasons"}
@@ -64,30 +53,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokens": {"inputs"},
     "inject": {*EVERYTHING, "inputs", "copies", "tokens"},
     "exported": {*REFUSING, "layers"},
-    "testing": {*EVERYTHING, "pipeline", "registry", "inputs"},
+    "testing": {*EVERYTHING, "pipeline", "carried", "registry", "inputs"},
     "copies": EVERYTHING,
     "whole": {*EVERYTHING, "inputs", "localize", "request"},
     "pieces": EVERYTHING,
     "as_graph": {*EVERYTHING, "inputs", "request"},
+    "carried": EVERYTHING,
     "merging": {*EVERYTHING, "pieces", "record", "request", "trial", "work"},
     "pipeline": {
         *EVERYTHING,
-        "as_graph",
-        "inputs",
-        "request",
-        "refusals",
-        "summary",
-        "totals",
-        "work",
-        "localize",
-        "exported",
-        "garbage",
-        "copies",
-        "merging",
-        "whole",
+        *("as_graph", "inputs", "request", "refusals", "summary", "totals", "work", "localize", "exported", "garbage"),
+        *("copies", "merging", "whole", "carried"),
     },
     "cli": {*EVERYTHING, "pipeline", "request", "show", "testing", "timing", "exported", "__init__"},
-    "__init__": {*EVERYTHING, "pipeline", "registry", "testing", "inject", "timing"},
+    "__init__": {*EVERYTHING, "pipeline", "carried", "registry", "testing", "inject", "timing"},
 }
 PUBLIC = [
     "Benchmark",
@@ -136,10 +115,21 @@ def part(module: str) -> str:
     return module.split(".")[0]
 
 
-def imported(module: str) -> Iterator[str]:
+@cache
+def tree(module: str) -> ast.Module:
+    """The code of a module."""
+    return ast.parse(MODULES[module].read_text())
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
     """The modules of ours that a module imports."""
+    return frozenset(_imported(module))
+
+
+def _imported(module: str) -> Iterator[str]:
     package = [] if module == "__init__" else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
             yield from (_resolved(base, alias.name) for alias in node.names)
@@ -173,10 +163,8 @@ def test_no_cycles():
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_are_at_the_top(module: str):
     """No function imports anything."""
-    tree = ast.parse(MODULES[module].read_text())
-    functions = [
-        node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-    ]
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    functions = [node for node in ast.walk(tree(module)) if isinstance(node, kinds)]
     hidden = [n.lineno for f in functions for n in ast.walk(f) if isinstance(n, (ast.Import, ast.ImportFrom))]
     assert hidden == []
 
@@ -199,5 +187,4 @@ def test_public_names():
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_modules_say_what_they_are_for(module: str):
     """Every module that is not empty begins with a docstring."""
-    source = MODULES[module].read_text()
-    assert not source.strip() or ast.get_docstring(ast.parse(source))
+    assert not tree(module).body or ast.get_docstring(tree(module))

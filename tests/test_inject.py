@@ -176,7 +176,7 @@ def test_dtype_and_device_are_those_of_the_layer():
     assert found == {(torch.float64, "meta")}
 
 
-def test_copies_and_pickles():
+def test_copies_of_an_injected_model_compute_what_it_does():
     _, changed, x = injected("own")
     randomize(changed)
     for other in (copy.deepcopy(changed), pickle.loads(pickle.dumps(changed))):
@@ -444,7 +444,7 @@ def test_both_ways_have_equal_values_gradients_and_statistics(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
-def test_inputs_of_any_rank_and_only_of_the_right_size():
+def test_an_injected_layer_takes_inputs_of_any_rank_and_only_of_the_right_size():
     layer = randomize(InjectedLinear(nn.Linear(12, 12), (3, 4)))
     x = torch.randn(2, 3, 5, 12)
     rows = layer(x.reshape(-1, 12))

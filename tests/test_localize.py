@@ -94,7 +94,7 @@ def _pixel(x: Tensor) -> None:
         (_pixel, "8 of 160 numbers differ, only at 2 of dimension 2, only at 3 of dimension 3", "border"),
     ],
 )
-def test_place_of_an_error(change: Callable[[Tensor], None], said: str, not_said: str):
+def test_the_place_of_an_error_is_told(change: Callable[[Tensor], None], said: str, not_said: str):
     wanted = torch.rand(2, 4, 4, 5) + 1
     found = wanted.clone()
     change(found)

@@ -74,7 +74,7 @@ def same(found: Any, wanted: Any) -> None:
 # --- the model --------------------------------------------------------------------------------------
 
 
-def test_class(nets: tuple[Net, Net]):
+def test_the_class_is_kept(nets: tuple[Net, Net]):
     """The fused model is an instance of the user's class, of its name."""
     net, fused = nets
     assert isinstance(fused, Net)
@@ -93,7 +93,7 @@ def test_nothing_is_left_over(nets: tuple[Net, Net]):
     assert list(fused.buffers()) == []
 
 
-def test_names(nets: tuple[Net, Net]):
+def test_merged_layers_keep_a_name(nets: tuple[Net, Net]):
     """A merged layer has the name of a layer it replaces, or of the block it was in."""
     net, fused = nets
     known = {name for name, _ in net.named_modules()}
@@ -117,7 +117,7 @@ def test_keyword_arguments(nets: tuple[Net, Net], kwargs: dict[str, Any]):
         same(fused(x=X, **kwargs), net(x=X, **kwargs))
 
 
-def test_methods(nets: tuple[Net, Net]):
+def test_methods_give_what_they_gave(nets: tuple[Net, Net]):
     """Methods that forward calls give what they gave."""
     net, fused = nets
     same(fused.features(X), net.features(X))
@@ -795,7 +795,7 @@ def _orders(rules: list[Any]) -> Iterator[list[Any]]:
     ],
     ids=str,
 )
-def test_options(options: dict[str, Any], left: str):
+def test_options_do_what_they_say(options: dict[str, Any], left: str):
     """Each option does what it says, and no option changes the outputs."""
     model = build(lambda: seq(repvgg(3), nn.ReLU(), conv_norm(3, 4)))
     fused = reparamkit.fuse(model, X, **options)

@@ -14,12 +14,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import reparamkit
-from reparamkit import CaptureError, GuardError, pipeline
+from reparamkit import CaptureError, GuardError
 from reparamkit.algebra.size import free_size, stencil_size
 from reparamkit.capture.parts import capture_parts
 from reparamkit.engine.ranks import RANK, tell_ranks
 from reparamkit.engine.site import Site
 from reparamkit.layers.hooks import has_hooks
+from reparamkit.layers.leaves import is_leaf
 from reparamkit.layers.price import Cost
 
 MAPS = (2, 4, 4, 4)
@@ -109,7 +110,7 @@ class Dims(fx.Interpreter):
 def check_told(own: nn.Module, shape: Shape) -> None:
     """What is told of ranks is what a run finds."""
     try:
-        (part, *others) = capture_parts(own, None, pipeline._is_leaf, has_hooks).captured
+        (part, *others) = capture_parts(own, None, is_leaf, has_hooks).captured
     except CaptureError:
         pytest.skip("cannot be traced without an example")
     if others or part.root is not own or part.held:
@@ -582,11 +583,11 @@ def _sum_of_chunks(number: int, m: Any, x: Tensor) -> Tensor:
     return torch.stack([part.relu() for part in m.layers(x).chunk(number, -1)]).sum(0)
 
 
-@pytest.mark.parametrize("joined", [torch.cat, torch.stack])
+@pytest.mark.parametrize("name", ["cat", "stack", "hstack"])
 @pytest.mark.parametrize("as_graph", [False, True])
-def test_a_list_that_a_call_makes_is_put_together(joined: Callable[..., Tensor], as_graph: bool):
+def test_a_list_that_a_call_makes_is_put_together(name: str, as_graph: bool):
     """The parts are no values of the code."""
-    model = build(lambda: Model(lambda m, x: joined(m.layer(x).split(2, 1), 1), layer=conv(4, 4)))
+    model = build(lambda: Model(lambda m, x: getattr(torch, name)(m.layer(x).split(2, 1)), layer=conv(4, 4)))
     x = sample(MAPS, torch.float32)
     fused = reparamkit.fuse(model, as_graph=as_graph)
     assert error(run(fused, x), run(model, x)) <= 1e-6

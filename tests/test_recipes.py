@@ -21,12 +21,15 @@ from structures import (
     build,
     conv,
     conv_norm,
+    each,
     error,
+    fused_once,
     norm,
     randomize,
     run,
     sample,
     seq,
+    wide,
 )
 from torch import Tensor, nn
 
@@ -98,25 +101,23 @@ DECIDED = ("slopes of 1",)
 """Structures that merge for some weights only."""
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in STRUCTURES if c.name not in DECIDED])
+@each(*(case for case in STRUCTURES if case.name not in DECIDED))
 def test_a_recipe_gives_what_fuse_gives(case: Structure):
     """For other weights the recipe, from JSON, gives the numbers that `fuse` gives, and the outputs of the model; for
     its own weights bit for bit.
     """
-    model, x = build(case.make), sample(case.shapes[0], torch.float32)
-    fused = reparamkit.fuse(model, x)
+    model, fused, own, *_ = copy.deepcopy(fused_once(case))
     recipe = Recipe.from_json(reparamkit.recipe(fused).to_json())
-    again = reparamkit.convert_state_dict(recipe, model.state_dict())
+    again = reparamkit.convert_state_dict(recipe, own)
     assert all(torch.equal(again[name], tensor) for name, tensor in fused.state_dict().items())
     assert again.keys() == fused.state_dict().keys()
     other = other_weights(model)
     fused.load_state_dict(reparamkit.convert_state_dict(recipe, other.state_dict()), strict=True)
+    afresh = reparamkit.fuse(other, sample(case.shapes[0], torch.float32), objective=case.objective)
     for shape in case.shapes:
         x = sample(shape, torch.float32)
-        assert error(run(fused, x), run(other.double(), x.double())) <= 1e-5
-        assert (
-            error(run(fused, x), run(reparamkit.fuse(other.float(), sample(case.shapes[0], torch.float32)), x)) <= 1e-6
-        )
+        assert error(run(fused, x), run(wide(other), x.double())) <= 1e-5
+        assert error(run(fused, x), run(afresh, x)) <= 1e-6
 
 
 def test_a_recipe_is_a_value(pair: tuple[Net, nn.Module]):
@@ -308,22 +309,20 @@ def test_what_code_decided_is_decided_again(decide: str, inputs: Tensor | None):
                 reparamkit.convert_state_dict(fused, other.state_dict())
 
 
-@pytest.mark.parametrize("case", [case for case in STRUCTURES if case.name in DECIDED], ids=lambda c: c.name)
+@each(*(case for case in STRUCTURES if case.name in DECIDED))
 def test_what_merges_for_some_weights_only(case: Structure):
     """Its own weights are converted, others are refused."""
-    model = build(case.make)
-    fused = reparamkit.fuse(model, sample(case.shapes[0], torch.float32))
+    model, fused, *_ = fused_once(case)
     own = reparamkit.convert_state_dict(fused, model.state_dict())
     assert all(torch.equal(own[name], tensor) for name, tensor in fused.state_dict().items())
     with pytest.raises(RecipeError, match="depends on numbers"):
         reparamkit.convert_state_dict(fused, other_weights(model).state_dict())
 
 
-@pytest.mark.parametrize("case", [case for case in STRUCTURES if case.name in COMPARED], ids=lambda c: c.name)
+@each(*(case for case in STRUCTURES if case.name in COMPARED))
 def test_what_was_compared_is_compared_again(case: Structure):
     """A border that equals a bias is a comparison that the recipe repeats."""
-    model = build(case.make)
-    recipe = reparamkit.recipe(reparamkit.fuse(model, sample(case.shapes[0], torch.float32)))
+    recipe = reparamkit.recipe(fused_once(case).fused)
     assert recipe.tests
     assert all(isinstance(test.expected, bool) for test in recipe.tests)
 
@@ -600,7 +599,7 @@ def _saved(state: Weights, folder: Path) -> Path:
     return index
 
 
-def test_one_file(pair: tuple[Net, nn.Module], tmp_path: Path):
+def test_a_file_gives_what_the_dict_gives(pair: tuple[Net, nn.Module], tmp_path: Path):
     """A file gives what the dict gives, also as a file, which safetensors reads."""
     wanted = reparamkit.convert_state_dict(pair[1], weights())
     save_file(weights(), tmp_path / "in.safetensors")
@@ -628,7 +627,7 @@ def test_numbers_of_all_sizes_in_one_file(tmp_path: Path):
     assert all(torch.equal(found[name], tensor) for name, tensor in fused.state_dict().items())
 
 
-def test_several_files(pair: tuple[Net, nn.Module], tmp_path: Path):
+def test_an_index_gives_an_index_of_as_many_files(pair: tuple[Net, nn.Module], tmp_path: Path):
     """An index of several files gives an index of as many, each with a part."""
     wanted = reparamkit.convert_state_dict(pair[1], weights())
     index = _saved(weights(), tmp_path)

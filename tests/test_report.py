@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,12 @@ def test_every_reason_is_of_some_kind():
     found = [call for call in told({"NotFusable", "Reason"}) if "check_reader" not in ast.unparse(call)]
     assert len(found) > 200
     assert [ast.unparse(call) for call in found if len(call.args) < 2] == []
+
+
+def test_what_several_places_say_is_one_reason():
+    """Its words and its kind stand at one place."""
+    found = Counter(ast.unparse(call.args[0]) for call in told({"NotFusable", "Reason"}))
+    assert [words for words, count in found.items() if count > 1] == []
 
 
 def test_every_kind_is_used_and_has_advice():
@@ -507,7 +514,7 @@ def test_a_matrix_that_gives_a_part_of_a_map_is_shown_as_a_matrix():
     assert [picture.title for picture in merge.pictures if picture.merged] == ["fc: 3 x 4 matrix"]
 
 
-def test_json_round_trip(both: Report, local: tuple[nn.Module, nn.Module]):
+def test_a_report_comes_back_from_json(both: Report, local: tuple[nn.Module, nn.Module]):
     for each in (both, reparamkit.report(local[1])):
         assert Report.from_json(each.to_json()) == each
 
@@ -607,7 +614,7 @@ def test_half_precision_that_loses_digits_is_named():
     assert "channel 2 of the weight is too small for float16" in made.warnings[0].text
 
 
-def test_no_warnings_without_a_reason(both: Report):
+def test_a_usual_model_has_no_warnings(both: Report):
     assert both.warnings == ()
 
 

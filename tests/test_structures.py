@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -20,8 +17,10 @@ from structures import (
     Shape,
     Structure,
     TokenMixer,
+    both_ways,
     build,
     error,
+    fused_once,
     operations,
     repmlp_block,
     run,
@@ -34,41 +33,6 @@ import reparamkit
 from reparamkit import GuardError
 
 TOLERANCES = {torch.float32: 5e-7, torch.float64: 1e-13}
-WAYS = ("with inputs", "without inputs")
-
-
-class Pair(NamedTuple):
-    """A model before and after. weights, output: of the model before it was fused."""
-
-    model: nn.Module
-    fused: nn.Module
-    weights: Mapping[str, Tensor]
-    output: Tensor
-
-
-@cache
-def pair(case: Structure | NearMiss, way: str, dtype: torch.dtype = torch.float32) -> Pair:
-    """A model and what `fuse` made of it."""
-    model, x = build(case.make, dtype), sample(case.shapes[0], dtype)
-    weights, output = copy.deepcopy(model.state_dict()), run(model, x)
-    fused = reparamkit.fuse(model, x if way == "with inputs" else None, objective=case.objective)
-    return Pair(model, fused, weights, output)
-
-
-def both_ways(cases: tuple[Structure | NearMiss, ...]) -> pytest.MarkDecorator:
-    """Each case with example inputs, and without where it does not need them."""
-    table = [
-        pytest.param(case, way, id=f"{case.name}, {way}", marks=in_one_process(case))
-        for case in cases
-        for way in WAYS
-        if way == "with inputs" or not case.needs_inputs
-    ]
-    return pytest.mark.parametrize(("case", "way"), table)
-
-
-def in_one_process(case: Structure | NearMiss) -> pytest.MarkDecorator:
-    """What `pair` keeps is of one process: with `pytest -n`, all tests of a structure run in it."""
-    return pytest.mark.xdist_group(case.name)
 
 
 # --- structures -------------------------------------------------------------------------------------
@@ -78,7 +42,7 @@ def in_one_process(case: Structure | NearMiss) -> pytest.MarkDecorator:
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_outputs_are_those_of_the_original_in_float64(case: Structure, way: str, dtype: torch.dtype):
     """The fused model equals the float64 original at every size, odd ones and a batch of one included."""
-    model, fused, *_ = pair(case, way, dtype)
+    model, fused, *_ = fused_once(case, way, dtype)
     for shape in case.shapes:
         x = sample(shape, dtype)
         wanted = run(wide(model), x.double())
@@ -88,14 +52,14 @@ def test_outputs_are_those_of_the_original_in_float64(case: Structure, way: str,
 @both_ways(STRUCTURES)
 def test_what_is_left(case: Structure, way: str):
     """Only the operations that the table names run in the fused model."""
-    fused = pair(case, way).fused
+    fused = fused_once(case, way).fused
     assert operations(fused, sample(case.shapes[0], torch.float32)) == case.left
 
 
 @both_ways(STRUCTURES)
 def test_the_model_is_left_as_it_is(case: Structure, way: str):
     """`fuse` changes neither the weights nor the outputs of its argument."""
-    model, _, weights, output = pair(case, way)
+    model, _, weights, output, _ = fused_once(case, way)
     assert torch.equal(run(model, sample(case.shapes[0], torch.float32)), output)
     assert model.state_dict().keys() == weights.keys()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
@@ -104,7 +68,7 @@ def test_the_model_is_left_as_it_is(case: Structure, way: str):
 @both_ways(STRUCTURES)
 def test_fusing_twice_changes_nothing(case: Structure, way: str):
     """A fused model has nothing left to merge."""
-    fused = pair(case, way).fused
+    fused = fused_once(case, way).fused
     x = sample(case.shapes[0], torch.float32)
     again = reparamkit.fuse(fused, x if way == "with inputs" else None, objective=case.objective)
     assert reparamkit.report(again).merges == ()
@@ -116,7 +80,7 @@ def test_the_report_counts_what_is_there(case: Structure, way: str):
     """Stored numbers, parameters and operations of the report are those of the models; none of them rises, but for
     operations that save FLOPs worth it.
     """
-    model, fused, *_ = pair(case, way)
+    model, fused, *_ = fused_once(case, way)
     report = reparamkit.report(fused)
     for module, totals in ((model, report.before), (fused, report.after)):
         assert totals.parameters == sum(p.numel() for p in module.parameters())
@@ -137,7 +101,7 @@ def test_a_near_miss_beside_a_structure_is_in_the_table():
 @both_ways(NEAR_MISSES)
 def test_near_misses_are_left(case: NearMiss, way: str):
     """What only looks mergeable runs as before and gives, bit for bit, what it gave; inputs written into included."""
-    model, fused, *_ = pair(case, way)
+    model, fused, *_ = fused_once(case, way)
     for shape in case.shapes:
         mine, theirs = sample(shape, torch.float32), sample(shape, torch.float32)
         with torch.no_grad():
@@ -149,7 +113,7 @@ def test_near_misses_are_left(case: NearMiss, way: str):
 @both_ways(NEAR_MISSES)
 def test_near_misses_are_explained(case: NearMiss, way: str):
     """The report says why a near miss was left."""
-    fused = pair(case, way).fused
+    fused = fused_once(case, way).fused
     reasons = [refusal.reason for refusal in reparamkit.report(fused).refusals]
     assert any(re.search(case.reason, reason) for reason in reasons), reasons
 

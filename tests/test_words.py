@@ -69,7 +69,7 @@ def test_a_tensor_that_is_written_into_has_one_name(body: Any, left: str, with_i
     check(lambda: Model(body, a=conv_norm(4, 4), b=conv_norm(4, 4), relu=nn.ReLU(True)), left, with_inputs, MAP)
 
 
-def test_operators_that_write_in_place():
+def test_operators_that_write_in_place_merge_as_the_plain_ones_do():
     check(
         lambda: Model(_operators_and_methods, a=conv_norm(4, 4), g=nn.Parameter(torch.rand(4, 1, 1))),
         "conv",
@@ -109,7 +109,7 @@ def test_a_number_of_parts_that_is_left_open():
 
 
 @WAYS
-def test_a_layer_that_pads_with_the_constant_0(with_inputs: bool):
+def test_a_layer_that_pads_with_the_constant_0_is_one_of_zero_padding(with_inputs: bool):
     check(
         lambda: Model(lambda m, x: x + m.b(m.a(x)), a=nn.ConstantPad1d((4, 0), 0.0), b=nn.Conv1d(4, 4, 3, dilation=2)),
         "pad conv",
@@ -119,7 +119,7 @@ def test_a_layer_that_pads_with_the_constant_0(with_inputs: bool):
     )
 
 
-def test_a_layer_that_pads_with_another_constant():
+def test_a_layer_that_pads_with_another_constant_stays():
     check(lambda: seq(nn.ConstantPad2d(1, 0.5), conv(4, 4, p=0), norm(4)), "pad conv", True, MAP)
 
 

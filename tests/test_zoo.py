@@ -32,7 +32,7 @@ DOZEN = {
 
 
 @pytest.mark.parametrize("name", DOZEN)
-def test_model(name: str):
+def test_a_real_model_is_equal_and_keeps_no_norm_that_could_go(name: str):
     """Equal to float64 at two batch sizes and another image size, of its class, the original as it was, and no batch
     norm left that a neighbour could take."""
     torch.manual_seed(0)

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..errors import FreeSize, NotFusable
-from ..reasons import Kind
+from ..reasons import Kind, Reason
 from .align import Face, align
 from .laws import LOCALITY_INJECTION, PARALLEL_SUM, Which, lower, lowered
 from .operator import Dims, Edges, Link, Operator, Resampling, Role, closed, pin, with_rank
 from .relink import as_diagonal, behind_padding, densify, paired, split, widened, with_border, with_taps
 from .size import fixed, joined_pins
 from .weight import Sum
+
+ZEROS_BROADCAST = Reason("a sum with zeros that may differ in shape: broadcasting is not merged", Kind.SHAPES)
 
 F, D, S = Role.FREE, Role.DIAGONAL, Role.STENCIL
 IN, OUT, MEAN, BORDER = Role.IN, Role.OUT, Role.MEAN, Role.BORDER
@@ -50,7 +52,7 @@ def _beside_zeros(f: Operator, g: Operator) -> Operator:
     left, gone = (g, f) if f.vanishes else (f, g)
     pins = joined_pins([*f.pins, *g.pins])
     if pin(left, pins).value_sizes != pin(gone, pins).value_sizes:
-        raise NotFusable("a sum with zeros that may differ in shape: broadcasting is not merged", Kind.SHAPES)
+        raise NotFusable(ZEROS_BROADCAST)
     # What a layer before the zeros insists on, no layer does any more.
     told = gone.pins - left.pins
     return replace(pin(left, dict(told), guard=True), guards=f.guards | g.guards | told)

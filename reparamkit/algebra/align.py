@@ -232,7 +232,7 @@ def _pinned_whole(face: Face, dim: int, number: int, trusted: bool) -> Face:
     size, link = face.sizes(dim)[-1], face.links(dim)[-1]
     if len(size.symbols) == 1 and size.factor == 1 and not size.symbols[0].derived:
         if not trusted and size.traced and size.hint != number:
-            raise NotFusable(f"sizes {size.hint} and {number} meet: broadcasting is not merged", Kind.SHAPES)
+            raise _meeting(size, number)
         return face.pinned({size.symbols[0]: number}, guard=not trusted)
     if trusted and link.role is Role.FREE and not link.resamples:
         links = list(face.op.links)
@@ -240,8 +240,12 @@ def _pinned_whole(face: Face, dim: int, number: int, trusted: bool) -> Face:
         return replace(face, op=replace(face.op, links=tuple(links)))
     pins = traced_pins([size])
     if size.hint != number:
-        raise NotFusable(f"sizes {size.hint} and {number} meet: broadcasting is not merged", Kind.SHAPES)
+        raise _meeting(size, number)
     return face.pinned(pins, guard=True)
+
+
+def _meeting(size: Size, number: int) -> NotFusable:
+    return NotFusable(f"sizes {size.hint} and {number} meet: broadcasting is not merged", Kind.SHAPES)
 
 
 def traced_pins(sizes: Sequence[Size]) -> dict[Symbol, Pin]:

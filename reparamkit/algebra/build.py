@@ -18,7 +18,7 @@ from ..errors import NotFusable
 from ..reasons import Kind
 from .align import Face, align
 from .builder import Builder
-from .form import OPEN_SUM, Form, added_bias, apply, repeated_bias
+from .form import OPEN_SUM, SUM_BROADCASTS, Form, added_bias, apply, repeated_bias
 from .laws import CHAIN
 from .operator import Dims, Operator, Resampling, Role, pin
 from .regroup import NO_RANK, beside, in_sight, with_dim
@@ -379,7 +379,7 @@ def _offset(
     """``x + constant``, the constant viewed in `shape`; borders: (low, high) of some dimensions, from the right."""
     x = beside(x, shape)
     if len(shape) > len(x.sizes):
-        raise NotFusable("a sum that broadcasts", Kind.SHAPES)
+        raise NotFusable(SUM_BROADCASTS)
     return biased(x, _field(x.sample, constant, shape, borders))
 
 

@@ -23,6 +23,7 @@ from .weight import Computed, One, Spent, Weight
 
 OPEN_SUM = Reason("a sum over an axis whose size is free", Kind.SIZES)
 """Why what sums over a free size is nothing by itself."""
+SUM_BROADCASTS = Reason("a sum that broadcasts", Kind.SHAPES)
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def _resampled(bias: Operator) -> Operator:
 def plus(f: Form, g: Form) -> Form:
     """The form of the sum of two values of one shape."""
     if f.open_rank == g.open_rank and len(f.sizes) != len(g.sizes) and not f.open_rank:
-        raise NotFusable("a sum that broadcasts", Kind.SHAPES)
+        raise NotFusable(SUM_BROADCASTS)
     shared = f.terms.keys() & g.terms.keys()
     terms = {**f.terms, **g.terms} | {s: _summed(f.terms[s], g.terms[s]) for s in sorted(shared)}
     made = _agreed(Form(terms, added_bias(f.bias, g.bias), (*f.recent, *g.recent, None)))

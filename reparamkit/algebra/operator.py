@@ -239,6 +239,11 @@ class Operator:
         return math.prod(self.links[i].leg_size for i in self.legs)
 
     @property
+    def rest(self) -> Symbol:
+        """Of an operator of open rank: what stands for all dimensions of the source that are not seen, as one."""
+        return self.links[self.source[0][0]].size.symbols[0]
+
+    @property
     def is_identity(self) -> bool:
         """Whether the operator is a view: no link has a leg, none averages, and there is no factor."""
         return isinstance(self.weight, One) and all(link.role is Role.FREE and not link.maps for link in self.links)
@@ -290,13 +295,12 @@ def with_rank(op: Operator, trailing: int) -> Operator:
     missing = trailing - (len(op.value) - 1)
     if not op.open_rank or missing <= 0:
         return op
-    rest = op.source[0][0]
-    symbol = op.links[rest].size.symbols[0]
+    symbol = op.rest
     tensor, taken = symbol.origin
     assert isinstance(tensor, str)
     assert isinstance(taken, int)
     links = list(op.links)
-    links[rest] = Link(Role.FREE, open_size(tensor, taken + missing, symbol.inside, symbol.dims))
+    links[op.source[0][0]] = Link(Role.FREE, open_size(tensor, taken + missing, symbol.inside, symbol.dims))
     links += [Link(Role.FREE, hidden_size(symbol, -d)) for d in range(taken + missing, taken, -1)]
     extra = tuple((len(op.links) + k,) for k in range(missing))
     # A pin may be older than the sight of its dimension.
@@ -311,7 +315,7 @@ def with_rank(op: Operator, trailing: int) -> Operator:
 
 def seen_dims(op: Operator, symbols: Iterable[Symbol]) -> int:
     """How many of the last dimensions of what an operator of open rank reads these are sizes of."""
-    tensor = op.links[op.source[0][0]].size.symbols[0].origin[0]
+    tensor = op.rest.origin[0]
     dims = [symbol.origin[1] for symbol in symbols if symbol.origin[0] == tensor]
     return max((-dim for dim in dims if isinstance(dim, int)), default=0)
 
@@ -321,8 +325,7 @@ def closed(op: Operator, hidden: int, certain: bool = True) -> Operator:
 
     certain: no guard is needed, since a layer checks the rank.
     """
-    rest = op.links[op.source[0][0]].size.symbols[0]
-    guards = op.guards if certain else op.guards | {(rest, hidden)}
+    guards = op.guards if certain else op.guards | {(op.rest, hidden)}
     op = with_rank(op, len(op.value) - 1 + hidden)
     number = op.source[0][0]
     op = replace(op, source=op.source[1:], value=op.value[1:], open_rank=False, guards=guards)

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from ..errors import NotFusable
-from ..reasons import Kind
+from ..reasons import Kind, Reason
 from .build import offset
 from .form import Form, apply
 from .operator import Link, Operator, Role, pin
 from .size import fixed, roots
 from .weight import Computed
+
+FIXED_ONLY = Reason("can be read on fixed sizes only: pass example_inputs", Kind.SIZES)
 
 PROBE = "probe"
 LARGEST = 2**13
@@ -38,7 +40,7 @@ def probe(x: Form, function: Function) -> Form:
     Raises `NotFusable` if a size is unknown or the matrix would be very large.
     """
     if x.open_rank or len(x.sizes) < 2:
-        raise NotFusable("can be read on fixed sizes only: pass example_inputs", Kind.SIZES)
+        raise NotFusable(FIXED_ONLY)
     x = _fixed(x)
     ins = [size.factor for size in x.sizes[1:]]
     if math.prod(ins) > LARGEST:
@@ -63,7 +65,7 @@ def _tried(function: Function, ins: Sequence[int]) -> Tensor:
 def _fixed(x: Form) -> Form:
     free = set().union(*(roots(size) for size in x.sizes[1:]))
     if not all(symbol.traced for symbol in free):
-        raise NotFusable("can be read on fixed sizes only: pass example_inputs", Kind.SIZES)
+        raise NotFusable(FIXED_ONLY)
     pins = {symbol: symbol.hint for symbol in free}
     return x.mapped(lambda op: pin(op, pins, guard=True)) if pins else x
 

@@ -97,23 +97,13 @@ def densify(op: Operator, number: int) -> Operator:
         Link(Role.OUT, size_out, pad=link.pad, after=link.after),
     ]
     dense = replace(_renumbered(op, number), links=tuple(links))
-    row = dense.legs.index(number)
-    if link.up > 1:
-        weight = _spread_matrix(op.weight, op.legs.index(number), link, size_out.factor)
-        return replace(
-            dense, weight=weight, source=_without(dense.source, number + 1), value=_without(dense.value, number)
-        )
-    shape = tuple(dense.links[i].leg_size for i in dense.legs)
-    weight = Diagonals(
-        op.weight,
-        op.legs.index(number) if link.has_leg else None,
-        link.role is Role.DIAGONAL,
-        row,
-        row + 1,
-        shape,
-        link.taps,
-        link.stride,
-    )
+    leg = op.legs.index(number) if link.has_leg else None
+    if leg is not None and link.up > 1:
+        weight: Weight = _spread_matrix(op.weight, leg, link, size_out.factor)
+    else:
+        shape, row = tuple(dense.links[i].leg_size for i in dense.legs), dense.legs.index(number)
+        diagonal = link.role is Role.DIAGONAL
+        weight = Diagonals(op.weight, leg, diagonal, row, row + 1, shape, link.taps, link.stride)
     return replace(dense, weight=weight, source=_without(dense.source, number + 1), value=_without(dense.value, number))
 
 

@@ -25,6 +25,7 @@ from .views import Crop
 from .weight import Computed, One, Ones
 
 MIXES_BATCH = Reason("mixes the samples of a batch", Kind.SHAPES)
+TAKES_NOTHING = Reason("a slice that takes nothing", Kind.SHAPES)
 
 D, S, IN, OUT = Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
 
@@ -56,7 +57,7 @@ def cropped(x: Form, dim: int, start: int, stop: int | None, step: int) -> Form:
     last = 0 if stop is None else (stop if stop < 0 else min(stop - n, 0))
 
     if size.known and first >= n + last:
-        raise NotFusable("a slice that takes nothing", Kind.SHAPES)
+        raise NotFusable(TAKES_NOTHING)
     if (first, last, step) == (0, 0, 1):
         return permute(x, range(len(x.sizes)))
     view = Crop(dim, first, -last, size) if step == 1 and len(x.sample.value[dim]) == 1 else None

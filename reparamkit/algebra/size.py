@@ -269,7 +269,7 @@ def free_size(tensor: str, dim: int, hint: int | None = None) -> Size:
     return Size(1, (Symbol((tensor, dim), hint, traced=True),))
 
 
-def open_size(tensor: str, taken: int = 0, inside: tuple[int, ...] = (), dims: int | None = None) -> Size:
+def open_size(tensor: str, taken: int, inside: tuple[int, ...], dims: int | None) -> Size:
     """All dimensions of `tensor` left of the last `taken` ones; inside, dims: see `Symbol`."""
     hint = math.prod(inside[: len(inside) - taken]) if len(inside) > taken else _nominal(taken)
     return Size(1, (Symbol((tensor, taken), hint, inside=inside, dims=dims),))

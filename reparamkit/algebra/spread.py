@@ -8,13 +8,16 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..errors import NotFusable
-from ..reasons import Kind
+from ..reasons import Kind, Reason
+from .add import ZEROS_BROADCAST
 from .build import added, biased
 from .form import Form, apply
 from .laws import CHAIN
 from .operator import Link, Operator, Role, pin, zeros
 from .size import ONE, Size, window_of
 from .weight import One
+
+CONSTANT_BROADCASTS = Reason("a value and a constant that may differ in shape: broadcasting is not merged", Kind.SHAPES)
 
 
 def spread(like: Form, sizes: Sequence[Size], constant: Tensor | None = None) -> Form:
@@ -75,7 +78,7 @@ def shifted(x: Form, constant: Form) -> Form:
     x = _told(x, constant)
     field = _on(x, constant)
     if field is None:
-        raise NotFusable("a sum with zeros that may differ in shape: broadcasting is not merged", Kind.SHAPES)
+        raise NotFusable(ZEROS_BROADCAST)
     return biased(x, _stretched(field, x.sample)).made_by(CHAIN)
 
 
@@ -98,7 +101,7 @@ def _on(x: Form, constant: Form) -> Operator | None:
     sizes = [size.substitute(pins) for size in constant.sizes]
     apart = [a not in (b, ONE) and a.known == b.known for a, b in zip(sizes, x.sizes, strict=False)]
     if x.open_rank or len(sizes) != len(x.sizes) or any(apart):
-        raise NotFusable("a value and a constant that may differ in shape: broadcasting is not merged", Kind.SHAPES)
+        raise NotFusable(CONSTANT_BROADCASTS)
     return None if constant.bias is None else pin(constant.bias, pins)
 
 

@@ -14,10 +14,14 @@ from functools import cached_property
 from typing import final
 
 from ..errors import NotFusable
-from ..reasons import Kind
+from ..reasons import Kind, Reason
 from .align import Face, Side
 from .operator import NO_MAPS, Dims, Link, Operator, Resampling, Role
 from .size import ONE, Size, product
+
+BEHIND_VIEW = Reason("a layer that changes the dimensions behind a view", Kind.SHAPES)
+BEFORE_VIEW = Reason("a layer that changes the number of dimensions before a view", Kind.SHAPES)
+UNFOLLOWED = Reason("a reshape whose sizes cannot be followed", Kind.SIZES)
 
 
 class View(ABC):
@@ -85,7 +89,7 @@ class Reshape(View):
         """`found` where `old` was, with the dimension that the call joined as those of `new`."""
         run = _joined(new, old) if self.counts and len(found) == len(old) else None
         if run is None or found[run[0]] != old[run[0]]:
-            raise NotFusable("a layer that changes the dimensions behind a view", Kind.SHAPES)
+            raise NotFusable(BEHIND_VIEW)
         first, end = run
         return (*found[:first], *new[first:end], *found[first + 1 :])
 
@@ -128,7 +132,7 @@ class Permute(View):
 
     def on_source(self, op: Operator) -> Operator:
         if len(op.source) != len(self.order):
-            raise NotFusable("a layer that changes the number of dimensions before a view", Kind.SHAPES)
+            raise NotFusable(BEFORE_VIEW)
         return replace(op, source=tuple(op.source[d] for d in self.order))
 
 
@@ -192,7 +196,7 @@ class Crop(View):
         links = list(op.links)
         links[atoms[0]] = self._longer(links[atoms[0]])
         if links[atoms[0]].size_out != self.size.substitute(dict(op.pins)):
-            raise NotFusable("a layer that changes the dimensions behind a view", Kind.SHAPES)
+            raise NotFusable(BEHIND_VIEW)
         return replace(op, links=tuple(links))
 
     def _longer(self, link: Link) -> Link:
@@ -273,7 +277,7 @@ def _with_ones(op: Operator, side: Side, old: tuple[Size, ...], new: tuple[Size,
     """The dimensions of one side, those of size 1 of `old` left out and those of `new` put in."""
     face = Face(op, side).without_units()
     if len(face.dims) != len(old) or any(dim for dim, size in zip(face.dims, old, strict=True) if size == ONE):
-        raise NotFusable("a reshape whose sizes cannot be followed", Kind.SIZES)
+        raise NotFusable(UNFOLLOWED)
     kept = iter([dim for dim, size in zip(face.dims, old, strict=True) if size != ONE])
     dims = tuple(() if size == ONE else next(kept) for size in new)
     return replace(face.op, source=dims) if side == "source" else replace(face.op, value=dims)
@@ -289,7 +293,7 @@ def _joined(old: tuple[Size, ...], new: tuple[Size, ...]) -> tuple[int, int] | N
 def _with_joined(op: Operator, first: int, end: int, rank: int) -> Operator:
     """An operator that reads some dimensions of its source as one."""
     if op.open_rank or len(op.source) != rank:
-        raise NotFusable("a layer that changes the number of dimensions before a view", Kind.SHAPES)
+        raise NotFusable(BEFORE_VIEW)
     joined = tuple(i for dim in op.source[first:end] for i in dim)
     return replace(op, source=(*op.source[:first], joined, *op.source[end:]))
 
@@ -305,7 +309,7 @@ def _regrouped(op: Operator, side: Side, sizes: tuple[Size, ...]) -> Operator:
         bounds.append(end)
     atoms = face.dims[0]
     if bounds[-1] != len(atoms):
-        raise NotFusable("a reshape whose sizes cannot be followed", Kind.SIZES)
+        raise NotFusable(UNFOLLOWED)
     dims = tuple(tuple(atoms[a:b]) for a, b in itertools.pairwise(bounds))
     return replace(face.op, source=dims) if side == "source" else replace(face.op, value=dims)
 
@@ -323,7 +327,7 @@ def _taken(face: Face, at: int, size: Size) -> tuple[Face, int]:
     while size != ONE:
         sizes = face.sizes(0)
         if at == len(sizes):
-            raise NotFusable("a reshape whose sizes cannot be followed", Kind.SIZES)
+            raise NotFusable(UNFOLLOWED)
         rest = size.divide(sizes[at])
         if rest is not None:
             size, at = rest, at + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ..running.changing import Changing
 from ..running.draws import random_state_kept
 from ..running.gradients import same_with_gradients
 from ..running.trees import map_leaves, traced
-from ..tracing.again import AGAIN, AsksForGradients, CallsUnbound, FillsArgument, WritesConstant, as_again
+from ..tracing.again import AGAIN, Manner, as_again
 from ..tracing.fakes import as_fake, new_mode
 from ..tracing.frame import Frame
 from ..tracing.opaque import GoingOn, Opaque
@@ -65,35 +65,7 @@ def capture(
         try:
             return attempt.captured()
         except AGAIN as error:
-            manner.learn(error, attempt)
-
-
-@dataclass
-class Manner:
-    """How to trace a module, as attempts have found out. heedless, through, factories, unbound: see `Tracer`. where:
-    paths of the modules whose code asks for that.
-    """
-
-    heedless: bool | None = None
-    through: bool = False
-    factories: bool = False
-    unbound: set[str] = field(default_factory=set)
-    where: set[str] = field(default_factory=set)
-
-    def learn(self, error: CaptureError, attempt: _Attempt) -> None:
-        """What may not end in this error; raises it if there is nothing."""
-        self.where.add(error.path or "")
-        if isinstance(error, AsksForGradients) and self.heedless is None and attempt.inputs is not None:
-            self.heedless = same_with_gradients(attempt.module, attempt.inputs.args, attempt.inputs.kwargs)
-            self.through = self.factories = False
-        elif isinstance(error, FillsArgument) and not self.through:
-            self.through, self.factories = True, False
-        elif isinstance(error, WritesConstant) and not self.factories:
-            self.factories = True
-        elif isinstance(error, CallsUnbound) and str(error) not in self.unbound:
-            self.unbound.add(str(error))
-        else:
-            raise error
+            manner.learn(error, attempt.is_heedless_of_gradients)
 
 
 @dataclass(frozen=True)
@@ -115,14 +87,14 @@ class _Attempt:
         """What is traced."""
         return self.model.get_submodule(self.path)
 
+    def is_heedless_of_gradients(self) -> bool | None:
+        """Whether a run with gradients gives the same as one without; None if there are no inputs."""
+        return None if self.inputs is None else same_with_gradients(self.module, self.inputs.args, self.inputs.kwargs)
+
     def captured(self) -> Captured:
         """Trace it. Raises `CaptureError`."""
         mode = new_mode()
-        tracer = Tracer(
-            *(self.is_leaf, mode, self.changing, self.opaque.values()),
-            *(self.manner.factories, self.manner.through, self.going_on, self.manner.heedless),
-            self.manner.unbound,
-        )
+        tracer = Tracer(self.is_leaf, mode, self.changing, self.manner, self.opaque.values(), self.going_on)
         try:
             graph, stored, held = self._traced(tracer, mode)
         except MemoryError:

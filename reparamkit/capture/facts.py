@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, fx, nn
 
 from ..reasons import Reason
 from ..running.changing import Changed
 from ..tracing.frame import Frame, Method
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +83,16 @@ class Unused:
     inputs: set[fx.Node] = field(default_factory=set)
     ended: Counter[int] = field(default_factory=Counter)
     hinders: bool = False
+
+    def in_the_way(self, found: Found) -> Found:
+        """Note that this is in the way of a merge, if it is anything."""
+        self.hinders |= bool(found)
+        return found
+
+    def goes_on(self, node: fx.Node, constants: Set[fx.Node]) -> None:
+        """A node that is taken out of the graph still runs, on what it reads, where no code is written again."""
+        self.shapes.update(dict.fromkeys(set(node.all_input_nodes) - constants))
+        self.inputs.update(node.all_input_nodes)
 
 
 @dataclass(eq=False)

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch import nn
 
-from ..errors import CaptureError, InvalidInputError
+from ..errors import CaptureError
 from ..reasons import Kind, Reason
 from ..running.changing import Changing
-from ..running.undone import undone
+from ..tracing.again import Manner
 from ..tracing.opaque import GoingOn, Opaque
-from .arguments import Inputs, run
-from .capture import Manner, capture, know_sizes, why_not
+from .arguments import Inputs
+from .capture import capture, know_sizes, why_not
 from .captured import Captured
 from .folding import fold_calls
 from .paths import upwards
+from .recorded import Calls, alike, called_once, outputs, recorded
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 FEW = 2
 """So many modules that cannot be traced are found one by one, each by a trace of its own."""
 Asked = Callable[[nn.Module], bool]
 UNTRACED = Reason("inside a module that cannot be traced", Kind.CAPTURED)
-_Calls = dict[str, list[tuple[Inputs, Any]]]
-"""Per path of a module the inputs and outputs of each of its calls."""
 
 
 @dataclass
@@ -49,38 +46,60 @@ def capture_parts(
 
     Raises `CaptureError` if nothing can be traced.
     """
-    parts, queue, first = Parts(), deque([("", inputs, "")]), None
-    changing = Changing(model)
-    seen: set[str] = set()
-    while queue:
-        path, given, why = queue.popleft()
-        if path in seen:
-            continue
-        seen.add(path)
-        found = _Part(model, path, given, is_leaf, parts.opaque, changing)
-        if not whole:
-            queue += [(name, given, "it has hooks") for name, given in found.leave_hooked(has_hooks)]
+    return _Search(model, inputs, is_leaf, has_hooks, whole).run()
+
+
+@dataclass(eq=False)
+class _Search:
+    """What `capture_parts` is asked for, and what it has found. waiting: modules to trace by themselves, with their
+    inputs, and why. seen: the paths of those. first: why the first could not be traced.
+    """
+
+    model: nn.Module
+    inputs: Inputs | None
+    is_leaf: Asked
+    has_hooks: Asked
+    whole: bool
+    parts: Parts = field(default_factory=Parts)
+    waiting: deque[tuple[str, Inputs | None, str]] = field(default_factory=deque)
+    seen: set[str] = field(default_factory=set)
+    first: CaptureError | None = None
+
+    def run(self) -> Parts:
+        """Trace the model, and then what had to be left inside, as long as there is anything."""
+        changing, parts = Changing(self.model), self.parts
+        self.waiting.append(("", self.inputs, ""))
+        while self.waiting:
+            path, given, why = self.waiting.popleft()
+            if path not in self.seen:
+                self.seen.add(path)
+                self._take(_Part(self.model, path, given, self.is_leaf, parts.opaque, changing), why)
+        for each in parts.captured:
+            parts.opaque.pop(each.frames[0].path, None)
+        parts.captured = _outermost(parts.captured)
+        if not parts.captured:
+            assert self.first is not None
+            raise self.first
+        changing.forget()
+        return parts
+
+    def _take(self, part: _Part, why: str) -> None:
+        """Trace one module; what is left inside waits."""
+        if not self.whole:
+            self.waiting += [(name, given, "it has hooks") for name, given in part.leave_hooked(self.has_hooks)]
         try:
-            captured = found.capture()
-            split = [captured] if whole or inputs is None else _split(found, captured, inputs)
-            split[0].origin.why, split[0].origin.guessed = why, given is None and path != ""
-            parts.captured += split
+            captured = part.capture()
+            split = [captured] if self.whole or self.inputs is None else _split(part, captured, self.inputs)
+            split[0].origin.why, split[0].origin.guessed = why, part.inputs is None and part.path != ""
+            self.parts.captured += split
         except CaptureError as error:
-            first = first or error
-        failed = [name for name in found.opaque if name in parts.opaque]
-        alone = dict(found.alone(failed))
-        queue += [(name, given, "it cannot be traced with what is around it") for name, given in alone.items()]
+            self.first = self.first or error
+        failed = [name for name in part.opaque if name in self.parts.opaque]
+        alone = dict(part.alone(failed))
+        self.waiting += [(name, given, "it cannot be traced with what is around it") for name, given in alone.items()]
         # What fails inside of a module that cannot be traced at all may be taken by itself.
-        left = [path] if path in failed else failed
-        queue += _inside(model, [name for name in left if name not in alone], found, inputs)
-    for each in parts.captured:
-        parts.opaque.pop(each.frames[0].path, None)
-    parts.captured = _outermost(parts.captured)
-    if not parts.captured:
-        assert first is not None
-        raise first
-    changing.forget()
-    return parts
+        left = [part.path] if part.path in failed else failed
+        self.waiting += _inside(self.model, [name for name in left if name not in alone], part, self.inputs)
 
 
 def _outermost(parts: Sequence[Captured]) -> list[Captured]:
@@ -112,8 +131,8 @@ class _Part:
         """Leave the outermost modules inside that have hooks as calls; yields them, with the inputs of their call."""
         hooked = dict(self._hooked(has_hooks, self.module, self.path))
         calls = self._calls(hooked)
-        self.opaque |= {path: Opaque(module, _outputs(calls[path])) for path, module in hooked.items()}
-        yield from _given(
+        self.opaque |= {path: Opaque(module, outputs(calls[path])) for path, module in hooked.items()}
+        yield from called_once(
             hooked, calls if self.inputs is not None else None, Reason("and has hooks", Kind.HOOKS), self.reasons
         )
 
@@ -127,11 +146,11 @@ class _Part:
             else:
                 yield from self._hooked(has_hooks, child, inner)
 
-    def _calls(self, wanted: dict[str, nn.Module], also_inputs: bool = True) -> _Calls:
+    def _calls(self, wanted: dict[str, nn.Module], also_inputs: bool = True) -> Calls:
         """The calls of modules inside, if there are inputs."""
         if self.inputs is None or not wanted:
             return {path: [] for path in wanted}
-        return _recorded(self.module, self.inputs, wanted, self.changing, also_inputs)
+        return recorded(self.module, self.inputs, wanted, self.changing, also_inputs)
 
     def capture(self) -> Captured:
         """Trace, and as long as that fails, leave the module where it fails as a call."""
@@ -171,13 +190,13 @@ class _Part:
         modules = {path: self.model.get_submodule(path) for path in paths}
         inside = {path: module for path, module in modules.items() if path != self.path}
         calls = self._calls(inside, also_inputs=False)
-        self.opaque |= {path: Opaque(module, _outputs(calls.get(path, []))) for path, module in modules.items()}
+        self.opaque |= {path: Opaque(module, outputs(calls.get(path, []))) for path, module in modules.items()}
 
     def _leave_all(self) -> None:
         """Leave all modules as calls where one trace fails that then goes on."""
         inside = {name: module for name, module in self.module.named_modules() if name and not self.is_leaf(module)}
         calls = self._calls(inside, also_inputs=False)
-        going_on = GoingOn({id(inside[name]): _outputs(found) for name, found in calls.items()})
+        going_on = GoingOn({id(inside[name]): outputs(found) for name, found in calls.items()})
         with suppress(CaptureError):
             self._traced(going_on)
         for path, error in going_on.failed.items():
@@ -223,30 +242,16 @@ def _shared(around: _Part, captured: Captured, inputs: Inputs) -> Iterator[Captu
         and any(True for _ in frame.module.parameters())
         and all(counts[outer.module] == 1 for outer in frame.stack[:-1])
     }
-    calls = _recorded(around.model, inputs, repeated, around.changing) if repeated else {}
+    calls = recorded(around.model, inputs, repeated, around.changing) if repeated else {}
     for path, found in calls.items():
         given = [each for each, _ in found]
-        if given and all(_alike(given[0], each) for each in given[1:]):
+        if given and all(alike(given[0], each) for each in given[1:]):
             with suppress(CaptureError):
                 part = capture(around.model, path, given[0], around.is_leaf, {}, around.changing, sized=False)
                 part = fold_calls(part)
                 part.origin.times, part.origin.why = len(found), f"it is called {len(found)} times in a run"
                 know_sizes(part, repeated[path], [each for each, _ in found])
                 yield part
-
-
-def _alike(a: Inputs, b: Inputs) -> bool:
-    """Whether two calls differ in tensors only."""
-    plain = [tree_flatten((each.args, dict(each.kwargs))) for each in (a, b)]
-    (ours, shape), (theirs, other) = plain
-    pairs = zip(ours, theirs, strict=False)
-    return shape == other and all(
-        isinstance(x, Tensor) and isinstance(y, Tensor) if isinstance(x, Tensor) else _equal(x, y) for x, y in pairs
-    )
-
-
-def _equal(x: object, y: object) -> bool:
-    return isinstance(x, (bool, int, float, str, type(None))) and type(x) is type(y) and x == y
 
 
 def _inside(
@@ -259,8 +264,8 @@ def _inside(
     while around:
         children = {name: model.get_submodule(name) for name in around}
         children = {name: child for name, child in children.items() if not part.is_leaf(child) and _has_tensors(child)}
-        calls = _recorded(model, inputs, children, part.changing) if inputs is not None and children else None
-        for name, given in _given(children, calls, UNTRACED, part.reasons):
+        calls = recorded(model, inputs, children, part.changing) if inputs is not None and children else None
+        for name, given in called_once(children, calls, UNTRACED, part.reasons):
             yield name, given, f"'{around[name] or 'the model'}' around it cannot be traced"
         # Of a module that is not called, code may call what is inside.
         passed = [name for name in children if calls is not None and not calls[name]]
@@ -271,24 +276,6 @@ def _has_tensors(module: nn.Module) -> bool:
     return any(True for _ in itertools.chain(module.parameters(), module.buffers()))
 
 
-def _given(
-    modules: Iterable[str], calls: _Calls | None, where: Reason, reasons: dict[str, Reason]
-) -> Iterator[tuple[str, Inputs | None]]:
-    """The modules that are called once, with their inputs; all of them, if nothing is known of their calls. `reasons`
-    receives why the others are left.
-    """
-    for name in modules:
-        found = [] if calls is None else calls[name]
-        if calls is None or len(found) == 1:
-            yield name, found[0][0] if found else None
-        elif found:
-            reasons[name] = where.within(f"it is called {len(found)} times ")
-
-
-def _outputs(calls: list[tuple[Inputs, Any]]) -> list[Any]:
-    return [output for _, output in calls]
-
-
 def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         inner = f"{path}.{name}" if path else name
@@ -296,36 +283,3 @@ def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
             yield from _children(child, inner)
         else:
             yield inner, child
-
-
-def _recorded(
-    model: nn.Module, inputs: Inputs, wanted: Mapping[str, nn.Module], changing: Changing, also_inputs: bool = True
-) -> _Calls:
-    """Per path the inputs and outputs of each call in one real run. changing: receives what code changes."""
-    calls: dict[nn.Module, list[tuple[Inputs, Any]]] = {module: [] for module in wanted.values()}
-    given: list[Inputs] = []
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        given.append(Inputs(args, kwargs).copied() if also_inputs else Inputs())
-        changing.look_inside(module)
-
-    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        calls[module].append((given.pop(), output))
-
-    # The last hooks of a module: forward gets what others made of the inputs, and they may change its output.
-    before = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in calls]
-    after = [module.register_forward_hook(leave, with_kwargs=True) for module in calls]
-    try:
-        # What a hook keeps is another tensor in each run: a trace would take it for a constant.
-        with undone(model):
-            run(model, inputs.copied())
-            changing.look_inside(model)
-    except Exception as error:
-        raise InvalidInputError(
-            f"a copy of the model fails on the example inputs ({type(error).__name__}: {error}), as code outside of it"
-            " works on the original (a hook?): pass inplace=True"
-        ) from error
-    finally:
-        for handle in (*before, *after):
-            handle.remove()
-    return {path: calls[module] for path, module in wanted.items()}

@@ -130,10 +130,7 @@ def computed(node: fx.Node, args: list[Any]) -> Any:
     if node.target is operator.getitem and isinstance(args[0], OpenShape):
         return args[0].get(args[1]) or opaque(node)
     if node.target is operator.getitem and isinstance(args[0], tuple) and isinstance(args[1], (int, slice)):
-        sizes, index = args
-        is_outside = isinstance(index, int) and not -len(sizes) <= index < len(sizes)
-        # The rank may be another, for all that is known.
-        return opaque(node) if is_outside else sizes[index]
+        return opaque(node) if _is_outside(*args) else args[0][args[1]]
     if node.target is operator.add and all(isinstance(each, tuple) for each in args):
         return _joined(*args) or opaque(node)
     if node.target is math.prod and len(args) == 1 and _are_sizes(args[0]):
@@ -145,17 +142,26 @@ def computed(node: fx.Node, args: list[Any]) -> Any:
         return fixed(result) if isinstance(result, int) else None
     if (found := _shared(node.target, *numbers)) is not None:
         return found
-    if len(numbers) == 2 and all(isinstance(a, Size) for a in numbers):
-        if node.target is operator.mul:
-            return numbers[0] * numbers[1]
-        if node.target in (operator.floordiv, operator.truediv):
-            exact = numbers[0].divide(numbers[1])
-            return exact or _floored(node.target, *numbers) or opaque(node)
-        if node.target is operator.add and any(a.known and a.factor >= 0 for a in numbers):
-            return _more(*sorted(numbers, key=lambda size: size.known))
-        if node.target is operator.sub and numbers[1].known and numbers[1].factor >= 0:
-            return stencil_size(numbers[0], 1, -numbers[1].factor - 1)
-    return opaque(node)
+    are_two = len(numbers) == 2 and all(isinstance(a, Size) for a in numbers)
+    return (_of_two(node.target, *numbers) if are_two else None) or opaque(node)
+
+
+def _is_outside(sizes: tuple[Size, ...], index: int | slice) -> bool:
+    """Whether a shape has no such entry: the rank may be another, for all that is known."""
+    return isinstance(index, int) and not -len(sizes) <= index < len(sizes)
+
+
+def _of_two(target: object, first: Size, second: Size) -> Size | None:
+    """What arithmetic with two sizes gives, if that is a size."""
+    if target is operator.mul:
+        return first * second
+    if target in (operator.floordiv, operator.truediv):
+        return first.divide(second) or _floored(target, first, second)
+    if target is operator.add and any(size.known and size.factor >= 0 for size in (first, second)):
+        return _more(*sorted((first, second), key=lambda size: size.known))
+    if target is operator.sub and second.known and second.factor >= 0:
+        return stencil_size(first, 1, -second.factor - 1)
+    return None
 
 
 def _shared(target: object, *numbers: Any) -> Share | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
@@ -21,16 +21,16 @@ from ..reasons import Kind, Reason
 from .absorb import is_scale
 from .cuts import check_calls
 from .memo import identity
-from .options import FLOPS, OPERATIONS, STORED, Option, Options
+from .options import FLOPS, OPERATIONS, STORED, Option, Options, dearer
 from .placing import Means, Placed, place, spreads
 from .ranks import ROWS
 from .reading import Candidate
 from .site import Rejected
 
-DEARER = "the merge would raise"
-"""The beginning of a reason: what costs more, and by how much."""
 OVERWRITTEN = Reason("its input is overwritten in place before the merged layer could read it", Kind.IN_PLACE)
 """The reason why a merge across a write into what it reads is not made."""
+NO_LAYER = float("inf")
+"""The price of a form that cannot be written."""
 CHEAPEST, DEEPEST = 2, 2
 """How many forms of a value are kept: the cheapest ones, and those that reach back furthest."""
 FEW = 4
@@ -67,13 +67,13 @@ class Keeper:
         for number, candidate in enumerate(found):
             alone = len(candidate.members) == 1
             if alone and not folds:
-                ranked.append(((False, self.options.price(self.options.as_computed(node))), number, candidate))
+                ranked.append(_Ranked(candidate, number, False, self.options.price(self.options.as_computed(node))))
                 continue
             option = self._option(node, candidate)
             slower = option is not None and any(True for _ in self._raised(option))
             if alone or not self._never_pays(node, candidate, option, slower):
-                price = float("inf") if option is None else self.options.price(option)
-                ranked.append(((slower, price), number, candidate))
+                price = NO_LAYER if option is None else self.options.price(option)
+                ranked.append(_Ranked(candidate, number, slower, price))
             if option is not None and not (alone and _guesses(option)) and self._pays(node, option):
                 merges.append(option)
         return ranked
@@ -92,33 +92,30 @@ class Keeper:
         return (sums if option is None else option.cost.launches) > saved + FEW
 
     def _kept(self, ranked: list[_Ranked]) -> list[Candidate]:
-        by_sources: dict[frozenset[tuple[str, bool]], _Ranked] = {}
-        for entry in ranked:
-            key = frozenset((name, term.op.resamples) for name, term in entry[2].form.terms.items())
-            if key not in by_sources or entry[:2] < by_sources[key][:2]:
-                by_sources[key] = entry
-        reach = {number: self._sources(candidate.form) for _, number, candidate in by_sources.values()}
-        deep = sorted(by_sources.values(), key=lambda e: reach[e[1]][0])
+        """The forms that a merge further on may be made of."""
+        found = _cheapest(ranked)
+        reach = {each: self._sources(each.form) for each in found}
+        deep = sorted(found, key=lambda e: reach[e][0])
         # A view that is read deeper than a merge may reach is of no use.
-        views = sorted((e for e in deep if _only_views(e[2])), key=lambda e: e[0][1] == float("inf"))
+        views = sorted((e for e in deep if _only_views(e.form)), key=lambda e: not e.is_layer)
         layers = [e for e in deep if e not in views]
-        cheap = sorted(layers, key=lambda e: e[:2])
+        cheap = sorted(layers, key=lambda e: e.rank)
         # The plainest, which begins right before the value, is what a merge falls back on.
-        near = sorted(layers, key=lambda e: len(e[2].members))
+        near = sorted(layers, key=lambda e: len(e.candidate.members))
         # Of a sum that grows layer by layer all terms have to reach back.
-        whole = sorted(layers, key=lambda e: reach[e[1]])
+        whole = sorted(layers, key=lambda e: reach[e])
         # The deepest may be no layer at all; then the deepest that is one can still take what comes.
-        able = [e for e in layers if e[0][1] != float("inf")]
+        able = [e for e in layers if e.is_layer]
         best = (*cheap[:CHEAPEST], *layers[:DEEPEST], *whole[:1], *able[:DEEPEST], *near[:1])
         kept = [e for e in layers if e in best]
         # A scale with several readers may have to stay; then a merge begins behind it.
-        behind = [e for e in layers if e not in kept and any(map(self._is_shared_scale, e[2].form.terms))]
+        behind = [e for e in layers if e not in kept and any(map(self._is_shared_scale, e.form.terms))]
         # Branches can be added over the value at which they part; a row of layers may only pay as one of them.
-        parting = [e for e in able if all(map(self._is_fork, e[2].form.terms))][-1:]
+        parting = [e for e in able if all(map(self._is_fork, e.form.terms))][-1:]
         # The deepest may need a guard that cannot be written where it is read; then a nearer one does without.
         free = _unguarded(views[:1], views) + _unguarded(kept, [e for e in layers if e not in behind[:1]])
         more = [e for e in parting if e not in kept and e not in behind[:1] and e not in free]
-        return [candidate for _, _, candidate in (*kept, *behind[:1], *views[:1], *free, *more)]
+        return [each.candidate for each in (*kept, *behind[:1], *views[:1], *free, *more)]
 
     def _is_fork(self, name: str) -> bool:
         return len(self.named[name].users) > 1
@@ -185,21 +182,21 @@ class Keeper:
         for what, old, new in self._raised(option):
             if len(option.members) > 1:
                 factor = f"{new / old:.{1 if new > 1.05 * old else 3}f}x" if old else f"from 0 to {new}"
-                self._too_dear(node, option, f"{DEARER} {what} {factor}")
+                self._too_dear(node, option, dearer(f"{what} {factor}"))
             return False
         # Fewer numbers alone (a bias moved elsewhere) is no merge: work must disappear.
         moved = _is_as_few(option) and after.flops < before.flops and self._moves_work(node, option)
         less = after.launches < before.launches or moved
         pays = less and score(after) < score(before)
         if not pays and _because(option) is not None:
-            self._too_dear(node, option, "that costs more than the merge saves")
+            self._too_dear(node, option, Reason("that costs more than the merge saves", Kind.COST))
         elif not pays and self._moves_work(node, option):
             self.options.idle.add(node)
         return pays
 
-    def _too_dear(self, node: fx.Node, option: Option, words: str) -> None:
-        why = _because(option)
-        self.reading.no(node, Reason(words, Kind.COST) if why is None else why.within(after=f": {words}"))
+    def _too_dear(self, node: fx.Node, option: Option, why: Reason) -> None:
+        because = _because(option)
+        self.reading.no(node, why if because is None else because.leading_to(why))
         self.options.reject(node, Rejected(option.members, option.before, option.cost))
 
     def _raised(self, option: Option) -> Iterator[tuple[str, int, int]]:
@@ -284,20 +281,51 @@ class Keeper:
         return any(not name.users.keys() <= candidate.members for name in names)
 
 
-_Ranked = tuple[tuple[bool, float], int, Candidate]
-"""A form with whether it is slower than its members, its price, and its number."""
+@dataclass(frozen=True, eq=False)
+class _Ranked:
+    """A form among the others of a value. number: which of them it is. slower: whether it is than its members. price:
+    what it costs, or that it is no layer.
+    """
+
+    candidate: Candidate
+    number: int
+    slower: bool
+    price: float
+
+    @property
+    def form(self) -> Form:
+        return self.candidate.form
+
+    @property
+    def is_layer(self) -> bool:
+        return self.price != NO_LAYER
+
+    @property
+    def rank(self) -> tuple[bool, float, int]:
+        """By which the cheapest comes first."""
+        return self.slower, self.price, self.number
+
+
+def _cheapest(ranked: Iterable[_Ranked]) -> list[_Ranked]:
+    """Of the forms over the same sources one."""
+    found: dict[frozenset[tuple[str, bool]], _Ranked] = {}
+    for each in ranked:
+        key = frozenset((name, term.op.resamples) for name, term in each.form.terms.items())
+        if key not in found or each.rank < found[key].rank:
+            found[key] = each
+    return [*found.values()]
 
 
 def _unguarded(kept: Sequence[_Ranked], all_of_them: Sequence[_Ranked]) -> list[_Ranked]:
     """The deepest that needs no guard, if some of those kept do."""
-    guarded = any(entry[2].form.guards for entry in kept)
-    return [entry for entry in all_of_them if entry not in kept and not entry[2].form.guards][:1] if guarded else []
+    guarded = any(each.form.guards for each in kept)
+    return [each for each in all_of_them if each not in kept and not each.form.guards][:1] if guarded else []
 
 
-def _only_views(candidate: Candidate) -> bool:
+def _only_views(form: Form) -> bool:
     """Whether a form only regroups its source, and is no matrix; such a form costs nothing to keep."""
-    matrix = any(term.op.has(Role.IN, Role.OUT) for term in candidate.form.terms.values())
-    return not (matrix or any(step.is_layer for trail in _trails(candidate.form) for step in trail))
+    matrix = any(term.op.has(Role.IN, Role.OUT) for term in form.terms.values())
+    return not (matrix or any(step.is_layer for trail in _trails(form) for step in trail))
 
 
 def _trails(form: Form) -> Iterator[Trail]:

@@ -134,8 +134,7 @@ def _going_on(captured: Captured, members: Collection[fx.Node]) -> set[Method]:
         node = captured.current(value)
         if node in members and not node.users.keys().isdisjoint(members):
             found |= methods.intersection(node.meta.get("methods", ()))
-    captured.unused.hinders |= bool(found)
-    return found
+    return captured.unused.in_the_way(found)
 
 
 def _unseen(captured: Captured, methods: set[Method]) -> set[Method]:

@@ -19,6 +19,11 @@ def name_of(node: fx.Node) -> str:
     return str(getattr(target, "__name__", target))
 
 
+def shown_name(node: fx.Node) -> str:
+    """How a report names a node: by the place of its layer, or what it computes."""
+    return place_of(node) or name_of(node)
+
+
 def called_plainly(node: fx.Node) -> bool:
     """Whether a module is called as any layer of torch can be: with its input alone."""
     return (len(node.args), *node.kwargs) in ((1,), (0, "input"))

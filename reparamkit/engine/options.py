@@ -11,6 +11,7 @@ from torch import fx
 
 from ..capture.captured import Captured
 from ..layers.price import OBJECTIVES, Cost
+from ..reasons import Kind, Reason
 from .dead import handed
 from .methods import hidden_methods
 from .placing import Placed
@@ -30,6 +31,11 @@ MAY_RAISE = {
     "params": frozenset({OPERATIONS}),
 }
 """What an objective may let rise; for others neither FLOPs nor stored numbers."""
+
+
+def dearer(what: str) -> Reason:
+    """The reason that a merge would raise what may not rise. what: its name, and by how much."""
+    return Reason(f"the merge would raise {what}", Kind.COST, dearer=True)
 
 
 @dataclass(eq=False)

@@ -15,7 +15,7 @@ from ..algebra.operator import Operator, Role
 from ..algebra.probe import PROBE
 from ..algebra.segments import parts_of
 from ..algebra.size import ONE, Pin, Size, Symbol, fixed, free_size
-from ..algebra.views import Crop, Mean, Resampled, View
+from ..algebra.views import BEHIND_VIEW, Crop, Mean, Resampled, View
 from ..capture.captured import Captured
 from ..errors import NotFusable
 from ..layers.convolutions import is_convolution, is_transposed, multiply_adds, padding_cost, uneven_cost
@@ -382,7 +382,7 @@ def _read(view: View, op: Operator) -> Operator:
 def _undone(view: View, op: Operator) -> Operator:
     made = view.undone(op)
     if made.source_sizes != op.source_sizes:
-        raise NotFusable("a layer that changes the dimensions behind a view", Kind.SHAPES)
+        raise NotFusable(BEHIND_VIEW)
     return made
 
 

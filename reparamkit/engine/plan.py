@@ -15,9 +15,9 @@ from ..layers.price import Cost
 from ..reasons import Kind, Reason
 from .absorb import absorbed, is_scale, leading
 from .counting import checks
-from .keep import DEARER, OVERWRITTEN
+from .keep import OVERWRITTEN
 from .naming import name_of, place_of
-from .options import FLOPS, STORED, Option, Options
+from .options import FLOPS, STORED, Option, Options, dearer
 from .placing import Placed
 from .regions import Region
 from .sharing import largest, separable, uneven
@@ -27,8 +27,8 @@ MAX_TRIES = 200
 """How many other plans are tried; the first is nearly always the best."""
 
 ADDS_WORK = Reason("its pieces are needed elsewhere too: merging would add work", Kind.COST)
-ADDS_NUMBERS = Reason(f"its parameters are needed elsewhere too: {DEARER} {STORED}", Kind.COST)
-ADDS_BIAS = Reason(f"layers without a bias would get one for that of a norm: {DEARER} {STORED}", Kind.COST)
+ADDS_NUMBERS = dearer(STORED).within("its parameters are needed elsewhere too: ")
+ADDS_BIAS = dearer(STORED).within("layers without a bias would get one for that of a norm: ")
 
 Writable = Callable[[Site], None]
 """Raises `NotFusable` if a site cannot be written into the model's code."""
@@ -229,9 +229,7 @@ class Planner:
         It still does, for other arguments or for an attribute, and has to get the scaled value.
         """
         unused = self.captured.unused
-        found = {node for k, node in enumerate(way) if not unused.inputs.isdisjoint(way[k:])}
-        unused.hinders |= bool(found)
-        return found
+        return unused.in_the_way({node for k, node in enumerate(way) if not unused.inputs.isdisjoint(way[k:])})
 
     def _leading(self, site: Site) -> list[fx.Node]:
         """Up to a module that the merge calls twice: in its place cannot be both the scale and what absorbs it."""
@@ -304,8 +302,7 @@ class Planner:
         for member in _module_calls(site):
             calls = self.captured.calls_left(id(self.captured.module(member)))
             if calls > 1:
-                dearer = f"its module is called at {calls} places, and stays for others: {DEARER} {STORED}"
-                reason = Reason(dearer, Kind.COST)
+                reason = dearer(STORED).within(f"its module is called at {calls} places, and stays for others: ")
                 self.reading.no(member, reason)
                 if member is not site.value:
                     self.reading.no(site.value, reason.beside(self._name(member)))

@@ -87,7 +87,7 @@ def runs_once(captured: Captured, node: fx.Node) -> bool:
     )
 
 
-def separable(captured: Captured, members: Collection[fx.Node], absorbed: Collection[fx.Node] = ()) -> bool:
+def separable(captured: Captured, members: Collection[fx.Node], absorbed: Collection[fx.Node]) -> bool:
     """Whether code can be written that merges these members and leaves the other calls of their modules, all of which
     are in the graph. (What is left of a norm is one for all its calls.)
     """

@@ -16,6 +16,7 @@ from ..algebra.form import Form
 from ..algebra.operator import Role
 from ..algebra.regroup import NO_RANK, known_rank, permute, ranked
 from ..algebra.size import ONE
+from ..algebra.spread import CONSTANT_BROADCASTS
 from ..errors import NotFusable
 from ..reasons import Kind
 from .elementwise import PRODUCT, Operand, read_add, read_mul, scaled
@@ -102,7 +103,7 @@ def _beside(constant: Form, names: Sequence[str], x: Form, of_x: Sequence[str]) 
     found, pins = _unspread(constant), x.pins
     for name, size, length in zip(names, constant.sizes, found.shape, strict=True):
         if length == 1 and size != ONE and sizes.get(name) != size.substitute(pins):
-            raise NotFusable("a value and a constant that may differ in shape: broadcasting is not merged", Kind.SHAPES)
+            raise NotFusable(CONSTANT_BROADCASTS)
     return found
 
 

@@ -13,8 +13,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..algebra.operator import Link, Operator, Role
 from ..errors import NotFusable
-from ..reasons import Kind
+from ..reasons import Kind, Reason
 from .plans import (
+    NOTHING_MIXED,
     Attempt,
     LayerPlan,
     check_passes,
@@ -25,6 +26,8 @@ from .plans import (
 )
 from .price import Cost, numel
 from .windows import Spread, Window, ends_padded, is_full, is_uneven, keeps_size, spread, unpadded, window
+
+OWN_CALL_ONLY = Reason("a resampling, that only its own call computes, would be merged", Kind.RESAMPLED)
 
 FREE, D, S, IN, OUT = Role.FREE, Role.DIAGONAL, Role.STENCIL, Role.IN, Role.OUT
 
@@ -58,7 +61,7 @@ def conv_of(rank: int, uneven: bool = False, transposed: bool = False) -> Attemp
 def _conv(op: Operator, bias: Operator | None, rank: int, uneven: bool, transposed: bool) -> LayerPlan:
     dims = len(op.value)
     if not op.has(IN, OUT, S):
-        raise NotFusable("nothing is mixed", Kind.SHAPES)
+        raise NotFusable(NOTHING_MIXED)
     if dims - rank != 2 and not (op.open_rank and dims - rank > 2):
         raise NotFusable(f"a {rank}-d convolution needs {rank + 2} dimensions", Kind.SHAPES)
     channel = dims - rank - 1
@@ -74,7 +77,7 @@ def _conv(op: Operator, bias: Operator | None, rank: int, uneven: bool, transpos
     return min(made, _padded_first(mixed, vector, channel, spatial), key=lambda each: each.cost.flops)
 
 
-def multiply_adds(op: Operator, transposed: bool = False) -> int:
+def multiply_adds(op: Operator, transposed: bool) -> int:
     """Of a layer that mixes: each number of the value gathers a window, or each of the source is spread over one.
 
     transposed: whether the layer is a transposed convolution, where a plain one could do it.
@@ -198,7 +201,7 @@ def padded(op: Operator, bias: Operator | None) -> LayerPlan:
     bare = replace(op, links=tuple(replace(link, maps=()) for link in op.links))
     made = next((m for rank in CONVS if (m := tried(conv_of(rank), bare, bias)) is not None), None)
     if made is None or len(modes) != 1:
-        raise NotFusable("a resampling, that only its own call computes, would be merged", Kind.RESAMPLED)
+        raise NotFusable(OWN_CALL_ONLY)
     (mode,) = modes
 
     def build() -> nn.Module:
@@ -222,7 +225,7 @@ def _pad(op: Operator, dim: tuple[int, ...]) -> tuple[str, int] | None:
     maps = [each for link in links for each in link.maps]
     unpadded = all(not link.after and (link.role is not S or window(link).padding == 0) for link in links)
     if not unpadded or len(maps) > 1 or any(each.name[0] != "pad" or each.name[2] != each.name[3] for each in maps):
-        raise NotFusable("a resampling, that only its own call computes, would be merged", Kind.RESAMPLED)
+        raise NotFusable(OWN_CALL_ONLY)
     return (str(maps[0].name[1]), int(str(maps[0].name[2]))) if maps else None
 
 

@@ -25,6 +25,7 @@ from .registry import READERS
 from .wide import wide
 
 PRODUCT = Reason("a product of two values is not affine", Kind.NONLINEAR)
+QUOTIENT = Reason("a division by a value is not affine", Kind.NONLINEAR)
 
 Operand = Form | Tensor | float
 COMPUTED = Reason("an argument that is computed at run time, and no number of what was summed", Kind.SIZES)
@@ -66,7 +67,7 @@ def read_mul(input: Operand | Share | Size, other: Operand | Share | Size) -> Fo
 def read_div(input: Operand, other: Operand | Size) -> Form:
     """A value times one over a constant, or a sum by how many numbers it is of; refuses to divide by a value."""
     if not isinstance(input, Form) or isinstance(other, Form):
-        raise NotFusable("a division by a value is not affine", Kind.NONLINEAR)
+        raise NotFusable(QUOTIENT)
     if isinstance(other, Size) or (isinstance(other, int) and input.times != ONE):
         return _shared(input, Share(1.0, other if isinstance(other, Size) else fixed(other)))
     return scaled(input, 1 / wide(constant(other)))
@@ -99,7 +100,7 @@ def read_addcmul(input: Operand, tensor1: Operand, tensor2: Operand, *, value: f
 def read_addcdiv(input: Operand, tensor1: Operand, tensor2: Operand, *, value: float = 1) -> Form:
     """Input + value tensor1 / tensor2; refuses to divide by a value."""
     if isinstance(tensor2, Form):
-        raise NotFusable("a division by a value is not affine", Kind.NONLINEAR)
+        raise NotFusable(QUOTIENT)
     return total(input, _times(_product(tensor1, 1 / wide(constant(tensor2))), value))
 
 

@@ -13,10 +13,13 @@ from ..algebra.operator import zeros
 from ..algebra.regroup import known_rank, permute
 from ..algebra.segments import concatenated, cropped, padded, selected
 from ..errors import NotFusable
-from ..reasons import Kind
+from ..reasons import Kind, Reason
 from .elementwise import constant
 from .registry import READERS
-from .views import read_unsqueeze
+from .views import keys_of, read_unsqueeze
+
+FREE_PART = Reason("a part is overwritten in place, of an axis whose size is free", Kind.SIZES)
+PART_BROADCASTS = Reason("a part is overwritten by what may differ in shape: broadcasting is not merged", Kind.IN_PLACE)
 
 
 def overwrite_(input: Tensor, key: Any, value: Any, passes: int = 1) -> Tensor:
@@ -30,16 +33,12 @@ def overwrite_(input: Tensor, key: Any, value: Any, passes: int = 1) -> Tensor:
 
 def is_static(key: Any) -> bool:
     """Whether a key is made of slices and numbers that are known."""
-    return all(k is Ellipsis or type(k) is int or _is_plain(k) for k in _keys(key))
+    return all(k is Ellipsis or type(k) is int or _is_plain(k) for k in keys_of(key))
 
 
 def _is_plain(key: Any) -> bool:
     bounds = (key.start, key.stop, key.step) if isinstance(key, slice) else ("",)
     return all(bound is None or type(bound) is int for bound in bounds)
-
-
-def _keys(key: Any) -> tuple[Any, ...]:
-    return key if isinstance(key, tuple) else (key,)
 
 
 @READERS.reader(overwrite_, moves=lambda key, value, passes: passes)
@@ -49,10 +48,10 @@ def read_overwrite(input: Form, key: Any, value: Form | Tensor | float, passes: 
         raise NotFusable(
             "a part is overwritten in place, of a tensor of unknown rank or at unknown positions", Kind.SIZES
         )
-    if _keys(key)[0] is not Ellipsis:
+    if keys_of(key)[0] is not Ellipsis:
         # Counted from the left, another rank has other dimensions.
         input = known_rank(input, [len(input.sizes)], certain=False)
-    keys = _spelled(_keys(key), len(input.sizes))
+    keys = _spelled(keys_of(key), len(input.sizes))
     if isinstance(value, Form):
         for dim in [d for d, k in enumerate(keys) if isinstance(k, int)]:
             value = read_unsqueeze(value, dim)
@@ -83,7 +82,7 @@ def _replaced(x: Form, keys: list[slice], value: Form | Tensor | float) -> Form:
     if not size.known and isinstance(value, Form) and x.vanishes and x.bias is None:
         return _surrounded(x, keys, value)
     if not size.known:
-        raise NotFusable("a part is overwritten in place, of an axis whose size is free", Kind.SIZES)
+        raise NotFusable(FREE_PART)
     start, stop, step = keys[dim].indices(size.factor)
     if start >= stop:
         raise NotFusable("a part of no positions is overwritten in place", Kind.IN_PLACE)
@@ -99,10 +98,10 @@ def _surrounded(zeros: Form, keys: list[slice], value: Form) -> Form:
     """The value inside of zeros, by keys that count from both ends: zero padding."""
     ends = [(key.start or 0, -(key.stop or 0)) for key in keys]
     if any(key.step not in (None, 1) for key in keys) or any(n < 0 for pair in ends for n in pair):
-        raise NotFusable("a part is overwritten in place, of an axis whose size is free", Kind.SIZES)
+        raise NotFusable(FREE_PART)
     made = padded(value, ends)
     if made.sizes != zeros.sizes:
-        raise NotFusable("a part is overwritten by what may differ in shape: broadcasting is not merged", Kind.IN_PLACE)
+        raise NotFusable(PART_BROADCASTS)
     return made + zeros
 
 
@@ -120,5 +119,5 @@ def _filled(x: Form, value: Form | Tensor | float) -> Form:
     if not isinstance(value, Form):
         return offset(replace(x, bias=None).mapped(zeros), constant(value))
     if value.sizes != x.sizes:
-        raise NotFusable("a part is overwritten by what may differ in shape: broadcasting is not merged", Kind.IN_PLACE)
+        raise NotFusable(PART_BROADCASTS)
     return permute(value, range(len(value.sizes)))

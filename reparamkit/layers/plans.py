@@ -17,6 +17,7 @@ from ..reasons import Kind, Reason
 from .price import Cost
 
 MIXES_DIMS = Reason("mixes several dimensions", Kind.SHAPES)
+NOTHING_MIXED = Reason("nothing is mixed", Kind.SHAPES)
 
 F, D, IN, BORDER = Role.FREE, Role.DIAGONAL, Role.IN, Role.BORDER
 

@@ -15,7 +15,7 @@ from ..algebra.align import Face, traced_pins
 from ..algebra.form import Form
 from ..algebra.operator import pin
 from ..algebra.regroup import NO_RANK, in_sight, known_rank, permute, ranked, reshape, same
-from ..algebra.segments import cropped, fixed_dim, in_multiples, selected
+from ..algebra.segments import TAKES_NOTHING, cropped, fixed_dim, in_multiples, selected
 from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, reach, roots, whole_multiples
 from ..errors import NotFusable
 from ..reasons import Kind
@@ -325,7 +325,7 @@ def sliced_sizes(before: Sequence[Size], key: Any) -> list[Size | None]:
     """The sizes of what slices and numbers leave of a tensor of sizes `before`; None for one that only the traced value
     tells. Nothing if the key has other parts.
     """
-    keys = _keys(key)
+    keys = keys_of(key)
     if not before or not all(k is Ellipsis or type(k) in (int, slice) for k in keys):
         return []
     place = keys.index(Ellipsis) if Ellipsis in keys else len(keys)
@@ -335,13 +335,14 @@ def sliced_sizes(before: Sequence[Size], key: Any) -> list[Size | None]:
     return [size if k == slice(None) else None for size, k in pairs if isinstance(k, slice)]
 
 
-def _keys(key: Any) -> tuple[Any, ...]:
+def keys_of(key: Any) -> tuple[Any, ...]:
+    """What an index has for each dimension: ``x[key]``."""
     return key if isinstance(key, tuple) else (key,)
 
 
 def copies(key: Any) -> int:
     """Slices are a view, an index by a list is a copy."""
-    return int(not all(k is Ellipsis or k is None or isinstance(k, (slice, int)) for k in _keys(key)))
+    return int(not all(k is Ellipsis or k is None or isinstance(k, (slice, int)) for k in keys_of(key)))
 
 
 @READERS.reader(operator.getitem, moves=copies, sizes=True, shape=sliced_sizes)
@@ -349,7 +350,7 @@ def read_getitem(input: Form, key: Any) -> Form:
     """Slices of some dimensions: a window of one tap, with a step; a number takes one position, without its axis;
     one list of positions may change their order; None is a new axis.
     """
-    keys = _keys(key)
+    keys = keys_of(key)
     if any(k is None for k in keys):
         return _with_axes(read_getitem(input, tuple(k for k in keys if k is not None)), keys)
     if sum(_is_list(k) for k in keys) == 1 and all(_is_list(k) or k in (Ellipsis, slice(None)) for k in keys):
@@ -413,7 +414,7 @@ def _sliced(x: Form, dim: int, part: slice) -> Form:
         raise NotFusable("a slice whose step is computed at run time, or backwards", Kind.SIZES)
     start, stop = (_left(x.sizes[dim], bound) for bound in (part.start, part.stop))
     if isinstance(part.start, Size) and not start:
-        raise NotFusable("a slice that takes nothing", Kind.SHAPES)
+        raise NotFusable(TAKES_NOTHING)
     return cropped(x, dim, start or 0, stop, step)
 
 

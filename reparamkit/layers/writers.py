@@ -21,6 +21,7 @@ from ..reasons import Kind, Reason
 from .convolutions import CONVS, conv_of, padded
 from .plans import (
     MIXES_DIMS,
+    NOTHING_MIXED,
     Attempt,
     Call,
     LayerPlan,
@@ -35,6 +36,8 @@ from .plans import (
 )
 from .price import Cost, numel
 from .shift import Shift
+
+FREE_MATRIX = Reason("a matrix of free size", Kind.SIZES)
 
 F, S, IN, OUT, BORDER = Role.FREE, Role.STENCIL, Role.IN, Role.OUT, Role.BORDER
 
@@ -140,7 +143,7 @@ def _split_up(op: Operator, homes: list[list[int]]) -> Iterator[Call]:
         elif len(home) > 1:
             sizes = [op.value_sizes[d] for d in home]
             if not all(size.known for size in sizes):
-                raise NotFusable("a matrix of free size", Kind.SIZES)
+                raise NotFusable(FREE_MATRIX)
             yield "unflatten", (dim, tuple(size.factor for size in sizes))
 
 
@@ -222,12 +225,12 @@ def scale_cost(op: Operator, bias: Operator | None, stored: int) -> Cost:
 def _linear(op: Operator, bias: Operator | None) -> LayerPlan:
     rank = len(op.value)
     if not op.has(IN, OUT):
-        raise NotFusable("nothing is mixed", Kind.SHAPES)
+        raise NotFusable(NOTHING_MIXED)
     check_passes(op, range(rank - 1), (F,))
     mixed, vector = mixing(op, -1, grouped=False), vector_along(bias, -1)
     rows, columns = mixed.value_sizes[-1].factor, mixed.source_sizes[-1].factor
     if not (mixed.value_sizes[-1].known and mixed.source_sizes[-1].known):
-        raise NotFusable("a matrix of free size", Kind.SIZES)
+        raise NotFusable(FREE_MATRIX)
 
     def build() -> nn.Module:
         layer = nn.Linear(columns, rows, bias=vector is not None, device="meta")

@@ -133,7 +133,7 @@ class Registry:
 
 
 def make_rule(
-    *, name: str, equation: str, pattern: Pattern, guard: Guard | None = None, doc: str | None = None
+    *, name: str, equation: str, pattern: Pattern, guard: Guard | None, doc: str | None
 ) -> Callable[[Build], Rule]:
     """Decorator: the build function of a graph rule becomes a `Rule` (not registered yet)."""
 

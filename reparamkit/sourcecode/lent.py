@@ -15,7 +15,7 @@ SEVERAL = (ast.BoolOp, ast.Tuple, ast.List, ast.Set, ast.Dict)
 """Expressions that are one of several others, or have them in them."""
 
 
-def lent_in(tree: ast.AST, fixed: Set[str] = frozenset()) -> frozenset[str]:
+def lent_in(tree: ast.AST, fixed: Set[str]) -> frozenset[str]:
     """The arguments of a method, but for those that are never given, and the variables that may be one of them, or have
     one or a part of one in them.
     """

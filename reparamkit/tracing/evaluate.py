@@ -45,7 +45,7 @@ def evaluate_node(node: fx.Node, root: nn.Module, mode: FakeTensorMode) -> Any:
     # A norm in training mode counts its batches in a buffer, and may read the count.
     with torch.no_grad(), other_buffers(module, Tensor.clone), mode, Draws() as draws:
         before, given = [_versions(known(n)) for n in node.all_input_nodes], Contents((args, kwargs))
-        found = _result(node, root, mode, args, kwargs)
+        found = _result(node, module, root, mode, args, kwargs)
         after = [_versions(known(n)) for n in node.all_input_nodes]
     writes = [a != b for a, b in zip(before, after, strict=True)]
     node.meta.update(random=draws.found, writes=writes, fills=node.op == "call_function" and not given.stay)
@@ -57,11 +57,11 @@ def _versions(value: Any) -> list[int]:
     return [leaf._version for leaf in leaves(value) if isinstance(leaf, Tensor) and not leaf.is_inference()]
 
 
-def _result(node: fx.Node, root: nn.Module, mode: FakeTensorMode, args: Any, kwargs: Any) -> Any:
+def _result(node: fx.Node, module: nn.Module, root: nn.Module, mode: FakeTensorMode, args: Any, kwargs: Any) -> Any:
+    """module: what the node calls, if it calls one."""
     if node.op == "get_attr":
         return map_leaves(as_fake(mode), attribute(root, str(node.target)))
     if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
         if (made := made_by(module, args, kwargs)) is not None:
             return made
         with without_observers(module):

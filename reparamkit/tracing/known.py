@@ -16,6 +16,11 @@ from .observers import has_forward_hooks
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
+NORMING = {
+    functional.batch_norm: ("training", torch.preserve_format),
+    functional.instance_norm: ("use_input_stats", torch.contiguous_format),
+}
+"""Norms that are functions: the argument by which they use the statistics of the input, and the memory they give."""
 
 
 def made_by(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -37,20 +42,26 @@ def made_by(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 
 
 def normed_by(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """As `made_by`, of a batch norm that is called as a function, with fixed statistics."""
-    if target is not functional.batch_norm or not 3 <= len(args) <= 8:
+    """As `made_by`, of a norm that is called as a function, with fixed statistics.
+
+    Old versions of torch write those of an instance norm again: nothing else that is read tells so.
+    """
+    norming = next((each for norm, each in NORMING.items() if norm is target), None)
+    if norming is None:
         return None
-    names = ("weight", "bias", "training")
-    given = {**dict.fromkeys(names), **dict(zip(names, args[3:], strict=False)), **kwargs}
-    own = [*args[1:3], *(given[name] for name in names[:2] if given[name] is not None)]
-    tensors = all(isinstance(each, Tensor) for each in (args[0], *own))
-    return _normed(args[0], own) if tensors and given["training"] is False and args[0].dim() > 1 else None
+    of_input, memory = norming
+    names = ("input", "running_mean", "running_var", "weight", "bias")
+    given = {**dict(zip((*names, of_input), args, strict=False)), **kwargs}
+    x, mean, var, *affine = map(given.get, names)
+    own = [mean, var, *(each for each in affine if each is not None)]
+    fixed = given.get(of_input) is False and all(isinstance(each, Tensor) for each in own)
+    return _normed(x, own, memory) if fixed and isinstance(x, Tensor) and x.dim() > 1 else None
 
 
-def _normed(x: Tensor, own: Sequence[Tensor]) -> Tensor | None:
+def _normed(x: Tensor, own: Sequence[Tensor], memory: torch.memory_format = torch.preserve_format) -> Tensor | None:
     """What comes out is like what goes in."""
     fit = all((t.dtype, t.device, len(t)) == (x.dtype, x.device, x.shape[1]) for t in own)
-    return torch.empty_like(x) if fit else None
+    return torch.empty_like(x, memory_format=memory) if fit else None
 
 
 def _fit(x: Tensor, layer: nn.Linear | _ConvNd) -> bool:

@@ -41,7 +41,7 @@ class TorchCalls(TorchFunctionMode):
             # Not all methods are in the list of those that torch hands on.
             method = isinstance(func, MethodDescriptorType)
             return self._node(func, args, kwargs) if method else fx.Proxy.__torch_function__(func, types, args, kwargs)
-        if func in FACTORIES and self.tracer.factories:
+        if func in FACTORIES and self.tracer.manner.factories:
             return self._node(func, args, kwargs)
         if writes_constant(func, args, kwargs) and func is not Tensor.requires_grad_:
             self.tracer.check_write(kwargs.get("out", *args[:1]))

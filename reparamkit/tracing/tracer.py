@@ -36,7 +36,7 @@ from ..running.state import Contents, traced_in
 from ..running.trees import leaves, map_leaves
 from ..sourcecode.origins import is_users
 from ..sourcecode.writes import AUGMENTED
-from .again import AGAIN, AsksForGradients, FillsArgument, WritesConstant, as_again
+from .again import AGAIN, AsksForGradients, FillsArgument, Manner, WritesConstant, as_again
 from .builtin import builtins_told
 from .callstack import code_running, methods_running, outside
 from .constants import constant, writes
@@ -99,16 +99,14 @@ class Tracer(fx.Tracer):
     """Traces a module; see the module docstring.
 
     is_leaf: whether a module is one node of the graph rather than traced through.
-    opaque: further such modules, which may not even run on fake values. failed: the call in which tracing stopped.
-    handed_out: the values that are in the arguments when the forward is through.
-    refusals: why it cannot go on. made: the tensors that code makes of no traced ones, by identity, if there are hooks.
-    mode: the fake mode of the values that are known. factories: whether tensors that are made
-    of nothing are traced, which is needed only if the forward writes into them. through: whether functions that
-    torch.fx.wrap names are gone through, which is needed only if they change a list that they are given.
+    mode: the fake mode of the values that are known. changing: the attributes that code changes.
+    manner: what this attempt does otherwise than the first.
+    opaque: further modules that are one node, which may not even run on fake values.
     going_on: where a module cannot be traced, the trace goes on with what a call of it gives.
-    heedless: whether the model was seen to give the same with gradients and without; None if nobody has asked.
-    unbound: the methods of tensors that code calls as functions.
-    changing: the attributes that code changes. device_types: where the tensors of the model are.
+    failed: the call in which tracing stopped. refusals: why it cannot go on.
+    handed_out: the values that are in the arguments when the forward is through.
+    made: the tensors that code makes of no traced ones, by identity, if there are hooks.
+    device_types: where the tensors of the model are.
     """
 
     def __init__(
@@ -116,20 +114,15 @@ class Tracer(fx.Tracer):
         is_leaf: Callable[[nn.Module], bool],
         mode: FakeTensorMode,
         changing: Changing,
-        opaque: Iterable[Opaque] = (),
-        factories: bool = False,
-        through: bool = False,
-        going_on: GoingOn | None = None,
-        heedless: bool | None = None,
-        unbound: Iterable[str] = (),
+        manner: Manner,
+        opaque: Iterable[Opaque],
+        going_on: GoingOn | None,
     ) -> None:
         super().__init__()
-        self._heedless, self._unbound = heedless, unbound
-        self._through, self._going_on = through, going_on
+        self.manner, self._going_on = manner, going_on
         self.outputs = {id(each.module): list(each.outputs) for each in opaque}
         self._is_leaf: Callable[[nn.Module], bool] = lambda module: id(module) in self.outputs or is_leaf(module)
         self.mode, self._changing = mode, changing
-        self.factories = factories
         self.failed: Frame | None = None
         self.refusals: list[tuple[FrameType, int, str]] = []
         self.frame: Frame | None = None
@@ -177,9 +170,9 @@ class Tracer(fx.Tracer):
         yield patched(nn.Module, dict.fromkeys(HOOKING, self._hooks))
         yield from (variables_read(), builtins_told(root), lists_noted(self.lists))
         yield from (modes_noted(self._asks_for_modes), failing_quietly())
-        if self._through:
+        if self.manner.through:
             yield wraps_opened()
-        yield unbound_taken(self._unbound)
+        yield unbound_taken(self.manner.unbound)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -228,7 +221,7 @@ class Tracer(fx.Tracer):
         frame = Frame(self.path_of_module(m), m, outer, given[0], given[1])
         frame.lent = self.lending.taken(sys._getframe(1), args, kwargs)
         self.frames.append(frame)
-        self.frame, refusals, depth = frame, len(self.refusals), len(self.module_stack)
+        self.frame, before_it = frame, (len(self.refusals), len(self.module_stack))
         try:
             output = super().call_module(m, forward, args, kwargs)
         except Exception as error:
@@ -236,11 +229,7 @@ class Tracer(fx.Tracer):
             if self._going_on is None or self.failed is not None or isinstance(as_again(error), AGAIN):
                 self.failed = self.failed or frame
                 raise
-            del self.refusals[refusals:]
-            while len(self.module_stack) > depth:
-                # torch.fx leaves there what it was in.
-                self.module_stack.popitem()
-            self._leave(frame, error, self._going_on)
+            self._leave(frame, error, self._going_on, *before_it)
             return self._leaf(m, forward, args, kwargs)
         finally:
             self.frame = outer
@@ -264,8 +253,15 @@ class Tracer(fx.Tracer):
         if self.frame is not None and not self.idle:
             self.frame.read.setdefault(module, set()).add((name, by))
 
-    def _leave(self, frame: Frame, error: Exception, going_on: GoingOn) -> None:
-        """From now on the module of a call is one node. The trace is good for nothing but what fails behind it."""
+    def _leave(self, frame: Frame, error: Exception, going_on: GoingOn, refusals: int, depth: int) -> None:
+        """From now on the module of a call is one node. The trace is good for nothing but what fails behind it.
+
+        refusals, depth: how many refusals, and calls around it, there were before the call.
+        """
+        del self.refusals[refusals:]
+        while len(self.module_stack) > depth:
+            # torch.fx leaves there what it was in.
+            self.module_stack.popitem()
         going_on.failed[frame.path] = error
         begun = sum(each.module is frame.module for each in self.frames)
         self.outputs[id(frame.module)] = list(going_on.outputs.get(id(frame.module), ())[begun - 1 :])
@@ -332,24 +328,28 @@ class Tracer(fx.Tracer):
             args[0].node = proxy.node
             proxy = args[0]
         if kind not in ("placeholder", "output") and not is_guard(target) and is_known(proxy.node):
-            self.busy = True
-            try:
-                proxy.node.meta["val"] = self._value(proxy.node)
-            except DataDependentOutputException as error:
-                # A number that follows from parameters is known where it is needed; that of a tensor is not known.
-                known = target in NUMBERS or _number(constant(proxy.node, self.root)) is not None
-                if not known:
-                    raise self.refusal(f"{proxy.node} depends on the data of its input{where(self)}") from error
-            except (UnsupportedFakeTensorException, DynamicOutputShapeException):
-                # Of quantised tensors there are no fake ones, and how many numbers a mask picks only data tell: what
-                # follows from this value is not known.
-                pass
-            finally:
-                self.busy = False
+            self._evaluate(proxy.node)
         if proxy.node.meta.get("fills"):
             # Who calls sees what is in it then, and the graph has what was in it before.
             raise FillsArgument(f"{proxy.node} changes a list that it is given{where(self)}")
         return proxy
+
+    def _evaluate(self, node: fx.Node) -> None:
+        """Tell a node its value, a fake one, where there is one."""
+        self.busy = True
+        try:
+            node.meta["val"] = self._value(node)
+        except DataDependentOutputException as error:
+            # A number that follows from parameters is known where it is needed; that of a tensor is not known.
+            known = node.target in NUMBERS or _number(constant(node, self.root)) is not None
+            if not known:
+                raise self.refusal(f"{node} depends on the data of its input{where(self)}") from error
+        except (UnsupportedFakeTensorException, DynamicOutputShapeException):
+            # Of quantised tensors there are no fake ones, and how many numbers a mask picks only data tell: what
+            # follows from this value is not known.
+            pass
+        finally:
+            self.busy = False
 
     def _gives_argument(self, node: fx.Node) -> bool:
         """Whether a node gives its first argument, which it writes into."""
@@ -414,9 +414,9 @@ class Tracer(fx.Tracer):
 
     def is_heedless_of_gradients(self) -> bool:
         """Whether the way that code takes where no gradients are followed is as good as the other."""
-        if self._heedless is None:
+        if self.manner.heedless is None:
             raise AsksForGradients(f"the forward asks whether gradients are followed{where(self)}")
-        return self._heedless
+        return self.manner.heedless
 
     def attribute_of(self, value: Any, name: str) -> Any:
         """The attribute of a (fake) value or a module, at a name or dotted path, as it is."""

@@ -1,7 +1,8 @@
-"""Functions of torch that take plain numbers only are called with traced ones in another way while a forward is traced.
+"""Functions of torch that take plain numbers or lists only are called with traced ones in another way in a trace.
 
 ``torch.zeros(b, c, h, w)``: C code takes several sizes for one argument only where the first is a plain number, so they
-are handed on as one tuple. ``torch._check(b == c)``: what it is asked is decided.
+are handed on as one tuple. ``torch.cat(x.split(2))``: that of old versions takes no traced list.
+``torch._check(b == c)``: what it is asked is decided.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ NUMERIC = ("full", "eye", "arange", "linspace")
 """Others that take numbers and no tensor."""
 WINDOWS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 """Functions whose windows may be sizes: ``F.avg_pool2d(x, x.size()[2:])``."""
+JOINING = ("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack")
+"""Functions that take a list of tensors, which one traced value may stand for: ``torch.cat(x.split(2, 1))``."""
 METHODS = {name: getattr(Tensor, name) for name in ("expand", "new_zeros", "new_ones", "new_empty")}
 """Methods that do, of a tensor that is not traced. (Others take a traced number as the first size.)"""
 
@@ -35,7 +38,7 @@ def traced_numbers_taken() -> Iterator[None]:
     # torch lists the methods of tensors once, when it first asks what one is: these must not be ours.
     is_tensor_method_or_property(Tensor.add)
     functions: dict[str, Way] = {**dict.fromkeys(VARIADIC, partial(_together, 0)), **dict.fromkeys(NUMERIC, _handed)}
-    functions["_check_with"] = _decided
+    functions |= {"_check_with": _decided, **dict.fromkeys(JOINING, _joined)}
     methods = dict.fromkeys(METHODS, partial(_together, 1))
     with patched(torch, functions), patched(F, dict.fromkeys(WINDOWS, _handed)), patched(Tensor, methods):
         yield
@@ -51,6 +54,11 @@ def _decided(check: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return check(*(bool(each) if isinstance(each, fx.Proxy) else each for each in args), **kwargs)
 
 
+def _joined(join: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    traced = isinstance(args[0] if args else kwargs.get("tensors"), fx.Proxy)
+    return _handed(join, args, kwargs) if traced else join(*args, **kwargs)
+
+
 def _together(first: int, make: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """first: the number of the argument that begins the shape."""
     sizes = args[first:]
@@ -59,6 +67,6 @@ def _together(first: int, make: Function, args: tuple[Any, ...], kwargs: dict[st
 
 
 def _handed(make: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Old versions of torch refuse traced numbers before they ask what a trace makes of them."""
+    """Old versions of torch refuse traced values in such places before they ask what a trace makes of them."""
     traced = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)]
     return handle_torch_function(make, traced, *args, **kwargs) if traced else make(*args, **kwargs)

@@ -237,9 +237,8 @@ def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) 
     position = placed.terms[0].position
     assert position is not None
     op = placed.form.sample
-    kept = captured.unused.shapes[node] == (op.value_sizes if number >= position else op.source_sizes, op.open_rank)
-    captured.unused.hinders |= not kept
-    return kept
+    shape = op.value_sizes if number >= position else op.source_sizes, op.open_rank
+    return not captured.unused.in_the_way(captured.unused.shapes[node] != shape)
 
 
 def _has_views(captured: Captured, row: Row) -> bool:

@@ -296,6 +296,9 @@ class Splicer:
         """Let every reader of the old value read the new one."""
         own = set(written.nodes)
         value = written.site.value
+        if value is written.result:
+            # A view that was there is all that is new of it, and old versions of torch.fx let no node replace itself.
+            return
         value.replace_all_uses_with(written.result, delete_user_cb=lambda user: user not in own, propagate_meta=False)
 
     def share(self, first: Written, other: Written) -> None:

@@ -363,12 +363,10 @@ class Writer:
             stays = node in needed or (node in dead and calls.need(node)) or self._is_read_later(node)
             if idle and not node.users and not stays:
                 if node in dead or node in made:
-                    # It still runs, on what it reads, where nothing is written again.
-                    unused.shapes.update(dict.fromkeys(set(node.all_input_nodes) - self.captured.constants))
-                    unused.inputs.update(node.all_input_nodes)
+                    unused.goes_on(node, self.captured.constants)
                     unused.computes |= node not in gone
                     # Until its code was written again it was for a call.
-                    unused.hinders |= node in dead
+                    unused.in_the_way(node in dead)
                 if node in gone and node.op == "call_module":
                     unused.ended[id(self.captured.module(node))] += 1
                 self.captured.graph.erase_node(node)
@@ -386,7 +384,7 @@ class Writer:
         gone = [(module, frame) for module, frame in unused.calls if self.as_graph or id(frame) in written]
         unused.calls[:] = [each for each in unused.calls if each not in gone]
         unused.ended.update(module for module, _ in gone)
-        unused.hinders |= bool(gone)
+        unused.in_the_way(gone)
 
     def _is_read_later(self, writer: fx.Node) -> bool:
         """Whether what an in-place operation writes is still read after it."""

@@ -19,6 +19,9 @@ from .dense import DENSE
 from .dense import FlatMap as FlatMap
 from .dense import TokenMixer as TokenMixer
 from .dense import repmlp_block as repmlp_block
+from .fused import both_ways as both_ways
+from .fused import each as each
+from .fused import fused_once as fused_once
 from .measure import build as build
 from .measure import error as error
 from .measure import operations as operations

@@ -54,6 +54,9 @@ VIEWS = frozenset(
         "unbind",
     ]
 )
+"""What is not counted."""
+CHECKS = frozenset(["remainder"])
+"""Nor this, by which some versions of torch let positions count from the end (take_along_dim)."""
 
 
 class Operations(TorchDispatchMode):
@@ -65,7 +68,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name not in VIEWS:
+        if name not in VIEWS | CHECKS:
             self.names.append(NAMES.get(name, name))
         return func(*args, **(kwargs or {}))
 
