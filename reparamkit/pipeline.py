@@ -317,7 +317,7 @@ def _begun(model: nn.Module, parts: Parts, tape: Tape) -> tuple[Measured, list[M
     """
     for part in parts.captured:
         with tape:
-            decide_again(part.graph, part.root)
+            decide_again(part.graph, part.attribute)
         follow_assignments(part)
     readings = _readings(parts)
     before = measured(model, readings)

@@ -309,6 +309,18 @@ def test_what_code_decided_is_decided_again(decide: str, inputs: Tensor | None):
                 reparamkit.convert_state_dict(fused, other.state_dict())
 
 
+@pytest.mark.parametrize("inputs", [X, None], ids=["with inputs", "without"])
+def test_a_decision_by_numbers_that_code_makes_has_no_recipe(inputs: Tensor | None):
+    """A branch by a parameter and a tensor that the forward makes beside it: fusing such a model raised an error."""
+    model = build(lambda: Deciding(lambda gate: (gate * torch.ones(1)).sum() > 0))
+    model.gate.data.fill_(0.5)
+    fused = reparamkit.fuse(model, inputs)
+    assert len(reparamkit.report(fused).merges) == 1
+    assert error(run(fused, X), run(model, X)) <= 1e-5
+    with pytest.raises(RecipeError, match="unknown origin"):
+        reparamkit.convert_state_dict(fused, other_weights(model).state_dict())
+
+
 @each(*(case for case in STRUCTURES if case.name in DECIDED))
 def test_what_merges_for_some_weights_only(case: Structure):
     """Its own weights are converted, others are refused."""

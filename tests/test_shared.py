@@ -619,3 +619,16 @@ def test_a_module_is_not_absorbed_by_another_call_of_itself(example: torch.Tenso
     assert len(reparamkit.report(fused).merges) == 1
     x = sample((2, 4, 6, 6), torch.float32)
     assert error(run(fused, x), run(model, x)) <= 1e-6
+
+
+def test_what_has_to_run_anyway_goes_into_no_layer_for_nothing():
+    """A layer behind a centring that the model returns as well would read another value, and save nothing."""
+
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x - x.mean(1, keepdim=True)
+        return m.c(y), y
+
+    fused = reparamkit.fuse(build(lambda: Model(forward, c=conv(4, 4, 1))), X)
+    report = reparamkit.report(fused)
+    assert not report.merges
+    assert any("save nothing" in refusal.reason for refusal in report.refusals)

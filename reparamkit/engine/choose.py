@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -55,16 +55,23 @@ def choose(
 
 def _improve(planners: Sequence[Planner], options: Options) -> None:
     """Each region in view of what the others raise or save."""
-    total = sum((planner.excess for planner in planners), Excess())
-    for planner in planners:
-        others = total - planner.excess
-        planner.improve(others)
-        total = others + planner.excess
+    total = _each(planners, Planner.improve)
     # Two merges may only pay together, and be beyond what is allowed each alone: then neither is made.
     while beyond(total, options) and (overlapping := [planner for planner in planners if planner.overlapping]):
         for planner in overlapping:
             planner.give_up()
         total = sum((planner.excess for planner in planners), Excess())
+    _each(planners, Planner.drop_idle)
+
+
+def _each(planners: Sequence[Planner], step: Callable[[Planner, Excess], None]) -> Excess:
+    """One step in each region, in view of what the others raise or save; and what all of them do then."""
+    total = sum((planner.excess for planner in planners), Excess())
+    for planner in planners:
+        others = total - planner.excess
+        step(planner, others)
+        total = others + planner.excess
+    return total
 
 
 def _joined(planners: Sequence[Planner], options: Options) -> Plan:

@@ -27,6 +27,7 @@ MAX_TRIES = 200
 """How many other plans are tried; the first is nearly always the best."""
 
 ADDS_WORK = Reason("its pieces are needed elsewhere too: merging would add work", Kind.COST)
+SAVES_NOTHING = Reason("its pieces are needed elsewhere too: merging would save nothing", Kind.COST)
 ADDS_NUMBERS = dearer(STORED).within("its parameters are needed elsewhere too: ")
 ADDS_BIAS = dearer(STORED).within("layers without a bias would get one for that of a norm: ")
 
@@ -86,6 +87,26 @@ class Planner:
         tries = iter(range(MAX_TRIES))
         while (better := self._improved(others, tries)) is not None:
             self.plan = better
+
+    def drop_idle(self, others: Excess) -> None:
+        """Make no merge that brings nothing, as its pieces have to run anyway. others: of the other regions.
+
+        Only once no merge is tried without another: each of two may bring nothing alone.
+        """
+        for site, _ in [*_overlapping(self.plan)]:
+            before = self.options.banned, self.options.pinned
+            self._forbid(before[0] | {site.merge}, before[1])
+            other = self._written(trial=True)
+            if self._is_rest(other, others):
+                self.plan = other
+                self.reading.no(site.value, SAVES_NOTHING)
+            else:
+                self._forbid(*before)
+
+    def _is_rest(self, other: Selection, others: Excess) -> bool:
+        """Whether a plan has only some of the merges, and is as good."""
+        only = {site.merge for site in other.sites} < {site.merge for site in self.plan.sites}
+        return only and self._rank(other, others) <= self._rank(self.plan, others)
 
     @property
     def overlapping(self) -> set[Merge]:

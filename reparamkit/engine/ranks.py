@@ -60,6 +60,7 @@ SPREADING = MAY_BROADCAST | {"lerp", "where"}
 NAMED: dict[str, dict[str, Any]] = {
     "flatten": {"start_dim": 0, "end_dim": -1},
     "permute": {"dims": ()},
+    "repeat_interleave": {"repeats": 1, "dim": None},
     "unsqueeze": {"dim": 0},
     **{name: {"dim": (), "keepdim": False} for name in ("mean", "sum", "amax", "amin")},
 }
@@ -296,6 +297,8 @@ def _of_one(name: str, args: list[Any], node: fx.Node) -> Relation | None:
         return lambda rank: len(flat)
     if name == "flatten":
         return lambda rank: _flattened(rank, *rest)
+    if name == "repeat_interleave":
+        return lambda rank: _checked(rank, _is_of(rest[1], rank)) if rest[1:] and rest[1] is not None else 1
     if name == "unsqueeze":
         return lambda rank: rank + 1
     if name in ("mean", "sum", "amax", "amin") and None not in rest:

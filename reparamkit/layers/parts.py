@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algebra.build import matrix, multiply, offset, resampled
+from ..algebra.build import matrix, multiply, offset, repeated, resampled
 from ..algebra.form import Form
 from ..algebra.operator import FLIP, Resampling
 from ..algebra.probe import PROBE
@@ -176,14 +176,19 @@ def _resampled(x: Form, orders: Mapping[int, tuple[str, Order]]) -> Form:
     """Each position is one of the axis, whatever is done to the channels there."""
     maps: dict[int, Resampling] = {}
     for dim, (name, _) in orders.items():
-        x, right = _seen(x, dim)
-        x = in_sight(x, -right)
-        size = x.sizes[right]
-        # Dimension 1 may be of channels, whose number a later layer tells.
-        if size.known or right == -len(x.sizes) or (right == 1 - len(x.sizes) and not size.traced):
-            raise NotFusable("a flip or roll that mixes the samples of a batch, or channels", Kind.SHAPES)
+        x, right, size = _free_axis(x, dim)
         maps[right] = Resampling((name,), size, size)
     return resampled(x, maps)
+
+
+def _free_axis(x: Form, dim: int) -> tuple[Form, int, Size]:
+    """The form with dimension `dim` in sight, its number from the right, and its size, which is free."""
+    x, right = _seen(x, dim)
+    size = x.sizes[right]
+    # Dimension 1 may be of channels, whose number a later layer tells.
+    if size.known or right == -len(x.sizes) or (right == 1 - len(x.sizes) and not size.traced):
+        raise NotFusable("positions of a batch, or of channels, in another order or several times", Kind.SHAPES)
+    return x, right, size
 
 
 @READERS.reader(torch.cumsum, "cumsum")
@@ -197,11 +202,27 @@ def read_cumsum(input: Form, dim: int) -> Form:
 
 
 @READERS.reader(torch.repeat_interleave, "repeat_interleave", moves=1)
-def read_repeat_interleave(input: Form, repeats: int, dim: int | None = None) -> Form:
-    """Each position of `dim` so many times in a row; refuses the batch, and numbers per position."""
-    if dim is None or not isinstance(repeats, int):
-        raise NotFusable("repeats of all dimensions as one, or of some positions more than of others", Kind.UNREAD)
-    return _moved(input, dim, lambda size: [k for k in range(size) for _ in range(repeats)])
+def read_repeat_interleave(input: Form, repeats: int, dim: int | None = None) -> tuple[Form, ...]:
+    """Each position of `dim` so many times in a row: rows of an identity matrix, or, of a size that is free, nearest
+    up-sampling; refuses the batch, and numbers per position.
+    """
+    if dim is None or not isinstance(repeats, int) or repeats < 1:
+        raise NotFusable(
+            "repeats of all dimensions as one, none, or of some positions more than of others", Kind.UNREAD
+        )
+
+    def resample() -> Form:
+        x, right, size = _free_axis(input, dim)
+        return resampled(x, {right: Resampling(("repeat", repeats), size, size * fixed(repeats))})
+
+    def repeat() -> Form:
+        x, right, _ = _free_axis(input, dim)
+        return repeated(x, [repeats] + [1] * (-1 - right))
+
+    def select() -> Form:
+        return _moved(input, dim, lambda size: [k // repeats for k in range(size * repeats)])
+
+    return either(resample, repeat, select)
 
 
 @READERS.reader("repeat", torch.tile, "tile", moves=1)
@@ -362,7 +383,7 @@ def _seen(x: Form, dim: int) -> tuple[Form, int]:
     dimension is assumed, and guarded; not of a linear layer, which takes any number of them.
     """
     if dim < 0:
-        return x, dim
+        return in_sight(x, -dim), dim
     if x.open_rank and (dim >= len(x.sizes) or len(x.sizes) < 3):
         raise NotFusable(NO_RANK)
     if x.open_rank:

@@ -16,7 +16,7 @@ from ..algebra.form import Form
 from ..algebra.operator import pin
 from ..algebra.regroup import NO_RANK, in_sight, known_rank, permute, ranked, reshape, same
 from ..algebra.segments import TAKES_NOTHING, cropped, fixed_dim, in_multiples, selected
-from ..algebra.size import ONE, Pin, Size, Symbol, fixed, product, reach, roots, whole_multiples
+from ..algebra.size import ONE, Pin, Size, Symbol, fixed, parts, product, reach, roots, whole_multiples
 from ..errors import NotFusable
 from ..reasons import Kind
 from .pool import without_units
@@ -53,12 +53,13 @@ def read_reshape(input: Form, *shape: Extent | Sequence[Extent] | torch.dtype) -
     x = ranked(input)
     if any(isinstance(n, torch.dtype) for n in shape):
         raise NotFusable("a view as another dtype", Kind.DTYPE)
-    pins = _fixed_by([size for dim in Face(x.sample, "value").atoms for size in dim], _sizes(shape))
+    wanted = [size.substitute(x.pins) for size in _sizes(shape)]
+    pins = _fixed_by([size for dim in Face(x.sample, "value").atoms for size in dim], wanted)
     x = x.mapped(lambda op: pin(op, pins, guard=True))
-    sizes = [size for size in reshaped(x.sizes, *(size.substitute(pins) for size in _sizes(shape))) if size is not None]
-    if len(sizes) != len(_sizes(shape)):
+    sizes = [size for size in reshaped(x.sizes, *(size.substitute(pins) for size in wanted)) if size is not None]
+    if len(sizes) != len(wanted):
         raise NotFusable("a reshape with -1 whose size cannot be followed", Kind.SIZES)
-    *first, last = _sizes(shape)
+    *first, last = wanted
     # ``x.view(n, -1)`` is a flatten: no layer changes the number of samples, as it may that of channels.
     return reshape(x, sizes, counts=last == fixed(-1) and len(first) == 1 and not first[0].known)
 
@@ -73,7 +74,13 @@ def _fixed_by(before: list[Size], wanted: list[Size]) -> dict[Symbol, Pin]:
     rest = product(wanted[1:])
     if wanted[:1] == [fixed(-1)] and rest.known and product(before).divide(rest) is None:
         pins |= _counted(before, rest.factor)
-    return pins or _whole_parts(before, wanted) or _measured(before, wanted, others) or _spelled(before, wanted)
+    return (
+        pins
+        or _asked_parts(before, wanted)
+        or _whole_parts(before, wanted)
+        or _measured(before, wanted, others)
+        or _spelled(before, wanted)
+    )
 
 
 def _counted(before: list[Size], count: int) -> dict[Symbol, Pin]:
@@ -89,6 +96,17 @@ def _counted(before: list[Size], count: int) -> dict[Symbol, Pin]:
             whole = before[d - 1].known and before[d - 1].factor % (count // inner) == 0
             return traced_pins(before[d:]) | parts if parts or whole else {}
     return {}
+
+
+def _asked_parts(before: list[Size], wanted: list[Size]) -> dict[Symbol, Pin]:
+    """That free sizes whose parts are counted are multiples, without which a -1 would stand for no known number: h and
+    w of 2 in ``(n, h, w, c) -> (n, h // 2, 2, w // 2, 2, -1)``.
+    """
+    others = product(size for size in wanted if size != fixed(-1))
+    pins = {symbol: pin for size in wanted for symbol, pin in parts(size).items()}
+    if fixed(-1) not in wanted or product(before).divide(others) is not None:
+        return {}
+    return pins if product(before).substitute(pins).divide(others.substitute(pins)) is not None else {}
 
 
 def _whole_parts(before: list[Size], wanted: list[Size]) -> dict[Symbol, Pin]:

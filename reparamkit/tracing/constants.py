@@ -18,12 +18,21 @@ TAKEN: dict[object, Callable[[Tensor], Tensor]] = {bool: lambda number: number !
 """What code makes of a number that it decides by: other numbers may give the same."""
 
 
-def constant(node: fx.Node, root: nn.Module, call: Callable[[fx.Node, Any, Any], Any] | None = None) -> Any:
-    """The real value of a node, if it depends on parameters and buffers only. call: computes one, as `called` does."""
+Call = Callable[[fx.Node, Any, Any], Any]
+"""Computes the value of a node of those of its arguments, as `called` does."""
+
+
+def constant(node: fx.Node, root: nn.Module) -> Any:
+    """The real value of a node, if it depends on parameters and buffers only, while these are traced."""
+    return _constant(node, lambda each: attribute(root, str(each.target)))
+
+
+def _constant(node: fx.Node, held: Callable[[fx.Node], Any], call: Call | None = None) -> Any:
+    """See `constant`. held: gives a parameter, a buffer, or a tensor that code made."""
     values: dict[fx.Node, Any] = {}
     for each in _made_of(node):
         if each.op == "get_attr":
-            values[each] = attribute(root, str(each.target))
+            values[each] = held(each)
         else:
             args, kwargs = filled((each.args, each.kwargs), values.__getitem__)
             with torch.no_grad():
@@ -79,16 +88,16 @@ def called(node: fx.Node, args: Any, kwargs: Any) -> Any:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def decide_again(graph: fx.Graph, root: nn.Module) -> None:
+def decide_again(graph: fx.Graph, held: Callable[[fx.Node], Any]) -> None:
     """Compute once more what code of the model decided by that follows from parameters: a branch, an index. A number
-    is taken out of its tensor at the end only, so that what is seen of it is the decision.
+    is taken out of its tensor at the end only, so that what is seen of it is the decision. held: see `_constant`.
     """
     for check in graph.nodes:
         if check.op == "call_function" and check.target is expect and isinstance(check.args[0], fx.Node):
             try:
-                found = constant(check.args[0], root, _in_tensors)
+                found = _constant(check.args[0], held, _in_tensors)
             except (TypeError, AttributeError):
-                found = constant(check.args[0], root)
+                found = _constant(check.args[0], held)
             if isinstance(found, Tensor):
                 TAKEN.get(check.meta.get("taken"), Tensor.detach)(found).item()
 

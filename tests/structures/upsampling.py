@@ -16,6 +16,11 @@ def _upsampled_branches(m: Any, x: Tensor) -> Tensor:
     return m.a(y) + m.b(y) + y
 
 
+def _twice(x: Tensor) -> Tensor:
+    """Nearest up-sampling, spelled out."""
+    return x.repeat_interleave(2, -1).repeat_interleave(2, dim=-2)
+
+
 UPSAMPLED = (
     Structure(
         "nearest, padded conv, norm",
@@ -60,6 +65,21 @@ UPSAMPLED = (
         "conv",
         objective="flops",
         equation="taps that read one pixel are summed; stride (1, 2, 2)",
+    ),
+    Structure(
+        "pixels repeated, conv",
+        lambda: Model(lambda m, x: m.a(_twice(x)), a=conv(4, 5)),
+        MAPS,
+        "conv",
+        objective="flops",
+        equation="taps that read one pixel are summed; stride 2",
+    ),
+    Structure(
+        "conv, pixels repeated, 1x1 conv",
+        lambda: Model(lambda m, x: m.b(_twice(m.a(x))), a=conv(4, 5), b=conv(5, 4, 1)),
+        MAPS,
+        "conv",
+        equation="W R(K x) = R(W K x)",
     ),
     Structure(
         "nearest to twice the size, branches, skip",

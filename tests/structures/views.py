@@ -67,7 +67,29 @@ class Halves(nn.Module):
         return self.a(x[:, :2]) + self.b(x[:, 2:]) + self.c(x.flip(1))
 
 
+class Windows(nn.Module):
+    """A linear layer on the windows of a map, which are put together again, and a scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(4, 6), nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        y = x.view(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)
+        y = self.linear(y).view(b, h // 2, w // 2, 2, 2, -1)
+        return y.permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, -1) * self.scale
+
+
 RESAMPLING = (
+    Structure(
+        "windows of a map and back, around a linear layer and a scale",
+        Windows,
+        ((2, 6, 8, 4), (1, 4, 4, 4), (3, 2, 6, 4)),
+        "linear",
+        equation="W' = diag(s) W; rows and columns are even, which the views ask for",
+        source="Swin, Liu et al. 2021",
+    ),
     Structure(
         "conv, map as counted tokens, bn",
         lambda: Counted(4, 15),
