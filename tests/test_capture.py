@@ -1501,13 +1501,49 @@ def test_a_branch_on_where_the_inputs_are_is_that_for_the_device_of_the_model(in
 
 
 def test_that_inputs_have_to_be_elsewhere_is_no_branch():
-    """The code fails where they are on the device of the model."""
+    """The code goes on only there."""
 
     def on_a_gpu(m: Any, x: Tensor) -> Tensor:
         assert x.is_cuda
         return m.a(x)
 
-    assert len(reparamkit.report(reparamkit.fuse(build(two(on_a_gpu)))).merges) == 2
+    (merge,) = reparamkit.report(reparamkit.fuse(build(two(on_a_gpu)))).merges
+    assert merge.path == "a.0"
+
+
+class Divided(nn.Module):
+    """Says which size it takes, in the end of code that has several ways there."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.row, self.beside, self.how = conv_norm(4, 4), conv(4, 4), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        if self.how == "an expression" and (h % 4 != 0 or w % 4 != 0):
+            taller = (h // 4 + 1) * 4 if h % 4 != 0 else h
+            raise ValueError(f"{taller} rows")
+        if self.how == "a loop" and h % 4:
+            for size in (4, 8):
+                if h < size:
+                    break
+            raise ValueError("rows")
+        if self.how == "two errors" and h % 4:
+            if h < 4:
+                raise ValueError("few")
+            raise ValueError("many")
+        return self.row(x) + self.beside(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["an expression", "a loop", "two errors"])
+def test_code_that_ends_in_an_error_whichever_way_it_takes_is_not_gone_through(how: str):
+    """Without an example; what is written checks that it is not."""
+    model = build(lambda: Divided(how))
+    fused = reparamkit.fuse(model)
+    assert operations(fused, X) == "conv"
+    assert error(fused(X), model(X)) < 1e-6
+    with pytest.raises((GuardError, ValueError)):
+        fused(X[:, :, :3])
 
 
 class Alternating(nn.Module):

@@ -156,7 +156,8 @@ class _Reader:
 
     def _known_shape(self, reader: Reader | None) -> Shape | None:
         shapes = self._shapes
-        return shapes.of_form() or self._refused_shape(reader) or shapes.kept() or self._given_shape(reader)
+        told = shapes.of_form() or self._refused_shape(reader) or shapes.kept() or self._given_shape(reader)
+        return told or shapes.padded()
 
     def _given_shape(self, reader: Reader | None) -> Shape | None:
         """The sizes that a view's own arguments give."""

@@ -232,13 +232,14 @@ def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) 
     """Whether a value in the row, if the model's code reads its shape, keeps it when modules are swapped. (That of the
     whole row is as it was.)
     """
-    if node not in captured.unused.shapes or node is captured.named[placed.terms[0].trail[-1].node]:
+    unused, position, op = captured.unused, placed.terms[0].position, placed.form.sample
+    if node is captured.named[placed.terms[0].trail[-1].node]:
         return True
-    position = placed.terms[0].position
     assert position is not None
-    op = placed.form.sample
-    kept = captured.unused.shapes[node] == (op.value_sizes if number >= position else op.source_sizes, op.open_rank)
-    captured.unused.hinders |= not kept
+    shape = op.value_sizes if number >= position else op.source_sizes, op.open_rank
+    kept = node not in unused.ranks or len(op.value_sizes) == len(op.source_sizes)
+    kept = kept and (node not in unused.shapes or unused.shapes[node] == shape)
+    unused.hinders |= not kept
     return kept
 
 
