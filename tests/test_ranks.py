@@ -812,6 +812,24 @@ def test_padding_that_code_computes_of_sizes_keeps_no_norm(with_inputs: bool):
         fused(sample((4, 4, 4), torch.float32))
 
 
+@pytest.mark.parametrize(
+    "padded",
+    [
+        lambda m, x, n: F.pad(m.p, (n, n)),
+        lambda m, x, n: F.pad(pad=[n] * 4, input=x),
+        lambda m, x, n: F.pad(x, (n,) * 8),
+        lambda m, x, n: F.pad(x, ()),
+    ],
+)
+def test_padding_by_a_size_is_what_it_was(padded: Callable[..., Tensor]):
+    """Of a parameter, of all dimensions, of none."""
+    own = model(lambda m, x: m.row(x) + padded(m, x, x.shape[-1] % 2).sum(), row=conv_norm(4, 4), p=parameter(4, 4))
+    fused = reparamkit.fuse(own)
+    for width in (4, 5):
+        x = sample((2, 4, 4, width), torch.float32)
+        assert error(run(fused, x), run(own, x)) < 1e-6
+
+
 def test_a_slice_whose_length_is_a_rank_needs_an_example():
     own = model(lambda m, x: m.norm(m.conv(x)).view(-1, *x.shape[2:]), conv=conv(4, 4), norm=norm(4))
     with pytest.raises(CaptureError, match="number of parts"):

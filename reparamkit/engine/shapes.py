@@ -85,14 +85,14 @@ class Shapes:
 
     def padded(self) -> Shape | None:
         """The shape of the first input, but for the last dimensions, around which a run puts more or less."""
-        given = dict(zip(("input", "pad"), self.node.args, strict=False)) | self.node.kwargs
+        given: dict[str, Any] = dict(zip(("input", "pad"), self.node.args, strict=False)) | self.node.kwargs
         source, widths = given.get("input"), given.get("pad")
-        if self.node.target is not F.pad or not isinstance(source, fx.Node) or not isinstance(widths, (tuple, list)):
+        known = isinstance(source, fx.Node) and source in self.out.shapes and own_shape(self.node)[1]
+        if self.node.target is not F.pad or not (known and widths and isinstance(widths, (tuple, list))):
             return None
-        last = len(widths) // 2
-        around = with_rank(identity(*self.out.shape_of(source)), last)
-        own = open_sizes(self.node.name, least=last + 1)
-        return around.value_sizes[:-last] + own[1:], around.open_rank
+        around = with_rank(identity(*self.out.shapes[source]), len(widths) // 2)
+        own = open_sizes(self.node.name, least=len(widths) // 2 + 1)[1:]
+        return around.value_sizes[: -len(own)] + own, around.open_rank
 
     def _broadcast(self, tensors: list[fx.Node]) -> Shape | None:
         """The sizes that the inputs agree on; those of the value itself where they do not, or constants say more."""
