@@ -86,7 +86,8 @@ class Shapes:
     def padded(self) -> Shape | None:
         """The shape of the first input, but for the last dimensions, around which a run puts more or less."""
         given: dict[str, Any] = dict(zip(("input", "pad"), self.node.args, strict=False)) | self.node.kwargs
-        source, widths = given.get("input"), given.get("pad")
+        source: Any = given.get("input")
+        widths = given.get("pad")
         known = isinstance(source, fx.Node) and source in self.out.shapes and own_shape(self.node)[1]
         if self.node.target is not F.pad or not (known and widths and isinstance(widths, (tuple, list))):
             return None
