@@ -1546,6 +1546,19 @@ def test_code_that_ends_in_an_error_whichever_way_it_takes_is_not_gone_through(h
         fused(X[:, :, :3])
 
 
+def test_a_number_that_many_calls_make_ends_in_no_error():
+    """What a layer may take of it is not looked for in all of them."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        t = torch.argmax(x, 3)[0, 0]
+        for _ in range(600):
+            t = t + 0
+        return m.b(m.a(x)[:, :, t])  # type: ignore[no-any-return]
+
+    model = build(two(forward))
+    assert error(run(reparamkit.fuse(model, X), X), run(model, X)) < 1e-6
+
+
 class WritingIntoEither(nn.Module):
     """Cannot be traced, and may write into either of two values."""
 

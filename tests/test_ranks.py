@@ -759,6 +759,32 @@ def test_a_slice_of_a_shape_has_as_many_sizes_as_it_says(key: slice):
     assert error(run(fused, x), run(own, x)) < 1e-6
 
 
+class Waves(nn.Module):
+    """Sines beside cosines, in the other order: the code around it says how many."""
+
+    def forward(self, t: Tensor, count: int) -> Tensor:
+        y = t[:, None] * torch.arange(count, dtype=torch.float32)
+        y = torch.cat([torch.sin(y), torch.cos(y)], -1)
+        return torch.cat([y[:, count:], y[:, :count]], -1)
+
+
+def test_a_part_of_what_was_put_together_stays_where_that_may_be_another():
+    """It would be what was put there, which was there before the merge and has other readers."""
+
+    class Timed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waves, self.layer = Waves(), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            count = int(x.shape[1] // 2)
+            return self.layer(x) + self.waves(t, count)  # type: ignore[no-any-return]
+
+    own = build(Timed)
+    given = sample((2, 8), torch.float32), sample((2,), torch.float32)
+    assert error(reparamkit.fuse(own, given)(*given), own(*given)) < 1e-6
+
+
 class Same(nn.Conv2d):
     """A convolution that pads by as much as its stride needs, with code that takes sizes of a trace as well."""
 

@@ -442,7 +442,8 @@ class _Reader:
         value = self.out.told(self.out.sizes.get(node))
         if isinstance(value, Size) and value.known:
             return value.factor
-        if node.op != "call_function":
+        if node.op != "call_function" or node in self.out.shapes:
+            # What is made of tensors is none, however long the way to it.
             return None
         return calculated(node, fx.node.map_arg(node.args, self._calculated))
 
