@@ -1559,6 +1559,27 @@ def test_a_number_that_many_calls_make_ends_in_no_error():
     assert error(run(reparamkit.fuse(model, X), X), run(model, X)) < 1e-6
 
 
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_products_of_several_tensors_are_in_memory_of_their_own(with_inputs: bool):
+    """What is added to them in place is added to nothing else."""
+
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.row, self.behind, self.weight = conv_norm(4, 4), conv_norm(4, 4), nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.row(x)
+            z = torch.einsum("nchw,cd->ndhw", y, self.weight)
+            z += 1
+            return self.behind(z.relu()) + y.relu()  # type: ignore[no-any-return]
+
+    model = build(Mixing)
+    fused = reparamkit.fuse(model, X) if with_inputs else reparamkit.fuse(model)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    assert error(run(fused, X), run(model, X)) < 1e-5
+
+
 class WritingIntoEither(nn.Module):
     """Cannot be traced, and may write into either of two values."""
 

@@ -394,8 +394,13 @@ def _may_share(node: fx.Node, module_of: ModuleOf) -> Iterator[fx.Node]:
         return
     if node.meta.get("opaque"):
         yield from (each for each in node.all_input_nodes if not _is_number(each))
-    elif target_name(node, module_of) in MAY_ALIAS | MAY_COMPUTE:
+    elif target_name(node, module_of) in MAY_ALIAS | MAY_COMPUTE and not _contracts(node):
         yield node.all_input_nodes[0]
+
+
+def _contracts(node: fx.Node) -> bool:
+    """Whether a node computes products of several tensors; of one alone, the same call may be a view."""
+    return target_of(node) == "einsum" and len(node.all_input_nodes) > 1
 
 
 def _is_number(node: fx.Node) -> bool:
