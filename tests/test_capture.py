@@ -1501,13 +1501,119 @@ def test_a_branch_on_where_the_inputs_are_is_that_for_the_device_of_the_model(in
 
 
 def test_that_inputs_have_to_be_elsewhere_is_no_branch():
-    """The code fails where they are on the device of the model."""
+    """The code goes on only there."""
 
     def on_a_gpu(m: Any, x: Tensor) -> Tensor:
         assert x.is_cuda
         return m.a(x)
 
-    assert len(reparamkit.report(reparamkit.fuse(build(two(on_a_gpu)))).merges) == 2
+    (merge,) = reparamkit.report(reparamkit.fuse(build(two(on_a_gpu)))).merges
+    assert merge.path == "a.0"
+
+
+class Divided(nn.Module):
+    """Says which size it takes, in the end of code that has several ways there."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.row, self.beside, self.how = conv_norm(4, 4), conv(4, 4), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        if self.how == "an expression" and (h % 4 != 0 or w % 4 != 0):
+            taller = (h // 4 + 1) * 4 if h % 4 != 0 else h
+            raise ValueError(f"{taller} rows")
+        if self.how == "a loop" and h % 4:
+            for size in (4, 8):
+                if h < size:
+                    break
+            raise ValueError("rows")
+        if self.how == "two errors" and h % 4:
+            if h < 4:
+                raise ValueError("few")
+            raise ValueError("many")
+        return self.row(x) + self.beside(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["an expression", "a loop", "two errors"])
+def test_code_that_ends_in_an_error_whichever_way_it_takes_is_not_gone_through(how: str):
+    """Without an example; what is written checks that it is not."""
+    model = build(lambda: Divided(how))
+    fused = reparamkit.fuse(model)
+    assert operations(fused, X) == "conv"
+    assert error(fused(X), model(X)) < 1e-6
+    with pytest.raises((GuardError, ValueError)):
+        fused(X[:, :, :3])
+
+
+def test_a_number_that_many_calls_make_ends_in_no_error():
+    """What a layer may take of it is not looked for in all of them."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        t = torch.argmax(x, 3)[0, 0]
+        for _ in range(600):
+            t = t + 0
+        return m.b(m.a(x)[:, :, t])  # type: ignore[no-any-return]
+
+    model = build(two(forward))
+    assert error(run(reparamkit.fuse(model, X), X), run(model, X)) < 1e-6
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_products_of_several_tensors_are_in_memory_of_their_own(with_inputs: bool):
+    """What is added to them in place is added to nothing else."""
+
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.row, self.behind, self.weight = conv_norm(4, 4), conv_norm(4, 4), nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.row(x)
+            z = torch.einsum("nchw,cd->ndhw", y, self.weight)
+            z += 1
+            return self.behind(z.relu()) + y.relu()  # type: ignore[no-any-return]
+
+    model = build(Mixing)
+    fused = reparamkit.fuse(model, X) if with_inputs else reparamkit.fuse(model)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    assert error(run(fused, X), run(model, X)) < 1e-5
+
+
+class WritingIntoEither(nn.Module):
+    """Cannot be traced, and may write into either of two values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = conv(4, 4), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.mean() > 100:
+            return x
+        return self.relu(self.conv(x) + y)  # type: ignore[no-any-return]
+
+
+class Decoding(nn.Module):
+    """A decoder that reads what its encoder gave, the last first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.ModuleList(nn.Sequential(conv(4, 4), norm(4), nn.ReLU(inplace=True)) for _ in range(3))
+        self.joins = nn.ModuleList(WritingIntoEither() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.rows[0](x)
+        second = self.rows[1](first)
+        return self.joins[1](self.joins[0](self.rows[2](second), second), first)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_what_a_later_call_may_join_is_not_written_into_before(with_inputs: bool):
+    """The result of code that cannot be traced may be in the memory of either of its arguments: these stay apart."""
+    model = build(Decoding)
+    fused = reparamkit.fuse(model, X) if with_inputs else reparamkit.fuse(model)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    assert error(run(fused, X), run(model, X)) < 1e-5
 
 
 class Alternating(nn.Module):

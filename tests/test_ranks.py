@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -757,6 +758,103 @@ def test_a_slice_of_a_shape_has_as_many_sizes_as_it_says(key: slice):
     x = sample(MAPS, torch.float32)
     assert operations(fused, x) == "conv relu"
     assert error(run(fused, x), run(own, x)) < 1e-6
+
+
+class Waves(nn.Module):
+    """Sines beside cosines, in the other order: the code around it says how many."""
+
+    def forward(self, t: Tensor, count: int) -> Tensor:
+        y = t[:, None] * torch.arange(count, dtype=torch.float32)
+        y = torch.cat([torch.sin(y), torch.cos(y)], -1)
+        return torch.cat([y[:, count:], y[:, :count]], -1)
+
+
+def test_a_part_of_what_was_put_together_stays_where_that_may_be_another():
+    """It would be what was put there, which was there before the merge and has other readers."""
+
+    class Timed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waves, self.layer = Waves(), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            count = int(x.shape[1] // 2)
+            return self.layer(x) + self.waves(t, count)  # type: ignore[no-any-return]
+
+    own = build(Timed)
+    given = sample((2, 8), torch.float32), sample((2,), torch.float32)
+    assert error(reparamkit.fuse(own, given)(*given), own(*given)) < 1e-6
+
+
+class Same(nn.Conv2d):
+    """A convolution that pads by as much as its stride needs, with code that takes sizes of a trace as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        high, wide = (
+            self.around(size, k, s) for size, k, s in zip(x.shape[-2:], self.kernel_size, self.stride, strict=True)
+        )
+        x = F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride)
+
+    @staticmethod
+    def around(size: int | Tensor, kernel: int, stride: int) -> Any:
+        if isinstance(size, Tensor):
+            return torch.clamp((size // stride - 1) * stride + kernel - size, min=0)
+        return max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+
+
+class Asserting(nn.BatchNorm2d):
+    """A norm that says how many dimensions it takes, and is not torch's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.ndim == 4, f"expected 4D input (got {x.ndim}D input)")
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias).relu()
+
+
+class Stem(nn.Module):
+    """Has a method of its own for its features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = Same(4, 4, 3, 2, bias=False), Asserting(4), conv(4, 4)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_padding_that_code_computes_of_sizes_keeps_no_norm(with_inputs: bool):
+    """The map has as many dimensions as it had, whatever is put around it; a method that makes it stays."""
+    own = build(Stem)
+    fused = reparamkit.fuse(own, sample(MAPS, torch.float32)) if with_inputs else reparamkit.fuse(own)
+    for shape in (MAPS, (3, 4, 7, 9)):
+        x = sample(shape, torch.float32)
+        assert operations(fused, x) == "pad conv relu conv"
+        assert error(run(fused, x), run(own, x)) < 1e-6
+        assert error(fused.features(x), own.features(x)) < 1e-6
+    with pytest.raises((AssertionError, GuardError)):
+        fused(sample((4, 4, 4), torch.float32))
+
+
+@pytest.mark.parametrize(
+    "padded",
+    [
+        lambda m, x, n: F.pad(m.p, (n, n)),
+        lambda m, x, n: F.pad(pad=[n] * 4, input=x),
+        lambda m, x, n: F.pad(x, (n,) * 8),
+        lambda m, x, n: F.pad(x, ()),
+    ],
+)
+def test_padding_by_a_size_is_what_it_was(padded: Callable[..., Tensor]):
+    """Of a parameter, of all dimensions, of none."""
+    own = model(lambda m, x: m.row(x) + padded(m, x, x.shape[-1] % 2).sum(), row=conv_norm(4, 4), p=parameter(4, 4))
+    fused = reparamkit.fuse(own)
+    for width in (4, 5):
+        x = sample((2, 4, 4, width), torch.float32)
+        assert error(run(fused, x), run(own, x)) < 1e-6
 
 
 def test_a_slice_whose_length_is_a_rank_needs_an_example():

@@ -98,7 +98,8 @@ def densify(op: Operator, number: int) -> Operator:
     ]
     dense = replace(_renumbered(op, number), links=tuple(links))
     leg = op.legs.index(number) if link.has_leg else None
-    if leg is not None and link.up > 1:
+    if link.up > 1:
+        assert leg is not None
         weight: Weight = _spread_matrix(op.weight, leg, link, size_out.factor)
     else:
         shape, row = tuple(dense.links[i].leg_size for i in dense.legs), dense.legs.index(number)

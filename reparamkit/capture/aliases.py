@@ -264,22 +264,31 @@ class Aliases:
         return found
 
     def _apart_before(self, writer: fx.Node) -> Iterator[set[fx.Node]]:
-        """Of what code that was not traced may write into, the values that share memory with no other before it, and
-        that nothing sees afterwards: another argument may be somebody else's.
+        """The older values that a write leaves as they are: those that share memory with what is written from later on
+        only, and of what code that was not traced may write into, what nothing sees afterwards: another argument may be
+        somebody else's.
         """
-        if writer.meta.get("opaque") and len(self._memory[writer].written) > 1:
-            older = {n for n in self.of(writer) if self.order[n] < self.order[writer]}
-            shared = list(self._sharing(older))
-            for part in (*shared, *({n} for n in older.difference(*shared))):
-                if not any(self._is_seen_after(n, writer) for n in part):
-                    yield part
+        written = self._memory[writer].written
+        several = writer.meta.get("opaque") and len(written) > 1
+        for part in self._parts_before(writer):
+            if part.isdisjoint(written) or (several and not any(self._is_seen_after(n, writer) for n in part)):
+                yield part
+
+    def _parts_before(self, writer: fx.Node) -> Iterator[set[fx.Node]]:
+        """The values older than a write that are of its class, in parts that share memory when it is made."""
+        older = {n for n in self.of(writer) if self.order[n] < self.order[writer]}
+        shared = list(self._sharing(older))
+        yield from (part & older for part in shared)
+        yield from ({n} for n in older.difference(*shared))
 
     def _harmless(self, writer: fx.Node) -> bool:
         """No older name of the memory is read after the write, and it is nobody else's."""
         if writer.target is operator.setitem or "out" in writer.kwargs:
             return False
         older = [n for n in self.of(writer) if self.order[n] < self.order[writer] and self._is_seen_after(n, writer)]
-        return all(self.passes_by(writer, n) for n in older)
+        seen = {n for n in older if not self.passes_by(writer, n)}
+        written = self._memory[writer].written
+        return not seen or all(seen.isdisjoint(p) for p in self._parts_before(writer) if not p.isdisjoint(written))
 
     def _is_seen_after(self, node: fx.Node, writer: fx.Node) -> bool:
         """Whether a value is somebody else's as well, or is read after a write."""
@@ -385,8 +394,13 @@ def _may_share(node: fx.Node, module_of: ModuleOf) -> Iterator[fx.Node]:
         return
     if node.meta.get("opaque"):
         yield from (each for each in node.all_input_nodes if not _is_number(each))
-    elif target_name(node, module_of) in MAY_ALIAS | MAY_COMPUTE:
+    elif target_name(node, module_of) in MAY_ALIAS | MAY_COMPUTE and not _contracts(node):
         yield node.all_input_nodes[0]
+
+
+def _contracts(node: fx.Node) -> bool:
+    """Whether a node computes products of several tensors; of one alone, the same call may be a view."""
+    return target_of(node) == "einsum" and len(node.all_input_nodes) > 1
 
 
 def _is_number(node: fx.Node) -> bool:

@@ -70,13 +70,15 @@ class Code:
 class Unused:
     """What code does for nothing, which the graph does not show any more.
 
-    shapes: values of which it reads the shape, with that of a layer's value. calls: modules (by identity) that it
+    shapes: values of which it reads the shape, with that of a layer's value. ranks: those of which it reads the rank.
+    calls: modules (by identity) that it
     calls, each with the call of that code. methods: per value those that read it. computes: whether it computes
     anything so. inputs: values with which it does. ended: how often each module (by identity) was called so by code
     that is written again, and calls it no more. hinders: whether a merge may not be made for any of this.
     """
 
     shapes: dict[fx.Node, object] = field(default_factory=dict)
+    ranks: set[fx.Node] = field(default_factory=set)
     calls: list[tuple[int, Frame]] = field(default_factory=list)
     methods: dict[fx.Node, set[Method]] = field(default_factory=dict)
     computes: bool = False

@@ -156,7 +156,8 @@ class _Reader:
 
     def _known_shape(self, reader: Reader | None) -> Shape | None:
         shapes = self._shapes
-        return shapes.of_form() or self._refused_shape(reader) or shapes.kept() or self._given_shape(reader)
+        told = shapes.of_form() or self._refused_shape(reader) or shapes.kept() or self._given_shape(reader)
+        return told or shapes.padded()
 
     def _given_shape(self, reader: Reader | None) -> Shape | None:
         """The sizes that a view's own arguments give."""
@@ -441,7 +442,8 @@ class _Reader:
         value = self.out.told(self.out.sizes.get(node))
         if isinstance(value, Size) and value.known:
             return value.factor
-        if node.op != "call_function":
+        if node.op != "call_function" or node in self.out.shapes:
+            # What is made of tensors is none, however long the way to it.
             return None
         return calculated(node, fx.node.map_arg(node.args, self._calculated))
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ..algebra.form import Form
-from ..algebra.operator import open_sizes
+from ..algebra.operator import identity, open_sizes, with_rank
 from ..algebra.size import ONE, Pin, Size, Symbol, broadcast, free_size, is_of_rank, roots
 from ..capture.capture import SIZES
 from ..layers.registry import Function
@@ -82,6 +83,18 @@ class Shapes:
         if own[1] or len(sizes) != len(own[0]):
             return None
         return tuple(size or free for size, free in zip(sizes, own[0], strict=True)), False
+
+    def padded(self) -> Shape | None:
+        """The shape of the first input, but for the last dimensions, around which a run puts more or less."""
+        given: dict[str, Any] = dict(zip(("input", "pad"), self.node.args, strict=False)) | self.node.kwargs
+        source: Any = given.get("input")
+        widths = given.get("pad")
+        known = isinstance(source, fx.Node) and source in self.out.shapes and own_shape(self.node)[1]
+        if self.node.target is not F.pad or not (known and widths and isinstance(widths, (tuple, list))):
+            return None
+        around = with_rank(identity(*self.out.shapes[source]), len(widths) // 2)
+        own = open_sizes(self.node.name, least=len(widths) // 2 + 1)[1:]
+        return around.value_sizes[: -len(own)] + own, around.open_rank
 
     def _broadcast(self, tensors: list[fx.Node]) -> Shape | None:
         """The sizes that the inputs agree on; those of the value itself where they do not, or constants say more."""

@@ -191,11 +191,18 @@ class _Sizes:
             return
         _replace(node, found)
         tensor = _tensor(node, self.reading)
-        self.captured.unused.shapes[tensor] = self.reading.shapes[tensor]
+        self._left_unused(tensor, value)
         while node is not tensor and not node.users and node not in self.passed:
             before = node.all_input_nodes[0]
             self.captured.graph.erase_node(node)
             node = before
+
+    def _left_unused(self, tensor: fx.Node, value: Any) -> None:
+        """The code of the model still reads the value from a tensor, if it stays."""
+        if isinstance(value, _Rank):
+            self.captured.unused.ranks.add(tensor)
+        else:
+            self.captured.unused.shapes[tensor] = self.reading.shapes[tensor]
 
     def _hands_on(self, node: fx.Node, found: Any) -> bool:
         """Let calls take and return another node in the place of one, if the code that made it has that one in time."""

@@ -1,9 +1,11 @@
-"""What Python asks of a value, `type` and `len`, asked of a traced one, wherever a model's code asks."""
+"""What Python's own functions tell of a value, `type`, `len`, `max` and `min`, told of a traced one, wherever a model's
+code asks.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..sourcecode.origins import NOT_USERS, package
-from .proxies import ValueProxy
+from .proxies import UNKNOWN, ValueProxy
 
 OTHERS = NOT_USERS | (sys.stdlib_module_names - {"__main__"}) | {"numpy", "sympy", "mpmath"}
 """Packages whose code decides nothing for a model: of Python, and what torch itself uses."""
@@ -44,12 +46,31 @@ def length(value: Any) -> Any:
     return len(value) if size is None else size
 
 
-TOLD = {"type": Kind, "len": length}
+def _chosen(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """`max` or `min`, which of sizes that nothing is known of yet is a number as its arguments are."""
+
+    def chosen(*values: Any, **how: Any) -> Any:
+        traced = next((each for each in values if issubclass(type(each), ValueProxy)), None)
+        if len(values) < 2 or how or traced is None or not all(map(_is_number, values)):
+            return choose(*values, **how)
+        return traced.tracer.create_proxy("call_function", choose, values, {})
+
+    return chosen
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number, or one that is computed of unknown sizes."""
+    if issubclass(type(value), ValueProxy):
+        return value.value is UNKNOWN and bool(value.is_of_sizes(several=False))
+    return type(value) in (int, float)
+
+
+TOLD = {"type": Kind, "len": length, "max": _chosen(max), "min": _chosen(min)}
 
 
 @contextmanager
 def builtins_told(root: nn.Module) -> Iterator[None]:
-    """Inside, the code of a model and what it imports has a `type` and a `len` that know traced values."""
+    """Inside, the code of a model and what it imports has functions of these names that know traced values."""
     changed = [(names, each) for names in _globals_of(root) for each in TOLD.keys() - names.keys()]
     for names, each in changed:
         names[each] = TOLD[each]

@@ -45,6 +45,8 @@ UNPACKED = "unpacked"
 """What the meta of a value has that code takes apart: into how many."""
 UNKNOWN = object()
 """The value of a proxy that follows from inputs of which there is no example."""
+WHOLE = frozenset({operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, max, min})
+"""What is an integer if all it is given are."""
 COMPARISONS = frozenset(
     {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.contains}
 )
@@ -187,6 +189,10 @@ class ValueProxy(fx.Proxy):
             return nn.Parameter if isinstance(self.value, nn.Parameter) else Tensor
         if self.value is not UNKNOWN:
             return type(self.value)
+        if self.is_of_sizes(several=True):
+            return torch.Size
+        if self.is_of_sizes(several=False) and _is_whole(self.node):
+            return int
         if not self._is_tensor():
             raise self._needs_values(f"the type of the value {self.node}")
         if self.node.op == "placeholder":
@@ -363,8 +369,17 @@ def _counts(node: fx.Node) -> bool:
     """Whether a node is sizes of a tensor, or computed of nothing else."""
     if _is_shape(node) or (node.op, node.target) == ("call_method", "size"):
         return True
-    plain = node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math")
+    plain = node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math", "builtins")
     return plain and bool(node.all_input_nodes) and all(map(_counts, node.all_input_nodes))
+
+
+def _is_whole(node: fx.Node) -> bool:
+    """Whether a number that is computed of sizes is an integer."""
+    if node.target is operator.getitem or node.op == "call_method" or node.target in (math.ceil, math.floor):
+        return True
+    plain = [each for each in node.args if not isinstance(each, fx.Node)]
+    whole = node.target in WHOLE and all(type(each) is int for each in plain)
+    return whole and all(map(_is_whole, node.all_input_nodes))
 
 
 def _has_several(node: fx.Node) -> bool:

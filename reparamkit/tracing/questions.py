@@ -15,6 +15,7 @@ from torch import fx
 
 from ..sourcecode.origins import NOT_USERS, package
 from ..sourcecode.parse import source
+from .raising import only_raises
 
 READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD")
 """Instructions that read a function by its name."""
@@ -118,7 +119,7 @@ def _survivor(code: CodeType, at: int) -> bool | None:
         return None
     there = next(k for k, step in enumerate(steps) if step.offset == steps[jump].argval)
     jumps_if = "IF_TRUE" in steps[jump].opname
-    raising = _only_raises(steps, there), _only_raises(steps, jump + 1)
+    raising = only_raises(steps, there), only_raises(steps, jump + 1)
     return None if raising[0] == raising[1] else jumps_if != raising[0]
 
 
@@ -137,16 +138,6 @@ def _sought(code: CodeType, at: int) -> tuple[Any, ...] | None:
         return None
     is_in = not steps[looking].arg
     return tuple(steps[looking - 1].argval) if _survivor(code, steps[looking + 1].offset) is is_in else None
-
-
-def _only_raises(steps: list[dis.Instruction], begin: int) -> bool:
-    """Whether what is run from an instruction on is one way, to an error."""
-    for step in steps[begin:]:
-        if step.opname == "RAISE_VARARGS":
-            return True
-        if "JUMP" in step.opname or step.opname.startswith(("RETURN", "FOR_ITER", "YIELD", "SEND", "RERAISE")):
-            return False
-    return False
 
 
 def unanswered(frame: FrameType) -> Asked | None:

@@ -232,13 +232,13 @@ def _shape_kept(captured: Captured, placed: Placed, number: int, node: fx.Node) 
     """Whether a value in the row, if the model's code reads its shape, keeps it when modules are swapped. (That of the
     whole row is as it was.)
     """
-    if node not in captured.unused.shapes or node is captured.named[placed.terms[0].trail[-1].node]:
+    unused, position, op = captured.unused, placed.terms[0].position, placed.form.sample
+    if node is captured.named[placed.terms[0].trail[-1].node]:
         return True
-    position = placed.terms[0].position
     assert position is not None
-    op = placed.form.sample
     shape = op.value_sizes if number >= position else op.source_sizes, op.open_rank
-    return not captured.unused.in_the_way(captured.unused.shapes[node] != shape)
+    other_rank = node in unused.ranks and len(op.value_sizes) != len(op.source_sizes)
+    return not unused.in_the_way(other_rank or unused.shapes.get(node, shape) != shape)
 
 
 def _has_views(captured: Captured, row: Row) -> bool:

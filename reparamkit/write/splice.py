@@ -39,7 +39,8 @@ class Written:
     result: the node that has the value now. layers: per temporary name the merged layer (float64) and the
     node whose place it takes. nodes: all new nodes. frame: the innermost call around all members.
     warnings: about the numbers of the layers. partial: methods that made a part of what is replaced. parts: the calls
-    that a row is spread over, if only their code changes; `frame` is then around the merged layer alone.
+    that a row is spread over, if only their code changes; `frame` is then around the merged layer alone. readers: what
+    read the value before.
     """
 
     site: Site
@@ -51,6 +52,7 @@ class Written:
     warnings: list[str] = field(default_factory=list)
     partial: set[Method] = field(default_factory=set)
     parts: tuple[Part, ...] = ()
+    readers: frozenset[fx.Node] = frozenset()
 
     @property
     def core(self) -> list[tuple[Frame, Collection[fx.Node]]]:
@@ -294,12 +296,12 @@ class Splicer:
 
     def commit(self, written: Written) -> None:
         """Let every reader of the old value read the new one."""
-        own = set(written.nodes)
         value = written.site.value
         if value is written.result:
             # A view that was there is all that is new of it, and old versions of torch.fx let no node replace itself.
             return
-        value.replace_all_uses_with(written.result, delete_user_cb=lambda user: user not in own, propagate_meta=False)
+        readers = written.readers = frozenset(value.users).difference(written.nodes)
+        value.replace_all_uses_with(written.result, delete_user_cb=readers.__contains__, propagate_meta=False)
 
     def share(self, first: Written, other: Written) -> None:
         """Let `other` call the layers of `first`, which are equal to its own."""
@@ -314,7 +316,11 @@ class Splicer:
         for node in (written.site.value, *(node for part in written.parts for node in part.nodes)):
             self.captured.replaced.pop(node, None)
         if written.result is not written.site.value:
-            written.result.replace_all_uses_with(written.site.value, propagate_meta=False)
+            # What the graph had before, as a part that is taken of what was put together, has readers of its own.
+            moved = written.result.users if written.result in written.nodes else written.readers
+            written.result.replace_all_uses_with(
+                written.site.value, delete_user_cb=frozenset(moved).__contains__, propagate_meta=False
+            )
         for node in reversed(written.nodes):
             self.captured.graph.erase_node(node)
         self.captured.moved()
