@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from .capture.parts import Parts
 from .capture.paths import module_at
@@ -38,6 +38,9 @@ def _lost(parts: Parts) -> dict[str, str]:
         lost |= {part.frame(n).path: "a graph has no autocast regions, and the forward has one" for n in cast[:1]}
         named = [path for path in part.targets if any(map(keyword.iskeyword, path.split(".")))]
         lost |= {path: f"its code has no way to name '{path}', which is a keyword of Python" for path in named[:1]}
+        others = {type(value).__name__ for value in part.held.values() if not isinstance(value, (Tensor, nn.Module))}
+        if others:
+            lost[part.frames[0].path] = f"a graph keeps tensors and modules, and the forward uses a {min(others)}"
     root = parts.captured[0].root
     if has_hooks(root):
         lost[""] = "the model has hooks, which copies of a graph lose: give them to the result instead"

@@ -1058,6 +1058,46 @@ def test_numbers_are_drawn_in_every_call(name: str, with_inputs: bool):
     assert error(found, results(model, (X,), {})) <= 1e-5
 
 
+def seeded(m: Any, x: Tensor) -> Tensor:
+    torch.manual_seed(2)
+    return F.dropout(both(m, x), 0.5, True)
+
+
+def forked(m: Any, x: Tensor) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return F.dropout(both(m, x), 0.5, True)
+
+
+def put_back(m: Any, x: Tensor) -> Tensor:
+    before = torch.get_rng_state()
+    y = F.dropout(both(m, x), 0.5, True)
+    torch.set_rng_state(before)
+    return y
+
+
+def of_its_own(m: Any, x: Tensor) -> Tensor:
+    return both(m, x) * torch.rand(4, 1, 1, generator=torch.Generator().manual_seed(2))
+
+
+SEEDING = [seeded, forked, put_back, of_its_own]
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+@pytest.mark.parametrize("forward", SEEDING)
+def test_code_that_seeds_draws_what_it_did(forward: Callable[[Any, Tensor], Tensor], with_inputs: bool):
+    """A seed is in no graph: a forward that was written again drew other numbers than the model."""
+    model = build(two(forward))
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    drawn = []
+    for each in (fused, model):
+        seed()
+        drawn.append((results(each, (X,), {}), results(each, (X,), {}), torch.rand(4)))
+    assert all(error(a, b) <= 1e-5 for a, b in zip(*drawn, strict=True))
+    with pytest.raises(CaptureError):
+        reparamkit.fuse(model, X if with_inputs else None, as_graph=True)
+
+
 # --- methods ----------------------------------------------------------------------------------------
 
 

@@ -51,6 +51,7 @@ from .opaque import GoingOn, Opaque
 from .proxies import ValueProxy, attribute, where
 from .questions import unanswered
 from .scripts import scripts_opened
+from .seeding import seeds_noted
 from .settings import settings_read
 from .torch_calls import TorchCalls, reads_traced, writes_constant
 from .unbound import unbound_taken
@@ -168,6 +169,7 @@ class Tracer(fx.Tracer):
         yield from (TorchCalls(self), traced_numbers_taken(), no_plain_draws(), scripts_opened())
         yield from (assignments_seen(self._look), settings_read(self._read))
         yield patched(nn.Module, dict.fromkeys(HOOKING, self._hooks))
+        yield from seeds_noted(self._seeds)
         yield from (variables_read(), builtins_told(root), lists_noted(self.lists))
         yield from (modes_noted(self._asks_for_modes), failing_quietly())
         if self.manner.through:
@@ -401,6 +403,10 @@ class Tracer(fx.Tracer):
         if self.idle:
             return register(*args, **kwargs)
         raise self.refusal(f"the forward sets hooks on modules{where(self)}, which a trace does not run")
+
+    def _seeds(self, name: str) -> None:
+        if not self.idle:
+            raise self.refusal(f"the forward calls torch's {name}(){where(self)}, after which others would be drawn")
 
     def withdraw(self, by: FrameType) -> None:
         """The instruction that `by` is at calls a function of torch, which asks its arguments whether they could be
