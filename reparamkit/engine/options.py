@@ -21,9 +21,9 @@ from .site import Merge, Rejected, Site
 
 WORTH = 0.05
 """What each further member of a merge must save, in launches: of two equal merges the smaller one is better."""
-KEPT = 0.5
-"""What a merge must save more, in launches, if it hides methods of the model: of two merges that save as many, the one
-that leaves them."""
+KEPT = 0.1
+"""What a merge must save more, in launches, if it hides methods of the model: of two that save as many, that is better
+which leaves them. (One that saves a launch together with others still saves it.)"""
 FLOPS, STORED, OPERATIONS = "FLOPs", "stored numbers", "operations"
 MAY_RAISE = {
     "launches": frozenset({FLOPS, STORED}),

@@ -165,9 +165,18 @@ class Writer:
         scales += [scale for one in unit for scale in one.site.scales if self.draft.touches([scale])]
         finish(self.draft, [*frames, *map(self.captured.frame, scales)])
         self.in_place |= set(map(id, unit))
+        self._free(unit)
         for written in unit:
             written.site = replace(written.site, placed=None)
             self.swapped += [self.draft.paths[name] for name in written.layers if name in self.draft.paths]
+
+    def _free(self, unit: list[Written]) -> None:
+        """Let go of the numbers of layers that earlier merges made, and that went into these."""
+        taken = {member for one in unit for member in one.site.members}
+        merged = [one for one, _ in self.done if not taken.isdisjoint(one.nodes)]
+        placed = {id(module) for module in self.captured.root.modules()} if merged else set()
+        for layer in (layer for one in merged for layer in one.layers.values() if id(layer) not in placed):
+            layer.to("meta")
 
     def write_pattern(self, site: Site) -> None:
         """Write the site of a graph rule at once, if its method can be written again."""
