@@ -91,9 +91,10 @@ class Planner:
     def drop_idle(self, others: Excess) -> None:
         """Make no merge that brings nothing, as its pieces have to run anyway. others: of the other regions.
 
-        Only once no merge is tried without another: each of two may bring nothing alone.
+        Only once no merge is tried without another: each of two may bring nothing alone. A view, or what puts parts
+        together, may be what a later merge looks through.
         """
-        for site, _ in [*_overlapping(self.plan)]:
+        for site in [site for site, _ in _overlapping(self.plan) if site.has_layer]:
             before = self.options.banned, self.options.pinned
             self._forbid(before[0] | {site.merge}, before[1])
             other = self._written(trial=True)

@@ -60,6 +60,11 @@ class Site:
         return self.members - self.absorbed
 
     @property
+    def has_layer(self) -> bool:
+        """Whether a layer with weights is written for it."""
+        return self.placed is not None and any(term.layer is not None for term in self.placed.terms)
+
+    @property
     def scales(self) -> frozenset[fx.Node]:
         """The absorbed members that are no views."""
         terms = self.placed.terms if self.placed else ()
