@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"sourcecode", *GRAPH, "algebra", "layers", "reporting", *REFUSING},
     "compare": {*GRAPH, "layers"},
     "proof": {*GRAPH, "algebra", "layers", "compare", *REFUSING},
-    "write": {"sourcecode", *GRAPH, "algebra", "layers", "reporting", *REFUSING, "engine", "recipes"},
+    "write": {"sourcecode", *GRAPH, "algebra", "layers", "reporting", *REFUSING, "engine", "recipes", "garbage"},
     "localize": {*GRAPH, "compare"},
     "timing": {*GRAPH, "compare", *REFUSING},
     "trial": {*GRAPH, "proof", "write", "timing", *REFUSING},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from itertools import count
 from typing import Any
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import reparamkit
-from reparamkit import pieces, pipeline
+from reparamkit import garbage, pieces, pipeline
 from reparamkit.write import finish, places, write
 
 X = sample((2, 3, 12, 10), torch.float32)
@@ -149,6 +150,32 @@ def test_old_layers_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch):
     reparamkit.fuse(model, X, inplace=True)
     assert next(proved) == 7
     assert [weight() for weight in old] == [None] * 6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_that_merge_again_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    """Adapters go into their layers, and then the scales of norms: the weights of no more than two merges are there
+    beside those of the model.
+    """
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(**sizes, vocab_size=50, use_cache=False)
+    options = peft.LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], r=2, init_lora_weights=False)
+    model = peft.get_peft_model(transformers.LlamaForCausalLM(config), options).eval()
+    whole, beside = pieces.check, list[int]()
+
+    def check(*args: Any) -> float:
+        own = {id(parameter) for parameter in model.parameters()}
+        there = (each for each in gc.get_objects() if isinstance(each, nn.Parameter) and each.shape == (32, 32))
+        beside.append(sum(id(each) not in own and each.device.type == "cpu" for each in there))
+        return whole(*args)
+
+    monkeypatch.setattr(pieces, "check", check)
+    monkeypatch.setattr(garbage, "LEAST", 0)
+    fused = reparamkit.fuse(model, example_kwargs={"input_ids": torch.randint(0, 50, (2, 7))}, inplace=True)
+    assert "(merged further)" in [merge.path for merge in reparamkit.report(fused).merges]
+    assert max(beside) <= 4
 
 
 def test_a_graph_leaves_the_model():

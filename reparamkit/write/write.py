@@ -17,6 +17,7 @@ from ..engine.scope import watched
 from ..engine.sharing import alike, largest, uneven
 from ..engine.site import Merge, Site
 from ..errors import NotFusable
+from ..garbage import Waiting
 from ..layers.hooks import carry_hooks
 from ..reasons import Kind, Reason
 from ..recipes.tape import Tape
@@ -77,7 +78,7 @@ class Writer:
     failed: dict[Merge, Reason] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.draft = Draft(self.captured)
+        self.draft, self.waiting = Draft(self.captured), Waiting.of(self.captured.root)
         self.splicer = Splicer(self.captured, self.draft.inlined)
         self.admission = Admission(self.captured, self.as_graph, self.splicer, self.draft, self._refuse)
 
@@ -169,6 +170,8 @@ class Writer:
         for written in unit:
             written.site = replace(written.site, placed=None)
             self.swapped += [self.draft.paths[name] for name in written.layers if name in self.draft.paths]
+        for layer in (layer for written in unit for layer in written.layers.values()):
+            self.waiting.add(layer)
 
     def _free(self, unit: list[Written]) -> None:
         """Let go of the numbers of layers that earlier merges made, and that went into these."""
