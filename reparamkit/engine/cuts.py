@@ -14,7 +14,7 @@ from ..reasons import Kind
 from ..sourcecode.observing import sets_hooks
 from ..sourcecode.shortened import shortened_forwards
 from ..tracing.frame import Frame
-from .methods import using_parts, with_callers
+from .methods import is_private, using_parts, with_callers
 from .naming import place_of
 from .nesting import innermost
 from .scope import goes_by
@@ -46,14 +46,10 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
             )
     _check_kept(captured, {place_of(node) for node in frames} - {""})
     methods = with_callers(captured, using_parts(captured, frames))
-    public = sorted(name for module, name in methods if module is captured.root and not _is_private(name))
+    public = sorted(name for module, name in methods if module is captured.root and not is_private(name))
     broken = [name for name in public if name not in shortened_forwards(type(captured.root))]
     if broken:
         raise NotFusable(f"method '{broken[0]}' of the model uses a part of what would be merged", Kind.METHOD)
-
-
-def _is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__")
 
 
 def _returns_inside(captured: Captured, cut: Frame, members: Collection[fx.Node]) -> bool:

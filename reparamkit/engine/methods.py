@@ -103,6 +103,11 @@ def _idle_parting(captured: Captured, around: Frame, members: Sequence[fx.Node])
         yield from ((one, name) for name in _partial_users(captured, path, one, places, reached))
 
 
+def is_private(name: str) -> bool:
+    """Whether only the code of a class itself is meant to call a method."""
+    return name.startswith("_") and not name.startswith("__")
+
+
 def with_callers(captured: Captured, methods: Iterable[Method]) -> set[Method]:
     """These methods, and those of the modules around that call them, at any depth; what forward runs is not among
     those.

@@ -13,7 +13,7 @@ from ..capture.captured import Captured
 from ..layers.price import OBJECTIVES, Cost
 from ..reasons import Kind, Reason
 from .dead import handed
-from .methods import hidden_methods
+from .methods import hidden_methods, is_private
 from .placing import Placed
 from .pricing import Prices, readers_of
 from .reading import Reading
@@ -111,9 +111,10 @@ class Options:
         return own + reading
 
     def _hides(self, option: Option) -> bool:
-        """Whether a merge joins parts of several calls, and by that hides methods."""
+        """Whether a merge joins parts of several calls, and by that hides methods that others may call."""
         calls = {self.captured.frame(member) for member in option.members}
-        return len(calls) > 1 and bool(hidden_methods(self.captured, option.members))
+        hidden = hidden_methods(self.captured, option.members) if len(calls) > 1 else ()
+        return not all(is_private(name) for _, name in hidden)
 
     def _parts(self, option: Option) -> dict[fx.Node, float]:
         """How much of the use of each source is by the option; a value with two readers is half for each."""
