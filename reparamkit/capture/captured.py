@@ -96,7 +96,7 @@ class Captured:
     @cached_property
     def module_calls(self) -> Counter[int]:
         """How often each module object is called, as a node or as a frame (by identity)."""
-        calls = Counter([*(id(frame.module) for frame in self.frames), *(module for module, _ in self.unused.calls)])
+        calls = Counter([*(id(frame.module) for frame in self.frames), *map(id, self.unused.called)])
         calls.update(id(self.module(n)) for n in self.graph.nodes if n.op == "call_module")
         calls.update({module: len(frames) for module, frames in self.folded.items()})
         return calls

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, fx, nn
 
@@ -71,25 +71,36 @@ class Unused:
     """What code does for nothing, which the graph does not show any more.
 
     shapes: values of which it reads the shape, with that of a layer's value. ranks: those of which it reads the rank.
-    calls: modules (by identity) that it
-    calls, each with the call of that code. methods: per value those that read it. computes: whether it computes
-    anything so. inputs: values with which it does. ended: how often each module (by identity) was called so by code
-    that is written again, and calls it no more. hinders: whether a merge may not be made for any of this.
+    calls: modules that it calls, each with the call of that code. methods: per value those that read it. computes:
+    whether it computes anything so. inputs: values with which it does. ended: how often each module was called so by
+    code that is written again, and calls it no more. hinders: whether a merge may not be made for any of this. (Of a
+    module that is freed, another may have the identity.)
     """
 
     shapes: dict[fx.Node, object] = field(default_factory=dict)
     ranks: set[fx.Node] = field(default_factory=set)
-    calls: list[tuple[int, Frame]] = field(default_factory=list)
+    calls: list[tuple[ref[nn.Module], Frame]] = field(default_factory=list)
     methods: dict[fx.Node, set[Method]] = field(default_factory=dict)
     computes: bool = False
     inputs: set[fx.Node] = field(default_factory=set)
-    ended: Counter[int] = field(default_factory=Counter)
+    ended: WeakKeyDictionary[nn.Module, int] = field(default_factory=WeakKeyDictionary)
     hinders: bool = False
 
     def in_the_way(self, found: Found) -> Found:
         """Note that this is in the way of a merge, if it is anything."""
         self.hinders |= bool(found)
         return found
+
+    @property
+    def called(self) -> list[nn.Module]:
+        """The modules that code calls, one per call, of those that are there."""
+        found = [module() for module, _ in self.calls]
+        return [module for module in found if module is not None]
+
+    def end(self, module: nn.Module | None) -> None:
+        """Code that is written again calls this module no more."""
+        if module is not None:
+            self.ended[module] = self.ended.get(module, 0) + 1
 
     def goes_on(self, node: fx.Node, constants: Set[fx.Node]) -> None:
         """A node that is taken out of the graph still runs, on what it reads, where no code is written again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from weakref import ref
 
 from torch import Tensor, fx
 
@@ -29,7 +30,7 @@ def drop_dead(captured: Captured, readers: Readers, reading: Reading) -> None:
             for each in node.all_input_nodes:
                 unused.methods.setdefault(each, set()).update(node.meta.get("methods", ()))
             if node.op == "call_module":
-                unused.calls.append((id(captured.module(node)), captured.frame(node)))
+                unused.calls.append((ref(captured.module(node)), captured.frame(node)))
             if node not in reading.sizes and node not in reading.constants and not reads_rank(node):
                 unused.computes = True
                 unused.inputs.update(node.all_input_nodes)

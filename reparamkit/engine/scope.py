@@ -100,7 +100,7 @@ class Scope:
         alone = left > 1 and not evenly_partnered(self.captured, node)
         if alone and not (together and (read_one_value(self.captured, node) or runs_once(self.captured, node))):
             return called_at(calls)
-        traced = (calls + self.captured.unused.ended[id(modules[-1])]) * self.captured.origin.times
+        traced = (calls + self.captured.unused.ended.get(modules[-1], 0)) * self.captured.origin.times
         run = self.calls.get(str(node.target), traced)
         if run != traced and _has_state(modules[-1]):
             why = f"its module is called {run} times in a run, and {traced} times in what could be captured"

@@ -380,7 +380,7 @@ class Writer:
                     # Until its code was written again it was for a call.
                     unused.in_the_way(node in dead)
                 if node in gone and node.op == "call_module":
-                    unused.ended[id(self.captured.module(node))] += 1
+                    unused.end(self.captured.module(node))
                 self.captured.graph.erase_node(node)
         self._drop_unread()
         self.captured.moved()
@@ -395,7 +395,8 @@ class Writer:
         unused, written = self.captured.unused, self.draft.written
         gone = [(module, frame) for module, frame in unused.calls if self.as_graph or id(frame) in written]
         unused.calls[:] = [each for each in unused.calls if each not in gone]
-        unused.ended.update(module for module, _ in gone)
+        for module, _ in gone:
+            unused.end(module())
         unused.in_the_way(gone)
 
     def _is_read_later(self, writer: fx.Node) -> bool:
