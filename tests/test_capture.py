@@ -1599,6 +1599,14 @@ def test_a_number_that_many_calls_make_ends_in_no_error():
     assert error(run(reparamkit.fuse(model, X), X), run(model, X)) < 1e-6
 
 
+def check_norms_merge(make: Callable[[], nn.Module], with_inputs: bool) -> None:
+    """No norm is left, and the numbers stay."""
+    model = build(make)
+    fused = reparamkit.fuse(model, X if with_inputs else None)
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
+    assert error(run(fused, X), run(model, X)) < 1e-5
+
+
 @pytest.mark.parametrize("with_inputs", [True, False])
 def test_products_of_several_tensors_are_in_memory_of_their_own(with_inputs: bool):
     """What is added to them in place is added to nothing else."""
@@ -1614,10 +1622,7 @@ def test_products_of_several_tensors_are_in_memory_of_their_own(with_inputs: boo
             z += 1
             return self.behind(z.relu()) + y.relu()  # type: ignore[no-any-return]
 
-    model = build(Mixing)
-    fused = reparamkit.fuse(model, X) if with_inputs else reparamkit.fuse(model)
-    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
-    assert error(run(fused, X), run(model, X)) < 1e-5
+    check_norms_merge(Mixing, with_inputs)
 
 
 class WritingIntoEither(nn.Module):
@@ -1650,10 +1655,7 @@ class Decoding(nn.Module):
 @pytest.mark.parametrize("with_inputs", [True, False])
 def test_what_a_later_call_may_join_is_not_written_into_before(with_inputs: bool):
     """The result of code that cannot be traced may be in the memory of either of its arguments: these stay apart."""
-    model = build(Decoding)
-    fused = reparamkit.fuse(model, X) if with_inputs else reparamkit.fuse(model)
-    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
-    assert error(run(fused, X), run(model, X)) < 1e-5
+    check_norms_merge(Decoding, with_inputs)
 
 
 class Alternating(nn.Module):

@@ -94,8 +94,7 @@ class Unused:
     @property
     def called(self) -> list[nn.Module]:
         """The modules that code calls, one per call, of those that are there."""
-        found = [module() for module, _ in self.calls]
-        return [module for module in found if module is not None]
+        return [module for there, _ in self.calls if (module := there()) is not None]
 
     def end(self, module: nn.Module | None) -> None:
         """Code that is written again calls this module no more."""

@@ -76,17 +76,16 @@ def broken_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method
 def using_parts(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
     """The methods that make some of the members and not all, or may."""
     members = list(members)
-    around = code_around(captured, members)
-    return _parting_methods(captured, members) | _unseen(captured, set(_idle_parting(captured, around, members)))
+    idle = _idle_parting(captured, *_placed(captured, members))
+    return _parting_methods(captured, members) | _unseen(captured, set(idle))
 
 
 def hidden_methods(captured: Captured, members: Iterable[fx.Node]) -> set[Method]:
     """Those of the broken methods that no trace runs: a merge is made in spite of them."""
     members = list(members)
-    around = code_around(captured, members)
-    links, owners = _links(captured, members), _owners(captured, around, _places(captured, around, members))
+    links, (places, owners) = _links(captured, members), _placed(captured, members)
     others = {(one, name) for path, one in owners for name in _other_users(captured, path, one, links)}
-    return _unseen(captured, others.union(_idle_parting(captured, around, members)))
+    return _unseen(captured, others.union(_idle_parting(captured, places, owners)))
 
 
 def _parting_methods(captured: Captured, members: Collection[fx.Node]) -> set[Method]:
@@ -95,11 +94,21 @@ def _parting_methods(captured: Captured, members: Collection[fx.Node]) -> set[Me
     return made | _going_on(captured, members)
 
 
-def _idle_parting(captured: Captured, around: Frame, members: Sequence[fx.Node]) -> Iterator[Method]:
-    """The methods, whether they ran or not, whose code calls some of the members and not all, or may."""
+def _placed(captured: Captured, members: Sequence[fx.Node]) -> tuple[list[tuple[str, ...]], set[tuple[str, nn.Module]]]:
+    """What `_places` and `_owners` tell of members."""
+    around = code_around(captured, members)
     places = _places(captured, around, members)
+    return places, _owners(captured, around, places)
+
+
+def _idle_parting(
+    captured: Captured, places: Sequence[Sequence[str]], owners: Iterable[tuple[str, nn.Module]]
+) -> Iterator[Method]:
+    """The methods, whether they ran or not, whose code calls some of the members and not all, or may. places, owners:
+    see `_placed`.
+    """
     reached = [{each for name in names for each in upwards(name)} for names in places]
-    for path, one in _owners(captured, around, places):
+    for path, one in owners:
         yield from ((one, name) for name in _partial_users(captured, path, one, places, reached))
 
 
