@@ -32,11 +32,11 @@ CALL = "__call__"
 
 @dataclass(eq=False)
 class Admission:
-    """Of the sites of one model. as_graph: no code is written. chains: values (by identity) of rows of modules, for
-    which no method is written again. shared: their modules (by identity) that are called at several places. spread: per
-    value (by identity) of a row of calls whose own code has members in it, these calls; the code around them stays.
-    exposed: scales whose value the code around them may use otherwise. separate: values (by identity) of merges that
-    leave a module to other calls.
+    """Of the sites of one model. as_graph: no code is written. chains: values of rows of modules, for which no method
+    is written again. shared: the calls (by identity) around those of them whose modules are called at several places.
+    spread: per value of a row of calls whose own code has members in it, these calls; the code around them stays.
+    exposed: scales whose value the code around them may use otherwise. separate: values of merges that leave a module
+    to other calls.
     """
 
     captured: Captured
@@ -44,11 +44,11 @@ class Admission:
     splicer: Splicer
     draft: Draft
     refuse: Refuse
-    chains: set[int] = field(default_factory=set)
+    chains: set[fx.Node] = field(default_factory=set)
     shared: set[int] = field(default_factory=set)
-    spread: dict[int, tuple[Part, ...]] = field(default_factory=dict)
+    spread: dict[fx.Node, tuple[Part, ...]] = field(default_factory=dict)
     exposed: set[fx.Node] = field(default_factory=set)
-    separate: set[int] = field(default_factory=set)
+    separate: set[fx.Node] = field(default_factory=set)
 
     @cached_property
     def _has_calls(self) -> bool:
@@ -57,15 +57,15 @@ class Admission:
 
     def is_row(self, written: Written) -> bool:
         """Whether a site in the graph is a row of modules, in a method that stays as it is."""
-        return id(written.site.value) in self.chains and not self.draft.touches(written.site.core)
+        return written.site.value in self.chains and not self.draft.touches(written.site.core)
 
     def writable(self, sites: Sequence[Site]) -> list[Site]:
         """Leave out sites whose method cannot be written again; mark rows of modules that need none written."""
         if self.as_graph:
             return list(sites)
         able = [site for site in sites if self._admit_scales(site)]
-        self.separate |= {id(site.value) for site in uneven(self.captured, sites)}
-        rows = [s for s in able if is_chain(self.captured, s) and id(s.value) not in self.separate]
+        self.separate |= {site.value for site in uneven(self.captured, sites)}
+        rows = [s for s in able if is_chain(self.captured, s) and s.value not in self.separate]
         known = {id(row) for row in rows}
         others = [site for site in able if id(site) not in known]
         spread = [site for site in others if self._in_method(site) and self._spread(site)]
@@ -77,8 +77,8 @@ class Admission:
             written += [row for row in rows if id(row) in touched and self.admit(row)]
             rows = [row for row in rows if id(row) not in touched]
         self.shared |= {call for site in rows if is_shared(self.captured, site) for call in self.draft.calls(site.core)}
-        self.spread |= {id(site.value): parts for site in rows if (parts := layers_of(self.captured, site))}
-        self.chains |= {id(site.value) for site in rows}.difference(self.spread)
+        self.spread |= {site.value: parts for site in rows if (parts := layers_of(self.captured, site))}
+        self.chains |= {site.value for site in rows}.difference(self.spread)
         chosen = {id(site) for site in (*rows, *written)}
         return [site for site in sites if id(site) in chosen]
 
@@ -124,7 +124,7 @@ class Admission:
     def _spread(self, site: Site) -> bool:
         """Mark a row to be written into the calls that it is spread over, if that can be done."""
         parts = self._parts(site)
-        self.spread |= {id(site.value): parts} if parts else {}
+        self.spread |= {site.value: parts} if parts else {}
         for part in parts:
             if part.frame is not None:
                 self.draft.rewrite(part.frame, part.nodes)
@@ -150,8 +150,8 @@ class Admission:
 
     def _stays_spread(self, site: Site) -> bool:
         """Whether no code around the calls that a row is spread over takes them in."""
-        if any(id(part.frame) in self.draft.inlined for part in self.spread[id(site.value)]):
-            del self.spread[id(site.value)]
+        if any(id(part.frame) in self.draft.inlined for part in self.spread[site.value]):
+            del self.spread[site.value]
             return False
         return True
 

@@ -73,7 +73,7 @@ class Writer:
     round: Round = field(default_factory=Round)
     done: list[tuple[Written, float | None]] = field(default_factory=list)
     in_place: set[int] = field(default_factory=set)
-    swaps: set[int] = field(default_factory=set)
+    swaps: set[fx.Node] = field(default_factory=set)
     absorbed: list[fx.Node] = field(default_factory=list)
     failed: dict[Merge, Reason] = field(default_factory=dict)
 
@@ -116,7 +116,7 @@ class Writer:
         scales = {scale for site in writable for scale in site.scales}
         absorbed = {node for site in writable for node in site.absorbed}
         copies = self._skip(scales, absorbed)
-        separate = [site for site in writable if id(site.value) in self.admission.separate]
+        separate = [site for site in writable if site.value in self.admission.separate]
         groups = [*alike(self.captured, [site for site in writable if site not in separate]), *([s] for s in separate)]
         written = [one for group in groups for one in self._write_alike(group)]
         written = self._whole(sites, written)
@@ -138,7 +138,7 @@ class Writer:
 
     def _uneven(self, sites: list[Site]) -> list[Site]:
         found = [] if self.as_graph else uneven(self.captured, sites)
-        return [site for site in found if id(site.value) not in self.admission.separate]
+        return [site for site in found if site.value not in self.admission.separate]
 
     def _write_alike(self, group: list[Site]) -> list[Written]:
         """Write sites that merge the same modules, all or none: one layer serves them all."""
@@ -184,7 +184,7 @@ class Writer:
     def write_pattern(self, site: Site) -> None:
         """Write the site of a graph rule at once, if its method can be written again."""
         swap = is_swap(self.captured, site)
-        self.swaps |= {id(site.value)} if swap else set()
+        self.swaps |= {site.value} if swap else set()
         if self.as_graph or swap or self.admission.admit(site):
             written = self._write_one(site)
             if written is not None:
@@ -213,8 +213,8 @@ class Writer:
 
     def _whole(self, sites: Sequence[Site], written: list[Written]) -> list[Written]:
         """Withdraw the merges that share a scale with one that could not be written."""
-        done = {id(one.site.value) for one in written}
-        kept = {node for site in sites if id(site.value) not in done for node in site.absorbed}
+        done = {one.site.value for one in written}
+        kept = {node for site in sites if site.value not in done for node in site.absorbed}
         for node in kept:
             self.captured.replaced.pop(node, None)
         layers = {id(one.layers) for one in written if not one.site.absorbed.isdisjoint(kept)}
@@ -242,7 +242,7 @@ class Writer:
 
     def _write_one(self, site: Site) -> Written | None:
         """Splice, prove and settle one site; None if its numbers do not fit the model's dtype, or it is not wanted."""
-        written = self.splicer.begin(site, self.admission.spread.get(id(site.value), ()))
+        written = self.splicer.begin(site, self.admission.spread.get(site.value, ()))
         try:
             with self.tape:
                 self.splicer.splice(written)
@@ -283,7 +283,7 @@ class Writer:
     def attempt(self, site: Site) -> None:
         """As `check`, and the judge is asked about the site as it would be written."""
         self.check(site)
-        written = self.splicer.begin(site, self.admission.spread.get(id(site.value), ()))
+        written = self.splicer.begin(site, self.admission.spread.get(site.value, ()))
         try:
             self.splicer.splice(written)
             settle(self.captured, written, self.tape)
@@ -336,7 +336,7 @@ class Writer:
         self.draft.frames.clear()
         self.draft.inlined.clear()
         done = [written for written, _ in self.done] if not self.as_graph else []
-        rewritten = [one for one in done if id(one.site.value) not in self.admission.chains | self.swaps]
+        rewritten = [one for one in done if one.site.value not in self.admission.chains | self.swaps]
         cores = [core for written in rewritten for core in written.core]
         for frame, members in cores:
             self.draft.rewrite(frame, members)
