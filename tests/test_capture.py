@@ -717,6 +717,39 @@ def test_a_default_that_was_only_assumed_and_handed_on():
     assert error(results(given, (X,), {}), results(model, (X,), {})) <= 1e-5
 
 
+class InThree(nn.Module):
+    """Three layers in a row; whoever asks for it gets a value from between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = conv(4, 4, 1), conv(4, 4, 1), conv(4, 4, 1)
+
+    def forward(self, x: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+        y = self.second(self.first(x))
+        if kept is not None:
+            kept.append(y)
+        return self.third(y)
+
+
+class Asking(Called):
+    """Cannot be traced, and asks a module for a value from inside of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        y = self.inner(x, kept if x.shape[0] else None)
+        return torch.cat([y, *kept])
+
+
+@pytest.mark.parametrize("example", [(), (X,)], ids=["without inputs", "with inputs"])
+def test_a_row_that_merged_in_part_still_gives_what_is_between_it_and_the_rest(example: tuple[Tensor, ...]):
+    """Two of the layers are one, in the place of the first: what the second gives now is still the value that the code
+    may hand on."""
+    model = build(lambda: Asking(InThree))
+    fused = reparamkit.fuse(model, *example)
+    assert error(results(fused, (X,), {}), results(model, (X,), {})) <= 1e-5
+    assert operations(fused, X) < operations(model, X)
+
+
 class Padded(Raw):
     """Computes with a size as a plain number."""
 
