@@ -13,6 +13,8 @@ from .inputs import depends_on_calls
 from .layers.hooks import has_hooks
 from .request import Request
 from .running.gradients import same_with_gradients
+from .running.state import has_attributes, traced_in
+from .running.trees import leaves
 from .sourcecode.flow import remembered
 from .tracing.frame import Frame
 
@@ -41,7 +43,9 @@ def _lost(parts: Parts) -> dict[str, str]:
         others = {type(value).__name__ for value in part.held.values() if not isinstance(value, (Tensor, nn.Module))}
         if others:
             lost[part.frames[0].path] = f"a graph keeps tensors and modules, and the forward uses a {min(others)}"
-    root = parts.captured[0].root
+    root, returned = parts.captured[0].root, leaves(parts.captured[0].frames[0].output)
+    if made := {type(leaf).__name__ for leaf in returned if has_attributes(leaf) and traced_in(leaf)}:
+        lost[""] = f"a graph makes no objects, and the forward returns a {min(made)}"
     if has_hooks(root):
         lost[""] = "the model has hooks, which copies of a graph lose: give them to the result instead"
     if type(root).__call__ is not nn.Module.__call__ and not isinstance(root, fx.GraphModule):

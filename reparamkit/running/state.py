@@ -146,7 +146,7 @@ def _containers(structure: Any, seen: set[int]) -> Iterator[Any]:
     if type(structure) in PLAIN or id(structure) in seen:
         return
     seen.add(id(structure))
-    inside = vars(structure) if _has_attributes(structure) else structure
+    inside = vars(structure) if has_attributes(structure) else structure
     if isinstance(inside, CONTAINERS):
         yield inside
     if isinstance(inside, (*CONTAINERS, tuple)):
@@ -164,7 +164,7 @@ def _values(container: Any) -> Collection[Any]:
     return container.values() if isinstance(container, dict) else container
 
 
-def _has_attributes(value: object) -> bool:
+def has_attributes(value: object) -> bool:
     """Whether a value is an object that code may keep something in, and no module, tensor or traced value."""
     if issubclass(type(value), (nn.Module, Tensor, fx.Proxy, *CONTAINERS, tuple)) or not hasattr(value, "__dict__"):
         return False

@@ -32,7 +32,7 @@ from ..running.buffers import assignments_seen
 from ..running.changing import Changing
 from ..running.draws import no_plain_draws
 from ..running.patches import Function, patched
-from ..running.state import Contents, traced_in
+from ..running.state import Contents, has_attributes, traced_in
 from ..running.trees import leaves, map_leaves
 from ..sourcecode.origins import is_users
 from ..sourcecode.writes import AUGMENTED
@@ -190,9 +190,14 @@ class Tracer(fx.Tracer):
             frame.output = map_leaves(as_node, output)
             frame.fills |= not before.stay
             self.handed_out.update(traced_in(given))
-            return output
+            return map_leaves(self._in_graph, output)
 
         return forward, [self.root]
+
+    def _in_graph(self, leaf: Any) -> Any:
+        """Of an object that the forward returns, as a cache, a graph has the traced values in it."""
+        found = sorted(traced_in(leaf), key=str) if has_attributes(leaf) else []
+        return tuple(map(self.proxy, found)) if found else leaf
 
     def _input(self, leaf: Any, values: Mapping[str, Any]) -> Any:
         if not isinstance(leaf, Named):
