@@ -1,8 +1,9 @@
 """Fuse real models and check them: ``python benchmarks/zoo.py``, in parts ``--shard 0/4``, written with ``--table``.
 
-One model of every timm module, torchvision's families, and small random configurations of transformers, with random
-batch-norm statistics and layer scales. Each runs in a process of its own, with a time limit, and leaves one line of
-JSON in benchmarks/results/zoo.jsonl; a second start goes on with what is missing. ``--table`` writes docs/zoo.md.
+One model of every timm module, torchvision's families, small random configurations of every architecture of
+transformers, and every adapter of peft, with random batch-norm statistics and layer scales. Each runs in a process of
+its own, with a time limit, and leaves one line of JSON in benchmarks/results/zoo.jsonl; a second start goes on with
+what is missing. ``--table`` writes docs/zoo.md.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +28,7 @@ from torch.fx.experimental.optimization import fuse as stock_fuse
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from zoo_models import TOO_LARGE, Entry, NotRun, Sample, entries
 
 import reparamkit
 from reparamkit import GuardError
@@ -37,183 +37,6 @@ from reparamkit.reasons import Kind
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "zoo.jsonl"
 TABLE = ROOT / "docs" / "zoo.md"
-
-# --- the models ---------------------------------------------------------------------------------------
-
-# Of every timm module the model with the fewest parameters among its plain ones, and the families issue trackers name.
-TIMM = str.split("""
-    beit_base_patch16_224 halonet_h1 mobileone_s0 cait_xxs24_224 coat_tiny convit_tiny convmixer_768_32 test_convnext
-    cpubone_nano crossvit_tiny_240 csatv2 cs3darknet_focus_s cspnext_tiny davit_tiny deit_tiny_patch16_224 densenet121
-    dla46x_c dpn48b edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientnet_lite0 efficientvim_m1
-    efficientvit_b0 efficientvit_m0 eva02_tiny_patch14_224 fasternet_t0 fastvit_t8 focalnet_tiny_srf gcvit_xxtiny
-    ghostnet_050 hardcorenas_b hgnetv2_b0 hiera_tiny_224 hieradet_small hrnet_w18_small iformer_t inception_next_atto
-    inception_resnet_v2 inception_v3 inception_v4 lcnetv2_small levit_128s lowformer_b0 test_mambaout maxvit_pico_rw_256
-    poolformerv2_s12 gmlp_ti16_224 mobilenetv3_small_050 mobilevit_xxs mvitv2_tiny nasnetalarge nest_tiny nextvit_small
-    nf_regnet_b0 pit_ti_224 pnasnet5large pvt_v2_b0 rdnet_tiny regnetx_002 repghostnet_050 repvit_m1 res2next50
-    resnest14d resnet10t resnetv2_18 rexnet_100 selecsls42 legacy_seresnet18 sequencer2d_s shvit_s1 skresnet18
-    starnet_s050 swiftformer_xs swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swinv2_cr_tiny_224 tiny_vit_5m_224
-    tnt_s_legacy_patch16_224 tresnet_m twins_svt_small vgg11 visformer_tiny test_vit vit_tiny_r_s16_p8_224
-    test_vit_relpos samvit_base_patch16_224 vitamin_small_224 volo_d1_224 ese_vovnet19b_slim_dw legacy_xception
-    xception41p xcit_nano_12_p8_224
-    repvgg_a0 mobileone_s1 resnet18 resnet50 resmlp_12_224 mixer_s32_224 ghostnetv2_100 ghostnetv3_050
-    mobilenetv2_050 mobilenetv4_conv_small efficientnet_b0 tf_efficientnet_lite0 regnety_002 repvit_m0_9 fastvit_sa12
-    test_efficientnet test_byobnet test_resnet convnext_atto
-""")
-TOO_LARGE = {
-    "deepseek_vit_412m": "412 million parameters",
-    "gemma4_vit_167m": "167 million parameters, images of 768 x 768",
-    "mobilenetv5_300m": "294 million parameters, images of 768 x 768",
-    "naflexvit_so150m2_patch16_reg1_gap": "136 million parameters, images of 384 x 384",
-    "qwen3_vit_88m": "images of 768 x 768",
-}
-"""The smallest of their modules, and not run."""
-CLASSIFICATION = str.split("""
-    alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
-    mobilenet_v2 mobilenet_v3_small regnet_x_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_1 swin_t
-    swin_v2_t vgg11_bn vit_b_32 wide_resnet50_2
-""")
-SEGMENTATION = str.split("deeplabv3_mobilenet_v3_large fcn_resnet50 lraspp_mobilenet_v3_large")
-DETECTION = str.split("""
-    fasterrcnn_mobilenet_v3_large_320_fpn fcos_resnet50_fpn keypointrcnn_resnet50_fpn maskrcnn_resnet50_fpn
-    retinanet_resnet50_fpn ssdlite320_mobilenet_v3_large ssd300_vgg16
-""")
-VIDEO = str.split("r3d_18 mc3_18 r2plus1d_18 s3d mvit_v1_b swin3d_t")
-TEXT = str.split("""
-    bert roberta distilbert electra albert deberta-v2 mpnet gpt2 gpt_neox llama mistral qwen2 gemma phi opt bloom falcon
-    t5 bart mamba xlnet squeezebert
-""")
-VISION = str.split("""
-    vit deit beit dinov2 convnext convnextv2 resnet regnet mobilenet_v1 mobilenet_v2 mobilevit efficientnet levit
-    poolformer swin pvt_v2 segformer focalnet cvt bit swiftformer textnet
-""")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model of the zoo. make: the model. inputs: its arguments for a batch and an image size (None: as usual)."""
-
-    name: str
-    make: Callable[[], nn.Module]
-    inputs: Callable[[int, int | None], tuple[tuple[Any, ...], dict[str, Any]]]
-
-
-def entries() -> list[Entry]:
-    """Every model, by unique names."""
-    found = [_timm(name) for name in TIMM]
-    kinds = [("", CLASSIFICATION), ("segmentation.", SEGMENTATION), ("detection.", DETECTION), ("video.", VIDEO)]
-    found += [_torchvision(kind, name) for kind, names in kinds for name in names]
-    with suppress(ImportError):
-        import transformers  # noqa: F401
-
-        found += [_text(name) for name in TEXT] + [_vision(name) for name in VISION]
-    return found
-
-
-def entry(name: str) -> Entry:
-    """A timm model by its name."""
-    return _timm(name)
-
-
-def _noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def _timm(name: str) -> Entry:
-    import timm
-
-    config = timm.get_pretrained_cfg(name)
-    usual = (config.input_size if config is not None else (3, 224, 224))[-1]
-    free = config is not None and not config.fixed_input_size
-    small = 160 if free and usual > 160 and "csat" not in name and "halonet" not in name else usual
-
-    def inputs(batch: int, size: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        n = size or small
-        return (_noise(batch, 3, n, n),), {}
-
-    return Entry(f"timm/{name}", lambda: timm.create_model(name, pretrained=False), inputs)
-
-
-def _torchvision(kind: str, name: str) -> Entry:
-    def make() -> nn.Module:
-        from torchvision import models
-
-        options: dict[str, Any] = {"weights_backbone": None} if kind in ("segmentation.", "detection.") else {}
-        options |= {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        # Detectors scale every image up to 800 pixels otherwise.
-        options |= {"min_size": 160, "max_size": 320} if name.endswith("resnet50_fpn") else {}
-        return models.get_model(name, weights=None, **options)  # type: ignore[no-any-return]
-
-    usual = {"inception_v3": 299, "maxvit_t": 224, "vit_b_32": 224, "swin_t": 224, "swin_v2_t": 256}.get(name, 160)
-
-    def inputs(batch: int, size: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        n = size or usual
-        if kind == "detection.":
-            return ([_noise(3, n, n) for _ in range(batch)],), {}
-        if kind == "video.":
-            n, frames = (
-                (224, 16)
-                if name in ("mvit_v1_b", "swin3d_t")
-                else (size or (224 if name == "s3d" else 112), 16 if name == "s3d" else 8)
-            )
-            return (_noise(batch, 3, frames, n, n),), {}
-        return (_noise(batch, 3, n, n),), {}
-
-    return Entry(f"torchvision/{kind}{name}", make, inputs)
-
-
-SMALL = {
-    "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "embedding_size": 32, "num_hidden_layers": 2,
-    "n_layer": 2, "n_layers": 2, "num_layers": 2, "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4,
-    "num_key_value_heads": 2, "intermediate_size": 64, "ffn_dim": 64, "d_ff": 64, "d_kv": 8, "d_inner": 64,
-    "hidden_dim": 64, "vocab_size": 99, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "head_dim": 8,
-    "max_position_embeddings": 64, "word_embed_proj_dim": 32, "d_head": 8, "block_sizes": [1, 1], "attn_layers": None,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "layer_types": None, "time_step_rank": 4,
-}  # fmt: skip
-
-
-REFUSED = {
-    "falcon": {"head_dim"},
-    "xlnet": {"max_position_embeddings"},
-}
-"""What a configuration has and does not let us set."""
-
-
-def _text(kind: str) -> Entry:
-    def make() -> nn.Module:
-        from transformers import AutoConfig, AutoModel
-
-        config = AutoConfig.for_model(kind)
-        names = [n for n, v in SMALL.items() if v is not None and n not in REFUSED.get(kind, ())]
-        known = {name: SMALL[name] for name in names if hasattr(config, name)}
-        return AutoModel.from_config(AutoConfig.for_model(kind, **known))  # type: ignore[no-any-return]
-
-    def inputs(batch: int, size: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        ids = torch.randint(3, 99, (batch, size or 12), generator=torch.Generator().manual_seed(batch))
-        more = {"decoder_input_ids": ids} if kind in ("t5", "bart") else {}
-        return (), {"input_ids": ids, **more}
-
-    return Entry(f"transformers/{kind}", make, inputs)
-
-
-def _vision(kind: str) -> Entry:
-    def make() -> nn.Module:
-        from transformers import AutoConfig, AutoModel
-
-        config = AutoConfig.for_model(kind)
-        plain = ("vit", "deit", "beit", "dinov2")
-        known = {n: v for n, v in SMALL.items() if kind in plain and v is not None and hasattr(config, n)}
-        known |= {"image_size": 64} if hasattr(config, "image_size") and kind in plain else {}
-        return AutoModel.from_config(AutoConfig.for_model(kind, **known))  # type: ignore[no-any-return]
-
-    usual = {"levit": 224, "dinov2": 64, "vit": 64, "deit": 64, "beit": 64, "swin": 224}.get(kind, 128)
-
-    def inputs(batch: int, size: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        n = size or usual
-        return (), {"pixel_values": _noise(batch, 3, n, n)}
-
-    return Entry(f"transformers/{kind}", make, inputs)
-
 
 # --- random numbers -----------------------------------------------------------------------------------
 
@@ -366,9 +189,11 @@ def _capture_seconds(model: nn.Module) -> float | None:
 def examine(entry: Entry, peers: bool = True) -> dict[str, Any]:
     """Everything about one model, as one line of the results."""
     torch.manual_seed(0)
-    model = randomize(entry.make())
-    call = entry.inputs(2, None)
+    sample = entry.make()
+    model, call = randomize(sample.model), sample.inputs(2, None)
     found: dict[str, Any] = {"name": entry.name, "parameters": sum(p.numel() for p in model.parameters())}
+    if any(leaf.isnan().any() for leaf in run(model, call)):
+        raise NotRun("gives NaN with random weights")
     found["before"] = counted(model, call)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     example = call[0] or None
@@ -387,9 +212,11 @@ def examine(entry: Entry, peers: bool = True) -> dict[str, Any]:
     found |= {"tier": report.tier, "merges": len(report.merges), "after": counted(fused, call)}
     found["opaque"] = [r.path for r in report.refusals if r.kind == Kind.CAPTURED.value]
     found["unfolded"] = _unfolded(report) if found["after"]["foldable"] else []
-    found |= _compared(entry, model, fused, call)
+    found |= _compared(sample, model, fused, call)
     if peers:
         found |= {"stock": _peer(model, call, _stock), "timm": _peer(model, call, _reparameterized)}
+    if peers and sample.merge is not None:
+        found["peft"] = _peer(model, call, sample.merge)
     return found
 
 
@@ -406,14 +233,14 @@ CHAOTIC = 1e-4
 """Error of a model in float32 beyond which it is also fused in float64, to see anything at all."""
 
 
-def _compared(entry: Entry, model: nn.Module, fused: nn.Module, call: Any) -> Iterator[tuple[str, Any]]:
+def _compared(sample: Sample, model: nn.Module, fused: nn.Module, call: Any) -> Iterator[tuple[str, Any]]:
     """Errors on the example inputs, another batch and another size; `own`: of the model itself against float64."""
     exact = copy.deepcopy(model).double()
     found: dict[str, Any] = {}
     size = _image_size(call)
-    calls = {"": call, "batch_": entry.inputs(3, None)}
+    calls = {"": call, "batch_": sample.inputs(3, None)}
     if size is not None:
-        calls["size_"] = entry.inputs(2, size + 32)
+        calls["size_"] = sample.inputs(2, size + 32)
     for name, each in calls.items():
         try:
             wanted = _reference(model, exact, each)
@@ -466,10 +293,16 @@ def _reparameterized(model: nn.Module) -> nn.Module:
     return reparameterize_model(model)  # type: ignore[no-any-return]
 
 
+PEERS = ("stock", "timm", "peft")
+"""Other tools, of which the last takes adapters only."""
+
+
 def verdict(line: dict[str, Any]) -> str:
     """What is wrong with a model, in words; empty if nothing."""
     if "exception" in line:
         return str(line["exception"])
+    if "not_run" in line:
+        return ""
     said = []
     for name in ("", "batch_", "size_"):
         found, own = line.get(f"{name}error"), line.get(f"{name}own", 0.0)
@@ -481,7 +314,7 @@ def verdict(line: dict[str, Any]) -> str:
     said += ["original changed"] if line["changed"] else []
     said += [] if line["class_kept"] else ["another class"]
     said += [f"{line['after']['foldable']} norms could be folded"] if line["after"]["foldable"] else []
-    best = min((line[p]["ops"] for p in ("stock", "timm") if "ops" in line.get(p, {})), default=None)
+    best = min((line[p]["ops"] for p in PEERS if "ops" in line.get(p, {})), default=None)
     if best is not None and best < line["after"]["ops"]:
         said.append(f"a peer leaves {best} operations, we {line['after']['ops']}")
     return "; ".join(said)
@@ -505,7 +338,8 @@ def main() -> None:
         line = _apart(entry, options.limit)
         with options.results.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        print(f"{entry.name}: {verdict(line) or 'ok'} ({line.get('seconds', 0):.1f} s)", flush=True)
+        said = f"not run: {line['not_run']}" if "not_run" in line else verdict(line) or "ok"
+        print(f"{entry.name}: {said} ({line.get('seconds', 0):.1f} s)", flush=True)
 
 
 def _options() -> argparse.Namespace:
@@ -551,6 +385,8 @@ def _child(entry: Entry, pipe: Any) -> None:
     logging.disable(logging.CRITICAL)
     try:
         pipe.send(examine(entry))
+    except NotRun as why:
+        pipe.send({"name": entry.name, "not_run": str(why)})
     except BaseException as failure:
         lines = traceback.format_exception(failure)
         pipe.send({"name": entry.name, "exception": f"{type(failure).__name__}: {failure}"[:300], "trace": lines[-3:]})
@@ -560,14 +396,15 @@ def _child(entry: Entry, pipe: Any) -> None:
 
 HEAD = """# The zoo
 
-`python benchmarks/zoo.py` fuses one model of every timm module, torchvision's families and small random configurations
-of transformers, with random batch-norm statistics and layer scales, and compares each with itself in float64; then
-`--table` writes this page. Operations are counted while the model runs, by a dispatch mode (views aside), not from our
-own graph. `own` is the error of the unfused model in float32 against float64: random numbers make some models amplify
-rounding, and no two ways to compute these agree better than that; they are fused in float64 as well. `batch` and `size`
-are the errors at another batch size and, where the model takes it, another image size. `stock` is
-`torch.fx.experimental.optimization.fuse`, `timm` is `timm.utils.reparameterize_model`: operations
-left, and in brackets the batch norms left, or the exception.
+`python benchmarks/zoo.py` fuses one model of every timm module, torchvision's families, a small random configuration of
+each architecture of transformers, and each adapter of peft on two models of these, with random batch-norm statistics
+and layer scales, and compares each with itself in float64; then `--table` writes this page.
+Operations are counted while the model runs, by a dispatch mode (views aside), not from our own graph. `own` is the
+error of the unfused model in float32 against float64: random numbers make some models amplify rounding, and no two ways
+to compute these agree better than that; they are fused in float64 as well. `batch` and `size` are the errors at another
+batch size and, where the model takes it, another image size or number of tokens. `stock` is
+`torch.fx.experimental.optimization.fuse`, the next column `timm.utils.reparameterize_model`, or for an adapter its
+`merge_and_unload`: operations left, and in brackets the batch norms left, or the exception.
 
 Rows are of several versions: a model is run again when something that concerns it changes. A detector with random
 weights gives many boxes the same score, and their order is then a matter of rounding: that is the difference of
@@ -578,11 +415,11 @@ ssdlite320. `s` is the seconds of `fuse`, proofs included: of a clock in older r
 
 def table(lines: list[dict[str, Any]]) -> str:
     """The page of the documentation."""
-    good = [line for line in lines if "exception" not in line]
-    head = "| model | tier | ops | BN | error | own | batch | size | stock | timm | s |\n" + "|---" * 11 + "|\n"
-    rows = "".join(_row(line) for line in lines)
+    good = [line for line in lines if line.keys().isdisjoint(("exception", "not_run"))]
+    head = "| model | tier | ops | BN | error | own | batch | size | stock | timm, peft | s |\n" + "|---" * 11 + "|\n"
+    rows = "".join(_row(line) for line in lines if "not_run" not in line)
     missing = [e.name for e in entries() if e.name not in {line["name"] for line in lines}]
-    return HEAD + _summary(lines, good) + "\n" + head + rows + _not_run(missing)
+    return HEAD + _summary(lines, good) + "\n" + head + rows + _not_run(missing, lines)
 
 
 def _summary(lines: list[dict[str, Any]], good: list[dict[str, Any]]) -> str:
@@ -590,17 +427,18 @@ def _summary(lines: list[dict[str, Any]], good: list[dict[str, Any]]) -> str:
         return sum(line[path[0]][path[1]] for line in good)
 
     def best(line: dict[str, Any]) -> int:
-        return min([line["before"]["ops"], *(line[peer]["ops"] for peer in ("stock", "timm") if "ops" in line[peer])])
+        return min([line["before"]["ops"], *(line[peer]["ops"] for peer in PEERS if "ops" in line.get(peer, {}))])
 
+    ran = [line for line in lines if "not_run" not in line]
     seconds = [line["seconds"] for line in good]
     ratios = [line["plain_seconds"] / line["capture_seconds"] for line in good if line.get("capture_seconds")]
     sentences = [
-        f"{len(lines)} models: {len(lines) - len(good)} raise or time out,"
+        f"{len(ran)} models: {len(ran) - len(good)} raise or time out,"
         f" {sum('error' in verdict(line) for line in good)} differ by more than rounding,"
         f" {sum(not line['class_kept'] for line in good)} lose their class,"
         f" {sum(line['changed'] for line in good)} originals changed.",
         f"Operations {total('before', 'ops'):,} -> {total('after', 'ops'):,};"
-        f" the better of the two other tools, model by model, leaves {sum(map(best, good)):,}.",
+        f" the best of the other tools, model by model, leaves {sum(map(best, good)):,}.",
         f"Batch norms {total('before', 'bn'):,} -> {total('after', 'bn'):,},"
         f" of which {total('after', 'foldable'):,} could be folded into a neighbour.",
         f"Median time to fuse: {median(seconds):.1f} s, proofs included, one thread. Without proofs, `fuse` takes"
@@ -620,7 +458,7 @@ def _row(line: dict[str, Any]) -> str:
         f"{line['before']['bn']} -> {line['after']['bn']}",
         _figure(line.get("error")) + (f" ({line['wide_error']:.0e} in float64)" if "wide_error" in line else ""),
         *(_figure(line.get(name)) for name in ("own", "batch_error", "size_error")),
-        *(_left(line[peer]) for peer in ("stock", "timm")),
+        *(_left(line[peer]) for peer in ("stock", "peft" if "peft" in line else "timm")),
         f"{line['seconds']:.1f}",
     ]
     return f"| {' | '.join(cells)} |\n"
@@ -637,11 +475,16 @@ def _left(peer: dict[str, Any]) -> str:
     return peer["exception"] if "exception" in peer else f"{peer['ops']} ({peer['bn']}){wrong}"
 
 
-def _not_run(missing: list[str]) -> str:
+def _not_run(missing: list[str], lines: list[dict[str, Any]]) -> str:
     said = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
-    return (
-        said + "\nNot run, for their size: " + "; ".join(f"{name} ({why})" for name, why in TOO_LARGE.items()) + ".\n"
-    )
+    large = "; ".join(f"{name} ({why})" for name, why in TOO_LARGE.items())
+    refused = [f"`{line['name']}`: {line['not_run']}".replace("|", "/") for line in lines if "not_run" in line]
+    others = "\n".join(f"- {each}" for each in refused)
+    return f"{said}\nNot run, for their size: {large}.\n\n## Not built\n\n{NOT_BUILT}\n\n{others}\n"
+
+
+NOT_BUILT = """Architectures of transformers that the script cannot make small, or does not know how to call, and
+adapters that do not take these layers, with what was said last."""
 
 
 if __name__ == "__main__":
