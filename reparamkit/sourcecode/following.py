@@ -529,7 +529,7 @@ class Code(Variables):
         self.uses.relied.add(name)
         if name not in names_in(owners[0]):
             return None if "__getattr__" in methods_of(type(owners[0])) else []
-        kept = vars(owners[0]).get(name)
+        kept = inspect.getattr_static(owners[0], name, None)
         texts = [kept] if not indexed else [*kept] if isinstance(kept, (list, tuple)) else [None]
         words = [each for each in texts if isinstance(each, str)]
         return words if len(words) == len(texts) else None

@@ -42,6 +42,9 @@ def _text(node: ast.AST | None, tree: Function, kept: Kept, inside: frozenset[st
             return _filled(text)
         case ast.Name(id=name) if name not in inside and len(values := [*_values(name, tree)]) == 1:
             return _text(values[0], tree, kept, inside | {name})
+        case ast.Call(func=ast.Name(id="getattr"), args=[owner, ast.Constant(value=str(attribute)), default]):
+            ways = [_text(way, tree, kept, inside) for way in (ast.Attribute(owner, attribute, ast.Load()), default)]
+            return ANY if ANY in ways else f"(?:{'|'.join(ways)})"
         case ast.Attribute() | ast.Subscript(value=ast.Attribute()) if (texts := kept(node)) is not None:
             return f"(?:{'|'.join(map(re.escape, texts))})" if texts else NONE
         case _:
