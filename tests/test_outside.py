@@ -689,6 +689,8 @@ def test_stages_that_are_called_by_names_in_a_list_merge(with_inputs: bool):
 class Named(nn.Module):
     """Has its norm by a name that it keeps, as the blocks of OpenMMLab; another of its methods asks for norms."""
 
+    usual = "bn1"
+
     def __init__(self, find: Callable[[Any], nn.Module]) -> None:
         super().__init__()
         self.norm_name, self.names, self.prefix = "bn1", ["conv", "bn1"], "bn"
@@ -715,6 +717,8 @@ KEPT: dict[str, Callable[[Any], nn.Module]] = {
     "a variable": lambda self: named_by_variable(self),
     "put together": lambda self: getattr(self, f"{self.prefix}{1}"),
     "in a list": lambda self: getattr(self, self.names[1]),
+    "of the class": lambda self: getattr(self, self.usual),
+    "or a default": lambda self: getattr(self, getattr(self, "other_name", "bn1")),
 }
 
 
@@ -730,6 +734,31 @@ def test_a_norm_that_is_found_by_a_name_in_an_attribute_merges(name: str, with_i
     model = build(lambda: Named(KEPT[name]))
     fused = reparamkit.fuse(model, X if with_inputs else None)
     assert [merge.members for merge in reparamkit.report(fused).merges] == [("bn1", "conv")]
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-6
+
+
+class Fetching(Named):
+    """Cannot be traced, and finds a layer by its name; another of its methods asks for the very classes."""
+
+    def __init__(self, find: Callable[[Any], nn.Module]) -> None:
+        super().__init__(find)
+        self.inside = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor, deep: bool = False) -> Tensor:
+        y = self.find(self)(x)
+        return y if y.sum() > 1e9 else self.inside(y)  # type: ignore[no-any-return]
+
+    def kinds(self) -> list[type]:
+        return [module.__class__ for module in self.modules()]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_code_that_is_not_traced_runs_no_method_that_has_another_name(name: str):
+    """What it finds by a name it knows is one layer, and none of its methods."""
+    model = build(lambda: Fetching(KEPT[name]))
+    fused = reparamkit.fuse(model, X)
+    assert [merge.members for merge in reparamkit.report(fused).merges] == [("inside.0", "inside.1")]
     with torch.no_grad():
         assert error(fused(X), model(X)) <= 1e-6
 
