@@ -111,11 +111,11 @@ class Keeper:
         # A scale with several readers may have to stay; then a merge begins behind it.
         behind = [e for e in layers if e not in kept and any(map(self._is_shared_scale, e.form.terms))]
         # Branches can be added over the value at which they part; a row of layers may only pay as one of them.
-        parting = [e for e in able if all(map(self._is_fork, e.form.terms))][-1:]
+        parting = [e for some in (able, views) for e in [e for e in some if all(map(self._is_fork, e.form.terms))][-1:]]
         # The deepest may need a guard that cannot be written where it is read; then a nearer one does without.
         free = _unguarded(views[:1], views) + _unguarded(kept, [e for e in layers if e not in behind[:1]])
-        more = [e for e in parting if e not in kept and e not in behind[:1] and e not in free]
-        return [each.candidate for each in (*kept, *behind[:1], *views[:1], *free, *more)]
+        found = [*kept, *behind[:1], *views[:1], *free]
+        return [each.candidate for each in (*found, *(e for e in parting if e not in found))]
 
     def _is_fork(self, name: str) -> bool:
         return len(self.named[name].users) > 1
