@@ -111,7 +111,7 @@ class PublishedMixer(ShareSets):
         local = 0
         local += self.local(parts.reshape(-1, self.sets, self.h, self.w))
         out += self.partitions(local, rows, columns)
-        return out.permute(0, 3, 1, 4, 2, 5).reshape(*x.size())
+        return out.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 
 
 class FlatMap(nn.Module):
