@@ -114,6 +114,11 @@ class PublishedMixer(ShareSets):
         return out.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 
 
+def shaped_as_before(m: nn.Module, x: Tensor) -> Tensor:
+    sets = x.view(-1, 2, 4, 3)
+    return m.fc(sets.flatten(1)[..., None]).view_as(sets) + m.local(sets)
+
+
 class FlatMap(nn.Module):
     """A fully connected layer over a flattened map beside a convolution: the plainest locality injection."""
 
@@ -211,6 +216,14 @@ DENSE = (
         "conv",
         needs_inputs=True,
         equation="view(F x) + view(K x) = view(F' x), F' = s F + T(s' K), per share-set",
+        source="RepMLPNet, Ding et al. 2022",
+    ),
+    Structure(
+        "share-sets that get the shape they had",
+        lambda: Model(shaped_as_before, fc=nn.Conv1d(24, 24, 1, groups=2), local=conv(2, 2, g=2)),
+        ((2, 6, 4, 3), (1, 6, 4, 3), (3, 2, 4, 3)),
+        "conv",
+        equation="F' = F + T(K), per share-set",
         source="RepMLPNet, Ding et al. 2022",
     ),
     Structure(
