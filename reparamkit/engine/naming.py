@@ -6,20 +6,11 @@ from fnmatch import fnmatch
 
 from torch import fx
 
-ROW = "row"
-"""What the meta of a merged layer has of the modules that went into it."""
-
 
 def place_of(node: fx.Node) -> str:
     """The path of the module a node calls, or stands for; "" for a function."""
     place = node.meta.get("place", node.target if node.op == "call_module" else "")
     return str(place)
-
-
-def places_of(node: fx.Node) -> tuple[str, ...]:
-    """The paths of the modules that gave what a node gives: of a merge, of all that it stands for."""
-    places: tuple[str, ...] = node.meta.get(ROW, (place_of(node),))
-    return places
 
 
 def name_of(node: fx.Node) -> str:

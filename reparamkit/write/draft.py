@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from ..capture.aliases import target_of
 from ..capture.captured import Captured
-from ..engine.naming import place_of, places_of
+from ..engine.naming import place_of
 from ..engine.nesting import below, code_around, innermost
 from ..engine.norms import restore
 from ..engine.scope import WRITTEN_INTO
@@ -220,7 +220,7 @@ class Draft:
 
     def _is_written_over(self, members: Iterable[fx.Node]) -> bool:
         """Whether code writes into the value of a layer, be it in vain."""
-        return not self.captured.code.written_over.isdisjoint(place for node in members for place in places_of(node))
+        return not self.captured.code.written_over.isdisjoint(map(place_of, members))
 
     def spread(self, written: Written) -> None:
         """A row in the code of several calls: what is written again has its layers no more, elsewhere they make way."""

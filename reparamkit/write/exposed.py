@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
 from torch import fx, nn
 
 from ..capture.captured import Captured
 from ..capture.paths import start_of
-from ..engine.naming import place_of, places_of
+from ..engine.naming import place_of
 from ..engine.nesting import innermost
 from ..engine.site import Site
 from ..errors import NotFusable
@@ -20,8 +20,6 @@ from ..sourcecode.flow import ALWAYS, Way, chosen, way_to
 from ..tracing.frame import Frame, Method
 from .choices import has_other_ways
 from .originals import bound, original_class, original_forward
-
-Places = Callable[[fx.Node], Sequence[str]]
 
 
 def check_unexposed(captured: Captured, site: Site, scale: fx.Node, written: Set[int]) -> None:
@@ -58,7 +56,7 @@ def is_returned(captured: Captured, values: Set[fx.Node], call: Frame | None) ->
 
 
 def _shows(captured: Captured, values: Set[fx.Node], call: Frame) -> bool:
-    given, taken = _called(captured, call, values, places_of), _called(captured, call, _readers(values))
+    given, taken = _called(captured, call, values), _called(captured, call, _readers(values))
     code, names = original_forward(call.module), _names(captured, values, call)
     exposed = exposes(code, call.module, names, given - taken, taken, _fixed(captured, values, call))
     return exposed or any(
@@ -77,7 +75,7 @@ def showing_method(captured: Captured, values: Set[fx.Node]) -> str:
     # Code around the call has none of the values in hand.
     inside = [(m, name) for m, name in running if f"{captured.paths[m][0]}.".startswith(start_of(around.path))]
     for module, name in sorted(inside, key=lambda method: method[1]):
-        made = _run_by(captured, module, name, values, places_of)
+        made = _run_by(captured, module, name, values)
         read = _run_by(captured, module, name, readers)
         method = getattr(original_class(module), name)
         names = frozenset[str]() if made else _parameters(method)
@@ -86,18 +84,11 @@ def showing_method(captured: Captured, values: Set[fx.Node]) -> str:
     return ""
 
 
-def _called_at(node: fx.Node) -> Sequence[str]:
-    """Where the code hands a value to what a node stands for."""
-    return (place_of(node),)
-
-
-def _run_by(
-    captured: Captured, module: nn.Module, name: str, nodes: Iterable[fx.Node], places: Places = _called_at
-) -> set[str]:
+def _run_by(captured: Captured, module: nn.Module, name: str, nodes: Iterable[fx.Node]) -> set[str]:
     """What a method of a module calls for the nodes that it makes: paths below the module, and other methods of it."""
     made = [node for node in nodes if (module, name) in node.meta.get("methods", ())]
     start = start_of(captured.paths[module][0])
-    paths = {path for node in made for path in (*places(node), *(f.path for f in captured.frame(node).stack))}
+    paths = {path for node in made for path in (place_of(node), *(f.path for f in captured.frame(node).stack))}
     below = {path.removeprefix(start) for path in paths if path.startswith(start)} - {""}
     return below | {other for node in made for owner, other in node.meta["methods"] if owner is module} - {name}
 
@@ -197,19 +188,18 @@ def _frames(captured: Captured, site: Site, scale: fx.Node) -> list[Frame]:
     return [captured.frame(node) for node in (scale, *site.core)]
 
 
-def _called(captured: Captured, call: Frame, nodes: Iterable[fx.Node], places: Places = _called_at) -> set[str]:
+def _called(captured: Captured, call: Frame, nodes: Iterable[fx.Node]) -> set[str]:
     """The paths, below that of a call, of the modules that its code may call for nodes, and the methods of its module
-    that it may. places: those of the layers that a node stands for.
+    that it may.
     """
-    found = ((*_modules(captured, call, node, places(node)), *_running(captured, call, node)) for node in nodes)
-    return {path for each in found for path in each}
+    return {path for node in nodes for path in (*_modules(captured, call, node), *_running(captured, call, node))}
 
 
-def _modules(captured: Captured, call: Frame, node: fx.Node, places: Sequence[str]) -> Iterator[str]:
+def _modules(captured: Captured, call: Frame, node: fx.Node) -> Iterator[str]:
     start = start_of(call.path)
     stack = captured.frame(node).stack
     inner = stack[stack.index(call) + 1 :] if call in stack else ()
-    paths = [*(each.path for each in inner), *places]
+    paths = [*(each.path for each in inner), place_of(node)]
     yield from (path.removeprefix(start) for path in paths if path.startswith(start) and path != call.path and path)
 
 

@@ -16,7 +16,7 @@ from ..algebra.size import Pin, Size, Symbol
 from ..algebra.views import Mean, Same
 from ..capture.captured import Captured
 from ..engine.methods import broken_methods
-from ..engine.naming import ROW, name_of, place_of, places_of
+from ..engine.naming import name_of, place_of
 from ..engine.nesting import below, code_around
 from ..engine.placing import Placed, Placement
 from ..engine.ranks import ROWS
@@ -122,14 +122,13 @@ class Splicer:
         value = written.site.value
         running = frozenset.intersection(*(node.meta["methods"] for node in written.site.members))
         history = {*written.site.rules, *value.meta.get("history", ())}
-        row = {place for node in written.site.core for place in places_of(node)} - {""}
         for node in written.nodes:
             node.meta.update(frame=written.frame, context=value.meta["context"], methods=running)
             node.meta.update(rules=written.site.rules, history=history)
             anchor = written.anchors.get(str(node.target), node)
             node.meta["place"] = place_of(anchor)
             if anchor is not node:
-                node.meta |= {"stands for": name_of(anchor), ROW: tuple(sorted(row))}
+                node.meta["stands for"] = name_of(anchor)
         written.result.meta.setdefault("val", value.meta.get("val"))
 
     def _spread(self, written: Written) -> None:
