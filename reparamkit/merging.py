@@ -24,6 +24,7 @@ from .engine.raising import Raised, lower_scales, may_be_scaled, raise_scales, s
 from .engine.ranks import tell_ranks
 from .engine.reader import read
 from .engine.reading import Candidate, Reading
+from .engine.regrouped import sum_before_regrouping
 from .engine.scope import Everything, Scope
 from .engine.site import Plan
 from .engine.sizes import read_early
@@ -67,6 +68,7 @@ def simplify(reading: Reading) -> None:
     drop_identities(captured, reading)
     drop_dead(captured, READERS, reading)
     read_early(captured, reading)
+    sum_before_regrouping(captured, reading)
 
 
 @dataclass(eq=False)

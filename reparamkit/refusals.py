@@ -91,15 +91,25 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[Reason]], node: fx.Node, re
     # A layer that was read and may not be merged all the same says so of itself.
     refused = [n for n in node.all_input_nodes if any(why.is_of_itself for why in plan.refusals.get(n, []))]
     unread = [n for n in node.all_input_nodes if n not in reading.read or (n in refused and _is_layer(node))]
-    behind, before = (
-        [_of_other(n, why, reading) for n in some for why in plan.refusals.get(n, [])] for some in (node.users, unread)
-    )
+    beside = _readers(node, reading), unread
+    behind, before = ([_of_other(n, why, reading) for n in some for why in plan.refusals.get(n, [])] for some in beside)
     # That a merged layer gains nothing from yet another merge is no news.
     is_idle = WRITTEN not in node.meta and not plan.idle.isdisjoint((node, *node.users))
     idle = [NO_GAIN] * is_idle
     # A layer before it that may not be merged is one all the same.
     kept = [why for why in before if why.text.startswith("'")]
     return own or behind or kept or _alone(node, reading) or before or idle
+
+
+def _readers(node: fx.Node, reading: Reading) -> list[fx.Node]:
+    """What reads a value, or views of it."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        form = reading.read.get(user)
+        ops = [] if form is None else [term.op for term in form.terms.values()]
+        is_view = len(ops) == 1 and not (ops[0].legs or ops[0].has(Role.MEAN))
+        found += [user, *(_readers(user, reading) if is_view else [])]
+    return found
 
 
 def _of_merged(work: Work, node: fx.Node) -> list[Reason]:

@@ -42,4 +42,8 @@ def looks_among_others(x: Tensor) -> None:
         raise ValueError("expected 4 dimensions")
 
 
-CHECKS = (asserts, asserts_by_torch, raises, raises_outside, counts_the_shape, looks_among, looks_among_others)
+def divides(x: Tensor) -> None:
+    torch._assert(8 // (x.dim() - 3) == 8, "expected 4 dimensions")
+
+
+CHECKS = (asserts, asserts_by_torch, raises, raises_outside, counts_the_shape, looks_among, looks_among_others, divides)

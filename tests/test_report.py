@@ -655,6 +655,12 @@ def test_a_norm_beside_a_merged_layer_has_the_reason_of_that():
     assert "zero padding" in made.refusals[0].reason
 
 
+def test_a_norm_before_views_has_the_reason_of_what_reads_them():
+    """Without inputs: the sizes behind the flatten are not known; what is behind is linear all the same."""
+    made = reparamkit.explain(build(lambda: seq(nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 8))))
+    assert [(refusal.path, refusal.kind) for refusal in made.refusals] == [("0", "sizes"), ("2", "sizes")]
+
+
 class TwoRuns(nn.Module):
     """Calls one block at two places, whose own code computes the weight."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
@@ -199,3 +200,25 @@ def test_parts_of_a_channel_that_never_agree_are_refused_and_not_split_for_ever(
 
     model, x = build(lambda: Model(halves, norm=nn.BatchNorm2d(8))), torch.rand(2, 8, 5, 4)
     assert error(run(reparamkit.fuse(model), x), run(model, x)) <= 1e-6
+
+
+def _reinterpreted(m: nn.Module, x: Tensor) -> Tensor:
+    return m.a(x).view(torch.int32) + m.b(x).view(torch.int32)
+
+
+def _written(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.a(x)
+    out = y.view(x.shape[0], -1, 3)
+    out += m.b(x).view(x.shape[0], -1, 3)
+    return out, y
+
+
+@pytest.mark.parametrize("body", [_reinterpreted, _written])
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_views_of_other_numbers_or_that_are_read_elsewhere_are_summed_where_they_are(body: Any, with_inputs: bool):
+    model = build(lambda: Model(body, a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1)))
+    x = torch.rand(2, 4, 6, 3)
+    fused = reparamkit.fuse(model, *([x] if with_inputs else []))
+    for found, wanted in zip(fused(x), model(x), strict=True):
+        assert torch.equal(found, wanted)
+    assert not reparamkit.report(fused).merges

@@ -23,9 +23,12 @@ def checked(node: fx.Node) -> fx.Node | None:
 
 
 def passes(node: fx.Node, rank: int) -> bool:
-    """Whether such a check passes for this number of dimensions."""
-    found, expected = _number(node.args[0], rank), node.args[1] if node.target is expect else True
-    return bool(found == expected)
+    """Whether such a check passes for this number of dimensions; not if it ends in an error."""
+    try:
+        found = _number(node.args[0], rank)
+    except Exception:
+        return False
+    return bool(found == (node.args[1] if node.target is expect else True))
 
 
 def _is_made(node: fx.Node) -> bool:

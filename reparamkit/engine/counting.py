@@ -18,6 +18,8 @@ from ..tracing.guards import is_guard
 
 PURE = frozenset([operator.neg.__module__, math.sqrt.__module__])
 """Modules of functions that make numbers of numbers."""
+ARITHMETIC = frozenset({"add", "sub", "mul", "div", "truediv"})
+"""Names of calls that combine two values element by element."""
 UNKNOWN = object()
 """A Python value that is some size, or made of sizes."""
 Shape = tuple[tuple[Size, ...], bool]
@@ -75,6 +77,11 @@ def called_name(node: fx.Node, module_of: ModuleOf) -> str:
 def plain_name(name: str) -> str:
     """What a function and the layer of it have in common: ``leaky_relu`` and `LeakyReLU`."""
     return name.replace("_", "")
+
+
+def is_arithmetic(node: fx.Node, one: fx.Node, other: fx.Node) -> bool:
+    """Whether a node is a sum, difference, product or quotient of these two values, and writes into neither."""
+    return target_of(node) in ARITHMETIC and not node.kwargs and node.args in ((one, other), (other, one))
 
 
 def checks(node: fx.Node) -> bool:

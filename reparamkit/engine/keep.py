@@ -317,9 +317,16 @@ def _cheapest(ranked: Iterable[_Ranked]) -> list[_Ranked]:
 
 
 def _unguarded(kept: Sequence[_Ranked], all_of_them: Sequence[_Ranked]) -> list[_Ranked]:
-    """The deepest that needs no guard, if some of those kept do."""
-    guarded = any(each.form.guards for each in kept)
-    return [each for each in all_of_them if each not in kept and not each.form.guards][:1] if guarded else []
+    """The deepest that needs no guard, if some of those kept do; or else one that needs none of a size."""
+    others = [each for each in all_of_them if each not in kept]
+    free = [each for each in others if not each.form.guards] if any(each.form.guards for each in kept) else []
+    sized = any(map(_guards_sizes, kept))
+    return (free or [each for each in others if sized and not _guards_sizes(each)])[:1]
+
+
+def _guards_sizes(each: _Ranked) -> bool:
+    """Whether a form holds for some sizes only, and not just for a rank."""
+    return not all(is_of_rank(symbol, pin) for symbol, pin in each.form.guards)
 
 
 def _only_views(form: Form) -> bool:

@@ -24,7 +24,7 @@ from ..reasons import Kind, Reason
 from ..tracing.torch_calls import FACTORIES
 from .arithmetic import evaluated, is_constant, rounded_to, widened
 from .choices import Choice, Choices
-from .counting import Shape, calculated, checks, computed, opaque, shape_read
+from .counting import OpenShape, Shape, calculated, checks, computed, is_arithmetic, opaque, reads_shape, shape_read
 from .memo import Key, identity
 from .parts import SPLITS, number_of_parts, taken_apart
 from .ranks import ROWS, counts_rows
@@ -90,7 +90,7 @@ class _Reader:
         self.captured.constants.add(self.node)
 
     def _call(self) -> list[Candidate]:
-        if self._size_arithmetic() or self._evaluate_constant():
+        if self._size_arithmetic() or self._evaluate_constant() or self._stand_for_constant():
             return []
         if self.node.target is operator.getitem:
             self._meet_parts()
@@ -125,6 +125,23 @@ class _Reader:
             self.out.writes[self.node], value = written, constants[written]
         self._constant(value)
         return True
+
+    def _stand_for_constant(self) -> bool:
+        """A constant that gets the shape of a value of any rank, for arithmetic with it, which would spread it too."""
+        constant, value = self._expanded_like()
+        alone = value is not None and all(is_arithmetic(user, self.node, value) for user in self.node.users)
+        if not alone or not isinstance(self.out.constants.get(constant), Tensor):
+            return False
+        self._constant(self.out.constants[constant])
+        return True
+
+    def _expanded_like(self) -> tuple[Any, fx.Node | None]:
+        """What a node expands, and the value whose whole shape it gets, if that is of a rank that is not known."""
+        constant, shape = self.node.args if len(self.node.args) == 2 else (None, None)
+        if self.node.target != "expand" or not isinstance(shape, fx.Node) or not reads_shape(shape):
+            return None, None
+        is_open = isinstance(self.out.sizes.get(shape), OpenShape)
+        return constant, shape.all_input_nodes[0] if is_open else None
 
     def _checks_again(self) -> bool:
         """Whether a node checks a number that may only follow from what code elsewhere has checked: that may run as it

@@ -93,6 +93,32 @@ class ShareSets(nn.Module):
         return (self.fc_norm(out) + self.local(x)).reshape(n, c, h, w)
 
 
+class PublishedMixer(ShareSets):
+    """The code of RepMLPNet as published: each branch is put into its partition before they are added."""
+
+    def __init__(self, c: int, sets: int, h: int, w: int) -> None:
+        super().__init__(sets, h, w)
+        self.c, self.h, self.w = c, h, w
+
+    def partitions(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        return x.reshape(-1, rows, columns, self.sets, self.h, self.w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = x.shape[2] // self.h, x.shape[3] // self.w
+        parts = x.reshape(-1, self.c, rows, self.h, columns, self.w).permute(0, 2, 4, 1, 3, 5)
+        mixed = self.fc(parts.reshape(-1, self.sets * self.h * self.w, 1, 1)).reshape(-1, self.sets, self.h, self.w)
+        out = self.partitions(self.fc_norm(mixed), rows, columns)
+        local = 0
+        local += self.local(parts.reshape(-1, self.sets, self.h, self.w))
+        out += self.partitions(local, rows, columns)
+        return out.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+
+
+def shaped_as_before(m: nn.Module, x: Tensor) -> Tensor:
+    sets = x.view(-1, 2, 4, 3)
+    return m.fc(sets.flatten(1)[..., None]).view_as(sets) + m.local(sets)
+
+
 class FlatMap(nn.Module):
     """A fully connected layer over a flattened map beside a convolution: the plainest locality injection."""
 
@@ -181,6 +207,23 @@ DENSE = (
         "conv",
         needs_inputs=True,
         equation="F' = s F + T(s' K), per share-set, of as many pixels as the fully connected layer takes",
+        source="RepMLPNet, Ding et al. 2022",
+    ),
+    Structure(
+        "repmlpnet, its branches in their partitions",
+        lambda: PublishedMixer(6, 2, 4, 3),
+        ((2, 6, 4, 3), (1, 6, 8, 9), (3, 6, 4, 6)),
+        "conv",
+        needs_inputs=True,
+        equation="view(F x) + view(K x) = view(F' x), F' = s F + T(s' K), per share-set",
+        source="RepMLPNet, Ding et al. 2022",
+    ),
+    Structure(
+        "share-sets that get the shape they had",
+        lambda: Model(shaped_as_before, fc=nn.Conv1d(24, 24, 1, groups=2), local=conv(2, 2, g=2)),
+        ((2, 6, 4, 3), (1, 6, 4, 3), (3, 2, 4, 3)),
+        "conv",
+        equation="F' = F + T(K), per share-set",
         source="RepMLPNet, Ding et al. 2022",
     ),
     Structure(

@@ -319,6 +319,19 @@ PARAMETERS = (
         source="YOLOR, Wang et al. 2021",
     ),
     Structure(
+        "implicit add and multiply, each in the shape of the value",
+        lambda: Model(
+            lambda m, x: m.b.expand_as(y := m.c(m.a.expand_as(x) + x)) * y,
+            c=conv(4, 6, 1),
+            a=parameter(1, 4, 1, 1),
+            b=parameter(1, 6, 1, 1),
+        ),
+        MAPS,
+        "conv",
+        equation="K' = m K, b' = m (b + K a)",
+        source="YOLOR, Wang et al. 2021",
+    ),
+    Structure(
         "gated by lerp",
         lambda: Model(lambda m, x: torch.lerp(x, m.c(x), 0.3), c=conv_norm(4, 4)),
         MAPS,
