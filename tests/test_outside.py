@@ -396,8 +396,14 @@ def test_what_nothing_calls_is_merged(otherwise: Callable[[Any, Tensor], Any], g
 @pytest.mark.parametrize("given", [(X,), ()], ids=["with inputs", "without inputs"])
 @pytest.mark.parametrize(
     "otherwise",
-    [lambda m, x: m.head[0](x) + m.head[1](x), one_by_one, lambda m, x: F.conv2d(x, m.head[0].weight)],
-    ids=["by themselves", "a loop", "a weight"],
+    [
+        lambda m, x: m.head[0](x) + m.head[1](x),
+        one_by_one,
+        lambda m, x: F.conv2d(x, m.head[0].weight),
+        lambda m, x: x * m.head.state_dict()["0.weight"].mean(),
+        lambda m, x: x * sum(tensor.sum() for tensor in m.head.parameters()),
+    ],
+    ids=["by themselves", "a loop", "a weight", "a state", "all weights"],
 )
 def test_what_nothing_calls_but_by_its_parts_is_left(
     otherwise: Callable[[Any, Tensor], Any], given: tuple[Tensor, ...]
