@@ -120,10 +120,10 @@ class _Code:
         running = {frame.module: None for part in self.parts if part.origin.times for frame in part.frames}
         uses = self._followed(partial(_follow_all, [m for m in running if not is_torchs(forward_of(m))]))
         for whole in apart:
+            parts: list[nn.Module | Tensor] = [*whole.modules(), *whole.parameters(), *whole.buffers()]
+            used = (each for each in parts if each in uses.read or whole in uses.read)
             called = (m for m in whole.modules() if m in uses.called and m is not whole)
-            tensors = (*whole.parameters(), *whole.buffers())
-            read = (part for part in (*whole.modules(), *tensors) if part in uses.read or whole in uses.read)
-            self.found.used.update(dict.fromkeys((*called, *read), UNTAKEN))
+            self.found.used.update(dict.fromkeys((*called, *used), UNTAKEN))
 
     def follow_hooks(self) -> None:
         """What hooks of a forward call, and the tensors that they know by a module, and may write into, as one that
