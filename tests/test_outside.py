@@ -434,6 +434,33 @@ def test_what_nothing_calls_and_cannot_be_traced_is_told():
     assert error(fused(X, True), model(X, True)) <= 1e-5
 
 
+class PerSample(nn.Module):
+    """A head for the pixels of each sample that are positive, however many there are."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.head = conv_norm(4, 4), head
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.stem(x)
+        found = [each.flatten(1).t()[each[0].flatten() > 0] for each in y]
+        return [self.head(each) for each in found if len(each)]
+
+
+def test_what_code_that_cannot_be_traced_calls_several_times_is_merged_for_all_calls():
+    """As without inputs, where no call is known."""
+
+    def head() -> nn.Module:
+        return seq(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+
+    model = build(lambda: PerSample(head()))
+    fused = reparamkit.fuse(model, X)
+    found = reparamkit.report(fused)
+    assert sorted(merge.path.split(".")[0] for merge in found.merges) == ["head", "stem"]
+    assert [(part.path, part.calls) for part in found.parts if part.calls > 1] == [("head", len(X))]
+    assert all(error(*pair) <= 1e-5 for x in (X, X[:1], -X) for pair in zip(fused(x), model(x), strict=True))
+
+
 class Hooked(nn.Module):
     """Code that cannot be traced calls what a container has, with the module itself. fill: what it does with it."""
 

@@ -125,7 +125,10 @@ class _Search:
         self.waiting += [(name, given, "it cannot be traced with what is around it") for name, given in alone.items()]
         # What fails inside of a module that cannot be traced at all may be taken by itself.
         left = [part.path] if part.path in failed else failed
-        self.waiting += _inside(self.model, [name for name in left if name not in alone], part, inputs)
+        shared: dict[str, Captured] = {}
+        self.waiting += _inside(self.model, [name for name in left if name not in alone], part, inputs, shared)
+        self.parts.captured += [each for path, each in shared.items() if path not in self.seen]
+        self.seen |= shared.keys()
 
 
 def _outermost(parts: Sequence[Captured]) -> list[Captured]:
@@ -270,21 +273,25 @@ def _shared(around: _Part, captured: Captured, inputs: Inputs) -> Iterator[Captu
     }
     calls = recorded(around.model, inputs, repeated, around.changing) if repeated else {}
     for path, found in calls.items():
-        given = [each for each, _ in found]
-        if given and all(alike(given[0], each) for each in given[1:]):
-            with suppress(CaptureError):
-                part = capture(around.model, path, given[0], around.is_leaf, {}, around.changing, sized=False)
-                part = fold_calls(part)
-                part.origin.times, part.origin.why = len(found), f"it is called {len(found)} times in a run"
-                know_sizes(part, repeated[path], [each for each, _ in found])
-                yield part
+        yield from _for_all_calls(around, path, [each for each, _ in found])
+
+
+def _for_all_calls(around: _Part, path: str, given: Sequence[Inputs]) -> Iterator[Captured]:
+    """The module at a path captured for all its calls, if they are alike and it can be traced."""
+    if given and all(alike(given[0], each) for each in given[1:]):
+        with suppress(CaptureError):
+            part = capture(around.model, path, given[0], around.is_leaf, {}, around.changing, sized=False)
+            part = fold_calls(part)
+            part.origin.times, part.origin.why = len(given), f"it is called {len(given)} times in a run"
+            know_sizes(part, around.model.get_submodule(path), given)
+            yield part
 
 
 def _inside(
-    model: nn.Module, failed: Iterable[str], part: _Part, inputs: Inputs | None
+    model: nn.Module, failed: Iterable[str], part: _Part, inputs: Inputs | None, shared: dict[str, Captured]
 ) -> Iterator[tuple[str, Inputs | None, str]]:
     """The modules inside those that cannot be traced, with the inputs of their one call, and what is around them. Those
-    without tensors have nothing to merge.
+    without tensors have nothing to merge. shared: receives those that are called several times, where that can be.
     """
     around = {name: path for path in failed for name, _ in children_of(model.get_submodule(path), path)}
     while around:
@@ -293,6 +300,10 @@ def _inside(
         calls = recorded(model, inputs, children, part.changing) if inputs is not None and children else None
         for name, given in called_once(children, calls, UNTRACED, part.reasons):
             yield name, given, f"'{around[name] or 'the model'}' around it cannot be traced"
+        for name, found in (calls or {}).items():
+            if len(found) > 1 and (whole := [*_for_all_calls(part, name, [each for each, _ in found])]):
+                shared[name] = whole[0]
+                del part.reasons[name]
         # Of a module that is not called, code may call what is inside.
         passed = [name for name in children if calls is not None and not calls[name]]
         around = {name: around[path] for path in passed for name, _ in children_of(children[path], path)}
