@@ -132,7 +132,7 @@ def place_of_error(found: Tensor, wanted: Tensor, allowed: float) -> str:
 
 def tensors(output: Any) -> list[Tensor]:
     """All tensors in a nested structure, and numbers as tensors."""
-    if hasattr(output, "to_tuple"):
+    if hasattr(type(output), "to_tuple"):
         output = output.to_tuple()
     found = [leaf if isinstance(leaf, Tensor) else _of_number(leaf) for leaf in leaves(output)]
     return [_plain(tensor) for tensor in found if tensor is not None]

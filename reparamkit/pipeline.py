@@ -277,7 +277,8 @@ def _captured_again(
 
 def _captured(model: nn.Module, request: Request) -> Parts:
     """What could be traced of a model, with the parts of its tensors named."""
-    parts = capture_parts(model, request.inputs, is_leaf, has_hooks, whole=request.as_graph)
+    calls = {} if request.example is None else request.example.calls
+    parts = capture_parts(model, request.inputs, is_leaf, has_hooks, whole=request.as_graph, calls=calls)
     if request.as_graph:
         check_graph(model, parts, request)
     ranks_vary = request.inputs is not None and takes_other_ranks(model, request.inputs)

@@ -227,7 +227,7 @@ class Part:
         path: of the module; "" is the model itself.
         tier: how it was traced: "symbolic" (sizes unknown) or "values" (with the sizes of the example inputs).
         layers: how many calls of modules are in the graph.
-        calls: how often one run of the model runs it.
+        calls: how often one run of the model runs it; 0 if nothing calls it.
         reason: why it is not in the graph of the module around it; "" for the whole model.
     """
 

@@ -1580,8 +1580,8 @@ def test_that_inputs_have_to_be_elsewhere_is_no_branch():
         assert x.is_cuda
         return m.a(x)
 
-    (merge,) = reparamkit.report(reparamkit.fuse(build(two(on_a_gpu)))).merges
-    assert merge.path == "a.0"
+    merges = reparamkit.report(reparamkit.fuse(build(two(on_a_gpu)))).merges
+    assert [merge.path for merge in merges] == ["a.0", "b.0"]
 
 
 class Divided(nn.Module):
@@ -1915,6 +1915,67 @@ class Joining(nn.Module):
 
     def forward(self, found: list[Tensor]) -> Tensor:
         return self.norm(self.conv(found[0] - found[1]))  # type: ignore[no-any-return]
+
+
+def in_eval_mode_only(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).relu()
+    if y.numel() == 0 and m.training:
+        return y * 0
+    return m.b(y)  # type: ignore[no-any-return]
+
+
+def where_it_is_on(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).relu()
+    if y.sum() > 1e9 or m.on:
+        y = y * 3
+    return m.b(y)  # type: ignore[no-any-return]
+
+
+def by_several_parts(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).relu()
+    off = not m.on
+    if (m.on and (y.sum() > 0 and not off and m.training)) or (y.mean() > 0 and off):
+        y = y * 3
+    return m.b(y)  # type: ignore[no-any-return]
+
+
+def in_a_loop(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).relu()
+    while y.sum() > 0 and m.training:
+        y = y - 1
+    return m.b(y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("given", [(X,), ()], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("body", [in_eval_mode_only, where_it_is_on, by_several_parts, in_a_loop])
+def test_a_condition_that_its_other_parts_decide_is_no_branch_on_a_value(
+    body: Callable[..., Tensor], given: tuple[Tensor, ...]
+):
+    """As the convolutions of detectron2 ask. What the other parts are asked for is watched."""
+
+    def switched() -> nn.Module:
+        model = two(body)()
+        model.on = True
+        return model
+
+    model = build(switched)
+    fused = reparamkit.fuse(model, *given)
+    report = reparamkit.report(fused)
+    assert (len(report.parts), len(report.refusals), len(report.merges)) == (1, 0, 2)
+    with torch.no_grad():
+        assert error(fused(X), model(X)) <= 1e-5
+    with suppress(reparamkit.GuardError), torch.no_grad():
+        fused.on = model.on = False
+        assert error(fused(X), model(X)) <= 1e-5
+
+
+def test_a_condition_that_its_other_parts_leave_to_a_value_is_a_branch():
+    def decides(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x).relu()
+        return m.b(y * 3 if y.sum() > 0 and not m.training else y)  # type: ignore[no-any-return]
+
+    (refusal,) = reparamkit.explain(build(two(decides)), X).refusals
+    assert "branch" in refusal.reason
 
 
 @pytest.mark.parametrize("head", [None, Joining], ids=["itself", "head"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,3 +209,34 @@ def test_weights_of_inference_mode():
     with torch.inference_mode():
         model = net()
     assert reparamkit.report(reparamkit.fuse(model, X)).merges
+
+
+class Attributes(dict[str, Any]):
+    """Its entries are attributes; for others it raises what a dictionary does, as such classes often do."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[name]
+
+
+@pytest.mark.parametrize("hold", [Attributes, SimpleNamespace, lambda x: UserDict(x=x)])
+def test_tensors_in_objects_are_no_constants(hold: Callable[..., Any]):
+    """A trace sees no tensor in them: the whole model was taken for a constant, and nothing merged without a reason."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv_norm(3, 4), conv_norm(4, 4)
+
+        def forward(self, batch: Any) -> Any:
+            x = batch["x"] if isinstance(batch, UserDict) else batch.x
+            return Attributes(x=self.b(self.a(x).relu()))
+
+    held = hold(X) if isinstance(hold, FunctionType) else hold(x=X)
+    model = build(Model)
+    fused = reparamkit.fuse(model, held)
+    (refusal,) = reparamkit.report(fused).refusals
+    assert "are in an object of class" in refusal.reason
+    assert len(reparamkit.report(fused).merges) == 2
+    assert reparamkit.verify(fused, model, held).error <= 1e-5

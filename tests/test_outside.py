@@ -334,8 +334,131 @@ def test_what_an_untraced_forward_calls_as_a_whole_is_merged(
     with torch.no_grad():
         assert error(fused(X), model(X)) <= 1e-5
         assert error(fused(-X), model(-X)) <= 1e-5
-    # The blocks that the example does not call are not known.
-    assert len(reparamkit.report(fused).merges) == (2 if with_inputs else 4)
+    assert len(reparamkit.report(fused).merges) == 4
+
+
+class Ways(nn.Module):
+    """Goes another way for another argument, to a head that nothing else calls."""
+
+    def __init__(self, otherwise: Callable[[Any, Tensor], Any], head: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.head, self.otherwise = conv_norm(4, 4), head, otherwise.__get__(self)
+
+    def forward(self, x: Tensor, other: bool = False) -> Any:
+        x = self.stem(x).relu()
+        return self.otherwise(x) if other else x
+
+    def features(self, x: Tensor) -> Any:
+        """Some of them use what is inside the head."""
+        return self.otherwise(x)
+
+
+class Several(nn.Module):
+    """Two layers with a norm each, by code of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv_norm(4, 4), conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())  # type: ignore[no-any-return]
+
+
+def one_by_one(m: Any, x: Tensor) -> Tensor:
+    found = [x]
+    for layer in m.head:
+        found.append(layer(found[-1]))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("given", [(X,), ()], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize(
+    "otherwise",
+    [lambda m, x: m.head(x), lambda m, x: m.head(x) + m.head(-x)],
+    ids=["a call", "two calls"],
+)
+def test_what_nothing_calls_is_merged(otherwise: Callable[[Any, Tensor], Any], given: tuple[Tensor, ...]):
+    """A head for another task, or for an argument that the example has not, merges as what is called does; in a run of
+    the model it costs nothing.
+    """
+    for head, merges in ((conv_norm(4, 4), 2), (Several(), 3)):
+        model = build(lambda head=head: Ways(otherwise, head))
+        fused = reparamkit.fuse(model, *given)
+        found = reparamkit.report(fused)
+        assert (len(found.merges), len(found.refusals)) == (merges, 0)
+        assert (found.before.ops, found.after.ops) == (3, 2)
+        (part,) = (part for part in found.parts if part.path == "head")
+        assert (part.calls, part.reason) == (0, "nothing calls it")
+        for other in (False, True):
+            assert error(fused(X, other), model(X, other)) <= 1e-5
+
+
+@pytest.mark.parametrize("given", [(X,), ()], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize(
+    "otherwise",
+    [
+        lambda m, x: m.head[0](x) + m.head[1](x),
+        one_by_one,
+        lambda m, x: F.conv2d(x, m.head[0].weight),
+        lambda m, x: x * m.head.state_dict()["0.weight"].mean(),
+        lambda m, x: x * sum(tensor.sum() for tensor in m.head.parameters()),
+    ],
+    ids=["by themselves", "a loop", "a weight", "a state", "all weights"],
+)
+def test_what_nothing_calls_but_by_its_parts_is_left(
+    otherwise: Callable[[Any, Tensor], Any], given: tuple[Tensor, ...]
+):
+    """Code that the example does not run may do otherwise with the layers of a row than call it."""
+    model = build(lambda: Ways(otherwise, conv_norm(4, 4)))
+    fused = reparamkit.fuse(model, *given)
+    found = reparamkit.report(fused)
+    assert [merge.path for merge in found.merges] == ["stem.0"]
+    assert {refusal.path for refusal in found.refusals} == {"head.0", "head.1"}
+    with torch.no_grad():
+        assert error(fused(X, True), model(X, True)) <= 1e-5
+        assert error(fused.features(X), model.features(X)) <= 1e-5
+
+
+def test_what_nothing_calls_and_cannot_be_traced_is_told():
+    """No example is known for it."""
+
+    class Deciding(Several):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(x) if x.sum() > 0 else self.first(x)  # type: ignore[no-any-return]
+
+    model = build(lambda: Ways(lambda m, x: m.head(x), Deciding()))
+    fused = reparamkit.fuse(model, X)
+    (refusal,) = reparamkit.report(fused).refusals
+    assert (refusal.path, refusal.reason[:35]) == ("head", "nothing calls it, and without an ex")
+    assert len(reparamkit.report(fused).merges) == 3
+    assert error(fused(X, True), model(X, True)) <= 1e-5
+
+
+class PerSample(nn.Module):
+    """A head for the pixels of each sample that are positive, however many there are."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.head = conv_norm(4, 4), head
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.stem(x)
+        found = [each.flatten(1).t()[each[0].flatten() > 0] for each in y]
+        return [self.head(each) for each in found if len(each)]
+
+
+def test_what_code_that_cannot_be_traced_calls_several_times_is_merged_for_all_calls():
+    """As without inputs, where no call is known."""
+
+    def head() -> nn.Module:
+        return seq(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+
+    model = build(lambda: PerSample(head()))
+    fused = reparamkit.fuse(model, X)
+    found = reparamkit.report(fused)
+    assert sorted(merge.path.split(".")[0] for merge in found.merges) == ["head", "stem"]
+    assert [(part.path, part.calls) for part in found.parts if part.calls > 1] == [("head", len(X))]
+    assert all(error(*pair) <= 1e-5 for x in (X, X[:1], -X) for pair in zip(fused(x), model(x), strict=True))
 
 
 class Hooked(nn.Module):
@@ -1137,7 +1260,7 @@ def test_what_a_package_gives_to_all_modules_is_no_method_of_a_model(monkeypatch
     monkeypatch.setattr(nn.Module, "everywhere", lambda self, x: [part(x) for part in self.modules()], raising=False)
     another = type("Another", (Branching,), {})
     model = build(lambda: another(WHOLE["attributes by computed names"]))
-    assert len(reparamkit.report(reparamkit.fuse(model, X)).merges) == 2
+    assert len(reparamkit.report(reparamkit.fuse(model, X)).merges) == 4
 
 
 class Filtering(nn.Module):

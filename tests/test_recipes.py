@@ -654,6 +654,32 @@ def test_an_index_gives_an_index_of_as_many_files(pair: tuple[Net, nn.Module], t
     assert again.names() == wanted.keys()
 
 
+def test_an_index_may_take_the_place_of_the_one_that_is_read(
+    pair: tuple[Net, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The files that are read have the names of those that are written: none is replaced before all are made, and if
+    that fails, all are as they were.
+    """
+    index, state, wanted = tmp_path / "in.json", weights(), reparamkit.convert_state_dict(pair[1], weights())
+    names = sorted(state)
+    parts = {f"in-{k:05}-of-00003.safetensors": names[k - 1 :: 3] for k in (1, 2, 3)}
+    for file, part in parts.items():
+        save_file({name: state[name].contiguous() for name in part}, tmp_path / file)
+    index.write_text(json.dumps({"weight_map": {name: file for file, part in parts.items() for name in part}}))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    left, written = list(wanted)[1:], files.raw
+    monkeypatch.setattr(files, "raw", lambda tensor: left.pop() and written(tensor))
+    with pytest.raises(IndexError):
+        reparamkit.convert_state_dict(pair[1], index, index)
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    reparamkit.convert_state_dict(pair[1], index, index)
+    assert set(tmp_path.iterdir()) == before.keys()
+    made = json.loads(index.read_text())["weight_map"]
+    assert made.keys() == wanted.keys()
+    assert all(torch.equal(load_file(tmp_path / file)[name], wanted[name]) for name, file in made.items())
+
+
 def test_tensors_are_written_one_by_one(pair: tuple[Net, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """No two tensors of the fused model are held at once."""
     alive: list[Any] = []

@@ -121,6 +121,35 @@ def test_a_norm_behind_a_layer_that_stays_is_told_why_that_stays():
     assert refusals["norm"] == f"'conv' beside it: {refusals['conv']}"
 
 
+class Tied(Twice):
+    """Another convolution has its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(4, 4, 1)
+        self.other.weight = self.conv.weight
+
+    def forward(self, x):
+        return self.norm(self.conv(x.relu())).relu() + self.other(x).relu()
+
+
+class Read(Twice):
+    """What the convolution gives is written into by a view of it, which is read."""
+
+    def forward(self, x):
+        y = self.conv(x)
+        row = y.as_strided((4,), (1,)).zero_()
+        return self.norm(y).relu(), y.detach() + row.sum()
+
+
+@pytest.mark.parametrize(("model", "why"), [(Tied, "its parameter 'weight' is tied"), (Read, "its value is in memory")])
+def test_a_norm_behind_a_layer_that_may_not_merge_is_told_so(model: type[nn.Module], why: str):
+    """It was said to have no linear neighbour."""
+    refusals = {each.path: each.reason for each in reparamkit.explain(randomize(model())).refusals}
+    assert refusals["conv"].startswith(why)
+    assert refusals["norm"] == f"'conv' beside it: {refusals['conv']}"
+
+
 def test_the_largest_group_comes_first(both: Report):
     refused = reparamkit.explain(randomize(nn.Sequential(PreNorm(), PreNorm())), skip="0")
     sizes = [len(group.refusals) for group in refused.groups]

@@ -306,7 +306,7 @@ def test_a_fused_model_goes_on_as_the_model_would(body: Callable[..., Any], opti
 @pytest.mark.parametrize("body", [*HARMLESS, *MATTERING])
 def test_what_a_forward_counts_keeps_nothing_from_being_merged(body: Callable[..., Any]):
     fused = reparamkit.fuse(model_of(body), X)
-    assert len(reparamkit.report(fused).merges) == 1
+    assert "conv" in {merge.path for merge in reparamkit.report(fused).merges}
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -30,9 +30,24 @@ class Inputs:
         """All tensors in them."""
         return [leaf for leaf in leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
 
+    @property
+    def out_of_sight(self) -> str | None:
+        """The name of a class in which tensors are given that is neither a container of torch's nor a dataclass, if
+        there are no others.
+        """
+        found = leaves((self.args, dict(self.kwargs)))
+        held = (type(leaf).__name__ for leaf in found if any(isinstance(e, Tensor) for e in _inside(leaf)))
+        return None if any(isinstance(leaf, Tensor) for leaf in found) else next(held, None)
+
     def copied(self) -> Inputs:
         """The same inputs in other memory: a forward may write into its arguments."""
         return Inputs(*copy.deepcopy((self.args, dict(self.kwargs))))
+
+
+def _inside(held: object) -> list[Any]:
+    """What an object has as attributes, or a dictionary of a class of its own as values."""
+    own = getattr(held, "__dict__", {}) if not isinstance(held, (type, nn.Module)) else {}
+    return leaves([*own.values(), *(held.values() if isinstance(held, dict) else ())])
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,12 @@ class _Attempt:
             raise
         except Exception as error:
             raise self._error(error, self.path if tracer.failed is None else tracer.failed.path) from error
+        if self.inputs is not None and (holder := self.inputs.out_of_sight) is not None:
+            raise CaptureError(
+                f"the tensors that it is given are in an object of class {holder}, where a trace would take them for"
+                " constants: pass tensors, lists, dicts or dataclasses of them, or fuse without example_inputs",
+                self.path,
+            )
         if self.inputs is None and _calls_nothing(tracer, self.module):
             raise CaptureError(
                 "the forward calls none of its modules where all its arguments have their defaults:"

@@ -32,7 +32,7 @@ class Origin:
 
     tier: "symbolic" or "values". why: it is not part of the graph around it; "" for the model itself.
     guessed: whether it is a part, and nothing is known of how it is called.
-    times: how often a run of the model runs it.
+    times: how often a run of the model runs it; 0 if nothing calls it.
     absent: per path of a module the positions and names of arguments that are None in a real run.
     ranks_vary: whether the model takes inputs of another rank than the example's.
     """

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import nn
 
@@ -19,13 +19,15 @@ from .arguments import Inputs
 from .capture import capture, know_sizes, why_not
 from .captured import Captured
 from .folding import fold_calls
-from .paths import upwards
+from .paths import children_of, has_tensors, upwards
 from .recorded import Calls, alike, called_once, outputs, recorded
+from .uncalled import called, uncalled
 
-CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 FEW = 2
 """So many modules that cannot be traced are found one by one, each by a trace of its own."""
 Asked = Callable[[nn.Module], bool]
+NO_CALLS: Mapping[str, int] = MappingProxyType({})
+UNCALLED = "nothing calls it"
 UNTRACED = Reason("inside a module that cannot be traced", Kind.CAPTURED)
 
 
@@ -38,15 +40,21 @@ class Parts:
 
 
 def capture_parts(
-    model: nn.Module, inputs: Inputs | None, is_leaf: Asked, has_hooks: Asked, whole: bool = False
+    model: nn.Module,
+    inputs: Inputs | None,
+    is_leaf: Asked,
+    has_hooks: Asked,
+    whole: bool = False,
+    calls: Mapping[str, int] = NO_CALLS,
 ) -> Parts:
     """Trace `model` (in place: it is a private copy); a module that cannot be traced stays a call, and the modules
-    inside it are traced by themselves. So is a module that has hooks, which only a call of it runs, and one that is
-    called several times, unless the `whole` is wanted.
+    inside it are traced by themselves. So is a module that has hooks, which only a call of it runs, one that is called
+    several times, and one that nothing calls, unless the `whole` is wanted. calls: how often a run with the inputs
+    called each module, by path.
 
-    Raises `CaptureError` if nothing can be traced.
+    Raises `CaptureError` if nothing that is called can be traced.
     """
-    return _Search(model, inputs, is_leaf, has_hooks, whole).run()
+    return _Search(model, inputs, is_leaf, has_hooks, whole, calls).run()
 
 
 @dataclass(eq=False)
@@ -60,20 +68,19 @@ class _Search:
     is_leaf: Asked
     has_hooks: Asked
     whole: bool
+    calls: Mapping[str, int]
     parts: Parts = field(default_factory=Parts)
     waiting: deque[tuple[str, Inputs | None, str]] = field(default_factory=deque)
     seen: set[str] = field(default_factory=set)
     first: CaptureError | None = None
 
     def run(self) -> Parts:
-        """Trace the model, and then what had to be left inside, as long as there is anything."""
+        """Trace the model, then what had to be left inside, and then what nothing calls."""
         changing, parts = Changing(self.model), self.parts
         self.waiting.append(("", self.inputs, ""))
-        while self.waiting:
-            path, given, why = self.waiting.popleft()
-            if path not in self.seen:
-                self.seen.add(path)
-                self._take(_Part(self.model, path, given, self.is_leaf, parts.opaque, changing), why)
+        self._take_waiting(changing)
+        if parts.captured and not self.whole:
+            self._take_uncalled(changing)
         for each in parts.captured:
             parts.opaque.pop(each.frames[0].path, None)
         parts.captured = _outermost(parts.captured)
@@ -83,13 +90,32 @@ class _Search:
         changing.forget()
         return parts
 
+    def _take_waiting(self, changing: Changing) -> None:
+        while self.waiting:
+            path, given, why = self.waiting.popleft()
+            if path not in self.seen:
+                self.seen.add(path)
+                self._take(_Part(self.model, path, given, self.is_leaf, self.parts.opaque, changing), why)
+
+    def _take_uncalled(self, changing: Changing) -> None:
+        """Trace what nothing calls without an example, as nobody knows one."""
+        parts, known, told = self.parts, len(self.parts.captured), {*self.parts.opaque}
+        reached = called(self.model, parts.captured, parts.opaque, self.calls)
+        self.waiting += [(path, None, UNCALLED) for path in uncalled(self.model, reached, self.is_leaf)]
+        self._take_waiting(changing)
+        for each in parts.captured[known:]:
+            each.origin.times = 0
+        for path in parts.opaque.keys() - told:
+            parts.opaque[path] = parts.opaque[path].within(f"{UNCALLED}, and without an example ")
+
     def _take(self, part: _Part, why: str) -> None:
         """Trace one module; what is left inside waits."""
+        inputs = None if part.inputs is None else self.inputs
         if not self.whole:
             self.waiting += [(name, given, "it has hooks") for name, given in part.leave_hooked(self.has_hooks)]
         try:
             captured = part.capture()
-            split = [captured] if self.whole or self.inputs is None else _split(part, captured, self.inputs)
+            split = [captured] if self.whole or inputs is None else _split(part, captured, inputs)
             split[0].origin.why, split[0].origin.guessed = why, part.inputs is None and part.path != ""
             self.parts.captured += split
         except CaptureError as error:
@@ -99,7 +125,10 @@ class _Search:
         self.waiting += [(name, given, "it cannot be traced with what is around it") for name, given in alone.items()]
         # What fails inside of a module that cannot be traced at all may be taken by itself.
         left = [part.path] if part.path in failed else failed
-        self.waiting += _inside(self.model, [name for name in left if name not in alone], part, self.inputs)
+        shared: dict[str, Captured] = {}
+        self.waiting += _inside(self.model, [name for name in left if name not in alone], part, inputs, shared)
+        self.parts.captured += [each for path, each in shared.items() if path not in self.seen]
+        self.seen |= shared.keys()
 
 
 def _outermost(parts: Sequence[Captured]) -> list[Captured]:
@@ -244,42 +273,37 @@ def _shared(around: _Part, captured: Captured, inputs: Inputs) -> Iterator[Captu
     }
     calls = recorded(around.model, inputs, repeated, around.changing) if repeated else {}
     for path, found in calls.items():
-        given = [each for each, _ in found]
-        if given and all(alike(given[0], each) for each in given[1:]):
-            with suppress(CaptureError):
-                part = capture(around.model, path, given[0], around.is_leaf, {}, around.changing, sized=False)
-                part = fold_calls(part)
-                part.origin.times, part.origin.why = len(found), f"it is called {len(found)} times in a run"
-                know_sizes(part, repeated[path], [each for each, _ in found])
-                yield part
+        yield from _for_all_calls(around, path, [each for each, _ in found])
+
+
+def _for_all_calls(around: _Part, path: str, given: Sequence[Inputs]) -> Iterator[Captured]:
+    """The module at a path captured for all its calls, if they are alike and it can be traced."""
+    if given and all(alike(given[0], each) for each in given[1:]):
+        with suppress(CaptureError):
+            part = capture(around.model, path, given[0], around.is_leaf, {}, around.changing, sized=False)
+            part = fold_calls(part)
+            part.origin.times, part.origin.why = len(given), f"it is called {len(given)} times in a run"
+            know_sizes(part, around.model.get_submodule(path), given)
+            yield part
 
 
 def _inside(
-    model: nn.Module, failed: Iterable[str], part: _Part, inputs: Inputs | None
+    model: nn.Module, failed: Iterable[str], part: _Part, inputs: Inputs | None, shared: dict[str, Captured]
 ) -> Iterator[tuple[str, Inputs | None, str]]:
     """The modules inside those that cannot be traced, with the inputs of their one call, and what is around them. Those
-    without tensors have nothing to merge.
+    without tensors have nothing to merge. shared: receives those that are called several times, where that can be.
     """
-    around = {name: path for path in failed for name, _ in _children(model.get_submodule(path), path)}
+    around = {name: path for path in failed for name, _ in children_of(model.get_submodule(path), path)}
     while around:
         children = {name: model.get_submodule(name) for name in around}
-        children = {name: child for name, child in children.items() if not part.is_leaf(child) and _has_tensors(child)}
+        children = {name: child for name, child in children.items() if not part.is_leaf(child) and has_tensors(child)}
         calls = recorded(model, inputs, children, part.changing) if inputs is not None and children else None
         for name, given in called_once(children, calls, UNTRACED, part.reasons):
             yield name, given, f"'{around[name] or 'the model'}' around it cannot be traced"
+        for name, found in (calls or {}).items():
+            if len(found) > 1 and (whole := [*_for_all_calls(part, name, [each for each, _ in found])]):
+                shared[name] = whole[0]
+                del part.reasons[name]
         # Of a module that is not called, code may call what is inside.
         passed = [name for name in children if calls is not None and not calls[name]]
-        around = {name: around[path] for path in passed for name, _ in _children(children[path], path)}
-
-
-def _has_tensors(module: nn.Module) -> bool:
-    return any(True for _ in itertools.chain(module.parameters(), module.buffers()))
-
-
-def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        inner = f"{path}.{name}" if path else name
-        if isinstance(child, CONTAINERS) and type(child).forward is nn.Module.forward:
-            yield from _children(child, inner)
-        else:
-            yield inner, child
+        around = {name: around[path] for path in passed for name, _ in children_of(children[path], path)}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from functools import lru_cache
 
 from torch import nn
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
 
 @lru_cache(maxsize=100_000)
@@ -26,3 +30,18 @@ def module_at(module: nn.Module, path: str) -> nn.Module | None:
             return None
         module = found
     return module
+
+
+def has_tensors(module: nn.Module) -> bool:
+    """Whether a module has tensors, or one inside it."""
+    return any(True for _ in itertools.chain(module.parameters(), module.buffers()))
+
+
+def children_of(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """The modules in the one at a path, by their paths; lists of modules do nothing themselves."""
+    for name, child in module.named_children():
+        inner = f"{path}.{name}" if path else name
+        if isinstance(child, CONTAINERS) and type(child).forward is nn.Module.forward:
+            yield from children_of(child, inner)
+        else:
+            yield inner, child

@@ -14,7 +14,7 @@ from ..reasons import Kind
 from ..sourcecode.observing import sets_hooks
 from ..sourcecode.shortened import shortened_forwards
 from ..tracing.frame import Frame
-from .methods import is_private, using_parts, with_callers
+from .methods import broken_methods, is_private, using_parts, with_callers
 from .naming import place_of
 from .nesting import innermost
 from .scope import goes_by
@@ -45,8 +45,10 @@ def check_calls(captured: Captured, members: Iterable[fx.Node]) -> None:
                 f"'{cut.path}' returns a value from inside it, which the model itself may record", Kind.RECORDED
             )
     _check_kept(captured, {place_of(node) for node in frames} - {""})
-    methods = with_callers(captured, using_parts(captured, frames))
-    public = sorted(name for module, name in methods if module is captured.root and not is_private(name))
+    # Of what nothing calls, a method may be all that uses it.
+    uncalled = not captured.origin.times
+    methods = with_callers(captured, (broken_methods if uncalled else using_parts)(captured, frames))
+    public = sorted(name for one, name in methods if (uncalled or one is captured.root) and not is_private(name))
     broken = [name for name in public if name not in shortened_forwards(type(captured.root))]
     if broken:
         raise NotFusable(f"method '{broken[0]}' of the model uses a part of what would be merged", Kind.METHOD)

@@ -22,6 +22,7 @@ BUFFERS = frozenset({"buffers", "named_buffers", "_buffers"})
 IsLeaf = Callable[[nn.Module], bool]
 VANISHING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 """Layers in whose place there is another class after a merge; the weights that take them up stay of their class."""
+UNTAKEN = Reason("nothing calls it, and code of the model may use it by itself", Kind.CAPTURED)
 READS_CLASS = Reason("code of the model reads its class, which a merge changes", Kind.SHARED)
 
 
@@ -33,6 +34,7 @@ def look_outside(parts: Sequence[Captured], is_leaf: IsLeaf, calls: Mapping[str,
     code = _Code(parts, paths)
     code.follow_untraced(is_leaf, calls)
     code.follow_traced()
+    code.follow_untaken()
     code.follow_hooks()
     for part in parts:
         part.outside = replace(code.found, used=dict(code.found.used), whole={})
@@ -109,6 +111,19 @@ class _Code:
                 self.found.used.setdefault(module, READS_CLASS)
         self._note_lists(uses, made)
         self._note_exact(uses, made)
+
+    def follow_untaken(self) -> None:
+        """What code that runs uses, on ways that it does not go, of what nothing calls: a call of the whole is none."""
+        apart = [part.frames[0].module for part in self.parts if not part.origin.times]
+        if not apart:
+            return
+        running = {frame.module: None for part in self.parts if part.origin.times for frame in part.frames}
+        uses = self._followed(partial(_follow_all, [m for m in running if not is_torchs(forward_of(m))]))
+        for whole in apart:
+            parts: list[nn.Module | Tensor] = [*whole.modules(), *whole.parameters(), *whole.buffers()]
+            used = (each for each in parts if each in uses.read or whole in uses.read)
+            called = (m for m in whole.modules() if m in uses.called and m is not whole)
+            self.found.used.update(dict.fromkeys((*called, *used), UNTAKEN))
 
     def follow_hooks(self) -> None:
         """What hooks of a forward call, and the tensors that they know by a module, and may write into, as one that

@@ -28,7 +28,9 @@ from .held import held_by_objects
 from .naming import matches
 from .sharing import evenly_partnered, read_one_value, runs_once
 
-WRITTEN_INTO = Reason("an in-place operation writes into memory that another value still reads", Kind.IN_PLACE)
+WRITTEN_INTO = Reason(
+    "its value is in memory that an in-place operation writes into, and that another value still reads", Kind.IN_PLACE
+)
 """Why a value that is written into stays."""
 STAYS = "stays"
 """What the meta of a node that is in no merge has, while a model is being fused: why."""
@@ -120,9 +122,9 @@ class Scope:
             return None
         for name, tensor in self.captured.module(node).named_parameters():
             if tensor.is_meta or tensor.numel() == 0:
-                return Reason(f"parameter '{name}' has no data", Kind.UNREAD)
+                return Reason(f"its parameter '{name}' has no data", Kind.UNREAD)
             if self.captured.parameter_uses[storage(tensor)] > 1:
-                return Reason(f"parameter '{name}' is tied to another module's", Kind.SHARED)
+                return Reason(f"its parameter '{name}' is tied to another module's", Kind.SHARED)
         return None
 
     def _not_finite(self, node: fx.Node) -> Reason | None:

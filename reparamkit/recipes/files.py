@@ -8,7 +8,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -179,18 +179,34 @@ def write(target: Path, outputs: Mapping[str, Fused], part: Callable[[str], str]
         raise RecipeError(f"'{target}': the name must end in .safetensors, or in {INDEX} for several files")
     if not target.parent.is_dir() or target.is_dir():
         raise RecipeError(f"'{target}': " + ("that is a folder" if target.is_dir() else "there is no such folder"))
-    if target.suffix == ".safetensors":
-        _write_file(target, outputs, compute)
-        return
+    with ExitStack() as files:
+        unfinished = files.enter_context(atomic(target))
+        if target.suffix == ".safetensors":
+            _write_file(unfinished, outputs, compute)
+        else:
+            _write_files(target, unfinished, files, outputs, part, compute)
+
+
+def _write_files(
+    target: Path,
+    index: Path,
+    files: ExitStack,
+    outputs: Mapping[str, Fused],
+    part: Callable[[str], str],
+    compute: Compute,
+) -> None:
+    """Write one file for each part beside `target`, and the index to `index`. None is in its place before all are
+    written, as they may take the place of the files that are read.
+    """
     names = sorted({part(name) for name in outputs})
     stem = target.name.removesuffix(INDEX).removesuffix(".index").removesuffix(".safetensors")
-    files = {p: f"{stem}-{k:05}-of-{len(names):05}.safetensors" for k, p in enumerate(names, start=1)}
+    called = {p: f"{stem}-{k:05}-of-{len(names):05}.safetensors" for k, p in enumerate(names, start=1)}
     for name in names:
-        _write_file(target.parent / files[name], {n: o for n, o in outputs.items() if part(n) == name}, compute)
+        unfinished = files.enter_context(atomic(target.parent / called[name]))
+        _write_file(unfinished, {n: o for n, o in outputs.items() if part(n) == name}, compute)
     total = sum(_size(output) for output in outputs.values())
-    index = {"metadata": {"total_size": total}, "weight_map": {name: files[part(name)] for name in outputs}}
-    with atomic(target) as unfinished:
-        unfinished.write_text(json.dumps(index, indent=2), encoding="utf-8")
+    listed = {"metadata": {"total_size": total}, "weight_map": {name: called[part(name)] for name in outputs}}
+    index.write_text(json.dumps(listed, indent=2), encoding="utf-8")
 
 
 def _write_file(path: Path, outputs: Mapping[str, Fused], compute: Compute) -> None:
@@ -206,7 +222,7 @@ def _write_file(path: Path, outputs: Mapping[str, Fused], compute: Compute) -> N
         header[name] = {"dtype": CODES[output.dtype], "shape": list(output.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with atomic(path) as unfinished, unfinished.open("wb") as file:
+    with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, _ in ordered:
             tensor = compute(name).contiguous()

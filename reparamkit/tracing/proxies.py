@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from ..errors import CaptureError
 from ..running.trees import map_leaves
 from ..sourcecode.writes import AUGMENTED
+from .anyway import decided_anyway
 from .guards import expect, expect_tensor
 from .lending import LENT, Lent
 from .questions import asks, asks_class, asks_for_dtype, catches, goes_on_if, sought, unpacked, words_message
@@ -298,6 +299,8 @@ class ValueProxy(fx.Proxy):
         frame = sys._getframe(1)
         if self._is_open() and self.node.target is operator.eq and (constants := sought(frame)) is not None:
             return self._found_in(constants)
+        if self._is_open() and (anyway := decided_anyway(frame)) is not None:
+            return anyway
         answer = goes_on_if(frame) if self._is_open() else None
         answer = self._likely() if answer is None else answer
         return self._decided("a branch", bool) if answer is None else self._expected(answer)

@@ -15,6 +15,7 @@ from torch import fx
 
 from ..sourcecode.origins import NOT_USERS, package
 from ..sourcecode.parse import source
+from .anyway import asking
 from .raising import only_raises
 
 READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD")
@@ -112,11 +113,9 @@ def goes_on_if(frame: FrameType) -> bool | None:
 
 @lru_cache(maxsize=1024)
 def _survivor(code: CodeType, at: int) -> bool | None:
-    steps = list(dis.get_instructions(code))
-    asking = next((k for k, step in enumerate(steps) if step.offset == at), len(steps))
-    jump = next((k for k in range(asking, min(asking + 2, len(steps))) if steps[k].opname != "TO_BOOL"), asking)
-    if jump >= len(steps) or not steps[jump].opname.startswith("POP_JUMP") or "IF_" not in steps[jump].opname:
+    if (found := asking(code, at)) is None:
         return None
+    steps, jump = found
     there = next(k for k, step in enumerate(steps) if step.offset == steps[jump].argval)
     jumps_if = "IF_TRUE" in steps[jump].opname
     raising = only_raises(steps, there), only_raises(steps, jump + 1)

@@ -499,7 +499,7 @@ def _is_torchs(cls: type, name: str) -> bool:
 
 def _as_index(leaf: Any) -> Any:
     """What torch takes an array of numpy for that picks positions."""
-    is_array = not isinstance(leaf, (Tensor, Number, fx.Proxy)) and hasattr(leaf, "__array_interface__")
+    is_array = not isinstance(leaf, (Tensor, Number, fx.Proxy)) and hasattr(type(leaf), "__array_interface__")
     return torch.as_tensor(leaf) if is_array else leaf
 
 
