@@ -824,6 +824,9 @@ class Named(nn.Module):
     def norm(self) -> nn.Module:
         return self.find(self)
 
+    def named(self, name: str) -> nn.Module:
+        return getattr(self, name)  # type: ignore[no-any-return]
+
     def forward(self, x: Tensor, deep: bool = False) -> Tensor:
         if deep:
             return getattr(self, self.deep_name)(x)  # type: ignore[no-any-return,operator]
@@ -842,6 +845,7 @@ KEPT: dict[str, Callable[[Any], nn.Module]] = {
     "in a list": lambda self: getattr(self, self.names[1]),
     "of the class": lambda self: getattr(self, self.usual),
     "or a default": lambda self: getattr(self, getattr(self, "other_name", "bn1")),
+    "given to a method": lambda self: self.named("bn1"),
 }
 
 
@@ -859,6 +863,43 @@ def test_a_norm_that_is_found_by_a_name_in_an_attribute_merges(name: str, with_i
     assert [merge.members for merge in reparamkit.report(fused).merges] == [("bn1", "conv")]
     with torch.no_grad():
         assert error(fused(X), model(X)) <= 1e-6
+
+
+class Table(nn.Module):
+    """Has buffers by their names, as the buffer dictionaries of adapters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.rand(4, 1, 1) + 0.5)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._buffers[name]  # type: ignore[return-value]
+
+
+class Tabled(nn.Module):
+    """Scales by a buffer of a table, which it may compute with before."""
+
+    def __init__(self, spelled: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.table, self.spelled = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), Table(), spelled
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x) * self.spelled(self.table["scale"]))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "spelled", [lambda scale: scale, lambda scale: scale.clamp(min=0.6) * 2], ids=["plain", "computed"]
+)
+def test_a_buffer_by_its_name_in_the_table_of_a_module_is_what_an_attribute_is(spelled: Callable[[Tensor], Tensor]):
+    """Also in what is converted: the buffer of another checkpoint counts."""
+    model, other = build(lambda: Tabled(spelled)), build(lambda: Tabled(spelled))
+    with torch.no_grad():
+        other.table.scale.mul_(3)  # type: ignore[union-attr,operator]
+    fused = reparamkit.fuse(model, X)
+    assert len(reparamkit.report(fused).merges) == 1
+    fused.load_state_dict(reparamkit.convert_state_dict(fused, other.state_dict()))
+    with torch.no_grad():
+        assert error(fused(X), other(X)) <= 1e-6
 
 
 class Fetching(Named):

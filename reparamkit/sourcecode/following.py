@@ -17,6 +17,7 @@ from .parse import ASKING, defaults_in, is_shown, is_torchs, path_of
 from .spelled import looped_over, spelling
 from .uses import Uses
 from .values import (
+    OWN,
     TENSORS,
     Bound,
     Function,
@@ -32,6 +33,7 @@ from .values import (
     name_list_in,
     one,
     tensors_of,
+    text,
     text_in,
     union,
     without_names,
@@ -338,11 +340,23 @@ class Code(Variables):
     _yieldfrom = _yield
 
     def _subscript(self, node: ast.Subscript) -> Value:
+        if isinstance(node.value, ast.Attribute) and node.value.attr in OWN:
+            return self._entry(node, node.value)
         self.value(node.slice)
         key = _written(node.slice)
         found = self.value(node.value)
         made = self.things.special(found, "__getitem__")
         return {**made, **union(self._at(item, key) for item in list(found.values()))}
+
+    def _entry(self, node: ast.Subscript, table: ast.Attribute) -> Value:
+        """Of a table of a module's own tensors: one by its name is what an attribute is."""
+        self.value(node.slice)
+        key, found = _written(node.slice), list[Value]()
+        for item in list(self.value(table.value).values()):
+            own = getattr(item.thing, table.attr, {}) if isinstance(item.thing, nn.Module) else {}
+            names = [key] if isinstance(key, str) and key in own else [*own]
+            found += [self.things.get(item, name) for name in names]
+        return union(found)
 
     def _at(self, item: Item, key: object) -> Value:
         if isinstance(key, ast.Slice) and isinstance(item.thing, (nn.ModuleList, list, tuple, Group)):
@@ -387,15 +401,17 @@ class Code(Variables):
         return union(self._called(node, item, args, kwargs) for item in list(callees.values()))
 
     def _argument(self, node: ast.expr) -> Value:
-        """What may be given to a call, a list of names that an attribute has among it."""
+        """What may be given to a call, a known name and a list of names that an attribute has among it."""
         kept = self._texts_of(node, True) if isinstance(node, ast.Attribute) else None
-        return {**self.uses.depths.relevant(self.value(node)), **(name_list(kept) if kept is not None else {})}
+        word = self._word(node)
+        known = name_list(kept) if kept is not None else text(word) if word is not None else {}
+        return {**self.uses.depths.relevant(self.value(node)), **known}
 
     def _word(self, node: ast.AST | None) -> str | None:
         """The name that an expression is, if it is known."""
         if isinstance(node, ast.Name):
             return self.words.get(node.id)
-        return str(node.value) if isinstance(node, ast.Constant) else None
+        return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
     def _called(self, node: ast.Call, item: Item, args: list[Value], kwargs: dict[str, Value]) -> Value:
         thing, given = item.thing, self.uses.depths.relevant(union([*args, *kwargs.values()]))

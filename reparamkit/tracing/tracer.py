@@ -451,7 +451,7 @@ class Tracer(fx.Tracer):
         if given.isdisjoint(self._tensor_names):
             return False
         computed = (leaf for leaf in leaves(found) if not isinstance(leaf, Tensor) or id(leaf) not in given)
-        return any(isinstance(leaf, (Tensor, float)) for leaf in computed)
+        return any(isinstance(leaf, (Tensor, float)) or hasattr(leaf, "__array_interface__") for leaf in computed)
 
     def own(self, leaf: Any) -> Any:
         """A parameter or buffer as a traced value; anything else as it is."""
