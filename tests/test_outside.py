@@ -887,9 +887,14 @@ class Tabled(nn.Module):
         return self.second(self.first(x) * self.spelled(self.table["scale"]))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    "spelled", [lambda scale: scale, lambda scale: scale.clamp(min=0.6) * 2], ids=["plain", "computed"]
-)
+SPELLED: dict[str, Callable[[Tensor], Tensor]] = {
+    "plain": lambda scale: scale,
+    "computed": lambda scale: scale.clamp(min=0.6) * 2,
+    "a part of it": lambda scale: scale[:4],
+}
+
+
+@pytest.mark.parametrize("spelled", SPELLED.values(), ids=SPELLED)
 def test_a_buffer_by_its_name_in_the_table_of_a_module_is_what_an_attribute_is(spelled: Callable[[Tensor], Tensor]):
     """Also in what is converted: the buffer of another checkpoint counts."""
     model, other = build(lambda: Tabled(spelled)), build(lambda: Tabled(spelled))

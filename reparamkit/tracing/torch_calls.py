@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Mapping
-from types import MethodDescriptorType
+from types import MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
 import torch
@@ -64,6 +65,9 @@ class TorchCalls(TorchFunctionMode):
     def _node(self, func: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(func, MethodDescriptorType):
             return self.tracer.create_proxy("call_method", func.__name__, args, kwargs)
+        if isinstance(func, WrapperDescriptorType):
+            # What a sign or brackets call, which code can only write as these.
+            func = getattr(operator, func.__name__, func)
         return self.tracer.create_proxy("call_function", func, args, kwargs)
 
 
