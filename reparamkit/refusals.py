@@ -91,7 +91,8 @@ def _reasons(plan: Plan, said: Mapping[fx.Node, list[Reason]], node: fx.Node, re
     # A layer that was read and may not be merged all the same says so of itself.
     refused = [n for n in node.all_input_nodes if any(why.is_of_itself for why in plan.refusals.get(n, []))]
     unread = [n for n in node.all_input_nodes if n not in reading.read or (n in refused and _is_layer(node))]
-    beside = _readers(node, reading), unread
+    # What is no layer by itself merges with what is behind views.
+    beside = node.users if _is_linear(node, reading) else _readers(node, reading), unread
     behind, before = ([_of_other(n, why, reading) for n in some for why in plan.refusals.get(n, [])] for some in beside)
     # That a merged layer gains nothing from yet another merge is no news.
     is_idle = WRITTEN not in node.meta and not plan.idle.isdisjoint((node, *node.users))
