@@ -720,7 +720,6 @@ LISTS: dict[str, Callable[[Any], Any]] = {
     "a dictionary of them": lambda self: dict(self.named_parameters())["a.0.weight"].sum(),
     "buffers": lambda self: sum(b.double().sum() for b in self.buffers()),
     "the state dict": lambda self: self.state_dict()["a.0.weight"].sum(),
-    "the table of parameters": lambda self: self.a[0]._parameters["weight"].sum(),
     "of convolutions": of_convolutions,
     "of norms": of_norms,
 }
@@ -736,6 +735,18 @@ def test_what_the_code_finds_in_lists_of_parameters_is_left(penalty: Callable[[A
         for found, wanted in zip(fused(X), model(X), strict=True):
             assert error(found, wanted) <= 1e-6
     assert any("lists" in refusal.reason for refusal in reparamkit.report(fused).refusals)
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["with inputs", "without inputs"])
+def test_a_weight_by_its_name_in_the_table_of_a_layer_is_what_an_attribute_is(with_inputs: bool):
+    """It stays for what else is computed from it, and is the same number."""
+    model = build(lambda: Penalty(lambda self: self.a[0]._parameters["weight"].sum()))
+    other = build(lambda: Penalty(lambda self: self.a[0].weight.sum()))
+    fused, plain = (reparamkit.fuse(each, X if with_inputs else None) for each in (model, other))
+    assert reparamkit.report(fused).refusals == reparamkit.report(plain).refusals != ()
+    with torch.no_grad():
+        for found, wanted in zip(fused(X), model(X), strict=True):
+            assert error(found, wanted) <= 1e-6
 
 
 def test_a_device_that_is_found_in_a_list_of_parameters_blocks_nothing():
