@@ -16,6 +16,7 @@ import multiprocessing
 import time
 import traceback
 import warnings
+from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
@@ -430,6 +431,7 @@ def _summary(lines: list[dict[str, Any]], good: list[dict[str, Any]]) -> str:
         return min([line["before"]["ops"], *(line[peer]["ops"] for peer in PEERS if "ops" in line.get(peer, {}))])
 
     ran = [line for line in lines if "not_run" not in line]
+    fewer = [line["name"] for line in good if best(line) < line["after"]["ops"]]
     seconds = [line["seconds"] for line in good]
     ratios = [line["plain_seconds"] / line["capture_seconds"] for line in good if line.get("capture_seconds")]
     sentences = [
@@ -439,6 +441,7 @@ def _summary(lines: list[dict[str, Any]], good: list[dict[str, Any]]) -> str:
         f" {sum(line['changed'] for line in good)} originals changed.",
         f"Operations {total('before', 'ops'):,} -> {total('after', 'ops'):,};"
         f" the best of the other tools, model by model, leaves {sum(map(best, good)):,}.",
+        f"On {len(fewer)} models another tool leaves fewer operations" + (f": {', '.join(fewer)}." if fewer else "."),
         f"Batch norms {total('before', 'bn'):,} -> {total('after', 'bn'):,},"
         f" of which {total('after', 'foldable'):,} could be folded into a neighbour.",
         f"Median time to fuse: {median(seconds):.1f} s, proofs included, one thread. Without proofs, `fuse` takes"
@@ -476,13 +479,17 @@ def _left(peer: dict[str, Any]) -> str:
 
 
 def _not_run(missing: list[str], lines: list[dict[str, Any]]) -> str:
-    said = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
+    families = Counts(name.partition("/")[0] for name in missing)
+    waiting = [f"{count} of {family}" for family, count in families.items()] if len(missing) > FEW else missing
+    said = f"\nNot run yet: {', '.join(waiting)}.\n" if missing else ""
     large = "; ".join(f"{name} ({why})" for name, why in TOO_LARGE.items())
     refused = [f"`{line['name']}`: {line['not_run']}".replace("|", "/") for line in lines if "not_run" in line]
     others = "\n".join(f"- {each}" for each in refused)
     return f"{said}\nNot run, for their size: {large}.\n\n## Not built\n\n{NOT_BUILT}\n\n{others}\n"
 
 
+FEW = 20
+"""How many models that are not run yet the page names."""
 NOT_BUILT = """Architectures of transformers that the script cannot make small, or does not know how to call, and
 adapters that do not take these layers, with what was said last."""
 
