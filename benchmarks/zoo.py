@@ -298,6 +298,11 @@ PEERS = ("stock", "timm", "peft")
 """Other tools, of which the last takes adapters only."""
 
 
+def _best(line: dict[str, Any]) -> int:
+    """The operations that the best of the other tools leaves; those of the model, if none takes it."""
+    return min([line["before"]["ops"], *(line[peer]["ops"] for peer in PEERS if "ops" in line.get(peer, {}))])
+
+
 def verdict(line: dict[str, Any]) -> str:
     """What is wrong with a model, in words; empty if nothing."""
     if "exception" in line:
@@ -315,9 +320,8 @@ def verdict(line: dict[str, Any]) -> str:
     said += ["original changed"] if line["changed"] else []
     said += [] if line["class_kept"] else ["another class"]
     said += [f"{line['after']['foldable']} norms could be folded"] if line["after"]["foldable"] else []
-    best = min((line[p]["ops"] for p in PEERS if "ops" in line.get(p, {})), default=None)
-    if best is not None and best < line["after"]["ops"]:
-        said.append(f"a peer leaves {best} operations, we {line['after']['ops']}")
+    if _best(line) < line["after"]["ops"]:
+        said.append(f"a peer leaves {_best(line)} operations, we {line['after']['ops']}")
     return "; ".join(said)
 
 
@@ -427,11 +431,8 @@ def _summary(lines: list[dict[str, Any]], good: list[dict[str, Any]]) -> str:
     def total(*path: str) -> int:
         return sum(line[path[0]][path[1]] for line in good)
 
-    def best(line: dict[str, Any]) -> int:
-        return min([line["before"]["ops"], *(line[peer]["ops"] for peer in PEERS if "ops" in line.get(peer, {}))])
-
     ran = [line for line in lines if "not_run" not in line]
-    fewer = [line["name"] for line in good if best(line) < line["after"]["ops"]]
+    fewer = [line["name"] for line in good if _best(line) < line["after"]["ops"]]
     seconds = [line["seconds"] for line in good]
     ratios = [line["plain_seconds"] / line["capture_seconds"] for line in good if line.get("capture_seconds")]
     sentences = [
@@ -440,7 +441,7 @@ def _summary(lines: list[dict[str, Any]], good: list[dict[str, Any]]) -> str:
         f" {sum(not line['class_kept'] for line in good)} lose their class,"
         f" {sum(line['changed'] for line in good)} originals changed.",
         f"Operations {total('before', 'ops'):,} -> {total('after', 'ops'):,};"
-        f" the best of the other tools, model by model, leaves {sum(map(best, good)):,}.",
+        f" the best of the other tools, model by model, leaves {sum(map(_best, good)):,}.",
         f"On {len(fewer)} models another tool leaves fewer operations" + (f": {', '.join(fewer)}." if fewer else "."),
         f"Batch norms {total('before', 'bn'):,} -> {total('after', 'bn'):,},"
         f" of which {total('after', 'foldable'):,} could be folded into a neighbour.",

@@ -13,7 +13,7 @@ from .inputs import depends_on_calls
 from .layers.hooks import has_hooks
 from .request import Request
 from .running.gradients import same_with_gradients
-from .running.state import has_attributes, traced_in
+from .running.state import held_in
 from .running.trees import leaves
 from .sourcecode.flow import remembered
 from .tracing.frame import Frame
@@ -44,7 +44,7 @@ def _lost(parts: Parts) -> dict[str, str]:
         if others:
             lost[part.frames[0].path] = f"a graph keeps tensors and modules, and the forward uses a {min(others)}"
     root, returned = parts.captured[0].root, leaves(parts.captured[0].frames[0].output)
-    if made := {type(leaf).__name__ for leaf in returned if has_attributes(leaf) and traced_in(leaf)}:
+    if made := {type(leaf).__name__ for leaf in returned if held_in(leaf)}:
         lost[""] = f"a graph makes no objects, and the forward returns a {min(made)}"
     if has_hooks(root):
         lost[""] = "the model has hooks, which copies of a graph lose: give them to the result instead"

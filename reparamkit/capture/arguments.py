@@ -26,18 +26,21 @@ class Inputs:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def _leaves(self) -> list[Any]:
+        return leaves((self.args, dict(self.kwargs)))
+
+    @property
     def tensors(self) -> list[Tensor]:
         """All tensors in them."""
-        return [leaf for leaf in leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
+        return [leaf for leaf in self._leaves if isinstance(leaf, Tensor)]
 
     @property
     def out_of_sight(self) -> str | None:
         """The name of a class in which tensors are given that is neither a container of torch's nor a dataclass, if
         there are no others.
         """
-        found = leaves((self.args, dict(self.kwargs)))
-        held = (type(leaf).__name__ for leaf in found if any(isinstance(e, Tensor) for e in _inside(leaf)))
-        return None if any(isinstance(leaf, Tensor) for leaf in found) else next(held, None)
+        held = (leaf for leaf in self._leaves if any(isinstance(each, Tensor) for each in _inside(leaf)))
+        return None if self.tensors else next((type(leaf).__name__ for leaf in held), None)
 
     def copied(self) -> Inputs:
         """The same inputs in other memory: a forward may write into its arguments."""

@@ -102,6 +102,20 @@ class _Attempt:
             raise
         except Exception as error:
             raise self._error(error, self.path if tracer.failed is None else tracer.failed.path) from error
+        self._check(tracer)
+        return Captured(
+            *(self.model, graph, tracer.frames, Origin("values" if self.sized else "symbolic")),
+            Code(
+                *(self.changing.found, stored | tracer.handed_out),
+                attributes=_named_in(graph, "get_attr"),
+                callers=_named_in(graph, "call_module"),
+                lists=tracer.lists,
+            ),
+            held=held,
+        )
+
+    def _check(self, tracer: Tracer) -> None:
+        """Raises `CaptureError` if a trace has nothing of what a call is given, or does."""
         if self.inputs is not None and (holder := self.inputs.out_of_sight) is not None:
             raise CaptureError(
                 f"the tensors that it is given are in an object of class {holder}, where a trace would take them for"
@@ -114,16 +128,6 @@ class _Attempt:
                 " pass example_inputs",
                 self.path,
             )
-        return Captured(
-            *(self.model, graph, tracer.frames, Origin("values" if self.sized else "symbolic")),
-            Code(
-                *(self.changing.found, stored | tracer.handed_out),
-                attributes=_named_in(graph, "get_attr"),
-                callers=_named_in(graph, "call_module"),
-                lists=tracer.lists,
-            ),
-            held=held,
-        )
 
     def _traced(self, tracer: Tracer, mode: FakeTensorMode) -> tuple[fx.Graph, set[fx.Node], dict[str, Any]]:
         """The graph, the values that code stored, and the constant tensors."""

@@ -14,19 +14,21 @@ from torch import fx
 from ..capture.aliases import target_of
 from ..capture.captured import Captured
 from ..layers.views import flat
+from .apart import SUMS
 from .overwrites import plain
 from .reading import Reading
 
-SUMS: frozenset[object] = frozenset(
-    {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_"}
-)
+ADDITIVE = SUMS | {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
+"""Sums and differences of two values."""
 REGROUPS = frozenset({"reshape", "view"})
 """Calls that give the same numbers in the same order."""
 
 
 def sum_before_regrouping(captured: Captured, reading: Reading) -> None:
     """Regroup the sum in place of its terms."""
-    sums = [n for n in captured.graph.nodes if n.target in SUMS and len(n.args) == 2 and [*n.args] == n.all_input_nodes]
+    sums = [
+        n for n in captured.graph.nodes if n.target in ADDITIVE and len(n.args) == 2 and [*n.args] == n.all_input_nodes
+    ]
     found = [node for node in sums if all(_may_wait(captured, term, node) for term in node.all_input_nodes)]
     passed, barriers = (captured.passed, captured.aliases.barriers) if found else (set(), set())
     for node in found:
@@ -39,7 +41,7 @@ def sum_before_regrouping(captured: Captured, reading: Reading) -> None:
 def _may_wait(captured: Captured, term: fx.Node, reader: fx.Node) -> bool:
     """Whether a value is a view, or a sum that may be one, that one sum reads, in the same call."""
     alone = [*term.users] == [reader] and captured.frame(term) is captured.frame(reader)
-    return alone and (target_of(term) in REGROUPS or term.target in SUMS)
+    return alone and (target_of(term) in REGROUPS or term.target in ADDITIVE)
 
 
 def _alike(reading: Reading, one: fx.Node, other: fx.Node) -> bool:

@@ -146,7 +146,7 @@ def _containers(structure: Any, seen: set[int]) -> Iterator[Any]:
     if type(structure) in PLAIN or id(structure) in seen:
         return
     seen.add(id(structure))
-    inside = vars(structure) if has_attributes(structure) else structure
+    inside = vars(structure) if _has_attributes(structure) else structure
     if isinstance(inside, CONTAINERS):
         yield inside
     if isinstance(inside, (*CONTAINERS, tuple)):
@@ -160,11 +160,16 @@ def traced_in(structure: Any) -> set[fx.Node]:
     return traced([structure, *inside])
 
 
+def held_in(value: object) -> set[fx.Node]:
+    """The nodes of the traced values that an object has, as a cache; none if it is no object that code made."""
+    return traced_in(value) if _has_attributes(value) else set()
+
+
 def _values(container: Any) -> Collection[Any]:
     return container.values() if isinstance(container, dict) else container
 
 
-def has_attributes(value: object) -> bool:
+def _has_attributes(value: object) -> bool:
     """Whether a value is an object that code may keep something in, and no module, tensor or traced value."""
     if issubclass(type(value), (nn.Module, Tensor, fx.Proxy, *CONTAINERS, tuple)) or not hasattr(value, "__dict__"):
         return False

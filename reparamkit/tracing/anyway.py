@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Sequence
+from functools import lru_cache
 from types import CodeType, FrameType
 
 from torch import nn
@@ -14,6 +15,7 @@ BESIDE = frozenset({"TO_BOOL", "NOP", "EXTENDED_ARG", "NOT_TAKEN"})
 """Instructions that change no outcome."""
 
 
+@lru_cache(maxsize=1024)
 def asking(code: CodeType, at: int) -> tuple[Sequence[dis.Instruction], int] | None:
     """The instructions of code that asks a value, at one of them, whether it is true, and which of them goes on by the
     answer; None if there is no such.
@@ -31,15 +33,15 @@ def decided_anyway(frame: FrameType) -> bool | None:
     if (found := asking(frame.f_code, frame.f_lasti)) is None:
         return None
     steps, jump = found
-    there, at = _target(steps, jump), jump + 1
+    there, at = target(steps, jump), jump + 1
     while at != there:
         value, end = _part(steps, at, frame)
         if end is None or not isinstance(value, PLAIN):
             return None
-        at = _target(steps, end) if bool(value) is _jumps_if(steps[end]) else end + 1
+        at = target(steps, end) if bool(value) is jumps_if(steps[end]) else end + 1
         if at <= end:
             return None
-    return not _jumps_if(steps[jump])
+    return not jumps_if(steps[jump])
 
 
 def _part(steps: Sequence[dis.Instruction], at: int, frame: FrameType) -> tuple[object, int | None]:
@@ -66,9 +68,11 @@ def _is_branch(step: dis.Instruction) -> bool:
     return step.opname.startswith("POP_JUMP") and step.opname.endswith(("IF_TRUE", "IF_FALSE"))
 
 
-def _jumps_if(step: dis.Instruction) -> bool:
+def jumps_if(step: dis.Instruction) -> bool:
+    """For which answer a branch jumps."""
     return step.opname.endswith("IF_TRUE")
 
 
-def _target(steps: Sequence[dis.Instruction], jump: int) -> int:
+def target(steps: Sequence[dis.Instruction], jump: int) -> int:
+    """The instruction that a branch jumps to."""
     return next(k for k, step in enumerate(steps) if step.offset == steps[jump].argval)

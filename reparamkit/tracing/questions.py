@@ -15,7 +15,7 @@ from torch import fx
 
 from ..sourcecode.origins import NOT_USERS, package
 from ..sourcecode.parse import source
-from .anyway import asking
+from .anyway import asking, jumps_if, target
 from .raising import only_raises
 
 READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD")
@@ -116,10 +116,8 @@ def _survivor(code: CodeType, at: int) -> bool | None:
     if (found := asking(code, at)) is None:
         return None
     steps, jump = found
-    there = next(k for k, step in enumerate(steps) if step.offset == steps[jump].argval)
-    jumps_if = "IF_TRUE" in steps[jump].opname
-    raising = only_raises(steps, there), only_raises(steps, jump + 1)
-    return None if raising[0] == raising[1] else jumps_if != raising[0]
+    raising = only_raises(steps, target(steps, jump)), only_raises(steps, jump + 1)
+    return None if raising[0] == raising[1] else jumps_if(steps[jump]) != raising[0]
 
 
 def sought(frame: FrameType) -> tuple[Any, ...] | None:

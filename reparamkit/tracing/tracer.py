@@ -32,7 +32,7 @@ from ..running.buffers import assignments_seen
 from ..running.changing import Changing
 from ..running.draws import no_plain_draws
 from ..running.patches import Function, patched
-from ..running.state import Contents, has_attributes, traced_in
+from ..running.state import Contents, held_in, traced_in
 from ..running.trees import leaves, map_leaves
 from ..sourcecode.origins import is_users
 from ..sourcecode.writes import AUGMENTED
@@ -196,8 +196,8 @@ class Tracer(fx.Tracer):
 
     def _in_graph(self, leaf: Any) -> Any:
         """Of an object that the forward returns, as a cache, a graph has the traced values in it."""
-        found = sorted(traced_in(leaf), key=str) if has_attributes(leaf) else []
-        return tuple(map(self.proxy, found)) if found else leaf
+        found = held_in(leaf)
+        return tuple(map(self.proxy, sorted(found, key=str))) if found else leaf
 
     def _input(self, leaf: Any, values: Mapping[str, Any]) -> Any:
         if not isinstance(leaf, Named):
@@ -451,7 +451,7 @@ class Tracer(fx.Tracer):
         if given.isdisjoint(self._tensor_names):
             return False
         computed = (leaf for leaf in leaves(found) if not isinstance(leaf, Tensor) or id(leaf) not in given)
-        return any(isinstance(leaf, (Tensor, float)) or hasattr(leaf, "__array_interface__") for leaf in computed)
+        return any(isinstance(leaf, (Tensor, float)) or _is_array(leaf) for leaf in computed)
 
     def own(self, leaf: Any) -> Any:
         """A parameter or buffer as a traced value; anything else as it is."""
@@ -499,8 +499,11 @@ def _is_torchs(cls: type, name: str) -> bool:
 
 def _as_index(leaf: Any) -> Any:
     """What torch takes an array of numpy for that picks positions."""
-    is_array = not isinstance(leaf, (Tensor, Number, fx.Proxy)) and hasattr(type(leaf), "__array_interface__")
-    return torch.as_tensor(leaf) if is_array else leaf
+    return torch.as_tensor(leaf) if _is_array(leaf) else leaf
+
+
+def _is_array(leaf: Any) -> bool:
+    return not isinstance(leaf, (Tensor, Number, fx.Proxy)) and hasattr(type(leaf), "__array_interface__")
 
 
 def as_node(leaf: Any) -> Any:
